@@ -73,7 +73,7 @@ def test_a_measure_may_be_named() -> None:
 def test_where_the_hub_does_not_answer_no_set_waits_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
     offline: list[bool] = []
     monkeypatch.setattr(config, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr("calibrant.data.hub.answers", lambda: False)
+    monkeypatch.setattr("calibrant.data.hub.is_reachable", lambda: False)
     monkeypatch.setattr(
         "calibrant.lab.choose.goal.readable",
         lambda source: offline.append(config.HF_HUB_OFFLINE) or False,

@@ -104,6 +104,8 @@ def test_every_end_of_line_and_a_byte_order_mark(tmp_path: Path, end: str, mark:
         if end != "\r":
             (tmp_path / name).write_bytes((mark + text.replace("\n", end)).encode())
             assert read(tmp_path / name) == ["one", "two"]
+    (tmp_path / "a.csv").write_bytes(f"{mark}text{end}1".encode())
+    assert read(tmp_path / "a.csv") == ["1"]
 
 
 def test_numbers_as_text_and_what_pandas_writes_for_nothing(tmp_path: Path):
@@ -143,6 +145,7 @@ BAD = {
     "short CSV line": ("a.csv", b"text,n\n\na,1\nb\n", "a.csv:4"),
     "open quote": ("a.csv", b'text\nfine\n"open\n', "a.csv:3"),
     "column twice": ("a.csv", b"text,n,text\na,1,b\n", "a.csv:1"),
+    "column twice, behind blank lines": ("a.csv", b"\n\ntext,text\na,b\n", "a.csv:3"),
     "no Parquet": ("a.parquet", b"PAR1nonsense", "a.parquet"),
     "no Arrow": ("a.arrow", b"nonsense, and more of it", "a.arrow"),
     "half an Arrow file": ("a.arrow", b"ARROW1\x00\x00nonsense", "a.arrow"),

@@ -282,11 +282,11 @@ def test_a_hub_that_says_nothing_does_not_answer(monkeypatch: pytest.MonkeyPatch
         "huggingface_hub.get_session",
         lambda: SimpleNamespace(head=lambda address, timeout: raised(ConnectionError("no route"))),
     )
-    assert not hub.answers()
+    assert not hub.is_reachable()
     monkeypatch.setattr(
         "huggingface_hub.get_session", lambda: SimpleNamespace(head=lambda address, timeout: None)
     )
-    assert hub.answers()
+    assert hub.is_reachable()
 
 
 def test_a_connection_that_drops_in_the_middle_costs_one_sentence(monkeypatch: pytest.MonkeyPatch):

@@ -28,7 +28,7 @@ def test_each_format_works_or_says_why_not(tmp_path: Path, monkeypatch: pytest.M
         )
     monkeypatch.setattr("calibrant.data.hub._chosen", [])
     monkeypatch.setattr(
-        "calibrant.data.inspect.surveying.MANY", 10_000
+        "calibrant.data.inspect.surveying.MANY_TOKENS", 10_000
     )  # more than the 80 rows hold
     mirror(tmp_path)
     told: list[tuple[int, int]] = []

@@ -13,7 +13,7 @@ from calibrant.compress import prune
 from calibrant.data import CalibrationSet, Row
 from calibrant.data.inspect import inspect
 from calibrant.data.select import Context, Picking, Selection, Selector, resolved
-from calibrant.data.select._base import parsed
+from calibrant.data.select._base import parsed_terms
 from calibrant.errors import DataError
 from calibrant.evaluators import leaks
 from calibrant.evaluators.loss import Loss
@@ -102,7 +102,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         Registry, "get", lambda self, name: KNOWN[name] if name in KNOWN else get(self, name)
     )
     monkeypatch.setenv("CALIBRANT_CACHE", str(tmp_path / "cache"))
-    parsed.cache_clear()
+    parsed_terms.cache_clear()
     LOOKED.clear()
     return tmp_path
 

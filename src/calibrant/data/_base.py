@@ -177,8 +177,8 @@ class PerDraw(Source, ABC):
 
     @abstractmethod
     def disjoint(self) -> int | None:
-        """Return how many draws can't share a row, because each comes of other candidates; None
-        where there is no end of them.
+        """Return how many draws share no row for certain, because each is made of candidates of
+        its own. None where there is no end of such draws.
         """
 
     @property
@@ -206,8 +206,8 @@ class StoredSource(Source, ABC):
         """Return everything there is, divided into parts."""
 
     def place(self) -> Hashable:
-        """Return what the result of `read` depends on besides the source itself: another place
-        is read anew.
+        """Return where `read` would read from now. What was read is remembered by it: if it has
+        changed, the source is read anew.
         """
         return mirror()
 
@@ -256,7 +256,7 @@ def check_part(part: str) -> None:
 
 
 def fraction(key: str) -> float:
-    """Return a number in [0, 1) that a hexadecimal hash stands for."""
+    """Return the number in [0, 1) that has a hash's first 13 digits behind its point, base 16."""
     # 13 digits are 52 bits, which a float holds exactly.
     return int(key[:13], 16) / 16**13
 
@@ -339,7 +339,8 @@ def _sha256(text: str) -> str:
 @lru_cache(maxsize=8)
 def _hold(source: StoredSource, place: Hashable) -> dict[Part, PartRows]:
     content = source.read()
-    elsewhere, unchecked = _measured_by_siblings(source)
+    # Rows that only a sibling measures are taken out too, so that no pair of sources leaks.
+    measured_by_siblings, unchecked = _measured_by_siblings(source)
     note = content.note
     if unchecked:
         note = joined(note, f"not checked against what {', '.join(unchecked)} measures")
@@ -350,18 +351,18 @@ def _hold(source: StoredSource, place: Hashable) -> dict[Part, PartRows]:
     for part in ("measure", "exemplars", "calibrate"):
         rows = list(content.rows.get(part, ()))
         distinct = {row.key: row for row in rows}
-        used: list[Row] = []
-        # The order of the hashes: it depends on the content alone, and mixes topics well.
+        used_rows: list[Row] = []
+        # In the order of the hashes: it depends on the content alone, and mixes topics well.
         for key in sorted(distinct):
             if distinct[key].subject not in subjects:
-                used.append(distinct[key])
-        subjects.update(row.subject for row in used)
+                used_rows.append(distinct[key])
+        subjects.update(row.subject for row in used_rows)
         if part == "measure":
-            subjects |= elsewhere
+            subjects |= measured_by_siblings
         parts[part] = PartRows(
-            tuple(used),
+            tuple(used_rows),
             duplicates=len(rows) - len(distinct),
-            overlapping=len(distinct) - len(used),
+            overlapping=len(distinct) - len(used_rows),
             origin=content.origin,
             note=note,
         )

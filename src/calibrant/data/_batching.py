@@ -12,8 +12,8 @@ from calibrant.data.calibration import TokenBatch
 
 
 def by_length(lengths: Sequence[int], tokens_per_pass: int) -> Iterator[list[int]]:
-    """Yield the places of sequences of like length, as many as have `tokens_per_pass` tokens,
-    padding included, and at least one.
+    """Yield the places of sequences of like length, lot by lot. A lot has at most `tokens_per_pass`
+    tokens, padding included, but at least one sequence.
 
     The longest come first, so that memory runs out at once or never; of equals the earlier.
     Sequences without a token are left out.
@@ -24,9 +24,9 @@ def by_length(lengths: Sequence[int], tokens_per_pass: int) -> Iterator[list[int
     filled = [place for place, length in enumerate(lengths) if length]
     order = sorted(filled, key=lambda place: -lengths[place])
     while order:
-        size = max(1, tokens_per_pass // lengths[order[0]])
-        yield order[:size]
-        order = order[size:]
+        count = max(1, tokens_per_pass // lengths[order[0]])
+        yield order[:count]
+        order = order[count:]
 
 
 def padded(
@@ -55,16 +55,17 @@ def padded(
 def micro_batches(
     batch: TokenBatch, tokens_per_pass: int
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Yield samples of like length together, real tokens first, cut to the longest of them: (ids,
-    mask, weights), each [sample, position].
+    """Yield (ids, mask, weights), each [sample, position], of samples of like length. Real tokens
+    come first, and what is behind those of the longest sample is cut off.
 
     A causal model's real tokens don't look at what follows them, so moving padding behind them
     changes nothing that counts.
     """
-    front = (~batch.mask).long().argsort(dim=1, stable=True)
-    ids = batch.ids.gather(1, front)
-    mask = batch.mask.gather(1, front)
-    weights = batch.weights.gather(1, front) * mask
+    # A stable sort keeps the real tokens of a sample in their order.
+    real_first = (~batch.mask).long().argsort(dim=1, stable=True)
+    ids = batch.ids.gather(1, real_first)
+    mask = batch.mask.gather(1, real_first)
+    weights = batch.weights.gather(1, real_first) * mask
     lengths = batch.mask.sum(1).tolist()
     for places in by_length(lengths, tokens_per_pass):
         rows = torch.tensor(places)
@@ -73,44 +74,44 @@ def micro_batches(
 
 
 def divided(batch: TokenBatch, tokens: int) -> tuple[TokenBatch, TokenBatch | None]:
-    """Return sequences of a batch that have about `tokens` real tokens together, at equal distances
-    and at least one, and all others.
+    """Divide a batch: return sequences that have about `tokens` real tokens together, and all
+    others, None where there are none.
 
-    None in the place of the others where there are none. One sequence that is longer alone is cut,
-    unless it has padding. Of a mix, each part gives an equal share. No fingerprint goes with what
-    is chosen.
+    At least one sequence is chosen; they stand at equal distances. A single one that has more
+    tokens is cut, unless it has padding. Of a mix, each part gives as many tokens as any other.
+    Neither batch has a fingerprint.
     """
     if batch.mixed:
         return _divided_mix(batch, tokens)
     count = len(batch.ids)
     total = int(batch.mask.sum())
-    wanted = min(count, max(1, round(count * tokens / max(total, 1))))
-    places = torch.arange(wanted) * count // wanted
+    chosen_count = min(count, max(1, round(count * tokens / max(total, 1))))
+    places = torch.arange(chosen_count) * count // chosen_count
     others = torch.ones(count, dtype=torch.bool)
     others[places] = False
-    few = _picked(batch, places)
-    if wanted == 1 and few.ids.shape[1] > tokens and bool(few.mask.all()):
-        few = _cut(few, tokens)
+    chosen = _picked(batch, places)
+    if chosen_count == 1 and chosen.ids.shape[1] > tokens and bool(chosen.mask.all()):
+        chosen = _cut(chosen, tokens)
     if not bool(others.any()):
-        return few, None
-    return few, _picked(batch, others.nonzero().flatten())
+        return chosen, None
+    return chosen, _picked(batch, others.nonzero().flatten())
 
 
 def _divided_mix(batch: TokenBatch, tokens: int) -> tuple[TokenBatch, TokenBatch | None]:
-    each = max(1, tokens // len(batch.mixed))
-    shares: list[float] = []
-    chosen: list[TokenBatch] = []
-    rests: list[TokenBatch] = []
-    for share, part in batch.mixed:
-        few, rest = divided(part, each)
-        shares.append(share)
-        chosen.append(few)
-        if rest is not None:
-            rests.append(rest)
-    few = _joined(batch, shares, chosen)
-    if len(rests) < len(chosen):
-        return few, None
-    return few, _joined(batch, shares, rests)
+    tokens_of_part = max(1, tokens // len(batch.mixed))
+    factors: list[float] = []
+    chosen_parts: list[TokenBatch] = []
+    other_parts: list[TokenBatch] = []
+    for factor, part in batch.mixed:
+        chosen, others = divided(part, tokens_of_part)
+        factors.append(factor)
+        chosen_parts.append(chosen)
+        if others is not None:
+            other_parts.append(others)
+    chosen = _joined(batch, factors, chosen_parts)
+    if len(other_parts) < len(chosen_parts):
+        return chosen, None
+    return chosen, _joined(batch, factors, other_parts)
 
 
 def _cut(batch: TokenBatch, width: int) -> TokenBatch:
@@ -123,6 +124,7 @@ def _cut(batch: TokenBatch, width: int) -> TokenBatch:
 
 
 def _picked(batch: TokenBatch, places: Tensor) -> TokenBatch:
+    """Return the sequences at these places; facts and rows stay those of the whole batch."""
     return replace(
         batch,
         ids=batch.ids[places],
@@ -133,8 +135,11 @@ def _picked(batch: TokenBatch, places: Tensor) -> TokenBatch:
     )
 
 
-def _joined(batch: TokenBatch, shares: Sequence[float], parts: Sequence[TokenBatch]) -> TokenBatch:
-    """Return parts of a mix as one batch, all as wide as the narrowest."""
+def _joined(batch: TokenBatch, factors: Sequence[float], parts: Sequence[TokenBatch]) -> TokenBatch:
+    """Return parts of a mix as one batch, all as wide as the narrowest.
+
+    `factors` stay those of the whole mix.
+    """
     width = min(part.ids.shape[1] for part in parts)
     narrow = [_cut(part, width) for part in parts]
     return replace(
@@ -144,5 +149,5 @@ def _joined(batch: TokenBatch, shares: Sequence[float], parts: Sequence[TokenBat
         weights=torch.cat([part.weights for part in narrow]),
         fingerprint="",
         pads=None,
-        mixed=tuple(zip(shares, parts, strict=True)),
+        mixed=tuple(zip(factors, parts, strict=True)),
     )

@@ -48,8 +48,8 @@ _TURNS: Final = "a list of turns such as {'role': 'user', 'content': …}"
 
 @dataclass(frozen=True)
 class Columns:
-    """The column of each field, in `fields`, and what of that was guessed, with other columns that
-    it might have been.
+    """The column of each field, in `fields`. `guessed` are those of them that nobody asked for;
+    `passed_over` are other columns that a guessed field might have had.
     """
 
     fields: Mapping[str, str]
@@ -96,7 +96,7 @@ def assign(records: Sequence[Mapping[str, Any]], requested: Mapping[str, str]) -
         """Return whether the field has a column, and guess one if it has none yet."""
         if name in columns:
             return True
-        fitting = [each for each in _candidates(name, values) if each not in columns.values()]
+        fitting = [column for column in _candidates(name, values) if column not in columns.values()]
         if not fitting:
             return False
         columns[name] = guessed[name] = fitting[0]
@@ -114,11 +114,11 @@ def assign(records: Sequence[Mapping[str, Any]], requested: Mapping[str, str]) -
     return Columns(ordered, guessed, passed_over)
 
 
-def content(name: str, value: Any) -> Any:
+def field_value(name: str, value: Any) -> Any:
     """Return a value as the field holds it: a text, choices or turns; None if there is nothing
     in it. `ValueError` says what it must be.
     """
-    if _nothing(value):
+    if _is_empty(value):
         return None
     if name == "turns":
         return _turns(value)
@@ -141,18 +141,18 @@ def letter_of(answer: str, choices: tuple[str, ...], column: Any) -> str:
     An answer that is neither a name nor a choice stays as it is.
     """
     labels = lettered(choices)
+    own_names = column.get("label") if isinstance(column, dict) else None
     # Names that the file has for its choices go first, then A, B, C, then the choices themselves.
-    names = column.get("label") if isinstance(column, dict) else None
-    known_names: list[Sequence[str]] = [labels, choices]
-    if isinstance(names, list):
-        known_names.insert(0, names)
-    for known in known_names:
-        if answer in known and len(known) == len(labels):
-            return labels[known.index(answer)]
+    candidates: list[Sequence[str]] = [labels, choices]
+    if isinstance(own_names, list):
+        candidates.insert(0, own_names)
+    for names in candidates:
+        if answer in names and len(names) == len(labels):
+            return labels[names.index(answer)]
     return answer
 
 
-def exchange(turns: Iterable[tuple[str, str]]) -> tuple[str | None, str | None]:
+def first_exchange(turns: Iterable[tuple[str, str]]) -> tuple[str | None, str | None]:
     """Return the first thing that a user says and what the assistant answers."""
     question = None
     for role, text in turns:
@@ -168,7 +168,7 @@ def _first_values(records: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for record in records:
         for column, value in record.items():
-            if column not in values or _nothing(values[column]):
+            if column not in values or _is_empty(values[column]):
                 values[column] = value
     return values
 
@@ -185,12 +185,12 @@ def _candidates(name: str, values: Mapping[str, Any]) -> list[str]:
 
 def _fits(name: str, value: Any) -> bool:
     try:
-        return content(name, value) is not None
+        return field_value(name, value) is not None
     except ValueError:
         return False
 
 
-def _nothing(value: Any) -> bool:
+def _is_empty(value: Any) -> bool:
     """Return whether a cell is empty: null, not a number, blank or a list of nothing."""
     if isinstance(value, str):
         return not value.strip()

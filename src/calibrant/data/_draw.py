@@ -19,14 +19,15 @@ from calibrant.data.packings._base import PAD, Frame, TokenizedText, Window
 from calibrant.errors import DataError
 
 _PATIENCE: Final = 100
-"""How often each row may come on average before drawing with replacement is given up."""
+"""How often each row may come, on average, before a draw with replacement is given up."""
 
 
 @dataclass(frozen=True)
 class Quota:
     """How much of one part is drawn: real tokens, or windows.
 
-    `flags` are those that lower it, `share` is the part's share of the whole.
+    `flags` are the options of the command line that lower it, for messages. `share` is the part's
+    share of the whole.
     """
 
     tokens: int | None = None
@@ -39,8 +40,9 @@ class Quota:
 class PartDraw:
     """What one part of a set gave in one draw.
 
-    `rows` are those that the windows were made of, and `lengths` their tokens. `tokens` counts the
-    windows' real tokens, start tokens among them, pads not.
+    `rows` are those that the windows were made of, and `lengths` how many tokens each has.
+    `passed_over` counts rows that the format can't render. `tokens` counts the windows' real
+    tokens, start tokens among them, pads not.
     """
 
     windows: list[Window] = field(default_factory=list[Window])
@@ -54,24 +56,25 @@ class Deck:
     """The rows of one part of a source. A row is dealt once a draw; when the rows are used up, a
     later draw begins again at the top.
 
-    A control has no end: each draw has its own rows, and earlier draws needn't be dealt again. The
-    same is true of what is supplied per draw, though that ends.
+    A control has no end: each draw has its own rows, and earlier draws needn't be dealt again. What
+    is supplied per draw has its own rows for each draw too, but not without end. Of both, a deck
+    holds the rows of the draw `draw` alone.
     """
 
     def __init__(self, source: Source, draw: int, part: Part = "calibrate") -> None:
         self.endless = source.kind == "control"
         self._source = source
-        self._draw = draw
+        self._own_draw = draw
         self._part: Part = part
         # A control's rows come out of one generator, which goes on where it stopped.
         self._stream: Iterator[Row] = iter(())
         if self.endless:
             self._stream = source.rows(part, draw)
-        self._number = 0
-        self._next = 0
-        self._turned = 0
-        self._dealt: list[str] = []
-        self._earlier: set[str] = set()
+        self._current_draw = 0
+        self._next_place = 0
+        self._rows_read = 0
+        self._dealt_keys: list[str] = []
+        self._earlier_keys: set[str] = set()
 
     @cached_property
     def content(self) -> PartRows:
@@ -79,7 +82,7 @@ class Deck:
         if self.endless:
             return PartRows(())
         if isinstance(self._source, PerDraw):
-            return self._source.for_draw(self._draw)
+            return self._source.for_draw(self._own_draw)
         if isinstance(self._source, StoredSource):
             return self._source.part(self._part)
         return PartRows(tuple(self._source.rows(self._part)))
@@ -88,7 +91,7 @@ class Deck:
     def description(self) -> str:
         """What a message calls it."""
         if isinstance(self._source, PerDraw):
-            return f"draw {self._draw} of {self._source}"
+            return f"draw {self._own_draw} of {self._source}"
         return f"the {self._part} part of {self._source}"
 
     def begin(self, number: int) -> None:
@@ -96,15 +99,15 @@ class Deck:
 
         Nothing is shuffled: the order is fixed, and goes on where the draw before ended.
         """
-        self._earlier.update(self._dealt)
-        self._dealt = []
-        self._turned = 0
-        self._number = number
+        self._earlier_keys.update(self._dealt_keys)
+        self._dealt_keys = []
+        self._rows_read = 0
+        self._current_draw = number
 
     def deals(self, number: int) -> bool:
         """Return whether this deck takes part in draw `number`."""
         own_rows = self.endless or isinstance(self._source, PerDraw)
-        return number == self._draw or not own_rows
+        return number == self._own_draw or not own_rows
 
     def deal(self, form: Format, replacement: bool = False) -> Iterator[Row | None]:
         """Yield the next rows, each once a draw, or with replacement; None stands for a row that
@@ -120,15 +123,15 @@ class Deck:
             if not form.takes(row):
                 yield None
                 continue
-            self._dealt.append(row.key)
+            self._dealt_keys.append(row.key)
             yield row
 
     def _once_each(self) -> Iterator[Row]:
         rows = self.content.rows
-        while self._turned < len(rows):
-            row = rows[self._next]
-            self._next = (self._next + 1) % len(rows)
-            self._turned += 1
+        while self._rows_read < len(rows):
+            row = rows[self._next_place]
+            self._next_place = (self._next_place + 1) % len(rows)
+            self._rows_read += 1
             yield row
 
     def _with_replacement(self) -> Iterator[Row]:
@@ -138,32 +141,33 @@ class Deck:
         rows = self.content.rows
         for number in range(_PATIENCE * len(rows)):
             # Hashed and not drawn by a generator: the same rows with any version of any library.
-            noise = hashlib.sha256(f"{self._number} {number}".encode()).digest()[:8]
-            yield rows[int.from_bytes(noise) % len(rows)]
+            noise = hashlib.sha256(f"{self._current_draw} {number}".encode()).digest()
+            place = int.from_bytes(noise[:8]) % len(rows)
+            yield rows[place]
 
     def overlap(self, rows: list[Row]) -> float:
         """Return the share of `rows` that earlier draws used too."""
         if not rows:
             return 0.0
-        earlier = self._earlier_rows(len(rows))
-        return sum(row.key in earlier for row in rows) / len(rows)
+        earlier_keys = self._keys_of_earlier_draws(len(rows))
+        return sum(row.key in earlier_keys for row in rows) / len(rows)
 
-    def _earlier_rows(self, count: int) -> set[str]:
+    def _keys_of_earlier_draws(self, count: int) -> set[str]:
         """Return the keys of the rows that earlier draws used, where each draw has `count` rows."""
         # What has rows of its own for each draw wasn't dealt in earlier draws, so it is read again.
-        draws = range(0)
-        if self.endless and self._draw:
-            draws = range(1)  # a control that repeats itself has the rows of its first draw
+        read_again = range(0)
+        if self.endless and self._own_draw:
+            read_again = range(1)  # a control that repeats itself has the rows of its first draw
         elif isinstance(self._source, PerDraw):
-            end = self._source.disjoint()
-            if end is not None and self._draw >= end:
-                draws = range(self._draw)
-        if not draws:
-            return self._earlier
-        earlier: set[str] = set()
-        for draw in draws:
-            earlier.update(row.key for row in islice(self._source.rows(self._part, draw), count))
-        return earlier
+            disjoint = self._source.disjoint()
+            if disjoint is not None and self._own_draw >= disjoint:
+                read_again = range(self._own_draw)
+        if not read_again:
+            return self._earlier_keys
+        keys: set[str] = set()
+        for draw in read_again:
+            keys.update(row.key for row in islice(self._source.rows(self._part, draw), count))
+        return keys
 
     def digest(self, rows: list[Row]) -> str:
         """Return the digest of everything that was read; of a control, of what was used."""
@@ -182,13 +186,13 @@ class TooFew(DataError):
         self.tokens = tokens
 
 
-def draw(term: Term, quota: Quota, deck: Deck, encoder: Encoder, frame: Frame) -> PartDraw:
+def draw_part(term: Term, quota: Quota, deck: Deck, encoder: Encoder, frame: Frame) -> PartDraw:
     """Return the windows that `quota` asks for, cut from the rows that come next.
 
     `frame.length` is that of a whole window. Raises `TooFew` if the source doesn't hold enough.
     """
-    part = PartDraw()
-    before, head = encoder.starts(term.packing, term.format)
+    part_draw = PartDraw()
+    text_start, window_start = encoder.starts(term.packing, term.format)
 
     # Texts and sizes are generators that a packing pulls from in turn, so that no row is read
     # before its tokens are needed, and the size of the next window is known only when the one
@@ -196,54 +200,56 @@ def draw(term: Term, quota: Quota, deck: Deck, encoder: Encoder, frame: Frame) -
     def texts() -> Iterator[TokenizedText]:
         for row in deck.deal(term.format, term.packing.replacement):
             if row is None:
-                part.passed_over += 1
+                part_draw.passed_over += 1
                 continue
             ids = encoder.row(row, term.format)
-            part.rows.append(row)
-            part.lengths.append(len(ids))
+            part_draw.rows.append(row)
+            part_draw.lengths.append(len(ids))
             if len(ids):
-                yield TokenizedText(row.key, np.concatenate([before, ids]))
+                yield TokenizedText(row.key, np.concatenate([text_start, ids]))
 
     def tokens_left() -> int:
-        """Return how many tokens the next window may have."""
-        if quota.windows is not None and len(part.windows) >= quota.windows:
+        """Return how many tokens the next window may have, its start token among them."""
+        if quota.windows is not None and len(part_draw.windows) >= quota.windows:
             return 0
         if quota.tokens is None:
             return frame.length
-        return min(frame.length, quota.tokens - part.tokens)
+        return min(frame.length, quota.tokens - part_draw.tokens)
 
     def sizes() -> Iterator[int]:
         while tokens_left() > 0:
-            yield max(0, tokens_left() - len(head))
+            yield max(0, tokens_left() - len(window_start))
 
-    inner = Frame(frame.length - len(head), frame.encode, frame.draw, len(head))
-    for window in term.packing.windows(texts(), sizes(), inner):
-        ids = np.concatenate([head, window.ids])
-        borders = tuple(len(head) + border for border in window.borders)
-        part.windows.append(replace(window, ids=ids, borders=borders))
-        part.tokens += int((ids != PAD).sum())
+    inner_frame = Frame(
+        frame.length - len(window_start), frame.encode, frame.draw, len(window_start)
+    )
+    for window in term.packing.windows(texts(), sizes(), inner_frame):
+        ids = np.concatenate([window_start, window.ids])
+        borders = tuple(len(window_start) + border for border in window.borders)
+        part_draw.windows.append(replace(window, ids=ids, borders=borders))
+        part_draw.tokens += int((ids != PAD).sum())
     if tokens_left() > 0:
-        raise _too_few(term, quota, deck, part, inner, frame.length)
-    return part
+        raise _too_few(term, quota, deck, part_draw, inner_frame, frame.length)
+    return part_draw
 
 
 def _too_few(
-    term: Term, quota: Quota, deck: Deck, part: PartDraw, inner: Frame, length: int
+    term: Term, quota: Quota, deck: Deck, part_draw: PartDraw, inner_frame: Frame, length: int
 ) -> TooFew:
     # What the whole set may have, so that this part's share of it is what there is.
-    tokens = int(part.tokens / quota.share)
+    tokens = int(part_draw.tokens / quota.share)
     if quota.tokens is None:
         budget = f"{quota.windows} windows"
-        most = f"--samples {int(len(part.windows) / quota.share)}"
+        most = f"--samples {int(len(part_draw.windows) / quota.share)}"
     else:
         budget = f"{quota.tokens} tokens"
         most = f"--tokens {tokens}"
-    supply = term.packing.supply(part.lengths, inner)
+    supply = term.packing.supply(part_draw.lengths, inner_frame)
     message = f"{deck.description} holds {supply}, too little for {budget} of {term}"
     message += f" in windows of {length}"
-    if part.passed_over:
-        message += f" ({part.passed_over} rows are no {term.format})"
+    if part_draw.passed_over:
+        message += f" ({part_draw.passed_over} rows are no {term.format})"
     message += f"; lower {quota.flags}"
-    if part.windows:
+    if part_draw.windows:
         message += f": the most that works is {most}"
     return TooFew(message, subject=str(term.source), tokens=tokens)

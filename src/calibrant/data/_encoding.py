@@ -36,7 +36,7 @@ class Encoder(ABC):
     """Turns rows into numbers, a number a token.
 
     Texts are tokenised without special tokens. A start token that a chat template writes is taken
-    away: the packing says where those stand.
+    away: the packing says where start tokens stand.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -54,21 +54,23 @@ class Encoder(ABC):
         """Return the number of the start token, or nothing if the tokenizer has none."""
 
     @abstractmethod
-    def _rendered(self, row: Row, text: str) -> Ids: ...
+    def _numbers_of_text(self, row: Row, text: str) -> Ids:
+        """Return the numbers of `text`, which is what a format made of the row."""
 
     @abstractmethod
-    def _mapped(self, integers: tuple[int, ...]) -> Ids: ...
+    def _numbers_of_integers(self, integers: tuple[int, ...]) -> Ids:
+        """Return the numbers of the tokens that a control's integers stand for."""
 
     def row(self, row: Row, form: Format) -> Ids:
         """Return the numbers of a row's text, or of the tokens that its integers stand for."""
-        # Frame and labels are no part of the key, and change the text.
-        name = (str(form), row.key, row.frame, row.labels)
-        if name not in self._encoded:
+        # Frame and labels change the text, and are no part of the row's key.
+        cache_key = (str(form), row.key, row.frame, row.labels)
+        if cache_key not in self._encoded:
             if row.integers is None:
-                self._encoded[name] = self._rendered(row, self._text_of(row, form))
+                self._encoded[cache_key] = self._numbers_of_text(row, self._text_of(row, form))
             else:
-                self._encoded[name] = self._mapped(row.integers)
-        return self._encoded[name]
+                self._encoded[cache_key] = self._numbers_of_integers(row.integers)
+        return self._encoded[cache_key]
 
     def starts(self, packing: Packing, form: Format) -> tuple[Ids, Ids]:
         """Return what comes before each text, and at the head of each window.
@@ -83,6 +85,7 @@ class Encoder(ABC):
                 f"bos={bos!r}: this tokenizer has no start token; use bos='tokenizer' or 'none'",
                 subject=bos,
             )
+        # As the tokenizer does it: once a text where each stands alone, else once a window.
         if bos == "tokenizer":
             bos = "none"
             if self._starts_texts or self._begins_with_start(form):
@@ -134,10 +137,10 @@ class IdEncoder(Encoder):
             return np.zeros(0, dtype=np.int32)
         return np.array([start], dtype=np.int32)
 
-    def _rendered(self, row: Row, text: str) -> Ids:
+    def _numbers_of_text(self, row: Row, text: str) -> Ids:
         return self.text(text)
 
-    def _mapped(self, integers: tuple[int, ...]) -> Ids:
+    def _numbers_of_integers(self, integers: tuple[int, ...]) -> Ids:
         if not len(self._ordinary):
             raise DataError(
                 "this tokenizer has no ordinary tokens to draw from, only special ones",
@@ -164,7 +167,7 @@ class KindEncoder(Encoder):
     def start(self) -> Ids:
         return np.full_like(self._ids.start(), KINDS.index("start"))
 
-    def _rendered(self, row: Row, text: str) -> Ids:
+    def _numbers_of_text(self, row: Row, text: str) -> Ids:
         encoded = self.tokenizer(
             text, add_special_tokens=False, return_offsets_mapping=True, verbose=False
         )
@@ -175,7 +178,7 @@ class KindEncoder(Encoder):
         ):
             if token in self.special:
                 kind = "special"
-            # A token that is partly the row's own is content.
+            # A token may stand across a border: if it is partly the row's own, it is content.
             elif any(begin < last and end > first for first, last in spans):
                 kind = "content"
             else:
@@ -183,7 +186,7 @@ class KindEncoder(Encoder):
             kinds.append(KINDS.index(kind))
         return np.array(kinds, dtype=np.int32)
 
-    def _mapped(self, integers: tuple[int, ...]) -> Ids:
+    def _numbers_of_integers(self, integers: tuple[int, ...]) -> Ids:
         return np.full(len(integers), KINDS.index("content"), dtype=np.int32)
 
     @cached_property

@@ -68,8 +68,8 @@ is promised by anybody.
 BATCH: Final = 1_000
 """Rows of a Parquet or Arrow file that are made at a time."""
 
-_SHORT: Final = Repr()
-_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 40
+_SHORT_FORM: Final = Repr()
+_SHORT_FORM.maxstring = _SHORT_FORM.maxother = _SHORT_FORM.maxlong = 40
 
 
 def suffix_of(path: Path, label: str) -> str:
@@ -81,13 +81,13 @@ def suffix_of(path: Path, label: str) -> str:
         return suffix
     allowed = f"a data file ends in {', '.join(SUFFIXES)}"
     if path.suffix.lower() in PICKLES:
-        _refuse(
+        refuse(
             f"{label!r} may hold a pickle, which can run any program when it is read, and is "
             f"refused; {allowed}",
             label,
         )
     ending = path.suffix or "no ending"
-    return _refuse(
+    return refuse(
         f"{label!r} can't be read as data: {ending!r} is no known ending; {allowed}", label
     )
 
@@ -121,14 +121,15 @@ def read_records(path: Path, label: str) -> Iterator[dict[str, Any]]:
             records = _read_text(path, label)
         case _:
             records = _read_jsonl(path, label)
-    return _faultless(records, label)
+    return _guarded(records, label)
 
 
-def _refuse(message: str, subject: str, cause: BaseException | None = None) -> NoReturn:
+def refuse(message: str, subject: str, cause: BaseException | None = None) -> NoReturn:
+    """Raise `DataError`, because of `cause` if there is one."""
     raise DataError(message, subject=subject) from cause
 
 
-def _faultless(records: Iterator[dict[str, Any]], label: str) -> Iterator[dict[str, Any]]:
+def _guarded(records: Iterator[dict[str, Any]], label: str) -> Iterator[dict[str, Any]]:
     """Yield the records, and raise a sentence in place of whatever the reader of a format raises.
 
     This is the boundary: readers needn't foresee everything.
@@ -139,14 +140,14 @@ def _faultless(records: Iterator[dict[str, Any]], label: str) -> Iterator[dict[s
             count += 1
             if count > MOST_ROWS:
                 message = f"has more than {MOST_ROWS:,} rows, the most that are read"
-                _refuse(f"{label!r} {message}; take a part of it", label)
+                refuse(f"{label!r} {message}; take a part of it", label)
             yield record
     except FAULTS as error:
         place = repr(label)
         if count:
             place += f", row {count + 1}"
         message = f"this can't be read ({reason_of(error)}); look at the file, or write it anew"
-        _refuse(f"{place}: {message}", label, error)
+        refuse(f"{place}: {message}", label, error)
 
 
 def _read_jsonl(path: Path, label: str) -> Iterator[dict[str, Any]]:
@@ -157,41 +158,43 @@ def _read_jsonl(path: Path, label: str) -> Iterator[dict[str, Any]]:
     for number, line in enumerate(_lines(path, label), 1):
         if line.strip():
             place = f"{label}:{number}"
-            yield _object(_parsed(line, place, "; every line must be one JSON object"), place)
+            yield _checked_object(
+                _parsed(line, place, "; every line must be one JSON object"), place
+            )
 
 
 def _read_json(path: Path, label: str) -> Iterator[dict[str, Any]]:
-    text = _whole(path, label)
+    text = _whole_text(path, label)
     if not text.strip():
         return
     records = _parsed(text, label)
     if not isinstance(records, list):
         kind = type(records).__name__
-        _refuse(f"{label!r} holds a JSON {kind}; it must hold a list of objects", label)
+        refuse(f"{label!r} holds a JSON {kind}; it must hold a list of objects", label)
     for number, record in enumerate(cast("list[Any]", records), 1):
-        yield _object(record, f"{label}, record {number}")
+        yield _checked_object(record, f"{label}, record {number}")
 
 
 def _parsed(text: str, place: str, rule: str = "") -> Any:
     """Return what a JSON text says; `place` and `rule` stand in messages."""
     try:
-        return json.loads(text, parse_constant=_constant, object_pairs_hook=_unrepeated)
+        return json.loads(text, parse_constant=_constant, object_pairs_hook=_without_repeats)
     except json.JSONDecodeError as error:
         line = text
         # A line of JSON Lines is named by its caller, a line of a JSON text by the parser.
         if not rule:
             place += f":{error.lineno}"
             line = text.split("\n")[error.lineno - 1]
-        _refuse(f"{place}: {short(line.strip())!r} is no JSON ({error.msg}){rule}", place, error)
+        refuse(f"{place}: {short(line.strip())!r} is no JSON ({error.msg}){rule}", place, error)
     except RecursionError as error:
-        _refuse(
+        refuse(
             f"{place}: {short(text.strip())!r} is nested too deep to be read; flatten it",
             place,
             error,
         )
     except ValueError as error:
         reason = str(error).partition(";")[0]
-        _refuse(f"{place}: {short(text.strip())!r} can't be read ({reason}){rule}", place, error)
+        refuse(f"{place}: {short(text.strip())!r} can't be read ({reason}){rule}", place, error)
 
 
 def _constant(name: str) -> float | None:
@@ -201,7 +204,7 @@ def _constant(name: str) -> float | None:
     return float(name)
 
 
-def _unrepeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     record = dict(pairs)
     # JSON allows it and parsers differ in which of the two they take.
     if len(record) < len(pairs):
@@ -213,7 +216,7 @@ def _unrepeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _read_table(path: Path, label: str, delimiter: str) -> Iterator[dict[str, Any]]:
     # Python's own limit of 131,072 letters is too small for books; it is one for the process.
     csv.field_size_limit(LONGEST_LINE)
-    reader = csv.reader(_bare_returns(_lines(path, label)), delimiter=delimiter, strict=True)
+    reader = csv.reader(_divided_at_returns(_lines(path, label)), delimiter=delimiter, strict=True)
     columns: list[str] = []
     try:
         for cells in reader:
@@ -222,34 +225,35 @@ def _read_table(path: Path, label: str, delimiter: str) -> Iterator[dict[str, An
             if blank and len(cells) != len(columns):
                 continue
             if not columns:
-                columns = _header(cells, label)
+                columns = _header(cells, label, reader.line_num)
             elif len(cells) == len(columns):
                 yield dict(zip(columns, cells, strict=True))
             else:
-                _refuse(
+                refuse(
                     f"{label}:{reader.line_num}: this line has not the {len(columns)} columns of "
                     f"the first line but {len(cells)}",
                     label,
                 )
     except csv.Error as error:
         kind = {",": "CSV", "\t": "TSV"}[delimiter]
-        _refuse(f"{label}:{reader.line_num}: this line is no {kind} ({error})", label, error)
+        refuse(f"{label}:{reader.line_num}: this line is no {kind} ({error})", label, error)
 
 
-def _header(cells: list[str], label: str) -> list[str]:
-    check_columns(len(cells), f"{label}:1")
+def _header(cells: list[str], label: str, line: int) -> list[str]:
+    check_columns(len(cells), f"{label}:{line}")
     twice = repeated(cells)
     if twice is not None:
-        _refuse(
-            f"{label}:1: the first line names the column {short(twice)!r} twice; rename one", label
+        refuse(
+            f"{label}:{line}: the first line names the column {short(twice)!r} twice; rename one",
+            label,
         )
     return cells
 
 
-def _bare_returns(lines: Iterable[str]) -> Iterator[str]:
+def _divided_at_returns(lines: Iterable[str]) -> Iterator[str]:
     """Yield lines of a table, which may also end in a carriage return alone, as only CSV's do."""
     for line in lines:
-        if "\r" in line[:-2]:
+        if "\r" in line.removesuffix("\r\n"):
             yield from StringIO(line, newline="")
         else:
             yield line
@@ -260,7 +264,7 @@ def _read_text(path: Path, label: str) -> Iterator[dict[str, Any]]:
 
     A line ends where an editor ends it, and not at rarer marks such as U+2028.
     """
-    lines = _whole(path, label).replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    lines = _whole_text(path, label).replace("\r\n", "\n").replace("\r", "\n").split("\n")
     paragraphs: list[list[str]] = [[]]
     for line in lines:
         if line.strip(" \t"):
@@ -281,7 +285,7 @@ def _lines(path: Path, label: str) -> Iterator[str]:
     Raises `DataError` with the line of what is no UTF-8.
     """
     packed = path.suffix.lower() in (".gz", ".zst")
-    size = path.stat().st_size
+    packed_size = path.stat().st_size
     unpacked = 0
     encoding = "utf-8-sig"  # a byte order mark, which Windows writes, may stand before the first
     number = 0
@@ -291,9 +295,9 @@ def _lines(path: Path, label: str) -> Iterator[str]:
             if packed:
                 # Counted while it is unpacked, before the memory is full.
                 unpacked += max(len(line), SHORTEST_LINE)
-                check_unpacked(unpacked, size, label)
+                check_unpacked(unpacked, packed_size, label)
             if len(line) > LONGEST_LINE:
-                _refuse(
+                refuse(
                     f"{label}:{number}: this line is longer than {LONGEST_LINE >> 20} MiB, the "
                     "most that a row may have; divide it",
                     label,
@@ -301,7 +305,7 @@ def _lines(path: Path, label: str) -> Iterator[str]:
             try:
                 text = line.decode(encoding)
             except UnicodeDecodeError as error:
-                _refuse(f"{label}:{number}: {no_utf8(error)}; save the file as UTF-8", label, error)
+                refuse(f"{label}:{number}: {no_utf8(error)}; save the file as UTF-8", label, error)
             encoding = "utf-8"
             yield text
 
@@ -325,17 +329,17 @@ def _unpacked(path: Path, label: str) -> Iterator[BufferedIOBase]:
         with closing(opened) as file:
             yield file
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        _refuse(f"{label!r} is no whole gzip file: {error}", label, error)
+        refuse(f"{label!r} is no whole gzip file: {error}", label, error)
     except OSError as error:
         if suffix != ".zst":
             raise
-        _refuse(f"{label!r} is no whole zstd file: {reason_of(error)}", label, error)
+        refuse(f"{label!r} is no whole zstd file: {reason_of(error)}", label, error)
 
 
-def _whole(path: Path, label: str) -> str:
+def _whole_text(path: Path, label: str) -> str:
     """Return a text file that can't be read line by line."""
     if path.stat().st_size > LONGEST_WHOLE:
-        _refuse(
+        refuse(
             f"{label!r} is larger than {LONGEST_WHOLE >> 20:,} MiB, the most that is read at "
             "once; write it as JSON Lines",
             label,
@@ -343,10 +347,10 @@ def _whole(path: Path, label: str) -> str:
     return "".join(_lines(path, label))
 
 
-def _object(record: Any, place: str) -> dict[str, Any]:
+def _checked_object(record: Any, place: str) -> dict[str, Any]:
     if not isinstance(record, dict):
         message = f'{short(record)!r} is no JSON object such as {{"text": …}}'
-        _refuse(f"{place}: {message}", place)
+        refuse(f"{place}: {message}", place)
     check_columns(len(record), place)
     return cast("dict[str, Any]", record)
 
@@ -373,16 +377,16 @@ def _read_columns(path: Path, label: str) -> Iterator[dict[str, Any]]:
                 yield from _records_of(batch.slice(begin, BATCH), label, count + begin)
             count += batch.num_rows
     except (pyarrow.ArrowException, OSError) as error:
-        _refuse(f"{label!r} can't be read as {kind}: {reason_of(error)}", label, error)
+        refuse(f"{label!r} can't be read as {kind}: {reason_of(error)}", label, error)
 
 
 def _check_table(names: list[str], rows: int, label: str) -> None:
     check_columns(len(names), repr(label))
     twice = repeated(names)
     if twice is not None:
-        _refuse(f"{label!r} has two columns called {short(twice)!r}; rename one", label)
+        refuse(f"{label!r} has two columns called {short(twice)!r}; rename one", label)
     if rows > MOST_ROWS:
-        _refuse(
+        refuse(
             f"{label!r} has {rows:,} rows, and at most {MOST_ROWS:,} are read; take a part of it",
             label,
         )
@@ -405,18 +409,18 @@ def _one_by_one(batch: Any, label: str, before: int) -> Iterator[dict[str, Any]]
         try:
             records = row.to_pylist()
         except UnicodeDecodeError as error:
-            _refuse(f"{number}: {no_utf8(error)}", label, error)
+            refuse(f"{number}: {no_utf8(error)}", label, error)
         except FAULTS as error:
-            _refuse(
-                f"{number}: {_culprit(row)} can't be read ({reason_of(error)}); leave it out, or "
-                "write it as text",
+            refuse(
+                f"{number}: {_unreadable_column(row)} can't be read ({reason_of(error)}); leave it "
+                "out, or write it as text",
                 label,
                 error,
             )
         yield from records
 
 
-def _culprit(row: Any) -> str:
+def _unreadable_column(row: Any) -> str:
     """Return the first column of a row whose value can't be made, with its type."""
     for field, column in zip(row.schema, row.columns, strict=True):
         try:
@@ -446,14 +450,14 @@ def _arrow_batches(path: Path) -> Iterator[Any]:
         if opened.read(6) == b"ARROW1":
             file = pyarrow.ipc.open_file(opened)
             for number in range(file.num_record_batches):
-                yield _sound(file.get_batch(number))
+                yield _validated(file.get_batch(number))
         else:
             opened.seek(0)
             for batch in pyarrow.ipc.open_stream(opened):
-                yield _sound(batch)
+                yield _validated(batch)
 
 
-def _sound(batch: Any) -> Any:
+def _validated(batch: Any) -> Any:
     """Return the batch, once it is sure that none of its offsets points out of its memory.
 
     A damaged one could end the process. Raises `ArrowInvalid` for such.
@@ -478,7 +482,7 @@ def short(value: Any) -> str:
     """Return a value for a message, never long and never more than a few levels deep."""
     if isinstance(value, str):
         return _cut(value, 40)
-    return _cut(_SHORT.repr(value), 80)
+    return _cut(_SHORT_FORM.repr(value), 80)
 
 
 def _cut(text: str, most: int) -> str:
@@ -515,7 +519,7 @@ def repeated(names: Iterable[Name]) -> Name | None:
 def check_columns(count: int, place: str) -> None:
     """Raise `DataError` for more columns than a table of texts has."""
     if count > MOST_COLUMNS:
-        _refuse(
+        refuse(
             f"{place}: there are {count:,} columns, and at most {MOST_COLUMNS:,} are read; keep "
             "those that you need",
             place,
@@ -528,7 +532,7 @@ def check_unpacked(unpacked: int, packed: int, label: str) -> None:
     """
     most = max(ALWAYS_UNPACKED, MOST_TIMES * packed)
     if unpacked > most:
-        _refuse(
+        refuse(
             f"{label!r} unpacks to more than {most >> 20:,} MiB, {MOST_TIMES} times its size, "
             "which no text does; unpack it yourself if it should",
             label,

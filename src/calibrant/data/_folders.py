@@ -12,10 +12,10 @@ from fnmatch import fnmatch
 from glob import has_magic
 from itertools import chain, islice
 from pathlib import Path
-from typing import Final, NoReturn
+from typing import Final
 
 from calibrant.data._base import joined
-from calibrant.data._files import PICKLES, SUFFIXES, known_suffix, reason_of, suffix_of
+from calibrant.data._files import PICKLES, SUFFIXES, known_suffix, reason_of, refuse, suffix_of
 from calibrant.data._limits import LONGEST_DESCRIPTION, LOOKED_THROUGH, MOST_FILES
 from calibrant.errors import DataError
 from calibrant.spec.foreign import user_path
@@ -77,19 +77,19 @@ class Files:
         """
         if len(self.splits) == 1 and not self.splits.keys().isdisjoint(("test", "validation")):
             return None
-        return self._first(*SPLITS, "")
+        return self._first_present(*SPLITS, "")
 
     @property
     def measure(self) -> str | None:
         """The split that is measured on, if there is one beside, or nothing else: test, else
         validation.
         """
-        name = self._first("test", "validation")
+        name = self._first_present("test", "validation")
         if name == self.calibrate:
             return None
         return name
 
-    def _first(self, *names: str) -> str | None:
+    def _first_present(self, *names: str) -> str | None:
         for name in names:
             if name in self.splits:
                 return name
@@ -103,8 +103,8 @@ class Files:
         if calibrate is None:
             clause = f"all of it is {self.measure!r} and measures; nothing calibrates"
         elif self.measure is not None:
-            first = "what names no split" if self.assumed else repr(calibrate)
-            clause = f"{first} calibrates and {self.measure!r} measures"
+            calibrating = "what names no split" if self.assumed else repr(calibrate)
+            clause = f"{calibrating} calibrates and {self.measure!r} measures"
         elif calibrate:
             clause = f"all of it is {calibrate!r} and divided by hash"
         unused = [name for name in self.splits if name not in self.used]
@@ -128,10 +128,6 @@ def files_of(text: str) -> Files:
     return Files({"": [(path, text)]})
 
 
-def _refuse(label: str, message: str, cause: BaseException | None = None) -> NoReturn:
-    raise DataError(message, subject=label) from cause
-
-
 def _check_regular(path: Path, label: str) -> None:
     """Raise `DataError` for what isn't there, or is no file: opening it could wait, or not end."""
     try:
@@ -139,21 +135,21 @@ def _check_regular(path: Path, label: str) -> None:
     except (FileNotFoundError, NotADirectoryError) as error:
         if os.path.islink(path):
             message = "is a link to something that isn't there; mend it or take it away"
-            _refuse(label, f"{label!r} {message}", error)
+            refuse(f"{label!r} {message}", label, error)
         advice = "give the path of a data file or of a folder of them, or the name of a source"
-        _refuse(label, f"there is no file {label!r}; {advice}", error)
+        refuse(f"there is no file {label!r}; {advice}", label, error)
     except (OSError, ValueError) as error:
         message = f"can't be opened: {reason_of(error)}; give a file that may be read"
-        _refuse(label, f"{label!r} {message}", error)
+        refuse(f"{label!r} {message}", label, error)
     if not stat.S_ISREG(mode):
         kind = _KINDS.get(stat.S_IFMT(mode), "something else")
         advice = "write what comes out of it to a file first"
-        _refuse(label, f"{label!r} is {kind} and no file; {advice}")
+        refuse(f"{label!r} is {kind} and no file; {advice}", label)
 
 
 def _folder(folder: Path, label: str) -> Files:
     if not os.access(folder, os.R_OK | os.X_OK):
-        _refuse(label, f"the folder {label!r} may not be read; change its permissions")
+        refuse(f"the folder {label!r} may not be read; change its permissions", label)
     if os.path.isfile(folder / "dataset_dict.json"):
         return _dataset_dict(folder, label)
     if os.path.isfile(folder / "state.json"):
@@ -161,23 +157,23 @@ def _folder(folder: Path, label: str) -> Files:
     with os.scandir(folder) as entries:
         names = [entry.name for entry in islice(entries, LOOKED_THROUGH + 1)]
     if len(names) > LOOKED_THROUGH:
-        _refuse(
-            label,
+        refuse(
             f"{label!r} holds more than {LOOKED_THROUGH:,} names; give a folder that holds the "
             "data files only",
+            label,
         )
-    return _sorted_out([(folder / name, f"{label}/{name}") for name in names], label)
+    return _by_split([(folder / name, f"{label}/{name}") for name in names], label)
 
 
 def _pattern(pattern: str, label: str) -> Files:
     paths = [Path(name) for name in dict.fromkeys(_matching(pattern, label))]
     if not paths:
-        _refuse(
-            label,
+        refuse(
             f"nothing matches {label!r}; give a pattern that names data files, such as "
             "'data/*.jsonl'",
+            label,
         )
-    return _sorted_out([(path, str(path)) for path in paths], label)
+    return _by_split([(path, str(path)) for path in paths], label)
 
 
 def _matching(pattern: str, label: str) -> Iterator[str]:
@@ -192,32 +188,33 @@ def _matching(pattern: str, label: str) -> Iterator[str]:
         folder, parts = waiting.pop()
         part = parts[0]
         rest = parts[1:]
-        deep = part == "**"
-        if not deep and not has_magic(part):
+        any_depth = part == "**"
+        if not any_depth and not has_magic(part):
             path = os.path.join(folder, part)
             if rest:
                 waiting.append((path, rest))
             elif os.path.lexists(path):
                 yield path
             continue
-        if deep:
+        if any_depth:
+            # `**` may stand for no folder at all; at the end of a pattern it is every file.
             waiting.append((folder, rest or ("*",)))
             rest = parts  # what is inside a folder may be any number of folders deeper
         for entry in _entries(folder or "."):
             looked_at += 1
             if looked_at > LOOKED_THROUGH:
-                _refuse(
-                    label,
+                refuse(
                     f"{label!r} would look through more than {LOOKED_THROUGH:,} names; begin it "
                     "with a folder nearer to the files",
+                    label,
                 )
             hidden = entry.name.startswith(".") and not part.startswith(".")
-            if hidden or not (deep or fnmatch(entry.name, part)):
+            if hidden or not (any_depth or fnmatch(entry.name, part)):
                 continue
             path = os.path.join(folder, entry.name)
             if not rest:
                 yield path
-            elif entry.is_dir(follow_symlinks=not deep):
+            elif entry.is_dir(follow_symlinks=not any_depth):
                 waiting.append((path, rest))
 
 
@@ -230,7 +227,7 @@ def _entries(folder: str) -> Iterator[os.DirEntry[str]]:
         return
 
 
-def _sorted_out(candidates: Sequence[File], label: str) -> Files:
+def _by_split(candidates: Sequence[File], label: str) -> Files:
     """Return files in the order of their names, by split if their names say one.
 
     Raises `DataError` if there are none, or too many, or of several kinds.
@@ -238,17 +235,17 @@ def _sorted_out(candidates: Sequence[File], label: str) -> Files:
     files = sorted(filter(_may_be_data, candidates), key=_label_of)
     if len(files) > MOST_FILES:
         message = f"stands for {len(files):,} data files, and at most {MOST_FILES:,} are read"
-        _refuse(label, f"{label!r} {message}; join them")
-    # A folder may be called `train.jsonl`, as Spark writes them.
+        refuse(f"{label!r} {message}; join them", label)
+    # A folder may be called `train.jsonl`, as Spark writes them; it isn't looked into.
     files = [file for file in files if not os.path.isdir(file[0])]
     if not files:
         reason = ""
         for path, _ in candidates:
             if path.suffix.lower() in PICKLES and os.path.isfile(path):
                 reason = "; what looks like a pickle is never read, since it can run any program"
-        _refuse(
-            label,
+        refuse(
             f"{label!r} holds no data file{reason}; a data file ends in {', '.join(SUFFIXES)}",
+            label,
         )
     splits: dict[str, list[File]] = {}
     for path, file_label in files:
@@ -270,7 +267,7 @@ def _sorted_out(candidates: Sequence[File], label: str) -> Files:
     kinds = sorted({known_suffix(path).split(".")[1] for path, _ in used})
     if len(kinds) > 1:
         message = f"holds files of several kinds ({', '.join(kinds)})"
-        _refuse(label, f"{label!r} {message}; choose with a pattern, such as '*.{kinds[0]}'")
+        refuse(f"{label!r} {message}; choose with a pattern, such as '*.{kinds[0]}'", label)
     return Files({name: splits[name] for name in (*SPLITS, "") if name in splits}, ignored, assumed)
 
 
@@ -299,10 +296,10 @@ def _dataset_dict(folder: Path, label: str) -> Files:
         if name in SPLITS:
             splits[name] = _dataset(folder / name, f"{label}/{name}")
     if not splits:
-        _refuse(
-            label,
+        refuse(
             f"{label!r} has the splits {', '.join(names) or 'none'}; of train, validation and "
             "test it needs one, or give one split's folder",
+            label,
         )
     return Files(splits, [name for name in names if name not in splits])
 
@@ -318,8 +315,8 @@ def _dataset(folder: Path, label: str) -> list[File]:
         missing = ["*.arrow"]
     if missing:
         lost = f"{label}/{missing[0]}"
-        _refuse(
-            label, f"{lost!r} is missing, which {label}/state.json names; save the data set again"
+        refuse(
+            f"{lost!r} is missing, which {label}/state.json names; save the data set again", label
         )
     return [(folder / name, f"{label}/{name}") for name in names]
 
@@ -337,10 +334,10 @@ def _described(path: Path, label: str, key: str) -> list[str]:
             # Its last part alone: `../../secret` is a file of this folder called `secret`.
             names.append(Path(name).name)
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        _refuse(
-            label,
+        refuse(
             f"{label!r} doesn't list {key!r} as `datasets` writes it; save the data set again "
             "with save_to_disk",
+            label,
             error,
         )
     return names

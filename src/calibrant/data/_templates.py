@@ -38,9 +38,19 @@ assistant's.
 """
 
 _LETTERS_PER_STEP: Final = 100
-_WIDTH: Final = re.compile(r"\d{7}")
-_SIZED: Final = ("center", "indent", "wordwrap", "format", "truncate", "batch", "slice")
-"""The filters that make what they are given as long as they are asked to."""
+"""How many letters that a template makes count as one step."""
+_LARGE_NUMBER: Final = re.compile(r"\d{7}")
+"""Seven digits in a row, as in `%9999999d`: a width above `LONGEST_MADE`."""
+_FILTERS_WITH_SIZES: Final = (
+    "center",
+    "indent",
+    "wordwrap",
+    "format",
+    "truncate",
+    "batch",
+    "slice",
+)
+"""Filters whose argument may say how long their result is to be."""
 _TURNS: Final = ({"role": "user", "content": "a"}, {"role": "assistant", "content": "b"})
 _ROLE_OF_SPEAKER: Final[Mapping[str, Role]] = {"user": "question", "assistant": "answer"}
 _BROKEN: Final = "use qa, or a tokenizer whose template works"
@@ -72,7 +82,7 @@ def templated(
     """
     try:
         special = {name: str(value) for name, value in tokenizer.special_tokens_map.items()}
-        _check_ends(str(tokenizer.get_chat_template()), tuple(sorted(special.items())))
+        _check_halts(str(tokenizer.get_chat_template()), tuple(sorted(special.items())))
         return str(tokenizer.apply_chat_template(list(messages), tokenize=False, **options))
     except EndlessError as error:
         message = f"the model's chat template {error}; {_BROKEN}"
@@ -99,14 +109,14 @@ def stretches(
     marks = [_mark(number) for number in range(len(messages))]
     marked = [message | {"content": mark} for message, mark in zip(messages, marks, strict=True)]
     pieces = _pieces(templated(tokenizer, marked, subject), marks)
-    found: list[Stretch] = []
+    located: list[Stretch] = []
     if len(pieces) == len(messages) + 1:
-        found = list(_located(text, pieces, messages))
-    if not found or found[-1].end != len(text):
+        located = list(_located(text, pieces, messages))
+    if not located or located[-1].end != len(text):
         turns = f"the turns of row {subject[:16]}"
         message = f"the model's chat template doesn't write {turns} as they are, {_UNCLEAR}"
         raise DataError(message, subject=subject)
-    return text, [stretch for stretch in found if stretch.begin < stretch.end]
+    return text, [stretch for stretch in located if stretch.begin < stretch.end]
 
 
 def _mark(number: int) -> str:
@@ -148,20 +158,21 @@ def _located(
 
 
 @lru_cache(maxsize=64)
-def _check_ends(template: str, special: tuple[tuple[str, str], ...]) -> None:
-    """Raise `EndlessError` for a template that doesn't end with two short turns.
+def _check_halts(template: str, special: tuple[tuple[str, str], ...]) -> None:
+    """Raise `EndlessError` for a template that takes too many steps for two short turns.
 
     Whatever else is wrong with it, its use will show.
     """
     meter = _Meter()
     environment = meter.environment()
     try:
-        tree = environment.parse(template)
-        for loop in tree.find_all(nodes.For):
+        syntax_tree = environment.parse(template)
+        for loop in syntax_tree.find_all(nodes.For):
+            # Every round of a loop goes through the meter.
             loop.iter = nodes.Filter(loop.iter, "counted_rounds", [], [], None, None)
-        code = environment.compile(_with_texts_counted(tree))
-        values = environment.make_globals(None)
-        writer = environment.template_class.from_code(environment, code, values)
+        code = environment.compile(_with_texts_counted(syntax_tree))
+        template_globals = environment.make_globals(None)
+        writer = environment.template_class.from_code(environment, code, template_globals)
         pieces = writer.generate(
             messages=list(_TURNS),
             tools=None,
@@ -183,7 +194,7 @@ def _with_texts_counted(node: Any) -> Any:
         return node
     for name, value in list(node.iter_fields()):
         if isinstance(value, list):
-            setattr(node, name, [_with_texts_counted(each) for each in value])
+            setattr(node, name, [_with_texts_counted(child) for child in value])
         else:
             setattr(node, name, _with_texts_counted(value))
     if isinstance(node, nodes.Concat):
@@ -202,20 +213,21 @@ class _Meter:
         """Return transformers' own environment for templates, with loops, calls and products
         counted.
         """
+        # Not public; to build one like it would miss what a later version adds to its sandbox.
         usual = cast(Any, chat_template_utils)._compile_jinja_template("").environment
         environment = usual.overlay()
         environment.filters = dict(usual.filters)
-        for name in _SIZED:
+        for name in _FILTERS_WITH_SIZES:
             environment.filters[name] = self._counted(usual.filters[name])
         environment.filters["counted_rounds"] = self._rounds
         environment.filters["counted_text"] = self.text
 
-        def binary(context: Any, operator: str, left: Any, right: Any) -> Any:
-            self._check_product(operator, left, right)
+        def counted_operation(context: Any, operator: str, left: Any, right: Any) -> Any:
+            self._count_operation(operator, left, right)
             return usual.call_binop(context, operator, left, right)
 
         environment.intercepted_binops = frozenset(("*", "**", "+", "%"))
-        environment.call_binop = binary
+        environment.call_binop = counted_operation
         environment.call = self._counted(usual.call)
         return environment
 
@@ -239,7 +251,7 @@ class _Meter:
         def counted(*arguments: Any, **named: Any) -> Any:
             self._spend(1)
             for argument in (*arguments, *named.values()):
-                if _asks_for_much(_text_behind(argument)):
+                if _is_too_large(_text_behind(argument)):
                     raise EndlessError("makes something too large")
             result = function(*arguments, **named)
             if isinstance(result, str):
@@ -248,7 +260,7 @@ class _Meter:
 
         return counted
 
-    def _check_product(self, operator: str, left: Any, right: Any) -> None:
+    def _count_operation(self, operator: str, left: Any, right: Any) -> None:
         """Count what `*`, `**`, `+` or `%` makes, before it is made."""
         left_size = _size(left)
         right_size = _size(right)
@@ -262,7 +274,7 @@ class _Meter:
                 letters = left_size * right_size
             self._spend(letters // _LETTERS_PER_STEP)
         # `"%9999999d" % 1` has the length that its format says.
-        if operator == "%" and isinstance(left, _SEQUENCES) and _WIDTH.search(str(left)):
+        if operator == "%" and isinstance(left, _SEQUENCES) and _LARGE_NUMBER.search(str(left)):
             raise EndlessError("makes something too large")
 
 
@@ -277,12 +289,12 @@ def _size(value: Any) -> int:
     return 0
 
 
-def _asks_for_much(value: Any) -> bool:
+def _is_too_large(value: Any) -> bool:
     """Return whether a number, or a short text with one, asks for a result that is too long."""
     if isinstance(value, int):
         return value > LONGEST_MADE
     if isinstance(value, str) and len(value) < LONGEST_MADE:
-        return _WIDTH.search(value) is not None
+        return _LARGE_NUMBER.search(value) is not None
     return False
 
 

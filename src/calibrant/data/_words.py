@@ -48,7 +48,7 @@ def words(text: str) -> list[str]:
     if text.isascii():
         return _PLAIN.findall(text.lower())
     visible = _UNSEEN.sub("", unicodedata.normalize("NFKC", text))
-    return _word().findall(visible.casefold())
+    return _word_pattern().findall(visible.casefold())
 
 
 def spans(text: str) -> list[tuple[int, int, str]]:
@@ -59,7 +59,7 @@ def spans(text: str) -> list[tuple[int, int, str]]:
     [(0, 2, 'an'), (3, 8, 'onion')]
     """
     found: list[tuple[int, int, str]] = []
-    for match in _word().finditer(text):
+    for match in _word_pattern().finditer(text):
         # What is case-folded may fall apart (a circled letter is one, and a sign of several becomes
         # two words): then the longest part names it.
         parts = words(match[0])
@@ -68,14 +68,15 @@ def spans(text: str) -> list[tuple[int, int, str]]:
     return found
 
 
-def numbered(text: Sequence[str]) -> Numbers:
+def numbered(text_words: Sequence[str]) -> Numbers:
     """Return a number for each word of a text, the same in every process."""
-    return np.fromiter(map(_remembered, text), dtype=np.uint64, count=len(text))
+    return np.fromiter(map(_remembered_number, text_words), dtype=np.uint64, count=len(text_words))
 
 
 def runs(numbers: Numbers, length: int) -> Numbers:
-    """Return a number for each run of `length` words, in order: one at each word but the last
-    ones. None if there are fewer words.
+    """Return a number for each run of `length` words, in the order in which the runs begin.
+
+    The array is empty if there are fewer words.
     """
     count = max(0, len(numbers) - length + 1)
     hashes = np.zeros(count, dtype=np.uint64)
@@ -94,11 +95,11 @@ def number_of(text: str) -> int:
     return int.from_bytes(digest, "little")
 
 
-_remembered = lru_cache(maxsize=1 << 17)(number_of)
+_remembered_number = lru_cache(maxsize=1 << 17)(number_of)
 
 
 @cache
-def _word() -> re.Pattern[str]:
+def _word_pattern() -> re.Pattern[str]:
     """Return the expression for a word.
 
     Its classes have no names in `re`, so they are written out. Beyond the first 65,536 characters
@@ -106,18 +107,18 @@ def _word() -> re.Pattern[str]:
     """
     characters = [chr(code) for code in range(0x10000)]
     letters = [character for character in characters if character.isalnum()]
-    accents = [
+    mark_letters = [
         character
-        for character in characters[0x300:]
+        for character in characters[0x300:]  # the first mark of all is U+0300
         if unicodedata.category(character).startswith("M")
     ]
-    alone = set(re.findall(f"[{_UNSPACED}]", "".join(letters)))
-    marks = _ranges(accents)
-    spaced = _ranges(letter for letter in letters if letter not in alone)
+    whole_words = set(re.findall(f"[{_UNSPACED}]", "".join(letters)))
+    marks = _ranges(mark_letters)
+    spaced = _ranges(letter for letter in letters if letter not in whole_words)
     spaced += "\U00010000-\U0001cfff\U0001e000-\U0001efff"
-    unspaced = _ranges(alone) + "\U00020000-\U0003ffff"
-    more = f"{{0,{LONGEST_WORD - 1}}}"
-    return re.compile(f"[{spaced}][{spaced}{marks}]{more}|[{unspaced}][{marks}]{more}")
+    unspaced = _ranges(whole_words) + "\U00020000-\U0003ffff"
+    further = f"{{0,{LONGEST_WORD - 1}}}"
+    return re.compile(f"[{spaced}][{spaced}{marks}]{further}|[{unspaced}][{marks}]{further}")
 
 
 def _ranges(letters: Iterable[str]) -> str:

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from calibrant.data._base import Part, PerDraw, Row, Source, family_of
-from calibrant.data._draw import Deck, PartDraw, Quota, TooFew, draw
+from calibrant.data._draw import Deck, PartDraw, Quota, TooFew, draw_part
 from calibrant.data._encoding import KINDS, Encoder, IdEncoder, KindEncoder
 from calibrant.data._limits import LAST_DRAW, LONGEST_WINDOW, MOST_TOKENS
 from calibrant.data.expression import Term, term_of, text_of_source, written
@@ -30,8 +30,8 @@ __all__ = ["KINDS", "CalibrationSet", "TokenBatch", "fingerprint"]
 
 @dataclass(frozen=True, eq=False)
 class TokenBatch:
-    """Sequences of tokens, one a row: a window, or each text of a window whose texts can't see each
-    other.
+    """Sequences of tokens, one a row: a whole window, or one text of a window whose texts can't see
+    each other.
 
     `mask` is true on real tokens; elsewhere ids and weights are 0. `weights` are 1 on real tokens,
     unless the parts of a weighted sum would not have exactly their shares otherwise. `fingerprint`
@@ -40,9 +40,10 @@ class TokenBatch:
     all rows, sorted, and `rows` the rows themselves. Where the original study's packing makes pads
     count, `pads` is true on them, and so is `mask`.
 
-    Of a mix these are the sequences of both its sets, with weights that make one walk see what the
-    mix says. `mixed` are the two batches themselves, each with the factor its statistics are to be
-    multiplied with before they are added; the fingerprint covers theirs and the weight.
+    Of a mix these are the sequences of all its sets, with weights that make one walk see what the
+    mix says. `mixed` are the batches of the sets, as each set is drawn alone. With each comes a
+    factor: its statistics are multiplied with it before they are added. The fingerprint is that of
+    the sets' fingerprints and shares.
     """
 
     ids: Int[Tensor, "sample position"]
@@ -78,8 +79,8 @@ class CalibrationSet:
     A source of your own stands where an expression does: `CalibrationSet(MySource(path="notes"))`.
     From then on its text can be part of expressions.
 
-    `part` is `calibrate`, but for what `held_out` gives. Where a part is a selector, `supplied`
-    puts in its place what it chose.
+    `part` says which rows of the sources are drawn: `calibrate`, or `measure` in what `held_out`
+    gives. Where a part is a selector, `supplied` puts in its place what it chose.
 
     Raises `SpecError` for an expression that can't be read or names what doesn't exist, `DataError`
     for parts that don't fit together or a budget below 1; both when the set is built. No model is
@@ -110,18 +111,19 @@ class CalibrationSet:
         if isinstance(expr, Source):
             expr = text_of_source(expr)
         parsed = read_set(expr)
-        self._fill(samples=samples, length=length, budget=tokens, seed=seed, part="calibrate")
+        self._set_fields(samples=samples, length=length, budget=tokens, seed=seed, part="calibrate")
         if isinstance(parsed, Mix):
             sets = tuple(self._sum(parts) for parts in parsed.sets)
-            self._fill(
+            self._set_fields(
                 expr=written_mix(parsed.names, list(map(str, sets)), parsed.shares),
-                parts=_weighed(parsed.shares, sets),
+                parts=_weighted_terms(parsed.shares, sets),
                 mixed=sets,
                 names=parsed.names,
                 shares=parsed.shares,
             )
         else:
-            self._fill(**vars(self._sum(parsed)))
+            # What isn't a mix is its sum: every field is taken over.
+            self._set_fields(**vars(self._sum(parsed)))
 
     @classmethod
     def parse(
@@ -186,7 +188,7 @@ class CalibrationSet:
             if isinstance(term.source, PerDraw):
                 term = replace(term, source=term.source.measured())
             parts.append(term)
-        mixed = tuple(part.held_out() for part in self.mixed)
+        mixed = tuple(member.held_out() for member in self.mixed)
         return self._with(part="measure", parts=tuple(parts), mixed=mixed)
 
     def supplied(self, supply: Callable[[PerDraw, int], Source]) -> "CalibrationSet":
@@ -194,12 +196,13 @@ class CalibrationSet:
         supplied per draw; `tokens` are to be drawn of it.
         """
         if self.mixed:
-            mixed = tuple(part.supplied(supply) for part in self.mixed)
-            return self._with(mixed=mixed, parts=_weighed(self.shares, mixed))
+            mixed = tuple(member.supplied(supply) for member in self.mixed)
+            return self._with(mixed=mixed, parts=_weighted_terms(self.shares, mixed))
         parts: list[Term] = []
         for term, quota in zip(self.parts, self._quotas(), strict=True):
             if isinstance(term.source, PerDraw):
                 tokens = quota.tokens
+                # Windows that texts don't fill hold an unknown number of tokens: at most these.
                 if tokens is None:
                     tokens = self.samples * self.length
                 term = replace(term, source=supply(term.source, tokens))
@@ -209,7 +212,7 @@ class CalibrationSet:
     def redrawn(self, seed: int) -> "CalibrationSet":
         """Return the same set's draw `seed`. `DataError` for one that can't be had."""
         check_budget(self.samples, self.length, self.budget, seed)
-        return self._with(seed=seed, mixed=tuple(part.redrawn(seed) for part in self.mixed))
+        return self._with(seed=seed, mixed=tuple(member.redrawn(seed) for member in self.mixed))
 
     def _sum(self, parsed: Sum) -> "CalibrationSet":
         """Return the sum of these parts, with the budget and the draw of this set."""
@@ -219,10 +222,10 @@ class CalibrationSet:
     def _with(self, **fields: Any) -> "CalibrationSet":
         """Return a copy in which these fields are others; its text stays."""
         changed = copy.copy(self)
-        changed._fill(**fields)
+        changed._set_fields(**fields)
         return changed
 
-    def _fill(self, **fields: Any) -> None:
+    def _set_fields(self, **fields: Any) -> None:
         # The class is frozen for its users; a frozen dataclass has no other way to set a field.
         for name, value in fields.items():
             object.__setattr__(self, name, value)
@@ -233,45 +236,45 @@ class CalibrationSet:
         Raises `DataError` if a source can't be read or holds too little for the first draw.
         """
         if self.mixed:
-            return self._mixture([part.tokens(tokenizer) for part in self.mixed])
+            return self._mixture([member.tokens(tokenizer) for member in self.mixed])
         decks = self._decks(self.seed)
-        drawn = self._deal_all(decks, IdEncoder(tokenizer))
-        ids, mask = self._laid_out(drawn)
+        drawn = self._deal_own_draw(decks, IdEncoder(tokenizer))
+        ids, mask = self._ids_and_mask(drawn)
         pads = mask & (ids == PAD)
         # Only now: as an id a pad couldn't be told from the same token in a text.
         ids[pads] = _pad_of(tokenizer)
-        total = sum(part.tokens for part in drawn)
-        facts: list[dict[str, Any]] = []
+        total = sum(part_draw.tokens for part_draw in drawn)
+        part_facts: list[dict[str, Any]] = []
         rows: list[Row] = []
-        for term, part in zip(self.parts, drawn, strict=True):
+        for term, part_draw in zip(self.parts, drawn, strict=True):
             # Parts of whole windows miss their shares by a little; a weight on each of their tokens
             # makes the shares exact.
-            weight = float(term.share * total / part.tokens)
-            facts.append(_facts(term, part, decks[term.source], weight))
-            rows += part.rows
+            weight = float(term.share * total / part_draw.tokens)
+            part_facts.append(_facts(term, part_draw, decks[term.source], weight))
+            rows += part_draw.rows
         # In float32, as the fingerprint has them.
-        by_part = np.array([fact["weight"] for fact in facts], dtype=np.float32)
-        by_sequence = np.repeat(by_part, [fact["sequences"] for fact in facts])
+        by_part = np.array([fact["weight"] for fact in part_facts], dtype=np.float32)
+        by_sequence = np.repeat(by_part, [fact["sequences"] for fact in part_facts])
         weights = by_sequence[:, None] * mask
         counted_pads = None
         if pads.any():
             counted_pads = torch.from_numpy(pads)
-        whole = {
+        facts = {
             "data": self.expr,
             "draw": self.seed,
-            "windows": sum(len(part.windows) for part in drawn),
+            "windows": sum(len(part_draw.windows) for part_draw in drawn),
             "length": self.length,
             "tokens": total,
             "pads": int(pads.sum()),
-            "overlap": _mean_overlap(facts),
-            "parts": facts,
+            "overlap": _mean_overlap(part_facts),
+            "parts": part_facts,
         }
         return TokenBatch(
             torch.from_numpy(ids).long(),
             torch.from_numpy(mask),
             torch.from_numpy(weights),
             fingerprint(ids, mask, weights),
-            whole,
+            facts,
             examples=tuple(sorted({row.example for row in rows})),
             pads=counted_pads,
             rows=tuple(rows),
@@ -280,20 +283,22 @@ class CalibrationSet:
     def rows(self, tokenizer: PreTrainedTokenizerBase) -> list[list[Row]]:
         """Return the rows of each part of this draw, in the order in which they were used."""
         if self.mixed:
-            return list(chain.from_iterable(part.rows(tokenizer) for part in self.mixed))
+            return list(chain.from_iterable(member.rows(tokenizer) for member in self.mixed))
         decks = self._decks(self.seed)
-        return [part.rows for part in self._deal_all(decks, IdEncoder(tokenizer))]
+        return [part_draw.rows for part_draw in self._deal_own_draw(decks, IdEncoder(tokenizer))]
 
     def kinds(self, tokenizer: PreTrainedTokenizerBase) -> Int8[Tensor, "sample position"]:
         """Return what each token of `tokens(tokenizer).ids` is, as an index into `KINDS`; 0
         where there is none.
         """
         if self.mixed:
-            return torch.cat([part.kinds(tokenizer) for part in self.mixed])
+            return torch.cat([member.kinds(tokenizer) for member in self.mixed])
         decks = self._decks(self.seed)
         # Dealt again by an encoder that gives kinds in place of ids: cuts and places are the same.
-        kinds, mask = self._laid_out(self._deal_all(decks, KindEncoder(tokenizer)))
-        return torch.from_numpy(np.where(mask, np.maximum(kinds, 0), 0).astype(np.int8))
+        drawn = self._deal_own_draw(decks, KindEncoder(tokenizer))
+        kinds, mask = self._ids_and_mask(drawn)
+        kinds = np.maximum(kinds, 0)  # a pad that counts is `PAD`, which is below 0
+        return torch.from_numpy(np.where(mask, kinds, 0).astype(np.int8))
 
     def most_tokens(self, tokenizer: PreTrainedTokenizerBase, most: int) -> int:
         """Return the largest budget in real tokens, up to `most`, for which the sources hold one
@@ -304,12 +309,13 @@ class CalibrationSet:
         5000
         """
         if self.mixed:
-            return min(part.most_tokens(tokenizer, most) for part in self.mixed)
+            return min(member.most_tokens(tokenizer, most) for member in self.mixed)
         # What a part lacks lowers the others' share too, and rounding may cost a token or two: so
         # it is tried again.
         while most > 0:
+            attempt = self._with(budget=most, seed=0)
             try:
-                self._with(budget=most, seed=0)._deal(0, self._decks(0), IdEncoder(tokenizer))
+                attempt._deal_draw(0, self._decks(0), IdEncoder(tokenizer))
             except TooFew as error:
                 most = min(most - 1, error.tokens)
             else:
@@ -327,42 +333,52 @@ class CalibrationSet:
                 counts.append(count)
         if self.mixed:
             return min(counts, default=None)
-        stored = False
+        has_end = False
         for term in self.parts:
             if isinstance(term.source, PerDraw):
                 count = term.source.disjoint()
                 if count is not None:
                     counts.append(count)
             elif term.source.kind != "control":
-                stored = True
-        if not stored and not counts:
+                has_end = True
+        if not has_end and not counts:
             return None
         most = min([most, *counts])
-        if not stored:
+        if not has_end:
             return most
         encoder = IdEncoder(tokenizer)
-        decks = self._decks(-1)  # what has rows of its own for each draw isn't dealt
+        # Decks of a draw that there isn't: what has rows of its own for each draw isn't dealt.
+        decks = self._decks(-1)
         for number in range(most):
-            for term, part in zip(self.parts, self._deal(number, decks, encoder), strict=True):
-                if decks[term.source].overlap(part.rows):
+            drawn = self._deal_draw(number, decks, encoder)
+            for term, part_draw in zip(self.parts, drawn, strict=True):
+                if decks[term.source].overlap(part_draw.rows):
                     return number
         return most
 
     def _decks(self, draw: int) -> dict[Source, Deck]:
+        # By source: two parts of one source take turns at the same rows.
         return {term.source: Deck(term.source, draw, self.part) for term in self.parts}
 
-    def _deal_all(self, decks: Mapping[Source, Deck], encoder: Encoder) -> list[PartDraw]:
+    def _deal_own_draw(self, decks: Mapping[Source, Deck], encoder: Encoder) -> list[PartDraw]:
+        """Return what this set's own draw gives of every part."""
         # Earlier draws are dealt again, because which rows they took is what this draw may not
         # take.
         for number in range(self.seed):
-            self._deal(number, decks, encoder)
-        return self._deal(self.seed, decks, encoder)
+            self._deal_draw(number, decks, encoder)
+        return self._deal_draw(self.seed, decks, encoder)
 
-    def _deal(self, number: int, decks: Mapping[Source, Deck], encoder: Encoder) -> list[PartDraw]:
-        """Draw `number` of every part; a control deals only in the draw that it was opened for."""
+    def _deal_draw(
+        self, number: int, decks: Mapping[Source, Deck], encoder: Encoder
+    ) -> list[PartDraw]:
+        """Return what draw `number` gives of every part.
+
+        What has rows of its own for each draw deals only in the draw that its deck is for; in
+        others it gives an empty `PartDraw`.
+        """
         for term in self.parts:
-            before, head = encoder.starts(term.packing, term.format)
-            if self.length <= len(before) + len(head):
+            text_start, window_start = encoder.starts(term.packing, term.format)
+            if self.length <= len(text_start) + len(window_start):
                 raise DataError(
                     f"length is {self.length}: the start token leaves no room for text; raise "
                     "--length",
@@ -374,10 +390,10 @@ class CalibrationSet:
         drawn: list[PartDraw] = []
         for term, quota in zip(self.parts, self._quotas(), strict=True):
             deck = decks[term.source]
-            part = PartDraw()
+            part_draw = PartDraw()
             if deck.deals(number):
-                part = draw(term, quota, deck, encoder, frame)
-            drawn.append(part)
+                part_draw = draw_part(term, quota, deck, encoder, frame)
+            drawn.append(part_draw)
         return drawn
 
     def _quotas(self) -> list[Quota]:
@@ -401,19 +417,20 @@ class CalibrationSet:
                     subject=str(term),
                 )
             quota = Quota(tokens=tokens[place], flags=flags, share=term.share)
-            # A window that isn't filled has an unknown number of tokens, so windows are counted.
+            # A window that isn't filled has an unknown number of tokens, so windows are counted:
+            # at least one, however small the share.
             if self.budget is None and not term.packing.fills:
                 quota = replace(quota, tokens=None, windows=max(1, windows[place]))
             quotas.append(quota)
         return quotas
 
-    def _laid_out(self, drawn: Sequence[PartDraw]) -> tuple[np.ndarray, np.ndarray]:
+    def _ids_and_mask(self, drawn: Sequence[PartDraw]) -> tuple[np.ndarray, np.ndarray]:
         """Return ids and mask [sample, position] of all sequences; `PAD` in the ids where a pad
         counts as a token.
         """
         sequences: list[np.ndarray] = []
-        for part in drawn:
-            for window in part.windows:
+        for part_draw in drawn:
+            for window in part_draw.windows:
                 sequences += window.sequences()
         if len(sequences) * self.length > MOST_TOKENS:
             raise DataError(
@@ -429,16 +446,18 @@ class CalibrationSet:
         return ids, mask
 
     def _mixture(self, batches: Sequence[TokenBatch]) -> TokenBatch:
-        """Return all batches as one whose mass is that of all together: with shares like their
-        tokens' it is the pooled set.
+        """Return all batches as one, weighted by the mix's shares.
+
+        The mass of a batch is the sum of its weights; that of the mix is the sum of all masses.
+        Where each set's share is its part of that sum, every factor is 1: the sets are just pooled.
         """
         # In float64, because a batch has more tokens than float32 can count one by one.
         masses = [float(batch.weights.double().sum()) for batch in batches]
         factors: list[float] = []
         weights: list[Tensor] = []
-        parts: list[dict[str, Any]] = []
-        sets: list[dict[str, Any]] = []
-        # The fingerprint is of the sets' own and their weights: the same mix, the same digits.
+        part_facts: list[dict[str, Any]] = []
+        set_facts: list[dict[str, Any]] = []
+        # What is hashed: each set's fingerprint and share, so the same mix has the same digits.
         text = "mix\n"
         for name, share, mass, batch in zip(self.names, self.shares, masses, batches, strict=True):
             # Statistics are divided by their set's own mass and multiplied by its share of the mass
@@ -447,8 +466,8 @@ class CalibrationSet:
             factors.append(factor)
             weights.append(batch.weights * factor)
             for fact in batch.facts["parts"]:
-                changed = {"share": float(share) * fact["share"], "weight": factor * fact["weight"]}
-                parts.append(fact | changed)
+                in_mix = {"share": float(share) * fact["share"], "weight": factor * fact["weight"]}
+                part_facts.append(fact | in_mix)
             facts = {
                 "name": name,
                 "weight": float(share),
@@ -457,18 +476,18 @@ class CalibrationSet:
             }
             for key in ("data", "windows", "tokens", "overlap"):
                 facts[key] = batch.facts[key]
-            sets.append(facts)
+            set_facts.append(facts)
             text += f"{share} {batch.fingerprint}\n"
-        whole = {
+        mix_facts = {
             "data": self.expr,
             "draw": self.seed,
             "windows": sum(batch.facts["windows"] for batch in batches),
             "length": self.length,
             "tokens": sum(batch.facts["tokens"] for batch in batches),
             "pads": sum(batch.facts["pads"] for batch in batches),
-            "overlap": _mean_overlap(parts),
-            "parts": parts,
-            "mix": sets,
+            "overlap": _mean_overlap(part_facts),
+            "parts": part_facts,
+            "mix": set_facts,
         }
         examples = chain.from_iterable(batch.examples for batch in batches)
         return TokenBatch(
@@ -476,7 +495,7 @@ class CalibrationSet:
             torch.cat([batch.mask for batch in batches]),
             torch.cat(weights),
             "sha256:" + hashlib.sha256(text.encode()).hexdigest(),
-            whole,
+            mix_facts,
             examples=tuple(sorted(set(examples))),
             pads=_joined_pads(batches),
             mixed=tuple(zip(factors, batches, strict=True)),
@@ -548,31 +567,35 @@ def _mean_overlap(parts: Sequence[dict[str, Any]]) -> float:
     return sum(part["overlap"] * part["rows"] for part in parts) / rows
 
 
-def _weighed(shares: Sequence[Fraction], mixed: Sequence[CalibrationSet]) -> tuple[Term, ...]:
+def _weighted_terms(
+    shares: Sequence[Fraction], mixed: Sequence[CalibrationSet]
+) -> tuple[Term, ...]:
     """Return the terms of all sets, each with its share of the whole."""
     terms: list[Term] = []
-    for share, part in zip(shares, mixed, strict=True):
-        terms += [replace(term, share=share * term.share) for term in part.parts]
+    for share, member in zip(shares, mixed, strict=True):
+        terms += [replace(term, share=share * term.share) for term in member.parts]
     return tuple(terms)
 
 
 def _divide(whole: int, shares: Sequence[Fraction]) -> list[int]:
-    """Return `whole` in integer parts as near to `shares` as can be: rounded down, then one more
-    for the largest remainders, earlier parts first.
+    """Return `whole` in integer parts as near to `shares` as can be.
+
+    Each is rounded down; then those with the largest remainders get one more, earlier parts first.
     """
     # Shares are fractions: with floats the remainders of equal shares could differ.
     parts = [int(whole * share) for share in shares]
+    # At most 0: the remainder with its sign turned, so that the largest sorts first.
     excess = [part - whole * share for part, share in zip(parts, shares, strict=True)]
-    largest_remainders = sorted(range(len(shares)), key=lambda place: (excess[place], place))
-    for place in largest_remainders[: whole - sum(parts)]:
+    by_remainder = sorted(range(len(shares)), key=lambda place: (excess[place], place))
+    for place in by_remainder[: whole - sum(parts)]:
         parts[place] += 1
     return parts
 
 
-def _facts(term: Term, part: PartDraw, deck: Deck, weight: float) -> dict[str, Any]:
+def _facts(term: Term, part_draw: PartDraw, deck: Deck, weight: float) -> dict[str, Any]:
     """Return what a record keeps about one part of a draw."""
     # The lower of two lengths, so that each is one that a row has.
-    quartiles = np.quantile(part.lengths, [0, 0.25, 0.5, 0.75, 1], method="lower")
+    quartiles = np.quantile(part_draw.lengths, [0, 0.25, 0.5, 0.75, 1], method="lower")
     rows_held = None if deck.endless else len(deck.content.rows)
     hub = asdict(term.source.hub) if term.source.hub else None
     return {
@@ -580,19 +603,19 @@ def _facts(term: Term, part: PartDraw, deck: Deck, weight: float) -> dict[str, A
         "family": family_of(term.source),
         "share": float(term.share),
         "weight": weight,
-        "windows": len(part.windows),
-        "sequences": sum(len(window.sequences()) for window in part.windows),
-        "tokens": part.tokens,
-        "rows": len(part.rows),
-        "passed_over": part.passed_over,
-        "truncated": sum(window.broken for window in part.windows),
+        "windows": len(part_draw.windows),
+        "sequences": sum(len(window.sequences()) for window in part_draw.windows),
+        "tokens": part_draw.tokens,
+        "rows": len(part_draw.rows),
+        "passed_over": part_draw.passed_over,
+        "truncated": sum(window.broken for window in part_draw.windows),
         "bos": term.packing.bos,
         "rows_held": rows_held,
-        "overlap": deck.overlap(part.rows),
+        "overlap": deck.overlap(part_draw.rows),
         "duplicates_dropped": deck.content.duplicates,
         "overlapping_dropped": deck.content.overlapping,
         "row_lengths": [int(length) for length in quartiles],
-        "digest": deck.digest(part.rows),
+        "digest": deck.digest(part_draw.rows),
         "origin": deck.content.origin,
         "note": deck.content.note,
         "hub": hub,

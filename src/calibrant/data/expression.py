@@ -36,7 +36,7 @@ from calibrant.spec.registry import Registry
 selectors: Final = Registry("calibrant.data.select", "selector")
 """What chooses or writes rows, with a model or without; it stands where a source's name stands.
 
-Only its names are known here; the list is its files.
+Only the names are known here, from the files there are: `select` needs models, which need data.
 """
 
 NAMED_PAIRS: Final = {
@@ -63,7 +63,7 @@ class Term:
     def __str__(self) -> str:
         """Return the text without the share, such as `gsm8k:cot`.
 
-        What is the default of a corpus is left out; a named pair is called by its name.
+        What the source has by default is left out; a named pair is called by its name.
         """
         form, packing = self._written_names
         text = str(self.source)
@@ -77,9 +77,9 @@ class Term:
     def label(self) -> SetLabel:
         """What a set of this part alone is called, in its parts."""
         form, packing = self._written_names
-        plain = form
+        format_name = form
         if form and form not in NAMED_PAIRS:
-            plain = self.format.spec_name()
+            format_name = self.format.spec_name()
         name = ""
         if not isinstance(self.source, UserFile):
             name = self.source.spec_name()
@@ -87,7 +87,7 @@ class Term:
             str(self),
             source=str(self.source),
             name=name,
-            format=plain,
+            format=format_name,
             packing=packing,
             rest="@".join(filter(None, (form, packing))),
             family=family_of(self.source),
@@ -98,12 +98,12 @@ class Term:
         """What the text says of format and packing; nothing of what goes without saying."""
         form = str(self.format)
         packing = str(self.packing)
-        for name, names in NAMED_PAIRS.items():
-            if names == (form, packing):
-                return name, ""
-        if form == _format_of(self.source):
+        for pair, pair_names in NAMED_PAIRS.items():
+            if pair_names == (form, packing):
+                return pair, ""
+        if form == _default_format(self.source):
             form = ""
-        if self.packing == _packing_of(self.source, self.format):
+        if self.packing == _default_packing(self.source, self.format):
             packing = ""
         elif packing == self.packing.spec_name() and self.packing != self._packing_of_bare_name:
             packing = written_form(canonical(self.packing))
@@ -163,14 +163,14 @@ def parse_source(
             return build(UserFile, {"path": name, **call.arguments, **columns})
         # An unknown name is looked up where a near one is, so that the error can propose it.
         if not did_you_mean(name, selectors.names()):
-            return sources.build(call)
+            return sources.build(call)  # which raises
     # What stands in a selector's brackets may be a set, quoted or not: the selector reads it.
-    inner: dict[str, Any] = {}
+    arguments: dict[str, Any] = {}
     for key, value in call.arguments.items():
         if isinstance(value, Call):
             value = text_of(value)
-        inner[key] = value
-    return build(selectors.get(name), inner)
+        arguments[key] = value
+    return build(selectors.get(name), arguments)
 
 
 def parse_format(text: str | Call) -> tuple[Format, Packing | None]:
@@ -196,10 +196,10 @@ def parse_packing(text: str | Call, format_name: str = "") -> Packing:
     call = _call(text)
     if call.name not in packings.names():
         raise _unknown("packing", call.name, packings.names())
-    cls: type[Packing] = packings.get(call.name)
+    packing_class: type[Packing] = packings.get(call.name)
     if not call.arguments:
-        return cls.bare(format_name)
-    return build(cls, call.arguments)
+        return packing_class.bare(format_name)
+    return build(packing_class, call.arguments)
 
 
 def _call(text: str | Call) -> Call:
@@ -226,7 +226,7 @@ def held_out(source: str, form: str | None = None) -> tuple[Source, Format]:
         raise DataError(
             f"{source!r} {message}; measure on a corpus or a question set", subject=source
         )
-    rendered, _ = parse_format(behind or form or _format_of(measured))
+    rendered, _ = parse_format(behind or form or _default_format(measured))
     _check_fields(measured, rendered)
     return measured, rendered
 
@@ -236,18 +236,18 @@ def _with_format(source: str) -> tuple[str, str | None]:
 
     The format is None where the text is all source, as a path with a colon may be.
     """
-    names = pieces(source, ":")
-    if len(names) != 2 or is_path(names[1].partition("(")[0]):
+    parts = pieces(source, ":")
+    if len(parts) != 2 or is_path(parts[1].partition("(")[0]):
         return source, None
     if os.path.exists(user_path(source, DataError)):  # which is False where it may not be looked at
         return source, None
-    form = names[1].strip()
+    form = parts[1].strip()
     if not form:
         raise SpecError(
             f"{source!r} names no format behind the colon; write one, as in gsm8k:cot, or no colon",
             subject=source,
         )
-    return names[0].strip(), form
+    return parts[0].strip(), form
 
 
 def term_of(part: Part) -> Term:
@@ -260,14 +260,14 @@ def term_of(part: Part) -> Term:
     if form and isinstance(part.source, File):
         columns, form = _columns_in(form)
     source = parse_source(part.source, columns)
-    # Said here, before anything is read; a file that is only measured on is fine elsewhere.
+    # Here, before rows are read; elsewhere a file that is only measured on is fine.
     if isinstance(source, UserFile):
         source.check_calibrates()
-    rendered, packing = parse_format(form or _format_of(source))
+    rendered, packing = parse_format(form or _default_format(source))
     _check_fields(source, rendered)
     if part.packing:
         packing = parse_packing(part.packing, rendered.spec_name())
-    return Term(source, rendered, packing or _packing_of(source, rendered), part.share)
+    return Term(source, rendered, packing or _default_packing(source, rendered), part.share)
 
 
 def _columns_in(call: Call) -> tuple[dict[str, Any], Call]:
@@ -277,14 +277,14 @@ def _columns_in(call: Call) -> tuple[dict[str, Any], Call]:
     return columns, Call(call.name, others)
 
 
-def _format_of(source: Source) -> str:
+def _default_format(source: Source) -> str:
     if source.default:
         return source.default
     return "icl" if source.kind == "questions" else "text"
 
 
-def _packing_of(source: Source, form: Format) -> Packing:
-    # A chat template ends its texts itself, and a control's tokens are to stay as they are.
+def _default_packing(source: Source, form: Format) -> Packing:
+    # No separator: a chat template ends its texts itself, and a control is to have no other tokens.
     if source.kind == "control" or form.spec_name() == "chat":
         return Many(separator="")
     return Many()
@@ -307,8 +307,8 @@ def _check_fields(source: Source, form: Format) -> None:
 
 
 def _declared_fields(name: str) -> set[str]:
-    kind = sources.get(name)
-    return {*getattr(kind, "fields", ()), *getattr(kind, "sometimes", ())}
+    source_class = sources.get(name)
+    return {*getattr(source_class, "fields", ()), *getattr(source_class, "sometimes", ())}
 
 
 def _unknown(noun: str, name: str, names: list[str]) -> SpecError:

@@ -26,9 +26,11 @@ Records = Iterator[dict[str, Any]]
 
 ANSWER_WITHIN: Final = 10.0
 """Seconds that the hub has to say which commit is the newest."""
-READINGS: Final = 1
-"""How often `datasets` tries to read on, each time half a minute in which the hub's own client
-tries six times; its usual 20 would be silence.
+MOST_RETRIES: Final = 1
+"""How often `datasets` tries again to read on after a lost connection.
+
+Each try takes half a minute, in which the hub's own client tries six times; the usual 20 would be
+ten minutes of silence.
 """
 SHOWN: Final = 160
 """Characters of somebody else's error message that are worth repeating."""
@@ -106,10 +108,10 @@ def mirrored(places: Sequence[tuple[str, str]]) -> tuple[Records, str] | None:
     return None
 
 
-def answers() -> bool:
-    """Return whether the hub says anything within `ANSWER_WITHIN` seconds.
+def is_reachable() -> bool:
+    """Return whether the hub answers within `ANSWER_WITHIN` seconds.
 
-    A client that has to read from one that doesn't asks for half a minute a set.
+    Without this question, each set that is read from a hub that is silent costs half a minute.
     """
     from huggingface_hub import constants, get_session
 
@@ -129,12 +131,12 @@ def offline() -> Iterator[None]:
     from huggingface_hub import constants
 
     # Both libraries have read the variable when they were imported, so it is too late to set it.
-    usual = config.HF_HUB_OFFLINE, constants.HF_HUB_OFFLINE
+    before = config.HF_HUB_OFFLINE, constants.HF_HUB_OFFLINE
     config.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE = True
     try:
         yield
     finally:
-        config.HF_HUB_OFFLINE, constants.HF_HUB_OFFLINE = usual
+        config.HF_HUB_OFFLINE, constants.HF_HUB_OFFLINE = before
         _commit.cache_clear()  # what the cache said offline is no answer for later
 
 
@@ -144,7 +146,7 @@ def _from_hub(hub: HubDataset, split: str, place: tuple[str, str]) -> tuple[Reco
         commit = hub.revision
         if commit == "unpinned":
             commit = _commit(hub.id)
-        with _patience():
+        with _few_retries():
             dataset = _opened(hub, split, file, commit)
             # What is streamed is read here and now, so that a connection that breaks in the middle
             # is this error too.
@@ -197,16 +199,16 @@ def _commit(name: str) -> str | None:
 
 
 @contextmanager
-def _patience() -> Iterator[None]:
+def _few_retries() -> Iterator[None]:
     """Make a lost connection an error soon."""
     from datasets import config
 
-    usual = config.STREAMING_READ_MAX_RETRIES
-    config.STREAMING_READ_MAX_RETRIES = min(READINGS, usual)
+    before = config.STREAMING_READ_MAX_RETRIES
+    config.STREAMING_READ_MAX_RETRIES = min(MOST_RETRIES, before)
     try:
         yield
     finally:
-        config.STREAMING_READ_MAX_RETRIES = usual
+        config.STREAMING_READ_MAX_RETRIES = before
 
 
 def _downloaded(dataset: Any) -> str:
@@ -255,8 +257,8 @@ def _reason(error: BaseException, name: str) -> str:
         errors.append(cause)
         cause = cause.__cause__
     messages = " ".join(map(str, errors))
-    gated = any(isinstance(each, GatedRepoError) for each in errors)
-    missing = any(isinstance(each, RepositoryNotFoundError) for each in errors)
+    gated = any(isinstance(beneath, GatedRepoError) for beneath in errors)
+    missing = any(isinstance(beneath, RepositoryNotFoundError) for beneath in errors)
     if "offline mode is enabled" in messages or "OfflineModeIsEnabled" in messages:
         return "offline mode is on, see HF_HUB_OFFLINE, and it isn't in the cache"
     if gated or "is a gated dataset" in messages:

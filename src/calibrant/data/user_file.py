@@ -22,7 +22,7 @@ from calibrant.data._base import (
     lettered,
     train_and_test,
 )
-from calibrant.data._columns import USUAL, Columns, assign, content, exchange, letter_of
+from calibrant.data._columns import USUAL, Columns, assign, field_value, first_exchange, letter_of
 from calibrant.data._files import read_records, short
 from calibrant.data._folders import File, files_of
 from calibrant.data._limits import MOST_COLUMNS
@@ -118,7 +118,7 @@ class UserFile(StoredSource):
     __str__ = __repr__
 
     def place(self) -> Hashable:
-        return _stamps(files_of(self.path).all)
+        return _stamps_of(files_of(self.path).all)
 
     def part(self, part: Part) -> PartRows:
         if part == "calibrate":
@@ -167,7 +167,7 @@ class UserFile(StoredSource):
     @property
     def _layout(self) -> _Layout:
         files = files_of(self.path)
-        return _layout_of(self.path, files.parts, _stamps(files.all), self._requested)
+        return _layout_of(self.path, files.parts, _stamps_of(files.all), self._requested)
 
 
 def files_behind(source: Source) -> Iterator[UserFile]:
@@ -221,7 +221,7 @@ def values_of(record: Mapping[str, Any], columns: Columns, place: str) -> dict[s
     values: dict[str, Any] = {}
     for name, column in columns.fields.items():
         try:
-            value = content(name, record.get(column))
+            value = field_value(name, record.get(column))
         except ValueError as error:
             found = short(record[column])
             raise DataError(
@@ -230,7 +230,7 @@ def values_of(record: Mapping[str, Any], columns: Columns, place: str) -> dict[s
         if value is not None:
             values[name] = value
     if "turns" in values:
-        question, answer = exchange(values["turns"])
+        question, answer = first_exchange(values["turns"])
         if question is not None and "question" not in columns.fields:
             values["question"] = question
         if answer is not None and "answer" not in columns.fields:
@@ -254,24 +254,25 @@ def _layout_of(
     """Return what the first rows teach; remembered for as long as the files are the same, since
     an expression is read more than once.
     """
+    del stamps  # other files under the same path are another entry of the cache
     # Of each part, because a test part often lacks what a train part has, such as rationales.
-    first: list[tuple[str, dict[str, Any]]] = []
+    first_records: list[tuple[str, dict[str, Any]]] = []
     for files in parts:
-        first += islice(chain.from_iterable(map(_numbered, files)), LOOKED_AT)
-    if not first:
+        first_records += islice(chain.from_iterable(map(_numbered, files)), LOOKED_AT)
+    if not first_records:
         raise DataError(f"{path!r} is empty; a data file needs at least one row", subject=path)
-    records = [record for _, record in first]
+    records = [record for _, record in first_records]
     columns = assign(records, dict(requested))
     _check_columns(path, columns, list(dict.fromkeys(chain.from_iterable(records))))
-    rows = [values_of(record, columns, place) for place, record in first]
+    rows = [values_of(record, columns, place) for place, record in first_records]
     present = set(chain.from_iterable(rows))
     needed = ["question"]
     if "text" in present:
         needed = ["text"]
     elif "answer" in present:
         needed.append("answer")
-    used = [values for values in rows if values.keys() >= set(needed)]
-    if not used:
+    usable = [values for values in rows if values.keys() >= set(needed)]
+    if not usable:
         expected = " and ".join(needed)
         if "text" in columns.fields:
             expected = "text or question"
@@ -281,9 +282,9 @@ def _layout_of(
             subject=path,
         )
     # A field that only some rows have is no field that a format may need.
-    counts = Counter(chain.from_iterable(used))
-    always = tuple(name for name in USUAL if counts[name] == len(used))
-    sometimes = tuple(name for name in USUAL if 0 < counts[name] < len(used))
+    counts = Counter(chain.from_iterable(usable))
+    always = tuple(name for name in USUAL if counts[name] == len(usable))
+    sometimes = tuple(name for name in USUAL if 0 < counts[name] < len(usable))
     return _Layout(columns, always, sometimes)
 
 
@@ -316,7 +317,7 @@ def _numbered(file: File) -> Iterator[tuple[str, dict[str, Any]]]:
         yield f"{label!r}, row {number}", record
 
 
-def _stamps(files: Iterable[File]) -> Hashable:
+def _stamps_of(files: Iterable[File]) -> Hashable:
     """Return what changes when a file does."""
     stamps: list[tuple[str, int, int]] = []
     for path, _ in files:

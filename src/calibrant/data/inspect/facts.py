@@ -18,7 +18,7 @@ from calibrant.data._encoding import IdEncoder
 from calibrant.data.calibration import CalibrationSet, TokenBatch
 from calibrant.data.expression import Term
 from calibrant.data.formats import formats
-from calibrant.data.inspect.overlap import content, measurable, overlaps, repeats
+from calibrant.data.inspect.overlap import measurable, overlaps, repeats, row_content
 from calibrant.data.inspect.profiling import quoted, text_tokens
 from calibrant.data.inspect.verdict import ENOUGH_DRAWS, verdict
 from calibrant.data.packings.many import Many
@@ -144,7 +144,7 @@ def inspect_tokens(
         double_starts=double_starts,
         overlap=batch.facts["overlap"],
         disjoint_draws=draws,
-        enough=_enough(data, tokenizer, draws),
+        enough=_budget_for_enough_draws(data, tokenizer, draws),
         vocabulary=_vocabulary(torch.cat(ids), tokenizer),
         fingerprint=batch.fingerprint,
         parts=tuple(_parts(data, batch, rows, tokenizer, show, letters)),
@@ -155,14 +155,14 @@ def inspect_tokens(
 
 def _plain(inspection: Inspection) -> dict[str, Any]:
     """Return the fields as dictionaries and lists; what others call tuples JSON calls lists."""
-    return _listed(asdict(inspection))
+    return _as_lists(asdict(inspection))
 
 
-def _listed(value: Any) -> Any:
+def _as_lists(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return {str(key): _listed(each) for key, each in value.items()}
+        return {str(key): _as_lists(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
-        return [_listed(each) for each in value]
+        return [_as_lists(entry) for entry in value]
     return value
 
 
@@ -189,11 +189,13 @@ def _vocabulary(ids: Tensor, tokenizer: PreTrainedTokenizerBase) -> dict[str, An
     }
 
 
-def _enough(
+def _budget_for_enough_draws(
     data: CalibrationSet, tokenizer: PreTrainedTokenizerBase, draws: int | None
 ) -> int | None:
-    """Return the budget, rounded down, at which five draws share no row; tried, because rows are
-    used whole. None if that isn't the matter.
+    """Return the budget, rounded down, at which five draws share no row; None if there are as many
+    already, or no budget helps.
+
+    It is found by trying: rows are used whole, so the number of draws can't be computed.
     """
     if draws is None or draws >= ENOUGH_DRAWS or data.per_draw:
         return None
@@ -202,6 +204,7 @@ def _enough(
     unit = "samples" if data.budget is None else "tokens"
     amount = data.samples if data.budget is None else data.budget
     amount = _rounded(amount * draws / ENOUGH_DRAWS)
+    # Every part needs one sample or token.
     while amount >= len(data.parts):
         smaller = CalibrationSet(data.expr, length=data.length, **{unit: amount})
         count = smaller.disjoint_draws(tokenizer, most=ENOUGH_DRAWS)
@@ -229,11 +232,11 @@ def _parts(
 ) -> Iterator[dict[str, Any]]:
     encoder = IdEncoder(tokenizer)
     special = _special_names(encoder)
-    # Windows that are shown are dealt out to the parts, one more to the first ones.
-    each, more = divmod(show, len(data.parts))
-    begin = 0
+    # The windows that are shown are divided among the parts; the first parts show one more.
+    shown_each, left_over = divmod(show, len(data.parts))
+    begin = 0  # the part's first sequence in the batch
     parts = zip(data.parts, batch.facts["parts"], drawn, strict=True)
-    for number, (term, fact, rows) in enumerate(parts):
+    for number, (term, facts, rows) in enumerate(parts):
         lengths = [len(encoder.row(row, term.format)) for row in rows]
         fitting_length = 0
         if lengths:
@@ -242,14 +245,14 @@ def _parts(
         unshown = f"the licence ({term.source.licence}) doesn't let its rows be quoted"
         if term.source.shown:
             unshown = ""
-            count = min(max(1, each + (number < more)), fact["sequences"])
+            count = min(max(1, shown_each + (number < left_over)), facts["sequences"])
             for place in range(begin, begin + count):
                 texts.append(quoted(batch, place, tokenizer, letters))
-        begin += fact["sequences"]
+        begin += facts["sequences"]
         yield {
-            **fact,
-            **_spelled(term),
-            "padding": _padding(fact, data.length),
+            **facts,
+            **_expressions(term),
+            "padding": _padding(facts, data.length),
             "histogram": histogram(lengths),
             "fitting_length": fitting_length,
             "empty": lengths.count(0),
@@ -279,18 +282,18 @@ def _special_texts(
     if special is None:
         return counts
     for row in rows:
-        for name in sorted(set(special.findall(content(row, term.format)))):
+        for name in sorted(set(special.findall(row_content(row, term.format)))):
             counts[name] = counts.get(name, 0) + 1
     return counts
 
 
-def _spelled(term: Term) -> dict[str, Any]:
+def _expressions(term: Term) -> dict[str, Any]:
     """Return what the part is made of, and the expressions that a verdict may propose in its
     place; empty where there is none.
     """
-    answered = term.format
-    if answered.spec_name() == "question" and "answer" in term.source.fields:
-        answered = formats.build("qa")
+    answered_format = term.format
+    if answered_format.spec_name() == "question" and "answer" in term.source.fields:
+        answered_format = formats.build("qa")
     packing: Any = term.packing  # a dataclass, which its abstract class is not
     startless = ""
     if packing.bos != "none" and "bos" in {field.name for field in fields(packing)}:
@@ -303,7 +306,7 @@ def _spelled(term: Term) -> dict[str, Any]:
         "packing": str(packing),
         "fills": packing.fills,
         "replacement": packing.replacement,
-        "filled": str(replace(term, format=answered, packing=Many())),
+        "filled": str(replace(term, format=answered_format, packing=Many())),
         "startless": startless,
     }
 
@@ -315,14 +318,16 @@ def histogram(lengths: Sequence[int]) -> list[list[int]]:
     if not lengths:
         return []
     least = min(lengths)
-    # The longest two percent would make bars of all others thin.
-    usual = int(np.quantile(lengths, 0.98, method="higher"))
-    width = _bar_width(least, usual)
-    first = least // width
-    last = usual // width
-    places = np.minimum(np.array(lengths) // width, last) - first
+    # With the longest two percent in the range, the bars of all others would be thin.
+    most = int(np.quantile(lengths, 0.98, method="higher"))
+    width = _bar_width(least, most)
+    first_range = least // width
+    last_range = most // width
+    places = np.minimum(np.array(lengths) // width, last_range) - first_range
     ranges: list[list[int]] = []
-    for place, count in enumerate(np.bincount(places, minlength=last - first + 1).tolist(), first):
+    for place, count in enumerate(
+        np.bincount(places, minlength=last_range - first_range + 1).tolist(), first_range
+    ):
         ranges.append([place * width, (place + 1) * width - 1, count])
     ranges[-1][1] = max(ranges[-1][1], max(lengths))
     return ranges

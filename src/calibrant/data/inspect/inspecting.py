@@ -33,7 +33,7 @@ from calibrant.walk import walk, walk_blocks
 from calibrant.walk.block_statistics import TokenKinds, coverage
 
 TOKENS: Final = 8_192
-"""How much of a set a model is run on."""
+"""How many tokens of a set a model is run on."""
 
 TOKENS_PER_PASS: Final = 2_048
 """Tokens whose logits are held at once."""
@@ -54,10 +54,11 @@ def inspect(options: InspectOptions) -> Inspection:
     """
     data = options.data
     if isinstance(data, CalibrationSet):
-        chosen = data
+        calibration = data
     else:
         samples = options.samples or DataOptions.samples
-        chosen = CalibrationSet(data, samples, options.length, options.tokens, options.seed)
+        calibration = CalibrationSet(data, samples, options.length, options.tokens, options.seed)
+    # What reads the set: a tokenizer alone, or a model, which is then run on it too.
     if options.model is None:
         tokenizer, name = open_tokenizer("smollm2")
         reader = tokenizer
@@ -71,46 +72,48 @@ def inspect(options: InspectOptions) -> Inspection:
         name = reader.name
     instead: dict[str, str] = {}
     if not isinstance(data, CalibrationSet) and options.samples is None and options.tokens is None:
-        usual = f"{chosen.samples} windows of {chosen.length:,} tokens"
-        held = _held(chosen, tokenizer)
+        usual = f"{calibration.samples} windows of {calibration.length:,} tokens"
+        held = _tokens_held(calibration, tokenizer)
         if held is not None:
-            chosen = CalibrationSet(data, length=chosen.length, tokens=held, seed=chosen.seed)
+            calibration = CalibrationSet(
+                data, length=calibration.length, tokens=held, seed=calibration.seed
+            )
             instead["instead"] = usual
-    chosen = resolved(chosen, reader, options.progress)
-    inspection = inspect_tokens(chosen, tokenizer, options.against)
+    calibration = resolved(calibration, reader, options.progress)
+    inspection = inspect_tokens(calibration, tokenizer, options.against)
     facts = None
     if isinstance(reader, Opened):
-        facts = _of_model(reader, chosen, options.progress)
+        facts = _model_facts(reader, calibration, options.progress)
     budget = {**inspection.budget, **instead}
     return replace(inspection, tokenizer=name, model=facts, budget=budget)
 
 
-def _held(chosen: CalibrationSet, tokenizer: PreTrainedTokenizerBase) -> int | None:
+def _tokens_held(calibration: CalibrationSet, tokenizer: PreTrainedTokenizerBase) -> int | None:
     """Return how many tokens the sources hold, if that is less than the set's budget; None where
     they hold enough, or where that can't be told in tokens.
     """
-    if chosen.per_draw or not all(term.packing.fills for term in chosen.parts):
+    if calibration.per_draw or not all(term.packing.fills for term in calibration.parts):
         return None
-    most = chosen.samples * chosen.length
-    tokens = chosen.most_tokens(tokenizer, most)
+    most = calibration.samples * calibration.length
+    tokens = calibration.most_tokens(tokenizer, most)
     if tokens in (0, most):
         return None
     return tokens
 
 
-def _of_model(opened: Opened, chosen: CalibrationSet, progress: Progress) -> dict[str, Any]:
+def _model_facts(opened: Opened, calibration: CalibrationSet, progress: Progress) -> dict[str, Any]:
     """Return what a model makes of a set."""
-    whole = chosen.tokens(opened.tokenizer)
-    blocks = view(opened.model)
-    batch, kinds = _excerpt(whole, chosen.kinds(opened.tokenizer).long(), TOKENS)
+    whole = calibration.tokens(opened.tokenizer)
+    model_view = view(opened.model)
+    batch, kinds = _excerpt(whole, calibration.kinds(opened.tokenizer).long(), TOKENS)
     facts = {
         "name": opened.name,
         "note": opened.note,
         "dtype": str(opened.dtype).removeprefix("torch."),
         "loss": loss(opened, batch, progress),
-        "energy": energy(blocks, batch, kinds, progress),
+        "energy": energy(model_view, batch, kinds, progress),
     }
-    experts = expert_coverage(blocks, batch, int(whole.mask.sum()), progress)
+    experts = expert_coverage(model_view, batch, int(whole.mask.sum()), progress)
     if experts is not None:
         facts["experts"] = experts
     return facts
@@ -123,26 +126,26 @@ def _excerpt(batch: TokenBatch, kinds: Tensor, most: int) -> tuple[TokenBatch, T
     count = len(batch.ids)
     digits = max(1, (count - 1).bit_length())
 
-    # The digits of a place, in binary, read backwards: the first places are spread over the whole,
-    # and the others fill the gaps.
+    # The digits of a place, in binary, read backwards (van der Corput): the first places are spread
+    # over the whole, and the others fill the gaps.
     def reversed_digits(place: int) -> int:
         return int(format(place, f"0{digits}b")[::-1], 2)
 
     # At least one sequence, however long it is; its end is masked below.
     chosen: list[int] = []
-    budget = most
+    tokens_left = most
     for place in sorted(range(count), key=reversed_digits):
-        size = int(batch.mask[place].sum())
-        if size <= budget or not chosen:
+        tokens = int(batch.mask[place].sum())
+        if tokens <= tokens_left or not chosen:
             chosen.append(place)
-            budget -= size
+            tokens_left -= tokens
     rows = torch.tensor(sorted(chosen))
     mask = batch.mask[rows]
     mask = mask & (mask.cumsum(1) <= most)
     pads = None
     if batch.pads is not None:
         pads = batch.pads[rows] & mask
-    few = replace(
+    excerpt = replace(
         batch,
         ids=batch.ids[rows],
         mask=mask,
@@ -152,7 +155,7 @@ def _excerpt(batch: TokenBatch, kinds: Tensor, most: int) -> tuple[TokenBatch, T
         examples=(),
         rows=(),
     )
-    return few, kinds[rows]
+    return excerpt, kinds[rows]
 
 
 @torch.no_grad()
@@ -169,7 +172,8 @@ def loss(opened: Opened, batch: TokenBatch, progress: Progress = silent) -> dict
     count = 0
     done = 0
     total = int(batch.mask.sum())
-    # The weights carry along which tokens are scored.
+    # Micro-batches reorder ids, mask and weights alike: as weights, which tokens are texts' comes
+    # along.
     for ids, mask, weights in micro_batches(
         replace(batch, weights=scored.float()), TOKENS_PER_PASS
     ):
@@ -177,13 +181,13 @@ def loss(opened: Opened, batch: TokenBatch, progress: Progress = silent) -> dict
         if not bool(mask.all()):
             inputs["attention_mask"] = mask.to(device).long()
         logits: Tensor = opened.model(**inputs, use_cache=False).logits
-        rows = weights[:, 1:] > 0
-        predicted = logits[:, :-1][rows.to(device)]
+        is_target = weights[:, 1:] > 0
+        predicted = logits[:, :-1][is_target.to(device)]
         predicted = predicted.to(wide(predicted.dtype))
-        targets = ids[:, 1:][rows].to(device)
+        targets = ids[:, 1:][is_target].to(device)
         # Summed in float64, so that the order of the batches hardly shows.
         nats += float(cross_entropy(predicted, targets, reduction="none").double().sum())
-        count += int(rows.sum())
+        count += int(is_target.sum())
         done += int(mask.sum())
         progress("loss of the model", done, total)
     value = nats / count if count else 0.0
@@ -206,33 +210,35 @@ def energy(
     as `mlp.down_proj`. Pads that count are a kind of their own.
     """
     text = text_tokens(batch)
-    classes: dict[str, Tensor] = {}
+    tokens_of_kinds: dict[str, Tensor] = {}
     for name in ("start", "special", "template"):
-        classes[name] = text & (kinds == KINDS.index(name))
+        tokens_of_kinds[name] = text & (kinds == KINDS.index(name))
     if batch.pads is not None:
-        classes["pad"] = batch.pads
+        tokens_of_kinds["pad"] = batch.pads
     present = {
-        name: tokens for name, tokens in classes.items() if bool((batch.weights * tokens).any())
+        name: tokens
+        for name, tokens in tokens_of_kinds.items()
+        if bool((batch.weights * tokens).any())
     }
-    steps = len(view.blocks) * (1 + len(present))
-    done = 0
+    blocks_to_walk = len(view.blocks) * (1 + len(present))
+    blocks_done = 0
 
     def on_block(block: int) -> None:
-        progress("energy", done + block, steps)
+        progress("energy", blocks_done + block, blocks_to_walk)
 
     # A statistic is a sum over tokens: what one kind adds to it is the same walk with the weights
     # of all other tokens at 0.
-    whole = _squares(view, batch, on_block)
+    whole_squares = _squares_by_matrix(view, batch, on_block)
     shares: dict[str, Any] = {}
     for name, tokens in present.items():
-        done += len(view.blocks)
-        squares = _squares(view, replace(batch, weights=batch.weights * tokens), on_block)
+        blocks_done += len(view.blocks)
+        squares = _squares_by_matrix(view, replace(batch, weights=batch.weights * tokens), on_block)
         share = float(tokens.sum() / batch.mask.sum())
-        shares[name] = {"tokens": share, **_shares(squares, whole, view)}
-    return {"tokens": int(batch.mask.sum()), "matrices": len(whole), "kinds": shares}
+        shares[name] = {"tokens": share, **_shares_of_squares(squares, whole_squares, view)}
+    return {"tokens": int(batch.mask.sum()), "matrices": len(whole_squares), "kinds": shares}
 
 
-def _squares(
+def _squares_by_matrix(
     view: ModelView, batch: TokenBatch, on_block: Callable[[int], None]
 ) -> dict[str, float]:
     """Return Σx² of every matrix that tokens of weight reach, by name."""
@@ -244,22 +250,24 @@ def _squares(
     return squares
 
 
-def _shares(
-    squares: Mapping[str, float], whole: Mapping[str, float], view: ModelView
+def _shares_of_squares(
+    squares: Mapping[str, float], whole_squares: Mapping[str, float], view: ModelView
 ) -> dict[str, Any]:
-    shares = {name: squares.get(name, 0.0) / total for name, total in whole.items() if total > 0}
+    shares = {
+        name: squares.get(name, 0.0) / total for name, total in whole_squares.items() if total > 0
+    }
     roles: dict[str, list[str]] = {}
     for block in view.blocks:
         for weight in block.weights:
             if weight.name in shares:
-                # The name of a matrix in its block, the same for all experts.
                 name = weight.name.removeprefix(block.name + ".")
+                # Without the number of an expert: all experts have the same role.
                 role = re.sub(r"\[\d+\]|\.\d+(?=\.)", "", name)
                 roles.setdefault(role, []).append(weight.name)
     summed: dict[str, float] = {}
     for role, names in roles.items():
-        part = sum(squares.get(name, 0.0) for name in names)
-        summed[role] = part / sum(whole[name] for name in names)
+        sum_of_kind = sum(squares.get(name, 0.0) for name in names)
+        summed[role] = sum_of_kind / sum(whole_squares[name] for name in names)
     if not shares:
         return {"median": 0.0, "most": 0.0, "where": "", "matrices": summed}
     name = max(shares, key=lambda name: shares[name])

@@ -31,20 +31,32 @@ COMMON: Final = 50
 """A run of words that more measured rows than this have in common is boilerplate."""
 
 RUNS_FILE: Final = "calibrant.runs.npy"
-"""The file beside a saved model that holds its runs of words: sorted numbers, a plain array."""
+"""The file beside a saved model that holds the runs of words that it was calibrated on: sorted
+numbers, a plain array.
+"""
 
 MOST_RUNS: Final = 1 << 20
 """How many runs are stored. Of more, the smallest numbers are kept: a fair sample of each row's
 runs, and 8 MB at most.
 """
 
+_LONG_RUN: Final = 13
+"""Words of a run by which texts are known."""
+
+_SHORT_RUN: Final = 8
+"""The same for texts that have fewer words than a long run."""
+
+_LEAST_WORDS: Final = 4
+"""A text of fewer words says too little to be known again."""
+
 FEW_RUNS: Final = 8
 """Where only a sample is stored, a row is judged by no fewer of its runs than this."""
 
-_BATCH: Final = 200_000
+_WORDS_AT_ONCE: Final = 200_000
 """How many words are looked up at a time."""
 
-_MARK: Final = re.compile(r"^[^\W\d_]+:", re.MULTILINE)
+_SENTENCE_MARK: Final = re.compile(r"^[^\W\d_]+:", re.MULTILINE)
+"""What names a sentence at the beginning of its line, such as `Premise:`."""
 
 _SIGN: Final = re.compile(r"([-+*/^=<>\u2212\u00d7\u00f7])(?=\s*\d)")
 """Signs before a number are no punctuation: 3 + 4 isn't 3 - 4."""
@@ -91,7 +103,7 @@ def ngrams(text: str) -> frozenset[int]:
 
 def find_leaks(calibration: Iterable[Row], measured: Iterable[Row]) -> list[Leak]:
     """Return every pair of a calibration row and a measured row that have an example or a run of
-    words in common, each with the gravest found.
+    words in common, each pair once, by the gravest of what they have in common.
 
     What is compared is all that a model would learn from: text, question, rationale, answer and
     turns, without a frame's own words and without letters that stand for a choice. A measured row
@@ -186,21 +198,21 @@ class RowFingerprints:
         """Return what is stored of these rows."""
         distinct = list({row.key: row for row in rows}.values())
         stored = _NONE
-        waiting: list[Numbers] = []
+        new_runs: list[Numbers] = []
         for row in distinct:
             numbers = _words_to_compare(row)
             # The runs by which a measured row could be known in this one: of 13 words, of 8, and
             # the whole of a short one.
-            waiting += [runs(numbers, 13), runs(numbers, 8)]
-            if 4 <= len(numbers) < 8:
-                waiting.append(runs(numbers, len(numbers)))
-            if sum(map(len, waiting)) > MOST_RUNS:
-                stored = _least([stored, *waiting])
-                waiting = []
+            new_runs += [runs(numbers, _LONG_RUN), runs(numbers, _SHORT_RUN)]
+            if _LEAST_WORDS <= len(numbers) < _SHORT_RUN:
+                new_runs.append(runs(numbers, len(numbers)))
+            if sum(map(len, new_runs)) > MOST_RUNS:
+                stored = _smallest([stored, *new_runs])
+                new_runs = []
         return cls(
             frozenset(row.example for row in distinct),
             frozenset(map(content_key, distinct)),
-            _least([stored, *waiting]),
+            _smallest([stored, *new_runs]),
             own_files,
         )
 
@@ -264,26 +276,27 @@ class RowFingerprints:
         for row in measured:
             numbers = _words_to_compare(row)
             runs_by_row.append(np.unique(runs(numbers, _run_length(len(numbers)))))
-        count = len(runs_by_row)
-        owners = np.repeat(np.arange(count), [len(numbers) for numbers in runs_by_row])
-        if not len(owners) or not len(self.runs):
+        row_count = len(runs_by_row)
+        rows_of_runs = np.repeat(np.arange(row_count), [len(numbers) for numbers in runs_by_row])
+        if not len(rows_of_runs) or not len(self.runs):
             return set()
-        values, places, counts = np.unique(
+        run_numbers, number_places, counts = np.unique(
             np.concatenate(runs_by_row), return_inverse=True, return_counts=True
         )
         judged = counts <= COMMON
-        whole = np.bincount(owners, judged[places], count)
+        # Before the sample is looked at: how many runs a row has by which it could be judged.
+        judged_counts = np.bincount(rows_of_runs, judged[number_places], row_count)
         if len(self.runs) == MOST_RUNS:
             # A full array is a sample: it says nothing of numbers above its largest.
-            judged &= values <= self.runs[-1]
-        seen = judged & np.isin(values, self.runs)
-        compared = np.bincount(owners, judged[places], count)
-        shared = np.bincount(owners, seen[places], count)
-        enough = (compared > 0) & (compared >= np.minimum(whole, FEW_RUNS))
+            judged &= run_numbers <= self.runs[-1]
+        seen = judged & np.isin(run_numbers, self.runs)
+        compared = np.bincount(rows_of_runs, judged[number_places], row_count)
+        shared = np.bincount(rows_of_runs, seen[number_places], row_count)
+        enough = (compared > 0) & (compared >= np.minimum(judged_counts, FEW_RUNS))
         return set(np.flatnonzero(enough & (2 * shared >= compared)).tolist())
 
 
-def _least(parts: list[Numbers]) -> Numbers:
+def _smallest(parts: list[Numbers]) -> Numbers:
     """Return the distinct numbers of all parts, sorted, as many as are stored."""
     return np.unique(np.concatenate(parts))[:MOST_RUNS]
 
@@ -314,11 +327,11 @@ class _Index:
             self.examples.append(row.example)
             numbers = _words_to_compare(row)
             length = _run_length(len(numbers))
-            distinct = np.unique(runs(numbers, length))
-            if length not in (13, 8):
+            distinct_runs = np.unique(runs(numbers, length))
+            if length not in (_LONG_RUN, _SHORT_RUN):
                 length = 0
-            if len(distinct):
-                by_length[length].append((place, distinct))
+            if len(distinct_runs):
+                by_length[length].append((place, distinct_runs))
         self._known = frozenset(self.examples)
         self._tables = {length: _RunTable(rows) for length, rows in by_length.items()}
 
@@ -335,7 +348,7 @@ class _Index:
                 owners, numbers = _runs_of(batch, length)
             else:
                 owners, numbers = _short_rows(batch)
-            kind = "13-gram" if length == 13 else "8-gram"
+            kind = "13-gram" if length == _LONG_RUN else "8-gram"
             for row, measured, share in table.shares(owners, numbers, len(self.examples)):
                 yield Leak(batch[row].example, self.examples[measured], kind, share)
 
@@ -347,7 +360,7 @@ def _runs_of(batch: list[_NumberedRow], length: int) -> tuple[Indices, Numbers]:
     numbers = runs(np.concatenate([row.numbers for row in batch]), length)
     begins = owners[: len(numbers)]
     ends = owners[len(owners) - len(numbers) :]
-    # A run that begins in one row and ends in the next isn't anybody's.
+    # All rows were joined: a run that begins in one and ends in the next belongs to neither.
     whole = begins == ends
     return begins[whole], numbers[whole]
 
@@ -357,7 +370,7 @@ def _short_rows(batch: list[_NumberedRow]) -> tuple[Indices, Numbers]:
     owners: list[int] = []
     numbers: list[Numbers] = [_NONE]
     for place, row in enumerate(batch):
-        if 4 <= len(row.numbers) < 8:
+        if _LEAST_WORDS <= len(row.numbers) < _SHORT_RUN:
             owners.append(place)
             numbers.append(runs(row.numbers, len(row.numbers)))
     return np.array(owners, dtype=np.int64), np.concatenate(numbers)
@@ -372,8 +385,8 @@ class _RunTable:
 
     def __init__(self, rows: list[tuple[int, Numbers]]) -> None:
         places = np.array([place for place, _ in rows], dtype=np.int32)
-        numbers = np.concatenate([each for _, each in rows])
-        owners = np.repeat(places, [len(each) for _, each in rows])
+        numbers = np.concatenate([row_runs for _, row_runs in rows])
+        owners = np.repeat(places, [len(row_runs) for _, row_runs in rows])
         # Stable, so that the rows of one run stand in their own order.
         order = np.argsort(numbers, kind="stable")
         keys, begins, counts = np.unique(numbers[order], return_index=True, return_counts=True)
@@ -383,12 +396,12 @@ class _RunTable:
         self._counts = counts[rare]
         self._owners = owners[order]
         self._sizes = np.bincount(self._owners[np.repeat(rare, counts)], minlength=rows[-1][0] + 1)
-        # Nearly every run that is looked up is in no measured row, and one bit of a small table
-        # says so at once.
+        # Nearly every run that is looked up is in no measured row. A small table, by the first bits
+        # of a run's number, says so at once for most of them.
         bits = min(24, max(8, 4 + len(keys).bit_length()))
         self._shift = np.uint64(64 - bits)
-        self._hint = np.zeros(1 << bits, dtype=np.bool_)
-        self._hint[self._keys >> self._shift] = True
+        self._may_hold = np.zeros(1 << bits, dtype=np.bool_)
+        self._may_hold[self._keys >> self._shift] = True
 
     def shares(
         self, owners: Indices, numbers: Numbers, measured: int
@@ -396,7 +409,7 @@ class _RunTable:
         """Yield (calibration row, measured row, the share of the latter's runs) for rows that
         meet; `owners` says in which row each run stands.
         """
-        likely = np.flatnonzero(self._hint[numbers >> self._shift])
+        likely = np.flatnonzero(self._may_hold[numbers >> self._shift])
         places = np.searchsorted(self._keys, numbers[likely])
         found = places < len(self._keys)
         found[found] = self._keys[places[found]] == numbers[likely[found]]
@@ -404,17 +417,17 @@ class _RunTable:
             return
         # A run counts once, however often the calibration row repeats it.
         distinct = np.unique(owners[likely[found]] * len(self._keys) + places[found])
-        rows, keys = np.divmod(distinct, len(self._keys))
-        counts = self._counts[keys]
+        calibration_rows, key_places = np.divmod(distinct, len(self._keys))
+        counts = self._counts[key_places]
         # For each run the places of its owners, which stand together: its first place, then so many
         # after it.
-        firsts = self._begins[keys] - np.cumsum(counts) + counts
+        firsts = self._begins[key_places] - np.cumsum(counts) + counts
         owner_places = np.repeat(firsts, counts) + np.arange(counts.sum())
-        meetings = np.repeat(rows, counts) * measured + self._owners[owner_places]
+        meetings = np.repeat(calibration_rows, counts) * measured + self._owners[owner_places]
         pairs, shared = np.unique(meetings, return_counts=True)
         for pair, count in zip(pairs.tolist(), shared.tolist(), strict=True):
-            row, other = divmod(pair, measured)
-            yield row, other, count / int(self._sizes[other])
+            calibration_row, measured_row = divmod(pair, measured)
+            yield calibration_row, measured_row, count / int(self._sizes[measured_row])
 
 
 def _words_to_compare(row: Row) -> Numbers:
@@ -423,7 +436,7 @@ def _words_to_compare(row: Row) -> Numbers:
     """
     texts = [row.text, row.question, row.rationale]
     if row.question and not row.frame[0]:
-        texts[1] = _MARK.sub("", row.question)
+        texts[1] = _SENTENCE_MARK.sub("", row.question)
     # A letter that stands for a choice gives nothing away.
     if not row.labels:
         texts.append(row.answer)
@@ -437,9 +450,9 @@ def _run_length(count: int) -> int:
     """Return how long the runs are by which a text of `count` words is known; more than it has
     if it is too short to be known.
     """
-    if count >= 13 or count < 4:
-        return 13
-    return min(count, 8)
+    if count >= _LONG_RUN or count < _LEAST_WORDS:
+        return _LONG_RUN
+    return min(count, _SHORT_RUN)
 
 
 def _batches(rows: Iterable[Row]) -> Iterator[list[_NumberedRow]]:
@@ -452,7 +465,7 @@ def _batches(rows: Iterable[Row]) -> Iterator[list[_NumberedRow]]:
         numbers = _words_to_compare(row)
         batch.append(_NumberedRow(row.example, numbers))
         size += len(numbers) + 1
-        if size >= _BATCH:
+        if size >= _WORDS_AT_ONCE:
             yield batch
             batch = []
             size = 0

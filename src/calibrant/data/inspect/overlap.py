@@ -46,14 +46,14 @@ the first of the group.
 
 _MIXER: Final = np.uint64(number_of("mixer") | 1)
 
-_AT_ONCE: Final = 4_000_000
+_RUNS_AT_ONCE: Final = 4_000_000
 """How many runs are compared at a time."""
 
 Indices = Int64[np.ndarray, " _"]
 Signatures = UInt64[np.ndarray, "text place"]
 
 
-def content(row: Row, form: Format) -> str:
+def row_content(row: Row, form: Format) -> str:
     """Return what a format shows of the row itself, without its own words."""
     if form.spec_name() == "chat" and row.turns:
         return "\n".join(text for _, text in row.turns)
@@ -66,7 +66,7 @@ def content(row: Row, form: Format) -> str:
 
 def quoted_row(row: Row, form: Format, letters: int = _QUOTED) -> str:
     """Return the beginning of a row's content in one line."""
-    text = " ".join(content(row, form).split())
+    text = " ".join(row_content(row, form).split())
     if len(text) > letters:
         text = text[:letters] + "…"
     return text
@@ -116,12 +116,12 @@ def repeats(terms: Sequence[Term], drawn: Sequence[Sequence[Row]]) -> dict[str, 
     for term, rows in zip(terms, drawn, strict=True):
         if term.source.kind == "control":
             continue
-        # A row that is dealt twice isn't a near-duplicate; `overlap` and `repeated_windows` say so.
+        # A row that is dealt twice is no near-duplicate; `overlap` and `repeated_windows` tell it.
         distinct: dict[str, tuple[Term, int, Row]] = {}
         for number, row in enumerate(rows, 1):
             distinct.setdefault(row.key, (term, number, row))
         places += islice(distinct.values(), _NEAR_ROWS // len(terms))
-    texts = [content(row, term.format)[:_NEAR_LETTERS] for term, _, row in places]
+    texts = [row_content(row, term.format)[:_NEAR_LETTERS] for term, _, row in places]
     pairs: list[dict[str, Any]] = []
     repeated: set[int] = set()
     for first, second, share in near_duplicates(texts):
@@ -145,8 +145,8 @@ def repeats(terms: Sequence[Term], drawn: Sequence[Sequence[Row]]) -> dict[str, 
 def _compared(term: Term, rows: Sequence[Row], source: Source, requested: bool) -> dict[str, Any]:
     """Return how much of a part's rows `source` measures too."""
     names = {"part": str(term), "against": str(source)}
-    most = None if requested else MOST_ROWS + 1
-    measured = list(islice(source.rows("measure"), most))
+    row_limit = None if requested else MOST_ROWS + 1
+    measured = list(islice(source.rows("measure"), row_limit))
     if len(measured) > MOST_ROWS and not requested:
         unchecked = (
             f"it measures on more than {MOST_ROWS:,} rows; --against {source} compares them "
@@ -162,7 +162,7 @@ def _compared(term: Term, rows: Sequence[Row], source: Source, requested: bool) 
 
     leaks = sorted(find_leaks(rows, measured), key=order)
     same = {leak.row for leak in leaks if leak.kind == "same example"}
-    grave = {leak.row for leak in leaks if serious(leak)} - same
+    half_seen = {leak.row for leak in leaks if serious(leak)} - same
     shown = term.source.shown and source.shown  # what both have in common is a quotation of both
     entries: list[dict[str, Any]] = []
     for leak in leaks:
@@ -189,8 +189,8 @@ def _compared(term: Term, rows: Sequence[Row], source: Source, requested: bool) 
         "measured_rows": len(measured),
         "rows_of": size,
         "same": len(same),
-        "half": len(grave),
-        "slight": len({leak.row for leak in leaks} - grave - same),
+        "half": len(half_seen),
+        "slight": len({leak.row for leak in leaks} - half_seen - same),
         "given_away": len({leak.measured for leak in leaks if serious(leak)}),
         "leaks": entries,
     }
@@ -217,7 +217,7 @@ def near_duplicates(texts: Sequence[str], threshold: float = 0.8) -> list[tuple[
     shingles = [_shingles(text) for text in texts]
     if len(shingles) < 2:
         return []
-    first, second = _candidates(_signatures(shingles), _rows_of_a_band(threshold))
+    first, second = _candidates(_signatures(shingles), _band_size(threshold))
     likeness = _likeness(shingles, first, second, threshold)
     alike = likeness >= threshold
     columns = (first[alike].tolist(), second[alike].tolist(), likeness[alike].tolist())
@@ -235,8 +235,9 @@ def _shingles(text: str) -> Numbers:
 
 
 def _signatures(shingles: Sequence[Numbers]) -> Signatures:
-    """Return for each text and each of 128 ways to hash, the least hash of its runs: two texts
-    agree in a place as often as they are alike.
+    """Return the least hash of each text's runs, for each of 128 ways to hash.
+
+    The share of places in which two texts agree is about their likeness.
     """
     runs_of_all = np.concatenate(shingles)
     begins = np.cumsum([0, *map(len, shingles[:-1])])
@@ -255,7 +256,7 @@ def _signatures(shingles: Sequence[Numbers]) -> Signatures:
     return signatures
 
 
-def _rows_of_a_band(threshold: float) -> int:
+def _band_size(threshold: float) -> int:
     """Return how many places of the signature make a band: as many as can be if 99 of 100 pairs
     at the threshold are to agree in some band.
     """
@@ -272,9 +273,11 @@ def _candidates(signatures: Signatures, size: int) -> tuple[Indices, Indices]:
     count = len(signatures)
     pairs = np.zeros(0, dtype=np.int64)
     for begin in range(0, SIGNATURE - size + 1, size):
+        # One number for all places of a band: equal bands have equal keys.
         keys = np.zeros(count, dtype=np.uint64)
         for place in range(begin, begin + size):
             keys = (keys ^ signatures[:, place]) * _MIXER
+        # Band by band, so that pairs that many bands have don't fill the memory.
         together = np.sort(np.concatenate([pairs, *_neighbours(keys, count)]))
         pairs = together[np.diff(together, prepend=-1) != 0]
     first, second = np.divmod(pairs, count)
@@ -289,8 +292,9 @@ def _neighbours(keys: Numbers, count: int) -> Iterator[Indices]:
     ordered = keys[order]
     begins = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]])
     sizes = np.diff(np.r_[begins, count])
-    heads = np.repeat(order[begins], sizes)
-    yield (heads * count + order)[heads != order]
+    # Texts with one key stand together in `order`, the earlier first.
+    group_firsts = np.repeat(order[begins], sizes)
+    yield (group_firsts * count + order)[group_firsts != order]
     for distance in range(1, min(NEIGHBOURS, int(sizes.max()) - 1) + 1):
         alike = ordered[distance:] == ordered[:-distance]
         yield order[:-distance][alike] * count + order[distance:][alike]
@@ -302,42 +306,42 @@ def _likeness(
     """Return how alike each pair is, exactly; 0 for pairs that can't reach the threshold because
     one is so much longer.
     """
-    sizes = np.array([len(each) for each in shingles], dtype=np.int64)
+    sizes = np.array([len(text_runs) for text_runs in shingles], dtype=np.int64)
     # Equal texts are settled by their hashes: they are the most frequent pairs by far.
-    digests = [blake2b(each.tobytes(), digest_size=16).digest() for each in shingles]
-    numbers = {digest: number for number, digest in enumerate(dict.fromkeys(digests))}
-    kinds = np.array([numbers[digest] for digest in digests])
-    likeness = (kinds[first] == kinds[second]).astype(np.float64)
-    low = np.minimum(sizes[first], sizes[second])
-    high = np.maximum(sizes[first], sizes[second])
-    unsettled = np.flatnonzero((likeness == 0) & (low / high >= threshold))
+    digests = [blake2b(text_runs.tobytes(), digest_size=16).digest() for text_runs in shingles]
+    number_of_digest = {digest: number for number, digest in enumerate(dict.fromkeys(digests))}
+    text_numbers = np.array([number_of_digest[digest] for digest in digests])
+    likeness = (text_numbers[first] == text_numbers[second]).astype(np.float64)
+    smaller = np.minimum(sizes[first], sizes[second])
+    larger = np.maximum(sizes[first], sizes[second])
+    unsettled = np.flatnonzero((likeness == 0) & (smaller / larger >= threshold))
     if not len(unsettled):
         return likeness
-    # Small numbers in place of hashes leave room to put a pair's number before each.
-    distinct, small = np.unique(np.concatenate(shingles), return_inverse=True)
-    names = np.split(small, np.cumsum(sizes)[:-1])
-    ends = np.cumsum(low[unsettled] + high[unsettled])
-    borders = np.searchsorted(ends, range(_AT_ONCE, int(ends[-1]), _AT_ONCE))
+    # A pair's number is put before each run's; beside a hash of 64 bits there'd be no room for it.
+    distinct_runs, run_numbers = np.unique(np.concatenate(shingles), return_inverse=True)
+    runs_of_texts = np.split(run_numbers, np.cumsum(sizes)[:-1])
+    ends = np.cumsum(smaller[unsettled] + larger[unsettled])
+    borders = np.searchsorted(ends, range(_RUNS_AT_ONCE, int(ends[-1]), _RUNS_AT_ONCE))
     for group in np.split(unsettled, borders):
         if not len(group):  # the pair before it is larger than a group
             continue
-        lefts = [names[place] for place in first[group]]
-        rights = [names[place] for place in second[group]]
-        shared = _shared(lefts, rights, len(distinct))
+        lefts = [runs_of_texts[place] for place in first[group]]
+        rights = [runs_of_texts[place] for place in second[group]]
+        shared = _shared_counts(lefts, rights, len(distinct_runs))
         likeness[group] = shared / (sizes[first[group]] + sizes[second[group]] - shared)
     return likeness
 
 
-def _shared(lefts: Sequence[Indices], rights: Sequence[Indices], count: int) -> Indices:
-    """Return how many of `count` names both texts of each pair have.
+def _shared_counts(lefts: Sequence[Indices], rights: Sequence[Indices], run_count: int) -> Indices:
+    """Return how many runs, which are numbers below `run_count`, both texts of each pair have.
 
-    Either has a name but once, so one that comes twice in a pair is shared.
+    Either text has a run but once, so one that comes twice in a pair is shared.
     """
     lengths = [len(left) + len(right) for left, right in zip(lefts, rights, strict=True)]
     owners = np.repeat(np.arange(len(lengths), dtype=np.int64), lengths)
-    names: list[Indices] = []
+    pair_runs: list[Indices] = []
     for left, right in zip(lefts, rights, strict=True):
-        names += [left, right]
-    together = np.sort(owners * count + np.concatenate(names))
-    twice = together[1:][together[1:] == together[:-1]]
-    return np.bincount(twice // count, minlength=len(lengths))
+        pair_runs += [left, right]
+    together = np.sort(owners * run_count + np.concatenate(pair_runs))
+    shared = together[1:][together[1:] == together[:-1]]
+    return np.bincount(shared // run_count, minlength=len(lengths))

@@ -68,7 +68,7 @@ def profile(
     empty.
     """
     counts = Counter[str]()
-    windows = Counter[str]()  # in how many windows each word stands
+    windows_with = Counter[str]()  # in how many windows each word stands
     classes = Counter[str]()
     scripts = Counter[str]()
     numbers = 0
@@ -77,7 +77,7 @@ def profile(
         text = str(tokenizer.decode(row[mask].tolist(), skip_special_tokens=True))
         words = Counter(_WORD.findall(text.casefold()))
         counts.update(words)
-        windows.update(words.keys())
+        windows_with.update(words.keys())
         numbers += len(_NUMBER.findall(text))
         for character, count in Counter(text).items():
             classes[_CLASSES[unicodedata.category(character)[0]]] += count
@@ -87,19 +87,19 @@ def profile(
     shares = [count / total for count in counts.values()]
     entropy = -sum(share * math.log(share) for share in shares)
     letters = sum(len(word) * count for word, count in counts.items())
-    shared = Counter({word: count for word, count in counts.items() if windows[word] > 1})
+    shared = Counter({word: count for word, count in counts.items() if windows_with[word] > 1})
     examples: list[dict[str, str]] = []
     unquoted: dict[str, str] = {}
-    begin = 0
+    first_sequence = 0
     for term, fact in zip(data.parts, batch.facts["parts"], strict=True):
         licence = term.source.licence
         if quotes and may_be_quoted(licence):
-            for place in range(begin, begin + min(QUOTED, fact["sequences"])):
+            for place in range(first_sequence, first_sequence + min(QUOTED, fact["sequences"])):
                 text = quoted(batch, place, tokenizer)
                 examples.append({"part": str(term), "licence": licence, "text": text})
         elif quotes:
             unquoted[str(term)] = licence
-        begin += fact["sequences"]
+        first_sequence += fact["sequences"]
     return {
         "revision": REVISION,
         "windows": len(batch.ids),

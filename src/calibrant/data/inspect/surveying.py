@@ -18,7 +18,7 @@ from calibrant.system.progress import Progress, silent
 
 _PAIRED: Final = {"text", *(form for form, _ in NAMED_PAIRS.values())}
 FORMATS: Final = ("text", *NAMED_PAIRS, *(name for name in formats.names() if name not in _PAIRED))
-MANY: Final = 100_000
+MANY_TOKENS: Final = 100_000
 """A budget that is large for calibration: how long it takes to draw is reported too."""
 
 
@@ -98,18 +98,18 @@ def _check(
     expression = f"{source}:{form}"
     try:
         data = CalibrationSet(expression, tokens=tokens, length=length)
-        began = time.perf_counter()
+        start = time.perf_counter()
         batch = data.tokens(tokenizer)
-        seconds = time.perf_counter() - began
+        seconds = time.perf_counter() - start
     except DataError as error:
         return SourceCheck(str(source), form, "refused", str(error))
     # The rows are in memory by now, so this is the time of rendering and tokenising alone.
-    began = time.perf_counter()
+    start = time.perf_counter()
     try:
-        CalibrationSet(expression, tokens=MANY, length=length).tokens(tokenizer)
-        many = time.perf_counter() - began
+        CalibrationSet(expression, tokens=MANY_TOKENS, length=length).tokens(tokenizer)
+        seconds_many = time.perf_counter() - start
     except DataError:
-        many = None
+        seconds_many = None
     facts = batch.facts["parts"][0]
     return SourceCheck(
         str(source),
@@ -119,7 +119,7 @@ def _check(
         tokens=batch.facts["tokens"],
         draws=data.disjoint_draws(tokenizer),
         seconds=seconds,
-        seconds_many=many,
+        seconds_many=seconds_many,
         fingerprint=batch.fingerprint,
         origin=facts["origin"],
     )
@@ -136,9 +136,9 @@ def as_markdown(checks: Sequence[Mapping[str, Any]]) -> str:
         "| source | " + " | ".join(FORMATS) + " | rows a draw | 100,000 tokens |",
         "| --- |" + " ---: |" * (len(FORMATS) + 2),
     ]
-    for source, forms in by_source.items():
-        cells = [_cell(forms[form]) for form in FORMATS]
-        working = [check for check in forms.values() if check["verdict"] == "works"]
+    for source, checks_by_format in by_source.items():
+        cells = [_cell(checks_by_format[form]) for form in FORMATS]
+        working = [check for check in checks_by_format.values() if check["verdict"] == "works"]
         cells += [_rows_cell(working), _seconds_cell(working)]
         lines.append(f"| `{source}` | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"

@@ -44,7 +44,7 @@ def _few_draws(facts: Facts) -> Iterator[str]:
 
 def _overlapping_draws(facts: Facts) -> Iterator[str]:
     for part in facts["parts"]:
-        if part["overlap"] > 0 and _learnable(part) and not part["replacement"]:
+        if part["overlap"] > 0 and _has_content(part) and not part["replacement"]:
             yield (
                 f"{_percent(part['overlap'])} of the rows of {part['data']} were in earlier draws "
                 f"too: use a --seed below {facts['disjoint_draws']}"
@@ -79,7 +79,7 @@ def _measured_rows(facts: Facts) -> Iterator[str]:
             verb = "is" if count == 1 else "are"
             yield (
                 f"{_counted(count, 'row')} of {check['part']} {verb} also measured by "
-                f"{check['against']}: {_apart(check, facts)}, or don't measure on "
+                f"{check['against']}: {_measured_remedy(check, facts)}, or don't measure on "
                 f"{check['against']}"
             )
 
@@ -95,7 +95,7 @@ def _half_measured_rows(facts: Facts) -> Iterator[str]:
                 f"{_counted(count, 'row')} of {check['part']} {verb} half or more of what "
                 f"{check['against']} measures in {check['given_away']:,} of "
                 f"{_counted(check['measured_rows'], 'row')}: read them, and unless that is a "
-                f"licence or the like, {_apart(check, facts)}"
+                f"licence or the like, {_measured_remedy(check, facts)}"
             )
 
 
@@ -106,7 +106,8 @@ def _two_starts(facts: Facts) -> Iterator[str]:
         if count < facts["windows"]:
             windows = _counted(count, "window")
         yield (
-            f"two start tokens in {windows}: the texts bring their own, so use {_startless(facts)}"
+            f"two start tokens in {windows}: the texts bring their own, so use "
+            f"{_startless_set(facts)}"
         )
 
 
@@ -117,7 +118,7 @@ def _special_tokens(facts: Facts) -> Iterator[str]:
             found = ", ".join(f"{token} in {_counted(rows, 'row')}" for token, rows in tokens)
             yield (
                 f"special tokens stand in the texts of {part['data']} ({found}) and are read as "
-                f"such: {_without(part, 'them')}"
+                f"such: {_row_remedy(part, 'them')}"
             )
 
 
@@ -125,7 +126,7 @@ def _empty_rows(facts: Facts) -> Iterator[str]:
     for part in facts["parts"]:
         if part["empty"] > 0:
             rows = f"{_counted(part['empty'], 'row')} of {part['data']}"
-            yield f"{rows} came to no token: {_without(part, 'empty rows')}"
+            yield f"{rows} came to no token: {_row_remedy(part, 'empty rows')}"
 
 
 def _near_duplicates(facts: Facts) -> Iterator[str]:
@@ -134,7 +135,7 @@ def _near_duplicates(facts: Facts) -> Iterator[str]:
     if rows > 0.05 * max(1, examined):
         yield (
             f"{_percent(rows / examined)} of the rows nearly repeat an earlier one, so the set "
-            f"holds less than its {facts['tokens']:,} tokens say: {_thinned(facts)}"
+            f"holds less than its {facts['tokens']:,} tokens say: {_copy_remedy(facts)}"
         )
 
 
@@ -154,16 +155,17 @@ def _cut_rows(facts: Facts) -> Iterator[str]:
 
 def _repeated_windows(facts: Facts) -> Iterator[str]:
     count = facts["repeated_windows"]
-    if count > 0 and _all_learnable(facts):
+    if count > 0 and _all_have_content(facts):
         verb = "repeats" if count == 1 else "repeat"
         yield (
-            f"{_counted(count, 'window')} {verb} an earlier one word for word: {_thinned(facts)}"
+            f"{_counted(count, 'window')} {verb} an earlier one word for word: "
+            f"{_copy_remedy(facts)}"
         )
 
 
 def _variety(facts: Facts) -> Iterator[str]:
     even = facts["vocabulary"]["even"]
-    if even < 32 and facts["vocabulary"]["size"] > 1_000 and _all_learnable(facts):
+    if even < 32 and facts["vocabulary"]["size"] > 1_000 and _all_have_content(facts):
         yield (
             f"the tokens are no more varied than {even:.0f} equally frequent ones: mix in a "
             f"corpus, as in 0.5*{facts['parts'][0]['data']} + 0.5*wikitext"
@@ -180,9 +182,9 @@ def _weights(facts: Facts) -> Iterator[str]:
 
 
 def _loss(facts: Facts) -> Iterator[str]:
-    loss = _of_model(facts, "loss").get("value", 0.0)
+    loss = _model_facts(facts, "loss").get("value", 0.0)
     guessing = log(facts["vocabulary"]["size"])
-    if loss >= guessing and _all_learnable(facts):
+    if loss >= guessing and _all_have_content(facts):
         yield (
             f"the model's loss of {loss:.2f} nats a token is no better than guessing "
             f"({guessing:.2f}): check that --model is the model you mean, and that its language "
@@ -191,12 +193,12 @@ def _loss(facts: Facts) -> Iterator[str]:
 
 
 def _energy_of_starts(facts: Facts) -> Iterator[str]:
-    energy = _of_model(facts, "energy").get("kinds", {}).get("start", {})
+    energy = _model_facts(facts, "energy").get("kinds", {}).get("start", {})
     if energy.get("most", 0.0) > 0.5:
         yield (
             f"start tokens make up {_percent(energy['most'])} of all that {energy['where']} is "
             "shown (Σx²), so they decide what is pruned there: compare with "
-            f"{_startless(facts)}"
+            f"{_startless_set(facts)}"
         )
 
 
@@ -229,7 +231,7 @@ def _energy_of_template(facts: Facts) -> Iterator[str]:
 
 
 def _energy_of(facts: Facts, kind: str, noun: str) -> Iterator[str]:
-    energy = _of_model(facts, "energy").get("kinds", {}).get(kind, {})
+    energy = _model_facts(facts, "energy").get("kinds", {}).get(kind, {})
     if energy.get("median", 0.0) > 0.5:
         yield (
             f"{noun} make up {_percent(energy['median'])} of what half of the matrices are shown "
@@ -278,45 +280,48 @@ def _counted(number: int, noun: str) -> str:
     return f"{number:,} {noun}"
 
 
-def _learnable(part: Facts) -> bool:
-    """Return whether a part isn't a control: these repeat themselves, and nonsense is what they
-    are for.
+def _has_content(part: Facts) -> bool:
+    """Return whether a part isn't a control: those may repeat themselves, and are nonsense on
+    purpose.
     """
     return part["kind"] != "control"
 
 
-def _all_learnable(facts: Facts) -> bool:
-    return all(map(_learnable, facts["parts"]))
+def _all_have_content(facts: Facts) -> bool:
+    return all(map(_has_content, facts["parts"]))
 
 
-def _of_model(facts: Facts, name: str) -> Facts:
+def _model_facts(facts: Facts, name: str) -> Facts:
     """Return what a model made of the set; nothing where none was run."""
     return (facts["model"] or {}).get(name) or {}
 
 
-def _without(part: Facts, rows: str) -> str:
+def _row_remedy(part: Facts, rows: str) -> str:
+    """Return what to do about such rows of a part."""
     if part["own"]:
         return f"remove {rows} from {part['source']}"
     return "use another source"
 
 
-def _apart(check: Facts, facts: Facts) -> str:
+def _measured_remedy(check: Facts, facts: Facts) -> str:
+    """Return what to do about rows of a part that are measured too."""
     parts = {part["data"]: part for part in facts["parts"]}
     part = parts[check["part"]]
     if not part["own"]:
         return "calibrate on another source"
-    rows = "it" if (check["same"] or check["half"]) == 1 else "them"
-    return f"remove {rows} from {part['source']}"
+    noun = "it" if (check["same"] or check["half"]) == 1 else "them"
+    return f"remove {noun} from {part['source']}"
 
 
-def _thinned(facts: Facts) -> str:
+def _copy_remedy(facts: Facts) -> str:
+    """Return what to do about rows or windows that repeat each other."""
     for part in facts["parts"]:
         if part["own"]:
             return f"remove the copies from {part['source']}"
     return "use another source"
 
 
-def _startless(facts: Facts) -> str:
+def _startless_set(facts: Facts) -> str:
     """Return the set without start tokens, as far as one expression can say it."""
     startless = [part["startless"] for part in facts["parts"] if part["startless"]]
     if not startless:
@@ -330,7 +335,7 @@ def _few_tokens(facts: Facts, kind: str) -> str:
     """Return how many experts of all are `unseen` or `starved`, with the first few of the layer
     that has most of them; nothing if there are none.
     """
-    experts = _of_model(facts, "experts")
+    experts = _model_facts(facts, "experts")
     layers = {name: layer[kind] for name, layer in experts.get("layers", {}).items()}
     name = max(layers, key=lambda layer: len(layers[layer]), default="")
     if not layers or not layers[name]:

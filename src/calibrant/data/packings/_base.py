@@ -54,7 +54,7 @@ class Frame:
     """What a window is cut from: its full length, how to tokenise a separator, and which draw this
     is.
 
-    `head` is how many start tokens will be put before each window, beside its `length`.
+    `head` is how many start tokens will be put before each window; they aren't part of `length`.
     """
 
     length: int

@@ -34,6 +34,7 @@ class ImatrixChunks(Packing):
     ) -> Iterator[Window]:
         # A window is `frame.head` start tokens and what follows here, so that many tokens of the
         # stream are passed over at each.
+        # Of the first window these tokens are the start token itself: any number will do.
         stream = np.full(frame.head, -1, dtype=np.int32)
         pieces = _pieces(texts, tokenized_separator(self.separator, frame))
         for size in sizes:
@@ -46,6 +47,7 @@ class ImatrixChunks(Packing):
             if count < needed:
                 return
             stream = np.concatenate(gathered)
+            # Of later windows the start token stands in place of these first tokens.
             yield Window(stream[frame.head : needed], broken=count > needed)
             stream = stream[needed:]
 

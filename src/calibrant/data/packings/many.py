@@ -82,7 +82,7 @@ class Many(Packing):
     def _full_windows(
         self, texts: Iterator[TokenizedText], sizes: Iterator[int], separator: Ids
     ) -> Iterator[Window]:
-        pieces = [separator[:0]]
+        pieces = [separator[:0]]  # an empty piece, so that there is always one to join
         count = 0
         first = True
         for size in sizes:
@@ -94,6 +94,7 @@ class Many(Packing):
                 first = False
                 pieces.append(text.ids)
                 count += len(text.ids)
+            # A window of no tokens but its start token needs no text.
             if size and not count:
                 return
             # Only the last text can reach over the window's end: no text is read once the window is
@@ -113,10 +114,10 @@ class Many(Packing):
         """Return the first `size` tokens of the pieces; where texts are isolated, a piece is a
         text and its end a border.
         """
-        joined = np.concatenate(pieces)
-        last = min(size, len(joined))
+        tokens = np.concatenate(pieces)
+        window_end = min(size, len(tokens))
         borders: set[int] = set()
         if self.isolate:
             ends = np.cumsum([len(piece) for piece in pieces]).tolist()
-            borders = {end for end in ends if 0 < end < last}
-        return Window(joined[:size], tuple(sorted(borders)), broken=len(joined) > size)
+            borders = {end for end in ends if 0 < end < window_end}
+        return Window(tokens[:size], tuple(sorted(borders)), broken=len(tokens) > size)

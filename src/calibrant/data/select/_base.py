@@ -33,7 +33,7 @@ from calibrant.system.progress import Progress, silent
 from calibrant.system.seals import Purpose, tell_made_again
 
 MOST: Final = 1_000_000
-"""Of whatever a selector counts: candidates, steps, texts in a batch."""
+"""The upper bound of all that a selector counts: candidates, steps, texts in a batch."""
 
 REVISION: Final = 1
 """Raised when the same texts are put into another order than before by something that all
@@ -79,35 +79,37 @@ class Selection:
 
 
 class Selector(PerDraw, ABC):
-    """Chooses or makes rows for one draw. `needs_model` says whether a tokenizer alone doesn't
-    suffice, `after` names the paper whose choice it is.
+    """Chooses or makes rows for one draw.
 
-    It is pure: the same context gives the same rows. `supplied` is the same selector with rows to
-    deal; before that it has none.
+    `needs_model` says that a tokenizer alone doesn't suffice; `after` names the paper whose choice
+    it is.
+
+    It is pure: the same context gives the same rows. A selector has no rows by itself; `supplied`
+    returns one that has.
     """
 
     needs_model: ClassVar[bool] = True
     after: ClassVar[str] = ""
-    _supply: Callable[[int], PartRows] | None = None
+    _rows_of_draw: Callable[[int], PartRows] | None = None
 
     @abstractmethod
     def select(self, context: Context) -> Selection:
         """Return the rows of a draw."""
 
     def supplied(self, context: Context) -> "Selector":
-        """Return the same, and equal to it, with the rows that it chooses in this context, and
-        for other draws in one like it.
+        """Return an equal selector that has rows: those that it chooses in this context, for any
+        draw.
         """
 
         @cache
-        def supply(draw: int) -> PartRows:
+        def rows_of_draw(draw: int) -> PartRows:
             selection = self.select(replace(context, draw=draw))
             return PartRows(selection.rows, origin=f"chosen by {self}", note=selection.note)
 
-        # No field: what is supplied is no part of what the selector is, and equal it stays.
-        ready = copy.copy(self)
-        object.__setattr__(ready, "_supply", supply)
-        return ready
+        # No field, so that the copy is equal: the rows are no part of what the selector is.
+        copied = copy.copy(self)
+        object.__setattr__(copied, "_rows_of_draw", rows_of_draw)
+        return copied
 
     def rows(self, part: Part, seed: int = 0) -> Iterator[Row]:
         if part == "calibrate":
@@ -115,13 +117,13 @@ class Selector(PerDraw, ABC):
         return self.measured().rows(part, seed)
 
     def for_draw(self, draw: int) -> PartRows:
-        if self._supply is None:
+        if self._rows_of_draw is None:
             raise DataError(
-                f"{self} has chosen no rows yet; calibrant.data.select.resolved(set, model) lets "
-                "it",
+                f"{self} has chosen no rows yet; give the set and a model to "
+                "calibrant.data.select.resolved first",
                 subject=str(self),
             )
-        return self._supply(draw)
+        return self._rows_of_draw(draw)
 
 
 def resolved(
@@ -129,11 +131,11 @@ def resolved(
     model: Opened | PreTrainedTokenizerBase,
     progress: Progress = silent,
 ) -> CalibrationSet:
-    """Return the set with all its selectors ready to deal; they choose when tokens are asked for,
-    so until then the model must stay untouched.
+    """Return the set with selectors that have rows. They choose when tokens are asked for, so until
+    then the model must stay untouched.
 
-    With a tokenizer alone in the place of the model, tokens of a set whose selectors need one are a
-    `DataError`.
+    `model` may be a tokenizer alone. Then to ask for the tokens of a set whose selectors need a
+    model is a `DataError`.
     """
     if not calibration.per_draw:
         return calibration
@@ -174,12 +176,12 @@ class Picking(Selector, ABC):
         self._set("licence", "; ".join(licences))
         self._set("homepage", self._terms[0].source.homepage)
         self._set("shown", all(term.source.shown for term in self._terms))
-        if self._whole is None:
+        if self._lone_term is None:
             self._set("kind", "corpus")
             self._set("fields", ("text",))
             return
         for name in ("kind", "fields", "sometimes", "default", "hub"):
-            self._set(name, getattr(self._whole.source, name))
+            self._set(name, getattr(self._lone_term.source, name))
 
     def _set(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)
@@ -191,8 +193,9 @@ class Picking(Selector, ABC):
         """
 
     def beside(self, context: Context) -> Sequence[str]:
-        """Return texts other than the candidates on which the order depends: they belong to what
-        the cache knows it by.
+        """Return the texts beside the candidates on which the order depends, such as a target's.
+
+        They are part of the name under which the order is kept in the cache.
         """
         del context
         return ()
@@ -203,9 +206,7 @@ class Picking(Selector, ABC):
         return tuple(term.source for term in self._terms)
 
     def disjoint(self) -> int | None:
-        """Return how often the rows of the source that has the fewest suffice for as many
-        candidates.
-        """
+        """Return how many draws have candidates of their own; the smallest source decides."""
         draws: list[int] = []
         for term, count in zip(self._terms, self._counts, strict=True):
             if not isinstance(term.source, PerDraw):
@@ -218,21 +219,21 @@ class Picking(Selector, ABC):
 
     def measured(self) -> Source:
         """Return the source within, if it is one."""
-        if self._whole is None:
+        if self._lone_term is None:
             raise DataError(
                 f"{self} picks from several sources, of which none measures what it would; name "
                 "one of them",
                 subject=str(self),
             )
-        inner = self._whole.source
+        inner = self._lone_term.source
         if isinstance(inner, PerDraw):
             return inner.measured()
         return inner
 
     def select(self, context: Context) -> Selection:
-        pool = self._pool(context)
-        rows = [row for row, _ in pool]
-        texts = [text for _, text in pool]
+        candidates = self._pool(context)
+        rows = [row for row, _ in candidates]
+        texts = [text for _, text in candidates]
         if self.needs_model:
             order, note = self._cached_order(rows, texts, context)
         else:
@@ -253,7 +254,7 @@ class Picking(Selector, ABC):
         takes its time.
         """
         opened = context.model(self)
-        # All that the order depends on; another of it is another file.
+        # All that the order depends on: where any of it is another, so is the file.
         request = [
             REVISION,
             canonical(self),
@@ -278,41 +279,43 @@ class Picking(Selector, ABC):
         """Return the candidates of a draw, each as the row that it would be and the text that it is
         chosen by; what a format passes over is left out.
         """
-        pool: dict[str, tuple[Row, str]] = {}
+        candidates: dict[str, tuple[Row, str]] = {}
         for term, count in zip(self._terms, self._counts, strict=True):
-            for row in self._dealt(term, count, context):
+            for row in self._candidates_of(term, count, context):
                 if term.format.takes(row):
                     text = term.format.render(row, context.tokenizer)
-                    if self._whole is None:
+                    if self._lone_term is None:
                         row = Row(text=text)
-                    pool[row.key] = (row, text)
-        return list(pool.values())
+                    candidates[row.key] = (row, text)
+        return list(candidates.values())
 
-    def _dealt(self, term: Term, count: int, context: Context) -> Sequence[Row]:
+    def _candidates_of(self, term: Term, count: int, context: Context) -> Sequence[Row]:
         if not isinstance(term.source, Selector):
             return dealt_rows(term.source, context.draw, count)
-        # As many texts as candidates, as far as can be told before they are made.
+        # Tokens for as many texts as candidates, each at most as long as a window.
         inner = replace(context, tokens=count * context.length)
         return term.source.supplied(inner).for_draw(context.draw).rows[:count]
 
     @property
     def _terms(self) -> tuple[Term, ...]:
-        return parsed(self.source)
+        return parsed_terms(self.source)
 
     @property
     def _counts(self) -> list[int]:
         return [max(1, round(term.share * self.candidates)) for term in self._terms]
 
     @property
-    def _whole(self) -> Term | None:
-        """The one source whose rows keep their fields: the text names no format."""
+    def _lone_term(self) -> Term | None:
+        """The one part of `source`, if that names a source and no format: its rows keep their
+        fields. None for any other expression, whose rows become texts.
+        """
         terms = self._terms
         if len(terms) == 1 and self.source.strip() == str(terms[0].source):
             return terms[0]
         return None
 
 
-parsed: Final = lru_cache(maxsize=64)(parse_expression)
+parsed_terms: Final = lru_cache(maxsize=64)(parse_expression)
 """Expressions that selectors hold are read again and again, so they are remembered."""
 
 
@@ -329,7 +332,8 @@ def dealt_rows(source: Source, draw: int, count: int) -> list[Row]:
     """
     rows = calibrate_rows(source)
     begin = draw * count
-    return [rows[place % len(rows)] for place in range(begin, begin + min(count, len(rows)))]
+    end = begin + min(count, len(rows))
+    return [rows[place % len(rows)] for place in range(begin, end)]
 
 
 def check_between(selector: Selector, **bounds: tuple[float, float]) -> None:

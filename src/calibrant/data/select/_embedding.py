@@ -24,8 +24,8 @@ ENCODER: Final = "sentence-transformers/all-MiniLM-L6-v2"
 Labels = Int[np.ndarray, " text"]
 Distances = Float[np.ndarray, " text"]
 
-STARTS: Final = 4
-"""Of k-means: the best is taken."""
+KMEANS_STARTS: Final = 4
+"""How often k-means begins anew; the best result is taken."""
 
 Points = Any
 """A matrix [text, feature] of float64, dense or of scipy's sparse rows, each row of length one
@@ -61,8 +61,10 @@ def embedded(
 
 
 def tfidf(texts: Sequence[str]) -> Points:
-    """Return the words of each text, case-folded, by 1 + log of how often they stand in it, times
-    the logarithm of their rarity among the texts; sparse.
+    """Return the texts as sparse points, a case-folded word a feature.
+
+    A word counts 1 + log of how often it stands in the text, times the logarithm of its rarity
+    among the texts.
     """
     from scipy.sparse import csr_matrix
     from sklearn.feature_extraction.text import TfidfVectorizer
@@ -104,8 +106,8 @@ def clustered(points: Points, k: int, seed: int) -> tuple[Labels, Distances]:
     """Return the k-means cluster of each point, and its distance to that cluster's centre; fewer
     clusters where there are fewer distinct points.
 
-    Lloyd's algorithm from k-means++, the best of `STARTS` starts (scikit-learn's); seeded, on one
-    thread, so that sums are taken in one order.
+    Lloyd's algorithm from k-means++ (scikit-learn's), the best of `KMEANS_STARTS` starts; seeded,
+    on one thread, so that sums are taken in one order.
     """
     from sklearn.cluster import KMeans
     from sklearn.exceptions import ConvergenceWarning
@@ -118,10 +120,10 @@ def clustered(points: Points, k: int, seed: int) -> tuple[Labels, Distances]:
     with threadpool_limits(1), warnings.catch_warnings():
         # It warns where there are fewer distinct points than clusters.
         warnings.simplefilter("ignore", ConvergenceWarning)
-        options: dict[str, Any] = {"n_init": STARTS, "random_state": seed}
+        options: dict[str, Any] = {"n_init": KMEANS_STARTS, "random_state": seed}
         fitted = KMeans(min(k, count), **options).fit(points)
         labels = np.asarray(fitted.labels_, dtype=np.int64)
-        distances = fitted.transform(points)
+        distances = fitted.transform(points)  # to every centre, of which each point's own is kept
     return labels, np.asarray(distances[np.arange(count), labels], dtype=np.float64)
 
 

@@ -45,21 +45,26 @@ MARGIN: Final = Fraction(21, 20)
 up little.
 """
 SURPLUS: Final = Fraction(23, 20)
-"""How many times what is missing a round is to bring: one of few texts takes nearly as long as
-one of many.
+"""How many times the missing tokens a round is to bring.
+
+More than are missing, because a round of few texts takes nearly as long as one of many.
 """
 PATIENCE: Final = 12
-"""How many times as many texts as would do if all were as long as they may be are written before
-it is given up.
+"""When a generation is given up: after this many times the texts that would do if each were as long
+as it may be.
 """
 
 LEAST: Final = 1e-3
 """The smallest temperature, penalty or share of likely tokens: nothing may be divided by zero."""
 
 LEAST_DISTINCT: Final = 0.3
+"""A text whose distinct-3 is below this is a loop."""
+
 STRETCHES: Final = 4
+"""How often a text must end in the same stretch to be a loop."""
+
 TAIL: Final = 24
-"""What makes a text a loop; see `looped`."""
+"""How many tokens these stretches must have together."""
 
 
 @dataclass(frozen=True)
@@ -112,12 +117,12 @@ class FilterResult:
 
 @dataclass(frozen=True)
 class GenerationRequest:
-    """What is to be written: the prefixes of equal length, start tokens (`starts` of each) first,
-    are gone through round and round.
+    """What is to be written. The prefixes are continued in turn, round and round; all have the same
+    length, and begin with `starts` start tokens.
 
-    A text ends at an end token, or when it has `length` tokens, prefix included; `batch` texts are
-    written at a time, or fewer if fewer will do. `filter_texts` says which are left, of which
-    `keeps` is the share that is expected.
+    A text ends at an end token, or when it has `length` tokens, prefix included. `batch` texts are
+    written at a time, or fewer if fewer will do. `filter_texts` says which of them are left;
+    `keeps` is the share of texts that it is expected to leave.
     """
 
     prefixes: tuple[tuple[int, ...], ...]
@@ -139,25 +144,25 @@ def selection(selector: Selector, context: Context, request: GenerationRequest) 
     opened = context.model(selector)
     _check_length(selector, opened, request)
     generation = _Generation(selector, context, opened, request)
-    wanted = context.tokens * MARGIN
-    most = PATIENCE * math.ceil(wanted / request.length) + 2 * request.batch
+    wanted_tokens = context.tokens * MARGIN
+    most_texts = PATIENCE * math.ceil(wanted_tokens / request.length) + 2 * request.batch
     texts: list[GeneratedText] = []
-    written = 0
+    written_texts = 0
     while True:
         remaining = request.filter_texts(texts)
-        have = sum(texts[place].tokens for place in remaining.places)
-        if have >= wanted:
+        kept_tokens = sum(texts[place].tokens for place in remaining.places)
+        if kept_tokens >= wanted_tokens:
             break
-        if written >= most:
+        if written_texts >= most_texts:
             raise DataError(
-                f"{selector} wrote {written} texts, and what is left of them has {have} of "
-                f"{context.tokens} tokens ({remaining.note}); choose another temperature or "
-                "prefix, a lower drop, or loops='keep'",
+                f"{selector} wrote {written_texts} texts, and what is left of them has "
+                f"{kept_tokens} of {context.tokens} tokens ({remaining.note}); choose another "
+                "temperature or prefix, a lower drop, or loops='keep'",
                 subject=str(selector),
             )
-        count = _round(wanted - have, have, written, request)
-        drafts = generation.batch(written, count, have)
-        written += len(drafts)
+        count = _texts_of_round(wanted_tokens - kept_tokens, kept_tokens, written_texts, request)
+        drafts = generation.batch(written_texts, count, kept_tokens)
+        written_texts += len(drafts)
         for draft in drafts:
             text = _readable(context, draft, request)
             if text is not None:
@@ -166,33 +171,33 @@ def selection(selector: Selector, context: Context, request: GenerationRequest) 
     kept = [texts[place] for place in remaining.places]
     sequences = [text.draft.ids for text in kept]
     variety = "/".join(f"{distinct(sequences, length):.2f}" for length in (1, 2, 3))
-    note = f"wrote {written} texts; {remaining.note}; distinct-1/2/3 of the rest {variety}"
+    note = f"wrote {written_texts} texts; {remaining.note}; distinct-1/2/3 of the rest {variety}"
     return Selection(tuple(Row(text=text.text) for text in kept), note)
 
 
 def filter_texts(
     texts: Sequence[GeneratedText], drop: float = 0.0, loops: str = "drop"
 ) -> FilterResult:
-    """Return what is left of texts without the ceil(drop · n) that are worst by the model's own
-    perplexity, loops unless they are places, and copies.
+    """Return what is left of n texts without the ceil(drop · n) that are worst by the model's own
+    perplexity, without loops unless `loops` is `keep`, and without copies.
 
-    All n count for the share, loops among them. Of equals the later goes first.
+    Loops are among the n. Of equally bad texts the later goes first.
     """
 
-    def best_first(place: int) -> tuple[float, int]:
+    def worst_first(place: int) -> tuple[float, int]:
         return -texts[place].draft.nats, -place
 
     # A fraction: with floats, 0.1 of 30 texts would be a little more than 3, and 4 would go.
     count = math.ceil(Fraction(str(drop)) * len(texts))
-    worst = sorted(range(len(texts)), key=best_first)[:count]
+    worst = sorted(range(len(texts)), key=worst_first)[:count]
     looping = {place for place, text in enumerate(texts) if looped(text.draft.ids)}
-    gone = set(worst)
+    dropped = set(worst)
     if loops == "drop":
-        gone |= looping
+        dropped |= looping
     places: list[int] = []
     earlier: set[str] = set()
     for place, text in enumerate(texts):
-        if text.text not in earlier and place not in gone:
+        if text.text not in earlier and place not in dropped:
             places.append(place)
         earlier.add(text.text)
     notes: list[str] = []
@@ -201,10 +206,10 @@ def filter_texts(
         notes.append(
             f"dropped {len(worst)} of {len(texts)} at a perplexity of {perplexity:.4g} and above"
         )
-    note = f"{len(looping)} loops"
+    loop_note = f"{len(looping)} loops"
     if looping and loops == "drop":
-        note += ", dropped too"
-    notes.append(note)
+        loop_note += ", dropped too"
+    notes.append(loop_note)
     copies = len(texts) - len(earlier)
     if copies:
         notes.append(f"{copies} copies dropped")
@@ -263,38 +268,42 @@ def write(
     another text ends changes nothing but rounding. Only the first `vocabulary` tokens are written.
     Log-softmax and softmax are float32, or float64 for a model that is.
     """
-    width = prefixes.shape[1]
-    steps = max(0, length + starts - width)
+    prefix_length = prefixes.shape[1]
+    steps = max(0, length + starts - prefix_length)  # start tokens don't count for the length
     # All numbers at once: which text ends first then changes nobody else's.
     generator = torch.Generator().manual_seed(seed)
     chance = torch.rand(len(prefixes), steps, generator=generator, dtype=torch.float64)
     ids = torch.cat([prefixes, prefixes.new_zeros(len(prefixes), steps)], 1).to(model.device)
-    lengths = torch.full((len(ids),), width)
+    lengths = torch.full((len(ids),), prefix_length)
     nats = torch.zeros(len(ids), dtype=torch.float64)
-    going = torch.arange(len(ids))  # the texts that haven't ended
-    shown = ids[:, :width]
+    unfinished = torch.arange(len(ids))  # the texts that haven't ended
+    step_ids = ids[:, :prefix_length]
     cache = None
     for step in range(steps):
-        answer: Any = model(input_ids=shown, cache=cache, use_cache=True)
-        cache = answer.cache
-        logits = answer.logits.to(wide(answer.logits.dtype))
+        # Behind the prefix only the newest token is shown: the cache has the keys of all others.
+        output: Any = model(input_ids=step_ids, cache=cache, use_cache=True)
+        cache = output.cache
+        logits = output.logits.to(wide(output.logits.dtype))
         if step == 0:
-            _reserve(cache, width + steps)
-            nats += _nats(logits[:, :-1], shown[:, 1:]).sum(1)
+            # The first forward reads the prefix, whose tokens are part of the loss too.
+            _reserve(cache, prefix_length + steps)
+            nats += _nats_of_tokens(logits[:, :-1], step_ids[:, 1:]).sum(1)
         last = logits[:, -1]
-        before = ids[going.to(ids.device), : width + step]
-        chosen = pick(_within(last, vocabulary), before, chance[going, step], sampling, step)
-        goes_on = torch.tensor([token not in ends for token in chosen.tolist()])
-        nats[going] += torch.where(goes_on, _nats(last, chosen), 0.0)
-        going = going[goes_on]
-        lengths[going] += 1
-        if not goes_on.any():
+        earlier_ids = ids[unfinished.to(ids.device), : prefix_length + step]
+        chosen = pick(
+            _known_logits(last, vocabulary), earlier_ids, chance[unfinished, step], sampling, step
+        )
+        continues = torch.tensor([token not in ends for token in chosen.tolist()])
+        nats[unfinished] += torch.where(continues, _nats_of_tokens(last, chosen), 0.0)
+        unfinished = unfinished[continues]
+        lengths[unfinished] += 1
+        if not continues.any():
             break
-        if not goes_on.all():
+        if not continues.all():
             # Texts that have ended leave the batch, so the last long ones are cheap.
-            cache.batch_select_indices(goes_on.nonzero()[:, 0].to(ids.device))
-        shown = chosen[goes_on.to(chosen.device), None]
-        ids[going.to(ids.device), width + step] = shown[:, 0]
+            cache.batch_select_indices(continues.nonzero()[:, 0].to(ids.device))
+        step_ids = chosen[continues.to(chosen.device), None]
+        ids[unfinished.to(ids.device), prefix_length + step] = step_ids[:, 0]
         on_step(step)
     means = nats / (lengths - 1).clamp(min=1)
     drafts: list[Draft] = []
@@ -316,7 +325,7 @@ def _reserve(cache: Any, positions: int) -> None:
 
 def pick(
     logits: Float[Tensor, "text token"],
-    before: Int[Tensor, "text position"],
+    earlier_ids: Int[Tensor, "text position"],
     chance: Float64[Tensor, " text"],
     sampling: Sampling,
     step: int = 0,
@@ -330,9 +339,14 @@ def pick(
     as many as fit stay, where transformers keeps all.
     """
     penalty = sampling.repetition_penalty
+    # A token that occurred several times is written several times, always with the same value.
     if penalty != 1.0:
-        old = logits.gather(1, before)
-        logits = logits.scatter(1, before, torch.where(old < 0, old * penalty, old / penalty))
+        earlier_logits = logits.gather(1, earlier_ids)
+        logits = logits.scatter(
+            1,
+            earlier_ids,
+            torch.where(earlier_logits < 0, earlier_logits * penalty, earlier_logits / penalty),
+        )
     scores = logits / sampling.temperature(step)
     count = min(sampling.top_k or scores.shape[1], scores.shape[1])
     # Sorted probabilities are few numbers: the rest is done where float64 is at hand.
@@ -341,8 +355,8 @@ def pick(
         raise not_finite("the model's logits of the next token", "logits")
     probabilities = nucleus(scores.softmax(1).cpu().double(), sampling.top_p)
     sums = probabilities.cumsum(1)
-    # Inverse of the cumulated probabilities: a number in [0, 1) falls on each token as often as its
-    # share of what is left.
+    # Inverse transform sampling: a number in [0, 1) falls on each token as often as its share of
+    # what is left. Both sides are multiplied by the sum, so that nothing is divided.
     rank = torch.searchsorted(sums, (chance * sums[:, -1])[:, None], right=True)
     # Rounding may put the number behind the last token that is left.
     rank = torch.minimum(rank, (probabilities > 0).sum(1, keepdim=True) - 1)
@@ -355,13 +369,13 @@ def nucleus(
     """Return sorted probabilities with those set to 0 before which there is `top_p` already; the
     first stays.
     """
-    before = probabilities.cumsum(1) - probabilities
-    stays: Bool[Tensor, "text rank"] = before < top_p
+    likelier = probabilities.cumsum(1) - probabilities
+    stays: Bool[Tensor, "text rank"] = likelier < top_p
     stays[:, 0] = True
     return torch.where(stays, probabilities, 0.0)
 
 
-def _within(
+def _known_logits(
     logits: Float[Tensor, "text token"], vocabulary: int | None
 ) -> Float[Tensor, "text token"]:
     """Return the logits without those of tokens that the tokenizer lacks: many models have more
@@ -373,24 +387,27 @@ def _within(
     return logits.index_fill(1, unknown, -math.inf)
 
 
-def _nats(
+def _nats_of_tokens(
     logits: Float[Tensor, "text *position token"], chosen: Int[Tensor, "text *position"]
 ) -> Float64[Tensor, "text *position"]:
     chosen_logits = logits.gather(-1, chosen[..., None])[..., 0]
     return (logits.logsumexp(-1) - chosen_logits).double().cpu()
 
 
-def _round(missing: Fraction, have: int, written: int, request: GenerationRequest) -> int:
+def _texts_of_round(
+    missing_tokens: Fraction, kept_tokens: int, written_texts: int, request: GenerationRequest
+) -> int:
     """Return how many texts the next round writes: what is missing, as the texts before it have
     gone, and at most a batch.
     """
-    if written and not have:
+    if written_texts and not kept_tokens:
         return request.batch
     tokens_of_a_text = request.length * request.keeps
-    if have:
-        tokens_of_a_text = have / written
+    if kept_tokens:
+        tokens_of_a_text = kept_tokens / written_texts
     # In fractions: a count that depends on rounding would change the texts.
-    return min(request.batch, 1 + math.ceil(SURPLUS * missing / Fraction(tokens_of_a_text)))
+    texts = SURPLUS * missing_tokens / Fraction(tokens_of_a_text)
+    return min(request.batch, 1 + math.ceil(texts))
 
 
 def _check_length(selector: Selector, opened: Opened, request: GenerationRequest) -> None:
@@ -411,6 +428,7 @@ def _readable(context: Context, draft: Draft, request: GenerationRequest) -> Gen
         list(draft.ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
     )
     text = text.rstrip("\ufffd")
+    # A draft has no start tokens any more, a prefix still has.
     if len(draft.ids) <= len(request.prefixes[0]) - request.starts or not text.strip():
         return None
     encoded = context.tokenizer(text, add_special_tokens=False, verbose=False)
@@ -434,16 +452,17 @@ class _ReservedLayer(DynamicLayer):
     ) -> tuple[Tensor, Tensor]:
         begin = self.get_seq_length()
         end = begin + key_states.shape[2]
+        # In place: the layer shows a view of what is filled so far.
         self._all_keys[:, :, begin:end] = key_states
         self._all_values[:, :, begin:end] = value_states
-        return self._shown(end)
+        return self._show(end)
 
     def batch_select_indices(self, indices: Tensor) -> None:
         self._all_keys = self._all_keys[indices]
         self._all_values = self._all_values[indices]
-        self._shown(self.get_seq_length())
+        self._show(self.get_seq_length())
 
-    def _shown(self, end: int) -> tuple[Tensor, Tensor]:
+    def _show(self, end: int) -> tuple[Tensor, Tensor]:
         self.keys = self._all_keys[:, :, :end]
         self.values = self._all_values[:, :, :end]
         return self.keys, self.values
@@ -458,7 +477,7 @@ class _Generation:
         self._context = context
         self._opened = opened
         self._request = request
-        self._ends = _ends(opened)
+        self._ends = _end_tokens(opened)
         self._vocabulary = len(context.tokenizer)
         self._label = f"writing text for {selector}"
         self._number = 0
@@ -477,7 +496,7 @@ class _Generation:
         self._name = identity(facts)
         self._folder = cache_folder() / "generated" / self._name.removeprefix("sha256:")
 
-    def batch(self, written: int, count: int, have: int) -> list[Draft]:
+    def batch(self, written_texts: int, count: int, kept_tokens: int) -> list[Draft]:
         """Return the next `count` texts, after `written` ones of which `have` tokens are left."""
         path = self._folder / f"batch-{self._number:05d}.json"
         purpose: Purpose = {"kind": "written texts", "of": self._name, "batch": self._number}
@@ -486,21 +505,23 @@ class _Generation:
         if stored is not None and len(stored["texts"]) == count:
             drafts = [Draft(tuple(ids), nats) for ids, nats in stored["texts"]]
         else:
-            drafts = self._write(written, count, have)
+            drafts = self._write(written_texts, count, kept_tokens)
             texts = [[list(draft.ids), draft.nats] for draft in drafts]
             write_cached(path, purpose, {"texts": texts})
         self._number += 1
         return drafts
 
-    def _write(self, written: int, count: int, have: int) -> list[Draft]:
+    def _write(self, written_texts: int, count: int, kept_tokens: int) -> list[Draft]:
         request = self._request
         target = self._context.tokens
-        prefixes = list(islice(cycle(request.prefixes), written, written + count))
+        prefixes = list(islice(cycle(request.prefixes), written_texts, written_texts + count))
         # The seed is made of the request, so a batch has the same chance wherever it is written.
         seed = int(identity([self._name, self._number]).removeprefix("sha256:")[:15], 16)
 
         def on_step(step: int) -> None:
-            self._context.progress(self._label, min(have + count * (step + 1), target), target)
+            self._context.progress(
+                self._label, min(kept_tokens + count * (step + 1), target), target
+            )
 
         return write(
             self._opened.model,
@@ -515,7 +536,7 @@ class _Generation:
         )
 
 
-def _ends(opened: Opened) -> frozenset[int]:
+def _end_tokens(opened: Opened) -> frozenset[int]:
     """Return the tokens that end a text: the tokenizer's end token, and those that the model's
     own settings for generation name.
     """

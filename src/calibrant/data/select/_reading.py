@@ -30,11 +30,14 @@ READING: Final = "reading candidates"
 TEXTS_AT_ONCE: Final = 256
 """Tokenised at once: what a tokenizer tells of a text beside its ids takes much memory."""
 LETTERS_PER_TOKEN: Final = 5
-"""A long text is cut behind so many for each wanted token before it is tokenised; if they give
-too few, it is done again with twice as many.
+"""A long text is cut before it is tokenised, behind this many letters for each wanted token.
+
+If that gives too few tokens, it is done again with twice as many letters.
 """
 SPARE: Final = 16
-"""Tokens behind the wanted ones: where a text was cut, tokens aren't those of the whole."""
+"""Tokens behind the wanted ones that aren't used: near the cut of a text they may be others than in
+the whole text.
+"""
 
 
 def beginnings(
@@ -44,18 +47,18 @@ def beginnings(
     token is one of them where the tokenizer writes one.
     """
     start = start_tokens(tokenizer)
-    count = max(0, length - len(start))
+    count = max(0, length - len(start))  # how many tokens of the text itself are wanted
     results: dict[int, list[int]] = {}
-    unread = list(range(len(texts)))
+    waiting = list(range(len(texts)))
     letters = LETTERS_PER_TOKEN * (count + SPARE)
-    while unread:
-        tokens = tokenised([texts[place][:letters] for place in unread], tokenizer)
+    while waiting:
+        tokens = tokenised([texts[place][:letters] for place in waiting], tokenizer)
         cut_too_short: list[int] = []
-        for place, ids in zip(unread, tokens, strict=True):
+        for place, ids in zip(waiting, tokens, strict=True):
             results[place] = [*start, *ids[:count]]
             if len(texts[place]) > letters and len(ids) < count + SPARE:
                 cut_too_short.append(place)
-        unread = cut_too_short
+        waiting = cut_too_short
         letters *= 2
     return [results[place] for place in range(len(texts))]
 
@@ -64,8 +67,8 @@ def tokenised(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[
     """Return the tokens of each text, special ones left out."""
     results: list[list[int]] = []
     for begin in range(0, len(texts), TEXTS_AT_ONCE):
-        several = list(texts[begin : begin + TEXTS_AT_ONCE])
-        results += tokenizer(several, add_special_tokens=False, verbose=False)["input_ids"]
+        texts_at_once = list(texts[begin : begin + TEXTS_AT_ONCE])
+        results += tokenizer(texts_at_once, add_special_tokens=False, verbose=False)["input_ids"]
     return results
 
 
@@ -142,7 +145,8 @@ def _batches(
 ) -> Iterator[list[int]]:
     """Yield the places of sequences of like length that have at least `shortest` tokens."""
     lengths = [len(sequence) for sequence in sequences]
-    lengths = [length * (length >= shortest) for length in lengths]
+    # What has the length 0 is left out of the batches.
+    lengths = [length if length >= shortest else 0 for length in lengths]
     done = 0
     for batch in by_length(lengths, TOKENS_PER_BATCH):
         yield batch

@@ -46,9 +46,10 @@ class COLA(Picking):
         if features > self.project:
             chance = np.random.default_rng(context.draw)
             noise = chance.standard_normal((features, self.project))
-            # Divided by the root, so that distances stay about what they were.
+            # Johnson and Lindenstrauss: divided by the root, distances stay about what they were.
             points = points @ noise / np.sqrt(self.project)
         labels, distances = clustered(points, self.k, context.draw)
+        # By distance; of equals the earlier candidate, so that the order is the same everywhere.
         nearest = np.lexsort((np.arange(len(labels)), distances))
         members = [nearest[labels[nearest] == label] for label in np.unique(labels)]
         members.sort(key=lambda cluster: (-len(cluster), int(cluster[0])))

@@ -16,7 +16,7 @@ from calibrant.data.select._base import (
     calibrate_rows,
     check_between,
     dealt_rows,
-    parsed,
+    parsed_terms,
 )
 from calibrant.data.select._generating import (
     LEAST,
@@ -158,8 +158,9 @@ class SelfGen(Selector):
         rows = dealt_rows(self._term.source, context.draw, self.candidates)
         prefixes: list[list[int]] = []
         for row in filter(form.takes, rows):
-            # No token is longer than this; long articles needn't be encoded whole.
-            text = form.render(row, context.tokenizer)[: _LONGEST * (self.prefix_tokens + 1)]
+            # Cut behind more letters than the tokens can have: long articles take long to encode.
+            letters = _LONGEST * (self.prefix_tokens + 1)
+            text = form.render(row, context.tokenizer)[:letters]
             encoded = context.tokenizer(text, add_special_tokens=False, verbose=False)
             ids = encoded["input_ids"][: self.prefix_tokens]
             if len(ids) == self.prefix_tokens:
@@ -174,7 +175,7 @@ class SelfGen(Selector):
 
     @property
     def _term(self) -> Term:
-        first, *others = parsed(self.prefix)
+        first, *others = parsed_terms(self.prefix)
         if others:
             raise SpecError(
                 f"selfgen(prefix={self.prefix!r}): prefixes come from one source, such as "

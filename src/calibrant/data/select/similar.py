@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from calibrant.data import PerDraw
-from calibrant.data.select._base import Context, Picking, parsed
+from calibrant.data.select._base import Context, Picking, parsed_terms
 from calibrant.data.select._embedding import ENCODER, check_embedding, embedded
 from calibrant.errors import DataError, SpecError
 
@@ -39,7 +39,7 @@ class Similar(Picking):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_embedding(self, self.embed)
-        for term in parsed(self.to):
+        for term in parsed_terms(self.to):
             if isinstance(term.source, PerDraw):
                 noun = "selector"
             elif term.source.kind == "control":
@@ -73,7 +73,7 @@ class Similar(Picking):
 
     def _target(self, context: Context) -> list[str]:
         texts: list[str] = []
-        for term in parsed(self.to):
+        for term in parsed_terms(self.to):
             count = max(1, round(term.share * self.candidates))
             rows = filter(term.format.takes, term.source.rows("calibrate"))
             for row in islice(rows, count):
@@ -89,7 +89,7 @@ class Similar(Picking):
 
 def _cosines(points: Any, targets: Any, centred: bool) -> np.ndarray:
     """Return the cosine of each point to the mean of the targets; 0 where one of them has no
-    direction.
+    direction. With `centred`, both are taken from the mean of all points.
     """
     tiny = float(np.finfo(np.float64).tiny)  # keeps what has no length from being divided by zero
     middle = np.asarray(targets.mean(axis=0)).ravel()

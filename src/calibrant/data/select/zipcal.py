@@ -44,27 +44,27 @@ class ZipCal(Picking):
 
     def order(self, texts: Sequence[str], context: Context) -> tuple[Sequence[int], str]:
         types = types_of(texts, context.tokenizer, context.length)
-        chosen, first = covering(types, self.pool, np.random.default_rng(context.draw))
-        if not first:
+        chosen, first_round = covering(types, self.pool, np.random.default_rng(context.draw))
+        if not first_round:
             return chosen, ""
         count = len(np.unique(np.concatenate(types)))
-        return chosen, f"the first {first} of them hold all {count} token types"
+        return chosen, f"the first {first_round} of them hold all {count} token types"
 
 
 def types_of(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, length: int) -> list[Types]:
     """Return the distinct token types of each text, as sorted numbers."""
     sequences = [np.array(ids, dtype=np.int64) for ids in beginnings(texts, tokenizer, length)]
-    used = np.unique(np.concatenate([*sequences, np.zeros(0, dtype=np.int64)]))
-    spelt = tokenizer.batch_decode(used[:, None].tolist())
-    tokens = tokenizer.convert_ids_to_tokens(used.tolist())
+    used_tokens = np.unique(np.concatenate([*sequences, np.zeros(0, dtype=np.int64)]))
+    spelt = tokenizer.batch_decode(used_tokens[:, None].tolist())
+    tokens = tokenizer.convert_ids_to_tokens(used_tokens.tolist())
     names = list(map(normalised, spelt, tokens))
     numbers = {name: number for number, name in enumerate(sorted(set(names) - {""}))}
     # A token that is nothing but spaces has no type: -1.
     type_of_used = np.array([numbers.get(name, -1) for name in names], dtype=np.int64)
     types: list[Types] = []
     for ids in sequences:
-        found = np.unique(type_of_used[np.searchsorted(used, ids)])
-        types.append(found[found >= 0])
+        text_types = np.unique(type_of_used[np.searchsorted(used_tokens, ids)])
+        types.append(text_types[text_types >= 0])
     return types
 
 
@@ -84,39 +84,41 @@ def normalised(spelt: str, token: str) -> str:
 def covering(
     types: Sequence[Types], pool: int, chance: np.random.Generator
 ) -> tuple[list[int], int]:
-    """Return every text in the order in which the greedy takes it, and how many it took until the
-    first count was full; texts of no type come last.
+    """Return every text in the order in which the greedy search takes it, and how many it took
+    until every type was there for the first time. Texts of no type come last.
 
-    What each text would add is kept up to date through the list of texts that hold a type: a step
-    costs what it covers, not what there is.
+    What each text would add is kept up to date: when a type is covered, each text that holds it
+    would add one less. So a step costs what it covers, not what there is.
     """
-    totals = np.array([len(each) for each in types], dtype=np.int64)
+    totals = np.array([len(text_types) for text_types in types], dtype=np.int64)
     holders = _holders(types)
     gains = totals.copy()
     covered = np.zeros(len(holders), dtype=np.bool_)
     remaining = totals > 0
     chosen: list[int] = []
-    first = 0
+    first_round = 0
     while remaining.any():
-        adding = np.flatnonzero(gains > 0)
-        if not len(adding):
-            first = first or len(chosen)
+        useful = np.flatnonzero(gains > 0)
+        if not len(useful):
+            # Every type is there: the count begins anew with the texts that are left.
+            first_round = first_round or len(chosen)
             covered[:] = False
             gains = np.where(remaining, totals, 0)
             continue
-        if len(adding) > pool:
-            adding = np.sort(chance.choice(adding, pool, replace=False))
-        # Among equal gains the one with more types in all wins: one number holds both.
-        ranks = gains[adding] * (totals.max() + 1) + totals[adding]
-        best = int(adding[np.argmax(ranks)])
+        if len(useful) > pool:
+            useful = np.sort(chance.choice(useful, pool, replace=False))
+        # Among equal gains the one with more types in all wins: one number holds both, since no
+        # total reaches the factor.
+        ranks = gains[useful] * (totals.max() + 1) + totals[useful]
+        best = int(useful[np.argmax(ranks)])
         chosen.append(best)
         remaining[best] = False
-        for new in types[best][~covered[types[best]]]:
-            gains[holders[new]] -= 1
+        for new_type in types[best][~covered[types[best]]]:
+            gains[holders[new_type]] -= 1
         covered[types[best]] = True
         gains[best] = 0
     empty = np.flatnonzero(totals == 0).tolist()
-    return [*chosen, *empty], first or len(chosen)
+    return [*chosen, *empty], first_round or len(chosen)
 
 
 def _holders(types: Sequence[Types]) -> list[Int[np.ndarray, " _"]]:
@@ -124,6 +126,6 @@ def _holders(types: Sequence[Types]) -> list[Int[np.ndarray, " _"]]:
     if not any(map(len, types)):
         return []
     types_of_all = np.concatenate(list(types))
-    texts = np.repeat(np.arange(len(types)), [len(each) for each in types])
+    texts = np.repeat(np.arange(len(types)), [len(text_types) for text_types in types])
     order = np.argsort(types_of_all, kind="stable")
     return np.split(texts[order], np.cumsum(np.bincount(types_of_all))[:-1])

@@ -42,23 +42,23 @@ def corpus(
     """
     rows, origin = _split(hub, train, folder, keep, columns)
     if not test:
-        return SourceRows(divide(rows), origin, mirrors_own(origin, note))
+        return SourceRows(divide(rows), origin, mirror_note(origin, note))
     measured, place = _split(hub, test, folder, keep, columns)
     both = f"{origin}; measured on {place}"
-    return SourceRows(train_and_test(rows, measured), both, mirrors_own(both, note))
+    return SourceRows(train_and_test(rows, measured), both, mirror_note(both, note))
 
 
-def texts(
+def text_rows(
     entries: Iterable[dict[str, Any]], where: str, columns: tuple[str, ...] = ("text",)
 ) -> Iterator[Row]:
     """Yield a row for each record that isn't blank."""
     for record in entries:
-        text = value(record, where, *columns)
+        text = text_field(record, where, *columns)
         if text.strip():
             yield Row(text=text)
 
 
-def value(record: dict[str, Any], where: str, *names: str) -> str:
+def text_field(record: dict[str, Any], where: str, *names: str) -> str:
     """Return the text in the first of the fields `names` that a record has; `DataError` if it
     has none of them.
     """
@@ -73,8 +73,8 @@ def value(record: dict[str, Any], where: str, *names: str) -> str:
     )
 
 
-def mirrors_own(origin: str, note: str) -> str:
-    """Return the note on the mirror's excerpt if something came from there."""
+def mirror_note(origin: str, note: str) -> str:
+    """Return the note on the mirror's excerpt if something came from the mirror, else nothing."""
     if "mirror: " not in origin:
         return ""
     return note
@@ -99,9 +99,9 @@ def subset_names(
     return tuple(name for name in known if name in names)
 
 
-def with_rows(content: SourceRows, source: object) -> SourceRows:
-    """Return the content, with a note on a part that has none of the chosen subsets; `DataError`
-    if no part has any.
+def checked_subsets(content: SourceRows, source: object) -> SourceRows:
+    """Return the content, with a note where nothing of the chosen subsets is to calibrate or to
+    measure on. `DataError` if there is nothing of them at all.
     """
     if not any(content.rows.values()):
         raise DataError(
@@ -151,4 +151,4 @@ def _split(
     entries, origin = records(hub, split, [(folder, split)])
     if keep:
         entries = filter(keep, entries)
-    return texts(entries, origin, columns), origin
+    return text_rows(entries, origin, columns), origin

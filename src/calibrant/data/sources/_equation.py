@@ -14,12 +14,13 @@ from calibrant.data._base import Row, SourceRows
 from calibrant.data._limits import LONGEST_EQUATION
 from calibrant.errors import DataError
 
-_BEFORE: Final = re.compile(r"\s*[xX]\s*=")
+_LEFT_SIDE: Final = re.compile(r"\s*[xX]\s*=")
 _OPERAND: Final = re.compile(r"\s*(?:(\()|(-?(?:\d+\.?\d*|\.\d+)))", re.ASCII)
 _OPERATOR: Final = re.compile(r"\s*([-+*/)])")
-# A closing bracket, and the end of the text, let everything be done that waits.
-_BINDS: Final = {"(": 0, ")": 1, "+": 1, "-": 1, "*": 2, "/": 2}
-_DONE_BY: Final = {"+": add, "-": sub, "*": mul, "/": truediv}
+# How tightly a sign binds. At a closing bracket, and at the end of the text, everything is done
+# back to the open bracket, which binds least.
+_BINDING: Final = {"(": 0, ")": 1, "+": 1, "-": 1, "*": 2, "/": 2}
+_OPERATIONS: Final = {"+": add, "-": sub, "*": mul, "/": truediv}
 
 Step = tuple[Fraction, str, Fraction, Fraction]
 """One operation: left, sign, right and what it gives."""
@@ -77,7 +78,7 @@ def worked(equation: str, answer: str) -> tuple[str, ...]:
     text.
     """
     # In fractions, so that 1/3 of 3 is 1 and no step shows what rounding made of it.
-    steps = solve(_BEFORE.sub("", equation, count=1))
+    steps = solve(_LEFT_SIDE.sub("", equation, count=1))
     if not steps or not isclose(steps[-1][3], float(answer), rel_tol=1e-9, abs_tol=1e-9):
         return ()
     lines: list[str] = []
@@ -91,8 +92,9 @@ def solve(equation: str) -> list[Step] | None:
     """Return the operations of an expression of numbers, done exactly; none if it holds anything
     else, is broken off, or divides by zero.
     """
+    # Dijkstra's shunting yard: numbers on one stack, signs and open brackets that wait on another.
     values: list[Fraction] = []
-    waiting: list[str] = []
+    operators: list[str] = []
     steps: list[Step] = []
     text = equation.strip()
     if len(text) > LONGEST_EQUATION:
@@ -110,30 +112,38 @@ def solve(equation: str) -> list[Step] | None:
             values.append(Fraction(match[2]))
             wants_operand = False
         elif sign == "(":
-            waiting.append(sign)
-        elif not _reduced(values, waiting, steps, _BINDS[sign]):
+            operators.append(sign)
+        elif not _do_waiting(values, operators, steps, _BINDING[sign]):
             return None
-        elif sign != ")":
-            waiting.append(sign)
+        elif sign == ")":
+            if not operators:
+                return None
+            operators.pop()  # its open bracket: nothing else is left waiting
+        else:
+            operators.append(sign)
             wants_operand = True
-        elif not waiting or waiting.pop() != "(":
-            return None
-    if wants_operand or not _reduced(values, waiting, steps, _BINDS[")"]) or waiting:
+    if wants_operand:
+        return None
+    divisible = _do_waiting(values, operators, steps, _BINDING[")"])
+    # What still waits is a bracket that is never closed.
+    if not divisible or operators:
         return None
     return steps
 
 
-def _reduced(values: list[Fraction], waiting: list[str], steps: list[Step], binding: int) -> bool:
+def _do_waiting(
+    values: list[Fraction], operators: list[str], steps: list[Step], binding: int
+) -> bool:
     """Do the waiting operations that bind at least as tightly, back to an open bracket; false if
     that would divide by zero.
     """
-    while waiting and _BINDS[waiting[-1]] >= binding:
-        sign = waiting.pop()
+    while operators and _BINDING[operators[-1]] >= binding:
+        sign = operators.pop()
         right = values.pop()
         left = values.pop()
         if sign == "/" and not right:
             return False
-        result = _DONE_BY[sign](left, right)
+        result = _OPERATIONS[sign](left, right)
         values.append(result)
         steps.append((left, sign, right, result))
     return True

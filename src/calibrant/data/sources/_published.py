@@ -31,9 +31,9 @@ _BETWEEN_SENTENCES: Final = re.compile(r"(?<=[.!?])\s+")
 class Split:
     """One split of a published set.
 
-    `name` is what the hub calls it; `places` says where a mirror may keep it, best first, and how
-    many records were published there. A place that is called otherwise stands in for the split,
-    `because` of something that the note then says.
+    `name` is what the hub calls it. `places` are the (folder, split) pairs under which a mirror may
+    keep it, best first, each with how many records were published of it. A place that is called
+    otherwise stands in for the split, and the note gives `because` as the reason.
     """
 
     name: str
@@ -56,21 +56,21 @@ def published(
     hub: HubDataset, train: Split, test: Split, make: Make, lacking: str = "a label"
 ) -> SourceRows:
     """Return both splits: train calibrates but for the exemplars, test measures."""
-    learnt = read(hub, train, make, lacking)
-    measured = read(hub, test, make, lacking)
+    train_content = read_split(hub, train, make, lacking)
+    test_content = read_split(hub, test, make, lacking)
     return SourceRows(
-        train_and_test(learnt.rows, measured.rows),
-        f"{learnt.origin}; measured on {measured.origin}",
-        joined(learnt.note, measured.note),
+        train_and_test(train_content.rows, test_content.rows),
+        f"{train_content.origin}; measured on {test_content.origin}",
+        joined(train_content.note, test_content.note),
     )
 
 
-def read(hub: HubDataset, split: Split, make: Make, lacking: str = "a label") -> SplitRows:
+def read_split(hub: HubDataset, split: Split, make: Make, lacking: str = "a label") -> SplitRows:
     """Return one split. Records without what is `lacking` are left out and counted."""
     entries, origin = records(hub, split.name, list(split.places))
-    made = each(entries, origin, make)
+    made = make_each(entries, origin, make)
     rows = [row for row in made if row is not None]
-    note = _excerpt(split, origin, len(made))
+    note = _mirror_note(split, origin, len(made))
     left_out = len(made) - len(rows)
     if left_out:
         noun = "record" if left_out == 1 else "records"
@@ -78,7 +78,7 @@ def read(hub: HubDataset, split: Split, make: Make, lacking: str = "a label") ->
     return SplitRows(rows, origin, note)
 
 
-def each(
+def make_each(
     entries: Iterable[dict[str, Any]], origin: str, make: Callable[[dict[str, Any]], Made]
 ) -> list[Made]:
     """Return what is made of each record; a record without a field that is needed is a
@@ -97,14 +97,15 @@ def each(
     return made
 
 
-def _excerpt(split: Split, origin: str, number: int) -> str:
-    """Return what a mirror's file is compared with the published split; nothing if it is that,
-    or if it came from the hub.
+def _mirror_note(split: Split, origin: str, number: int) -> str:
+    """Return how a mirror's file differs from the published split; nothing if it doesn't, or if
+    the records came from the hub.
     """
     notes: list[str] = []
     for (folder, name), size in split.places.items():
         if origin != f"mirror: {folder}/{name}":
             continue
+        # `train` is the split that the hub calls `train_r1`; `validation` would be another.
         if not split.name.startswith(name):
             note = f"{folder}/{name} stands in for {split.name}"
             if split.because:

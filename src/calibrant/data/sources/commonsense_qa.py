@@ -8,10 +8,10 @@ from calibrant.data._base import Row, SourceRows, StoredSource, joined, train_an
 from calibrant.data.hub import HubDataset, records
 from calibrant.data.sources._published import (
     Split,
-    each,
     gold,
+    make_each,
     multiple_choice,
-    read,
+    read_split,
     with_rationale,
 )
 from calibrant.errors import DataError, SpecError
@@ -78,11 +78,11 @@ class CommonsenseQA(StoredSource):
         def make(record: dict[str, Any]) -> Row | None:
             bare = row(record)
             if bare is not None:
-                rationales[bare.key] = explanations.get(self._name_of(record))
+                rationales[bare.key] = explanations.get(self._explanation_key(record))
             return bare
 
-        train = read(HUB, TRAIN, make)
-        test = read(HUB, TEST, row)
+        train = read_split(HUB, TRAIN, make)
+        test = read_split(HUB, TEST, row)
         # Rows are divided before they get their rationales, so that these don't change which rows
         # are exemplars.
         parts = train_and_test(train.rows, test.rows)
@@ -99,10 +99,10 @@ class CommonsenseQA(StoredSource):
             joined(counted, note, train.note, test.note),
         )
 
-    def _name_of(self, record: dict[str, Any]) -> Hashable:
+    def _explanation_key(self, record: dict[str, Any]) -> Hashable:
         """Return what a record's explanation is found by."""
         if self.rationales == "ecqa":
-            return _matter(record["question"], record["choices"]["text"])
+            return _question_key(record["question"], record["choices"]["text"])
         if self.rationales == "cos_e":
             return record["id"]
         return None
@@ -116,11 +116,11 @@ class CommonsenseQA(StoredSource):
         if self.rationales == "ecqa":
             hub = ECQA
             splits = ("train", "validation", "test")
-            entry = _ecqa
+            entry_of = _ecqa
         elif self.rationales == "cos_e":
             hub = COS_E
             splits = ("train",)
-            entry = _cos_e
+            entry_of = _cos_e
         else:
             return {}, "", ""
         explanations: dict[Hashable, str] = {}
@@ -134,7 +134,7 @@ class CommonsenseQA(StoredSource):
                     raise
                 note = f"no rationales of {self.rationales}/{split}, which can't be read here"
                 break
-            explanations.update(filter(None, each(entries, origin, entry)))
+            explanations.update(filter(None, make_each(entries, origin, entry_of)))
             origins.append(origin)
         origin = ""
         if origins:
@@ -159,16 +159,16 @@ def _ecqa(record: dict[str, Any]) -> Entry | None:
     """
     if "q_text" in record:
         choices = [record[f"q_op{number}"] for number in range(1, 6)]
-        return _matter(record["q_text"], choices), record["taskB"]
+        return _question_key(record["q_text"], choices), record["taskB"]
     if record.get("csqa_split", "train") != "train":
         return None
-    return _matter(record["question"], record["choices"]), record["explanation"]
+    return _question_key(record["question"], record["choices"]), record["explanation"]
 
 
 def _cos_e(record: dict[str, Any]) -> Entry:
     return record["id"], record["abstractive_explanation"]
 
 
-def _matter(question: str, choices: Sequence[str]) -> tuple[str, ...]:
+def _question_key(question: str, choices: Sequence[str]) -> tuple[str, ...]:
     """Return the question and its choices, whatever their case and spaces."""
     return tuple(" ".join(text.casefold().split()) for text in (question, *choices))

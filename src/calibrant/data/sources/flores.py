@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from calibrant.data._base import Row, SourceRows, StoredSource
 from calibrant.data.hub import HubDataset, records
-from calibrant.data.sources._corpus import mirrors_own, train_and_test_by_place, value
+from calibrant.data.sources._corpus import mirror_note, text_field, train_and_test_by_place
 from calibrant.errors import DataError
 from calibrant.spec.foreign import did_you_mean
 
@@ -69,7 +69,7 @@ class Flores(StoredSource):
             self._passages(train, origin), self._passages(test, measured)
         )
         both = f"{origin}; measured on {measured}"
-        return SourceRows(parts, both, mirrors_own(both, NOTE))
+        return SourceRows(parts, both, mirror_note(both, NOTE))
 
     def _passages(self, lines: Iterable[dict[str, Any]], where: str) -> Iterator[tuple[str, Row]]:
         """Yield the page and the text of every passage. The mirror's are joined already, which
@@ -78,11 +78,11 @@ class Flores(StoredSource):
         space = "" if self.language.endswith(UNSPACED) else " "
 
         def page(record: dict[str, Any]) -> str:
-            return value(record, where, "url")
+            return text_field(record, where, "url")
 
         for url, sentences in groupby(lines, page):
-            texts = [value(sentence, where, "text").strip() for sentence in sentences]
-            yield url, Row(text=space.join(texts))
+            pieces = [text_field(sentence, where, "text").strip() for sentence in sentences]
+            yield url, Row(text=space.join(pieces))
 
     def _unknown(self, besides: str = "") -> DataError:
         near = did_you_mean(self.language, MIRRORED)

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from calibrant.data._base import PARTS, Part, Row, SourceRows, StoredSource, joined, part_of
 from calibrant.data.hub import HubDataset, mirrored
-from calibrant.data.sources._published import Split, gold, multiple_choice, published, read
+from calibrant.data.sources._published import Split, gold, multiple_choice, published, read_split
 
 HUB: Final = HubDataset("Rowan/hellaswag")
 TRAIN: Final = Split("train", {("hellaswag", "train"): 39_905})
@@ -43,9 +43,9 @@ class HellaSwag(StoredSource):
     def read(self) -> SourceRows:
         if mirrored(list(TRAIN.places)) or not mirrored(list(TEST.places)):
             return published(HUB, TRAIN, TEST, row)
-        whole = read(HUB, TEST, row)
+        whole = read_split(HUB, TEST, row)
         division = "validation divided by title and activity, as the mirror has no train split"
-        return SourceRows(divided(whole.rows), whole.origin, joined(division, whole.note))
+        return SourceRows(divide_by_subject(whole.rows), whole.origin, joined(division, whole.note))
 
 
 def row(record: dict[str, Any]) -> Row | None:
@@ -63,16 +63,16 @@ def plain(text: str) -> str:
     return " ".join(_MARK.sub("", _TITLE.sub(".", text)).split())
 
 
-def divided(rows: Iterable[Row]) -> dict[Part, list[Row]]:
+def divide_by_subject(rows: Iterable[Row]) -> dict[Part, list[Row]]:
     """Return the rows by what they are about, all of one thing in one part."""
     parts: dict[Part, list[Row]] = {part: [] for part in PARTS}
     for row in rows:
-        subject = about(row.need("question"))
+        subject = subject_of(row.need("question"))
         parts[part_of(hashlib.sha256(subject.encode()).hexdigest())].append(row)
     return parts
 
 
-def about(question: str) -> str:
+def subject_of(question: str) -> str:
     """Return the title of an instruction, which is its first sentence; of a video, of which
     there may be several rows, the activity.
     """

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from calibrant.data._base import Row, SourceRows, StoredSource, divide
 from calibrant.data.hub import HubDataset, records
-from calibrant.data.sources._corpus import value
+from calibrant.data.sources._corpus import text_field
 
 HUB: Final = HubDataset("garage-bAInd/Open-Platypus")
 
@@ -42,9 +42,9 @@ class OpenPlatypus(StoredSource):
 def instructions(entries: Iterable[dict[str, Any]], where: str) -> Iterator[Row]:
     """Yield a row for each instruction that has an answer."""
     for record in entries:
-        request = value(record, where, "instruction").strip()
+        request = text_field(record, where, "instruction").strip()
         material = (record.get("input") or "").strip()
         question = "\n".join(filter(None, (request, material)))
-        answer = value(record, where, "output").strip()
+        answer = text_field(record, where, "output").strip()
         if question and answer:
             yield Row(question=question, answer=answer)

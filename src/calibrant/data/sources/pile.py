@@ -5,7 +5,7 @@ from typing import Any, Final
 
 from calibrant.data._base import SourceRows, StoredSource
 from calibrant.data.hub import HubDataset
-from calibrant.data.sources._corpus import corpus, subset_names, with_rows
+from calibrant.data.sources._corpus import checked_subsets, corpus, subset_names
 
 HUB: Final = HubDataset(
     "monology/pile-uncopyrighted",
@@ -50,7 +50,7 @@ class Pile(StoredSource):
         object.__setattr__(self, "subsets", subset_names("pile", self.subsets, SUBSETS))
 
     def read(self) -> SourceRows:
-        return with_rows(corpus(HUB, "pile", "train", "test", NOTE, self._keeps), self)
+        return checked_subsets(corpus(HUB, "pile", "train", "test", NOTE, self._keeps), self)
 
     def _keeps(self, record: dict[str, Any]) -> bool:
         return not self.subsets or (record.get("meta") or {}).get("pile_set_name") in self.subsets

@@ -5,7 +5,7 @@ from typing import Any, Final
 
 from calibrant.data._base import Row, SourceRows, StoredSource, divide
 from calibrant.data.hub import HubDataset, mirrored, records
-from calibrant.data.sources._corpus import corpus, subset_names, texts, with_rows
+from calibrant.data.sources._corpus import checked_subsets, corpus, subset_names, text_rows
 
 FILES: Final = {
     "common_crawl": "cc_2023-06_sample.jsonl",
@@ -52,14 +52,14 @@ class RedPajama(StoredSource):
     def read(self) -> SourceRows:
         if mirrored([("redpajama", "train")]):
             content = corpus(HUB, "redpajama", "train", "validation", NOTE, self._keeps)
-            return with_rows(content, self)
+            return checked_subsets(content, self)
         rows: list[Row] = []
         origins: list[str] = []
         for subset in self.subsets or FILES:
             documents, origin = records(HUB, subset, [("redpajama", "train")])
-            rows.extend(texts(documents, origin))
+            rows.extend(text_rows(documents, origin))
             origins.append(origin)
-        return with_rows(SourceRows(divide(rows), "; ".join(origins)), self)
+        return checked_subsets(SourceRows(divide(rows), "; ".join(origins)), self)
 
     def _keeps(self, record: dict[str, Any]) -> bool:
         return not self.subsets or record.get("red_pajama_subset") in self.subsets

@@ -5,7 +5,7 @@ from typing import Final
 
 from calibrant.data._base import SourceRows, StoredSource
 from calibrant.data.hub import HubDataset, records
-from calibrant.data.sources._corpus import divide_by_place, mirrors_own, texts
+from calibrant.data.sources._corpus import divide_by_place, mirror_note, text_rows
 from calibrant.errors import DataError
 from calibrant.spec.foreign import did_you_mean
 
@@ -51,6 +51,6 @@ class XQuAD(StoredSource):
         hub = replace(HUB, config=f"xquad.{self.language}")
         entries, origin = records(hub, "validation", [(f"xquad/{self.language}", "validation")])
         # A paragraph comes once a question: each is kept once, in the order of the set.
-        paragraphs = dict.fromkeys(texts(entries, origin, ("text", "context")))
+        paragraphs = dict.fromkeys(text_rows(entries, origin, ("text", "context")))
         placed = ((f"article {number // PARAGRAPHS}", row) for number, row in enumerate(paragraphs))
-        return SourceRows(divide_by_place(placed), origin, mirrors_own(origin, NOTE))
+        return SourceRows(divide_by_place(placed), origin, mirror_note(origin, NOTE))

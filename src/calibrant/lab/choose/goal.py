@@ -120,7 +120,7 @@ def default_sources(goal: Goal) -> list[str]:
     """
     # A mirror and the hub's cache are read without the hub. Where it doesn't answer, each set would
     # wait for it.
-    reach = nullcontext() if hub.answers() else hub.offline()
+    reach = nullcontext() if hub.is_reachable() else hub.offline()
     with reach:
         defaults = [str(term) for term in _readable(DEFAULT)]
     return list(dict.fromkeys([*goal.sources, *defaults]))
