@@ -10,7 +10,7 @@ from calibrant.errors import WorkerError
 from calibrant.lab.study import Study, StudyResult
 from calibrant.lab.study.driver import Message
 from calibrant.lab.study.sending import packed
-from calibrant.lab.study.workers import FORGIVEN, WORK, Summary, Worker, received, supervise, work
+from calibrant.lab.study.workers import FORGIVEN, WORK, Summary, Worker, do_job, received, supervise
 from calibrant.results import STUDY, Store
 from calibrant.system.progress import silent
 
@@ -39,7 +39,7 @@ class Mortal(Worker):
                 raise Died
 
         try:
-            work(self._job, report)
+            do_job(self._job, report)
         except Died:
             yield from map(received, sent)
             raise WorkerError(f"{self._name} fell", subject=self._name) from None

@@ -12,7 +12,7 @@ import pytest
 from calibrant.errors import DataError, OutputError
 from calibrant.lab.study.driver import Message
 from calibrant.lab.study.sending import Desk, RemoteStore, packed
-from calibrant.lab.study.workers import FORGIVEN, WORK, Summary, work
+from calibrant.lab.study.workers import FORGIVEN, WORK, Summary, do_job
 from calibrant.results import STUDY, Claim, Measurement, Outcome, Score, Store
 from calibrant.results.outcomes import Journal
 
@@ -42,7 +42,7 @@ def test_a_study_through_questions_is_one_without(
         summary = Summary(store, study.workload(), lambda *_: None)
         # The worker isn't told where the store is.
         job = {"shared": str(tmp_path / "own"), "place": 0, "count": 1, "threads": 1}
-        work(job, told.append, remote)
+        do_job(job, told.append, remote)
         for message in told:
             summary.add(message)
         finished = summary.result()

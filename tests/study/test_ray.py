@@ -145,7 +145,7 @@ def test_a_worker_goes_on_when_what_it_did_is_on_its_way(monkeypatch: pytest.Mon
         said.append(store.has_record("sha256:1"))
         report(["done", 0])
 
-    monkeypatch.setattr(ray, "work", job)
+    monkeypatch.setattr(ray, "do_job", job)
     task = {"working_folder": "/nowhere", "work": b"", "forgiven": "{}"}
     actor = ray.Actor(msgspec.msgpack.encode(task))
     messages = map(msgspec.msgpack.decode, actor.messages())

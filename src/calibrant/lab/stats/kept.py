@@ -116,13 +116,15 @@ def kept_words(study: str | Path | Store) -> tuple[KeptWords, ...]:
     Raises `OutputError` for a folder that holds no results, `DataError` where no words were
     measured.
     """
-    store = study if isinstance(study, Store) else Store(study, create=False)
-    found = kept_words_in(read(store, items=False))
+    if not isinstance(study, Store):
+        with Store(study, create=False) as store:
+            return kept_words(store)
+    found = kept_words_in(read(study, items=False))
     if not found:
         raise DataError(
-            f"{str(store.folder)!r} holds no measurement of words with a calibration set; "
+            f"{str(study.folder)!r} holds no measurement of words with a calibration set; "
             "add words(source=…) to what the study evaluates, and run it again",
-            subject=str(store.folder),
+            subject=str(study.folder),
         )
     return found
 

@@ -32,10 +32,10 @@ from calibrant.lab.study.workers import (
     THREADS,
     WORK,
     Worker,
+    do_job,
     environment,
     received,
     shared_threads,
-    work,
 )
 
 PASSED_ON: Final = ("CALIBRANT_", "HF_", "TRANSFORMERS_", "TOKENIZERS_", "XDG_")
@@ -121,7 +121,7 @@ class Actor:
                 (Path(folder) / WORK).write_bytes(self._job["work"])
                 (Path(folder) / FORGIVEN).write_text(self._job["forgiven"])
                 store = RemoteStore(self._asked, Path(folder))
-                work({**self._job, "shared": folder}, self._report, store)
+                do_job({**self._job, "shared": folder}, self._report, store)
         finally:
             self._messages.put(None)
 

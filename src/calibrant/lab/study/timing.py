@@ -417,9 +417,10 @@ def _fitting(
     return reasons
 
 
-def _timed(work: Callable[[], Any]) -> float:
+def _timed(step: Callable[[], Any]) -> float:
+    """The seconds that a step takes."""
     began = time.perf_counter()
-    work()
+    step()
     return time.perf_counter() - began
 
 

@@ -482,7 +482,7 @@ def received(message: Message) -> Message:
             return message
 
 
-def work(job: Job, report: Report, store: Store | RemoteStore | None = None) -> None:
+def do_job(job: Job, report: Report, store: Store | RemoteStore | None = None) -> None:
     """Do a worker's share of a job. An error that ends it is reported as the last message.
 
     Without a `store`, open the one in the job's folder.
@@ -522,7 +522,7 @@ def main() -> None:
     report = reporting(messages)
     job = json.loads(sys.stdin.buffer.readline())
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    work(job, report)
+    do_job(job, report)
     report(["end"])
 
 
