@@ -2,6 +2,7 @@
 with Holm's correction, and no more than a screen of it.
 """
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -71,8 +72,8 @@ def screen(found: Report, width: int = 120, whole: bool = False) -> str:
 
 def row_of(text: str, name: str) -> list[tuple[float, str]]:
     """The numbers of a set's row, each with its mark."""
-    (line,) = [line for line in text.splitlines() if line.startswith(f"{name} ")]
-    figures = line.removeprefix(name).split()
+    (line,) = re.findall(rf"^{re.escape(name)} +([\d.*~ ]+)$", text, re.MULTILINE)
+    figures = line.split()
     return [(float(figure.strip("*~")), figure.lstrip("0123456789.")) for figure in figures]
 
 
