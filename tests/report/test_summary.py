@@ -12,6 +12,8 @@ from scipy.stats import t as student
 
 from calibrant.lab.report import Report, report
 from calibrant.lab.report.summary import doubts
+from calibrant.lab.report.tables.sections import Section
+from calibrant.lab.report.tables.terminal import summary
 from calibrant.lab.stats import Ranking
 from calibrant.results import Store
 
@@ -109,12 +111,12 @@ def test_what_is_doubtful_is_said_with_its_p_after_holm(study: Path):
 
 def test_a_summary_leaves_out_what_all_prints_and_a_method_is_printed_alone(study: Path):
     found = report(study)
-    summary = screen(found)
+    short = screen(found)
     whole = screen(found, whole=True)
-    assert "--all prints every ranking" in summary
+    assert "--all prints every ranking" in short
     assert "--all prints every ranking" not in whole
     for ranked in found.rankings:
-        assert f"tiny, {ranked.method} at 50 %" not in plain(summary)
+        assert f"tiny, {ranked.method} at 50 %" not in plain(short)
         assert f"tiny, {ranked.method} at 50 %" in plain(whole)
     alone = report(study, methods=["sparsegpt"])
     assert [ranked.method for ranked in alone.rankings] == ["sparsegpt"]
@@ -138,7 +140,19 @@ def test_a_large_study_takes_a_screen_and_counts_the_rows_that_have_no_room(
     assert len(named) == 5, "the first method at five targets"
     shown = [line for line in text.splitlines() if line.startswith("method") and " %" in line]
     assert f"and {40 - len(shown)} more" in text
+    assert len(shown) < SCREEN / 2, "what else was found has room"
     assert screen(found, width, whole=True).count("\n") > 10 * SCREEN
+
+
+def test_sections_that_have_no_room_on_a_screen_are_left_out_from_the_end():
+    sections = [Section(f"part {number}", sentences=("a line",) * 17) for number in range(5)]
+    console = Console(width=80, color_system=None)
+    with console.capture() as capture:
+        for line in summary(sections, 80):
+            console.print(line)
+    text = capture.get()
+    assert text.count("\n") <= SCREEN
+    assert [f"part {number}" in text for number in range(5)] == [True, True, True, False, False]
 
 
 def odd_rankings() -> tuple[Ranking, Ranking]:

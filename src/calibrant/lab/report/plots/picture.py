@@ -109,11 +109,6 @@ def stem(*parts: str) -> str:
     return re.sub(r"-{2,}", "-", ascii_only).strip("-._")[:80].strip("-._") or "plot"
 
 
-def counted(number: int, noun: str) -> str:
-    """`1 set`, `1,024 sets`."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
-
-
 def sentence(parts: Sequence[str]) -> str:
     """Return parts as sentences, one after the other; a full stop ends one that has no end."""
     return " ".join(
