@@ -81,7 +81,7 @@ class LiveResults(StoredResults):
 
     def weights(self, run: str) -> Sequence[Mapping[str, Any]]:
         content = self._column(run, "", "weights")
-        with understood(self.where(run)):
+        with self.understood(run):
             return from_json(unzipped(content, LARGEST).decode())
 
     def provenance(self, run: str, measurement: str = "") -> Mapping[str, Any]:
@@ -95,27 +95,27 @@ class LiveResults(StoredResults):
         query = "SELECT id, seals, score FROM measurements WHERE run = ? ORDER BY id"
         scores = dict[str, Mapping[str, Any]]()
         for measurement, seals, content in self.database.rows(query, run):
-            with understood(self.where(run, measurement)):
+            with self.understood(run, measurement):
                 _check_seal([(seals,)], measurement, "score", content)
                 scores[measurement] = _object(content, "score")
         return scores
 
     def items(self, run: str, measurement: str, columns: Sequence[str] | None = None) -> Any:
         content = self._column(run, measurement, "items")
-        with understood(self.where(run, measurement)):
+        with self.understood(run, measurement):
             table = from_bytes(content)
             return table if columns is None else table.select(list(columns))
 
     def numbers(self, run: str, measurement: str) -> ItemNumbers:
         content = self._column(run, measurement, "items")
-        with understood(self.where(run, measurement)):
+        with self.understood(run, measurement):
             return numbers_from_bytes(content)
 
     def digests(self, run: str) -> Mapping[str, str]:
         query = "SELECT name, digest FROM files WHERE run = ? ORDER BY name"
         digests = dict(self.database.rows(query, run))
         found = self.database.rows("SELECT seals FROM runs WHERE id = ?", run)
-        with understood(self.where(run)):
+        with self.understood(run):
             _check_seal(found, run, "files", compact_json(digests))
         return digests
 
@@ -207,7 +207,7 @@ class LiveResults(StoredResults):
 
     def _json(self, run: str, measurement: str, column: str) -> Any:
         content = self._column(run, measurement, column)
-        with understood(self.where(run, measurement)):
+        with self.understood(run, measurement):
             return _object(content, column)
 
     def _column(self, run: str, measurement: str, column: str) -> Any:
@@ -218,7 +218,7 @@ class LiveResults(StoredResults):
         else:
             found = self.database.rows(f"SELECT seals, {column} FROM runs WHERE id = ?", run)
         content = found[0][1] if found else None
-        with understood(self.where(run, measurement)):
+        with self.understood(run, measurement):
             _check_seal(found, measurement or run, column, content)
         return content
 

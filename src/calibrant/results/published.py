@@ -142,12 +142,12 @@ class PublishedResults(StoredResults):
         return (measurement or run) in there
 
     def record(self, run: str) -> Mapping[str, Any]:
-        with understood(self.where(run)):
+        with self.understood(run):
             return {"id": run, **from_json(self._cell(run, "", "record"))}
 
     def weights(self, run: str) -> Sequence[Mapping[str, Any]]:
         matrices: list[dict[str, Any]] = []
-        with understood(self.where(run)):
+        with self.understood(run):
             first, count = self._matrices[self._runs[run]]
             columns = [self._cells_below(first, count, name) for name in MATRIX_FIELDS]
             for values in zip(*columns, strict=True):
@@ -155,11 +155,11 @@ class PublishedResults(StoredResults):
         return matrices
 
     def provenance(self, run: str, measurement: str = "") -> Mapping[str, Any]:
-        with understood(self.where(run, measurement)):
+        with self.understood(run, measurement):
             return from_json(self._cell(run, measurement, "provenance"))
 
     def score(self, run: str, measurement: str) -> Mapping[str, Any]:
-        with understood(self.where(run, measurement)):
+        with self.understood(run, measurement):
             fields = from_json(self._cell(run, measurement, "score"))
             for name in ("value", "stderr"):
                 fields["score"][name] = self._cell(run, measurement, name)
@@ -168,7 +168,7 @@ class PublishedResults(StoredResults):
     def items(self, run: str, measurement: str, columns: Sequence[str] | None = None) -> Any:
         import pyarrow as pa
 
-        with understood(self.where(run, measurement)):
+        with self.understood(run, measurement):
             row = self._measurements[run][measurement]
 
             def stored(column: str) -> Any:
@@ -182,7 +182,7 @@ class PublishedResults(StoredResults):
             return table
 
     def digests(self, run: str) -> Mapping[str, str]:
-        with understood(self.where(run)):
+        with self.understood(run):
             digests = dict(from_json(self._cell(run, "", "files")))
         profile = self._profile(run)
         if profile is not None:
@@ -196,7 +196,7 @@ class PublishedResults(StoredResults):
         return None if digest is None else self.blobs.get(digest)
 
     def _profile(self, run: str) -> bytes | None:
-        with understood(self.where(run)):
+        with self.understood(run):
             profile = self._cell(run, "", "profile")
             return None if profile is None else profile.encode()
 

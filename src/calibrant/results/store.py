@@ -187,7 +187,7 @@ class Store:
         results = self._found(run_id)
         if results is None:
             return None
-        with understood(results.where(run_id)):
+        with results.understood(run_id):
             fields = dict(results.record(run_id))
             if whole:
                 fields["weights"] = results.weights(run_id)
@@ -202,7 +202,7 @@ class Store:
     def run(self, run_id: str) -> Run:
         """Return what was requested of a run that is there."""
         results = self.results(run_id)
-        with understood(results.where(run_id)):
+        with results.understood(run_id):
             return Run.read(results.record(run_id)["run"])
 
     def add_record(self, record: Record, files: Mapping[str, bytes] = MappingProxyType({})) -> str:
@@ -310,7 +310,7 @@ class Store:
         # The database comes last here, so that what was written last replaces what is published.
         for results in reversed(self._places()):
             for measure_id, fields in results.scores(run_id).items():
-                with understood(results.where(run_id, measure_id)):
+                with results.understood(run_id, measure_id):
                     entries[measure_id] = ScoreEntry.read(fields)
         return dict(sorted(entries.items()))
 
@@ -318,14 +318,14 @@ class Store:
         """Return what is stored of a measurement beside its items; `DataError` if it isn't
         there."""
         results = self.results(run_id, measure_id)
-        with understood(results.where(run_id, measure_id)):
+        with results.understood(run_id, measure_id):
             return ScoreEntry.read(results.score(run_id, measure_id))
 
     def items(self, run_id: str, measure_id: str) -> tuple[Outcome, ...]:
         """Return the outcome of every item of a measurement; `DataError` if the store lacks it."""
         results = self.results(run_id, measure_id)
         table = results.items(run_id, measure_id)
-        with understood(results.where(run_id, measure_id)):
+        with results.understood(run_id, measure_id):
             return outcomes_of(table)
 
     def numbers(self, measurements: Sequence[tuple[str, str]]) -> Iterator[ItemNumbers]:
@@ -339,7 +339,7 @@ class Store:
         """Return what is known beside a record or a measurement: seconds, versions, machine. It is
         no part of the result."""
         results = self.results(run_id, measure_id)
-        with understood(results.where(run_id, measure_id)):
+        with results.understood(run_id, measure_id):
             return read_provenance(results.provenance(run_id, measure_id))
 
     def evaluators(self, run_id: str) -> dict[str, Mapping[str, Any]]:

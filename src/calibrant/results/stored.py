@@ -115,7 +115,7 @@ class StoredResults(ABC):
     def numbers(self, run: str, measurement: str) -> ItemNumbers:
         """Return the names, values and weights of the items of a measurement."""
         table = self.items(run, measurement, COLUMNS)
-        with understood(self.where(run, measurement)):
+        with self.understood(run, measurement):
             return numbers_of(table)
 
     @abstractmethod
@@ -129,6 +129,15 @@ class StoredResults(ABC):
     @abstractmethod
     def where(self, run: str, measurement: str = "") -> str:
         """Return what a message calls the place of a run or a measurement."""
+
+    @contextmanager
+    def understood(self, run: str, measurement: str = "") -> Iterator[None]:
+        """Raise `DataError`, saying which is damaged, for what isn't as we write it."""
+        try:
+            yield
+        except _MISUNDERSTOOD as error:
+            # Only here, since where it lies takes a look at the disk.
+            raise damaged(self.where(run, measurement), error) from error
 
     def run_row(self, run: str) -> StoredRun:
         """Return all that is stored of a run."""

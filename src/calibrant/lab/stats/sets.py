@@ -273,24 +273,27 @@ class _Matrices:
         sizes: dict[str, dict[str, np.ndarray]] = {}
         errors: dict[str, float] = {}
         for block, matrices in by_block.items():
+            names = [matrix["name"] for matrix in matrices]
+            # A block at a time: a study has a hundred thousand matrices.
             if all("bits" in matrix for matrix in matrices):
-                signs[block] = {matrix["name"]: mask_bits([matrix]) * 2 - 1 for matrix in matrices}
+                bits = mask_bits(matrices).reshape(len(matrices), -1)
+                signs[block] = dict(zip(names, bits * 2 - 1, strict=True))
             if all("inputs" in matrix for matrix in matrices):
-                sizes[block] = {
-                    matrix["name"]: _about_mean(matrix["inputs"]) for matrix in matrices
-                }
+                about_mean = _about_means([matrix["inputs"] for matrix in matrices])
+                sizes[block] = dict(zip(names, about_mean, strict=True))
             known = [matrix["error"] for matrix in matrices if "error" in matrix]
             if known:
                 errors[block] = float(np.mean(known))
         return _Matrices(signs, sizes, errors, tuple(by_block))
 
 
-def _about_mean(inputs: str) -> Float[np.ndarray, " feature"]:
-    """Return the stored sizes of a matrix's input features, in double precision, less their
-    mean.
+def _about_means(inputs: Sequence[str]) -> Float[np.ndarray, "matrix feature"]:
+    """Return the stored sizes of matrices' input features, in double precision, less the mean of
+    their matrix.
     """
-    features = np.frombuffer(bytes.fromhex(inputs), "<f2").astype(np.float64)
-    return features - features.mean()
+    stored = np.frombuffer(bytes.fromhex("".join(inputs)), "<f2")
+    features = stored.astype(np.float64).reshape(len(inputs), -1)
+    return features - features.mean(1, keepdims=True)
 
 
 _BLOCK: Final = re.compile(r"(.*?\.\d+)(?:\.|$)")

@@ -287,7 +287,9 @@ def plain(number: object) -> str:
     """
     if isinstance(number, float):
         return f"{number:,.3f}"
-    return f"{number:,}" if isinstance(number, int) else "" if number is None else str(number)
+    if isinstance(number, int):
+        return f"{number:,}"
+    return "" if number is None else str(number)
 
 
 MOST: Final = 200
@@ -326,8 +328,8 @@ def word_maps(contents: Contents) -> Mapping[str, WordMap]:
     for it.
     """
     return {
-        f"words-{number}": _map(of, f"words of {of.measured}")
-        for number, of in enumerate(contents.kept_words)
+        f"words-{number}": _map(kept_words, f"words of {kept_words.measured}")
+        for number, kept_words in enumerate(contents.kept_words)
     }
 
 
@@ -336,21 +338,27 @@ def language_maps(contents: Contents) -> Mapping[str, WordMap]:
     key that a chooser has for it.
     """
     return {
-        f"languages-{number}": _map(of, of.measured)
-        for number, of in enumerate(contents.kept_languages)
+        f"languages-{number}": _map(kept_languages, kept_languages.measured)
+        for number, kept_languages in enumerate(contents.kept_languages)
     }
 
 
-def _map(of: KeptWords, what: str) -> WordMap:
-    steps = _steps([value for row in of.kept for value in row[:MOST] if not math.isnan(value)])
-    best = of.best
-    rows = [
-        WordRow(word, of.counts[at], best[at], tuple(_cell(row[at], steps) for row in of.kept))
-        for at, word in enumerate(of.words[:MOST])
-    ]
-    way = f", {of.propagate}" if of.propagate else ""
-    title = f"{of.model}, {of.method} at {describe_target(of.target)}{way}: {what}"
-    return WordMap(title, of.measured, of.sets, of.draws, tuple(rows), len(of.words), steps)
+def _map(words: KeptWords, measured: str) -> WordMap:
+    shown: list[float] = []
+    for shares in words.kept:
+        shown.extend(share for share in shares[:MOST] if not math.isnan(share))
+    steps = _steps(shown)
+    best = words.best
+    rows: list[WordRow] = []
+    for place, word in enumerate(words.words[:MOST]):
+        cells = tuple(_cell(shares[place], steps) for shares in words.kept)
+        rows.append(WordRow(word, words.counts[place], best[place], cells))
+    way = f", {words.propagate}" if words.propagate else ""
+    target = describe_target(words.target)
+    title = f"{words.model}, {words.method} at {target}{way}: {measured}"
+    return WordMap(
+        title, words.measured, words.sets, words.draws, tuple(rows), len(words.words), steps
+    )
 
 
 def _cell(value: float, steps: Sequence[float]) -> tuple[float, int] | None:
@@ -362,6 +370,6 @@ def _steps(values: Sequence[float]) -> tuple[float, ...]:
     outlier would take most of an even scale.
     """
     ordered = sorted(values)
-    return (
-        tuple(ordered[len(ordered) * step // STEPS] for step in range(1, STEPS)) if ordered else ()
-    )
+    if not ordered:
+        return ()
+    return tuple(ordered[len(ordered) * step // STEPS] for step in range(1, STEPS))

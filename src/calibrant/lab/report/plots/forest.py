@@ -20,7 +20,6 @@ from calibrant.lab.report.plots.panels import (
 from calibrant.lab.report.plots.picture import (
     Interval,
     Plot,
-    counted,
     cut,
     ends,
     known,
@@ -41,7 +40,7 @@ from calibrant.lab.stats import (
     RankingEntry,
     describe_target,
 )
-from calibrant.numerics import percent
+from calibrant.numerics import counted, percent
 from calibrant.spec.grammar import SetLabel
 
 ALIKE: Final = 4.0

@@ -15,7 +15,6 @@ from calibrant.lab.report.plots.picture import (
     Axis,
     Plot,
     axis_of,
-    counted,
     ends,
     known,
     plotted,
@@ -27,7 +26,7 @@ from calibrant.lab.report.plots.picture import (
 )
 from calibrant.lab.report.plots.theme import DASHES
 from calibrant.lab.stats import Layers, Ranking, RankingEntry, describe_target, sparsity_of
-from calibrant.numerics import percent
+from calibrant.numerics import counted, percent
 from calibrant.spec.foreign import visible_name
 
 CROWDED: Final = 24

@@ -21,6 +21,7 @@ from calibrant.lab.report.plots.picture import (
     text,
 )
 from calibrant.lab.report.plots.theme import LETTER, Style
+from calibrant.numerics import HOLE
 from calibrant.spec.foreign import visible_name
 
 if TYPE_CHECKING:
@@ -173,7 +174,7 @@ class Panels:
                     for record in _point(point, low, high, size.width)
                 )
             elif not row.head:
-                yield {"p": p, "k": "hole", "r": r, "t": "—"}
+                yield {"p": p, "k": "hole", "r": r, "t": HOLE}
         if self.reference:
             yield {"p": p, "k": "zero"}
             text = cut(self.reference, max(3, min(26, int(size.width / 6))))

@@ -61,7 +61,10 @@ def _width(text: str) -> int:
 
 
 def signed(value: float, digits: int = 3) -> str:
-    """`+0.412`, `−0.031`, `0.000`; without an end `+∞`."""
+    """Return a difference for a plot: `+0.412`, `−0.031`, `0.000`; without an end `+∞`.
+
+    Beside `numerics.signed`, since a plot has a true minus and may have little room.
+    """
     if math.isinf(value):
         return "+∞" if value > 0 else "−∞"
     text = f"{value:+.{digits}f}" if abs(value) < 1e5 else f"{value:+.2e}"
@@ -75,11 +78,10 @@ def plainly(value: float, digits: int = 3) -> str:
 
 def spread(interval: Interval, digits: int = 3) -> str:
     """` (0.1 to 0.3)`, empty without an interval."""
-    return (
-        ""
-        if interval is None
-        else f" ({plainly(interval[0], digits)} to {plainly(interval[1], digits)})"
-    )
+    if interval is None:
+        return ""
+    low, high = interval
+    return f" ({plainly(low, digits)} to {plainly(high, digits)})"
 
 
 def share(value: float) -> str:
@@ -107,11 +109,6 @@ def stem(*parts: str) -> str:
         for part in parts
     )
     return re.sub(r"-{2,}", "-", ascii_only).strip("-._")[:80].strip("-._") or "plot"
-
-
-def counted(number: int, noun: str) -> str:
-    """`1 set`, `1,024 sets`."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def sentence(parts: Sequence[str]) -> str:
