@@ -69,7 +69,7 @@ chance, about {chances:.1f} of them would still be called above it.
 
 `acc`: the likeliest choice is right; `acc_norm`: the likeliest for its length in bytes; `acc_prior`: the one whose log likelihood the question raises
 most over that behind the bare `Answer:`. WinoGrande scores what follows the gap, which is the same for both names, so its first two agree. Answers
-that are numbers are ranked among three wrong ones, made by the rule in `evaluators/_wrong.py`. It was changed once, after 50 questions of GSM8K:
+that are numbers are ranked among three wrong ones, made by the rule in `evaluators/_prompts.py`. It was changed once, after 50 questions of GSM8K:
 numbers of the question itself as wrong ones put a model that copies at 4 %. `loss` is that of the right answer, `solution` that of the worked
 solution, in nats per token; accuracies are in percent; all ± one standard error over questions.
 
