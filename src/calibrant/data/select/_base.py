@@ -336,7 +336,7 @@ def dealt_rows(source: Source, draw: int, count: int) -> list[Row]:
     return [rows[place % len(rows)] for place in range(begin, end)]
 
 
-def check_between(selector: Selector, **bounds: tuple[float, float]) -> None:
+def check_between(selector: Selector, **bounds: tuple[int | float, int | float]) -> None:
     """Raise `SpecError` for a field of the selector that isn't within its bounds, of which both
     are allowed.
     """
