@@ -514,7 +514,7 @@ def _is_likelihood(value: Any) -> bool:
     """Return whether a document's value is a log likelihood and a number of bytes."""
     if not isinstance(value, tuple | list) or len(value) != 2:
         return False
-    return _is_number(value[0]) and _is_number(value[1]) and value[1] > 0
+    return _is_number(value[0]) and _is_number(value[1]) and bool(value[1] > 0)
 
 
 def _distinct(hashes: Sequence[str]) -> list[str]:
