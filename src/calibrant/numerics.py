@@ -54,7 +54,7 @@ HOLE: Final = "—"
 """What stands where there is no number."""
 
 
-def decimals(value: float) -> str:
+def decimals(value: int | float) -> str:
     """Return a number with three decimals.
 
     >>> decimals(0.4567)
@@ -63,7 +63,7 @@ def decimals(value: float) -> str:
     return f"{value:.3f}"
 
 
-def signed(value: float) -> str:
+def signed(value: int | float) -> str:
     """Return a difference with three decimals and its sign.
 
     >>> signed(0.4567)
@@ -72,7 +72,9 @@ def signed(value: float) -> str:
     return f"{value:+.3f}"
 
 
-def between(interval: tuple[float, float] | None, write: Callable[[float], str] = decimals) -> str:
+def between(
+    interval: tuple[int | float, int | float] | None, write: Callable[[float], str] = decimals
+) -> str:
     """Return both ends of an interval, as `write` writes them; a hole without one.
 
     >>> between((0.1, 0.25)), between(None)
@@ -84,7 +86,7 @@ def between(interval: tuple[float, float] | None, write: Callable[[float], str] 
     return f"{write(low)} to {write(high)}"
 
 
-def percent(share: float) -> str:
+def percent(share: int | float) -> str:
     """Return a share in per cent, with as many digits as it has. The space doesn't break.
 
     >>> percent(0.975).replace("\\u00a0", " ")
@@ -93,7 +95,7 @@ def percent(share: float) -> str:
     return f"{share * 100:g}\u00a0%"
 
 
-def whole_percent(share: float) -> str:
+def whole_percent(share: int | float) -> str:
     """Return a share in whole per cent. The space doesn't break.
 
     >>> whole_percent(0.1749).replace("\\u00a0", " ")
@@ -102,7 +104,7 @@ def whole_percent(share: float) -> str:
     return f"{100 * share:.0f}\u00a0%"
 
 
-def probability(p: float | None) -> str:
+def probability(p: int | float | None) -> str:
     """Return a p value with three decimals; a hole for None.
 
     >>> probability(0.0123), probability(0.0001), probability(None)
@@ -122,7 +124,7 @@ def counted(number: int, noun: str) -> str:
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
-def duration(seconds: float) -> str:
+def duration(seconds: int | float) -> str:
     """Return a time as one would say it.
 
     >>> duration(2.5), duration(45.2), duration(600), duration(9000)
@@ -137,7 +139,7 @@ def duration(seconds: float) -> str:
     return f"{seconds / 3600:.1f} h"
 
 
-def megabytes(count: float) -> str:
+def megabytes(count: int | float) -> str:
     """Return a number of bytes in megabytes.
 
     >>> megabytes(2_500_000)

@@ -49,7 +49,7 @@ STEPS: Final = 50
 HIGHEST: Final = 400
 """The highest |z| that is distinguished."""
 
-Reading = tuple[WindowWords, Int[Tensor, " word"]]
+Reading = tuple[WindowWords, Int[Tensor, " _"]]
 """A window with the group of each of its words, -1 for one in none."""
 OnNeurons = Callable[[int, Float[Tensor, "word neuron"]], None]
 """Is given the number of a block and what each of its neurons is at each word of a window, less
@@ -360,7 +360,7 @@ def _per(
 
 
 def _counted(
-    labels: Sequence[Int[Tensor, " word"]], groups: int
+    labels: Sequence[Int[Tensor, " _"]], groups: int
 ) -> tuple[Int[Tensor, " group"], Float[Tensor, " group"], int]:
     """Return three things of the words' labels: how many words each group has, the variance of a
     group's sum under shuffling, and the degrees of freedom of the neurons' variances.

@@ -162,6 +162,6 @@ def _below(
         y += LINE
 
 
-def _text(words: str, x: float, y: float, colour: str) -> str:
+def _text(words: str, x: int | float, y: int | float, colour: str) -> str:
     place = f'x="{x:g}" y="{y + 4:g}"'
     return f'<text {place} font-size="11" fill="{colour}">{escape(words)}</text>'

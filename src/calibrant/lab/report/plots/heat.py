@@ -170,7 +170,7 @@ class _Heat:
         return cells
 
 
-def _exact(low: float, high: float) -> "alt.Scale":
+def _exact(low: int | float, high: int | float) -> "alt.Scale":
     """A scale from exactly `low` to `high`."""
     import altair as alt
 
