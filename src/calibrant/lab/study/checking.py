@@ -588,8 +588,9 @@ class StudyReader:
         """The values of an axis without those that are mistakes."""
         values: dict[str, Any] = {}
         places: dict[str, Path] = {}
+        read = self._readers[axis]
         for place, given in self._listed(path, raw):
-            value = self.value(axis, place, given)
+            value = read(place, given)
             text = str(value)
             if text in values:
                 self._add_twice(place, given, f"{text} ({where(places[text])})")
