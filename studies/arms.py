@@ -85,7 +85,11 @@ def markdown_row(head: str, estimates: Iterable[Estimate], comparisons: int) -> 
     """A row of Markdown, bold where an interval over items and draws leaves out zero at 95 %,
     jointly over `comparisons`, the rows of its table.
     """
-    return f"| {head} | {' | '.join(f'**{e:+.3f}**' if e.over_draws and e.significant(comparisons=comparisons) else f'{e:+.3f}' for e in estimates)} |"
+    cells: list[str] = []
+    for estimate in estimates:
+        is_bold = estimate.over_draws and estimate.significant(comparisons=comparisons)
+        cells.append(f"**{estimate:+.3f}**" if is_bold else f"{estimate:+.3f}")
+    return f"| {head} | {' | '.join(cells)} |"
 
 
 def with_range(values: list[float]) -> str:

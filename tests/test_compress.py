@@ -15,7 +15,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from calibrant.activations import Gram
+from calibrant.activations import Gram, Propagation
 from calibrant.compress import Recipe, compress, fitting, prune, prune_quantize, quantize
 from calibrant.compress.checkpoint import Checkpoint
 from calibrant.data import CalibrationSet, TokenBatch
@@ -25,7 +25,6 @@ from calibrant.methods import Compressed
 from calibrant.models import ModelView, Opened, Weight, open_model, read_manifest, save, view
 from calibrant.targets import Grid, parse_target
 from calibrant.testing import tiny_folder
-from calibrant.walk import Propagation
 
 from tests.refusing import refused
 from tests.usual import two_hundred_lines

@@ -13,7 +13,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -21,6 +21,11 @@ from torch import Tensor
 
 T = TypeVar("T")
 S = TypeVar("S", bound="Statistic")
+
+Propagation = Literal["arrival", "reference", "dense"]
+"""Which inputs a matrix sees: those that arrive through what is compressed before it, as it goes
+(`arrival`) or in a second pass (`reference`), or those of the untouched model (`dense`).
+"""
 
 CHUNK = 1024
 """Rows that are promoted to a wider type at a time: few enough that the copy stays in the cache,

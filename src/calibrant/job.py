@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from calibrant.activations import Seen, Statistic
+from calibrant.activations import Propagation, Seen, Statistic
 from calibrant.data import TokenBatch
 from calibrant.edits import Edit, Replace
 from calibrant.errors import SpecError
@@ -17,7 +17,7 @@ from calibrant.models import Block, ModelView, Opened, Weight
 from calibrant.results.outcomes import Journal
 from calibrant.system.progress import Progress, silent
 from calibrant.targets import Target
-from calibrant.walk import Propagation, walk
+from calibrant.walk import walk
 from calibrant.walk.attention import Weigh
 from calibrant.walk.ranks import ALONE, Ranks
 from calibrant.walk.starving import AS_SEEN, Starved, fed

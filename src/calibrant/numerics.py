@@ -54,6 +54,15 @@ HOLE: Final = "—"
 """What stands where there is no number."""
 
 
+def six_digits(number: int | float) -> float:
+    """Return a number as records and notes have it: the six digits that every machine gives.
+
+    >>> six_digits(0.123456789)
+    0.123457
+    """
+    return float(f"{number:.6g}")
+
+
 def decimals(value: int | float) -> str:
     """Return a number with three decimals.
 

@@ -15,6 +15,7 @@ from jaxtyping import Float, Int8, UInt8
 from torch import Tensor
 
 from calibrant.activations import Gram
+from calibrant.numerics import six_digits
 from calibrant.spec.foreign import brief
 from calibrant.targets import Grid
 
@@ -67,7 +68,7 @@ class Packed(ABC):
     def facts(self) -> Mapping[str, Any]:
         """Return what a record says of it: `bits_a_weight`, to six digits, and `bytes`."""
         return {
-            "bits_a_weight": float(f"{self.bits / self.weights:.6g}"),
+            "bits_a_weight": six_digits(self.bits / self.weights),
             "bytes": -(-self.bits // 8),
         }
 

@@ -160,7 +160,9 @@ def by_choice(results: Results) -> Iterator[str]:
                 if half is not None
             ]
             apart = f"{statistics.mean(spans):.1%}" if spans else "one draw"
-            yield f"| {target} | `{method}` | {own:.3f} | {other:.3f} | {other / own:.2f} | {min(ratios):.2f} to {max(ratios):.2f} | {spread:.2f} | {apart} |"
+            pairs = f"{min(ratios):.2f} to {max(ratios):.2f}"
+            losses = f"{own:.3f} | {other:.3f} | {other / own:.2f}"
+            yield f"| {target} | `{method}` | {losses} | {pairs} | {spread:.2f} | {apart} |"
 
 
 def by_rotation() -> Iterator[str]:

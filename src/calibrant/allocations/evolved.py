@@ -22,6 +22,7 @@ from calibrant.methods import MatrixMethod, Method
 from calibrant.methods._base import MOST_CANDIDATES
 from calibrant.methods._searching import Choice, Space, Trials, climb
 from calibrant.models import Weight
+from calibrant.numerics import six_digits
 from calibrant.spec import MOST_STEPS, check_most
 from calibrant.spec.foreign import brief
 from calibrant.targets import Grid, Sparsity, Target
@@ -131,7 +132,7 @@ class Evolved(Allocation):
             generations=self.generations,
             patience=self.patience,
         )
-        course = [float(f"{divergence:.6g}") for divergence in trials.course]
+        course = [six_digits(divergence) for divergence in trials.course]
         job.notes.update(
             by="divergence",
             best=course[-1],

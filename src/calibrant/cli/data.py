@@ -83,10 +83,8 @@ def survey(
 
     look_in(data_dir)
     with progress() as update:
-        rows = [
-            one.to_json()
-            for one in run(names or [], model, tokens=tokens, length=length, progress=update)
-        ]
+        checks = run(names or [], model, tokens=tokens, length=length, progress=update)
+        rows = [check.to_json() for check in checks]
     if markdown:
         typer.echo(as_markdown(rows), nl=False)
     else:

@@ -53,7 +53,7 @@ def with_options(
                 machine.append(_parameter(declared_field, shown, _default(declared_field)))
             else:
                 given.append(_parameter(declared_field, shown, _default(declared_field)))
-        own: list[inspect.Parameter] = []
+        command_only: list[inspect.Parameter] = []
         last: list[inspect.Parameter] = []
         for parameter in inspect.signature(command).parameters.values():
             if parameter.kind is inspect.Parameter.VAR_KEYWORD:
@@ -62,8 +62,8 @@ def with_options(
             if parameter.name in LAST:
                 last.append(by_name)
             else:
-                own.append(by_name)
-        signature = inspect.Signature([*first, *given, *own, *machine, *last])
+                command_only.append(by_name)
+        signature = inspect.Signature([*first, *given, *command_only, *machine, *last])
         command.__signature__ = signature
         return command
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from calibrant.activations import Seen, Statistic
+from calibrant.activations import Propagation, Seen, Statistic
 from calibrant.compress.checkpoint import Checkpoint, FinishedStep
 from calibrant.compress.matrices import check_model, edits_of
 from calibrant.compress.recipe import Recipe
@@ -29,7 +29,6 @@ from calibrant.system.process import freed_memory_kept, give_back
 from calibrant.system.progress import Progress, silent
 from calibrant.targets import Target
 from calibrant.transforms import Transform
-from calibrant.walk import Propagation
 from calibrant.walk.ranks import ALONE, Ranks
 from calibrant.walk.rehearsal import rehearse
 from calibrant.walk.starving import AS_SEEN, starving

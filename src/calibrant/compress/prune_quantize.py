@@ -10,6 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final, Literal
 
+from calibrant.activations import Propagation
 from calibrant.compress.checkpoint import Checkpoint
 from calibrant.compress.costs import FEW_TOKENS, Costs, provenance, shortage_of
 from calibrant.compress.exporting import file_bytes
@@ -66,7 +67,6 @@ from calibrant.targets import (
     accepted,
     parse_target,
 )
-from calibrant.walk import Propagation
 from calibrant.walk.ranks import Ranks, joined
 
 Verb = Literal["prune", "quantize"]

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, get_args
 
-from calibrant.activations import Statistic
+from calibrant.activations import Propagation, Statistic
 from calibrant.allocations import Allocation, allocations
 from calibrant.data import TokenBatch
 from calibrant.errors import SpecError
@@ -14,7 +14,6 @@ from calibrant.results import Run
 from calibrant.spec import canonical
 from calibrant.targets import Target, parse_target
 from calibrant.transforms import Transform, transforms
-from calibrant.walk import Propagation
 from calibrant.walk.starving import AS_SEEN, Starved
 from calibrant.walk.statistics import KINDS
 

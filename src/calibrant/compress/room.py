@@ -9,7 +9,7 @@ from typing import Final, final
 import psutil
 import torch
 
-from calibrant.activations import CHUNK, EXACT_CHUNK, Gram
+from calibrant.activations import CHUNK, EXACT_CHUNK, Gram, Propagation
 from calibrant.compress.recipe import PROPAGATIONS, Recipe
 from calibrant.data import CalibrationSet, TokenBatch
 from calibrant.data.select import Selector
@@ -17,7 +17,7 @@ from calibrant.errors import SpecError
 from calibrant.exports import Export
 from calibrant.methods import MatrixMethod, Method, ModelMethod
 from calibrant.models import ModelView, Opened, outlined
-from calibrant.walk import LONG_PASS, Propagation, held_between_blocks, tokens_per_pass_of
+from calibrant.walk import LONG_PASS, held_between_blocks, tokens_per_pass_of
 from calibrant.walk.ranks import Ranks
 from calibrant.walk.rehearsal import rehearse
 from calibrant.walk.starving import AS_SEEN

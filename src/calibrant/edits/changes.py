@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from calibrant.activations import FeatureNorms, Gram, Seen, wide
-from calibrant.numerics import finite_number
+from calibrant.numerics import finite_number, six_digits
 from calibrant.packed import gram_energy
 
 SAMPLED: Final = 256
@@ -67,7 +67,7 @@ def output_error(
     finite_number(size, f"the size of the outputs of {name}", name)
     if size <= 0:
         return {}
-    return {"error": float(f"{lost / size:.6g}"), "error_from": statistic}
+    return {"error": six_digits(lost / size), "error_from": statistic}
 
 
 def zeros_of(matrix: Float[Tensor, "out in"]) -> int:

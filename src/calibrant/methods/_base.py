@@ -8,12 +8,12 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Final, Literal, NamedTuple, TypeVar
+from typing import ClassVar, Final, NamedTuple, TypeVar
 
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
-from calibrant.activations import Gram, Seen, Statistic
+from calibrant.activations import Gram, Propagation, Seen, Statistic
 from calibrant.errors import NumericsError, SpecError, TargetError
 from calibrant.packed import Compressed
 from calibrant.spec import Spec
@@ -21,9 +21,6 @@ from calibrant.spec.foreign import brief
 from calibrant.targets import Grid, Removal, Target, accepted
 
 S = TypeVar("S", bound=Statistic)
-
-Propagation = Literal["arrival", "reference", "dense"]
-"""What a matrix is calibrated on: as in `calibrant.walk`, which matrix methods don't import."""
 
 MOST_DAMP: Final = 1_000_000
 """The largest damping or pull. Above it nothing changes."""
@@ -282,8 +279,3 @@ def observed(seen: Seen, kind: type[S]) -> S:
 def prune(weight: Float[Tensor, "out in"], keep: Bool[Tensor, "out in"]) -> Float[Tensor, "out in"]:
     """Return a copy of `weight` with exact zeros where it isn't kept."""
     return weight.detach().masked_fill(~keep, 0)
-
-
-def six_digits(number: float) -> float:
-    """Return a number as notes have it: the six digits that are the same on every machine."""
-    return float(f"{number:.6g}")

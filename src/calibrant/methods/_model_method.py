@@ -8,10 +8,11 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import ClassVar, Final
 
+from calibrant.activations import Propagation
 from calibrant.edits import DropBlocks, DropExperts, Edit
 from calibrant.errors import CalibrantError, SpecError, TargetError
 from calibrant.job import Job
-from calibrant.methods._base import Method, Propagation
+from calibrant.methods._base import Method
 from calibrant.models import ModelView, expert_layers
 from calibrant.targets import Parts, Share, Sparsity, Target
 

@@ -21,6 +21,7 @@ import msgspec
 import numpy as np
 
 from calibrant.errors import DataError
+from calibrant.numerics import six_digits
 from calibrant.results.items import COLUMNS, check_count, check_items, restored_columns
 from calibrant.results.stored import (
     PROFILE,
@@ -339,7 +340,7 @@ def matrix_of(row: Mapping[str, Any]) -> dict[str, Any]:
         if row[name] is not None:
             facts[name] = row[name]
     if row[ERROR] is not None:
-        facts[ERROR] = _six_digits(row[ERROR])
+        facts[ERROR] = six_digits(float(row[ERROR]))
     for name in HEXADECIMAL:
         if row[name] is not None:
             facts[name] = row[name].hex()
@@ -382,13 +383,8 @@ def row_of_matrix(facts: Mapping[str, Any]) -> dict[str, Any]:
 def _has_column(name: str, value: Any) -> bool:
     """Whether a fact of a matrix has a column, in which it comes back to the bit."""
     if name == ERROR:
-        return type(value) is float and _six_digits(np.float32(value)) == value
+        return type(value) is float and six_digits(float(np.float32(value))) == value
     return name in MATRIX_COLUMNS and type(value) is MATRIX_COLUMNS[name]
-
-
-def _six_digits(value: Any) -> float:
-    """A number with the six digits that it was written with."""
-    return float(f"{float(value):.6g}")
 
 
 def _is_share_of_zeros(row: Mapping[str, Any]) -> bool:

@@ -20,6 +20,7 @@ from calibrant.activations import FeatureNorms, Seen, Statistic, wide
 from calibrant.errors import ModelError, SpecError
 from calibrant.methods.pruning.ria import relative
 from calibrant.models import Heads, ModelView, Stream, Weight
+from calibrant.numerics import six_digits
 from calibrant.spec import check_most
 from calibrant.system.extras import needed_for
 from calibrant.transforms._base import Transform
@@ -80,8 +81,8 @@ class Permute(Transform):
             )
         notes: dict[str, Any] = dict(counts)
         if total:
-            notes["before"] = float(f"{before / total:.6g}")
-            notes["after"] = float(f"{after / total:.6g}")
+            notes["before"] = six_digits(before / total)
+            notes["after"] = six_digits(after / total)
         return notes
 
     def _places(

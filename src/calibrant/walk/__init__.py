@@ -11,7 +11,6 @@ without some of its blocks.
 from calibrant.walk.walking import (
     LONG_PASS,
     TOKENS_PER_PASS,
-    Propagation,
     held_between_blocks,
     tokens_per_pass_of,
     walk,
@@ -21,7 +20,6 @@ from calibrant.walk.walking import (
 __all__ = [
     "LONG_PASS",
     "TOKENS_PER_PASS",
-    "Propagation",
     "held_between_blocks",
     "tokens_per_pass_of",
     "walk",

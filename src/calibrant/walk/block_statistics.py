@@ -17,7 +17,7 @@ from torch import Tensor
 from calibrant.activations import BlockChange, Routing, Seen, Statistic, wide
 from calibrant.errors import ModelError, NumericsError
 from calibrant.models import Block, Choices, ExpertLayer, ModelView, Weight, expert_layers
-from calibrant.numerics import not_finite
+from calibrant.numerics import not_finite, six_digits
 from calibrant.walk.products import Product
 
 PER_OCTAVE: Final = 16
@@ -265,7 +265,7 @@ def coverage(routing: Routing, inputs: int) -> dict[str, Any]:
     counts = routing.counts.tolist()
     return {
         "experts": len(counts),
-        "counts": [float(f"{count:.6g}") for count in counts],
+        "counts": [six_digits(count) for count in counts],
         "gates": [float(f"{gate:.4g}") for gate in routing.mean_gates().tolist()],
         "unseen": [expert for expert, count in enumerate(counts) if count == 0],
         "starved": [expert for expert, count in enumerate(counts) if 0 < count < inputs],

@@ -26,12 +26,12 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, Final, Literal, cast
+from typing import Any, Final, cast
 
 import torch
 from torch import Tensor
 
-from calibrant.activations import Seen, Statistic
+from calibrant.activations import Propagation, Seen, Statistic
 from calibrant.data import TokenBatch, micro_batches
 from calibrant.models import Block, ModelView, Weight
 from calibrant.walk.attention import Weigh
@@ -41,8 +41,6 @@ from calibrant.walk.offloading import Alive, Offloaded, OffloadFile
 from calibrant.walk.products import Order, Product, inputs_of
 from calibrant.walk.ranks import ALONE, Ranks
 from calibrant.walk.rehearsal import Rehearsal, held, rehearse
-
-Propagation = Literal["arrival", "reference", "dense"]
 
 TOKENS_PER_PASS: Final = 1_024
 """Tokens of one micro-batch. Stored statistics are sums over micro-batches of this size, and a

@@ -14,6 +14,7 @@ from itertools import islice
 from operator import attrgetter
 from typing import Any, Final, TypeVar
 
+from calibrant.activations import Propagation
 from calibrant.allocations import Allocation, allocations
 from calibrant.compress import PROPAGATIONS, Recipe
 from calibrant.compress.recipe import check_propagation
@@ -30,7 +31,6 @@ from calibrant.spec.foreign import LARGEST, brief, did_you_mean, user_text
 from calibrant.spec.registry import Registry
 from calibrant.targets import Target, parse_target
 from calibrant.transforms import Transform, transforms
-from calibrant.walk import Propagation
 
 Made = TypeVar("Made")
 Path = tuple[str | int, ...]

@@ -8,7 +8,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from calibrant.activations import Statistic
+from calibrant.activations import Propagation, Statistic
 from calibrant.allocations import Allocation
 from calibrant.allocations.uniform import Uniform
 from calibrant.compress import Recipe
@@ -23,7 +23,6 @@ from calibrant.spec.grammar import SetLabel
 from calibrant.system.notebook import card, listing
 from calibrant.targets import Sparsity, Target
 from calibrant.transforms import Transform
-from calibrant.walk import Propagation
 
 DENSE: Final = "none"
 """The method that leaves the model as it is: the dense model is always among the runs."""

@@ -7,6 +7,7 @@ from dataclasses import MISSING, InitVar, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Final, cast
 
+from calibrant.activations import Propagation
 from calibrant.allocations import Allocation
 from calibrant.data import CalibrationSet, Source
 from calibrant.errors import SpecError, StudyError
@@ -32,7 +33,6 @@ from calibrant.system.notebook import card
 from calibrant.system.progress import Progress, silent
 from calibrant.targets import Target
 from calibrant.transforms import Transform
-from calibrant.walk import Propagation
 
 KEY_OF_FIELD: Final = {
     "models": "model",

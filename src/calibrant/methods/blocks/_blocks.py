@@ -23,12 +23,11 @@ from calibrant.data import TokenBatch, divided
 from calibrant.edits import DropBlocks, Edit, Replace
 from calibrant.errors import ModelError, SpecError, TargetError
 from calibrant.job import Job
-from calibrant.methods._base import six_digits
 from calibrant.methods._model_method import BlockMethod, PartMethod, least_share, parts_of
 from calibrant.methods._searching import Choice, Space, Trials
 from calibrant.methods.blocks.short_gpt import influence, least_influence
 from calibrant.models import ModelView, Stream, Weight
-from calibrant.numerics import finite_number
+from calibrant.numerics import finite_number, six_digits
 from calibrant.packed import Compressed
 from calibrant.spec.foreign import brief
 from calibrant.targets import Target

@@ -7,8 +7,8 @@ from typing import ClassVar
 from calibrant.activations import BlockChange, Seen, Statistic
 from calibrant.edits import DropBlocks, Edit
 from calibrant.job import Job
-from calibrant.methods._base import six_digits
 from calibrant.methods._model_method import BlockMethod
+from calibrant.numerics import six_digits
 
 
 @dataclass(frozen=True, repr=False)

@@ -15,9 +15,9 @@ from torch.nn.functional import cross_entropy
 from calibrant.data import TokenBatch, micro_batches
 from calibrant.edits import Edit, StoredEdit
 from calibrant.job import Job
-from calibrant.methods._base import six_digits
 from calibrant.models import ModelView, overwrite
 from calibrant.models.changing import will_change
+from calibrant.numerics import six_digits
 
 TOKENS_PER_STEP: Final = 1024
 """How many tokens a step has at most, in whole windows; a longer window is a step of its own."""

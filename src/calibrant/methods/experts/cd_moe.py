@@ -16,7 +16,6 @@ from calibrant.methods._base import (
     check_choice,
     check_least,
     check_positive,
-    six_digits,
 )
 from calibrant.methods._model_method import PartMethod, parts_of, share_of
 from calibrant.methods._searching import Choice, Space, Trials, eliminate
@@ -29,6 +28,7 @@ from calibrant.methods.experts._condensing import (
     tuned,
 )
 from calibrant.models import Condensed, ModelView, condensed, expert_layers
+from calibrant.numerics import six_digits
 from calibrant.spec import MOST_STEPS, check_most
 from calibrant.spec.foreign import LARGEST
 from calibrant.targets import Parts, Target

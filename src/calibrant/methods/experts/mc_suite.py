@@ -12,7 +12,7 @@ from calibrant.activations import Routing, Seen, Statistic
 from calibrant.edits import DropExperts, Edit
 from calibrant.errors import SpecError
 from calibrant.job import Job
-from calibrant.methods._base import check_choice, check_least, finite, six_digits
+from calibrant.methods._base import check_choice, check_least, finite
 from calibrant.methods._model_method import ExpertMethod
 from calibrant.methods.experts._expert_scores import (
     CRITERIA,
@@ -25,6 +25,7 @@ from calibrant.methods.experts._expert_scores import (
 )
 from calibrant.methods.experts._training import Tuned, trained
 from calibrant.models import expert_layers
+from calibrant.numerics import six_digits
 from calibrant.spec import MOST_STEPS, check_most
 from calibrant.spec.foreign import LARGEST, brief, did_you_mean
 from calibrant.walk.block_statistics import ExpertOutputs, coverage

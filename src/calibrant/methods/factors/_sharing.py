@@ -17,22 +17,16 @@ from typing import ClassVar, NamedTuple, final
 
 import torch
 
-from calibrant.activations import Gram, Seen, wide
+from calibrant.activations import Gram, Propagation, Seen, wide
 from calibrant.edits import Edit, Replace
 from calibrant.errors import ModelError, NumericsError, SpecError, TargetError
 from calibrant.job import Job
-from calibrant.methods._base import (
-    MOST_DAMP,
-    Propagation,
-    check_positive,
-    finite,
-    observed,
-    six_digits,
-)
+from calibrant.methods._base import MOST_DAMP, check_positive, finite, observed
 from calibrant.methods._model_method import ModelMethod, failing_at, parts_of
 from calibrant.methods.factors._factors import Factored, Member
 from calibrant.methods.pruning._gradients import damped
 from calibrant.models import ModelView, Stream, Weight
+from calibrant.numerics import six_digits
 from calibrant.packed import Compressed, Factors
 from calibrant.spec import check_most
 from calibrant.spec.foreign import brief

@@ -19,10 +19,10 @@ from calibrant.methods._base import (
     finite,
     observed,
     removal,
-    six_digits,
 )
 from calibrant.methods.pruning._admm import Directions, Scaled, chosen, shared_scaled
 from calibrant.methods.pruning._gradients import damped
+from calibrant.numerics import six_digits
 from calibrant.spec import MOST_STEPS, check_most, later
 from calibrant.targets import Group, Removal, Target
 

@@ -21,10 +21,10 @@ from calibrant.methods._base import (
     finite,
     observed,
     prune,
-    six_digits,
     standing_in,
 )
 from calibrant.methods.pruning.wanda import Wanda
+from calibrant.numerics import six_digits
 from calibrant.spec import MOST_STEPS, check_most, text_of
 from calibrant.targets import NofM, Removal, Target
 

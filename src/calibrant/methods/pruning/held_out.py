@@ -24,10 +24,10 @@ from calibrant.methods._base import (
     StandIn,
     TokenUse,
     observed,
-    six_digits,
     standing_in,
 )
 from calibrant.methods.pruning.sparsegpt import SparseGPT
+from calibrant.numerics import six_digits
 from calibrant.packed import gram_energy
 from calibrant.spec import text_of, with_parameters
 from calibrant.targets import Removal, Target

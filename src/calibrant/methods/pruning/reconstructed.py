@@ -12,18 +12,11 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from calibrant.activations import FeatureNorms, Gram, Seen, Statistic
+from calibrant.activations import FeatureNorms, Gram, Propagation, Seen, Statistic
 from calibrant.edits import Edit, Replace, StoredEdit
 from calibrant.errors import ModelError, SpecError, TargetError
 from calibrant.job import Job
-from calibrant.methods._base import (
-    MatrixMethod,
-    Propagation,
-    StandIn,
-    check_least,
-    six_digits,
-    standing_in,
-)
+from calibrant.methods._base import MatrixMethod, StandIn, check_least, standing_in
 from calibrant.methods._model_method import (
     PRODUCTS,
     ModelMethod,
@@ -33,6 +26,7 @@ from calibrant.methods._model_method import (
 )
 from calibrant.methods.pruning.wanda import Wanda
 from calibrant.models import ModelView, Stream, Weight
+from calibrant.numerics import six_digits
 from calibrant.spec import MOST_STEPS, check_most
 from calibrant.system.clock import spent_on
 from calibrant.targets import Removal, Target

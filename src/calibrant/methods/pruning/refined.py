@@ -21,11 +21,11 @@ from calibrant.methods._base import (
     check_positive,
     finite,
     observed,
-    six_digits,
 )
 from calibrant.methods.pruning._gradients import Masked, damped, descend, masked
 from calibrant.methods.pruning._swaps import swap
 from calibrant.methods.pruning.wanda import Wanda
+from calibrant.numerics import six_digits
 from calibrant.spec import MOST_STEPS, check_most, text_of
 from calibrant.targets import NofM, Removal, Target
 

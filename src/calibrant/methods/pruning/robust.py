@@ -7,20 +7,19 @@ from typing import Any, ClassVar
 from jaxtyping import Float
 from torch import Tensor
 
-from calibrant.activations import Gram, Seen, wide
+from calibrant.activations import Gram, Propagation, Seen, wide
 from calibrant.methods._base import (
     Compressed,
-    Propagation,
     Sources,
     StandIn,
     TokenUse,
     finite,
     observed,
-    six_digits,
     standing_in,
 )
 from calibrant.methods.pruning._gradients import damped, masked
 from calibrant.methods.pruning.refined import Refined, refine, share_of_round
+from calibrant.numerics import six_digits
 from calibrant.packed import gram_energy
 from calibrant.targets import Target
 

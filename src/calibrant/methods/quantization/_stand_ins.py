@@ -9,16 +9,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from calibrant.activations import FeatureNorms, Gram, Seen, Statistic, wide
+from calibrant.activations import FeatureNorms, Gram, Propagation, Seen, Statistic, wide
 from calibrant.errors import TargetError
-from calibrant.methods._base import (
-    Compressed,
-    MatrixMethod,
-    Propagation,
-    finite,
-    grid,
-    observed,
-)
+from calibrant.methods._base import Compressed, MatrixMethod, finite, grid, observed
 from calibrant.methods.quantization._rounding import absmax, clipped, effective, input_scales
 from calibrant.methods.quantization.ggml import Ggml
 from calibrant.targets import GgufRecipe, Grid, Target

@@ -14,25 +14,24 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from calibrant.activations import FeatureSizes, Gram, Seen, Statistic, wide
+from calibrant.activations import FeatureSizes, Gram, Propagation, Seen, Statistic, wide
 from calibrant.edits import Edit, Fold, Replace
 from calibrant.job import Job
 from calibrant.methods._base import (
     Compressed,
     MatrixMethod,
-    Propagation,
     StandIn,
     check_least,
     finite,
     grid,
     observed,
-    six_digits,
 )
 from calibrant.methods._model_method import PRODUCTS, ModelMethod, check_matrices
 from calibrant.methods.quantization._rounding import absmax, clipped, effective, input_scales
 from calibrant.methods.quantization._sites import Site, Sites
 from calibrant.methods.quantization._stand_ins import ScaledAlone
 from calibrant.models import ModelView, Stream, Weight
+from calibrant.numerics import six_digits
 from calibrant.spec import check_most
 from calibrant.system.clock import spent_on
 from calibrant.targets import Grid, Target

@@ -9,10 +9,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from calibrant.activations import FeatureNorms, Seen, Statistic
+from calibrant.activations import FeatureNorms, Propagation, Seen, Statistic
 from calibrant.errors import TargetError
 from calibrant.llama_cpp.quantizing import needs_importance, quantize_matrix
-from calibrant.methods._base import Compressed, MatrixMethod, Propagation, finite, observed
+from calibrant.methods._base import Compressed, MatrixMethod, finite, observed
 from calibrant.packed import GgmlBlocks
 from calibrant.targets import GgmlKind, Target, accepted
 from calibrant.targets.ggml_kind import UNWEIGHTED

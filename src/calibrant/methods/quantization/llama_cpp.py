@@ -13,12 +13,12 @@ import numpy as np
 import torch
 from gguf import GGMLQuantizationType
 
-from calibrant.activations import FeatureNorms, Seen, Statistic
+from calibrant.activations import FeatureNorms, Propagation, Seen, Statistic
 from calibrant.edits import Edit, Replace, ReplaceParameters
 from calibrant.errors import TargetError
 from calibrant.job import Job
 from calibrant.llama_cpp import quantize_file
-from calibrant.methods._base import Compressed, Propagation, StandIn, finite
+from calibrant.methods._base import Compressed, StandIn, finite
 from calibrant.methods._model_method import ModelMethod
 from calibrant.methods.quantization._stand_ins import RecipeByMatrix
 from calibrant.models import ModelView, Weight, gguf_of

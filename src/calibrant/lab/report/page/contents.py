@@ -102,13 +102,11 @@ class Contents:
         """Which experts each set keeps, by model, method, target and propagation, where experts
         were dropped.
         """
-        return {
-            (of.model, of.method, of.target, of.propagate): of for of in kept_experts(self.reading)
-        }
+        return {_way(kept): kept for kept in kept_experts(self.reading)}
 
     def routers_of(self, ranking: Ranking) -> Plot | None:
         """The experts that each set of a ranking keeps, drawn; None where none were dropped."""
-        found = self.experts.get((ranking.model, ranking.method, ranking.target, ranking.propagate))
+        found = self.experts.get(_way(ranking))
         return routers([found]) if found else None
 
     @cached_property
@@ -121,18 +119,14 @@ class Contents:
     @cached_property
     def ordered_layers(self) -> Sequence[Layers]:
         """The layers of each group, its sets in the order of its ranking."""
-        orders = {
-            (r.model, r.method, r.target, r.propagate): [e.name for e in r.entries]
-            for r in self.comparison.rankings
-        }
+        orders: dict[tuple[str, str, str, str], list[str]] = {}
+        for ranking in self.comparison.rankings:
+            orders[_way(ranking)] = [entry.name for entry in ranking.entries]
         found: list[Layers] = []
-        for of in self.layers:
-            ranked = [
-                name
-                for name in orders.get((of.model, of.method, of.target, of.propagate), ())
-                if name in of.sets
-            ]
-            found.append(of.among([*ranked, *(name for name in of.sets if name not in ranked)]))
+        for layers in self.layers:
+            ranked = [name for name in orders.get(_way(layers), ()) if name in layers.sets]
+            others = [name for name in layers.sets if name not in ranked]
+            found.append(layers.among([*ranked, *others]))
         return found
 
     @cached_property
@@ -163,3 +157,8 @@ class Contents:
         if table is None or not np.isfinite(table[~np.eye(len(table), dtype=bool)]).any():
             return []
         return self.similarity.nearest(name, measure, most)
+
+
+def _way(group: KeptExperts | Ranking | Layers) -> tuple[str, str, str, str]:
+    """What the sets of a group were compared under."""
+    return group.model, group.method, group.target, group.propagate

@@ -229,14 +229,10 @@ class CurvePanels:
             "d:O", scale=alt.Scale(domain=list(range(len(DASHES))), range=list(DASHES)), legend=None
         )
         x, y = self._axes()
-        up, along = (
-            {"x": x, "y": y, "y2": alt.Y2("z:Q")},
-            {"x": x, "y": y, "detail": [alt.Detail("s:N"), alt.Detail("g:N")]},
-        )
-        at, shaped = (
-            {"x": x, "y": y, "stroke": stroke},
-            {"x": x, "y": y, "stroke": stroke, "shape": shape},
-        )
+        up = {"x": x, "y": y, "y2": alt.Y2("z:Q")}
+        along = {"x": x, "y": y, "detail": [alt.Detail("s:N"), alt.Detail("g:N")]}
+        point = {"x": x, "y": y, "stroke": stroke}
+        shaped = {**point, "shape": shape}
         yield layer("band", "area", up, color="var(--grid)", opacity=1)
         yield layer("other", "line", along, color="var(--line)", strokeWidth=1)
         yield layer(
@@ -254,7 +250,7 @@ class CurvePanels:
         yield layer(
             "beyond",
             "point",
-            at,
+            point,
             size=44,
             opacity=1,
             shape="M-1,.8L0,-.6L1,.8",
