@@ -206,8 +206,8 @@ def command(
             except OSError as error:
                 stop(_unusable(error), 2, error)
 
-        told = " ".join((function.__doc__ or "").split())
-        first = told.partition(". ")[0].partition(": ")[0].rstrip(".")
+        description = " ".join((function.__doc__ or "").split())
+        first = description.partition(". ")[0].partition(": ")[0].rstrip(".")
         group.command(name, cls=cls, epilog=epilog, short_help=first, context_settings=HELP)(
             wrapped
         )

@@ -57,7 +57,7 @@ def explain(
     if is_store(user_path(options["model"])):
         from calibrant.lab.stats import kept_words
 
-        result = [one.to_json() for one in kept_words(options["model"])]
+        result = [kept.to_json() for kept in kept_words(options["model"])]
         show(result, as_json, lambda tables: kept_by_sets(tables, most))
     else:
         from calibrant.evaluators import explain as run

@@ -508,7 +508,7 @@ def share_kept(
     return combination([(sides, own_coefs), (dense, dense_coefs)], value / len(measured))
 
 
-def share_of(own: float, dense: float, score: Score) -> tuple[float, float, float] | None:
+def share_of(value: float, dense: float, score: Score) -> tuple[float, float, float] | None:
     """Return the share that a value keeps of the dense model's on the same scale, and its
     derivatives by the one and by the other.
     """
@@ -517,11 +517,11 @@ def share_of(own: float, dense: float, score: Score) -> tuple[float, float, floa
         above_chance = dense - chance
         if above_chance <= 0:
             return None
-        share = (own - chance) / above_chance
+        share = (value - chance) / above_chance
         return share, 1 / above_chance, -share / above_chance
     if score.unit.startswith("nats"):
-        share = math.exp(min(dense - own, 700.0))  # e^700 is the last power that a float holds
+        share = math.exp(min(dense - value, 700.0))  # e^700 is the last power that a float holds
         return share, -share, share
-    if own <= 0:
+    if value <= 0:
         return None
-    return dense / own, -dense / own**2, 1 / own
+    return dense / value, -dense / value**2, 1 / value

@@ -394,11 +394,11 @@ def _reach() -> dict[str, Any]:
     }
 
 
-def _placed(axis: str, of: str) -> str:
+def _placed(axis: str, node: str) -> str:
     """Where on the screen: Vega's links hold numbers until the layout has put nodes in their
     place.
     """
-    return f"frame.{axis} + frame.k * ({of}.{axis} || 0)"
+    return f"frame.{axis} + frame.k * ({node}.{axis} || 0)"
 
 
 def _lines() -> dict[str, Any]:

@@ -208,7 +208,7 @@ class Panels:
             self.size.columns,
             74 + TITLE * (max(map(len, self._titles), default=1) - 1),
             GAP,
-            own=True,
+            own_scales=True,
         )
 
     def _marks(self) -> Iterator[Layer]:

@@ -394,10 +394,10 @@ def faceted(
     columns: int,
     row: int,
     column: float | int,
-    own: bool = False,
+    own_scales: bool = False,
 ) -> "alt.FacetSpec":
     """Return one panel for each value of `p` in the named data, so many in a row, so many pixels
-    apart; each with its `own` scale across, if so.
+    apart. With `own_scales` each has a scale of its own across.
     """
     import altair as alt
 
@@ -407,16 +407,15 @@ def faceted(
     )
     facet = alt.FacetFieldDef(field="p", type="ordinal", title=None, header=header)
     gaps = alt.RowColnumber(row=row, column=column)
-    scale = alt.ScaleResolveMap(x="independent") if own else alt.Undefined
-    each = alt.Resolve(
-        axis=alt.AxisResolveMap(x="independent"), scale=scale
-    )  # an axis below every panel, also where nothing stands below it
+    scale = alt.ScaleResolveMap(x="independent") if own_scales else alt.Undefined
+    # An axis below every panel, also where nothing stands below it.
+    resolved = alt.Resolve(axis=alt.AxisResolveMap(x="independent"), scale=scale)
     return alt.FacetSpec(
         facet=facet,
         spec=panel,
         columns=columns,
         spacing=gaps,
         bounds="flush",
-        resolve=each,
+        resolve=resolved,
         data=alt.NamedData(name=data),
     )
