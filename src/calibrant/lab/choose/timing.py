@@ -67,7 +67,7 @@ def measured_costs(
     walking_again = 0.0 if recipe.propagate == "dense" else forward
     if not isinstance(method, MatrixMethod):
         compress = _whole_file_seconds(opened, first_block, stand_in) / piece_times.blocks
-    elif isinstance(method, ModelMethod) or method.token_use != TokenUse():
+    elif _needs_a_walk_of_its_own(method):
         targets = dict.fromkeys(model.named, recipe.target)
         job = Job(opened, model, batch, recipe.target, targets, recipe.propagate)
         tokens = int(batch.mask.sum())
@@ -86,6 +86,11 @@ def measured_costs(
         measure=sum(piece_times.measure.values()),
         again=piece_times.blocks * walking_again,
     )
+
+
+def _needs_a_walk_of_its_own(method: MatrixMethod) -> bool:
+    """Whether a method does more than compress each matrix by what it saw of all tokens alike."""
+    return isinstance(method, ModelMethod) or method.token_use != TokenUse()
 
 
 def _seen_in_first_block(
