@@ -24,6 +24,10 @@ Hexadecimal = Annotated[str, Meta(pattern="^(?:[0-9a-f]{4})*$")]
 Identity = Annotated[str, Meta(pattern=r"^[\w:-]{0,200}$")]
 """An id, or nothing for what a study plans and hasn't made yet."""
 Several = str | int | float | list[str | int | float] | None
+UNTOUCHED: Final = "none"
+"""The method of the model as it came."""
+MEASURED: Final = "measured"
+"""The method of a finished model that nothing but its label is known of."""
 
 
 class SpecForm(TypedDict, total=False):
@@ -334,12 +338,16 @@ class ScoreEntry:
 @dataclass(frozen=True)
 class StudyIndex:
     """The grid of a store's last study: its cells, its calibration `sets` by their texts, what else
-    reading needs of the `study`, and the `revisions` of everything that it names."""
+    reading needs of the `study`, and the `revisions` of everything that it names.
+
+    `measured` are cells of no study: the models that `evaluate` put into the store.
+    """
 
     cells: tuple[Cell, ...] = ()
     sets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict[str, Mapping[str, Any]])
     study: Mapping[str, Any] = field(default_factory=dict[str, Any])
     revisions: Mapping[str, int] = field(default_factory=dict[str, int])
+    measured: tuple[Cell, ...] = ()
 
     @classmethod
     def read(cls, fields: Mapping[str, Any]) -> "StudyIndex":
@@ -352,7 +360,7 @@ class StudyIndex:
     def plain(self) -> dict[str, Any]:
         """Return it as plain data, without the parts that are empty."""
         fields = asdict(self)
-        for name in ("sets", "study", "revisions"):
+        for name in ("sets", "study", "revisions", "measured"):
             if not fields[name]:
                 del fields[name]
         return fields

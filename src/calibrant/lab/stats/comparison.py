@@ -27,9 +27,10 @@ from calibrant.lab.stats.crossed import Pairs
 from calibrant.lab.stats.estimate import LEVEL
 from calibrant.lab.stats.questions import PaperQuestion, questions
 from calibrant.lab.stats.ranking import MEAN, ComparedGroup, Ranking, RankingEntry, pairs
-from calibrant.lab.stats.results import UNTOUCHED, Results, grouped, narrowed, read, unranked
+from calibrant.lab.stats.results import Results, grouped, narrowed, read, unranked
 from calibrant.lab.stats.sensitivity import Sensitivity, sensitivity
 from calibrant.results import Store
+from calibrant.results.records import UNTOUCHED
 
 
 @dataclass(frozen=True)
