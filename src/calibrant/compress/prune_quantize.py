@@ -76,6 +76,8 @@ TARGETS_OF: Final[Mapping[Verb, tuple[type[Target], ...]]] = {
 """The verbs, and the kinds of target that each is for."""
 USUAL_SHARE: Final = 0.5
 """What `prune` removes where nothing is said."""
+RECORD: Final = "calibrant_record"
+"""The attribute of a compressed model in memory that has its record: no manifest lies beside it."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,9 @@ class Pruned:
     costs: Costs | None = None
     sizes: Mapping[str, int] = field(default_factory=dict[str, int])
     """Bytes of all files of each form that was written, tokenizer and all."""
+
+    def __post_init__(self) -> None:
+        setattr(self.opened.model, RECORD, self.record)
 
     def _repr_html_(self) -> str:
         facts = {"saved in": self.out or "", "continued from step": self.continued_from or ""}

@@ -11,6 +11,7 @@ from calibrant.allocations import allocations
 from calibrant.allocations.uniform import Uniform
 from calibrant.compress import Recipe
 from calibrant.compress.costs import provenance
+from calibrant.compress.prune_quantize import RECORD
 from calibrant.errors import DataError, SpecError
 from calibrant.evaluators._base import Evaluator
 from calibrant.methods import methods
@@ -117,6 +118,10 @@ def _record(label: str, opened: Opened, manifest: Mapping[str, Any] | None, orig
     is_ours = manifest_folder(opened.name) == Path(opened.name)
     if manifest is not None and is_ours and not label:
         return _own_record(opened, manifest)
+    # `prune` and `quantize` leave it on a model in memory.
+    record = getattr(opened.model, RECORD, None)
+    if isinstance(record, Record) and not label:
+        return _in_same_type(opened, record)
     if origin not in ("", opened.name) and not label:
         label = opened.name
     run = _finished(opened, label, origin) if label else _untouched(opened)
@@ -152,6 +157,13 @@ def _own_record(opened: Opened, manifest: Mapping[str, Any]) -> Record:
             f"{opened.name!r} has a record that this version can't read; give a label",
             subject=opened.name,
         ) from error
+    return _in_same_type(opened, record)
+
+
+def _in_same_type(opened: Opened, record: Record) -> Record:
+    """Return the record of a model that is in the type it was compressed in; else raises
+    `SpecError`.
+    """
     if record.run.dtype != type_name(opened):
         raise SpecError(
             f"{opened.name!r} was compressed in {record.run.dtype} and would be measured in "

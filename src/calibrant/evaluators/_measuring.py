@@ -20,6 +20,7 @@ from calibrant.evaluators._base import Evaluator, Subject
 from calibrant.evaluators._engines import check_engine, opened_by_llama_cpp
 from calibrant.evaluators._measured_run import MeasuredRun, check_label, type_name
 from calibrant.models import (
+    Model,
     Opened,
     manifest_folder,
     open_model,
@@ -97,9 +98,7 @@ def evaluate(options: EvaluateOptions) -> list[Measurement]:
         check_kept(promised, opened)
     run = None
     if options.store is not None:
-        origin = options.reference or _origin(manifest) or ""
-        if isinstance(origin, Opened):
-            origin = origin.name
+        origin = _origin_name(options.reference, manifest)
         run = MeasuredRun.of(options.store, options.label, opened, manifest, origin, dense)
     journals = [_journal(task, opened, dense) for task in chosen]
     measured: list[Measurement] = []
@@ -324,6 +323,17 @@ def reference_of(
 def _origin(manifest: Mapping[str, Any] | None) -> str | None:
     """Return the name of the model that a compressed one was made from."""
     return (manifest or {}).get("record", {}).get("run", {}).get("model_name")
+
+
+def _origin_name(reference: Model | None, manifest: Mapping[str, Any] | None) -> str:
+    """Return what the model is called that another was made from, empty where nothing says it."""
+    if reference is None:
+        return _origin(manifest) or ""
+    if isinstance(reference, Opened):
+        return reference.name
+    if isinstance(reference, PreTrainedModel):
+        return str(reference.name_or_path)
+    return str(reference)
 
 
 def _opened(ref: str, dtype: str, device: str, on_disk: bool) -> Opened:

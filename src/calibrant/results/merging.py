@@ -1,7 +1,7 @@
 """Uniting stores, such as those of two machines that shared a study. What is already there stays;
 what is merged from is only read."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from itertools import chain
@@ -157,6 +157,8 @@ def _difference(ours: StoredResults, theirs: StoredResults, run: str, measuremen
         if not same_items(ours.items(run, measurement), theirs.items(run, measurement)):
             return "the same measurement with other items"
         return ""
+    if _is_bare(here) or _is_bare(there):
+        return ""
     differing = [part for part in PARTS if here.get(part) != there.get(part)]
     if differing:
         return f"the same run with other results: {', '.join(differing)}"
@@ -165,6 +167,11 @@ def _difference(ours: StoredResults, theirs: StoredResults, run: str, measuremen
         if here[name] != there[name]:
             return f"the same run with another {name}"
     return ""
+
+
+def _is_bare(parts: Mapping[str, str]) -> bool:
+    """Return whether a record says no more than its request: of a model that was only measured."""
+    return parts["weights"] == parts["dense"] == "[]" and "edits" not in parts
 
 
 def _unite_grids(target: Store, sources: Sequence[Store]) -> None:

@@ -64,7 +64,7 @@ _NAMED: Final = re.compile(r"[0-9a-f]{64}(-piece-\d+)?")
 _INDEX: Final = "index"
 _FAILURE: Final = "failure"
 _CELL: Final = "cell"
-UNKNOWN_ORIGIN: Final = "origin unknown"
+UNKNOWN_ORIGIN: Final = "unknown origin"
 """Stands for the model that finished ones were made from, where nothing says which it was."""
 
 

@@ -388,8 +388,13 @@ def grouped(cells: Sequence[Cell]) -> dict[Setting, list[Cell]]:
             if compared and cell.model == setting.model:
                 group.append(cell)
         group.sort(key=lambda cell: places[id(cell)])
-    together = {setting: _as_asked(group) for setting, group in groups.items()}
-    return dict(sorted(together.items()))
+    # Finished models, which no study made, come behind what studies compare.
+    ordered = sorted(groups, key=_finished_last)
+    return {setting: _as_asked(groups[setting]) for setting in ordered}
+
+
+def _finished_last(setting: Setting) -> tuple[bool, Setting]:
+    return setting.method == MEASURED, setting
 
 
 def _as_asked(group: Sequence[Cell]) -> list[Cell]:
