@@ -171,7 +171,7 @@ def _difference(ours: StoredResults, theirs: StoredResults, run: str, measuremen
 
 def _is_bare(parts: Mapping[str, str]) -> bool:
     """Return whether a record says no more than its request: of a model that was only measured."""
-    return parts["weights"] == parts["dense"] == "[]" and "edits" not in parts
+    return parts["weights"] == parts.get("dense") == "[]" and "edits" not in parts
 
 
 def _unite_grids(target: Store, sources: Sequence[Store]) -> None:
