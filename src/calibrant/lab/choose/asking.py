@@ -36,7 +36,7 @@ from calibrant.lab.mixtures.algebra import effort_of
 from calibrant.lab.mixtures.mixture import BEST, UNIFORM
 from calibrant.lab.study import Study
 from calibrant.methods import Method, StandIn
-from calibrant.models import Opened, open_model, view
+from calibrant.models import Opened, opened_of, view
 from calibrant.options import RecommendCommand
 from calibrant.spec import identity
 from calibrant.system.progress import Progress, silent
@@ -221,7 +221,7 @@ def asked(options: RecommendCommand, budget: TimeBudget) -> Prepared:
         baseline = candidates[0]
     candidates = list(dict.fromkeys([*candidates, baseline]))
     began = budget.spent
-    opened = open_model(options.model, options.dtype, options.device)
+    opened = opened_of(options.model, options.tokenizer, options.dtype, options.device)
     opening_seconds = budget.spent - began
     model_view = view(opened.model)
     check_model(method, model_view, target, dict.fromkeys(model_view.named, target))
@@ -239,7 +239,7 @@ def asked(options: RecommendCommand, budget: TimeBudget) -> Prepared:
     elif not no_sibling:
         no_sibling = "its halves hold too little to be calibrated on"
     template = Study(
-        models=(options.model,),
+        models=(opened.name,),
         data=(baseline,),
         evaluate=_measures(fitted.goal, target, opened),
         methods=(method,),
