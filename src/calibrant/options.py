@@ -29,7 +29,7 @@ from calibrant.system.progress import Progress, silent
 
 if TYPE_CHECKING:
     from calibrant.allocations import Allocation
-    from calibrant.data import CalibrationSet, Source
+    from calibrant.data import CalibrationSet, Data
     from calibrant.exports import Export
     from calibrant.methods import Method
     from calibrant.models import Opened
@@ -122,24 +122,16 @@ class DataOptions:
     """How much of a calibration set is drawn, and which draw it is."""
 
     _: KW_ONLY
-    samples: int = option("Windows to calibrate on.", "N", default=128)
+    samples: int | None = option("Windows to calibrate on. [default: 128]", "N", default=None)
     tokens: int | None = option(like=TOKENS, default=None)
     length: int = option(like=LENGTH, default=2048)
     seed: int = option(like=SEED, default=0)
 
-    def drawn_from(self, data: "str | CalibrationSet | Source") -> "CalibrationSet":
+    def drawn_from(self, data: "Data") -> "CalibrationSet":
         """Return the calibration set; one that is given as an object has a budget of its own."""
-        from calibrant.data import CalibrationSet
+        from calibrant.data import as_set
 
-        if isinstance(data, CalibrationSet):
-            return data
-        return CalibrationSet(
-            data,
-            samples=self.samples,
-            length=self.length,
-            tokens=self.tokens,
-            seed=self.seed,
-        )
+        return as_set(data, self.samples, self.length, self.tokens, self.seed)
 
 
 @declaration
@@ -232,7 +224,7 @@ class SharedOptions(MemoryOptions, RecipeOptions, DataOptions):
 class PruneOptions(SharedOptions):
     """The options of `prune`."""
 
-    data: "str | CalibrationSet | Source" = option(like=SET)
+    data: "Data" = option(like=SET)
     method: "str | Method" = option(
         "One of those below, with parameters as in sparsegpt(damp=0.02).",
         "SPEC",
@@ -258,7 +250,7 @@ class PruneOptions(SharedOptions):
 class QuantizeOptions(SharedOptions):
     """The options of `quantize`."""
 
-    data: "str | CalibrationSet | Source | None" = option(like=SET, default=None)
+    data: "Data | None" = option(like=SET, default=None)
     method: "str | Method" = option(
         "rtn: round to nearest, which looks at no data.", "SPEC", offers="methods", default="rtn"
     )
@@ -282,7 +274,7 @@ class ImatrixOptions(MemoryOptions, DataOptions):
     """The options of `imatrix`."""
 
     model: "str | Opened" = option(like=MODEL)
-    data: "str | CalibrationSet" = option(like=SET)
+    data: "Data" = option(like=SET)
     out: str | Path | None = option(
         "File to write: .gguf for llama.cpp, .dat for ik_llama.cpp.", "FILE", default=None
     )
@@ -296,7 +288,7 @@ class ImatrixOptions(MemoryOptions, DataOptions):
 class InspectOptions(MachineOptions):
     """The options of `inspect`."""
 
-    data: "str | Source | CalibrationSet" = option(
+    data: "Data" = option(
         "A calibration set, as in prune --data, or an imatrix (.gguf, .dat).",
         "EXPR",
         offers=SETS,
@@ -558,7 +550,7 @@ def with_fields_of(
 def _classes_in_quotes() -> dict[str, Any]:
     """Return the classes that types in quotes name: whoever calls this has torch already."""
     from calibrant.allocations import Allocation
-    from calibrant.data import CalibrationSet, Source
+    from calibrant.data import CalibrationSet, Data, Source
     from calibrant.exports import Export
     from calibrant.methods import Method
     from calibrant.models import Opened
@@ -568,6 +560,7 @@ def _classes_in_quotes() -> dict[str, Any]:
     return {
         "Allocation": Allocation,
         "CalibrationSet": CalibrationSet,
+        "Data": Data,
         "Export": Export,
         "Method": Method,
         "Opened": Opened,
