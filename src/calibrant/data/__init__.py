@@ -39,7 +39,6 @@ __all__ = [
     "CalibrationSet",
     "Chat",
     "Crop",
-    "Data",
     "Format",
     "HubDataset",
     "Many",

@@ -1,4 +1,4 @@
-"""Makes a source of data that came as objects: texts, conversations, rows of a data set, token ids."""
+"""Makes a source of data that came as objects: texts, conversations, rows, token ids."""
 
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
