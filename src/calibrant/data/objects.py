@@ -1,7 +1,10 @@
 """Hands data over as objects: to a verb, or as a file to what measures on a part of them."""
 
-from collections.abc import Iterable
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from os import PathLike
+from pathlib import Path
 from typing import Any, TypeAlias
 
 from calibrant.data._base import Row, Source
