@@ -25,9 +25,9 @@ from calibrant.compress.room import (
     room_for_activations,
 )
 from calibrant.data import CalibrationSet, TokenBatch
+from calibrant.data.given import own_behind
 from calibrant.data.inspect.leaks import RowFingerprints
 from calibrant.data.select import resolved
-from calibrant.data.user_file import files_behind
 from calibrant.edits import Edit
 from calibrant.errors import NumericsError, OutputError, SpecError, TargetError
 from calibrant.exports import CARD, CompressedModel, Export, exports
@@ -540,9 +540,9 @@ class _Job:
         unawares.
         """
         parts = () if self.calibration is None else self.calibration.parts
-        from_files = any(any(files_behind(part.source)) for part in parts)
+        own = any(any(own_behind(part.source)) for part in parts)
         rows = () if self.batch is None else self.batch.rows
-        return RowFingerprints.of(rows, from_files)
+        return RowFingerprints.of(rows, own)
 
 
 def _fit_of_all(fits: Sequence[tuple[Propagation, str]]) -> tuple[Propagation, str]:

@@ -11,8 +11,9 @@ from transformers import PreTrainedModel
 
 from calibrant.compress.room import Needs, check_kept, in_bytes
 from calibrant.data import CalibrationSet, Row, StoredSource
+from calibrant.data.given import OwnData, own_behind
 from calibrant.data.inspect.leaks import LeakCount, RowFingerprints, find_leaks, serious
-from calibrant.data.user_file import UserFile, files_behind
+from calibrant.data.user_file import UserFile
 from calibrant.errors import DataError, SpecError
 from calibrant.evaluators._base import Evaluator, Subject
 from calibrant.evaluators._engines import check_engine, opened_by_llama_cpp
@@ -357,14 +358,14 @@ def leaks(
     The sources that Calibrant knows take such rows out of themselves. A file's whole calibrate part
     is looked at, whatever the draw.
     """
-    files: dict[str, set[UserFile]] = {}
+    files: dict[str, set[OwnData]] = {}
     for data in sets:
         own_files = files.setdefault(str(data), set())
         for part in data.parts:
-            own_files.update(files_behind(part.source))
-    all_files = set[UserFile]().union(*files.values())
+            own_files.update(own_behind(part.source))
+    all_files = set[OwnData]().union(*files.values())
     by_name = {str(evaluator): evaluator for evaluator in evaluators}
-    counts: dict[str, dict[UserFile, int]] = {}
+    counts: dict[str, dict[OwnData, int]] = {}
     # What is measured is read only where there is a file to look for.
     if all_files:
         for name, evaluator in by_name.items():
@@ -379,7 +380,7 @@ def leaks(
     return leaked
 
 
-def _count_leaked(file: UserFile, measured: Sequence[Row]) -> int:
+def _count_leaked(file: OwnData, measured: Sequence[Row]) -> int:
     """Return how many rows of a user's file are measured too."""
     leaked = find_leaks(file.part("calibrate").rows, measured)
     return len({leak.row for leak in leaked if serious(leak)})

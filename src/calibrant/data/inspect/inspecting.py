@@ -19,7 +19,7 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedTokenizerBase
 
 from calibrant.activations import FeatureNorms, Routing, wide
-from calibrant.data import CalibrationSet, TokenBatch, micro_batches
+from calibrant.data import CalibrationSet, TokenBatch, as_set, micro_batches
 from calibrant.data.calibration import KINDS
 from calibrant.data.inspect.facts import Inspection, inspect_tokens
 from calibrant.data.inspect.overlap import measurable
@@ -35,7 +35,7 @@ from calibrant.models import (
     opened_of,
     view,
 )
-from calibrant.options import DataOptions, InspectOptions, with_fields_of
+from calibrant.options import InspectOptions, with_fields_of
 from calibrant.system.progress import Progress, silent
 from calibrant.walk import walk, walk_blocks
 from calibrant.walk.block_statistics import TokenKinds, coverage
@@ -62,11 +62,7 @@ def inspect(options: InspectOptions) -> Inspection:
     Raises an `InputError` for a set, a model or a source that can't be used.
     """
     data = options.data
-    if isinstance(data, CalibrationSet):
-        calibration = data
-    else:
-        samples = options.samples or DataOptions.samples
-        calibration = CalibrationSet(data, samples, options.length, options.tokens, options.seed)
+    calibration = as_set(data, options.samples, options.length, options.tokens, options.seed)
     # What reads the set: a tokenizer alone, or a model, which is then run on it too.
     if options.model is None and options.tokenizer is not None:
         reader = tokenizer = options.tokenizer
@@ -80,15 +76,20 @@ def inspect(options: InspectOptions) -> Inspection:
         reader = opened_of(options.model, options.tokenizer, options.dtype, options.device)
         tokenizer = reader.tokenizer
         name = reader.name
-    instead: dict[str, str] = {}
-    if not isinstance(data, CalibrationSet) and options.samples is None and options.tokens is None:
-        usual = f"{calibration.samples} windows of {calibration.length:,} tokens"
+    usual = f"{calibration.samples} windows of {calibration.length:,} tokens"
+    held = None
+    if calibration.at_most:
+        calibration = calibration.fitted(tokenizer)
+        held = calibration.budget
+    elif not isinstance(data, CalibrationSet) and options.samples is None and not options.tokens:
         held = _tokens_held(calibration, tokenizer)
         if held is not None:
             calibration = CalibrationSet(
-                data, length=calibration.length, tokens=held, seed=calibration.seed
+                calibration.expr, length=calibration.length, tokens=held, seed=calibration.seed
             )
-            instead["instead"] = usual
+    instead: dict[str, str] = {}
+    if held is not None:
+        instead["instead"] = usual
     calibration = resolved(calibration, reader, options.progress)
     inspection = inspect_tokens(calibration, tokenizer, options.against)
     facts = None

@@ -11,6 +11,7 @@ import torch
 
 from calibrant.compress import check_model
 from calibrant.data import CalibrationSet, TokenBatch
+from calibrant.data.objects import as_expression
 from calibrant.data.select import resolved
 from calibrant.errors import DataError, SpecError
 from calibrant.lab.mixtures.aims import aim_of, stand_in_of
@@ -117,7 +118,11 @@ def mix(options: MixOptions) -> Mixture:
         check_imatrix_path(options.imatrix)
     clock = Clock()
     draw_settings = {"length": options.length, "tokens": options.tokens, "seed": options.seed}
-    sets = [CalibrationSet(source, **draw_settings) for source in options.sources]
+    place = options.folder or cache_folder()
+    sets: list[CalibrationSet] = []
+    for source in options.sources:
+        text = as_expression(source, place / "given")
+        sets.append(CalibrationSet(text, **draw_settings))
     _check_sources(sets)
     judges = [str(data) for data in sets]
     if objective.target:
@@ -157,7 +162,7 @@ def mix(options: MixOptions) -> Mixture:
             stand_in.method,
             batches,
             judging,
-            (options.folder or cache_folder()) / STATISTICS,
+            place / STATISTICS,
             effort.meter,
             options.progress,
         )
