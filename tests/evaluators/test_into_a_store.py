@@ -4,8 +4,10 @@ import shutil
 from collections.abc import Callable
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from calibrant.compress import prune
 from calibrant.errors import InputError, OutputError, SpecError
@@ -13,6 +15,7 @@ from calibrant.evaluators import evaluate, loss
 from calibrant.lab.report import report
 from calibrant.lab.stats import compare
 from calibrant.lab.study import Study
+from calibrant.models import open_model
 from calibrant.results import Store, merge, pack, verify
 from calibrant.testing import tiny_folder
 
@@ -92,7 +95,8 @@ def test_models_that_we_wrote_are_compared_as_in_a_study(
     dense: str, pruned: list[str], study: Path, tmp_path: Path
 ):
     store = tmp_path / "results"
-    for model in (*pruned, dense):
+    # A folder has several names.
+    for model in (pruned[0], f"{dense}/", pruned[1]):
         put(model, store)
     assert said(store) == said(study)
     assert verify(store) == []
@@ -117,13 +121,13 @@ def test_a_study_finds_what_was_measured_before_it_and_leaves_the_rest(
 def test_finished_models_have_the_differences_that_the_same_models_have_in_a_study(
     dense: str, elsewhere: list[str], study: Path, tmp_path: Path
 ):
-    labels = dict(zip(("tool a", "tool b"), elsewhere, strict=True))
+    labels: dict[str, str] = dict(zip(("tool a", "tool b"), elsewhere, strict=True))
     for label, model in labels.items():
         put(model, tmp_path / "alone", label)
     (ranking,) = compare(Store(tmp_path / "alone", create=False)).rankings
     assert ranking.dense is None
     (expected,) = compare(Store(study, create=False)).rankings
-    names = dict(zip(labels, SETS, strict=True))
+    names: dict[str, str] = dict(zip(labels, SETS, strict=True))
     # Into the study's own store: its dense model is theirs, and its own ranking stays.
     both = tmp_path / "both"
     shutil.copytree(study, both)
@@ -189,7 +193,7 @@ def batches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     scored: list[int] = []
     score = loss.summed_nats
 
-    def counted(model, batch):
+    def counted(model: Any, batch: Any) -> Any:
         scored.append(len(batch))
         return score(model, batch)
 
@@ -216,8 +220,8 @@ def test_a_kill_between_tasks_loses_nothing(
     store = tmp_path / "results"
     add = Store.add_measurement
 
-    def killed(*args, **kwargs):
-        add(*args, **kwargs)
+    def killed(*args: Any) -> None:
+        add(*args)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
@@ -267,21 +271,33 @@ def test_a_task_that_only_some_were_measured_on_leaves_a_study_s_tables_alone(
     assert finished.entries[0].increases
 
 
-def test_a_model_pruned_in_memory_is_its_run(dense: str, pruned: list[str], tmp_path: Path):
-    done = prune(
-        dense,
+def test_a_model_in_memory_is_what_was_made_of_it(dense: str, pruned: list[str], tmp_path: Path):
+    opened = open_model(dense, "float32")
+    model = opened.model
+    tokenizer = opened.tokenizer
+    evaluate(model, tokenizer, tasks=TASKS, store=tmp_path / "memory")
+    prune(
+        model,
+        tokenizer,
         data=SETS[0],
         method="wanda",
         target=0.5,
         samples=4,
         length=64,
         propagate="dense",
-        dtype="float32",
     )
-    evaluate(done.opened, tasks=TASKS, store=tmp_path / "memory")
-    put(pruned[0], tmp_path / "folder")
+    evaluate(model, tokenizer, tasks=TASKS, store=tmp_path / "memory")
+    for name in (dense, pruned[0]):
+        put(name, tmp_path / "folder")
     cells = [Store(tmp_path / name, create=False).cells() for name in ("memory", "folder")]
     assert cells[0] == cells[1]
+    # What another tool does to a model leaves no trace but its numbers.
+    other = open_model(dense, "float32").model
+    with torch.no_grad():
+        other.get_parameter("lm_head.weight").mul_(1.5)
+    with pytest.raises(SpecError):
+        evaluate(other, tokenizer, tasks=TASKS, store=tmp_path / "memory")
+    evaluate(other, tokenizer, tasks=TASKS, store=tmp_path / "memory", label="louder")
 
 
 def test_what_it_is_compared_with_says_what_a_model_was_made_from(

@@ -11,15 +11,15 @@ from calibrant.allocations import allocations
 from calibrant.allocations.uniform import Uniform
 from calibrant.compress import Recipe
 from calibrant.compress.costs import provenance
-from calibrant.compress.prune_quantize import RECORD
 from calibrant.errors import DataError, SpecError
 from calibrant.evaluators._base import Evaluator
 from calibrant.methods import methods
 from calibrant.methods.pruning.none import Untouched
-from calibrant.models import Opened, manifest_folder
+from calibrant.models import Opened, manifest_folder, origin_of
+from calibrant.models.hashing import OF_TENSORS
 from calibrant.results import Cell, Record, Run, Store, measurement_id
 from calibrant.results.outcomes import Measurement
-from calibrant.results.records import MEASURED
+from calibrant.results.records import MEASURED, UNTOUCHED
 from calibrant.spec import canonical, written_form
 from calibrant.spec.foreign import brief
 from calibrant.system.clock import Clock
@@ -63,6 +63,7 @@ class MeasuredRun:
             )
         cell = _cell(record.run)
         with Store(folder) as store:
+            cell = replace(cell, model=_name_in(store, record.run))
             # The cell comes first: a record without one would be taken for a study's.
             store.add_cell(cell)
             store.add_record(record)
@@ -96,6 +97,19 @@ def type_name(opened: Opened) -> str:
     return str(opened.dtype).removeprefix("torch.")
 
 
+def _name_in(store: Store, run: Run) -> str:
+    """Return what a store calls the model that a run was made from: the same folder has several
+    names, and rows are compared by it.
+    """
+    untouched = [cell for cell in store.grid() if cell.method == UNTOUCHED]
+    for cell in (*untouched, *store.index().measured):
+        if cell.method == MEASURED or not store.has_record(cell.run):
+            continue
+        if store.run(cell.run).model == run.model:
+            return cell.model
+    return run.model_name
+
+
 def check_label(label: str, store: str | Path | None) -> None:
     """Raise `SpecError` for a label that can't be the name of a row, or has no store to be in."""
     if label and store is None:
@@ -114,18 +128,27 @@ def check_label(label: str, store: str | Path | None) -> None:
 
 def _record(label: str, opened: Opened, manifest: Mapping[str, Any] | None, origin: str) -> Record:
     """Return the record of the run that made a model."""
-    # An export in a folder of ours has its manifest too, and may have other numbers.
-    is_ours = manifest_folder(opened.name) == Path(opened.name)
-    if manifest is not None and is_ours and not label:
+    if manifest is not None and _is_about(manifest, opened) and not label:
         return _own_record(opened, manifest)
-    # `prune` and `quantize` leave it on a model in memory.
-    record = getattr(opened.model, RECORD, None)
-    if isinstance(record, Record) and not label:
-        return _in_same_type(opened, record)
     if origin not in ("", opened.name) and not label:
         label = opened.name
+    if not label and opened.digest.startswith(OF_TENSORS) and opened.model.name_or_path:
+        raise SpecError(
+            f"{opened.name!r} isn't as it was loaded any more, and nothing says what was done to "
+            "it; give a label",
+            subject=opened.name,
+        )
     run = _finished(opened, label, origin) if label else _untouched(opened)
     return Record(run, 0.0, provenance=provenance(opened, Clock()))
+
+
+def _is_about(manifest: Mapping[str, Any], opened: Opened) -> bool:
+    """Return whether a manifest is that of these very numbers."""
+    origin = origin_of(opened)
+    if origin is not None and origin.manifest is manifest:
+        return True
+    # An export in a folder of ours has its manifest too, and may have other numbers.
+    return manifest_folder(opened.name) == Path(opened.name)
 
 
 def _untouched(opened: Opened) -> Run:
@@ -157,13 +180,6 @@ def _own_record(opened: Opened, manifest: Mapping[str, Any]) -> Record:
             f"{opened.name!r} has a record that this version can't read; give a label",
             subject=opened.name,
         ) from error
-    return _in_same_type(opened, record)
-
-
-def _in_same_type(opened: Opened, record: Record) -> Record:
-    """Return the record of a model that is in the type it was compressed in; else raises
-    `SpecError`.
-    """
     if record.run.dtype != type_name(opened):
         raise SpecError(
             f"{opened.name!r} was compressed in {record.run.dtype} and would be measured in "
