@@ -40,9 +40,10 @@ def check_repository(name: str, run_id: str) -> None:
             )
         hub = HfApi()
         try:
-            files = set(hub.list_repo_files(name)) - _MADE_BY_THE_HUB
+            repository = hub.model_info(name)
         except RepositoryNotFoundError:
             return
+        files = {file.rfilename for file in repository.siblings or ()} - _MADE_BY_THE_HUB
         if MANIFEST in files and _run_there(hub, name) == run_id:
             return
         if files:
@@ -94,7 +95,7 @@ def _in_our_words(name: str) -> Iterator[None]:
         ) from error
     except (HTTPError, OSError, RuntimeError) as error:
         raise OutputError(
-            f"{name!r} couldn't be pushed, since the hub can't be reached ({quoted(error)}); save "
-            "it to a folder, or try again",
+            f"{name!r} couldn't be uploaded to the hub ({quoted(error)}); save it to a folder, or "
+            "try again",
             subject=name,
         ) from error
