@@ -85,6 +85,11 @@ class Compression:
         place = user_path(folder, OutputError)
         check_output(place)
         forms = forms_of(exports)
+        if self.opened.residence.on_disk:
+            raise OutputError(
+                f"the blocks of this model are on disk, in {self.out}; copy that folder, or open it",
+                subject=str(self.out),
+            )
         self._check_unchanged()
         model_view = view(self.model, self.opened.residence)
         for form in forms:
@@ -136,14 +141,14 @@ class Compression:
     def _check_unchanged(self) -> None:
         """Raise `OutputError` if the record isn't about the model's numbers any more."""
         state = _state_of(self.model)
-        changed = [name for name in self.state if state.get(name) != self.state[name]]
-        added = [name for name in state if name not in self.state]
-        for name in changed + added:
-            raise OutputError(
-                f"the model was changed after it was compressed ({name}), so its record is of "
-                "another one; save it before, or use model.save_pretrained",
-                subject=name,
-            )
+        if state == self.state:
+            return
+        changed = [name for name in self.state | state if state.get(name) != self.state.get(name)]
+        raise OutputError(
+            f"the model was changed after it was compressed ({changed[0]}), so its record is of "
+            "another one; save it before, or use model.save_pretrained",
+            subject=changed[0],
+        )
 
     def __repr__(self) -> str:
         run = self.record.run

@@ -19,7 +19,7 @@ from calibrant.data._base import (
 from calibrant.data._batching import by_length, divided, micro_batches, padded
 from calibrant.data._encoding import start_tokens
 from calibrant.data._templates import ROLES, Role, Stretch, templated
-from calibrant.data.calibration import CalibrationSet, TokenBatch
+from calibrant.data.calibration import CalibrationSet, Data, TokenBatch
 from calibrant.data.expression import held_out, parse_source, selectors
 from calibrant.data.formats import formats
 from calibrant.data.formats.chat import Chat
@@ -37,6 +37,7 @@ __all__ = [
     "CalibrationSet",
     "Chat",
     "Crop",
+    "Data",
     "Format",
     "HubDataset",
     "Many",
