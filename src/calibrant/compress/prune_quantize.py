@@ -102,8 +102,8 @@ def prune(options: PruneOptions) -> Compression:
     would hold too many activations (without `memory`: more than 80 % of what is free), the job goes
     on with `reference`, and where what passes between blocks is too much as well, it is on disk
     beside `out` meanwhile. The record says all three. Without `out` the result is the model in
-    memory, `memory` is room for activations alone, and `evaluate` can't know what the model was
-    calibrated on.
+    memory, which its `save` writes later; `memory` is room for activations alone, and `evaluate`
+    can't know what the model was calibrated on.
 
     Processes that torchrun started calibrate together, each on its share of the micro-batches, and
     all of them get the model; the first one alone writes, and tells `progress`. One that fails ends
