@@ -85,7 +85,7 @@ def test_it_is_saved_as_often_as_one_likes_and_measuring_changes_nothing(
 ) -> None:
     done = compressed(given, QUANTIZED)
     task = f"agreement(source={given['verse']!r}, tokens=64, length=32)"
-    evaluate(done.opened, tasks=[task], reference=given["model"])
+    evaluate(done.model, done.tokenizer, tasks=[task], reference=given["model"])
     first = files_of(done.save(tmp_path / "first"))
     assert first == files_of(done.save(tmp_path / "second"))
     with pytest.raises(OutputError):
@@ -139,7 +139,7 @@ def test_it_shows_what_happened(given: dict[str, str], tmp_path: Path) -> None:
         assert told in repr(done)
     task = f"loss(source={given['verse']!r}, tokens=64, length=32)"
     dense = evaluate(given["model"], tasks=[task])
-    measured = evaluate(done.opened, tasks=[task])
+    measured = evaluate(done.model, done.tokenizer, tasks=[task])
     done.add_scores(measured, dense)
     page = done._repr_html_()
     for told in ("gptq", "w4g16", "prose.jsonl", "lm_head.weight (head)"):

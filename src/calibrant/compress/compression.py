@@ -15,7 +15,7 @@ from calibrant.data.inspect.leaks import RowFingerprints
 from calibrant.edits import Edit
 from calibrant.errors import OutputError
 from calibrant.exports import CompressedModel, Export, add_scores
-from calibrant.models import Opened, check_output, view
+from calibrant.models import Opened, check_output, evaluating, view
 from calibrant.models.pushing import check_repository, push_folder
 from calibrant.numerics import megabytes
 from calibrant.results import Record, stored_bits
@@ -90,10 +90,6 @@ class Compression:
                 f"the blocks of this model are on disk, in {self.out}; copy that folder",
                 subject=str(self.out),
             )
-        self._check_unchanged()
-        model_view = view(self.model, self.opened.residence)
-        for form in forms:
-            form.check(self.recipe.method, self.recipe.target, self.opened, model_view)
         if forms[1:] and self.edits is None:
             raise OutputError(
                 f"{forms[1]} is made of what compressing leaves behind, and nothing of it was kept "
@@ -101,8 +97,13 @@ class Compression:
                 "leave its out= away",
                 subject=str(forms[1]),
             )
-        compressed = CompressedModel(self.opened, model_view, self.record, self.edits or ())
-        write_forms(compressed, forms, self.rows, place)
+        self._check_unchanged()
+        with evaluating(self.model):
+            model_view = view(self.model, self.opened.residence)
+            for form in forms:
+                form.check(self.recipe.method, self.recipe.target, self.opened, model_view)
+            compressed = CompressedModel(self.opened, model_view, self.record, self.edits or ())
+            write_forms(compressed, forms, self.rows, place)
         if self.scores:
             add_scores(place, self.scores)
         return place

@@ -25,9 +25,9 @@ from calibrant.compress.room import (
     room_for_activations,
 )
 from calibrant.data import CalibrationSet, TokenBatch
+from calibrant.data.given import own_behind
 from calibrant.data.inspect.leaks import RowFingerprints
 from calibrant.data.select import resolved
-from calibrant.data.user_file import files_behind
 from calibrant.edits import Edit
 from calibrant.errors import NumericsError, OutputError, SpecError, TargetError
 from calibrant.exports import CompressedModel, Export
@@ -35,11 +35,18 @@ from calibrant.methods import Method, methods
 from calibrant.models import (
     ModelView,
     Opened,
+    Origin,
     check_finite,
     check_output,
+    evaluating,
+    is_object,
     open_model,
+    opened_of,
     read_manifest,
+    remember,
+    take_numbers,
     view,
+    will_be_changed,
 )
 from calibrant.options import (
     CompressOptions,
@@ -102,8 +109,7 @@ def prune(options: PruneOptions) -> Compression:
     would hold too many activations (without `memory`: more than 80 % of what is free), the job goes
     on with `reference`, and where what passes between blocks is too much as well, it is on disk
     beside `out` meanwhile. The record says all three. Without `out` the result is the model in
-    memory, which its `save` writes later; `memory` is room for activations alone, and `evaluate`
-    can't know what the model was calibrated on.
+    memory, which its `save` writes later, and `memory` is room for activations alone.
 
     Processes that torchrun started calibrate together, each on its share of the micro-batches, and
     all of them get the model; the first one alone writes, and tells `progress`. One that fails ends
@@ -195,8 +201,10 @@ def _compressed(options: CompressOptions, recipe: Recipe, ranks: Ranks) -> Compr
     # The first of several processes alone reports progress.
     if not ranks.first:
         options = replace(options, progress=silent)
-    job = _Job.open(options, recipe, calibration, ranks)
-    result = job.result()
+    with evaluating(options.model):
+        job = _Job.open(options, recipe, calibration, ranks)
+        result = job.result()
+    result.opened.model.eval()
     if options.profile and not result.already_done:
         return replace(result, costs=job.costs())
     return result
@@ -236,18 +244,18 @@ class _Job:
         device = ranks.device(options.device)
         looking = calibration if recipe.looks else None
         # Where the result goes to a folder, `memory` is for all of the job. Else the model stays in
-        # memory in any case, and it is for activations alone.
+        # memory in any case, and it is for activations alone; so does one that is there already.
         promised = None
-        if options.out is not None:
+        if options.out is not None and not is_object(options.model):
             promised = memory
-            # A folder that holds a model already is looked at later: it may be this very one.
-            if read_manifest(Path(options.out)) is None:
-                check_output(Path(options.out))
+        # A folder that holds a model already is looked at later: it may be this very one.
+        if options.out is not None and read_manifest(Path(options.out)) is None:
+            check_output(Path(options.out))
         notes: list[str] = []
         with clock.phase("open"):
             if promised is not None:
                 reason = left_on_disk(
-                    options.model,
+                    str(options.model),
                     recipe,
                     calibration,
                     forms,
@@ -257,7 +265,14 @@ class _Job:
                     ranks,
                 )
                 notes.append(reason)
-            opened = open_model(options.model, options.dtype, device, on_disk=any(notes))
+            opened = opened_of(
+                options.model,
+                options.tokenizer,
+                options.dtype,
+                device,
+                options.copy,
+                on_disk=any(notes),
+            )
             model_view = view(opened.model, opened.residence)
             for form in forms:
                 form.check(recipe.method, recipe.target, opened, model_view)
@@ -291,7 +306,8 @@ class _Job:
             recipe=replace(recipe, propagate=propagate),
             calibration=calibration,
             forms=forms,
-            opened=opened,
+            # Of the untouched numbers, however they change from now on.
+            opened=replace(opened, hashed=opened.digest),
             model_view=model_view,
             batch=batch,
             clock=clock,
@@ -313,6 +329,8 @@ class _Job:
         keep: Callable[[Edit], None] | None = None,
     ) -> Record:
         """Compress the open model, and return the record."""
+        if not self.options.copy:
+            will_be_changed(self.options.model)
         with self.clock.phase("compress"):
             return compress(
                 self.opened,
@@ -390,6 +408,8 @@ class _Job:
         device = self.ranks.device(self.options.device)
         on_disk = self.model_view.residence.on_disk
         opened = open_model(str(folder), run.dtype, device, on_disk=on_disk)
+        if is_object(self.options.model):
+            opened = self.as_in_folder(opened, record)
         if self.ranks.first:
             # Still there if the last call was killed between saving and removing it.
             Checkpoint(folder, run.id).remove()
@@ -402,6 +422,19 @@ class _Job:
             already_done=True,
             sizes=manifest.get("sizes", {}),
         )
+
+    def as_in_folder(self, opened: Opened, record: Record) -> Opened:
+        """Give the model object the numbers of the `opened` folder, and return it. Raises
+        `OutputError` where the model in the folder has other parts.
+        """
+        if not self.options.copy:
+            will_be_changed(self.options.model)
+        if not take_numbers(self.opened.model, opened.model):
+            message = f"{opened.name} already holds this model, and its parts are others by now"
+            advice = "give that folder as the model, or name another one"
+            raise OutputError(f"{message}; {advice}", subject=opened.name)
+        self.remember(opened.name, record)
+        return replace(opened, model=self.opened.model, tokenizer=self.opened.tokenizer)
 
     @contextmanager
     def telling_what_stays(self, checkpoint: Checkpoint) -> Iterator[None]:
@@ -436,9 +469,16 @@ class _Job:
         """
         name = self.opened.name if folder is None else str(folder)
         digest = identity([self.opened.digest, record.run.id])
-        compressed = replace(self.opened, name=name, digest=digest)
+        compressed = replace(self.opened, name=name, hashed=digest)
+        self.remember(name, record)
         finished = self.with_provenance(record)
         return Compression(compressed, finished, self.recipe, self.rows, folder)
+
+    def remember(self, name: str, record: Record) -> None:
+        """Remember what the model was made from and calibrated on, for whoever measures it."""
+        manifest = {"id": record.run.id, "record": record.plain()}
+        origin = Origin(name, self.opened.note, manifest, self.rows)
+        remember(self.opened.model, origin)
 
     @cached_property
     def rows(self) -> RowFingerprints:
@@ -446,9 +486,9 @@ class _Job:
         unawares.
         """
         parts = () if self.calibration is None else self.calibration.parts
-        from_files = any(any(files_behind(part.source)) for part in parts)
+        own = any(any(own_behind(part.source)) for part in parts)
         rows = () if self.batch is None else self.batch.rows
-        return RowFingerprints.of(rows, from_files)
+        return RowFingerprints.of(rows, own)
 
 
 def _fit_of_all(fits: Sequence[tuple[Propagation, str]]) -> tuple[Propagation, str]:
