@@ -144,7 +144,8 @@ class Compression:
         state = _state_of(self.model)
         if state == self.state:
             return
-        changed = [name for name in self.state | state if state.get(name) != self.state.get(name)]
+        names = [*self.state, *state]
+        changed = [name for name in names if state.get(name) != self.state.get(name)]
         raise OutputError(
             f"the model was changed after it was compressed ({changed[0]}), so its record is of "
             "another one; save it before, or use model.save_pretrained",
