@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 from calibrant.compress import Compression, prune, quantize
 from calibrant.errors import OutputError
 from calibrant.evaluators import evaluate
-from calibrant.models import pushing
+from calibrant.models import open_model, pushing
 from calibrant.testing import tiny_folder
 
 from tests.hub import TOKEN, Hub, running
@@ -90,6 +90,20 @@ def test_it_is_saved_as_often_as_one_likes_and_measuring_changes_nothing(
     assert first == files_of(done.save(tmp_path / "second"))
     with pytest.raises(OutputError):
         done.save(tmp_path / "first")
+
+
+def test_a_model_that_came_as_an_object_is_the_one_that_is_saved(
+    given: dict[str, str], tmp_path: Path
+) -> None:
+    opened = open_model(given["model"], "float32")
+    done = quantize(opened.model, opened.tokenizer, data=given["prose"], **QUANTIZED)
+    assert done.model is opened.model
+    done.model.train()
+    folder = done.save(tmp_path / "out", ["compressed_tensors"])
+    assert done.model.training
+    by_name = compressed(given, QUANTIZED).save(tmp_path / "by-name", ["compressed_tensors"])
+    for file in ("model.safetensors", "compressed_tensors/model.safetensors"):
+        assert (folder / file).read_bytes() == (by_name / file).read_bytes()
 
 
 def trained(model: torch.nn.Module) -> None:
