@@ -78,11 +78,11 @@ def test_the_picture_of_imports_shows_every_room_and_no_line_that_follows_from_o
 
 
 SMALLER = {
-    r'"smollm2"': '"tiny"',
+    r'"(smollm2|my-model)"': '"tiny"',
     r'^name = "[^"]+"': 'name = "tiny"',
     r"w4g128": "w4g16",
     r'out="pruned"': 'out="pruned", samples=4, length=64',
-    r'data="(c4|pile)"': 'data="python_docs", samples=4, length=64',
+    r'data="(c4|pile|gsm8k:chat)"': 'data="python_docs", samples=4, length=64',
     r"data=(rows|dataset)": r"data=\1, length=64",
     r"'\)\"": "', tokens=256, length=64)\"",
 }
