@@ -327,6 +327,36 @@ class InspectOptions(MachineOptions):
     seed: int = option(like=SEED, default=0)
 
 
+@final
+@declaration
+class WriteDataOptions(MachineOptions, DataOptions):
+    """The options of `write_data`."""
+
+    data: "str | CalibrationSet | Source" = option(
+        "Calibration set, as in prune --data.", "EXPR", offers=SETS, argument=True
+    )
+    model: "str | Opened" = option("Whose tokenizer reads it.", "MODEL")
+    _: KW_ONLY
+    out: str | Path = option(
+        "What to write: a .jsonl or .parquet file, a folder of datasets, or a .txt file.", "OUT"
+    )
+    form: str | None = option(
+        "What a row is: ids, texts or conversations. [default: ids; texts in .txt]",
+        "FORM",
+        flags=("--as",),
+        offers=("ids", "texts", "conversations"),
+        default=None,
+    )
+    tool: str | None = option(
+        "Also write a script that runs TOOL with it on MODEL: llm-compressor, auto-round, "
+        "gptqmodel, modelopt or llama.cpp.",
+        "TOOL",
+        flags=("--for", "--tool"),
+        offers="tools",
+        default=None,
+    )
+
+
 # Options of verbs above this room, as far as a command has them; what has types of their own is
 # added where the verb is.
 
