@@ -19,6 +19,7 @@ with uncollected():
         saved_dtype,
     )
     from calibrant.models.saving import (
+        Model,
         Opened,
         check_output,
         manifest_folder,
@@ -47,6 +48,7 @@ __all__ = [
     "Dense",
     "ExpertLayer",
     "Heads",
+    "Model",
     "ModelView",
     "Opened",
     "Residence",
