@@ -56,6 +56,7 @@ from calibrant.models.folder import (
 )
 from calibrant.models.gguf_file import gguf_tokenizer, open_gguf
 from calibrant.models.on_disk import open_on_disk
+from calibrant.models.origin import Origin, remember
 from calibrant.models.packed_folder import packed_folder
 from calibrant.models.quiet import quiet, quoted
 from calibrant.models.saving import Opened, check_unchanged, forget_quantization
@@ -132,6 +133,7 @@ def open_model(
     # A model with blocks on disk is on the processor, and `to` can't move tensors without numbers.
     if not on_disk:
         model = model.to(target)  # pyright: ignore[reportArgumentType]  # `to` is decorated
+    remember(model, Origin(ref, note))
     return Opened(model, tokenizer, ref, digest, note, resolved, residence)
 
 
