@@ -352,14 +352,14 @@ class InspectOptions(MachineOptions):
 
 @final
 @declaration
-class WriteDataOptions(MachineOptions, DataOptions):
+class WriteDataOptions(MachineOptions, DataOptions, ModelOptions):
     """The options of `write_data`."""
 
-    data: "str | CalibrationSet | Source" = option(
-        "Calibration set, as in prune --data.", "EXPR", offers=SETS, argument=True
-    )
-    model: "str | Opened" = option("Whose tokenizer reads it.", "MODEL")
+    model: "Model" = option("Whose tokenizer reads the data.", "MODEL")
     _: KW_ONLY
+    data: "Data" = option(
+        "A calibration set, as in prune --data.", "EXPR", offers=SETS, argument=True
+    )
     out: str | Path = option(
         "What to write: a .jsonl or .parquet file, a folder of datasets, or a .txt file.", "OUT"
     )

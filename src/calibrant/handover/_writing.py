@@ -18,7 +18,8 @@ from calibrant.handover._base import IdsTool, ScriptFacts, Tool
 from calibrant.handover._card import CardFacts, card_of
 from calibrant.handover._files import ENDINGS, write_files, write_folder
 from calibrant.handover._texts import conversations_of, stream_of, texts_of
-from calibrant.models import Opened, open_model, open_tokenizer
+from calibrant.models import open_tokenizer
+from calibrant.models.objects import is_object, name_of, only_looks, opened_of
 from calibrant.options import WriteDataOptions, with_fields_of
 from calibrant.spec.foreign import did_you_mean, user_path
 from calibrant.spec.registry import Registry
@@ -88,6 +89,7 @@ class _Places:
 
 
 @with_fields_of(WriteDataOptions)
+@only_looks
 def write_data(options: WriteDataOptions) -> WrittenData:
     """Write the tokens that a job would calibrate on to a file for other tools, and beside it a
     card that says where they come from.
@@ -108,7 +110,7 @@ def write_data(options: WriteDataOptions) -> WrittenData:
     >>> from calibrant.testing import tiny_folder
     >>> folder = tiny_folder(mkdtemp())
     >>> out = folder / "windows.jsonl"
-    >>> done = write_data("python_docs", str(folder), out=out, samples=2, length=32)
+    >>> done = write_data(folder, data="python_docs", out=out, samples=2, length=32)
     >>> done.rows, done.tokens
     (2, 64)
     """
@@ -128,18 +130,16 @@ def replaced(options: WriteDataOptions) -> WrittenData:
     places = _places(options)
     calibration = options.drawn_from(options.data)
     _check_set(calibration, places)
-    model = options.model
-    if not isinstance(model, Opened) and calibration.per_draw:
-        # Selectors may ask the model which rows to take.
-        model = open_model(model, options.dtype, options.device)
-    name = model.name if isinstance(model, Opened) else model
+    name = name_of(options.model)
     if places.tool is not None:
         places.tool.check_model(name)
-    if isinstance(model, Opened):
-        tokenizer = model.tokenizer
-        calibration = resolved(calibration, model, options.progress)
+    if calibration.per_draw or is_object(options.model):
+        opened = opened_of(options.model, options.tokenizer, options.dtype, options.device)
+        tokenizer = opened.tokenizer
+        # Selectors may ask the model which rows to take.
+        calibration = resolved(calibration, opened, options.progress)
     else:
-        tokenizer, _ = open_tokenizer(model)
+        tokenizer, _ = open_tokenizer(name)
     batch = calibration.tokens(tokenizer)
     rows, note = _rows(calibration, batch, tokenizer, places)
     notes = (*_not_carried(batch), *note)
