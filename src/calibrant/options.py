@@ -149,24 +149,16 @@ class DataOptions:
     """How much of a calibration set is drawn, and which draw it is."""
 
     _: KW_ONLY
-    samples: int = option("Windows to calibrate on.", "N", default=128)
+    samples: int | None = option("Windows to calibrate on. [default: 128]", "N", default=None)
     tokens: int | None = option(like=TOKENS, default=None)
     length: int = option(like=LENGTH, default=2048)
     seed: int = option(like=SEED, default=0)
 
     def drawn_from(self, data: "Data") -> "CalibrationSet":
         """Return the calibration set; one that is given as an object has a budget of its own."""
-        from calibrant.data import CalibrationSet
+        from calibrant.data import as_set
 
-        if isinstance(data, CalibrationSet):
-            return data
-        return CalibrationSet(
-            data,
-            samples=self.samples,
-            length=self.length,
-            tokens=self.tokens,
-            seed=self.seed,
-        )
+        return as_set(data, self.samples, self.length, self.tokens, self.seed)
 
 
 @declaration

@@ -19,7 +19,7 @@ from calibrant.allocations import Allocation, allocations
 from calibrant.compress import PROPAGATIONS, Recipe
 from calibrant.compress.recipe import check_propagation
 from calibrant.data import CalibrationSet, Source
-from calibrant.data.calibration import LAST_DRAW, check_budget
+from calibrant.data.calibration import LAST_DRAW, WINDOWS, check_budget
 from calibrant.errors import DataError, InputError, Problem
 from calibrant.evaluators import Evaluator, evaluators
 from calibrant.lab.study.request import DENSE, USUAL, Axes, Labels, RunRequest, union
@@ -70,7 +70,7 @@ _LABELS: Final = {**{axis: axis for axis in AXES}, "seeds": "seed"}
 _DATA_AXES: Final = ("data", "seeds", "propagate")
 """Axes that only what looks at data has."""
 _USUAL_BUDGET: Final[dict[str, Any]] = {
-    "samples": DataOptions.samples,
+    "samples": WINDOWS,
     "length": DataOptions.length,
     "tokens": DataOptions.tokens,
 }

@@ -10,6 +10,7 @@ from typing import Any, Final, cast
 from calibrant.activations import Propagation
 from calibrant.allocations import Allocation
 from calibrant.data import CalibrationSet, Source
+from calibrant.data.calibration import WINDOWS
 from calibrant.errors import SpecError, StudyError
 from calibrant.evaluators import Evaluator, leaks, refuse
 from calibrant.lab.study.checking import Mistakes, StudyContents, StudyReader, gathered, written
@@ -95,7 +96,7 @@ class Study:
     targets: Sequence[float | str | Target] | float | str | Target = (0.5,)
     seeds: Sequence[int] | int = (0,)
     evaluate: Sequence[str | Evaluator] | str | Evaluator = ("loss(source=wikitext)",)
-    samples: int = DataOptions.samples
+    samples: int = WINDOWS
     length: int = DataOptions.length
     tokens: int | None = DataOptions.tokens
     propagate: str | None = RecipeOptions.propagate
