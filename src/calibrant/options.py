@@ -508,6 +508,13 @@ class RecommendCommand(MachineOptions, ModelOptions):
     baseline: str = option(
         "What others are compared with. [default: c4 where it is]", "EXPR", offers=SETS, default=""
     )
+    tool: str | None = option(
+        "Also write the recommended data into the folder, and a script that runs TOOL with it, as "
+        "calibrant data --for does.",
+        "TOOL",
+        offers="tools",
+        default=None,
+    )
     folder: str | Path = option(
         "Folder for all that is measured.",
         "DIR",

@@ -3,7 +3,15 @@ tool. The list of tools is the list of files.
 """
 
 from calibrant.handover._base import IdsTool, ScriptFacts, Tool, file_stem
-from calibrant.handover._writing import FORMS, WrittenData, as_sum, tools, write_data
+from calibrant.handover._writing import (
+    FORMS,
+    WrittenData,
+    as_sum,
+    replaced,
+    tool_named,
+    tools,
+    write_data,
+)
 
 __all__ = [
     "FORMS",
@@ -13,6 +21,8 @@ __all__ = [
     "WrittenData",
     "as_sum",
     "file_stem",
+    "replaced",
+    "tool_named",
     "tools",
     "write_data",
 ]

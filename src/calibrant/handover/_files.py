@@ -54,9 +54,7 @@ def write_files(files: Mapping[Path, bytes]) -> None:
 
 
 @needed_for("a folder of datasets")
-def write_folder(
-    folder: Path, rows: Rows, card_text: str, beside: Mapping[Path, bytes]
-) -> None:
+def write_folder(folder: Path, rows: Rows, card_text: str, beside: Mapping[Path, bytes]) -> None:
     """Write rows as a folder that `datasets` opens, with its card in it, and the files beside it;
     or, with an `OutputError`, nothing.
     """

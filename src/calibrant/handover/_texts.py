@@ -34,23 +34,26 @@ def texts_of(windows: Windows, tokenizer: PreTrainedTokenizerBase) -> tuple[list
 def stream_of(
     windows: Windows, tokenizer: PreTrainedTokenizerBase, length: int
 ) -> tuple[list[str], int]:
-    """Return texts that joined are cut into these windows by llama-imatrix, and how many windows
-    have other tokens then. Raises `DataError` for windows that it can't cut.
+    """Return texts that joined are cut into the windows of this length by llama-imatrix, and how
+    many windows are short or have other tokens then. Raises `DataError` for fewer than two.
     """
-    if len(windows) < 2 or any(len(window) != length for window in windows):
+    full = [window for window in windows if len(window) == length]
+    if len(full) < 2:
         raise DataError(
-            "llama-imatrix reads two or more windows of one length; take more --samples, and a "
-            "packing that fills its windows, such as @imatrix",
-            subject=str(len(windows)),
+            f"llama-imatrix reads two or more windows of {length} tokens, and these have "
+            f"{len(full)}; draw more, in a packing that fills its windows, such as @imatrix",
+            subject=str(len(full)),
         )
     start = start_tokens(tokenizer)
     # The first start token is put there by llama.cpp; in other windows it stands for any token.
-    begins = len(start) if windows[0][:1] == start else 0
-    texts = [_decoded(windows[0][begins:], tokenizer)]
-    texts += [_decoded(window, tokenizer) for window in windows[1:]]
+    begins = 0
+    if start and full[0][:1] == start:
+        begins = 1
+    texts = [_decoded(full[0][begins:], tokenizer)]
+    texts += [_decoded(window, tokenizer) for window in full[1:]]
     stream = _encoded("".join(texts), tokenizer)
-    changed = 0
-    for place, window in enumerate(windows):
+    changed = len(windows) - len(full)
+    for place, window in enumerate(full):
         chunk = stream[place * length : (place + 1) * length]
         chunk[: len(start)] = start
         if chunk != window:

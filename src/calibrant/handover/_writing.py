@@ -23,7 +23,6 @@ from calibrant.models.objects import is_object, name_of, only_looks, opened_of
 from calibrant.options import WriteDataOptions, with_fields_of
 from calibrant.spec.foreign import did_you_mean, user_path
 from calibrant.spec.registry import Registry
-from calibrant.system.notebook import card
 
 tools: Final = Registry("calibrant.handover", "tool")
 FORMS: Final = ("ids", "texts", "conversations")
@@ -56,10 +55,6 @@ class WrittenData:
         if self.script is not None:
             facts["script"] = str(self.script)
         return facts
-
-    def _repr_html_(self) -> str:
-        facts = {"rows": self.rows, "form": self.form, "tokens": self.tokens}
-        return card(f"Data in {self.out.name}", facts, note="; ".join(self.notes))
 
 
 @dataclass(frozen=True)
@@ -155,7 +150,9 @@ def replaced(options: WriteDataOptions) -> WrittenData:
     )
     files: dict[Path, bytes] = {}
     if places.tool is not None and places.script is not None:
-        script_facts = ScriptFacts(_whole_path(name), places.out.name, len(rows), batch.ids.shape[1])
+        script_facts = ScriptFacts(
+            _whole_path(name), places.out.name, len(rows), batch.ids.shape[1]
+        )
         files[places.script] = places.tool.script(script_facts).encode()
     if places.ending:
         files[places.card] = card_of(facts).encode()
