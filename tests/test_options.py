@@ -73,7 +73,7 @@ REQUIRED = {
 }
 """What only the command line requires."""
 SHARED = {
-    "samples": (int, 128),
+    "samples": (int | None, None),
     "tokens": (int | None, None),
     "length": (int, 2048),
     "seed": (int, 0),
@@ -203,7 +203,7 @@ def test_defaults_that_stand_elsewhere_too_are_the_same():
     for name in ("samples", "tokens", "length", "seed"):
         assert parameters[name].default == getattr(DataOptions, name)
     study = inspect.signature(calibrant.Study).parameters
-    for name in ("samples", "tokens", "length"):
+    for name in ("tokens", "length"):
         assert study[name].default == getattr(DataOptions, name)
     for name in ("propagate", "allocation"):
         assert study[name].default == getattr(RecipeOptions, name)

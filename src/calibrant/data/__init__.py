@@ -39,6 +39,7 @@ __all__ = [
     "CalibrationSet",
     "Chat",
     "Crop",
+    "Data",
     "Format",
     "HubDataset",
     "Many",

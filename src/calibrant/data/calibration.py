@@ -33,7 +33,7 @@ __all__ = ["KINDS", "CalibrationSet", "TokenBatch", "fingerprint"]
 
 WINDOWS: Final = 128
 """Windows of a set for which no budget is given."""
-_WORDS: Final = re.compile(r"[^\W\d_]{2,}[,.;:!?]?\s+[^\W\d_]{2,}")
+_WORDS: Final = re.compile(r"[^\W\d_]{2,}\s+[^\W\d_]{2,}")
 """Two words beside each other, as no expression has them outside quotes."""
 
 

@@ -6,7 +6,7 @@ from functools import cached_property
 from itertools import compress, islice
 from numbers import Integral
 from os import PathLike, fspath
-from typing import Any, Final, cast
+from typing import Any, Final, TypeAlias, cast
 
 import numpy as np
 from torch import Tensor
@@ -122,6 +122,10 @@ class Given(StoredSource):
         return SourceRows({"calibrate": self.content.rows}, "objects", self.content.note)
 
 
+OwnData: TypeAlias = UserFile | Given
+"""Rows of the user's own, of which nobody knows what they have in common with others."""
+
+
 def as_source(data: Any) -> Source:
     """Return data that came as objects as a source, whose text can be part of expressions.
 
@@ -147,13 +151,13 @@ def keep(content: Content) -> Given:
     return Given(content.digest)
 
 
-def given_behind(source: Source) -> Iterator[Given]:
-    """Yield the objects that a source is, or those that its rows are chosen from."""
-    if isinstance(source, Given):
+def own_behind(source: Source) -> Iterator[OwnData]:
+    """Yield the user's own data that a source is, or those that its rows are chosen from."""
+    if isinstance(source, OwnData):
         yield source
     elif isinstance(source, PerDraw):
         for origin in source.origins:
-            yield from given_behind(origin)
+            yield from own_behind(origin)
 
 
 def _content_of(data: Any) -> Content:

@@ -11,9 +11,7 @@ from typing import Any
 from calibrant.data._base import (
     Part,
     PartRows,
-    PerDraw,
     Row,
-    Source,
     SourceRows,
     StoredSource,
     divide,
@@ -150,15 +148,6 @@ class UserFile(StoredSource):
     def _layout(self) -> Layout:
         files = files_of(self.path)
         return _layout_of(self.path, files.parts, _stamps_of(files.all), self._requested)
-
-
-def files_behind(source: Source) -> Iterator[UserFile]:
-    """Yield the user's file that a source is, or those that its rows are chosen from."""
-    if isinstance(source, UserFile):
-        yield source
-    elif isinstance(source, PerDraw):
-        for origin in source.origins:
-            yield from files_behind(origin)
 
 
 @lru_cache(maxsize=32)

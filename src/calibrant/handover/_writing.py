@@ -18,8 +18,7 @@ from calibrant.handover._base import IdsTool, ScriptFacts, Tool
 from calibrant.handover._card import CardFacts, card_of
 from calibrant.handover._files import ENDINGS, write_files, write_folder
 from calibrant.handover._texts import conversations_of, stream_of, texts_of
-from calibrant.models import open_tokenizer
-from calibrant.models.objects import is_object, name_of, only_looks, opened_of
+from calibrant.models import is_object, name_of, only_looks, open_tokenizer, opened_of
 from calibrant.options import WriteDataOptions, with_fields_of
 from calibrant.spec.foreign import did_you_mean, user_path
 from calibrant.spec.registry import Registry
@@ -128,7 +127,8 @@ def replaced(options: WriteDataOptions) -> WrittenData:
     name = name_of(options.model)
     if places.tool is not None:
         places.tool.check_model(name)
-    if calibration.per_draw or is_object(options.model):
+    needs_model = calibration.per_draw or options.tokenizer is not None
+    if needs_model or is_object(options.model):
         opened = opened_of(options.model, options.tokenizer, options.dtype, options.device)
         tokenizer = opened.tokenizer
         # Selectors may ask the model which rows to take.

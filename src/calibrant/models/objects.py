@@ -13,6 +13,7 @@ from typing import Any, Final, TypeVar
 from transformers import PreTrainedModel
 
 from calibrant.errors import ModelError
+from calibrant.models.changing import overwrite
 from calibrant.models.configuring import causal_classes, check_ids, check_template
 from calibrant.models.devices import resolve_device, resolve_dtype
 from calibrant.models.hashing import digest_of
@@ -80,10 +81,14 @@ def model_in(model: object) -> PreTrainedModel | None:
 
 
 @contextmanager
-def evaluating(model: PreTrainedModel) -> Iterator[None]:
-    """While it lasts, a model is in evaluation mode; afterwards each part is in its mode again, and
-    its experts run as they did.
+def evaluating(given: object) -> Iterator[None]:
+    """While it lasts, a model that was given as an object is in evaluation mode; afterwards each
+    part is in its mode again, and experts run as they did.
     """
+    model = model_in(given)
+    if model is None:
+        yield
+        return
     training = [module for module in model.modules() if module.training]
     experts: Any = model.config._experts_implementation
     model.eval()
@@ -104,12 +109,32 @@ def only_looks(verb: Callable[[OptionsT], ResultT]) -> Callable[[OptionsT], Resu
     def looking(options: OptionsT) -> ResultT:
         with ExitStack() as stack:
             for given in vars(options).values():
-                model = model_in(given)
-                if model is not None:
-                    stack.enter_context(evaluating(model))
+                stack.enter_context(evaluating(given))
             return verb(options)
 
     return looking
+
+
+def will_be_changed(model: object) -> None:
+    """Say that the numbers of a model that was given as an object are about to change: the digest
+    of an `Opened` is found anew when it is asked for again.
+    """
+    if isinstance(model, Opened):
+        model.hashed = partial(digest_of, model.model)
+
+
+def take_numbers(model: PreTrainedModel, other: PreTrainedModel) -> bool:
+    """Overwrite the numbers of `model` with those of another one. Return False, and change nothing,
+    where the two don't have the same parameters.
+    """
+    parameters = dict(model.named_parameters())
+    others = dict(other.named_parameters())
+    shapes = {name: parameter.shape for name, parameter in parameters.items()}
+    if shapes != {name: parameter.shape for name, parameter in others.items()}:
+        return False
+    for name, parameter in parameters.items():
+        overwrite(parameter, others[name])
+    return True
 
 
 def _around(model: object, tokenizer: Any) -> Opened:

@@ -9,6 +9,8 @@ from weakref import WeakKeyDictionary
 
 from transformers import PreTrainedModel
 
+from calibrant.models.saving import Opened
+
 
 @final
 @dataclass(frozen=True)
@@ -34,8 +36,9 @@ def remember(model: PreTrainedModel, origin: Origin) -> None:
     _ORIGINS[model] = origin
 
 
-def origin_of(model: PreTrainedModel) -> Origin | None:
-    """Return what is remembered of a model; None for one that Calibrant neither opened nor
-    changed.
+def origin_of(model: object) -> Origin | None:
+    """Return what is remembered of a model object; None for a name, and for one that Calibrant
+    neither opened nor changed.
     """
-    return _ORIGINS.get(model)
+    given = model.model if isinstance(model, Opened) else model
+    return _ORIGINS.get(given) if isinstance(given, PreTrainedModel) else None

@@ -5,9 +5,9 @@ best, and the advice.
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import KW_ONLY, asdict, dataclass
+from dataclasses import KW_ONLY, asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, final
+from typing import Any, Final, final
 
 from calibrant.data import CalibrationSet
 from calibrant.errors import SpecError
@@ -26,9 +26,13 @@ from calibrant.lab.choose.halves import Halves, swapped
 from calibrant.lab.choose.predicting import Prediction
 from calibrant.lab.choose.racing import Race, RaceResult, plain
 from calibrant.lab.mixtures import Mixture
-from calibrant.models.objects import name_of
+from calibrant.models import is_object, only_looks, opened_of, save
+from calibrant.models.hashing import OF_TENSORS, digest_of
 from calibrant.options import RecommendCommand, WriteDataOptions, declaration, with_fields_of
 from calibrant.system.notebook import card, listing
+
+MODELS: Final = "models"
+"""The folder, in that of a recommendation, of models that were given as objects."""
 
 
 def unsaid(sentence: str) -> None:
@@ -69,8 +73,9 @@ class Recommendation:
     """What to calibrate on, and how that was found.
 
     `expr` is what `--data` takes, `text` the advice in a paragraph, and `command` does what was
-    measured. `verb` is what it does, `prune` or `quantize`, and `target` is of whatever kind. `bits` is how many a weight takes where it is stored as codes. `predicted_by` says by what
-    a method was predicted that reads more than sums of statistics.
+    measured. `verb` is what it does, `prune` or `quantize`, and `target` is of whatever kind.
+    `bits` is how many a weight takes where it is stored as codes. `predicted_by` says by what a
+    method was predicted that reads more than sums of statistics.
 
     `candidates` are the best first, and `baseline` is what they are compared with. `why` says how
     the race ended: `clear`, `alike`, `draws` or `time`. `mixture` is what was searched for and
@@ -154,6 +159,7 @@ class RecommendOptions(RecommendCommand):
 
 
 @with_fields_of(RecommendOptions)
+@only_looks
 def recommend(options: RecommendOptions) -> Recommendation:
     """Recommend which calibration data to use to prune or quantize `model` for `goal`, and what is
     known about it.
@@ -192,9 +198,11 @@ def recommend(options: RecommendOptions) -> Recommendation:
     if not options.minutes > 0:
         message = f"a budget of {options.minutes:g} minutes leaves no time; give some above 0"
         raise SpecError(message, subject="budget")
-    if options.tool is not None:
-        tool_named(options.tool).check_model(name_of(options.model))
     budget = TimeBudget(options.minutes, options.now)
+    if is_object(options.model):
+        options = _with_name(options)
+    if options.tool is not None:
+        tool_named(options.tool).check_model(str(options.model))
     prepared = asked(options, budget)
     if prepared.fitted.said:
         options.say(prepared.fitted.said)
@@ -238,7 +246,7 @@ def recommend(options: RecommendOptions) -> Recommendation:
         expr=best,
         text=advice(mixture, fitted.goal, prepared.baseline, result, fitted.rounds, fitted.halves),
         command=command(
-            options.model,
+            prepared.opened.name,
             best,
             mixture,
             propagate,
@@ -301,6 +309,28 @@ def _written(options: RecommendOptions, mixture: Mixture, data: str) -> WrittenD
             device=options.device,
             progress=options.progress,
         )
+    )
+
+
+def _with_name(options: RecommendOptions) -> RecommendOptions:
+    """The same with a folder in the place of the model object, since runs of a race open it by
+    name: the one that it was loaded from, if that has the same numbers, else one that it is saved
+    to, once.
+    """
+    opened = opened_of(options.model, options.tokenizer, options.dtype, options.device)
+    name = opened.model.name_or_path
+    digest = digest_of(opened.model)
+    if digest.startswith(OF_TENSORS):
+        place = Path(options.folder) / MODELS / digest.removeprefix(OF_TENSORS)[:16]
+        if not place.exists():
+            save(opened, place, {})
+            options.say(f"the model was written to {place}, where each run opens it")
+        name = str(place)
+    return replace(
+        options,
+        model=name,
+        dtype=str(opened.dtype).removeprefix("torch."),
+        device=str(opened.model.device),
     )
 
 
