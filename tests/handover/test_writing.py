@@ -7,9 +7,10 @@ from typing import Any
 
 import datasets
 import pytest
+import torch
 from pyarrow import parquet
 
-from calibrant import CalibrationSet, InputError, write_data
+from calibrant import CalibrationSet, InputError, prune, write_data
 from calibrant.data import Chat
 from calibrant.handover import ScriptFacts, tool_named, tools
 from calibrant.models import open_model, open_tokenizer
@@ -44,6 +45,22 @@ def test_a_file_has_the_tokens_of_the_set(ending: str, folder: Path, tmp_path: P
     written = [row["input_ids"] for row in rows_of(done.out)]
     assert written == windows_of(calibration, folder)
     assert (done.rows, done.tokens) == (len(written), 700)
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_a_file_of_ids_is_the_set_again(ending: str, folder: Path, tmp_path: Path) -> None:
+    calibration = CalibrationSet("python_docs", tokens=500, length=64)
+    done = write_data(folder, data=calibration, out=tmp_path / f"windows{ending}")
+    tokenizer = open_tokenizer(str(folder))[0]
+    again = CalibrationSet(done.out)
+    assert again.fitted(tokenizer).tokens(tokenizer).fingerprint == done.fingerprint
+    masks = []
+    for data in (calibration, done.out):
+        model = open_model(str(folder)).model
+        prune(model, tokenizer, data=data, method="sparsegpt", target=0.5)
+        masks.append({name: weight == 0 for name, weight in model.state_dict().items()})
+    assert all(torch.equal(mask, masks[1][name]) for name, mask in masks[0].items())
+    assert any(mask.any() for mask in masks[0].values())
 
 
 def test_a_model_that_is_open_and_a_selector_will_do(folder: Path, tmp_path: Path) -> None:
