@@ -59,8 +59,10 @@ def test_a_tool_sees_our_tokens(tool: str, ending: str, tmp_path: Path) -> None:
     python = environment(tool)
     if ending and tool == "auto_round":
         pytest.skip("AutoRound takes minutes, and is run with a folder alone")
-    # Groups of 128 need as many inputs.
-    folder = tiny_folder(tmp_path / "tiny", hidden_size=128, intermediate_size=256)
+    # Groups of 128 need as many inputs; one block is enough to be shown tokens.
+    folder = tiny_folder(
+        tmp_path / "tiny", hidden_size=128, intermediate_size=256, num_hidden_layers=1
+    )
     calibration = CalibrationSet("python_docs", tokens=500, length=64)
     done = write_data(folder, data=calibration, out=tmp_path / f"windows{ending}", tool=tool)
     batch = calibration.tokens(open_tokenizer(str(folder))[0])

@@ -30,7 +30,7 @@ def rows_of(path: Path) -> list[dict[str, Any]]:
         return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
     if path.suffix == ".parquet":
         return parquet.read_table(path).to_pylist()
-    return datasets.load_from_disk(str(path)).to_list()
+    return datasets.Dataset.load_from_disk(str(path)).to_list()
 
 
 def windows_of(calibration: CalibrationSet, folder: Path) -> list[list[int]]:

@@ -12,15 +12,15 @@ from pathlib import Path
 import torch
 
 script, record = sys.argv[1:]
-seen = []
+seen: list[list[int]] = []
 forward = torch.nn.Embedding.forward
 
 
-def watched(self, ids):
+def watched(self: torch.nn.Embedding, input: torch.Tensor) -> torch.Tensor:
     # Exports run models without numbers too.
-    if ids.device.type != "meta":
-        seen.extend(ids.tolist())
-    return forward(self, ids)
+    if input.device.type != "meta":
+        seen.extend(input.tolist())
+    return forward(self, input)
 
 
 torch.nn.Embedding.forward = watched
