@@ -13,19 +13,18 @@ from typing import Any, get_args, get_type_hints
 import griffe
 import pytest
 from tools.signatures import DeclaredSignatures
-from transformers import PreTrainedTokenizerBase
 from typer.main import get_command
 
 import calibrant
 from calibrant.allocations import Allocation
 from calibrant.cli import app
 from calibrant.cli.declared import with_options
-from calibrant.compress import PROPAGATIONS, Pruned
+from calibrant.compress import PROPAGATIONS, Compression
 from calibrant.data import CalibrationSet, Data
 from calibrant.errors import SpecError
 from calibrant.exports import Export
 from calibrant.methods import Method
-from calibrant.models import Model
+from calibrant.models import Model, Tokenizer
 from calibrant.models.devices import DEVICES, DTYPES
 from calibrant.options import (
     RENAMED,
@@ -92,7 +91,7 @@ SHARED = {
 BY_PLACE = {
     "prune": {
         "model": (Model, inspect.Parameter.empty),
-        "tokenizer": (PreTrainedTokenizerBase | None, None),
+        "tokenizer": (Tokenizer | None, None),
         "data": (Data | None, None),
         "method": (str | Method, "wanda"),
         "target": (float | str | Target | None, None),
@@ -100,7 +99,7 @@ BY_PLACE = {
     },
     "quantize": {
         "model": (Model, inspect.Parameter.empty),
-        "tokenizer": (PreTrainedTokenizerBase | None, None),
+        "tokenizer": (Tokenizer | None, None),
         "data": (Data | None, None),
         "method": (str | Method, "rtn"),
         "target": (str | Target, "w4g64"),
@@ -122,11 +121,11 @@ def test_a_verb_has_every_option_with_its_type_and_default(verb: str):
         inspect.Parameter.KEYWORD_ONLY: BY_NAME[verb],
     }
     assert list(found[inspect.Parameter.POSITIONAL_OR_KEYWORD]) == list(BY_PLACE[verb])
-    assert signature.return_annotation is Pruned
+    assert signature.return_annotation is Compression
     types = get_type_hints(getattr(calibrant, verb))
-    assert types.pop("return") is Pruned
+    assert types.pop("return") is Compression
     assert list(types) == list(signature.parameters)
-    assert types["samples"] is int
+    assert types["samples"] == int | None
 
 
 @pytest.mark.parametrize("verb", DECLARED)

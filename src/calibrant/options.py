@@ -28,13 +28,11 @@ from calibrant.spec import Spec
 from calibrant.system.progress import Progress, silent
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
     from calibrant.allocations import Allocation
     from calibrant.data import CalibrationSet, Data
     from calibrant.exports import Export
     from calibrant.methods import Method
-    from calibrant.models import Model
+    from calibrant.models import Model, Tokenizer
     from calibrant.targets import Target
     from calibrant.transforms import Transform
 
@@ -134,7 +132,7 @@ class ModelOptions:
     """
 
     model: "Model" = option(like=MODEL)
-    tokenizer: "PreTrainedTokenizerBase | None" = None
+    tokenizer: "Tokenizer | None" = None
 
     def __post_init__(self) -> None:
         if isinstance(self.tokenizer, str | list | tuple | dict | Spec):
@@ -322,7 +320,7 @@ class InspectOptions(MachineOptions):
         "MODEL",
         default=None,
     )
-    tokenizer: "PreTrainedTokenizerBase | None" = None
+    tokenizer: "Tokenizer | None" = None
     _: KW_ONLY
     against: Sequence[str] = option(
         "Also compare with what SOURCE measures on; give it once for each source. Of an imatrix: "
@@ -340,6 +338,36 @@ class InspectOptions(MachineOptions):
     tokens: int | None = option(like=TOKENS, default=None)
     length: int = option(like=LENGTH, default=2048)
     seed: int = option(like=SEED, default=0)
+
+
+@final
+@declaration
+class WriteDataOptions(MachineOptions, DataOptions, ModelOptions):
+    """The options of `write_data`."""
+
+    model: "Model" = option("Whose tokenizer reads the data.", "MODEL")
+    _: KW_ONLY
+    data: "Data" = option(
+        "A calibration set, as in prune --data.", "EXPR", offers=SETS, argument=True
+    )
+    out: str | Path = option(
+        "What to write: a .jsonl or .parquet file, a folder of datasets, or a .txt file.", "OUT"
+    )
+    form: str | None = option(
+        "What a row is: ids, texts or conversations. [default: ids; texts in .txt]",
+        "FORM",
+        flags=("--as",),
+        offers=("ids", "texts", "conversations"),
+        default=None,
+    )
+    tool: str | None = option(
+        "Also write a script that runs TOOL with it on MODEL: llm-compressor, auto-round, "
+        "gptqmodel, modelopt or llama.cpp.",
+        "TOOL",
+        flags=("--for", "--tool"),
+        offers="tools",
+        default=None,
+    )
 
 
 # Options of verbs above this room, as far as a command has them; what has types of their own is
@@ -375,6 +403,17 @@ class EvaluateCommand(MemoryOptions, ModelOptions):
     )
     allow_leak: bool = option(
         "Measure even what the model was calibrated on; the result says so.", default=False
+    )
+    store: str | Path | None = option(
+        "Also put it into this folder of results, which report shows; a study's folder, or a new "
+        "one.",
+        "DIR",
+        default=None,
+    )
+    label: str = option(
+        "With --store: what the model is called there, such as 'llm-compressor gptq w4g128'.",
+        "TEXT",
+        default="",
     )
 
 
@@ -478,6 +517,13 @@ class RecommendCommand(MachineOptions, ModelOptions):
     baseline: str = option(
         "What others are compared with. [default: c4 where it is]", "EXPR", offers=SETS, default=""
     )
+    tool: str | None = option(
+        "Also write the recommended data into the folder, and a script that runs TOOL with it, as "
+        "calibrant data --for does.",
+        "TOOL",
+        offers="tools",
+        default=None,
+    )
     folder: str | Path = option(
         "Folder for all that is measured.",
         "DIR",
@@ -565,13 +611,11 @@ def with_fields_of(
 
 def _classes_in_quotes() -> dict[str, Any]:
     """Return the classes that types in quotes name: whoever calls this has torch already."""
-    from transformers import PreTrainedTokenizerBase
-
     from calibrant.allocations import Allocation
     from calibrant.data import CalibrationSet, Data
     from calibrant.exports import Export
     from calibrant.methods import Method
-    from calibrant.models import Model
+    from calibrant.models import Model, Tokenizer
     from calibrant.targets import Target
     from calibrant.transforms import Transform
 
@@ -582,7 +626,7 @@ def _classes_in_quotes() -> dict[str, Any]:
         "Export": Export,
         "Method": Method,
         "Model": Model,
-        "PreTrainedTokenizerBase": PreTrainedTokenizerBase,
         "Target": Target,
+        "Tokenizer": Tokenizer,
         "Transform": Transform,
     }
