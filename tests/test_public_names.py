@@ -22,6 +22,7 @@ NAMES = (
         "load",
     ),
     *("mix", "open_model", "parse_target", "prune", "quantize", "recommend", "survey", "view"),
+    "write_data",
 )
 
 

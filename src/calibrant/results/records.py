@@ -13,6 +13,7 @@ from typing import Annotated, Any, Final, Required, TypedDict
 import msgspec
 from msgspec import Meta
 
+from calibrant.numerics import megabytes
 from calibrant.results.outcomes import Count, Score, ScoreFacts, Size
 from calibrant.spec import identity
 from calibrant.spec.families import known_family
@@ -273,9 +274,10 @@ class Record:
         if stored is None:
             facts["achieved sparsity"] = f"{self.sparsity:.4f}"
         else:
-            facts["bits a weight"] = f"{stored:.3f}"
+            size = sum(weight["bytes"] for weight in self.weights)
+            facts["bits a weight"] = f"{stored:.3f}, {megabytes(size)} in all"
         facts["matrices compressed"] = len(self.weights)
-        facts["left dense"] = len(self.dense)
+        facts["left dense"] = left_dense(self.dense)
         facts["note"] = self.provenance.get("model_note")
         return card(f"Run {run.id.rpartition(':')[2][:12]}", facts)
 
@@ -419,6 +421,20 @@ def stored_bits(weights: Sequence[Mapping[str, Any]]) -> float | None:
         count += rows * columns
     # `sum` compensates for rounding, += wouldn't.
     return sum(bits) / count if count else None
+
+
+def left_dense(matrices: Sequence[Mapping[str, Any]]) -> str:
+    """Return in words which matrices of a record were left as they are, by reason; one that is the
+    only one with its reason is named.
+    """
+    reasons: dict[str, list[str]] = {}
+    for matrix in matrices:
+        reasons.setdefault(matrix["reason"], []).append(matrix["name"])
+    parts: list[str] = []
+    for reason, names in reasons.items():
+        single = len(names) == 1
+        parts.append(f"{names[0]} ({reason})" if single else f"{len(names)} × {reason}")
+    return "; ".join(parts)
 
 
 def measurement_id(run_id: str, evaluator: Mapping[str, Any], data: str = "") -> str:
