@@ -340,6 +340,24 @@ class InspectOptions(MachineOptions):
     seed: int = option(like=SEED, default=0)
 
 
+@declaration
+class StoreOptions:
+    """Into which folder of results a measurement goes, and what the model is called there."""
+
+    _: KW_ONLY
+    store: str | Path | None = option(
+        "Also put it into this folder of results, which report shows; a study's folder, or a new "
+        "one.",
+        "DIR",
+        default=None,
+    )
+    label: str = option(
+        "With --store: what the model is called there, such as 'llm-compressor gptq w4g128'.",
+        "TEXT",
+        default="",
+    )
+
+
 @final
 @declaration
 class WriteDataOptions(MachineOptions, DataOptions, ModelOptions):
@@ -375,7 +393,7 @@ class WriteDataOptions(MachineOptions, DataOptions, ModelOptions):
 
 
 @declaration
-class EvaluateCommand(MemoryOptions, ModelOptions):
+class EvaluateCommand(MemoryOptions, StoreOptions, ModelOptions):
     """What `evaluate` and its command share."""
 
     tasks: Sequence[str | Spec] | str | Spec = option(
@@ -404,21 +422,10 @@ class EvaluateCommand(MemoryOptions, ModelOptions):
     allow_leak: bool = option(
         "Measure even what the model was calibrated on; the result says so.", default=False
     )
-    store: str | Path | None = option(
-        "Also put it into this folder of results, which report shows; a study's folder, or a new "
-        "one.",
-        "DIR",
-        default=None,
-    )
-    label: str = option(
-        "With --store: what the model is called there, such as 'llm-compressor gptq w4g128'.",
-        "TEXT",
-        default="",
-    )
 
 
 @declaration
-class ExplainCommand(MachineOptions, ModelOptions):
+class ExplainCommand(MachineOptions, StoreOptions, ModelOptions):
     """What `explain` and its command share."""
 
     model: "Model" = option(

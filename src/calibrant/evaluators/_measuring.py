@@ -34,7 +34,7 @@ from calibrant.models import (
 )
 from calibrant.models.cache import cache_folder
 from calibrant.models.hashing import OF_TENSORS
-from calibrant.options import EvaluateCommand, declaration, with_fields_of
+from calibrant.options import EvaluateCommand, StoreOptions, declaration, with_fields_of
 from calibrant.results.outcomes import Journal, Measurement, Score
 from calibrant.spec import canonical, identity, with_parameters
 from calibrant.spec.registry import Registry
@@ -105,15 +105,14 @@ def evaluate(options: EvaluateOptions) -> list[Measurement]:
         dense = reference_of(options.reference, manifest, opened, options.device)
     if promised is not None:
         check_kept(promised, opened)
-    run = None
-    if options.store is not None:
-        origin = _origin_name(options.reference, manifest)
-        run = MeasuredRun.of(options.store, options.label, opened, manifest, origin, dense)
+    run = run_in_store(options, options.reference, opened, manifest, dense)
     journals = [_journal(task, opened, dense) for task in chosen]
     measured: list[Measurement] = []
+    reference = None if dense is None else dense.model
     # No journal goes before all tasks are done, so that a call that is killed goes on from there.
     for task, journal, leak_count in zip(chosen, journals, leak_counts, strict=True):
-        measure = partial(_measured, task, opened, options.progress, dense, journal, leak_count)
+        known = (task, opened, options.progress, reference, journal, leak_count.count)
+        measure = partial(timed, *known)
         if run is None:
             measured.append(measure())
         else:
@@ -123,21 +122,23 @@ def evaluate(options: EvaluateOptions) -> list[Measurement]:
     return measured
 
 
-def _measured(
-    task: Evaluator,
+def run_in_store(
+    options: StoreOptions,
+    reference: Model | None,
     opened: Opened,
-    progress: Progress,
+    manifest: Mapping[str, Any] | None,
     dense: Opened | None,
-    journal: Journal,
-    leak_count: LeakCount,
-) -> Measurement:
-    """Measure once. The provenance says how many rows the model was calibrated on."""
-    dense_model = None if dense is None else dense.model
-    measurement = timed(task, opened, progress, dense_model, journal)
-    if leak_count:
-        provenance = {**measurement.provenance, "leaked": leak_count.count}
-        measurement = replace(measurement, provenance=provenance)
-    return measurement
+) -> MeasuredRun | None:
+    """Return the run that made `opened`, in the store of the options; None where there is none.
+
+    Raises the errors of `MeasuredRun.of`.
+    """
+    if options.store is None:
+        return None
+    origin = _origin(manifest) or ""
+    if reference is not None:
+        origin = name_of(reference)
+    return MeasuredRun.of(options.store, options.label, opened, manifest, origin, dense)
 
 
 def _open(
@@ -252,9 +253,10 @@ def timed(
     progress: Progress = silent,
     reference: PreTrainedModel | None = None,
     journal: Journal | None = None,
+    leaked: int = 0,
 ) -> Measurement:
     """Measure once. The scores say how many rows of how many they are over, and the provenance
-    the seconds it took.
+    the seconds it took, and on how many `leaked` rows the model was calibrated, if there are any.
     """
     if journal is None:
         journal = Journal()
@@ -262,14 +264,23 @@ def timed(
     with freed_memory_kept():
         subject = Subject(opened.model, opened.tokenizer, reference, progress, journal)
         measured = task.measure(subject)
+    return completed(task, opened, measured, time.perf_counter() - began, leaked)
+
+
+def completed(
+    task: Evaluator, opened: Opened, measured: Measurement, seconds: float, leaked: int = 0
+) -> Measurement:
+    """Return a measurement with what `timed` says of it."""
     provenance: dict[str, Any] = {
-        "seconds": time.perf_counter() - began,
+        "seconds": seconds,
         "model": opened.name,
         "note": opened.note,
         "dtype": type_name(opened),
     }
     if opened.residence.on_disk:
         provenance["blocks"] = "on disk"
+    if leaked:
+        provenance["leaked"] = leaked
     return replace(
         measured,
         score=_counted(task, measured.score),
@@ -353,13 +364,6 @@ def _origin(manifest: Mapping[str, Any] | None) -> str | None:
     if str(run.get("model", "")).startswith(OF_TENSORS):
         return None
     return run.get("model_name")
-
-
-def _origin_name(reference: Model | None, manifest: Mapping[str, Any] | None) -> str:
-    """Return what the model is called that another was made from, empty where nothing says it."""
-    if reference is None:
-        return _origin(manifest) or ""
-    return name_of(reference)
 
 
 def _opened(model: Model, tokenizer: Any, dtype: str, device: str, on_disk: bool) -> Opened:
