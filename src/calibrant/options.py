@@ -404,6 +404,17 @@ class EvaluateCommand(MemoryOptions, ModelOptions):
     allow_leak: bool = option(
         "Measure even what the model was calibrated on; the result says so.", default=False
     )
+    store: str | Path | None = option(
+        "Also put it into this folder of results, which report shows; a study's folder, or a new "
+        "one.",
+        "DIR",
+        default=None,
+    )
+    label: str = option(
+        "With --store: what the model is called there, such as 'llm-compressor gptq w4g128'.",
+        "TEXT",
+        default="",
+    )
 
 
 @declaration

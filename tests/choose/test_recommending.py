@@ -8,6 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from calibrant.data import CalibrationSet
+from calibrant.data.user_file import UserFile
 from calibrant.errors import DataError, SpecError
 from calibrant.handover import as_sum
 from calibrant.lab.choose import Recommendation, recommend
@@ -186,3 +187,26 @@ def test_the_advice_says_no_more_than_is_known(
         asked[1].mixture, goal, "c4", RaceResult("draws", tuple(runners), ROUNDS, "nats/token")
     )
     assert said in told
+
+
+def test_a_goal_and_sources_that_come_as_objects_are_files_of_the_folder(
+    tmp_path: Path, effort: Effort
+) -> None:
+    rows = [
+        {"text": f"{number} and {number} make {2 * number}, as you know."} for number in range(300)
+    ]
+    told = {"minutes": 1e-6, "tokens": 512, "length": 64, "dtype": "float32", "device": "cpu"}
+    found = recommend(
+        str(trained_folder()),
+        goal=rows,
+        sources=[rows, "python_docs"],
+        method="wanda",
+        target=0.6,
+        folder=tmp_path,
+        **told,
+    )
+    (file,) = (tmp_path / "given").iterdir()
+    assert str(file) in found.goal
+    assert {one.data for one in found.candidates} >= {str(file), "python_docs"}
+    # The file is divided, so that what is measured isn't calibrated on.
+    assert 0 < len(UserFile(str(file)).part("measure").rows) < 300

@@ -26,7 +26,7 @@ from calibrant.cli.declared import with_options
 from calibrant.options import EvaluateCommand, PruneOptions, QuantizeOptions
 
 if TYPE_CHECKING:
-    from calibrant.compress import Pruned
+    from calibrant.compress import Compression
     from calibrant.results.outcomes import Score
 
 
@@ -101,7 +101,7 @@ def quantize(data_dir: DataDir = None, as_json: Json = False, **options: Any) ->
 
 
 def _compress(
-    run: Callable[..., "Pruned"],
+    run: Callable[..., "Compression"],
     options: dict[str, Any],
     data_dir: Path | None,
     as_json: bool,

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
 from os import PathLike, fspath
-from typing import Any, Final, TypeAlias, cast
+from typing import Any, Final, NoReturn, TypeAlias, cast
 
 from calibrant.data._base import (
     Part,
@@ -98,17 +98,21 @@ class Given(StoredSource):
         """How many tokens the longest sequence of token ids has; 0 for other data."""
         return max(len(row.ids or ()) for row in self.content.rows)
 
+    def refuse_measuring(self) -> NoReturn:
+        """Raise `DataError`, since nothing is held out."""
+        raise DataError(
+            f"{self} came as an object, and all of it is calibrated on; to measure on a part of "
+            "it, write its rows to a file, which is divided, and name that",
+            subject=str(self),
+        )
+
     def place(self) -> Hashable:
         return self.content.note
 
     def part(self, part: Part) -> PartRows:
         check_part(part)
         if part != "calibrate":
-            raise DataError(
-                f"{self} came as an object, and all of it is calibrated on; to measure on a part "
-                "of it, write its rows to a file, which is divided, and name that",
-                subject=str(self),
-            )
+            self.refuse_measuring()
         if "ids" in self.fields:
             read = self.read()
             return PartRows(self.content.rows, origin=read.origin, note=read.note)
@@ -125,9 +129,10 @@ OwnData: TypeAlias = UserFile | Given
 def as_source(data: Any) -> Source:
     """Return data that came as objects as a source, whose text can be part of expressions.
 
+    >>> from calibrant.data import CalibrationSet
     >>> rows = as_source([{"question": "1 + 1?", "answer": "2"}])
     >>> rows
-    given(digest='7d5b14b3eb2b4b1b')
+    given(digest='fa8d6643632e1af0')
     >>> CalibrationSet(f"0.5*{rows}:qa + 0.5*python_docs").parts[0].format
     qa
 
