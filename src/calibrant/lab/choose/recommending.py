@@ -11,7 +11,7 @@ from typing import Any, Final, final
 
 from calibrant.data import CalibrationSet
 from calibrant.errors import SpecError
-from calibrant.handover import WrittenData, as_sum, replaced, tool_named
+from calibrant.handover import WrittenData, as_sum, tool_named, write_over
 from calibrant.lab.choose.advising import advice, command, short, verb_of, with_interval
 from calibrant.lab.choose.asking import Prepared, asked
 from calibrant.lab.choose.budget import (
@@ -296,7 +296,7 @@ def _written(options: RecommendOptions, mixture: Mixture, data: str) -> WrittenD
     if calibration.mixed:
         data = as_sum(calibration)
         options.say(f"{tool} can't weigh the sets of a mix; written is the sum {short(data)}")
-    return replaced(
+    return write_over(
         WriteDataOptions(
             options.model,
             options.tokenizer,
