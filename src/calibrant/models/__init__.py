@@ -15,6 +15,7 @@ with uncollected():
         located,
         open_model,
         open_tokenizer,
+        outline_of,
         outlined,
         saved_dtype,
     )
@@ -26,6 +27,7 @@ with uncollected():
         save,
         saved,
     )
+    from calibrant.models.shape import BlockShape, MatrixShape, ModelOutline, ModelShape
     from calibrant.models.snapshot import Snapshot
     from calibrant.models.stream import Stream
     from calibrant.models.viewing import (
@@ -42,11 +44,15 @@ with uncollected():
 __all__ = [
     "IN_MEMORY",
     "Block",
+    "BlockShape",
     "Choices",
     "Condensed",
     "Dense",
     "ExpertLayer",
     "Heads",
+    "MatrixShape",
+    "ModelOutline",
+    "ModelShape",
     "ModelView",
     "Opened",
     "Residence",
@@ -65,6 +71,7 @@ __all__ = [
     "manifest_folder",
     "open_model",
     "open_tokenizer",
+    "outline_of",
     "outlined",
     "overwrite",
     "read_manifest",

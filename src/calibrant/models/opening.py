@@ -24,7 +24,7 @@ from huggingface_hub.errors import (
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from calibrant.errors import ModelError
-from calibrant.models.cache import path_of
+from calibrant.models.cache import may_be_kept, path_of
 from calibrant.models.complete import (
     StoredTensor,
     check_complete,
@@ -54,11 +54,12 @@ from calibrant.models.folder import (
     read_object,
     weight_files,
 )
-from calibrant.models.gguf_file import gguf_tokenizer, open_gguf
+from calibrant.models.gguf_file import gguf_header, gguf_tokenizer, open_gguf
 from calibrant.models.on_disk import open_on_disk
 from calibrant.models.packed_folder import packed_folder
 from calibrant.models.quiet import quiet, quoted
 from calibrant.models.saving import Opened, check_unchanged, forget_quantization
+from calibrant.models.shape import ModelOutline, ModelShape, Origin
 from calibrant.models.sparse_folder import SHEET, SparseFolder, sparse_folder
 from calibrant.models.viewing import IN_MEMORY, WITHOUT_NUMBERS, ModelView, Residence, view
 from calibrant.spec.foreign import brief, did_you_mean, user_path
@@ -157,7 +158,61 @@ def outlined(
         return None, resolved
     with _ONE_AT_A_TIME, quiet():
         _, empty = _described(path, stored, ref, resolved, trust)
-    return (None if empty is None else view(empty, WITHOUT_NUMBERS)), resolved
+    return (None if empty is None else _empty_view(empty)), resolved
+
+
+def outline_of(ref: str, dtype: str = "auto", device: str = "auto") -> ModelOutline:
+    """Return what is known of the model that `ref` names before it is opened. Its configuration and
+    the headers of its files are read; of a model on the hub that isn't here, the configuration
+    alone is downloaded.
+
+    Raises `ModelError` for what can't be read, and for a model made by code of its own, whose
+    shapes are known once it is open.
+    """
+    target = resolve_device(device)
+    resolved = resolve_dtype(dtype, target)
+    trust = trusted(None)
+    path = _locate(ref, (CONFIG,), code=trust)
+    if not path.is_dir():
+        with quiet():
+            header = gguf_header(path)
+        shape = ModelShape.of_gguf(header.values, header.tensors, ref)
+        origin: Origin = "kept" if may_be_kept(shape.numbers, resolved) else "gguf"
+        return ModelOutline(
+            ref, shape, resolved, target, origin, path.stat().st_size, divisible=False
+        )
+    stored: Mapping[str, StoredTensor] = {}
+    file_bytes = 0
+    divisible = target.type == "cpu"
+    origin = "hub"
+    if user_path(ref, ModelError).is_dir() or any(path.glob("*.safetensors")):
+        origin = "folder"
+        sparse = sparse_folder(path, ref)
+        weights = weight_files(path, ref) if sparse is None else sparse.files
+        stored = stored_tensors(weights)
+        file_bytes = sum(file.stat().st_size for file in weights)
+        packed = packed_folder(path, ref, weights, stored) if sparse is None else sparse
+        if packed is not None:
+            stored = packed.tensors
+            divisible = False
+    with _ONE_AT_A_TIME, quiet():
+        _, empty = _described(path, stored, ref, resolved, trust)
+    if empty is None:
+        raise ModelError(
+            f"{ref} is made by code that comes with it, so its shapes aren't known before it is "
+            "open; open it, and plan with the model itself",
+            subject=ref,
+        )
+    shape = ModelShape.of(_empty_view(empty))
+    return ModelOutline(ref, shape, resolved, target, origin, file_bytes, divisible)
+
+
+def _empty_view(empty: PreTrainedModel) -> ModelView:
+    """The view of a model without numbers. What it ties is tied, which transformers leaves for
+    when there are numbers.
+    """
+    empty.tie_weights()
+    return view(empty, WITHOUT_NUMBERS)
 
 
 def load(folder: str | Path, device: str = "auto") -> PreTrainedModel:
@@ -335,7 +390,8 @@ def _described(
     config = read_config(path, ref, room, trust)
     with opening_by_transformers(ref):
         empty = outline(config, dtype)
-    if empty is not None:
+    # Of a model on the hub nothing is stored here yet.
+    if empty is not None and stored:
         check_fits(empty, sum(tensor.count for tensor in stored.values()), ref)
     return config, empty
 
