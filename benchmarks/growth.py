@@ -4,7 +4,7 @@ FILE] [--quick]
 `tokens`, `sizes` and `cores`: a `prune` in memory for each point, in a process of its own, Wanda at
 50 %: the seconds from the open model to the pruned one. `sizes` are SmolLM2 and three widths of the
 same architecture with twelve blocks of random weights. `sets` is a study in `dense` with one, two
-and four calibration sets. `methods` is a study in `dense` with six methods × sparsities on one set,
+and four calibration sets. `methods` is a study in `dense` with six methods × targets on one set,
 next to one with a single one of them; the two take turns in one process, the first by turns, and
 what is told is the ratio of each pair. Studies measure nothing here; their time is that of all
 their phases but opening the model. Every point but those of `methods` is the least of `--repeats`,
@@ -32,15 +32,15 @@ from benchmarks import machine
 
 HERE: Final = Path(__file__).resolve()
 DATA: Final = ("python_docs", "python_code", "arithmetic:icl", "random_tokens")
-SPARSITIES: Final = (0.5, 0.6, "2:4")
+TARGETS: Final = (0.5, 0.6, "2:4")
 SIX: Final[dict[str, tuple[dict[str, Any], dict[str, Any]]]] = {
     "sparsegpt": (
-        {"methods": "sparsegpt", "sparsities": 0.5},
-        {"methods": ("wanda", "sparsegpt"), "sparsities": SPARSITIES},
+        {"methods": "sparsegpt", "targets": 0.5},
+        {"methods": ("wanda", "sparsegpt"), "targets": TARGETS},
     ),
     "wanda": (
-        {"methods": "wanda", "sparsities": 0.5},
-        {"methods": ("wanda", "magnitude"), "sparsities": SPARSITIES},
+        {"methods": "wanda", "targets": 0.5},
+        {"methods": ("wanda", "magnitude"), "targets": TARGETS},
     ),
 }
 """One compression and six, by the method of the one."""
@@ -187,7 +187,7 @@ def cores(asked: argparse.Namespace) -> dict[str, Any]:
 
 def sets(asked: argparse.Namespace) -> dict[str, Any]:
     """Seconds of studies with more and more sets."""
-    grids = [{"data": DATA[:count], "methods": "wanda", "sparsities": 0.5} for count in (1, 2, 4)]
+    grids = [{"data": DATA[:count], "methods": "wanda", "targets": 0.5} for count in (1, 2, 4)]
     first = {**grids[0], "samples": 1}  # imports what is then there for all
     found = iter(studies(asked, [first, *grids * asked.repeats])[1:])
     rounds = [
@@ -269,7 +269,7 @@ def told(part: str, found: Mapping[str, Any]) -> str:
             one, six, ratio = (statistics.median(pair[key]) for key in ("one", "six", "ratios"))
             spread = f"{min(pair['ratios']):.2f} to {max(pair['ratios']):.2f}"
             lines.append(
-                f"six methods × sparsities {six:.1f} s, one {name} {one:.1f} s: {ratio:.2f} times "
+                f"six methods × targets {six:.1f} s, one {name} {one:.1f} s: {ratio:.2f} times "
                 f"({spread})"
             )
         return "\n".join(lines)

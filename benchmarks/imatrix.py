@@ -134,7 +134,7 @@ def child(way: str, samples: int, length: int, folder: Path) -> None:
         opened = calibrant.open_model(str(folder / "model.gguf"), "float32", "cpu")
         data = calibrant.CalibrationSet(DATA, samples=samples, length=length)
         began, processor = time.perf_counter(), time.process_time()
-        made = calibrant.imatrix(opened, data)
+        made = calibrant.imatrix(opened, data=data)
         sums: Sums = {
             name: (entry.sums[0], int(entry.counts[0])) for name, entry in made.entries.items()
         }

@@ -141,7 +141,7 @@ def loss(model: Path, asked: argparse.Namespace) -> float:
 
     (measured,) = calibrant.evaluate(
         str(model),
-        f"loss(source='{DATA}', tokens={asked.measured}, length={asked.length})",
+        tasks=f"loss(source='{DATA}', tokens={asked.measured}, length={asked.length})",
         dtype="float32",
     )
     return measured.score.value

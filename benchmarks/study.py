@@ -8,7 +8,7 @@ study, which asks the same tokens and evaluator of a fresh store, and measures t
 Every score of the two ways is compared. Four times as many tokens are calibrated on as are
 measured, as with the defaults (128 × 2048 and 65,536): a measurement is what can't be shared.
 
-Then the same four sets with one and two sparsities, each a study of its own: up to the measurements
+Then the same four sets with one and two targets, each a study of its own: up to the measurements
 the cost must grow with the sets, not with the runs. Processor seconds stand beside those of the
 clock: they say something even while others use the machine.
 """
@@ -28,7 +28,7 @@ from typing import Any, Final
 
 HERE: Final = Path(__file__).resolve()
 DATA: Final = ("python_docs", "python_code", "arithmetic:icl", "random_tokens")
-SPARSITIES: Final = ("0.5", "0.6", "2:4")
+TARGETS: Final = ("0.5", "0.6", "2:4")
 CALIBRANT: Final = (sys.executable, "-c", "from calibrant.cli import main; main()")
 
 
@@ -47,11 +47,11 @@ def evaluator(asked: argparse.Namespace) -> str:
     return f"loss(source='python_docs', tokens={asked.measured}, length={asked.length})"
 
 
-def study(folder: Path, asked: argparse.Namespace, sparsities: tuple[str, ...]) -> dict[str, Any]:
+def study(folder: Path, asked: argparse.Namespace, targets: tuple[str, ...]) -> dict[str, Any]:
     """One study in a process of its own: seconds, where they went, and every score."""
     whole = {
         "data": DATA[: asked.sets],
-        "sparsities": sparsities,
+        "targets": targets,
         "samples": asked.samples,
         "length": asked.length,
         "evaluate": evaluator(asked),
@@ -95,9 +95,7 @@ def child(whole: dict[str, Any], folder: Path) -> None:
     )
 
 
-def commands(
-    folder: Path, asked: argparse.Namespace, sparsities: tuple[str, ...]
-) -> dict[str, Any]:
+def commands(folder: Path, asked: argparse.Namespace, targets: tuple[str, ...]) -> dict[str, Any]:
     """A prune and an evaluate for each run: seconds in all, of each command, and every score."""
     found: dict[str, Any] = {
         "seconds": 0.0,
@@ -107,8 +105,8 @@ def commands(
     }
     budget = ["--samples", str(asked.samples), "--length", str(asked.length), "--dtype", "float32"]
     for data in DATA[: asked.sets]:
-        for sparsity in sparsities:
-            out = folder / f"{data}-{sparsity}".replace(":", "_")
+        for target in targets:
+            out = folder / f"{data}-{target}".replace(":", "_")
             prune = [
                 "prune",
                 "smollm2",
@@ -116,8 +114,8 @@ def commands(
                 data,
                 "--method",
                 "wanda",
-                "--sparsity",
-                sparsity,
+                "--target",
+                target,
                 "--propagate",
                 "dense",
                 *budget,
@@ -136,7 +134,7 @@ def commands(
                 found["seconds"] += seconds
                 found["processor"] += processor
                 found["phases"][name] += seconds
-            found["scores"][f"{data} {sparsity}"] = [
+            found["scores"][f"{data} {target}"] = [
                 measured["value"] for measured in json.loads(said)
             ]
             shutil.rmtree(out)
@@ -154,7 +152,7 @@ def told(name: str, found: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    """Time both ways, then the study with fewer sparsities, and print a line for each, then the
+    """Time both ways, then the study with fewer targets, and print a line for each, then the
     same as JSON.
     """
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
@@ -165,7 +163,7 @@ def main() -> None:
     parser.add_argument(
         "--quick",
         action="store_true",
-        help="two sets of 8 × 128 tokens, two sparsities, 256 measured tokens",
+        help="two sets of 8 × 128 tokens, two targets, 256 measured tokens",
     )
     for hidden in ("--study", "--folder"):
         parser.add_argument(hidden, help=argparse.SUPPRESS)
@@ -173,28 +171,28 @@ def main() -> None:
     if asked.study:
         child(json.loads(asked.study), Path(asked.folder))
         return
-    sparsities = SPARSITIES
+    targets = TARGETS
     if asked.quick:
-        asked.samples, asked.length, asked.measured, asked.sets, sparsities = (
+        asked.samples, asked.length, asked.measured, asked.sets, targets = (
             8,
             128,
             256,
             2,
-            SPARSITIES[:2],
+            TARGETS[:2],
         )
-    runs = asked.sets * len(sparsities)
+    runs = asked.sets * len(targets)
     print(
         f"smollm2 (dequantized from Q4_1), float32, Wanda, dense, {asked.sets} sets of "
         f"{asked.samples} × {asked.length} tokens, {runs} runs"
     )
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as name:
-        for count in range(1, len(sparsities) + 1):
+        for count in range(1, len(targets) + 1):
             title = f"study of {asked.sets * count} runs"
-            found[title] = study(Path(name) / f"study-{count}", asked, sparsities[:count])
+            found[title] = study(Path(name) / f"study-{count}", asked, targets[:count])
             told(title, found[title])
         apart = f"{runs} prune and {runs} evaluate"
-        found[apart] = commands(Path(name), asked, sparsities)
+        found[apart] = commands(Path(name), asked, targets)
         told(apart, found[apart])
     one, other = found[f"study of {runs} runs"], found[apart]
     differing = max(

@@ -92,7 +92,7 @@ def narrowed(study: Study, cells: list[Cell]) -> Study:
             "model": c.model,
             "data": c.data,
             "method": c.method,
-            "sparsity": c.target,
+            "target": c.target,
             "seeds": [c.seed],
             "propagate": c.propagate,
         }

@@ -141,7 +141,7 @@ def test_killed_at_any_block_it_goes_on_and_computes_nothing_twice(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     how: dict[str, Any] = {**SMALL, "propagate": propagate}
-    prune(str(folder), texts, "sparsegpt", "0.5", tmp_path / "whole", **how)
+    prune(str(folder), data=texts, method="sparsegpt", target="0.5", out=tmp_path / "whole", **how)
     compressed: list[int] = []
     method = methods.get("sparsegpt")
     own = method.compress
@@ -152,10 +152,24 @@ def test_killed_at_any_block_it_goes_on_and_computes_nothing_twice(
 
     with blocks_on_disk():
         with killed_behind(kept - 1):
-            prune(str(folder), texts, "sparsegpt", "0.5", tmp_path / "parted", **how)
+            prune(
+                str(folder),
+                data=texts,
+                method="sparsegpt",
+                target="0.5",
+                out=tmp_path / "parted",
+                **how,
+            )
         assert not (tmp_path / "parted").exists()
         monkeypatch.setattr(method, "compress", counted)
-        done = prune(str(folder), texts, "sparsegpt", "0.5", tmp_path / "parted", **how)
+        done = prune(
+            str(folder),
+            data=texts,
+            method="sparsegpt",
+            target="0.5",
+            out=tmp_path / "parted",
+            **how,
+        )
     assert done.continued_from == kept
     assert len(compressed) == 7 * (3 - kept)
     assert files(tmp_path / "parted") == files(tmp_path / "whole")
@@ -165,7 +179,7 @@ def test_killed_at_any_block_it_goes_on_and_computes_nothing_twice(
 def test_a_job_of_blocks_on_disk_goes_on_in_memory_and_the_other_way_round(
     folder: Path, texts: str, tmp_path: Path
 ) -> None:
-    job = (str(folder), texts, "wanda", "0.5")
+    job = (str(folder), None, texts, "wanda", "0.5")
     prune(*job, tmp_path / "whole", **SMALL)
     with blocks_on_disk(), killed_behind(0):
         prune(*job, tmp_path / "one", **SMALL)
@@ -190,9 +204,13 @@ def test_one_block_is_in_memory_at_a_time_and_asked_again_it_is_done(
 
     monkeypatch.setattr(Parts, "load", watched)
     with blocks_on_disk():
-        prune(str(folder), texts, "wanda", "0.5", tmp_path / "parted", **SMALL)
+        prune(
+            str(folder), data=texts, method="wanda", target="0.5", out=tmp_path / "parted", **SMALL
+        )
         assert set(there) == {1}
-        again = prune(str(folder), texts, "wanda", "0.5", tmp_path / "parted", **SMALL)
+        again = prune(
+            str(folder), data=texts, method="wanda", target="0.5", out=tmp_path / "parted", **SMALL
+        )
     assert again.already_done
     assert again.opened.residence.on_disk
 
@@ -238,7 +256,13 @@ def test_the_promise_decides_where_blocks_are_and_how_it_goes_on(
             "device": "cpu",
         }
         return prune(
-            str(folder), texts, "wanda", "0.5", tmp_path / out, memory=size / 1e9, **options
+            str(folder),
+            data=texts,
+            method="wanda",
+            target="0.5",
+            out=tmp_path / out,
+            memory=size / 1e9,
+            **options,
         )
 
     found, more = needs(folder), needs(folder, 128 * 64)
@@ -267,11 +291,27 @@ def test_a_model_that_is_opened_whole_is_refused_where_it_or_its_activations_are
     file = tiny_gguf(tmp_path / "tiny.gguf")
     options: dict[str, Any] = {"samples": 64, "length": 64, "dtype": "float32", "device": "cpu"}
     with pytest.raises(SpecError) as caught:
-        prune(str(file), texts, "wanda", "0.5", tmp_path / "out", memory=0.001, **options)
+        prune(
+            str(file),
+            data=texts,
+            method="wanda",
+            target="0.5",
+            out=tmp_path / "out",
+            memory=0.001,
+            **options,
+        )
     assert Path(caught.value.subject).name == "tiny.gguf"
     monkeypatch.setattr(room, "held_now", lambda: 0)
     with refused(SpecError, "robust"):
-        prune(str(file), texts, "robust", "0.5", tmp_path / "out", memory=0.0005, **options)
+        prune(
+            str(file),
+            data=texts,
+            method="robust",
+            target="0.5",
+            out=tmp_path / "out",
+            memory=0.0005,
+            **options,
+        )
     assert not (tmp_path / "out").exists()
 
 

@@ -70,7 +70,9 @@ def full_disk(*_: object, **__: object) -> None:
 def test_what_is_saved_is_what_was_asked(
     folder: Path, texts: str, tmp_path: Path, method: str, sparsity: str
 ) -> None:
-    done = prune(str(folder), texts, method, sparsity, tmp_path / "out", **SMALL)
+    done = prune(
+        str(folder), data=texts, method=method, target=sparsity, out=tmp_path / "out", **SMALL
+    )
     model = saved_model(tmp_path / "out")
     assert torch.equal(logits(model), logits(done.opened.model))
     assert (
@@ -98,11 +100,13 @@ def test_what_is_saved_is_what_was_asked(
         d["name"] for d in manifest["dense"]
     }
     assert named >= set(state), "a matrix is not accounted for"
-    again = prune(str(folder), texts, method, sparsity, tmp_path / "out", **SMALL)
+    again = prune(
+        str(folder), data=texts, method=method, target=sparsity, out=tmp_path / "out", **SMALL
+    )
     assert again.already_done
     assert again.record == done.record
     with refused(OutputError, str(tmp_path / "out")):
-        prune(str(folder), texts, method, "0.7", tmp_path / "out", **SMALL)
+        prune(str(folder), data=texts, method=method, target="0.7", out=tmp_path / "out", **SMALL)
 
 
 def test_a_tilde_in_out_is_the_home_folder(
@@ -110,7 +114,7 @@ def test_a_tilde_in_out_is_the_home_folder(
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path)
-    done = prune(str(folder), texts, "wanda", "0.5", "~/out", **SMALL)
+    done = prune(str(folder), data=texts, method="wanda", target="0.5", out="~/out", **SMALL)
     assert done.out == tmp_path / "home" / "out"
     assert read_manifest(tmp_path / "home" / "out") is not None
     assert not Path("~").exists()
@@ -119,10 +123,14 @@ def test_a_tilde_in_out_is_the_home_folder(
 def test_what_was_left_when_the_model_was_saved_already_is_removed(
     folder: Path, texts: str, tmp_path: Path
 ) -> None:
-    done = prune(str(folder), texts, "wanda", "0.5", tmp_path / "out", **SMALL)
+    done = prune(
+        str(folder), data=texts, method="wanda", target="0.5", out=tmp_path / "out", **SMALL
+    )
     left = Checkpoint(tmp_path / "out", done.record.run.id)
     left.add(0, [], [])
-    assert prune(str(folder), texts, "wanda", "0.5", tmp_path / "out", **SMALL).already_done
+    assert prune(
+        str(folder), data=texts, method="wanda", target="0.5", out=tmp_path / "out", **SMALL
+    ).already_done
     assert not left.folder.exists()
 
 
@@ -134,7 +142,7 @@ def test_a_saved_model_without_its_record_is_refused(
     monkeypatch: pytest.MonkeyPatch,
     record: dict[str, Any] | None,
 ) -> None:
-    prune(str(folder), texts, "wanda", "0.5", tmp_path / "out", **SMALL)
+    prune(str(folder), data=texts, method="wanda", target="0.5", out=tmp_path / "out", **SMALL)
 
     def manifest_of(place: Path) -> dict[str, Any]:
         kept = dict(read_manifest(place) or {})
@@ -143,7 +151,7 @@ def test_a_saved_model_without_its_record_is_refused(
 
     monkeypatch.setattr(prune_quantize, "read_manifest", manifest_of)
     with refused(OutputError, tmp_path / "out"):
-        prune(str(folder), texts, "wanda", "0.5", tmp_path / "out", **SMALL)
+        prune(str(folder), data=texts, method="wanda", target="0.5", out=tmp_path / "out", **SMALL)
 
 
 def test_a_folder_that_vanishes_meanwhile_is_not_taken_for_the_result(
@@ -154,7 +162,7 @@ def test_a_folder_that_vanishes_meanwhile_is_not_taken_for_the_result(
 
     monkeypatch.setattr(prune_quantize, "read_manifest", manifest_of)
     with refused(OutputError, tmp_path / "out"):
-        prune(str(folder), texts, "wanda", "0.5", tmp_path / "out", **SMALL)
+        prune(str(folder), data=texts, method="wanda", target="0.5", out=tmp_path / "out", **SMALL)
 
 
 JOBS = [(prune, "sparsegpt", "0.5", propagate) for propagate in ("arrival", "reference", "dense")]
@@ -173,16 +181,16 @@ def test_killed_and_asked_again_it_continues(
     propagate: str,
 ) -> None:
     job: dict[str, Any] = {"method": method, "target": target, "propagate": propagate, **SMALL}
-    whole = run(str(folder), texts, out=tmp_path / "whole", **job)
+    whole = run(str(folder), data=texts, out=tmp_path / "whole", **job)
 
     def killed(what: str, done: int, total: int) -> None:
         if done == 2:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run(str(folder), texts, out=tmp_path / "resumed", progress=killed, **job)
+        run(str(folder), data=texts, out=tmp_path / "resumed", progress=killed, **job)
     assert not (tmp_path / "resumed").exists()
-    resumed = run(str(folder), texts, out=tmp_path / "resumed", **job)
+    resumed = run(str(folder), data=texts, out=tmp_path / "resumed", **job)
     assert resumed.continued_from == 2
     assert resumed.record == whole.record
     saved = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "resumed")]
@@ -194,14 +202,14 @@ def test_the_same_question_has_the_same_identity_and_another_has_another(
     folder: Path, texts: str
 ) -> None:
     def record(method: str, **change: Any) -> Any:
-        return prune(str(folder), texts, method, **{**SMALL, **change}).record
+        return prune(str(folder), data=texts, method=method, **{**SMALL, **change}).record
 
     one = record("wanda")
-    assert record("wanda") == record("wanda", sparsity="0.5") == record("wanda", target=0.5) == one
+    assert record("wanda") == record("wanda", target="0.5") == record("wanda", target=0.5) == one
     changes: list[dict[str, Any]] = [
         {"seed": 1},
         {"propagate": "dense"},
-        {"sparsity": 0.6},
+        {"target": 0.6},
         {"dtype": "float64"},
     ]
     assert len({one.run.id, *(record("wanda", **change).run.id for change in changes)}) == 5
@@ -218,7 +226,7 @@ def test_nan_in_a_weight_is_refused_by_name(folder: Path, texts: str, tmp_path: 
         opened.model.model.layers[1].mlp.up_proj.weight[2, 3] = float("nan")
     save(opened, tmp_path / "broken", {})
     with refused(NumericsError, "model.layers.1.mlp.up_proj"):
-        prune(str(tmp_path / "broken"), texts, **SMALL)
+        prune(str(tmp_path / "broken"), data=texts, **SMALL)
 
 
 @pytest.mark.parametrize("broken", [0, 2])
@@ -238,12 +246,12 @@ def test_finished_blocks_stay_where_numbers_overflow(
     with monkeypatch.context() as within:
         within.setattr("calibrant.edits.kinds.output_error", overflows)
         with pytest.raises(NumericsError) as caught:
-            prune(str(folder), texts, "wanda", out=out, **SMALL)
+            prune(str(folder), data=texts, method="wanda", out=out, **SMALL)
     assert caught.value.subject == "up_proj"
     left = list(tmp_path.glob("a/*"))
     assert [path.name for path in left] == ([".out.calibrant-partial"] if broken else [])
     assert (str(out.parent) in str(caught.value)) == bool(broken)
-    done = prune(str(folder), texts, "wanda", out=out, **SMALL)
+    done = prune(str(folder), data=texts, method="wanda", out=out, **SMALL)
     assert done.continued_from == broken
     assert [path.name for path in out.parent.iterdir()] == ["out"]
 
@@ -251,11 +259,10 @@ def test_finished_blocks_stay_where_numbers_overflow(
 @pytest.mark.parametrize(
     ("run", "asked", "error", "subject"),
     [
-        (prune, {"sparsity": 1.5}, TargetError, "1.5"),
+        (prune, {"target": 1.5}, TargetError, "1.5"),
         (prune, {"method": "wnda"}, SpecError, "wnda"),
         (prune, {"propagate": "sideways"}, SpecError, "sideways"),
         (prune, {"memory": -1.0}, SpecError, "-1.0"),
-        (prune, {"target": 0.5, "sparsity": 0.6}, TargetError, "0.6"),
         (prune, {"method": "rtn", "target": "w4g64"}, TargetError, "rtn"),
         (prune, {"method": "wanda", "target": "w4g64"}, TargetError, "w4g64"),
         (quantize, {"method": "wanda", "target": "w4g64"}, TargetError, "wanda"),
@@ -289,10 +296,10 @@ def test_what_does_not_fit_the_model_is_refused_by_name_and_nothing_is_touched(
 
 def test_arrival_gives_way_when_memory_is_short(folder: Path, texts: str) -> None:
     data = CalibrationSet(texts, samples=4, length=16)
-    tight = prune(str(folder), data, memory=1e-6).record
+    tight = prune(str(folder), data=data, memory=1e-6).record
     assert tight.run.propagate == "reference"
     assert tight.provenance["note"]
-    assert prune(str(folder), data, memory=1.0).record.run.propagate == "arrival"
+    assert prune(str(folder), data=data, memory=1.0).record.run.propagate == "arrival"
     opened, seen_by = opened_view(folder)
     batch = batch_of(opened, texts)
     assert fitting("arrival", seen_by, batch, opened.dtype) == ("arrival", "")
@@ -353,11 +360,14 @@ def test_finished_blocks_stay_when_a_model_cannot_be_saved(
     with monkeypatch.context() as within:
         within.setattr("transformers.PreTrainedModel.save_pretrained", full_disk)
         with pytest.raises(OutputError) as caught:
-            prune(str(folder), texts, "magnitude", out=tmp_path / "a/out", **SMALL)
+            prune(str(folder), data=texts, method="magnitude", out=tmp_path / "a/out", **SMALL)
     assert ".out.calibrant-partial" in str(caught.value)
     assert [p.name for p in (tmp_path / "a").iterdir()] == [".out.calibrant-partial"]
     assert (
-        prune(str(folder), texts, "magnitude", out=tmp_path / "a/out", **SMALL).continued_from == 3
+        prune(
+            str(folder), data=texts, method="magnitude", out=tmp_path / "a/out", **SMALL
+        ).continued_from
+        == 3
     )
 
 
@@ -421,15 +431,23 @@ def test_a_mix_reads_what_the_sets_alone_left(
 def test_a_mix_is_pruned_with_like_any_other_set(
     folder: Path, mixture: str, tmp_path: Path, propagate: str
 ) -> None:
-    done = prune(str(folder), mixture, "wanda", 0.5, tmp_path / "out", propagate=propagate, **SMALL)
+    done = prune(
+        str(folder),
+        data=mixture,
+        method="wanda",
+        target=0.5,
+        out=tmp_path / "out",
+        propagate=propagate,
+        **SMALL,
+    )
     assert done.record.run.data == str(CalibrationSet(mixture))
     assert done.record.sparsity == 0.5
     assert [part["name"] for part in done.record.data_facts["mix"]] == ["domain", "general"]
     alone = prune(
         str(folder),
-        str(CalibrationSet(mixture).mixed[1]),
-        "wanda",
-        0.5,
+        data=str(CalibrationSet(mixture).mixed[1]),
+        method="wanda",
+        target=0.5,
         propagate=propagate,
         **SMALL,
     )

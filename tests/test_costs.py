@@ -35,12 +35,12 @@ def test_prune_says_what_it_cost_when_asked(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr("calibrant.compress.costs.peak", lambda *_: 1e9)
     model = str(tiny_folder(tmp_path / "model", "llama"))
     data = CalibrationSet("random_tokens", samples=2, length=16)
-    told = prune(model, data, profile=True).costs
+    told = prune(model, data=data, profile=True).costs
     assert told is not None
     assert set(told.parts) == {"forward", "statistics", "method", "record"}
     assert sum(told.parts.values()) == pytest.approx(told.phases["compress"])
     assert told.tokens == 32
-    assert prune(model, data).costs is None
+    assert prune(model, data=data).costs is None
 
 
 def test_the_processor_has_a_name_and_what_rounds_bfloat16(monkeypatch: pytest.MonkeyPatch):

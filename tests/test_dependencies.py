@@ -115,9 +115,17 @@ def test_prune_quantize_and_evaluate_need_no_optional_package(
         from calibrant.testing import tiny_folder
 
         tiny_folder("tiny")
-        prune("tiny", "python_docs", "sparsegpt", "2:4", out="pruned", samples=2, length=32)
+        prune(
+            "tiny",
+            data="python_docs",
+            method="sparsegpt",
+            target="2:4",
+            out="pruned",
+            samples=2,
+            length=32,
+        )
         quantize("tiny", out="small", target="w4g16")
-        assert len(evaluate("pruned", measures)) == 2
+        assert len(evaluate("pruned", tasks=measures)) == 2
         for kind in ("sources", "methods", "packings", "selectors", "tasks"):
             assert catalogue(kind)
         with pytest.raises(SystemExit) as ended:

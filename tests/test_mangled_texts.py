@@ -74,7 +74,7 @@ def test_a_budget_beyond_what_can_be_is_refused_before_anything_is_reserved(data
     ("changes", "where", "told"),
     [
         ({"seeds": range(10**12)}, "seeds", f"{MOST_VALUES:,}"),
-        ({"seeds": range(5000), "sparsities": [n / 1000 for n in range(400)]}, "data", "2,000,001"),
+        ({"seeds": range(5000), "targets": [n / 1000 for n in range(400)]}, "data", "2,000,001"),
         (
             {"groups": {f"g{n}": {"seeds": list(range(4000))} for n in range(40)}},
             "groups",
@@ -96,7 +96,7 @@ def test_a_budget_beyond_what_can_be_is_refused_before_anything_is_reserved(data
         ({"samples": 10**15}, "samples", "1000000000000000"),
         ({"samples": 10**5000}, "samples", "digits"),
         ({"models": "\udcff"}, "model", "\\udcff"),
-        ({"sparsities": ["9" * 400]}, "sparsit", "999"),
+        ({"targets": ["9" * 400]}, "sparsit", "999"),
     ],
     ids=range(13),
 )
@@ -120,7 +120,7 @@ def test_methods_that_look_at_no_data_have_a_run_a_sparsity_whatever_the_draws()
                 "c4",
                 methods="magnitude",
                 seeds=range(MOST_VALUES),
-                sparsities=[n / 100 for n in range(1, 30)],
+                targets=[n / 100 for n in range(1, 30)],
             ).labels()
         )
         == 30

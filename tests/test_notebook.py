@@ -55,9 +55,9 @@ def test_the_main_objects_show_themselves(tmp_path: Path):
         methods=["wanda"],
         evaluate=[f"loss(source={given['verse']!r}, tokens=64, length=32)"],
     )
-    pruned = prune(given["model"], given["prose"], samples=2, length=32, dtype="float32")
+    pruned = prune(given["model"], data=given["prose"], samples=2, length=32, dtype="float32")
     (measured,) = evaluate(
-        given["model"], [f"loss(source={given['verse']!r}, tokens=64, length=32)"]
+        given["model"], tasks=[f"loss(source={given['verse']!r}, tokens=64, length=32)"]
     )
     small = CalibrationSet(given["prose"], samples=2, length=32)
     shown = [

@@ -206,10 +206,10 @@ def test_the_promise_decides_where_activations_are(
     assert least < enough < needs.on_disk("arrival")
     there = prune(
         str(folder),
-        texts,
-        "wanda",
-        "0.5",
-        tmp_path / "there",
+        data=texts,
+        method="wanda",
+        target="0.5",
+        out=tmp_path / "there",
         propagate="reference",
         memory=enough * 1.001 / 1e9,
         **job,
@@ -217,10 +217,10 @@ def test_the_promise_decides_where_activations_are(
     sizes = watched(monkeypatch)
     offloaded = prune(
         str(folder),
-        texts,
-        "wanda",
-        "0.5",
-        tmp_path / "offloaded",
+        data=texts,
+        method="wanda",
+        target="0.5",
+        out=tmp_path / "offloaded",
         memory=least * 1.001 / 1e9,
         **job,
     )
@@ -232,7 +232,13 @@ def test_the_promise_decides_where_activations_are(
     assert files(tmp_path / "offloaded") == files(tmp_path / "there")
     with pytest.raises(SpecError) as refused:
         prune(
-            str(folder), texts, "wanda", "0.5", tmp_path / "less", memory=least * 0.99 / 1e9, **job
+            str(folder),
+            data=texts,
+            method="wanda",
+            target="0.5",
+            out=tmp_path / "less",
+            memory=least * 0.99 / 1e9,
+            **job,
         )
     assert refused.value.subject == str(folder)
     assert {path.name for path in tmp_path.iterdir()} == {"model", "there", "offloaded"}

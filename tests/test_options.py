@@ -13,6 +13,7 @@ from typing import Any, get_args, get_type_hints
 import griffe
 import pytest
 from tools.signatures import DeclaredSignatures
+from transformers import PreTrainedTokenizerBase
 from typer.main import get_command
 
 import calibrant
@@ -20,12 +21,14 @@ from calibrant.allocations import Allocation
 from calibrant.cli import app
 from calibrant.cli.declared import with_options
 from calibrant.compress import PROPAGATIONS, Pruned
-from calibrant.data import CalibrationSet, Source
+from calibrant.data import CalibrationSet, Data
 from calibrant.errors import SpecError
 from calibrant.exports import Export
 from calibrant.methods import Method
+from calibrant.models import Model
 from calibrant.models.devices import DEVICES, DTYPES
 from calibrant.options import (
+    RENAMED,
     DataOptions,
     EvaluateCommand,
     ExplainCommand,
@@ -58,9 +61,17 @@ DECLARED = {
     "mix": MixCommand,
     "recommend": RecommendCommand,
 }
-ONLY_PYTHON = ("progress", "sparsity")
+ONLY_PYTHON = ("progress", "tokenizer", "copy")
 OF_COMMANDS = {"data_dir", "as_json", "help", "out", "card", "most"}
-TO_A_FOLDER = ("prune", "quantize", "imatrix")
+REQUIRED = {
+    "prune": ("out",),
+    "quantize": ("out",),
+    "imatrix": ("data", "out"),
+    "evaluate": ("tasks",),
+    "mix": ("sources",),
+    "recommend": ("goal",),
+}
+"""What only the command line requires."""
 SHARED = {
     "samples": (int, 128),
     "tokens": (int | None, None),
@@ -76,24 +87,27 @@ SHARED = {
     "progress": (Progress, silent),
     "memory": (float | None, None),
     "profile": (bool, False),
+    "copy": (bool, False),
 }
 BY_PLACE = {
     "prune": {
-        "model": (str, inspect.Parameter.empty),
-        "data": (str | CalibrationSet | Source, inspect.Parameter.empty),
+        "model": (Model, inspect.Parameter.empty),
+        "tokenizer": (PreTrainedTokenizerBase | None, None),
+        "data": (Data | None, None),
         "method": (str | Method, "wanda"),
         "target": (float | str | Target | None, None),
         "out": (str | Path | None, None),
     },
     "quantize": {
-        "model": (str, inspect.Parameter.empty),
-        "data": (str | CalibrationSet | Source | None, None),
+        "model": (Model, inspect.Parameter.empty),
+        "tokenizer": (PreTrainedTokenizerBase | None, None),
+        "data": (Data | None, None),
         "method": (str | Method, "rtn"),
         "target": (str | Target, "w4g64"),
         "out": (str | Path | None, None),
     },
 }
-BY_NAME = {"prune": SHARED | {"sparsity": (float | str | Target | None, None)}, "quantize": SHARED}
+BY_NAME = {"prune": SHARED, "quantize": SHARED}
 
 
 @pytest.mark.parametrize("verb", BY_PLACE)
@@ -126,11 +140,11 @@ def test_help_has_every_option_and_the_explanation(verb: str):
 
 
 WRONG_CALLS = [
-    (("smollm2", "c4"), {"sampels": 3}, "'sampels', did you mean 'samples'?"),
-    (("smollm2", "c4"), {"zzz": 3}, "'zzz'"),
-    (("smollm2",), {}, "'data'"),
-    (("smollm2", "c4"), {"model": "gemma3-270m"}, "'model'"),
-    (("smollm2", "c4", "wanda", 0.5, None, 128), {}, "too many"),
+    (("smollm2", None, "c4"), {"sampels": 3}, "'sampels', did you mean 'samples'?"),
+    (("smollm2", None, "c4"), {"zzz": 3}, "'zzz'"),
+    ((), {}, "'model'"),
+    (("smollm2", None, "c4"), {"model": "gemma3-270m"}, "'model'"),
+    (("smollm2", None, "c4", "wanda", 0.5, None, 128), {}, "too many"),
 ]
 
 
@@ -147,19 +161,32 @@ def test_a_wrong_call_is_a_type_error_that_names_the_verb(
 
 def test_a_method_that_looks_at_data_is_refused_without():
     with refused(SpecError, "wanda"):
-        calibrant.prune("smollm2", None)  # pyright: ignore[reportArgumentType]
+        calibrant.prune("smollm2")
+
+
+def test_data_in_the_place_of_the_tokenizer_is_refused():
+    with refused(SpecError, "tokenizer"):
+        calibrant.prune("smollm2", "c4")  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize(("old", "new"), RENAMED.items())
+def test_an_old_word_is_refused_with_the_new_one(old: str, new: str):
+    given: dict[str, Any] = {old: 0.5}
+    for verb in (calibrant.prune, calibrant.mix):
+        with pytest.raises(SpecError, match=f"'{old}' is called '{new}'"):
+            verb("smollm2", **given)
 
 
 def test_a_declaration_is_a_frozen_value():
-    options = PruneOptions("smollm2", "c4", sparsity=0.5, samples=8)
-    assert options == PruneOptions(model="smollm2", data="c4", samples=8, sparsity=0.5)
+    options = PruneOptions("smollm2", None, "c4", samples=8)
+    assert options == PruneOptions(model="smollm2", data="c4", samples=8)
     with pytest.raises(FrozenInstanceError):
         options.samples = 9  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def test_a_set_given_as_an_object_keeps_its_own_budget():
     own = CalibrationSet("python_docs", samples=3, length=32)
-    options = PruneOptions("smollm2", own, samples=8, length=64, seed=2)
+    options = PruneOptions("smollm2", None, own, samples=8, length=64, seed=2)
     assert options.drawn_from(own) is own
     drawn = options.drawn_from("python_docs")
     assert (drawn.samples, drawn.length, drawn.budget, drawn.seed) == (8, 64, None, 2)
@@ -209,7 +236,7 @@ def test_a_command_has_the_declared_options(verb: str):
         assert (parameter.metavar or "") == there.metavar
         if not there.argument:
             assert parameter.multiple == there.several
-        needed = option.default is MISSING or (verb in TO_A_FOLDER and option.name == "out")
+        needed = option.default is MISSING or option.name in REQUIRED.get(verb, ())
         assert parameter.required == needed
         if not needed:
             assert parameter.default == option.default
@@ -235,17 +262,17 @@ def test_a_word_that_is_half_typed_is_completed(verb: str, word: str, completed:
 PROGRAM = """
 import calibrant
 
-calibrant.prune("smollm2", "c4", samples=3, transform=["permute"])
-calibrant.prune("smollm2", "c4", sampels=3)
-calibrant.prune("smollm2", "c4", samples="3")
-calibrant.prune("smollm2")
+calibrant.prune("smollm2", data="c4", samples=3, transform=["permute"])
+calibrant.prune("smollm2", data="c4", sampels=3)
+calibrant.prune("smollm2", data="c4", samples="3")
+calibrant.prune()
 calibrant.quantize("smollm2", allocation=0.5)
-calibrant.imatrix("smollm2", "c4", length=None)
+calibrant.imatrix("smollm2", data="c4", length=None)
 calibrant.quantize("smollm2").record
 calibrant.quantize("smollm2").recrod
-calibrant.evaluate("smollm2", ["loss(source=gsm8k)", 3])
-calibrant.mix("smollm2", ["c4", "pile"], seed="1")
-calibrant.recommend("smollm2", "gsm8k", say=3)
+calibrant.evaluate("smollm2", tasks=["loss(source=gsm8k)", 3])
+calibrant.mix("smollm2", sources=["c4", "pile"], seed="1")
+calibrant.recommend("smollm2", goal="gsm8k", say=3)
 calibrant.explain("pruned", task=calibrant.CalibrationSet("c4"))
 calibrant.inspect("c4", samples="8")
 """
@@ -298,4 +325,4 @@ def test_the_reference_has_the_whole_signature():
     tasks = package["evaluators._measuring.evaluate"].parameters["tasks"]
     assert str(tasks.annotation) == "Sequence[str | Evaluator] | str | Evaluator"
     data = package["compress.prune_quantize.quantize"].parameters["data"]
-    assert (str(data.annotation), data.default) == ("str | CalibrationSet | Source | None", "None")
+    assert (str(data.annotation), data.default) == ("Data | None", "None")

@@ -157,7 +157,7 @@ def failures(rank: int, folder: Path) -> dict[str, tuple[str, str]]:
     }
     found["fault"] = failure(broken(KeyError("layer")))
     walking.MicroBatch.arrived = arrived
-    found["other"] = failure(lambda: prune(**asked, sparsity=(0.5, 0.6)[rank]))
+    found["other"] = failure(lambda: prune(**asked, target=(0.5, 0.6)[rank]))
     return found
 
 
@@ -210,8 +210,8 @@ def commanded(folder: Path) -> list[object]:
     """The exit codes of a command that works and of one whose output folder is taken."""
     words = f"prune {folder / 'model'} --data {folder / 'mine.jsonl'} --samples 6 --length 700 --dtype float32 --json".split()
     _frame.PATIENCE, codes = 0.1, list[object]()
-    for sparsity in ("0.5", "0.75"):
-        sys.argv = ["calibrant", *words, "--out", str(folder / "told"), "--sparsity", sparsity]
+    for target in ("0.5", "0.75"):
+        sys.argv = ["calibrant", *words, "--out", str(folder / "told"), "--target", target]
         try:
             _frame.main()
         except SystemExit as ended:

@@ -260,7 +260,8 @@ def test_a_model_without_experts_has_none_to_feed(tmp_path: Path) -> None:
     folder = tiny_folder(tmp_path / "model")
     small = {"samples": 2, "length": 16, "dtype": "float32"}
     plain, fed_all = (
-        prune(str(folder), "python_docs", starved=how, **small) for how in ("as_seen", "all_tokens")
+        prune(str(folder), data="python_docs", starved=how, **small)
+        for how in ("as_seen", "all_tokens")
     )
     assert plain.record.weights == fed_all.record.weights
 

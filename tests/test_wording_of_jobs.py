@@ -36,18 +36,17 @@ def lape_of_one() -> Lape:
 @pytest.mark.parametrize(
     ("asked", "said"),
     [
-        (lambda: prune(MODEL, "c4", method="wnda"), "'wnda', did you mean 'wanda'"),
+        (lambda: prune(MODEL, data="c4", method="wnda"), "'wnda', did you mean 'wanda'"),
         (
-            lambda: prune(MODEL, "c4", propagate="sideways"),
+            lambda: prune(MODEL, data="c4", propagate="sideways"),
             "'sideways' is not known; choose one of arrival, reference, dense",
         ),
-        (lambda: prune(MODEL, "c4", memory=-1.0), "memory=-1 is no room to work in"),
+        (lambda: prune(MODEL, data="c4", memory=-1.0), "memory=-1 is no room to work in"),
         (
-            lambda: prune(MODEL, "c4", target=0.5, sparsity=0.6),
-            "target=0.5 and sparsity=0.6 are two words for one thing",
+            lambda: prune(MODEL, data="c4", method="rtn", target="w4g64"),
+            "rtn is no method for calibrant prune",
         ),
-        (lambda: prune(MODEL, "c4", "rtn", "w4g64"), "rtn is no method for calibrant prune"),
-        (lambda: prune(MODEL, "c4", "wanda", "w4g64"), "use calibrant quantize"),
+        (lambda: prune(MODEL, data="c4", method="wanda", target="w4g64"), "use calibrant quantize"),
         (lambda: quantize(MODEL, target="0.5"), "use calibrant prune"),
         (
             lambda: quantize(MODEL, method="gptq", target="w4"),

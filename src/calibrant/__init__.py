@@ -3,8 +3,8 @@ which differences are real.
 
     import calibrant
 
-    calibrant.prune("smollm2", data="gsm8k:cot", method="wanda", sparsity=0.5, out="pruned")
-    calibrant.evaluate("pruned", ["loss(source='gsm8k')"])
+    calibrant.prune("smollm2", data="gsm8k:cot", method="wanda", target=0.5, out="pruned")
+    calibrant.evaluate("pruned", tasks=["loss(source='gsm8k')"])
 
 The nouns. A `CalibrationSet` is a source, a format, a packing and a budget, or a weighted sum of
 such: `0.3*gsm8k:cot + 0.7*c4`. A *method* (`wanda`, `sparsegpt(damp=0.02)`) compresses one matrix

@@ -23,16 +23,18 @@ from typing import (
     get_type_hints,
 )
 
-from calibrant.errors import TargetError
+from calibrant.errors import SpecError
 from calibrant.spec import Spec
 from calibrant.system.progress import Progress, silent
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from calibrant.allocations import Allocation
-    from calibrant.data import CalibrationSet, Source
+    from calibrant.data import CalibrationSet, Data
     from calibrant.exports import Export
     from calibrant.methods import Method
-    from calibrant.models import Opened
+    from calibrant.models import Model
     from calibrant.targets import Target
     from calibrant.transforms import Transform
 
@@ -110,11 +112,36 @@ CANDIDATE_TARGET: Final = OnCommandLine(
     "A share of weights to remove, N:M, a grid (w4g64), a kind of blocks (q4_k) or a recipe "
     "(Q4_K_M) of llama.cpp. [default: 0.6]",
     "TARGET",
-    flags=("--target", "--sparsity"),
+    flags=("--target",),
 )
+RENAMED: Final = {"sparsity": "target", "sparsities": "targets", "measure": "task"}
+"""Old words for options, and what each is called now."""
+
+
+def check_word(word: str) -> None:
+    """Raise `SpecError` for an old word, with the new one."""
+    if word in RENAMED:
+        raise SpecError(f"{word!r} is called {RENAMED[word]!r} now; write that", subject=word)
 
 
 # Options that several verbs share
+
+
+@declaration
+class ModelOptions:
+    """The model. One that is open in transformers comes with its tokenizer; with `copy` it stays
+    as it is, and the work is done on a copy.
+    """
+
+    model: "Model" = option(like=MODEL)
+    tokenizer: "PreTrainedTokenizerBase | None" = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.tokenizer, str | list | tuple | dict | Spec):
+            given = type(self.tokenizer).__name__
+            message = f"the tokenizer is of type {given}, and the place behind the model is its own"
+            advice = "name everything else, as in data=… or tasks=…"
+            raise SpecError(f"{message}; {advice}", subject="tokenizer")
 
 
 @declaration
@@ -127,7 +154,7 @@ class DataOptions:
     length: int = option(like=LENGTH, default=2048)
     seed: int = option(like=SEED, default=0)
 
-    def drawn_from(self, data: "str | CalibrationSet | Source") -> "CalibrationSet":
+    def drawn_from(self, data: "Data") -> "CalibrationSet":
         """Return the calibration set; one that is given as an object has a budget of its own."""
         from calibrant.data import CalibrationSet
 
@@ -217,11 +244,11 @@ class MemoryOptions(MachineOptions):
 
 
 @declaration
-class SharedOptions(MemoryOptions, RecipeOptions, DataOptions):
+class SharedOptions(MemoryOptions, RecipeOptions, DataOptions, ModelOptions):
     """What `prune` and `quantize` share."""
 
-    model: str = option(like=MODEL)
     _: KW_ONLY
+    copy: bool = False
     profile: bool = option(
         "Also say where the time went, and the least that this machine needs.", default=False
     )
@@ -232,7 +259,7 @@ class SharedOptions(MemoryOptions, RecipeOptions, DataOptions):
 class PruneOptions(SharedOptions):
     """The options of `prune`."""
 
-    data: "str | CalibrationSet | Source" = option(like=SET)
+    data: "Data | None" = option(like=SET, default=None)
     method: "str | Method" = option(
         "One of those below, with parameters as in sparsegpt(damp=0.02).",
         "SPEC",
@@ -243,14 +270,11 @@ class PruneOptions(SharedOptions):
         "The share of weights (or blocks, experts) to remove, or N:M with N kept of every M. "
         "[default: 0.5]",
         "TARGET",
-        flags=("--target", "--sparsity"),
         default=None,
     )
     out: str | Path | None = option(
         "Folder for the pruned model; it must not exist yet.", "DIR", default=None
     )
-    _: KW_ONLY
-    sparsity: "float | str | Target | None" = None
 
 
 @final
@@ -258,14 +282,13 @@ class PruneOptions(SharedOptions):
 class QuantizeOptions(SharedOptions):
     """The options of `quantize`."""
 
-    data: "str | CalibrationSet | Source | None" = option(like=SET, default=None)
+    data: "Data | None" = option(like=SET, default=None)
     method: "str | Method" = option(
         "rtn: round to nearest, which looks at no data.", "SPEC", offers="methods", default="rtn"
     )
     target: "str | Target" = option(
         "A grid: w4g64 is 4 bits with a scale for each 64 inputs of a row.",
         "TARGET",
-        flags=("--target", "--sparsity"),
         default="w4g64",
     )
     out: str | Path | None = option(
@@ -278,11 +301,10 @@ CompressOptions = PruneOptions | QuantizeOptions
 
 @final
 @declaration
-class ImatrixOptions(MemoryOptions, DataOptions):
+class ImatrixOptions(MemoryOptions, DataOptions, ModelOptions):
     """The options of `imatrix`."""
 
-    model: "str | Opened" = option(like=MODEL)
-    data: "str | CalibrationSet" = option(like=SET)
+    data: "Data | None" = option(like=SET, default=None)
     out: str | Path | None = option(
         "File to write: .gguf for llama.cpp, .dat for ik_llama.cpp.", "FILE", default=None
     )
@@ -296,18 +318,19 @@ class ImatrixOptions(MemoryOptions, DataOptions):
 class InspectOptions(MachineOptions):
     """The options of `inspect`."""
 
-    data: "str | Source | CalibrationSet" = option(
+    data: "Data" = option(
         "A calibration set, as in prune --data, or an imatrix (.gguf, .dat).",
         "EXPR",
         offers=SETS,
         argument=True,
     )
-    model: "str | Opened | None" = option(
+    model: "Model | None" = option(
         "Also run MODEL on a part of the set: its loss, and which tokens fill its statistics. "
         "[default: the tokenizer of smollm2 alone]",
         "MODEL",
         default=None,
     )
+    tokenizer: "PreTrainedTokenizerBase | None" = None
     _: KW_ONLY
     against: Sequence[str] = option(
         "Also compare with what SOURCE measures on; give it once for each source. Of an imatrix: "
@@ -332,16 +355,16 @@ class InspectOptions(MachineOptions):
 
 
 @declaration
-class EvaluateCommand(MemoryOptions):
+class EvaluateCommand(MemoryOptions, ModelOptions):
     """What `evaluate` and its command share."""
 
-    model: "str | Opened" = option(like=MODEL)
     tasks: Sequence[str | Spec] | str | Spec = option(
         "What to measure, such as loss(source='gsm8k'); give it once for each task.",
         "SPEC",
         offers="tasks",
         flags=("--task",),
         several=True,
+        default=(),
     )
     _: KW_ONLY
     limit: int | None = option(
@@ -350,7 +373,7 @@ class EvaluateCommand(MemoryOptions):
     tokens: int | None = option(
         "Tokens of each loss or agreement. [default: its own]", "N", default=None
     )
-    reference: "str | Opened | None" = option(
+    reference: "Model | None" = option(
         "The dense model, for tasks that compare with it; of a pruned folder it is known.",
         "MODEL",
         default=None,
@@ -364,10 +387,10 @@ class EvaluateCommand(MemoryOptions):
 
 
 @declaration
-class ExplainCommand(MachineOptions):
+class ExplainCommand(MachineOptions, ModelOptions):
     """What `explain` and its command share."""
 
-    model: "str | Opened" = option(
+    model: "Model" = option(
         "A compressed model, or the folder of a study that measured words: which sets kept them.",
         "PRUNED",
         argument=True,
@@ -378,7 +401,7 @@ class ExplainCommand(MachineOptions):
         default=None,
     )
     _: KW_ONLY
-    against: "str | Opened | None" = option(
+    against: "Model | None" = option(
         "The dense model; of a folder that calibrant wrote it is known.", "DENSE", default=None
     )
     source: str | None = option(
@@ -395,15 +418,15 @@ class ExplainCommand(MachineOptions):
 
 
 @declaration
-class MixCommand(MachineOptions):
+class MixCommand(MachineOptions, ModelOptions):
     """What `mix` and its command share."""
 
-    model: "str | Opened" = option(like=MODEL)
-    sources: Sequence[str] = option(
+    sources: "Sequence[Data]" = option(
         "A calibration set to mix, as in prune --data; give it once for each, two or more.",
         "EXPR",
         offers=SETS,
         several=True,
+        default=(),
     )
     _: KW_ONLY
     objective: str = option(
@@ -424,18 +447,18 @@ class MixCommand(MachineOptions):
 
 
 @declaration
-class RecommendCommand(MachineOptions):
+class RecommendCommand(MachineOptions, ModelOptions):
     """What `recommend` and its command share."""
 
-    model: str = option(like=MODEL)
-    target: str | Sequence[str] = option(
+    goal: "str | Sequence[str] | Data" = option(
         "A source, a file of your own, a measure such as task(name=race), or general; with a "
         "weight: 0.3*race.",
-        "TARGET",
+        "GOAL",
         flags=("--for",),
         several=True,
+        default=(),
     )
-    sources: Sequence[str] = option(
+    sources: "Sequence[Data]" = option(
         "A candidate; give it once for each. [default: what can be read here]",
         "EXPR",
         offers=SETS,
@@ -444,7 +467,7 @@ class RecommendCommand(MachineOptions):
     )
     _: KW_ONLY
     method: str | None = option(like=CANDIDATE_METHOD, default=None)
-    sparsity: "float | str | Target | None" = option(like=CANDIDATE_TARGET, default=None)
+    target: "float | str | Target | None" = option(like=CANDIDATE_TARGET, default=None)
     minutes: float = option(
         "Time for all of it, such as 30 or 2.5; what is measured stays, and a later call goes on.",
         "MINUTES",
@@ -472,14 +495,6 @@ class RecommendCommand(MachineOptions):
 
 
 # Values and functions from a declaration
-
-
-def one_target(target: Any, sparsity: Any) -> Any:
-    """Return what is given by either of two words, or None. Raises `TargetError` for both."""
-    if target is not None and sparsity is not None:
-        message = f"target={target} and sparsity={sparsity} are two words for one thing"
-        raise TargetError(f"{message}; give one of them", subject=str(sparsity))
-    return sparsity if target is None else target
 
 
 MACHINE: Final = frozenset(declared_field.name for declared_field in fields(MemoryOptions))
@@ -533,6 +548,7 @@ def with_fields_of(
         @functools.wraps(function)
         def called(*args: P.args, **kwargs: P.kwargs) -> ResultT:
             for keyword in kwargs:
+                check_word(keyword)
                 if keyword not in signature.parameters:
                     from calibrant.spec.foreign import did_you_mean  # which help doesn't need
 
@@ -557,21 +573,24 @@ def with_fields_of(
 
 def _classes_in_quotes() -> dict[str, Any]:
     """Return the classes that types in quotes name: whoever calls this has torch already."""
+    from transformers import PreTrainedTokenizerBase
+
     from calibrant.allocations import Allocation
-    from calibrant.data import CalibrationSet, Source
+    from calibrant.data import CalibrationSet, Data
     from calibrant.exports import Export
     from calibrant.methods import Method
-    from calibrant.models import Opened
+    from calibrant.models import Model
     from calibrant.targets import Target
     from calibrant.transforms import Transform
 
     return {
         "Allocation": Allocation,
         "CalibrationSet": CalibrationSet,
+        "Data": Data,
         "Export": Export,
         "Method": Method,
-        "Opened": Opened,
-        "Source": Source,
+        "Model": Model,
+        "PreTrainedTokenizerBase": PreTrainedTokenizerBase,
         "Target": Target,
         "Transform": Transform,
     }

@@ -30,7 +30,7 @@ ASKED = read_study(HERE.parent / "smollm2.yaml").evaluate
 SHARED = {
     "models": "smollm2",
     "methods": ["wanda"],
-    "sparsities": [0.6],
+    "targets": [0.6],
     "seeds": [0, 1, 2],
     "evaluate": [
         e for e in ASKED if e.startswith(("loss", *(f"task(name={task}," for task in TASKS)))

@@ -88,7 +88,7 @@ def main() -> None:
         if not path.is_file():
             opened = opened or calibrant.open_model("smollm2", "bfloat16")
             (measured,) = calibrant.evaluate(
-                opened, f"task(name={name!r}, limit={ITEMS})", progress=told
+                opened, tasks=f"task(name={name!r}, limit={ITEMS})", progress=told
             )
             scores = [asdict(score) for score in (measured.score, *measured.beside)]
             machine = {

@@ -49,7 +49,7 @@ def measured(opened: Opened) -> Mapping[str, Any]:
     """
     scores = {
         m.score.measured: {"nats": round(m.score.value, 4), "stderr": round(m.score.stderr, 4)}
-        for m in calibrant.evaluate(opened, TASKS)
+        for m in calibrant.evaluate(opened, tasks=TASKS)
     }
     batch = calibrant.CalibrationSet(
         "0.4*python_docs + 0.3*python_code + 0.3*arithmetic", tokens=4096, length=256

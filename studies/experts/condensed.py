@@ -87,7 +87,7 @@ def losses(opened: Opened) -> Mapping[str, float]:
     """Return the held-out losses, in nats a byte."""
     return {
         m.score.measured: round(m.score.value, 4)
-        for m in calibrant.evaluate(opened, TASKS, allow_leak=True)
+        for m in calibrant.evaluate(opened, tasks=TASKS, allow_leak=True)
     }
 
 

@@ -65,7 +65,7 @@ def losses(opened: Opened) -> dict[str, float]:
     """Return what a model loses on held-out text, in nats a token."""
     return {
         m.score.measured: round(m.score.value, 4)
-        for m in calibrant.evaluate(opened, TASKS, allow_leak=True)
+        for m in calibrant.evaluate(opened, tasks=TASKS, allow_leak=True)
     }
 
 

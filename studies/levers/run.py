@@ -29,7 +29,7 @@ MIX = "mix(c4=c4, pile=pile, redpajama=redpajama, wikipedia=wikipedia, gsm8k=gsm
 SPARSEGPT, DAMPED, DROWNED = "sparsegpt", "sparsegpt(damp=0.1)", "sparsegpt(damp=1.0)"
 SHARED = {
     "models": "smollm2",
-    "sparsities": [0.6],
+    "targets": [0.6],
     "seeds": [0, 1, 2],
     "evaluate": read_study(CHOOSING / "study.yaml").evaluate,
     "length": 512,

@@ -27,7 +27,7 @@ SOURCES = ("gsm8k", "esnli")
 SHARED = {
     "models": "smollm2",
     "methods": ["wanda"],
-    "sparsities": [0.6],
+    "targets": [0.6],
     "seeds": [0, 1, 2],
     "evaluate": [
         f"loss(source='{source}', tokens=8192, length=512)"

@@ -59,7 +59,7 @@ def draw(study: Mapping[str, Any], seed: int, python: str, folder: Path) -> dict
     scores = [
         measured.score
         for measured in calibrant.evaluate(
-            str(folder / "pruned"), study["evaluate"], dtype=study["dtype"]
+            str(folder / "pruned"), tasks=study["evaluate"], dtype=study["dtype"]
         )
     ]
     return {

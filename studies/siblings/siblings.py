@@ -49,7 +49,7 @@ def study(sets: tuple[str, ...], files: list[str], draws: int) -> Study:
         models=("smollm2",),
         data=sets,
         methods=("wanda",),
-        sparsities=(0.6,),
+        targets=(0.6,),
         seeds=tuple(range(draws)),
         evaluate=tuple(loss(file) for file in files),
         tokens=TOKENS,

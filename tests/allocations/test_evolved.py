@@ -66,9 +66,9 @@ def diverged(opened: Opened, batch: TokenBatch, shares: Sequence[float]) -> floa
 def test_the_best_of_all_shares_is_found(folder: Path, opened: Opened, batch: TokenBatch) -> None:
     done = prune(
         str(folder),
-        "python_docs",
-        "magnitude",
-        0.5,
+        data="python_docs",
+        method="magnitude",
+        target=0.5,
         allocation="evolved(levels=1, step=0.2, tokens=[192], generations=20, patience=20)",
         **SMALL,
     )
@@ -134,12 +134,21 @@ def test_the_mean_is_what_was_asked_for_and_the_course_is_told_and_noted(
 
 def test_killed_while_it_searches_it_comes_to_the_same_model(folder: Path, tmp_path: Path) -> None:
     how = {"allocation": "evolved(step=0.1, tokens=[48, 192], generations=4)", **SMALL}
-    prune(str(folder), "python_docs", "wanda", 0.5, tmp_path / "whole", **how)
+    prune(
+        str(folder), data="python_docs", method="wanda", target=0.5, out=tmp_path / "whole", **how
+    )
     with killed_after(2, 5, 7):
         for _ in range(3):
             with pytest.raises(KeyboardInterrupt):
-                prune(str(folder), "python_docs", "wanda", 0.5, tmp_path / "out", **how)
-    prune(str(folder), "python_docs", "wanda", 0.5, tmp_path / "out", **how)
+                prune(
+                    str(folder),
+                    data="python_docs",
+                    method="wanda",
+                    target=0.5,
+                    out=tmp_path / "out",
+                    **how,
+                )
+    prune(str(folder), data="python_docs", method="wanda", target=0.5, out=tmp_path / "out", **how)
     assert (tmp_path / "out/model.safetensors").read_bytes() == (
         tmp_path / "whole/model.safetensors"
     ).read_bytes()
@@ -167,7 +176,14 @@ def test_where_there_is_no_room_for_the_levels_it_says_how_much_they_take(
 
     monkeypatch.setattr("calibrant.allocations.evolved.psutil.virtual_memory", Full)
     with pytest.raises(SpecError) as refused:
-        prune(str(folder), "python_docs", "magnitude", 0.5, allocation="evolved", **SMALL)
+        prune(
+            str(folder),
+            data="python_docs",
+            method="magnitude",
+            target=0.5,
+            allocation="evolved",
+            **SMALL,
+        )
     assert refused.value.subject == "levels"
 
 

@@ -169,9 +169,9 @@ def test_what_no_token_reached_gets_what_was_asked():
 def test_a_pruned_model_has_as_many_zeros_as_were_asked(tmp_path: Path):
     record = prune(
         str(tiny_folder(tmp_path / "model")),
-        "python_docs",
-        "sparsegpt",
-        0.6,
+        data="python_docs",
+        method="sparsegpt",
+        target=0.6,
         allocation="least_error",
         **SMALL,
     ).record
@@ -184,9 +184,9 @@ def test_a_pruned_model_has_as_many_zeros_as_were_asked(tmp_path: Path):
 def test_a_quantized_model_has_as_many_bits_as_were_asked(tmp_path: Path):
     done = quantize(
         str(tiny_folder(tmp_path / "model")),
-        "python_docs",
-        "gptq",
-        "w4g16",
+        data="python_docs",
+        method="gptq",
+        target="w4g16",
         allocation="least_error(method=gptq)",
         **SMALL,
     )

@@ -79,9 +79,9 @@ def test_counts_add_up_to_the_weight(family: str, sparsity: float):
 def test_a_pruned_model_has_as_many_zeros_as_were_asked(method: str, tmp_path: Path):
     record = prune(
         str(tiny_folder(tmp_path / "model")),
-        "python_docs",
-        method,
-        0.65,
+        data="python_docs",
+        method=method,
+        target=0.65,
         allocation="owl(times=3.0)",
         **SMALL,
     ).record

@@ -49,10 +49,10 @@ def test_an_allocation_that_asks_something_else_is_refused(
     with pytest.raises(TargetError, match=re.escape(given)):
         prune(
             str(model),
-            "random_tokens",
-            "magnitude",
-            0.5,
-            tmp_path / "out",
+            data="random_tokens",
+            method="magnitude",
+            target=0.5,
+            out=tmp_path / "out",
             allocation=allocation,
             samples=2,
             length=16,

@@ -68,7 +68,13 @@ def test_what_does_not_evolve_is_refused(
     folder = tiny_folder(tmp_path_factory.mktemp("given") / "model")
     with pytest.raises(InputError) as refused:
         prune(
-            str(folder), "python_docs", method, target, allocation="evolved", samples=2, length=16
+            str(folder),
+            data="python_docs",
+            method=method,
+            target=target,
+            allocation="evolved",
+            samples=2,
+            length=16,
         )
     assert refused.value.subject == subject
 

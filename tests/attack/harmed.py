@@ -170,7 +170,7 @@ def study(methods: Sequence[str], evaluate: Sequence[str], propagate: str, seed:
         "model": "model",
         "data": ["python_docs", "random_tokens"],
         "method": list(methods),
-        "sparsity": [0.5],
+        "target": [0.5],
         "seeds": [seed],
         "samples": 4,
         "length": 32,

@@ -65,15 +65,15 @@ NUMBERS: Final = (
 STUDY: Final = """model: MODEL
 data: [python_docs, "0.5*python_docs + 0.5*full_stops"]
 method: [wanda, "sparsegpt(damp=0.1)"]
-sparsity: [0.5, 2:4]
+target: [0.5, 2:4]
 seeds: [0, 1]
 samples: 4
 length: 32
 evaluate: ["loss(source=python_docs, tokens=64, length=32)"]
 baseline: python_docs
 pools: {all: [python_docs]}
-groups: {small: {sparsity: 0.5}}
-exclude: [{method: wanda, sparsity: 2:4}]
+groups: {small: {target: 0.5}}
+exclude: [{method: wanda, target: 2:4}]
 primary:
   - {compare: python_docs, with: "0.5*python_docs + 0.5*full_stops"}
 """
@@ -187,7 +187,7 @@ def spec(chance: random.Random, ground: Ground, here: Path) -> Words:
         case 1:
             return (
                 *base,
-                "--sparsity",
+                "--target",
                 mangling.text(chance, chance.choice(("0.5", "2:4", "0.29"))),
             )
         case 2:

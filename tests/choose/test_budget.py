@@ -96,7 +96,7 @@ def test_no_round_begins_that_cannot_end_in_time(
         models=(str(trained_folder()),),
         data=("python_docs",),
         methods=("wanda",),
-        sparsities=(0.5,),
+        targets=(0.5,),
         evaluate=tuple(str(measure) for _, measure in goal.measures),
         tokens=256,
         length=64,

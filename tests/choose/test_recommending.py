@@ -28,7 +28,7 @@ def asked(
     folder = tmp_path_factory.mktemp("recommendation")
     told = {
         "method": "wanda",
-        "sparsity": 0.6,
+        "target": 0.6,
         "tokens": 1024,
         "length": 128,
         "folder": folder,
@@ -36,8 +36,8 @@ def asked(
         "device": "cpu",
     }
     model = str(trained_folder())
-    return recommend(model, GOAL, SOURCES, minutes=1e-6, **told), recommend(
-        model, GOAL, SOURCES, minutes=10.0, **told
+    return recommend(model, goal=GOAL, sources=SOURCES, minutes=1e-6, **told), recommend(
+        model, goal=GOAL, sources=SOURCES, minutes=10.0, **told
     )
 
 
@@ -96,7 +96,7 @@ def test_what_cannot_be_raced_is_refused() -> None:
 @pytest.mark.parametrize("minutes", [0.0, -1.0])
 def test_no_time_at_all_is_refused(minutes: float) -> None:
     with pytest.raises(SpecError) as caught:
-        recommend("there is no such model", "python_docs", minutes=minutes)
+        recommend("there is no such model", goal="python_docs", minutes=minutes)
     assert caught.value.subject == "budget"
 
 

@@ -71,7 +71,7 @@ def pasted(ask: Callable[..., str], advice: dict[str, Any]) -> dict[str, Any]:
             marks=pytest.mark.slow,
         ),
         pytest.param(
-            ["--sparsity", "2:4+w4g32"],
+            ["--target", "2:4+w4g32"],
             "sparsegpt",
             "2:4+w4g32",
             "arrival",
@@ -104,7 +104,7 @@ def test_the_advice_for_a_grid_ends_with_a_command_that_does_what_was_measured(
     advice = json.loads(
         ask("recommend", trained_folder(), "--for", GOAL, *options, *sources, *small, "--json")
     )
-    assert (advice["method"], advice["sparsity"], advice["verb"]) == (method, target, "quantize")
+    assert (advice["method"], advice["target"], advice["verb"]) == (method, target, "quantize")
     assert advice["bits"] == pytest.approx(bits)
     predicted = {one["data"]: one["predicted"] for one in advice["candidates"]}
     assert {*SOURCES} <= {*predicted}
@@ -146,7 +146,7 @@ def test_a_recipe_of_llama_cpp_is_advised_on_and_its_file_written(
     advice = json.loads(
         ask("recommend", model, "--for", goal, "--target", "Q4_K_M", *sources, *small, "--json")
     )
-    assert (advice["method"], advice["sparsity"]) == ("llama_cpp", "Q4_K_M")
+    assert (advice["method"], advice["target"]) == ("llama_cpp", "Q4_K_M")
     assert "--export gguf" in advice["command"]
     manifest = pasted(ask, advice)
     assert manifest["record"]["run"]["target"] == "Q4_K_M"
@@ -159,14 +159,14 @@ def test_a_kind_of_blocks_is_advised_on(tmp_path: Path) -> None:
     pytest.importorskip("llama_cpp_py_sync", reason="llama-cpp-py-sync isn't installed")
     found = recommend(
         str(trained_folder()),
-        GOAL,
-        SOURCES,
-        sparsity="q4_0",
+        goal=GOAL,
+        sources=SOURCES,
+        target="q4_0",
         minutes=1e-6,
         folder=tmp_path,
         **SMALL,
     )
-    assert (found.method, found.sparsity, found.bits) == ("ggml", "q4_0", 4.5)
+    assert (found.method, found.target, found.bits) == ("ggml", "q4_0", 4.5)
     assert "--export" not in found.command, (
         "a folder that wasn't opened from GGUF has no metadata to write one with"
     )

@@ -75,8 +75,8 @@ def test_what_cannot_be_advised_on_and_nothing_is_written(
     with pytest.raises(error) as caught:
         recommend(
             str(trained_folder()),
-            "python_docs",
-            ("python_docs", "random_tokens"),
+            goal="python_docs",
+            sources=("python_docs", "random_tokens"),
             method=method,
             sparsity=target,
             minutes=minutes,

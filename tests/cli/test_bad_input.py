@@ -39,8 +39,8 @@ WRONG_WORDS = [
     ("--method", "wnada", "wnada"),
     ("--method", "wanda(x=__import__('os'))", "__import__"),
     ("--method", "rtn", "rtn"),
-    ("--sparsity", "1", "1.0"),
-    ("--sparsity", "2:5", "2:5"),
+    ("--target", "1", "1.0"),
+    ("--target", "2:5", "2:5"),
     ("--dtype", "float7", "float7"),
     ("--device", "gpu", "gpu"),
     ("--samples", "0", "samples"),
@@ -162,7 +162,7 @@ def test_an_output_of_ours_that_holds_something_else(ask: Ask, unchanged, model:
     assert ask("prune", model, "--out", "pruned", *SMALL).code == 0
     unchanged()
     assert_refused(
-        ask("prune", model, "--out", "pruned", *SMALL, "--sparsity", "0.6"), "pruned", "0.5"
+        ask("prune", model, "--out", "pruned", *SMALL, "--target", "0.6"), "pruned", "0.5"
     )
 
 

@@ -71,7 +71,7 @@ def test_a_mixture_for_a_grid_is_taken_by_quantize_and_its_imatrix_is_written(
     ask: Ask, model: Path, tmp_path: Path
 ) -> None:
     found = ask("mix", model, "--target", "w4g16", "--imatrix", "mixed.gguf", "--json", *SMALL).json
-    assert (found["method"], found["sparsity"], found["enough"]) == ("gptq", "w4g16", [])
+    assert (found["method"], found["target"], found["enough"]) == ("gptq", "w4g16", [])
     covered = ask("inspect", "mixed.gguf", "--json")
     assert covered.code == 0
     assert covered.json["datasets"][0].startswith(found["expr"])

@@ -24,7 +24,7 @@ def zeros_of(weights: Mapping[str, torch.Tensor], found: Any) -> list[int]:
 
 
 def test_prune_inspect_and_evaluate(ask: Ask, model: Path, tmp_path: Path):
-    words = ("prune", model, "--out", "pruned", "--sparsity", "2:4", *SMALL)
+    words = ("prune", model, "--out", "pruned", "--target", "2:4", *SMALL)
     printed = ask(*words)
     assert (printed.code, printed.err) == (0, "")
     for said in ("2:4", "python_docs", "256", "50.0000%", "float32"):
@@ -76,7 +76,7 @@ def test_prune_inspect_and_evaluate(ask: Ask, model: Path, tmp_path: Path):
 
 
 def test_forms_and_their_bytes_are_said(ask: Ask, model: Path, tmp_path: Path):
-    words = ["prune", model, "--out", "pruned", "--sparsity", "2:4", "--export", "sparse", *SMALL]
+    words = ["prune", model, "--out", "pruned", "--target", "2:4", "--export", "sparse", *SMALL]
     said = ask(*words)
     dense, sparse = (
         sum(p.stat().st_size for p in (tmp_path / place).iterdir() if p.is_file())
@@ -150,7 +150,7 @@ def test_methods_that_need_no_data(ask: Ask, model: Path):
             "again",
             "--method",
             "magnitude",
-            "--sparsity",
+            "--target",
             "2:4",
             "--data",
             "c4",

@@ -96,7 +96,7 @@ def test_a_killed_prune_goes_on_and_ends_with_the_same_bytes(
     assert kept[0] | {"provenance": 0} == kept[1] | {"provenance": 0}
 
     other = ask(
-        *("other" if word == "pruned" else word for word in words), "--sparsity", "0.75", "--json"
+        *("other" if word == "pruned" else word for word in words), "--target", "0.75", "--json"
     )
     assert other.code == 0, other.err
     assert (other.json["continued_from"], other.json["sparsity"]) == (0, pytest.approx(0.75)), (

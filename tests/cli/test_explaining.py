@@ -17,7 +17,7 @@ SHOWN = r"\x1b[31mred\u202e"
 
 
 def test_words_of_a_pruned_model(ask: Ask, model: Path, tmp_path: Path) -> None:
-    ask("prune", model, "--out", "pruned", "--sparsity", "0.5", *SMALL)
+    ask("prune", model, "--out", "pruned", "--target", "0.5", *SMALL)
     task = "words(source='python_docs', tokens=12000, least=4)"
     words = (
         "explain",
@@ -120,7 +120,7 @@ def test_what_cannot_be_explained(
 
 
 def test_neurons_of_languages_and_what_stays_of_them(ask: Ask, model: Path, tmp_path: Path) -> None:
-    ask("prune", model, "--out", "pruned", "--sparsity", "0.5", *SMALL)
+    ask("prune", model, "--out", "pruned", "--target", "0.5", *SMALL)
     words = (
         "lape",
         model,

@@ -19,7 +19,7 @@ STUDY = """
 model: {model}
 data: [python_docs, random_tokens]
 method: [wanda, magnitude]
-sparsity: [0.5, 0.7]
+target: [0.5, 0.7]
 seeds: [0, 1]
 evaluate: loss(source=python_docs, tokens=64, length=16)
 samples: 2

@@ -50,7 +50,7 @@ def test_every_command_has_help_with_examples_that_it_takes(ask_main: Ask):
     ("words", "offered"),
     [
         ("pr", ["prune"]),
-        ("prune m --sp", ["--sparsity"]),
+        ("prune m --tar", ["--target"]),
         ("list pack", ["packings"]),
         ("prune m --method sparse", ["sparsegpt"]),
         ("prune m --data 0.5*c4+0.5*gsm8k:co", ["0.5*c4+0.5*gsm8k:cot"]),

@@ -20,9 +20,9 @@ def test_every_run_can_be_repeated_by_its_command(
     ask: Ask, tmp_path: Path, budgeted: dict[str, int]
 ):
     given = texts(tmp_path / "data")
-    groups = {"removed": {}, "rounded": {"method": "rtn", "sparsity": ["w4g16", "w8a"]}}
+    groups = {"removed": {}, "rounded": {"method": "rtn", "target": ["w4g16", "w8a"]}}
     data = [given["prose"], f"{given['prose']}@one"][: 2 - len(budgeted)]
-    study = asked(given, data=data, seeds=[1], sparsities=["0.5", "2:4"], groups=groups, **budgeted)
+    study = asked(given, data=data, seeds=[1], targets=["0.5", "2:4"], groups=groups, **budgeted)
     found = report(study.run(tmp_path / "results"))
     store, asked_for = Store(tmp_path / "results", create=False), budget_of(found.facts)
     methods = set()

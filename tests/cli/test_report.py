@@ -66,7 +66,7 @@ def test_the_page_and_plots_of_three_kinds_are_written_where_they_are_asked_for(
         (["report", "study", "--as", "share"], "'share'"),
         (["report", "study", "--html", "no/such/page.html"], "no/such/page.html"),
         (["report", "study", "--html", "study"], "'study'"),
-        (["report", "study", "--measure", "nonsense"], "nonsense"),
+        (["report", "study", "--task", "nonsense"], "nonsense"),
         (["report", "study", "--baseline", "c4"], "'c4'"),
         (["report", "study", "--plots", "study/study.yaml"], "'study/study.yaml'"),
     ],

@@ -20,7 +20,7 @@ SAID = [
         "there is no method called 'wnada', did you mean 'wanda'?",
     ),
     (
-        "prune MODEL --out out --data full_stops --sparsity 60",
+        "prune MODEL --out out --data full_stops --target 60",
         "60.0 is no sparsity, did you mean 0.6?",
     ),
     ("prune MODEL --out out --data full_stops --target w4g64", "use calibrant quantize"),

@@ -134,8 +134,8 @@ def test_a_study_has_it_beside_ours_with_its_report_and_page(name: str, tmp_path
         models=str(model_for(name, tmp_path / "small", num_hidden_layers=2)),
         data=["random_tokens", given["prose"]],
         methods=[str(how["method"])],
-        sparsities=[how["target"]],
-        groups={"guest": {}, "beside": {"method": "wanda", "sparsity": 0.5}},
+        targets=[how["target"]],
+        groups={"guest": {}, "beside": {"method": "wanda", "target": 0.5}},
         seeds=[0, 1],
         evaluate=[f"loss(source={given['verse']!r}, tokens=200, length=64)"],
         transforms=how.get("transform", ()),
@@ -176,12 +176,14 @@ def test_an_allocation_that_looks_makes_the_data_part_of_the_identity_and_its_sh
 ) -> None:
     model = str(tiny_folder(tmp_path / "model"))
     plain, other = (
-        prune(model, data, "magnitude", 0.5, **SMALL).record
+        prune(model, data=data, method="magnitude", target=0.5, **SMALL).record
         for data in ("random_tokens", "full_stops")
     )
     assert plain.run.id == other.run.id
     shared, elsewhere = (
-        prune(model, data, "magnitude", 0.5, allocation="by_norms", **SMALL).record
+        prune(
+            model, data=data, method="magnitude", target=0.5, allocation="by_norms", **SMALL
+        ).record
         for data in ("random_tokens", "full_stops")
     )
     assert shared.run.id != elsewhere.run.id
@@ -192,22 +194,22 @@ def test_an_allocation_that_looks_makes_the_data_part_of_the_identity_and_its_sh
 @pytest.mark.parametrize(
     ("family", "how", "told"),
     [
-        ("llama", {"method": "wanda", "sparsity": 0.9, "allocation": "by_norms"}, "not 0.9"),
-        ("llama", {"method": "cheapest_blocks", "sparsity": "2:4"}, "2:4"),
+        ("llama", {"method": "wanda", "target": 0.9, "allocation": "by_norms"}, "not 0.9"),
+        ("llama", {"method": "cheapest_blocks", "target": "2:4"}, "2:4"),
         (
             "llama",
-            {"method": "shared_factor", "sparsity": 0.5, "allocation": "by_norms"},
+            {"method": "shared_factor", "target": 0.5, "allocation": "by_norms"},
             "shared_factor",
         ),
         (
             "llama",
-            {"method": "wanda", "sparsity": 0.5, "transform": ("permute_hiden",)},
+            {"method": "wanda", "target": 0.5, "transform": ("permute_hiden",)},
             "permute_hiden",
         ),
-        ("mixtral", {"method": "least_used_experts", "sparsity": 0.75}, "at most 0.5"),
+        ("mixtral", {"method": "least_used_experts", "target": 0.75}, "at most 0.5"),
         (
             "gpt2",
-            {"method": "wanda", "sparsity": 0.5, "transform": ("permute_hidden",)},
+            {"method": "wanda", "target": 0.5, "transform": ("permute_hidden",)},
             "GPT2LMHeadModel",
         ),
     ],
@@ -218,6 +220,6 @@ def test_what_cannot_be_done_is_refused_before_any_work_and_nothing_stays(
     sizes = {"num_local_experts": 4} if family == "mixtral" else {}
     model = tiny_folder(tmp_path / "model", family, **sizes)
     with pytest.raises(InputError) as refused:
-        prune(str(model), "random_tokens", out=tmp_path / "out", **how, **SMALL)
+        prune(str(model), data="random_tokens", out=tmp_path / "out", **how, **SMALL)
     assert told in str(refused.value)
     assert list(tmp_path.iterdir()) == [model]

@@ -111,7 +111,14 @@ def test_the_same_call_gives_the_same_set_and_another_draw_another(text: str) ->
 )
 def test_it_serves_every_method(text: str, method: str) -> None:
     record = prune(
-        "model", text, method, 0.5, tokens=TOKENS, length=LENGTH, dtype="float32", device="cpu"
+        "model",
+        data=text,
+        method=method,
+        target=0.5,
+        tokens=TOKENS,
+        length=LENGTH,
+        dtype="float32",
+        device="cpu",
     ).record
     assert all(weight["zeros"] > 0 for weight in record.weights)
     if method == "magnitude":

@@ -47,7 +47,7 @@ SAID: list[tuple[Asked, str]] = [
     ),
     (lambda _: parse_target("1e999"), "'1e999' is no target"),
     (
-        lambda _: Study("m", "c4", seeds=range(5000), sparsities=[n / 1000 for n in range(400)]),
+        lambda _: Study("m", "c4", seeds=range(5000), targets=[n / 1000 for n in range(400)]),
         "runs, and 100,000 are the most; take fewer draws",
     ),
     (
@@ -67,7 +67,7 @@ SAID: list[tuple[Asked, str]] = [
         "can't write a.sqlite in ",
     ),
     (
-        lambda _: calibrant.prune("smollm2", "c4", memory=0.0),
+        lambda _: calibrant.prune("smollm2", data="c4", memory=0.0),
         "memory=0 is no room to work in; give GB above 0",
     ),
 ]

@@ -214,7 +214,11 @@ def test_by_name_with_a_reference(opened: Opened, pruned: Opened, texts: Path) -
     told: list[int] = []
     task = f"agreement(source='{texts}', length=16)"
     (measured,) = evaluate(
-        pruned, task, reference=opened, tokens=200, progress=lambda _, done, __: told.append(done)
+        pruned,
+        tasks=task,
+        reference=opened,
+        tokens=200,
+        progress=lambda _, done, __: told.append(done),
     )
     assert 200 <= measured.score.facts["tokens"] < 220
     assert told[-1] == measured.score.facts["tokens"]

@@ -116,8 +116,8 @@ def whole_path(model: str, method: str, target: str, out: Path) -> dict[str, flo
     assert done.exit_code == 0, done.stderr
     assert (out / "imatrix.gguf").is_file()
     task = "agreement(source=python_docs, tokens=256, length=128)"
-    (there,) = evaluate(str(out / "model.gguf"), task, engine="llama_cpp")
-    (here,) = evaluate(str(out / "model.gguf"), task, dtype="float32")
+    (there,) = evaluate(str(out / "model.gguf"), tasks=task, engine="llama_cpp")
+    (here,) = evaluate(str(out / "model.gguf"), tasks=task, dtype="float32")
     return {
         "kl": there.score.value,
         "floor": there.score.facts["floor"],

@@ -21,14 +21,14 @@ LOSS = "loss(source=python_docs, tokens=128, length=32)"
 def test_a_loss_and_an_agreement_are_measured_there(bare: dict[str, Path], tmp_path: Path) -> None:
     pytest.importorskip("llama_cpp_py_sync", reason="llama-cpp-py-sync isn't installed")
     file, plain = str(bare["F32"]), str(tiny_gguf(tmp_path / "plain.gguf", "F32"))
-    (ours,) = evaluate(plain, LOSS, dtype="float32")
-    (theirs,) = evaluate(file, LOSS, engine="llama_cpp")
+    (ours,) = evaluate(plain, tasks=LOSS, dtype="float32")
+    (theirs,) = evaluate(file, tasks=LOSS, engine="llama_cpp")
     assert theirs.score.value == pytest.approx(ours.score.value, abs=1e-3)
     assert theirs.score.n == ours.score.n
     assert "llama-cpp-py-sync" in str(theirs.provenance["note"])
     (agreed,) = evaluate(
         file,
-        "agreement(source=python_docs, tokens=64, length=16)",
+        tasks="agreement(source=python_docs, tokens=64, length=16)",
         reference=plain,
         engine="llama_cpp",
     )
@@ -40,10 +40,10 @@ def test_what_cannot_be_measured_there_is_refused_by_name(
 ) -> None:
     file, folder = str(bare["F32"]), str(tiny_folder(tmp_path / "folder"))
     with refused(SpecError, "llama.cpp"):
-        evaluate(file, LOSS, engine="llama.cpp")
+        evaluate(file, tasks=LOSS, engine="llama.cpp")
     with pytest.raises(SpecError, match="generation"):
-        evaluate(file, "generation", engine="llama_cpp")
+        evaluate(file, tasks="generation", engine="llama_cpp")
     with refused(ModelError, folder):
-        evaluate(folder, LOSS, engine="llama_cpp")
+        evaluate(folder, tasks=LOSS, engine="llama_cpp")
     found = CliRunner().invoke(app, ["evaluate", folder, "--task", LOSS, "--engine", "llama_cpp"])
     assert (found.exit_code, folder in found.stderr.replace("\n", "")) == (2, True)

@@ -108,7 +108,7 @@ def test_in_llama_cpp_it_is_the_files_own_numbers_in_torch(
 
     floors = dict[str, float]()
     for kind, path in bare.items():
-        measured = evaluate(str(path), TASK, reference=str(folder), engine="llama_cpp")[0]
+        measured = evaluate(str(path), tasks=TASK, reference=str(folder), engine="llama_cpp")[0]
         exact = open_model(str(path), "float32", "cpu")
         with LlamaModel(path, 32) as theirs:
             known = by_hand(

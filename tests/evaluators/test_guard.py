@@ -31,10 +31,10 @@ def pruned(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
     )
     prune(
         str(tiny_folder(folder / "model")),
-        file,
-        "wanda",
-        0.5,
-        folder / "pruned",
+        data=file,
+        method="wanda",
+        target=0.5,
+        out=folder / "pruned",
         samples=2,
         length=48,
         dtype="float32",
@@ -49,7 +49,9 @@ def test_a_pruned_model_knows_its_rows_by_their_hashes(pruned: tuple[str, str]):
     assert manifest is not None
     assert manifest["examples"] == sorted({row.example for row in drawn})
     assert "text says" not in Path(folder, "calibrant.json").read_text()
-    (measured,) = evaluate(folder, f"loss(source={file!r}, tokens=100, length=64)", dtype="float32")
+    (measured,) = evaluate(
+        folder, tasks=f"loss(source={file!r}, tokens=100, length=64)", dtype="float32"
+    )
     assert "leaked" not in measured.provenance, (
         "it may be measured on the rows that it has not seen"
     )
@@ -76,9 +78,10 @@ def test_what_it_was_calibrated_on_is_refused_and_can_be_allowed(
             break
         number += 1
     with refused(DataError, folder):
-        evaluate(folder, task, dtype="float32")
+        evaluate(folder, tasks=task, dtype="float32")
     assert (
-        evaluate(folder, task, dtype="float32", allow_leak=True)[0].provenance["leaked"] == leaked
+        evaluate(folder, tasks=task, dtype="float32", allow_leak=True)[0].provenance["leaked"]
+        == leaked
     )
 
 
@@ -124,7 +127,7 @@ def test_rows_that_are_nearly_those_of_the_calibration_are_refused(
     file_of(tmp_path / "measured/test.jsonl", texts)
     task = f"loss(source={str(tmp_path / 'measured')!r}, tokens=100, length=64)"
     with refused(DataError, folder):
-        evaluate(folder, task, dtype="float32")
-    assert evaluate(folder, task, dtype="float32", allow_leak=True)[0].provenance["leaked"] == len(
-        drawn
-    )
+        evaluate(folder, tasks=task, dtype="float32")
+    assert evaluate(folder, tasks=task, dtype="float32", allow_leak=True)[0].provenance[
+        "leaked"
+    ] == len(drawn)

@@ -57,9 +57,9 @@ def test_scores_are_those_of_a_model_in_memory(
     family: str, texts: str, tmp_path: Path, own_cache: Path
 ) -> None:
     folder = str(tiny_folder(tmp_path / family, family))
-    want = evaluate(folder, tasks(texts), dtype="float32")
+    want = evaluate(folder, tasks=tasks(texts), dtype="float32")
     with blocks_on_disk():
-        got = evaluate(folder, tasks(texts), dtype="float32", memory=1000.0)
+        got = evaluate(folder, tasks=tasks(texts), dtype="float32", memory=1000.0)
     assert told(got) == told(want)
     assert {one.provenance.get("blocks") for one in got} == {"on disk"}
     assert {one.provenance.get("blocks") for one in want} == {None}
@@ -76,16 +76,25 @@ def test_choices_answers_and_comparisons_are_the_same(
             for i in range(60)
         )
     )
-    prune(folder, texts, "wanda", 0.5, pruned, samples=2, length=32, dtype="float32")
+    prune(
+        folder,
+        data=texts,
+        method="wanda",
+        target=0.5,
+        out=pruned,
+        samples=2,
+        length=32,
+        dtype="float32",
+    )
     asked = [
         f"task(name='{questions}', limit=2)",
         f"generation(name='{questions}', shots=1, limit=1, max_tokens=2)",
         f"influence(name='{questions}', limit=1)",
         f"agreement(source={texts!r}, tokens=100, length=32)",
     ]
-    want = evaluate(str(pruned), asked, dtype="float32")
+    want = evaluate(str(pruned), tasks=asked, dtype="float32")
     with blocks_on_disk():
-        got = evaluate(str(pruned), asked, dtype="float32", memory=1000.0)
+        got = evaluate(str(pruned), tasks=asked, dtype="float32", memory=1000.0)
     assert told(
         [replace(one, score=replace(one.score, facts=without_floor(one))) for one in want]
     ) == told(got)
@@ -184,6 +193,6 @@ def test_a_model_is_measured_under_a_limit_that_it_cannot_be_opened_under(
     assert code == 0, said
     assert said[0] == "on disk"
     (whole,) = evaluate(
-        str(folder), f"loss(source={texts!r}, tokens=100, length=32)", dtype="bfloat16"
+        str(folder), tasks=f"loss(source={texts!r}, tokens=100, length=32)", dtype="bfloat16"
     )
     assert said[1] == whole.score.value

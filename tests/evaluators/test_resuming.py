@@ -24,7 +24,7 @@ def test_a_killed_evaluation_goes_on_from_its_journal(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own_cache: Path
 ):
     opened = open_model(str(tiny_folder(tmp_path / "tiny")), "float32")
-    whole = evaluate(opened, TASKS)
+    whole = evaluate(opened, tasks=TASKS)
     journals = own_cache / "calibrant" / "journals.sqlite"
     assert questions(journals) == set()
     monkeypatch.setattr(loss, "TOKENS_PER_BATCH", 256)
@@ -38,17 +38,17 @@ def test_a_killed_evaluation_goes_on_from_its_journal(
         return score(model, batch)
 
     monkeypatch.setattr(loss, "summed_nats", counted)
-    one_go, needed = evaluate(opened, TASKS), len(batches)
+    one_go, needed = evaluate(opened, tasks=TASKS), len(batches)
     assert needed > 4
     for last in (2, needed - 1):
         batches.clear()
         stop = last
         with pytest.raises(KeyboardInterrupt):
-            evaluate(opened, TASKS)
+            evaluate(opened, tasks=TASKS)
         assert questions(journals)
         batches.clear()
         stop = 0
-        resumed = evaluate(opened, TASKS)
+        resumed = evaluate(opened, tasks=TASKS)
         assert len(batches) == needed - (last - 1)
         assert resumed == one_go
         assert questions(journals) == set()
@@ -69,7 +69,7 @@ def test_the_journal_of_a_file_that_was_edited_is_not_gone_on_with(
         with monkeypatch.context() as killed:
             killed.setattr("calibrant.evaluators._measuring.timed", _killed)
             with pytest.raises(KeyboardInterrupt):
-                evaluate(opened, f"loss(source={str(file)!r}, tokens=200, length=64)")
+                evaluate(opened, tasks=f"loss(source={str(file)!r}, tokens=200, length=64)")
         names.append(questions(own_cache / "calibrant" / "journals.sqlite"))
     assert len(names[0]) == 1
     assert len(names[1]) == 2
@@ -117,11 +117,11 @@ def test_models_pruned_in_memory_do_not_go_on_with_one_another_s_journal(
         "loss(source='python_docs', tokens=200, length=64)",
     )
     half, most = (
-        prune(folder, "arithmetic", "magnitude", target, dtype="float32").opened
+        prune(folder, data="arithmetic", method="magnitude", target=target, dtype="float32").opened
         for target in ("0.5", "0.75")
     )
     monkeypatch.setattr("calibrant.evaluators._measuring.timed", _killed)
     for model in (half, most, open_model(folder, "float32")):
         with pytest.raises(KeyboardInterrupt):
-            evaluate(model, task)
+            evaluate(model, tasks=task)
     assert len(questions(own_cache / "calibrant" / "journals.sqlite")) == 3

@@ -79,7 +79,7 @@ def test_what_cannot_be_measured(
         )
     )
     with pytest.raises(error) as caught:
-        evaluate(opened, task.replace("MINE", str(mine)))
+        evaluate(opened, tasks=task.replace("MINE", str(mine)))
     assert caught.value.subject == subject.replace("MINE", str(mine)).replace("MODEL", opened.name)
     assert sentence in str(caught.value)
 
@@ -102,5 +102,5 @@ def test_what_a_file_cannot_be_measured_with(
 ) -> None:
     file = tiny_gguf(tmp_path / "model.gguf")
     with pytest.raises(InputError) as caught:
-        evaluate(str(file), "loss(source=python_docs, tokens=64, length=32)", **asked)
+        evaluate(str(file), tasks="loss(source=python_docs, tokens=64, length=32)", **asked)
     assert sentence in str(caught.value)

@@ -29,7 +29,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def record(folder: Path) -> Record:
-    return prune(str(folder), "0.5*python_docs + 0.5*random_tokens", **SMALL).record
+    return prune(str(folder), data="0.5*python_docs + 0.5*random_tokens", **SMALL).record
 
 
 def front(text: str) -> dict[str, object]:
@@ -40,7 +40,12 @@ def front(text: str) -> dict[str, object]:
 
 def test_the_card_of_a_pruned_model(folder: Path, tmp_path: Path) -> None:
     done = prune(
-        str(folder), "python_docs", "sparsegpt(damp=0.02)", "2:4", tmp_path / "out", **SMALL
+        str(folder),
+        data="python_docs",
+        method="sparsegpt(damp=0.02)",
+        target="2:4",
+        out=tmp_path / "out",
+        **SMALL,
     )
     text = (tmp_path / "out" / "README.md").read_text()
     assert front(text) == {
@@ -134,7 +139,7 @@ def test_an_export_that_nobody_knows_is_refused_before_anything_is_read(tmp_path
 def test_scores_go_into_the_card_in_place_of_the_last_ones_and_into_no_card_that_is_not_ours(
     folder: Path, tmp_path: Path
 ) -> None:
-    prune(str(folder), "python_docs", out=tmp_path / "out", **SMALL)
+    prune(str(folder), data="python_docs", out=tmp_path / "out", **SMALL)
     card_file, manifest = tmp_path / "out" / "README.md", tmp_path / "out" / "calibrant.json"
     words = ["evaluate", str(tmp_path / "out"), "--task", TASK, "--card"]
     for _ in range(2):

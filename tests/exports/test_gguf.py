@@ -104,10 +104,10 @@ def test_codes_are_stored_as_they_are(made: Callable[[str], Path], target: str) 
 def test_a_pruned_model_too_and_half_precision_is_near(template: Path, tmp_path: Path) -> None:
     prune(
         str(template),
-        "python_docs",
-        "magnitude",
-        0.5,
-        tmp_path / "out",
+        data="python_docs",
+        method="magnitude",
+        target=0.5,
+        out=tmp_path / "out",
         dtype="float32",
         export="gguf(plain=f16)",
     )
@@ -218,7 +218,7 @@ def test_blocks_that_nobody_knew_would_go_are_refused_with_advice_that_helps(
     """
     dropping = "calibrant.methods.blocks.short_gpt.ShortGPT.drops_parts"
     monkeypatch.setattr(dropping, lambda self, blocks, target: False)
-    job = (str(template), "python_docs", "short_gpt", "0.4", tmp_path / "out")
+    job = (str(template), None, "python_docs", "short_gpt", "0.4", tmp_path / "out")
     assert (
         refusal_of(prune, *job, kind=OutputError, export="gguf", **SMALL).subject == "drop_blocks"
     )

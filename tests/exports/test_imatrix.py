@@ -19,7 +19,7 @@ from tests.models.refused import refusal_of
 from tests.usual import usually
 
 SMALL = {"samples": 3, "length": 16, "dtype": "float32"}
-HOW = ("python_docs", "rtn(scales=importance)", "w4g16")
+HOW = (None, "python_docs", "rtn(scales=importance)", "w4g16")
 
 
 @pytest.fixture(scope="module")
@@ -29,13 +29,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def gathered(folder: Path) -> Imatrix:
-    return calibrant.imatrix(str(folder), "python_docs", **SMALL)
+    return calibrant.imatrix(str(folder), data="python_docs", **SMALL)
 
 
 def test_it_is_the_file_that_imatrix_writes_of_the_same_data(folder: Path, tmp_path: Path) -> None:
     for form, export in (("gguf", "imatrix"), ("dat", "imatrix(form=dat)")):
         quantize(str(folder), *HOW, tmp_path / form, export=export, propagate="dense", **SMALL)
-        calibrant.imatrix(str(folder), "python_docs", tmp_path / f"a.{form}", **SMALL)
+        calibrant.imatrix(str(folder), data="python_docs", out=tmp_path / f"a.{form}", **SMALL)
         assert (tmp_path / form / f"imatrix.{form}").read_bytes() == (
             tmp_path / f"a.{form}"
         ).read_bytes()

@@ -205,7 +205,15 @@ def test_it_becomes_an_ordinary_folder_again_byte_by_byte(
 
 def test_a_folder_becomes_sparse_later_and_leaves_what_it_was(tmp_path: Path) -> None:
     folder = tiny_folder(tmp_path / "model", "mixtral", **FEW)
-    prune(str(folder), "python_docs", "wanda", 0.5, tmp_path / "out", dtype="bfloat16", **SMALL)
+    prune(
+        str(folder),
+        data="python_docs",
+        method="wanda",
+        target=0.5,
+        out=tmp_path / "out",
+        dtype="bfloat16",
+        **SMALL,
+    )
     there = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
     done = export(tmp_path / "out", tmp_path / "small", "sparse")
     assert done.after < done.before
@@ -233,10 +241,20 @@ def test_it_is_measured_and_compressed_as_the_folder_beside_it_is(tmp_path: Path
         )
     )
     out = tmp_path / "out"
-    prune(str(folder), str(rows), "wanda", 0.5, out, dtype="float32", export="sparse", **SMALL)
+    prune(
+        str(folder),
+        data=str(rows),
+        method="wanda",
+        target=0.5,
+        out=out,
+        dtype="float32",
+        export="sparse",
+        **SMALL,
+    )
     task = "agreement(source=python_docs, tokens=64, length=16)"
     dense, sparse = (
-        evaluate(str(place), task, dtype="float32")[0].score for place in (out, out / "sparse")
+        evaluate(str(place), tasks=task, dtype="float32")[0].score
+        for place in (out, out / "sparse")
     )
     assert dense.value == sparse.value > 0
     again = f"loss(source={str(rows)!r}, tokens=64, length=16)"
@@ -244,7 +262,7 @@ def test_it_is_measured_and_compressed_as_the_folder_beside_it_is(tmp_path: Path
         evaluate, str(out / "sparse"), again, kind=DataError, dtype="float32"
     ).subject == str(out)
     once_more = [
-        prune(str(place), "python_docs", "wanda", 0.75, dtype="float32", **SMALL)
+        prune(str(place), data="python_docs", method="wanda", target=0.75, dtype="float32", **SMALL)
         for place in (out, out / "sparse")
     ]
     assert_same_model(*(done.opened.model for done in once_more))

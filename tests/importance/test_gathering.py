@@ -47,7 +47,9 @@ def inputs_of(folder: Path, ids: torch.Tensor) -> dict[str, torch.Tensor]:
 
 
 def test_the_sums_are_those_of_what_each_linear_was_given(folder: Path, tmp_path: Path):
-    made = calibrant.imatrix(str(folder), "python_docs@imatrix", tmp_path / "a.gguf", **SMALL)
+    made = calibrant.imatrix(
+        str(folder), data="python_docs@imatrix", out=tmp_path / "a.gguf", **SMALL
+    )
     tokenizer = open_model(str(folder), "float32", "cpu").tokenizer
     ids = CalibrationSet("python_docs@imatrix", samples=3, length=16).tokens(tokenizer).ids
     seen = inputs_of(folder, ids)
@@ -69,7 +71,7 @@ def test_the_sums_are_those_of_what_each_linear_was_given(folder: Path, tmp_path
 
 def test_experts_count_the_tokens_that_were_sent_to_them(tmp_path: Path):
     made = calibrant.imatrix(
-        str(tiny_folder(tmp_path / "moe", "qwen3_moe")), "python_docs", **SMALL
+        str(tiny_folder(tmp_path / "moe", "qwen3_moe")), data="python_docs", **SMALL
     )
     for name in ("ffn_gate_exps", "ffn_up_exps", "ffn_down_exps"):
         counts = made.entries[f"blk.0.{name}.weight"].counts
@@ -90,7 +92,7 @@ def test_the_names_are_those_of_a_files_own_tensors(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     path = tiny_gguf(tmp_path / "tiny.gguf", "F32")
-    entries = calibrant.imatrix(str(path), "python_docs", **SMALL).entries
+    entries = calibrant.imatrix(str(path), data="python_docs", **SMALL).entries
     assert entries.keys() <= {tensor.name for tensor in gguf.GGUFReader(path).tensors}
     assert len(entries) == 21
     monkeypatch.setattr(
@@ -191,7 +193,7 @@ def test_with_blocks_and_activations_on_disk_the_file_is_the_same(
     deep: tuple[str, str, room.Needs], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     folder, texts, needs = deep
-    calibrant.imatrix(folder, texts, tmp_path / "whole.gguf", **MANY)
+    calibrant.imatrix(folder, data=texts, out=tmp_path / "whole.gguf", **MANY)
     went = list[ModelView]()
     monkeypatch.setattr(importance, "view", lambda *given: went.append(view(*given)) or went[-1])
     for name, memory, on_disk, offloads in (
@@ -200,7 +202,7 @@ def test_with_blocks_and_activations_on_disk_the_file_is_the_same(
         ("offloaded", needs.on_disk("dense", offload=True), True, True),
     ):
         made = calibrant.imatrix(
-            folder, texts, tmp_path / f"{name}.gguf", memory=memory * 1.001 / 1e9, **MANY
+            folder, data=texts, out=tmp_path / f"{name}.gguf", memory=memory * 1.001 / 1e9, **MANY
         )
         assert bool(made.note) == on_disk
         assert went[-1].residence.on_disk is on_disk

@@ -60,7 +60,7 @@ def test_the_sums_are_those_that_llama_cpp_sees(
             gguf.GGUFWriter, "add_tokenizer_model", lambda writer, name: add(writer, "none")
         )
         bare = tiny_gguf(tmp_path / "bare.gguf", "F32")
-    ours = imatrix(str(plain), "python_docs@imatrix", samples=4, length=32, dtype="float32")
+    ours = imatrix(str(plain), data="python_docs@imatrix", samples=4, length=32, dtype="float32")
     batch = CalibrationSet("python_docs@imatrix", samples=4, length=32).tokens(
         open_model(str(plain), "float32", "cpu").tokenizer
     )
@@ -86,8 +86,8 @@ def test_ggmls_own_parser_reads_the_file(tmp_path: Path) -> None:
     )
     made = imatrix(
         str(tiny_folder(tmp_path / "moe", "qwen3_moe")),
-        "python_docs",
-        tmp_path / "a.gguf",
+        data="python_docs",
+        out=tmp_path / "a.gguf",
         samples=4,
         length=32,
         dtype="float32",
@@ -137,5 +137,5 @@ def test_a_real_model_in_llama_cpp(tmp_path: Path) -> None:
     logs = [logits.log_softmax(-1).double() for logits in (ours, theirs)]
     assert float((theirs - ours).abs().max()) <= 2e-3
     assert float((logs[0].exp() * (logs[0] - logs[1])).sum(-1).mean()) <= 1e-8
-    made = imatrix(str(written), "python_docs@imatrix", samples=2, dtype="float32")
+    made = imatrix(str(written), data="python_docs@imatrix", samples=2, dtype="float32")
     compare(made, watched(written, batch.ids.tolist()))

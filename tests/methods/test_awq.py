@@ -304,10 +304,10 @@ def test_the_folder_gives_what_was_measured(tmp_path: Path):
     folder = str(tiny_folder(tmp_path / "model"))
     made = calibrant.quantize(
         folder,
-        "random_tokens",
-        "awq",
-        "w3g16",
-        tmp_path / "out",
+        data="random_tokens",
+        method="awq",
+        target="w3g16",
+        out=tmp_path / "out",
         samples=4,
         length=32,
         dtype="float32",

@@ -121,19 +121,21 @@ def test_greedy_drops_what_a_loop_over_plain_models_drops_and_evolution_loses_no
 def test_killed_after_any_measurement_it_comes_to_the_same_model(
     folder: Path, tmp_path: Path, method: str
 ) -> None:
-    whole = prune(str(folder), "python_docs", method, 0.25, tmp_path / "whole", **SMALL)
+    whole = prune(
+        str(folder), data="python_docs", method=method, target=0.25, out=tmp_path / "whole", **SMALL
+    )
     kept = 0
     for at in (1, 2, 4, 8, 16, 32, 64, 128):
         out = tmp_path / f"killed-{at}"
         try:
             with killed_after(at):
-                prune(str(folder), "python_docs", method, 0.25, out, **SMALL)
+                prune(str(folder), data="python_docs", method=method, target=0.25, out=out, **SMALL)
         except KeyboardInterrupt:
             kept += 1
         else:
             break
         assert tried(out) > 0
-        again = prune(str(folder), "python_docs", method, 0.25, out, **SMALL)
+        again = prune(str(folder), data="python_docs", method=method, target=0.25, out=out, **SMALL)
         assert again.record.edits == whole.record.edits
         assert (out / "model.safetensors").read_bytes() == (
             tmp_path / "whole/model.safetensors"
@@ -159,11 +161,25 @@ def test_what_a_search_tried_stays_where_numbers_overflow(
         else:
             within.setattr("calibrant.methods.blocks._blocks._Search.measure", infinite)
         with pytest.raises(NumericsError) as caught:
-            prune(str(folder), "python_docs", SEARCHES[1], 0.25, tmp_path / "out", **SMALL)
+            prune(
+                str(folder),
+                data="python_docs",
+                method=SEARCHES[1],
+                target=0.25,
+                out=tmp_path / "out",
+                **SMALL,
+            )
     assert ("the same command goes on" in str(caught.value)) == finite
     left = [path.name for path in tmp_path.iterdir()]
     assert left == ([".out.calibrant-partial"] if finite else [])
-    prune(str(folder), "python_docs", SEARCHES[1], 0.25, tmp_path / "out", **SMALL)
+    prune(
+        str(folder),
+        data="python_docs",
+        method=SEARCHES[1],
+        target=0.25,
+        out=tmp_path / "out",
+        **SMALL,
+    )
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
@@ -222,10 +238,10 @@ def test_apart_attention_and_networks_go_as_zeros(tmp_path: Path) -> None:
     batch = CalibrationSet("python_docs", samples=12, length=24).tokens(opened.tokenizer)
     done = prune(
         str(folder),
-        "python_docs",
-        "evop(tokens=288, apart=true, generations=8, patience=8)",
-        0.34,
-        tmp_path / "out",
+        data="python_docs",
+        method="evop(tokens=288, apart=true, generations=8, patience=8)",
+        target=0.34,
+        out=tmp_path / "out",
         **SMALL,
     )
     every = list(
@@ -262,14 +278,24 @@ def test_apart_attention_and_networks_go_as_zeros(tmp_path: Path) -> None:
 def test_of_which_both_halves_go_that_block_is_dropped_whole(tmp_path: Path) -> None:
     folder = tiny_folder(tmp_path / "model")
     done = prune(
-        str(folder), "python_docs", "greedy(tokens=288, apart=true)", 0.9, tmp_path / "out", **SMALL
+        str(folder),
+        data="python_docs",
+        method="greedy(tokens=288, apart=true)",
+        target=0.9,
+        out=tmp_path / "out",
+        **SMALL,
     )
     (edit,) = done.record.edits
     assert len(edit["blocks"]) == 2, "of six halves five go, so of two blocks both"
     assert len({matrix["notes"]["part"] for matrix in done.record.weights}) == 1
     assert done.opened.model.config.num_hidden_layers == 1
     again = prune(
-        str(folder), "python_docs", "greedy(tokens=288, apart=true)", 0.9, tmp_path / "out", **SMALL
+        str(folder),
+        data="python_docs",
+        method="greedy(tokens=288, apart=true)",
+        target=0.9,
+        out=tmp_path / "out",
+        **SMALL,
     )
     assert again.already_done
 
@@ -282,7 +308,9 @@ def test_apart_killed_between_two_edits_it_comes_to_the_same_model(
         tiny_folder(tmp_path / "model", num_hidden_layers=4),
         "greedy(tokens=144, apart=true)",
     )
-    prune(str(folder), "python_docs", method, 0.6, tmp_path / "whole", **SMALL)
+    prune(
+        str(folder), data="python_docs", method=method, target=0.6, out=tmp_path / "whole", **SMALL
+    )
     add, count = Checkpoint.add, 0
 
     def deadly(*given: Any) -> None:
@@ -295,9 +323,16 @@ def test_apart_killed_between_two_edits_it_comes_to_the_same_model(
     with monkeypatch.context() as patch:
         patch.setattr(Checkpoint, "add", deadly)
         with suppress(KeyboardInterrupt):
-            prune(str(folder), "python_docs", method, 0.6, tmp_path / "out", **SMALL)
+            prune(
+                str(folder),
+                data="python_docs",
+                method=method,
+                target=0.6,
+                out=tmp_path / "out",
+                **SMALL,
+            )
     assert count == kill
-    prune(str(folder), "python_docs", method, 0.6, tmp_path / "out", **SMALL)
+    prune(str(folder), data="python_docs", method=method, target=0.6, out=tmp_path / "out", **SMALL)
     assert (tmp_path / "out/model.safetensors").read_bytes() == (
         tmp_path / "whole/model.safetensors"
     ).read_bytes()

@@ -318,10 +318,10 @@ def test_saved_it_opens_with_plain_transformers_and_is_smaller_by_what_is_promis
 ) -> None:
     done = prune(
         str(folders["qwen2_moe"]),
-        "python_docs",
-        "cd_moe(experts=2)",
-        0.5,
-        tmp_path / "out",
+        data="python_docs",
+        method="cd_moe(experts=2)",
+        target=0.5,
+        out=tmp_path / "out",
         **SMALL,
     )
     (edit,) = done.record.edits
@@ -343,10 +343,10 @@ def test_saved_it_opens_with_plain_transformers_and_is_smaller_by_what_is_promis
     assert done.record.sparsity == pytest.approx(edit["removed"] / whole)
     assert prune(
         str(folders["qwen2_moe"]),
-        "python_docs",
-        "cd_moe(experts=2)",
-        0.5,
-        tmp_path / "out",
+        data="python_docs",
+        method="cd_moe(experts=2)",
+        target=0.5,
+        out=tmp_path / "out",
         **SMALL,
     ).already_done
 
@@ -360,13 +360,15 @@ def test_killed_after_any_measurement_it_comes_to_the_same_model(
     folders: dict[str, Path], tmp_path: Path
 ) -> None:
     folder, method = str(folders["qwen2_moe"]), "cd_moe(experts=2, steps=2, rate=0.001)"
-    whole = prune(folder, "python_docs", method, 0.5, tmp_path / "whole", **SMALL)
+    whole = prune(
+        folder, data="python_docs", method=method, target=0.5, out=tmp_path / "whole", **SMALL
+    )
     for at in (1, 11, 14):
         out = tmp_path / f"killed-{at}"
         with killed_after(at), pytest.raises(KeyboardInterrupt):
-            prune(folder, "python_docs", method, 0.5, out, **SMALL)
+            prune(folder, data="python_docs", method=method, target=0.5, out=out, **SMALL)
         assert tried(out) > 0
-        again = prune(folder, "python_docs", method, 0.5, out, **SMALL)
+        again = prune(folder, data="python_docs", method=method, target=0.5, out=out, **SMALL)
         assert again.record.edits == whole.record.edits
         assert (out / "model.safetensors").read_bytes() == (
             tmp_path / "whole/model.safetensors"

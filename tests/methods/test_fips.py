@@ -177,10 +177,10 @@ def test_it_loses_more_the_more_goes_and_a_look_at_the_inputs_pays_on_text_that_
 def test_what_is_saved_is_what_was_made(folder: Path, tmp_path: Path, dtype: str):
     done = prune(
         str(folder),
-        "python_docs",
-        "fips",
-        "numbers 0.4",
-        tmp_path / "out",
+        data="python_docs",
+        method="fips",
+        target="numbers 0.4",
+        out=tmp_path / "out",
         **{**SMALL, "dtype": dtype},
     )
     reopened = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=getattr(torch, dtype))
@@ -189,10 +189,10 @@ def test_what_is_saved_is_what_was_made(folder: Path, tmp_path: Path, dtype: str
         assert torch.equal(reopened(ids).logits, done.opened.model(ids).logits)
     assert prune(
         str(folder),
-        "python_docs",
-        "fips",
-        "numbers 0.4",
-        tmp_path / "out",
+        data="python_docs",
+        method="fips",
+        target="numbers 0.4",
+        out=tmp_path / "out",
         **{**SMALL, "dtype": dtype},
     ).already_done
     record = json.loads((tmp_path / "out" / "calibrant.json").read_text())["record"]
@@ -206,7 +206,9 @@ def test_what_is_saved_is_what_was_made(folder: Path, tmp_path: Path, dtype: str
 )
 def test_killed_and_asked_again_it_continues(folder: Path, tmp_path: Path, method: str):
     """Also in the middle of a group: the same factors come out."""
-    whole = prune(str(folder), "python_docs", method, 0.4, tmp_path / "whole", **SMALL)
+    whole = prune(
+        str(folder), data="python_docs", method=method, target=0.4, out=tmp_path / "whole", **SMALL
+    )
     for at in (1, 2, 3):
         out, told = tmp_path / f"again-{at}", list[int]()
 
@@ -217,8 +219,16 @@ def test_killed_and_asked_again_it_continues(folder: Path, tmp_path: Path, metho
                 raise KeyboardInterrupt
 
         with pytest.raises(KeyboardInterrupt):
-            prune(str(folder), "python_docs", method, 0.4, out, progress=killed, **SMALL)
-        again = prune(str(folder), "python_docs", method, 0.4, out, **SMALL)
+            prune(
+                str(folder),
+                data="python_docs",
+                method=method,
+                target=0.4,
+                out=out,
+                progress=killed,
+                **SMALL,
+            )
+        again = prune(str(folder), data="python_docs", method=method, target=0.4, out=out, **SMALL)
         assert again.continued_from
         assert again.record == whole.record
         assert (out / "model.safetensors").read_bytes() == (
@@ -249,9 +259,9 @@ def test_a_shared_factor_is_kept_once():
 def test_experts_share_too_and_those_that_no_token_reached_stay(tmp_path: Path):
     done = prune(
         str(tiny_folder(tmp_path / "experts", "mixtral")),
-        "python_docs",
-        "fips(group=1)",
-        0.4,
+        data="python_docs",
+        method="fips(group=1)",
+        target=0.4,
         samples=1,
         length=8,
         dtype="float32",

@@ -166,10 +166,16 @@ def test_the_whole_job_writes_the_bytes_that_llama_cpps_own_tool_writes(tmp_path
 
     template = tiny_gguf(tmp_path / "tiny.gguf", "F32")
     done = quantize(
-        str(template), "python_docs", "ggml", "q4_0", tmp_path / "out", export="gguf", **SMALL
+        str(template),
+        data="python_docs",
+        method="ggml",
+        target="q4_0",
+        out=tmp_path / "out",
+        export="gguf",
+        **SMALL,
     )
     assert {matrix["bits_a_weight"] for matrix in done.record.weights} == {4.5}
-    seen = imatrix(str(template), "python_docs", **SMALL)
+    seen = imatrix(str(template), data="python_docs", **SMALL)
     quantize_file(
         template,
         tmp_path / "theirs.gguf",

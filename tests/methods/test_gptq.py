@@ -135,10 +135,10 @@ def test_a_model_is_pruned_and_quantized_at_once(tmp_path: Path):
     asked: dict[str, Any] = {"samples": 4, "length": 32, "dtype": "float32"}
     done = calibrant.quantize(
         folder,
-        "random_tokens",
-        "sparsegpt",
-        "2:4+w4g16",
-        tmp_path / "out",
+        data="random_tokens",
+        method="sparsegpt",
+        target="2:4+w4g16",
+        out=tmp_path / "out",
         export=["compressed_tensors"],
         **asked,
     )

@@ -53,11 +53,17 @@ def test_the_file_is_the_one_that_llama_quantize_makes(tmp_path: Path, recipe: s
 
     template = tiny_gguf(tmp_path / "tiny.gguf", "F32")
     done = quantize(
-        str(template), "python_docs", "llama_cpp", recipe, tmp_path / "out", export="gguf", **SMALL
+        str(template),
+        data="python_docs",
+        method="llama_cpp",
+        target=recipe,
+        out=tmp_path / "out",
+        export="gguf",
+        **SMALL,
     )
     means = {
         name: entry.importance.ravel()
-        for name, entry in imatrix(str(template), "python_docs", **SMALL).entries.items()
+        for name, entry in imatrix(str(template), data="python_docs", **SMALL).entries.items()
     }
     quantize_file(template, tmp_path / "theirs.gguf", recipe.upper(), means)
     same_file(tmp_path / "out" / "model.gguf", tmp_path / "theirs.gguf")
@@ -150,8 +156,16 @@ def test_experts_too_are_those_that_llama_quantize_makes(tmp_path: Path, recipe:
         tiny_moe_gguf(tmp_path / "moe.gguf"),
     )
     method, export = f"llama_cpp(like='{template}')", f"gguf(like='{template}')"
-    done = quantize(folder, "python_docs", method, recipe, tmp_path / "out", export=export, **SMALL)
-    made = imatrix(folder, "python_docs", **SMALL)
+    done = quantize(
+        folder,
+        data="python_docs",
+        method=method,
+        target=recipe,
+        out=tmp_path / "out",
+        export=export,
+        **SMALL,
+    )
+    made = imatrix(folder, data="python_docs", **SMALL)
     assert (
         made.entries["blk.0.ffn_up_exps.weight"].counts == 0
     ).any()  # an expert without tokens is quantized unweighted
@@ -192,10 +206,10 @@ def test_codes_of_experts_are_stored_as_they_are(tmp_path: Path, target: str, ki
     )
     quantize(
         folder,
-        None,
-        "rtn",
-        target,
-        tmp_path / "out",
+        data=None,
+        method="rtn",
+        target=target,
+        out=tmp_path / "out",
         export=f"gguf(like='{template}')",
         dtype="bfloat16",
     )
@@ -222,7 +236,14 @@ def test_a_file_of_the_same_model_is_needed(
 ) -> None:
     folder, add = str(tiny_folder(tmp_path / "folder")), gguf.GGUFWriter.add_token_list
     with pytest.raises(TargetError, match="folder is no GGUF file"):
-        quantize(folder, "python_docs", "llama_cpp", "Q4_K_M", tmp_path / "out", **SMALL)
+        quantize(
+            folder,
+            data="python_docs",
+            method="llama_cpp",
+            target="Q4_K_M",
+            out=tmp_path / "out",
+            **SMALL,
+        )
     monkeypatch.setattr(
         gguf.GGUFWriter,
         "add_token_list",
@@ -231,6 +252,11 @@ def test_a_file_of_the_same_model_is_needed(
     other = tiny_gguf(tmp_path / "other.gguf", "F32")
     with pytest.raises(OutputError, match=r"other\.gguf"):
         quantize(
-            folder, "python_docs", f"llama_cpp(like='{other}')", "Q4_0", tmp_path / "out", **SMALL
+            folder,
+            data="python_docs",
+            method=f"llama_cpp(like='{other}')",
+            target="Q4_0",
+            out=tmp_path / "out",
+            **SMALL,
         )
     assert not (tmp_path / "out").exists()

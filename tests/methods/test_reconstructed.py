@@ -159,15 +159,15 @@ def test_killed_and_asked_again_it_continues(folder: Path, tmp_path: Path):
         "length": 16,
         "dtype": "float32",
     }
-    whole = prune(str(folder), "python_docs", out=tmp_path / "whole", **asked)
+    whole = prune(str(folder), data="python_docs", out=tmp_path / "whole", **asked)
 
     def killed(what: str, done: int, total: int) -> None:
         if done == 2:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        prune(str(folder), "python_docs", out=tmp_path / "again", progress=killed, **asked)
-    again = prune(str(folder), "python_docs", out=tmp_path / "again", **asked)
+        prune(str(folder), data="python_docs", out=tmp_path / "again", progress=killed, **asked)
+    again = prune(str(folder), data="python_docs", out=tmp_path / "again", **asked)
     assert again.continued_from == 2
     assert again.record == whole.record
     assert (tmp_path / "again/model.safetensors").read_bytes() == (

@@ -139,7 +139,14 @@ def test_what_a_model_cannot_be_is_refused_and_nothing_is_written(
     subject: str,
 ):
     with pytest.raises(error) as refused:
-        prune(str(folders[family]), "python_docs", method, target, tmp_path / "out", **SMALL)
+        prune(
+            str(folders[family]),
+            data="python_docs",
+            method=method,
+            target=target,
+            out=tmp_path / "out",
+            **SMALL,
+        )
     assert refused.value.subject == subject
     assert not list(tmp_path.iterdir())
 
@@ -158,7 +165,7 @@ def test_a_grid_that_does_not_fit_is_refused(
     folders: Mapping[str, Path], method: str, target: str, subject: str
 ):
     with pytest.raises(TargetError) as refused:
-        quantize(str(folders["llama"]), "python_docs", method, target, **SMALL)
+        quantize(str(folders["llama"]), data="python_docs", method=method, target=target, **SMALL)
     assert refused.value.subject == subject
 
 

@@ -95,15 +95,27 @@ def test_what_sources_saw_adds_and_scales():
 
 def test_killed_and_asked_again_it_continues(tmp_path: Path):
     folder = tiny_folder(tmp_path / "model")
-    whole = prune(str(folder), BOTH, "robust", 0.5, tmp_path / "whole", **SMALL)
+    whole = prune(
+        str(folder), data=BOTH, method="robust", target=0.5, out=tmp_path / "whole", **SMALL
+    )
 
     def killed(what: str, done: int, total: int) -> None:
         if done == 2:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        prune(str(folder), BOTH, "robust", 0.5, tmp_path / "resumed", progress=killed, **SMALL)
-    resumed = prune(str(folder), BOTH, "robust", 0.5, tmp_path / "resumed", **SMALL)
+        prune(
+            str(folder),
+            data=BOTH,
+            method="robust",
+            target=0.5,
+            out=tmp_path / "resumed",
+            progress=killed,
+            **SMALL,
+        )
+    resumed = prune(
+        str(folder), data=BOTH, method="robust", target=0.5, out=tmp_path / "resumed", **SMALL
+    )
     assert resumed.continued_from == 2
     assert resumed.record == whole.record
     assert whole.record.sparsity == pytest.approx(0.5)

@@ -55,7 +55,14 @@ def influences(folder: Path) -> list[float]:
 
 
 def test_the_block_that_turns_its_input_least_goes(folder: Path, tmp_path: Path) -> None:
-    done = prune(str(folder), "python_docs", "short_gpt", 0.34, tmp_path / "out", **SMALL)
+    done = prune(
+        str(folder),
+        data="python_docs",
+        method="short_gpt",
+        target=0.34,
+        out=tmp_path / "out",
+        **SMALL,
+    )
     wanted = influences(folder)
     (edit,) = done.record.edits
     assert edit["notes"]["scores"] == pytest.approx(wanted, rel=1e-4)
@@ -71,7 +78,12 @@ def test_the_block_that_turns_its_input_least_goes(folder: Path, tmp_path: Path)
         assert torch.equal(reopened(ids).logits, done.opened.model(ids).logits)
     assert reopened.config.num_hidden_layers == 2
     assert prune(
-        str(folder), "python_docs", "short_gpt", 0.34, tmp_path / "out", **SMALL
+        str(folder),
+        data="python_docs",
+        method="short_gpt",
+        target=0.34,
+        out=tmp_path / "out",
+        **SMALL,
     ).already_done
     assert json.loads((tmp_path / "out" / "calibrant.json").read_text())["record"]["edits"] == [
         edit

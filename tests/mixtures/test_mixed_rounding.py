@@ -237,7 +237,7 @@ def test_the_imatrix_of_a_mixture_is_that_of_its_tokens(
     path = tmp_path / "mixed.gguf"
     found = mix(
         str(trained_folder()),
-        SOURCES,
+        sources=SOURCES,
         method=method,
         target="w3g32",
         folder=place,
@@ -270,7 +270,7 @@ def test_the_imatrix_of_a_mixture_is_that_of_its_tokens(
                 rtol=2e-5,
             )
     assert found.expr in made.datasets[0]
-    walked = imatrix(str(trained_folder()), found.expr, **budget)
+    walked = imatrix(str(trained_folder()), data=found.expr, **budget)
     assert walked.entries.keys() == made.entries.keys()
     for name, entry in walked.entries.items():
         np.testing.assert_allclose(made.entries[name].importance, entry.importance, rtol=1e-5)
@@ -282,13 +282,13 @@ def test_a_recipe_is_mixed_for(tmp_path: Path) -> None:
     budget = {"tokens": 256, "length": 32, "dtype": "float32", "effort": EFFORT}
     found = mix(
         model,
-        SOURCES[:2],
+        sources=SOURCES[:2],
         target="Q4_K_M",
         folder=tmp_path,
         imatrix=tmp_path / "mixed.gguf",
         **budget,
     )
-    assert (found.method, found.sparsity) == ("llama_cpp", "Q4_K_M")
+    assert (found.method, found.target) == ("llama_cpp", "Q4_K_M")
     assert "llama_cpp" in found.notes[0]
     assert 0 < found.value < 1
     assert read_imatrix(tmp_path / "mixed.gguf").entries

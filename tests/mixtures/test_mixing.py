@@ -43,7 +43,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def found_in(place: Path, **asked: Any) -> Mixture:
-    return mix(str(trained_folder()), SOURCES, folder=place, **{**SMALL, **asked})
+    return mix(str(trained_folder()), sources=SOURCES, folder=place, **{**SMALL, **asked})
 
 
 @pytest.fixture(scope="module")
@@ -112,8 +112,8 @@ def test_a_second_call_walks_through_nothing_and_says_so(
         monkeypatch.setattr(
             f"calibrant.{module}.walk", lambda *_, **__: pytest.fail("another forward")
         )
-    found = found_in(place, objective="worst", sparsity="2:4")
-    assert (found.gathered, found.reused, found.sparsity) == (6, 6, "2:4")
+    found = found_in(place, objective="worst", target="2:4")
+    assert (found.gathered, found.reused, found.target) == (6, 6, "2:4")
     assert found.folder == usual.folder == str(place / "statistics")
 
 

@@ -29,7 +29,7 @@ def damages() -> np.ndarray:
     pristine = seen_by.snapshot()
 
     def losses() -> np.ndarray:
-        return np.array([measured.score.value for measured in evaluate(opened, tasks)])
+        return np.array([measured.score.value for measured in evaluate(opened, tasks=tasks)])
 
     def after(weight: float, draw: int) -> np.ndarray:
         seen_by.restore(pristine)

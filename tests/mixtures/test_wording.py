@@ -57,17 +57,10 @@ MIX = "mix(a=c4, b=pile, weight=0.5)"
         ),
         (
             ["c4", "pile"],
-            {"sparsity": "60"},
+            {"target": "60"},
             TargetError,
             "60.0",
             "60.0 is no sparsity, did you mean 0.6?",
-        ),
-        (
-            ["c4", "pile"],
-            {"target": "w4g64", "sparsity": 0.5},
-            TargetError,
-            "0.5",
-            "are two words for one thing; give one of them",
         ),
         (
             ["c4", "pile"],
@@ -82,7 +75,7 @@ def test_what_cannot_be_mixed_is_said_before_a_model_is_opened(
     sources: list[str], asked: dict[str, Any], error: type[InputError], subject: str, sentence: str
 ) -> None:
     with pytest.raises(error) as caught:
-        mix("there is no such model", sources, **asked)
+        mix("there is no such model", sources=sources, **asked)
     assert caught.value.subject == subject
     assert sentence in str(caught.value)
 

@@ -146,20 +146,20 @@ def test_gemma_opens_is_compressed_and_written_again(tmp_path: Path) -> None:
     assert not [name for name in sys.modules if name.startswith("gemma3_270m")]
     assert len(view(opened.model).weights) == 18 * 7
     task = "loss(source=python_docs, tokens=1024, length=256)"
-    dense = evaluate(opened, task)[0].score.value
+    dense = evaluate(opened, tasks=task)[0].score.value
     assert 2 < dense < 4
     pruned = prune(
         "gemma3-270m",
-        "python_docs",
-        "wanda",
-        0.3,
-        tmp_path / "pruned",
+        data="python_docs",
+        method="wanda",
+        target=0.3,
+        out=tmp_path / "pruned",
         dtype="bfloat16",
         samples=2,
         length=128,
     )
     assert len(pruned.record.weights) == 18 * 7
-    assert dense < evaluate(str(tmp_path / "pruned"), task)[0].score.value < 6
+    assert dense < evaluate(str(tmp_path / "pruned"), tasks=task)[0].score.value < 6
     quantize("gemma3-270m", target="w4g32", out=tmp_path / "small", dtype="bfloat16", export="gguf")
     ids = torch.arange(100, 164)[None]
     one, other = (

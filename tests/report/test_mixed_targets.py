@@ -17,9 +17,9 @@ from tests.study.small import asked, texts
 def study(tmp_path_factory: pytest.TempPathFactory) -> Any:
     given = texts(tmp_path_factory.mktemp("mixed") / "data")
     groups = {
-        "removed": {"method": ["wanda", "magnitude"], "sparsity": [0.5]},
-        "rounded": {"method": "rtn", "sparsity": ["w4g16", "w8"]},
-        "fitted": {"method": ["gptq", "rtn"], "sparsity": ["w3"]},
+        "removed": {"method": ["wanda", "magnitude"], "target": [0.5]},
+        "rounded": {"method": "rtn", "target": ["w4g16", "w8"]},
+        "fitted": {"method": ["gptq", "rtn"], "target": ["w3"]},
     }
     return asked(
         given, data=[given["prose"], "random_tokens"], methods="wanda", groups=groups, seeds=[0, 1]
@@ -95,7 +95,7 @@ def test_every_format_and_the_page_show_it(found: Report):
         ):
             assert said in told, said
     assert "--method rtn --target w4g16 --dtype float32 --out quantized" in page
-    assert "--method rtn --sparsity" not in page
+    assert "--method rtn --target" not in page
     told = found.to_json()
     assert len(told["unranked"]) == 2
     assert told["settings"]["achieved sparsity"] == "0.5000"

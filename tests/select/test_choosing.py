@@ -227,7 +227,12 @@ def test_what_took_a_model_is_kept(folder: Path, monkeypatch: pytest.MonkeyPatch
 def test_it_serves_prune_and_inspect(folder: Path) -> None:
     model = str(tiny_folder(folder / "model"))
     record = prune(
-        model, "reading(source='corpus.jsonl')", "wanda", "0.5", tokens=64, length=32
+        model,
+        data="reading(source='corpus.jsonl')",
+        method="wanda",
+        target="0.5",
+        tokens=64,
+        length=32,
     ).record
     assert record.run.data == "reading(source='corpus.jsonl')"
     assert record.data_facts["parts"][0]["origin"] == "chosen by reading(source='corpus.jsonl')"

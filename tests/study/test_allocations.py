@@ -54,8 +54,8 @@ def test_equal_shares_keep_their_ids_and_a_finished_study_has_nothing_left(
     store = Store(tmp_path / "store", create=False)
     records = {record.run.id: record for record in store.records()}
     commands = {cell.method: command(cell, records[cell.run], {}) for cell in store.cells()}
-    assert "--method wanda --sparsity 0.5" in commands["wanda"]
+    assert "--method wanda --target 0.5" in commands["wanda"]
     assert "--allocation" not in commands["wanda"]
-    assert "--method wanda --sparsity 0.5" in commands[f"wanda + {OWL}"]
+    assert "--method wanda --target 0.5" in commands[f"wanda + {OWL}"]
     assert "--allocation 'owl(spread=0.08, times=2.0)'" in commands[f"wanda + {OWL}"]
     assert small(given, allocation=[OWL]).run(tmp_path / "store").computed == 0

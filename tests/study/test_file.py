@@ -42,14 +42,14 @@ def test_the_file_of_the_design(read: Any):
 model: smollm2                       # or a list
 data: [c4, "gsm8k:icl", gsm8k:cot, "0.5*c4 + 0.5*gsm8k:cot", random_tokens]
 method: [wanda, sparsegpt, magnitude]
-sparsity: [0.5, 0.6, 2:4]
+target: [0.5, 0.6, 2:4]
 samples: 128
 length: 2048
 seeds: [0, 1, 2]
 evaluate: ["loss(source='wikitext', tokens=65536)", "task(name='commonsense_qa', shots=5, limit=500)"]
 baseline: c4
 """)
-    assert (study.models, study.sparsities, study.seeds, study.baseline) == (
+    assert (study.models, study.targets, study.seeds, study.baseline) == (
         ("smollm2",),
         (0.5, 0.6, "2:4"),
         (0, 1, 2),
@@ -72,7 +72,7 @@ def test_what_is_empty_and_usually_is_not_reads_back_so(read: Any):
     assert read("model: smollm2\ndata: full_stops\nevaluate:\n").evaluate == ()
 
 
-def test_a_sparsity_may_be_called_a_target(read: Any):
+def test_targets_may_be_called_by_the_plural(read: Any):
     text = """
 model: smollm2
 data: [random_tokens, full_stops]
@@ -83,7 +83,7 @@ groups: {all: {}, more: {KEY: 0.7}}
 exclude: [{method: magnitude, KEY: 2:4}]
 primary: [{compare: random_tokens, with: full_stops, KEY: 0.5}]
 """
-    first, *others = [read(text.replace("KEY", key)) for key in ("sparsity", "target", "targets")]
+    first, *others = [read(text.replace("KEY", key)) for key in ("target", "targets")]
     for other in others:
         assert (other.labels(), other.for_reading(), other.requests()) == (
             first.labels(),
@@ -95,7 +95,10 @@ primary: [{compare: random_tokens, with: full_stops, KEY: 0.5}]
         7,
         "groups.more",
     )
-    assert said(read, f"{SMALL}sparsity: 0.5\ntarget: 0.6")[0][:2] == (4, "target")
+    assert said(read, f"{SMALL}target: 0.5\ntargets: 0.6")[0][:2] == (4, "targets")
+    (old,) = said(read, f"{SMALL}sparsity: 0.5")
+    assert old[:2] == (3, "sparsity")
+    assert "called target" in old[2]
 
 
 @pytest.mark.parametrize(
@@ -135,7 +138,7 @@ data:
   - gsm9k
   - gsm8k:cott
 method: [wanda, wnada]
-sparsity: 50
+target: 50
 sed: [0]
 evaluate: [loss(source=wikitext, tokens=10)]
 groups:
@@ -146,7 +149,7 @@ groups:
         (4, "data[1]"),
         (5, "data[2]"),
         (6, "method[1]"),
-        (7, "sparsity"),
+        (7, "target"),
         (8, "sed"),
         (9, "evaluate[0]"),
         (9, "evaluate[1]"),
@@ -238,7 +241,7 @@ def studies(draw: st.DrawFn) -> dict[str, Any]:
             st.sampled_from([0.5, 0.6, "2:4", "0.7", 1e-05]), min_size=1, max_size=3, unique=True
         )
     )
-    exclude = [{"data": data[0], "sparsity": (sparsities[0],)}] if len(sparsities) > 1 else []
+    exclude = [{"data": data[0], "target": (sparsities[0],)}] if len(sparsities) > 1 else []
     primary: list[dict[str, Any]] = [
         {"compare": data[0], "with": data[1], "on": "loss(source='arithmetic')"}
     ]
@@ -252,7 +255,7 @@ def studies(draw: st.DrawFn) -> dict[str, Any]:
             )
         ),
         "data": data,
-        "sparsities": sparsities,
+        "targets": sparsities,
         "methods": draw(
             st.sampled_from([("wanda",), ("wanda", "sparsegpt(damp=0.02)", "magnitude")])
         ),

@@ -23,7 +23,7 @@ GIVEN: dict[str, Any] = {
     "models": "smollm2",
     "data": ["random_tokens", "full_stops", "arithmetic:icl", "arithmetic:cot"],
     "methods": ["wanda", "sparsegpt", "magnitude"],
-    "sparsities": [0.5, "2:4"],
+    "targets": [0.5, "2:4"],
     "seeds": [0, 1],
     "evaluate": LOSSES,
 }
@@ -49,8 +49,8 @@ def of(study: Study) -> list[tuple[str, int, str, str]]:
 
 def test_groups_are_grids_with_axes_replaced_and_each_cell_is_asked_once():
     groups = {
-        "headline": {"method": "wanda", "sparsity": 0.6, "seeds": [0, 1, 2]},
-        "again": {"method": ["wanda", "magnitude"], "sparsity": [0.6], "seeds": 0},
+        "headline": {"method": "wanda", "target": 0.6, "seeds": [0, 1, 2]},
+        "again": {"method": ["wanda", "magnitude"], "target": [0.6], "seeds": 0},
         "methods": {"data": ["random_tokens"], "method": "sparsegpt"},
     }
     cells = of(asked(groups=groups))
@@ -100,7 +100,7 @@ def test_an_axis_that_every_group_gives_need_not_stand_above_them():
 
 def test_where_nothing_looks_at_data_none_is_needed():
     assert of(asked(data=[], methods="none", models=["one", "two"])) == [("", 0, "none", "0.0")] * 2
-    assert of(asked(data=[], methods="magnitude", sparsities=0.5)) == [
+    assert of(asked(data=[], methods="magnitude", targets=0.5)) == [
         ("", 0, "none", "0.0"),
         ("", 0, "magnitude", "0.5"),
     ]
@@ -119,7 +119,7 @@ def test_cells_that_match_every_key_are_left_out():
     left = of(
         asked(
             exclude=[
-                {"method": "sparsegpt", "sparsity": "2:4"},
+                {"method": "sparsegpt", "target": "2:4"},
                 {"data": ["full_stops", "random_tokens"], "seed": 1},
             ]
         )
@@ -132,7 +132,7 @@ def test_cells_that_match_every_key_are_left_out():
     ]
     assert left == [c for c in whole if c not in gone]
     assert ("", 0, "magnitude", "2:4") not in of(
-        asked(exclude=[{"method": "magnitude", "sparsity": "2:4"}])
+        asked(exclude=[{"method": "magnitude", "target": "2:4"}])
     )
 
 
@@ -174,13 +174,13 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
     ({"evaluate": ["loss", "loss(source=wikitext)"]}, "evaluate[1]", "loss"),
     ({"evaluate": "agreement(source=full_stops)"}, "evaluate[0]", "'full_stops'"),
     ({"allocation": "owll"}, "allocation", "'owll'"),
-    ({"methods": "awq", "sparsities": "w4g64", "propagate": "reference"}, "propagate", "awq"),
-    ({"sparsities": "w4g64", "groups": {"a": {"method": "awq", "propagate": "arrival"}}}, "groups.a", "awq"),
+    ({"methods": "awq", "targets": "w4g64", "propagate": "reference"}, "propagate", "awq"),
+    ({"targets": "w4g64", "groups": {"a": {"method": "awq", "propagate": "arrival"}}}, "groups.a", "awq"),
     ({"groups": {"a": {"method": []}}}, "groups.a.method", "method"),
     ({"groups": ["a"]}, "groups", "['a']"),
     ({"exclude": [{"method": "magnitude", "seeds": 1}]}, "exclude[0]", "35"),
     ({"exclude": [{}]}, "exclude[0]", ""),
-    ({"exclude": [{"sparsity": [0.5, "2:4"]}]}, "exclude", "35"),
+    ({"exclude": [{"target": [0.5, "2:4"]}]}, "exclude", "35"),
     ({"baseline": "full_stop"}, "baseline", "'full_stops'"),
     ({"pools": {"a": ["full_stops", "full_stops"]}}, "pools.a", "full_stops"),
     ({"pools": {"arithmetic": ["full_stops"]}}, "pools.arithmetic", "'arithmetic'"),
@@ -226,14 +226,14 @@ def test_an_axis_that_a_contrast_does_not_have_is_not_said_to_be_the_same_for_al
 
 def test_two_words_for_one_list_are_both_named():
     with pytest.raises(StudyError) as raised:
-        Study(model="smollm2", data="c4", sparsity=0.5, target=0.6)
+        Study(model="smollm2", data="c4", target=0.5, targets=0.6)
     (problem,) = raised.value.problems
     assert problem.where == "target"
-    assert "sparsities" not in problem.message
+    assert "targets" not in problem.message
 
 
 def test_a_target_that_a_method_does_not_accept_is_refused():
-    found = problems(methods=["wanda", "rtn"], sparsities=[0.5, "w4g64"])
+    found = problems(methods=["wanda", "rtn"], targets=[0.5, "w4g64"])
     assert [where for where, _ in found] == ["sparsity", "sparsity"]
     assert [said.partition(":")[0] for _, said in found] == [
         "rtn can't be asked for 0.5",
@@ -241,8 +241,8 @@ def test_a_target_that_a_method_does_not_accept_is_refused():
     ]
     ((where, message),) = problems(
         groups={
-            "fine": {"method": "wanda", "sparsity": 0.5},
-            "wrong": {"method": "rtn", "sparsity": [0.3, "w8"]},
+            "fine": {"method": "wanda", "target": 0.5},
+            "wrong": {"method": "rtn", "target": [0.3, "w8"]},
         }
     )
     assert where == "groups.wrong"
@@ -252,13 +252,13 @@ def test_a_target_that_a_method_does_not_accept_is_refused():
 def test_methods_that_remove_and_round_stand_in_groups_or_are_taken_apart_by_exclude():
     pairs = {("wanda", "0.5"), ("wanda", "2:4"), ("rtn", "w4g64")}
     grouped = asked(
-        groups={"removed": {"method": "wanda"}, "rounded": {"method": "rtn", "sparsity": "w4g64"}}
+        groups={"removed": {"method": "wanda"}, "rounded": {"method": "rtn", "target": "w4g64"}}
     )
     left_out = [
-        {"method": "rtn", "sparsity": [0.5, "2:4"]},
-        {"method": "wanda", "sparsity": "w4g64"},
+        {"method": "rtn", "target": [0.5, "2:4"]},
+        {"method": "wanda", "target": "w4g64"},
     ]
-    excluded = asked(methods=["wanda", "rtn"], sparsities=[0.5, "2:4", "w4g64"], exclude=left_out)
+    excluded = asked(methods=["wanda", "rtn"], targets=[0.5, "2:4", "w4g64"], exclude=left_out)
     for study in (grouped, excluded):
         assert {(of.method, of.target) for of in study.labels() if of.method != "none"} == pairs
         assert [

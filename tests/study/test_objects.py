@@ -54,7 +54,7 @@ def test_a_calibration_set_of_a_source_reads_back_from_its_text():
 
 def test_the_whole_jobs_take_objects(tmp_path: Path):
     model = str(tiny_folder(tmp_path / "tiny", num_hidden_layers=2))
-    done = prune(model, Counting(), Leading(scale=0.5), 0.5, **BUDGET)
+    done = prune(model, data=Counting(), method=Leading(scale=0.5), target=0.5, **BUDGET)
     assert done.record.run.method == {
         "spec": "Leading",
         "class": "tests.study.own:Leading",
@@ -63,10 +63,15 @@ def test_the_whole_jobs_take_objects(tmp_path: Path):
     }
     assert (
         done.record.run.id
-        == prune(model, CalibrationSet(Counting(), **BUDGET), Leading(scale=0.5), 0.5).record.run.id
+        == prune(
+            model, data=CalibrationSet(Counting(), **BUDGET), method=Leading(scale=0.5), target=0.5
+        ).record.run.id
     )
-    assert done.record.run.id != prune(model, Counting(), "wanda", 0.5, **BUDGET).record.run.id
-    (measured,) = evaluate(model, [OwnLoss("python_docs", tokens=200, length=64)])
+    assert (
+        done.record.run.id
+        != prune(model, data=Counting(), method="wanda", target=0.5, **BUDGET).record.run.id
+    )
+    (measured,) = evaluate(model, tasks=[OwnLoss("python_docs", tokens=200, length=64)])
     assert measured.score.value > 0
     assert inspect(Counting(), **BUDGET).tokens > 0
     (check, *_) = survey([Counting()], tiny_tokenizer(), tokens=64, length=32)
@@ -92,7 +97,7 @@ def test_a_study_of_objects_is_that_of_their_texts(given: dict[str, str], tmp_pa
         given,
         data=["random_tokens", "Counting"],
         methods=["wanda", "Leading"],
-        sparsities="0.5",
+        targets="0.5",
         evaluate=measures,
     )
     one, two = tmp_path / "one", tmp_path / "two"
@@ -113,13 +118,13 @@ def test_a_method_is_built_once(given: dict[str, str], tmp_path: Path):
     """However often it is named: in groups, in contrasts, and in what is left out."""
     methods.learn(Counted)
     text = "Counted(scale=0.5)"
-    groups = {"all": {"data": given["prose"]}, "again": {"method": text, "sparsity": [0.5, 0.6]}}
+    groups = {"all": {"data": given["prose"]}, "again": {"method": text, "target": [0.5, 0.6]}}
     written = {
         "model": given["model"],
         "data": ["random_tokens", "full_stops"],
         "methods": [text, "wanda"],
         "groups": groups,
-        "exclude": [{"method": text, "sparsity": 0.6}],
+        "exclude": [{"method": text, "target": 0.6}],
         "evaluate": f"loss(source={given['verse']!r}, tokens=60, length=32)",
         **BUDGET,
     }

@@ -50,7 +50,7 @@ def asked(model: str, **changes: Any) -> Study:
         "models": [model],
         "data": ["python_docs", "random_tokens"],
         "methods": ["wanda", "sparsegpt", "magnitude"],
-        "sparsities": [0.5, "2:4"],
+        "targets": [0.5, "2:4"],
         "seeds": [0, 1],
         "evaluate": [LOSS, "loss(source='python_docs', tokens=100, length=32)"],
         "samples": 4,
@@ -69,7 +69,7 @@ def test_a_method_that_looks_at_no_data_has_no_propagation_whatever_its_allocati
     model: str, tmp_path: Path
 ):
     found = plan(
-        asked(model, methods=["magnitude", "wanda"], allocation="owl", sparsities=[0.5]),
+        asked(model, methods=["magnitude", "wanda"], allocation="owl", targets=[0.5]),
         tmp_path / "out",
         probed=False,
     )
@@ -102,7 +102,7 @@ def test_counts_without_opening_anything(
     study = asked(
         model,
         groups={
-            "first": {"method": "wanda", "sparsity": 0.5, "seeds": [0]},
+            "first": {"method": "wanda", "target": 0.5, "seeds": [0]},
             "later": {"method": "sparsegpt"},
         },
     )
@@ -137,7 +137,7 @@ def test_a_whole_plan_of_a_model_that_is_here(model: str, tmp_path: Path):
 
 def test_what_the_store_has_is_not_left_to_do(model: str, tmp_path: Path):
     study = asked(model, methods=["wanda"], data=["random_tokens"], seeds=[0])
-    less = replace(study, evaluate=study.evaluate[:1], sparsities=[0.5])
+    less = replace(study, evaluate=study.evaluate[:1], targets=[0.5])
     less.run(tmp_path / "out")
     before = results(tmp_path / "out")
     found = plan(study, tmp_path / "out", probed=False)
@@ -181,7 +181,7 @@ def test_sets_that_dont_last_and_targets_that_dont_fit_are_warned_of(model: str,
         asked(
             model,
             data=[few],
-            sparsities=[0.5, "3:5"],
+            targets=[0.5, "3:5"],
             methods=["wanda"],
             seeds=[0, 5],
             evaluate=[LOSS],
@@ -244,7 +244,7 @@ def test_seconds_add_up_by_hand(model: str):
     study = asked(
         model,
         data=["python_docs", "mix(a=python_docs, b=random_tokens, weight=0.5)"],
-        sparsities=[0.5],
+        targets=[0.5],
         seeds=[1],
     )
     norms, gram = (FeatureNorms,), (Gram,)
@@ -280,7 +280,7 @@ def test_what_allocations_do_first_counts_by_hand(model: str):
         model,
         data=["python_docs"],
         methods=["wanda"],
-        sparsities=[0.5],
+        targets=[0.5],
         seeds=[0],
         allocation=["uniform", "least_error(method=sparsegpt)", "evolved"],
     )
@@ -318,7 +318,7 @@ def test_what_allocations_do_first_counts_by_hand(model: str):
 def test_what_an_allocation_judges_by_and_the_walk_of_methods_that_look_at_blocks_are_timed(
     model: str,
 ):
-    one = {"data": ["random_tokens"], "sparsities": [0.5], "seeds": [0]}
+    one = {"data": ["random_tokens"], "targets": [0.5], "seeds": [0]}
     judging = asked(model, methods=["wanda"], allocation=["least_error(method=sparsegpt)"], **one)
     looking = asked(model, methods=["short_gpt", "greedy(tokens=[32, 64])"], **one)
     requests = [*judging.requests(), *looking.requests()]

@@ -19,7 +19,7 @@ from tests.study.small import asked, journals, results
 def study(given: dict[str, str]) -> Study:
     task = f"loss(source={given['verse']!r}, tokens=200, length=64)"
     methods = ["greedy(tokens=[48, 96])", "evop(tokens=[48, 96])"]
-    return asked(given, data=["random_tokens"], methods=methods, sparsities=0.67, evaluate=task)
+    return asked(given, data=["random_tokens"], methods=methods, targets=0.67, evaluate=task)
 
 
 def test_a_search_that_was_killed_goes_on(

@@ -81,16 +81,16 @@ def test_each_run_is_measured_as_if_it_were_alone(given: dict[str, str], whole: 
     )
     pruned = prune(
         given["model"],
-        "random_tokens",
-        "wanda",
-        0.5,
+        data="random_tokens",
+        method="wanda",
+        target=0.5,
         samples=4,
         length=32,
         propagate="dense",
         dtype="float32",
     )
     assert pruned.record.run.id == cell.run
-    alone = evaluate(pruned.opened, list(study.evaluate))
+    alone = evaluate(pruned.opened, tasks=list(study.evaluate))
     kept = Store(whole, create=False).measurements(cell.run)
     assert [m.score for m in alone] == [
         kept[cell.measures[str(e)]].score for e in study.evaluators()

@@ -16,7 +16,7 @@ SAID = [
     ("model: smollm2\ndata: [c4", "this is no YAML: expected ',' or ']'"),
     ("model: smollm2\ndata: c4: x", "a text with a colon and a space in it needs quotes"),
     (SMALL + "model: gpt2", "the key 'model' is there twice, first in line 1"),
-    (SMALL + "target: 0.5\nsparsity: 0.6", "leave one out"),
+    (SMALL + "target: 0.5\ntargets: 0.6", "leave one out"),
     (SMALL + "sed: 0", "did you mean 'seed'?"),
     (SMALL + "samples: 0", "samples is 0; it must be a whole number of at least 1"),
     (SMALL + "masks: yes", "masks is 'yes'; it must be true or false"),
@@ -25,12 +25,12 @@ SAID = [
     (SMALL + "evaluate: [loss(source=wikitext, tokens=10)]", "a text with a comma needs quotes"),
     (SMALL + "sparsity: 50", "did you mean 0.5?"),
     (
-        SMALL + "method: rtn\nsparsity: 0.5",
+        SMALL + "method: rtn\ntarget: 0.5",
         "write a group for each kind of target, or leave the pair out with exclude",
     ),
     (SMALL + "baseline: python_docs", "'python_docs' is no set of the grid"),
     (
-        SMALL + "exclude: [{sparsity: 0.9}]",
+        SMALL + "exclude: [{target: 0.9}]",
         "0.9 isn't in the grid, so there is nothing to leave out",
     ),
 ]

@@ -325,7 +325,7 @@ def test_what_a_kill_left_of_a_search_stays_while_another_is_at_its_run(
 
 def test_statistics_beyond_the_limit_go_after_their_last_use(given: dict[str, str], tmp_path: Path):
     every = asked(
-        given, data=["random_tokens", "full_stops"], methods="wanda", sparsities=[0.5, "2:4"]
+        given, data=["random_tokens", "full_stops"], methods="wanda", targets=[0.5, "2:4"]
     )
     every.run(tmp_path / "kept")
     kept = {p.name for p in (tmp_path / "kept" / "statistics").iterdir()}

@@ -123,9 +123,9 @@ def test_it_goes_with_a_method_through_the_front_door(tmp_path: Path):
     folder = str(tiny_folder(tmp_path / "model"))
     done = prune(
         folder,
-        "python_docs",
-        "wanda",
-        "2:4",
+        data="python_docs",
+        method="wanda",
+        target="2:4",
         transform=("permute",),
         samples=4,
         length=32,

@@ -24,7 +24,7 @@ from typer.core import TyperCommand
 from calibrant import __version__
 from calibrant.cli.declared import shown_alone
 from calibrant.errors import InputError, OutputError, RankError, StudyError, fitted
-from calibrant.options import DataOptions, PruneOptions
+from calibrant.options import RENAMED, DataOptions, PruneOptions
 from calibrant.spec.foreign import (
     TRUST_REMOTE_CODE,
     user_path,
@@ -133,12 +133,11 @@ def _misused(error: Any) -> int:
     if type(error).__name__ != "NoArgsIsHelpError":
         path = error.ctx.command_path if error.ctx else "calibrant"
         _settings["json"] = "--json" in sys.argv[1:]
-        _complain(
-            visible_name(
-                f"{fitted(error.format_message()).rstrip('.')}; '{path} --help' shows what it takes"
-            ),
-            error,
-        )
+        message = fitted(error.format_message()).rstrip(".")
+        word = getattr(error, "option_name", "").removeprefix("--")
+        if word in RENAMED:
+            message = f"--{word} is called --{RENAMED[word]} now"
+        _complain(visible_name(f"{message}; '{path} --help' shows what it takes"), error)
     return 2
 
 

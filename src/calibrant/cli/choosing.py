@@ -28,7 +28,7 @@ from calibrant.options import MixCommand, RecommendCommand
     "mixture.json",
     "calibrant mix smollm2 --sources c4 --sources gsm8k:cot --target Q4_K_M --imatrix mixed.gguf",
 )
-@with_options(MixCommand)
+@with_options(MixCommand, required=["sources"])
 def mix(
     out: Annotated[
         Path | None,
@@ -64,7 +64,7 @@ def mix(
     "calibrant recommend smollm2 --for mine.jsonl --target Q4_K_M",
     "calibrant recommend smollm2 --for 0.7*race --for 0.3*general --sources c4 --sources race",
 )
-@with_options(RecommendCommand)
+@with_options(RecommendCommand, required=["goal"])
 def recommend(data_dir: DataDir = None, as_json: Json = False, **options: Any) -> None:
     """Say which calibration data to use for what MODEL is for: predicted for every candidate,
     measured for the best.

@@ -13,7 +13,7 @@ from calibrant.options import ImatrixOptions
     "calibrant imatrix smollm2 --data wikitext@imatrix --out smollm2.imatrix.gguf",
     "calibrant imatrix smollm2 --data notes.txt --samples 16 --out notes.dat",
 )
-@with_options(ImatrixOptions, required=["out"])
+@with_options(ImatrixOptions, required=["data", "out"])
 def imatrix(data_dir: DataDir = None, as_json: Json = False, **options: Any) -> None:
     """Write an importance matrix of MODEL for llama.cpp's quantizers. @imatrix cuts data as
     llama.cpp does.

@@ -162,7 +162,7 @@ def export(
     "calibrant evaluate pruned --task agreement --task \"task(name='race', shots=5, limit=300)\" "
     "--out scores.json",
 )
-@with_options(EvaluateCommand)
+@with_options(EvaluateCommand, required=["tasks"])
 def evaluate(
     out: Annotated[
         Path | None,

@@ -130,7 +130,7 @@ def study(
     "calibrant report results",
     "calibrant report results --all",
     "calibrant report results --html report.html --plots figures",
-    "calibrant report results --format csv --measure gsm8k",
+    "calibrant report results --format csv --task gsm8k",
 )
 def report(
     folder: Annotated[
@@ -157,7 +157,7 @@ def report(
             autocompletion=completing.one_of("increase", "loss", "kept"),
         ),
     ] = "increase",
-    measure: Annotated[
+    task: Annotated[
         list[str] | None,
         typer.Option(
             metavar="NAME",
@@ -218,7 +218,7 @@ def report(
     format = "json" if as_json else format
     check_format(format)
     check_file(html)
-    compared = run(folder, measure or [], way, baseline, method or [])
+    compared = run(folder, task or [], way, baseline, method or [])
     if html is not None:
         note(f"the page is {compared.write_html(html)}")
     if plots is not None:

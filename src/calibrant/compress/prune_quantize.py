@@ -47,7 +47,6 @@ from calibrant.options import (
     CompressOptions,
     PruneOptions,
     QuantizeOptions,
-    one_target,
     with_fields_of,
 )
 from calibrant.results import Record, Run, stored_bits
@@ -110,7 +109,7 @@ def prune(options: PruneOptions) -> Pruned:
     `CalibrationSet`, whose budget is then its own, or a source, `method` a method of your own
     class.
 
-    `target`, or `sparsity`, is a share of every matrix (`0.5`, the usual one), N kept of every M
+    `target` is a share of every matrix (`0.5`, the usual one), N kept of every M
     (`"2:4"`), or of a method that drops blocks or experts a share of those. `allocation` shares it
     among the matrices, each `transform` is applied before, in order, and `export` names forms to
     write it in beside the Hugging Face folder. Without `propagate` it is the method's own.
@@ -137,8 +136,8 @@ def prune(options: PruneOptions) -> Pruned:
     all: the others raise its error, or `RankError`.
     """
     with joined() as ranks:
-        target = one_target(options.target, options.sparsity)
-        recipe = _recipe("prune", options, USUAL_SHARE if target is None else target)
+        target = USUAL_SHARE if options.target is None else options.target
+        recipe = _recipe("prune", options, target)
         return _compressed(options, recipe, ranks)
 
 

@@ -19,7 +19,7 @@ from calibrant.data._base import (
 from calibrant.data._batching import by_length, divided, micro_batches, padded
 from calibrant.data._encoding import start_tokens
 from calibrant.data._templates import ROLES, Role, Stretch, templated
-from calibrant.data.calibration import CalibrationSet, TokenBatch
+from calibrant.data.calibration import CalibrationSet, Data, TokenBatch
 from calibrant.data.expression import held_out, parse_source, selectors
 from calibrant.data.formats import formats
 from calibrant.data.formats.chat import Chat
@@ -35,6 +35,7 @@ __all__ = [
     "PARTS",
     "ROLES",
     "CalibrationSet",
+    "Data",
     "Chat",
     "Crop",
     "Format",

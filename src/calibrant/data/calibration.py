@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from fractions import Fraction
 from itertools import chain
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ from calibrant.spec.foreign import brief
 from calibrant.spec.grammar import Mix, SetLabel, Sum, read_set, written_mix
 from calibrant.system.notebook import card, listing
 
-__all__ = ["KINDS", "CalibrationSet", "TokenBatch", "fingerprint"]
+__all__ = ["KINDS", "CalibrationSet", "Data", "TokenBatch", "fingerprint"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -621,3 +621,7 @@ def _facts(term: Term, part_draw: PartDraw, deck: Deck, weight: float) -> dict[s
         "hub": hub,
         "licence": term.source.licence,
     }
+
+
+Data: TypeAlias = str | Source | CalibrationSet
+"""What a verb takes for calibration data."""

@@ -33,7 +33,7 @@ STUDY: Final = Study(
         "full_stops",
     ],
     methods=["wanda", "magnitude"],
-    sparsities=[0.6],
+    targets=[0.6],
     evaluate=[f"loss(source={source}, tokens=3000, length=256)" for source in SOURCES],
     samples=16,
     length=256,

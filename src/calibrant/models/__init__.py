@@ -20,6 +20,7 @@ with uncollected():
         saved_dtype,
     )
     from calibrant.models.saving import (
+        Model,
         Opened,
         check_output,
         manifest_folder,
@@ -51,6 +52,7 @@ __all__ = [
     "ExpertLayer",
     "Heads",
     "MatrixShape",
+    "Model",
     "ModelOutline",
     "ModelShape",
     "ModelView",

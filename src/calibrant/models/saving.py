@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, final
+from typing import Any, Final, TypeAlias, final
 
 import torch
 from safetensors import SafetensorError
@@ -67,6 +67,10 @@ class Opened:
     note: str
     dtype: torch.dtype
     residence: Residence = IN_MEMORY
+
+
+Model: TypeAlias = str | Path | Opened | PreTrainedModel
+"""What a verb takes for a model: a name, a path, or one that is open already."""
 
 
 def save(

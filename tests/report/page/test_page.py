@@ -188,7 +188,7 @@ def test_the_answer_and_its_evidence_are_there(page: str):
         "40 seconds over everything",
     ):
         assert wanted in text, wanted  # five runs of 3 s, ten measurements of 2.5 s
-    assert "calibrant prune smollm2 --data gsm8k:cot --method wanda --sparsity 0.6" in text
+    assert "calibrant prune smollm2 --data gsm8k:cot --method wanda --target 0.6" in text
     assert (
         "calibrant evaluate pruned --dtype float32 --task 'loss(docs:text)' --task "
         "'loss(code:text)'" in text
@@ -239,7 +239,7 @@ def test_doubts_failures_and_several_methods_are_on_the_page_that_lands_in_the_s
         assert told in text
     ids = re.findall(r' id="([^"]+)"', page)
     assert len(ids) == len(set(ids))
-    command = "--data python_docs --method wanda --sparsity 0.6 --samples 16 --length 512 --seed 0"
+    command = "--data python_docs --method wanda --target 0.6 --samples 16 --length 512 --seed 0"
     assert command in text, "without the study's text the commands say what was drawn"
 
 

@@ -22,7 +22,7 @@ def mixed(result: Mapping[str, Any]) -> Iterator[Any]:
         {
             "mixture": result["expr"],
             "for": noted(result["model"], result["note"]),
-            "method": f"{result['method']} to {result['sparsity']}, {result['dtype']}",
+            "method": f"{result['method']} to {result['target']}, {result['dtype']}",
             "objective": f"{result['objective']}: {result['value']:.2%} of the outputs' "
             "energy lost",
             "sources": f"{result['tokens']:,} tokens of each in windows of {result['length']:,}, "

@@ -58,9 +58,9 @@ def advice(
     """
     best, *others = race.standings
     data = CalibrationSet(best.data)
-    target = parse_target(mixture.sparsity)
+    target = parse_target(mixture.target)
     bits = "" if race.bits is None else f" ({race.bits:.2f} bits a weight)"
-    task = f"To {verb_of(target)} {mixture.model} with {mixture.method} to {mixture.sparsity}{bits}"
+    task = f"To {verb_of(target)} {mixture.model} with {mixture.method} to {mixture.target}{bits}"
     tokens = f"{mixture.tokens:,} tokens"
     if data.mixed:
         tokens += " of each part"
@@ -100,9 +100,9 @@ def command(
 
     `export` is a form to write beside the folder.
     """
-    verb = verb_of(parse_target(mixture.sparsity))
+    verb = verb_of(parse_target(mixture.target))
     words = ["calibrant", verb, model, "--data", data, "--method", mixture.method]
-    words += ["--sparsity" if verb == "prune" else "--target", mixture.sparsity]
+    words += ["--target", mixture.target]
     words += ["--tokens", str(mixture.tokens), "--length", str(mixture.length)]
     if propagate != methods.build(mixture.method).propagate:
         words += ["--propagate", propagate]
@@ -121,7 +121,7 @@ def command(
     for letter in os.path.basename(os.path.normpath(model)):
         stem += letter if letter.isalnum() or letter in "._" else "-"
     method = mixture.method.split("(")[0]
-    target = mixture.sparsity.replace(":", "-")
+    target = mixture.target.replace(":", "-")
     words += ["--out", f"{stem}-{method}-{target}"]
     return shlex.join(words)
 

@@ -172,7 +172,7 @@ class Prepared:
         mixture = mix(
             self.opened,
             # A mixture has two sources at least.
-            wanted[: max(plan.sources, 2)],
+            sources=wanted[: max(plan.sources, 2)],
             method=self.method,
             target=self.target,
             objective=f"target={goal.judge}",
@@ -207,9 +207,9 @@ def asked(options: RecommendCommand, budget: TimeBudget) -> Prepared:
 
     Raises an `InputError` for what can't be used.
     """
-    method, target = aim_of(options.method, options.sparsity)
+    method, target = aim_of(options.method, options.target)
     stand_in = stand_in_of(method, target)
-    wanted = [options.target] if isinstance(options.target, str) else options.target
+    wanted = [options.goal] if isinstance(options.goal, str) else options.goal
     goal = parse_goal(wanted, TOKENS, ITEMS, options.length)
     own_sets = _canonical(goal.sources)
     candidates = _canonical(options.sources or default_sources(goal))
@@ -243,7 +243,7 @@ def asked(options: RecommendCommand, budget: TimeBudget) -> Prepared:
         data=(baseline,),
         evaluate=_measures(fitted.goal, target, opened),
         methods=(method,),
-        sparsities=(target,),
+        targets=(target,),
         tokens=fitted.tokens,
         length=fitted.length,
         dtype=options.dtype,

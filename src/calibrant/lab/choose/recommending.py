@@ -65,8 +65,7 @@ class Recommendation:
     """What to calibrate on, and how that was found.
 
     `expr` is what `--data` takes, `text` the advice in a paragraph, and `command` does what was
-    measured. `verb` is what it does, `prune` or `quantize`. `sparsity` is the target, of whatever
-    kind. `bits` is how many a weight takes where it is stored as codes. `predicted_by` says by what
+    measured. `verb` is what it does, `prune` or `quantize`, and `target` is of whatever kind. `bits` is how many a weight takes where it is stored as codes. `predicted_by` says by what
     a method was predicted that reads more than sums of statistics.
 
     `candidates` are the best first, and `baseline` is what they are compared with. `why` says how
@@ -88,7 +87,7 @@ class Recommendation:
     measures: tuple[str, ...]
     baseline: str
     method: str
-    sparsity: str
+    target: str
     tokens: int
     length: int
     unit: str
@@ -148,26 +147,26 @@ class RecommendOptions(RecommendCommand):
 
 @with_fields_of(RecommendOptions)
 def recommend(options: RecommendOptions) -> Recommendation:
-    """Recommend which calibration data to use to prune or quantize `model` for `target`, and what
-    is known about it.
+    """Recommend which calibration data to use to prune or quantize `model` for `goal`, and what is
+    known about it.
 
-    `target` is a source, a file of the user's own, a measure such as `task(name=race)`, or
-    `general`; or several, each perhaps with a weight: `["0.7*gsm8k", "0.3*general"]`. `sparsity` is
+    `goal` is a source, a file of the user's own, a measure such as `task(name=race)`, or
+    `general`; or several, each perhaps with a weight: `["0.7*gsm8k", "0.3*general"]`. `target` is
     what the model's matrices are to become, of any kind: 0.6, `"2:4"`, `"w4g64"`, `"q4_k"`,
     `"Q4_K_M"`; without `method` it is done by the usual one that looks at data (`mixtures.aims`),
     and without either by Wanda at 0.6.
 
-    Without `sources` the usual ones that can be read here are tried, and the target's own. Each
+    Without `sources` the usual ones that can be read here are tried, and the goal's own. Each
     candidate's damage is predicted from the statistics of the untouched model (`mixtures.mix`),
     with the mixture that is best by that measure among them. The few best are raced against
     `baseline` (C4, where it can be read). All measurements lie in `folder`, which a later call
     continues.
 
-    Where the target is the user's own file, its rows are divided by template into two halves
+    Where the goal is the user's own file, its rows are divided by template into two halves
     (`recommend.halves`): a set that holds the file is judged by what it does on one half when it
     was calibrated on the other. That figure decides; `sibling=False` leaves it out.
 
-    `tokens` (8,192 unless given) of each set in windows of `length` are lowered to what the target
+    `tokens` (8,192 unless given) of each set in windows of `length` are lowered to what the goal
     and every candidate hold. `minutes` are kept: the costs are measured, or known from an earlier
     call, and what they will buy is said before it begins, to `say`; `now` is the clock. Where the
     time is short there are fewer candidates (never of those in `sources`), sets and tokens (never
@@ -175,7 +174,7 @@ def recommend(options: RecommendOptions) -> Recommendation:
 
     Raises an `InputError` for what can't be used.
 
-    >>> recommend("smollm2", "gsm8k", minutes=0.0)
+    >>> recommend("smollm2", goal="gsm8k", minutes=0.0)
     Traceback (most recent call last):
     calibrant.errors.SpecError: a budget of 0 minutes leaves no time; give some above 0
     """
@@ -241,7 +240,7 @@ def recommend(options: RecommendOptions) -> Recommendation:
         measures=fitted.goal.texts,
         baseline=prepared.baseline,
         method=mixture.method,
-        sparsity=mixture.sparsity,
+        target=mixture.target,
         tokens=mixture.tokens,
         length=mixture.length,
         unit=result.unit,

@@ -36,7 +36,7 @@ from calibrant.models import Opened, open_model, view
 from calibrant.models.cache import cache_folder
 from calibrant.models.gguf_writing import tensor_names
 from calibrant.models.imatrix import check_imatrix_path
-from calibrant.options import MixCommand, declaration, one_target, with_fields_of
+from calibrant.options import MixCommand, declaration, with_fields_of
 from calibrant.results import STATISTICS
 from calibrant.system.clock import Clock
 from calibrant.system.process import freed_memory_kept
@@ -56,7 +56,6 @@ class MixOptions(MixCommand):
     """The options of `mix`."""
 
     _: KW_ONLY
-    sparsity: float | str | Target | None = None
     folder: Path | None = None
     effort: Effort | None = None
     alone: bool = False
@@ -70,7 +69,7 @@ def mix(options: MixOptions) -> Mixture:
     out of each source.
 
     `sources` are calibration sets as `--data` takes them, two or more, each drawn with `tokens`
-    tokens and, to judge with, as many of the part that is measured on. `target`, or `sparsity`, is
+    tokens and, to judge with, as many of the part that is measured on. `target` is
     what matrices are to become: a share that goes (0.6, unless the method is for something else),
     `"2:4"`, or a grid, kind or recipe (`"w4g64"`, `"q4_k"`, `"Q4_K_M"`). Without `method` it is the
     usual one that looks at data: Wanda, for grids GPTQ, for kinds and recipes llama.cpp's own
@@ -102,13 +101,12 @@ def mix(options: MixOptions) -> Mixture:
     >>> from calibrant.testing import tiny_folder
     >>> sources = ["python_docs", "python_code"]
     >>> settings = {"tokens": 512, "length": 64, "folder": Path("mixing")}
-    >>> found = mix(str(tiny_folder("tiny")), sources, **settings)
+    >>> found = mix(str(tiny_folder("tiny")), sources=sources, **settings)
     >>> sorted(found.weights), len(found.rows)
     (['python_code', 'python_docs'], 4)
     """
-    target = one_target(options.target, options.sparsity)
-    method, aimed_target = aim_of(options.method, target)
-    stand_in = stand_in_of(method, aimed_target)
+    method, target = aim_of(options.method, options.target)
+    stand_in = stand_in_of(method, target)
     objective = parse_objective(options.objective)
     effort = options.effort or effort_of(stand_in.method)
     if not isinstance(stand_in.target, Removal):
@@ -141,7 +139,7 @@ def mix(options: MixOptions) -> Mixture:
         if not isinstance(opened, Opened):
             opened = open_model(opened, options.dtype, options.device)
         model_view = view(opened.model)
-        check_model(method, model_view, aimed_target, dict.fromkeys(model_view.named, aimed_target))
+        check_model(method, model_view, target, dict.fromkeys(model_view.named, target))
         names = {} if options.imatrix is None else tensor_names(model_view)
     with clock.phase("tokenize"):
         batches = [_tokenized(data, opened, options.progress) for data in sets]
@@ -166,7 +164,7 @@ def mix(options: MixOptions) -> Mixture:
         )
     with _threads(max(weight.shape[1] for weight in model_view.weights)):
         search = _MixtureSearch(
-            statistics, method, aimed_target, stand_in, objective, effort, clock, options.progress
+            statistics, method, target, stand_in, objective, effort, clock, options.progress
         )
         mixture, shares = search.mixture(opened, options.tokens, options.length, options.seed)
     if options.imatrix is not None:
@@ -262,7 +260,7 @@ class _MixtureSearch:
             model=opened.name,
             note=opened.note,
             method=str(self.method),
-            sparsity=str(self.target),
+            target=str(self.target),
             tokens=tokens,
             length=length,
             seed=seed,

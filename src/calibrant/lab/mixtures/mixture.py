@@ -62,7 +62,7 @@ class Mixture:
     model: str
     note: str
     method: str
-    sparsity: str
+    target: str
     tokens: int
     length: int
     seed: int
@@ -105,7 +105,7 @@ class Mixture:
             "expression": self.expr,
             "objective": self.objective,
             "error": f"{self.value:.4f}",
-            "method": f"{self.method} to {self.sparsity}",
+            "method": f"{self.method} to {self.target}",
         }
         return card(
             f"Mixture for {self.model}",

@@ -211,14 +211,14 @@ class Report:
 @needed_for("a report")
 def report(
     study: str | Path | InFolder,
-    measures: Sequence[str] = (),
+    tasks: Sequence[str] = (),
     way: str = "increase",
     baseline: str = "",
     methods: Sequence[str] = (),
 ) -> Report:
     """Read what a study's folder holds and compare it.
 
-    `measures` narrows it to measured sets or evaluators whose name begins so, `methods` to methods
+    `tasks` narrows it to measured sets or evaluators whose name begins so, `methods` to methods
     whose name, or name and target, begins so (`gptq`, `gptq w3g64`). `way` is what the figures are:
     `increase` over the dense model, the `loss` itself, or the share of the dense model's
     performance `kept`. `baseline` is the set that others are compared with; see `compare`.
@@ -237,9 +237,9 @@ def report(
     folder = Path(study) if isinstance(study, str | Path) else study.folder
     store = Store(folder, create=False)
     reading = in_short_names(read(store))
-    comparison = of_methods(compare(reading, measures, baseline=baseline), methods)
+    comparison = of_methods(compare(reading, tasks, baseline=baseline), methods)
     # The outcomes of single items are nine tenths of it, and have been compared by then.
-    scores = replace(narrowed(reading, measures), items={})
+    scores = replace(narrowed(reading, tasks), items={})
     notes = notes_of(store, scores)
     return Report(store.folder, comparison, scores, notes, cast("As", way))
 

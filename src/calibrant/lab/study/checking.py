@@ -25,7 +25,7 @@ from calibrant.evaluators import Evaluator, evaluators
 from calibrant.lab.study.request import DENSE, USUAL, Axes, Labels, RunRequest, union
 from calibrant.methods import Method, methods
 from calibrant.models.devices import DEVICES, DTYPES
-from calibrant.options import DataOptions
+from calibrant.options import RENAMED, DataOptions
 from calibrant.spec import Spec, reads_back
 from calibrant.spec.foreign import LARGEST, brief, did_you_mean, user_text
 from calibrant.spec.registry import Registry
@@ -38,7 +38,7 @@ Path = tuple[str | int, ...]
 Given = dict[str, tuple[Path, Any]]
 """What was given, by canonical keys: where it stands, and the value."""
 
-AXES: Final = ("model", "data", "method", "allocation", "sparsity", "seeds", "propagate")
+AXES: Final = ("model", "data", "method", "allocation", "target", "seeds", "propagate")
 """What a group may replace and an entry of `exclude` may name."""
 LISTS: Final = AXES[:-1]
 """The axes that may hold several values."""
@@ -58,16 +58,14 @@ KEYS: Final = (*LISTS, "evaluate", *_ONCE, *_ABOVE)
 SYNONYMS: Final = {
     "models": "model",
     "methods": "method",
-    "sparsities": "sparsity",
-    "target": "sparsity",
-    "targets": "sparsity",
+    "targets": "target",
     "seed": "seeds",
     "sets": "data",
     "evaluators": "evaluate",
 }
 """Other words for keys, and the canonical key of each."""
 
-_LABELS: Final = {**{axis: axis for axis in AXES}, "sparsity": "target", "seeds": "seed"}
+_LABELS: Final = {**{axis: axis for axis in AXES}, "seeds": "seed"}
 """The label of a cell that each axis stands for."""
 _DATA_AXES: Final = ("data", "seeds", "propagate")
 """Axes that only what looks at data has."""
@@ -201,6 +199,9 @@ def keyed(mistakes: Mistakes, path: Path, raw: Any, known: Sequence[str], noun: 
             entries[name] = (*path, key), value
         else:
             words = [word for word, meant in SYNONYMS.items() if meant in known]
+            if key in RENAMED:
+                mistakes.add((*path, key), f"{key} is called {RENAMED[key]} now; write that")
+                continue
             hint = did_you_mean(str(key), [*known, *words])
             if name in KEYS and name not in AXES:
                 hint = f"; {key} is the same for the whole study"
@@ -254,7 +255,7 @@ class StudyReader:
             "data": self._set,
             "method": partial(self._spec, "method"),
             "allocation": partial(self._spec, "allocation"),
-            "sparsity": self._target,
+            "target": self._target,
             "seeds": partial(self._whole, noun="a draw", least=0, most=LAST_DRAW),
             "propagate": partial(self._choice, allowed=PROPAGATIONS),
         }
@@ -508,7 +509,7 @@ class StudyReader:
             self.mistakes.add(
                 (place,),
                 f"the study has {runs:,} runs, and {MOST_RUNS:,} are the most; "
-                "take fewer draws, sets or sparsities, or divide it into several",
+                "take fewer draws, sets or targets, or divide it into several",
             )
             return True
         for key in ("exclude", "primary"):
@@ -554,7 +555,7 @@ class StudyReader:
             models=values["model"],
             data=values["data"],
             methods=values["method"],
-            targets=values["sparsity"],
+            targets=values["target"],
             seeds=values["seeds"],
             allocations=values["allocation"],
             transforms=self._transforms,
@@ -650,7 +651,7 @@ class StudyReader:
     def _check_pairs(self) -> None:
         """Check that each method accepts its targets and its propagation, in each group."""
         if not self.contents.groups:
-            self._check_group(("sparsity",), ("propagate",), self.contents.requests)
+            self._check_group(("target",), ("propagate",), self.contents.requests)
         for name, cells in self.contents.groups.items():
             self._check_group(("groups", name), ("groups", name), cells)
 

@@ -30,7 +30,7 @@ SIDES: Final = ("compare", "with")
 NARROWED: Final = {
     "model": "model",
     "method": "way",
-    "sparsity": "target",
+    "target": "target",
     "propagate": "propagate",
 }
 """Keys of a contrast that restrict it, and the label of a cell that each is about."""
@@ -232,7 +232,7 @@ class _Comparing:
         within = f" ({'; '.join(limits)})" if limits else ""
         self._mistakes.add(
             path,
-            f"no model, method and sparsity{within} has both {name} and {other}; "
+            f"no model, method and target{within} has both {name} and {other}; "
             "widen the grid, or take other sets",
         )
         return False

@@ -26,7 +26,7 @@ from calibrant.lab.study.request import (
 )
 from calibrant.lab.study.workers import answer, check
 from calibrant.methods import Method, methods
-from calibrant.options import DataOptions, MachineOptions, RecipeOptions
+from calibrant.options import DataOptions, MachineOptions, RecipeOptions, check_word
 from calibrant.results import Store
 from calibrant.spec.foreign import did_you_mean
 from calibrant.system.notebook import card
@@ -37,15 +37,14 @@ from calibrant.transforms import Transform
 KEY_OF_FIELD: Final = {
     "models": "model",
     "methods": "method",
-    "sparsities": "sparsity",
+    "targets": "target",
     "transforms": "transform",
 }
 """The keys of a study file whose fields have another name."""
 FIELD_OF_WORD: Final = {
     "model": "models",
     "method": "methods",
-    "sparsity": "sparsities",
-    "target": "sparsities",
+    "target": "targets",
     "transform": "transforms",
     "seed": "seeds",
 }
@@ -62,10 +61,10 @@ class Study:
 
     A single value stands for a list of one, and an object for its text:
     `Study(model="smollm2", data=MySource(), method=[MyMethod(), "wanda"])`. `model`, `method`,
-    `sparsity`, `target`, `transform` and `seed` are other words for the lists.
+    `target`, `transform` and `seed` are other words for the lists.
 
     `seeds` are calibration draws. The dense model is always among the runs; methods that look at no
-    data (magnitude) have one run for each target, whatever the sets. `sparsities` are targets of
+    data (magnitude) have one run for each target, whatever the sets. `targets` are of
     all kinds; each method must accept its targets, so methods that remove and methods that round
     stand in groups of their own. `propagate=None` means `dense` for methods that only score and
     `arrival` for methods that update the weights they keep. With `masks`, a bit for each weight is
@@ -76,12 +75,12 @@ class Study:
     A set among `data` may be a mapping with a short `name` and its `data`; reports call it so, and
     so may groups, `baseline` and contrasts.
 
-    With `groups`, each a mapping of axes (`model`, `data`, `method`, `allocation`, `sparsity`,
+    With `groups`, each a mapping of axes (`model`, `data`, `method`, `allocation`, `target`,
     `seeds`, `propagate`) to what stands in their place, the study is the union of the grids that
     they make; `exclude` leaves out the cells that match every key of an entry. `baseline` is the
     set that others are compared with, `pools` are sets taken together, `primary` the contrasts that
     are tested: each a mapping with `compare` and `with`, and perhaps `name`, `on` (evaluators),
-    `model`, `method`, `sparsity`, `propagate`. `statistics_gb` is how much the statistics may take
+    `model`, `method`, `target`, `propagate`. `statistics_gb` is how much the statistics may take
     on disk, `edits_gb` how much the changed weights of runs that no mask brings back.
 
     The fields keep what was given, objects as their texts. What it means is read once, when the
@@ -93,7 +92,7 @@ class Study:
     models: Sequence[str] | str = ()
     data: Sequence[str | CalibrationSet | Source] | str | CalibrationSet | Source = ()
     methods: Sequence[str | Method] | str | Method = ("wanda", "magnitude")
-    sparsities: Sequence[float | str | Target] | float | str | Target = (0.5,)
+    targets: Sequence[float | str | Target] | float | str | Target = (0.5,)
     seeds: Sequence[int] | int = (0,)
     evaluate: Sequence[str | Evaluator] | str | Evaluator = ("loss(source=wikitext)",)
     samples: int = DataOptions.samples
@@ -117,12 +116,15 @@ class Study:
     _contents: StudyContents = field(init=False, repr=False, compare=False)
     model: InitVar[Sequence[str] | str | None] = None
     method: InitVar[Sequence[str | Method] | str | Method | None] = None
-    sparsity: InitVar[Sequence[float | str | Target] | float | str | Target | None] = None
     target: InitVar[Sequence[float | str | Target] | float | str | Target | None] = None
     transform: InitVar[Sequence[str | Transform] | str | Transform | None] = None
     seed: InitVar[Sequence[int] | int | None] = None
+    sparsity: InitVar[None] = None
 
-    def __post_init__(self, *otherwise: Any) -> None:
+    def __post_init__(self, *initial: Any) -> None:
+        *otherwise, sparsity = initial
+        if sparsity is not None:
+            check_word("sparsity")
         mistakes = Mistakes()
         given = {name: getattr(self, name) for name in DEFAULTS}
         words: dict[str, str] = {}
@@ -164,7 +166,7 @@ class Study:
             "models": self.models,
             "calibration sets": self.data,
             "methods": self.methods,
-            "targets": self.sparsities,
+            "targets": self.targets,
             "draws": self.seeds,
         }
         if self.allocation != EQUAL:

@@ -148,7 +148,6 @@ def command(cell: Cell, record: Record, budget: Mapping[str, Any]) -> str:
     # A method that looks at no data gets some all the same, because prune requires it; quantize
     # doesn't.
     verb, out = ("quantize", "quantized") if is_rounded(cell.target) else ("prune", "pruned")
-    option = "--sparsity" if target_noun([cell.target]) == "sparsity" else "--target"
     equal = run.allocation.get("spec") == "uniform"
     data = ["--data", run.data or "full_stops"] if run.data or verb == "prune" else []
     words = [
@@ -158,7 +157,7 @@ def command(cell: Cell, record: Record, budget: Mapping[str, Any]) -> str:
         *data,
         "--method",
         cell.method if equal else written_form(run.method),
-        option,
+        "--target",
         cell.target,
     ]
     if cell.data:
