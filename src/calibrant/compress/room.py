@@ -32,6 +32,10 @@ BLOCKS_HELD: Final = 3
 """Blocks on disk that are in memory at once: the one that is worked on, the finished one that is
 being kept, and what is converted while reading.
 """
+ACTIVATIONS_SHARE: Final = 0.8
+"""The share of the free memory that activations may fill. A fifth is left for what isn't counted,
+and for other processes.
+"""
 
 
 @final
@@ -276,8 +280,7 @@ def fitting(
     needs = Needs.of(view, int(batch.mask.sum()), dtype, length=batch.ids.shape[1])
     needed = needs.activations("arrival")
     if limit is None:
-        # A fifth is left for what isn't counted, and for other processes.
-        limit = int(psutil.virtual_memory().available * 0.8)
+        limit = int(psutil.virtual_memory().available * ACTIVATIONS_SHARE)
     if needed <= limit:
         return propagate, ""
     holds = f"arrival would hold about {needed / 1e9:.1f} GB of activations"

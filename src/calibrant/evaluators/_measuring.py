@@ -6,18 +6,22 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final, final
+from typing import Any, final
 
+import torch
 from transformers import PreTrainedModel
 
-from calibrant.compress.room import Needs, check_kept, in_bytes
+from calibrant.compress.planning import Plan, outline_of_model
+from calibrant.compress.room import check_kept, in_bytes
 from calibrant.data import CalibrationSet, Row, StoredSource
 from calibrant.data.inspect.leaks import LeakCount, RowFingerprints, find_leaks, serious
 from calibrant.data.user_file import UserFile, files_behind
 from calibrant.errors import DataError, SpecError
 from calibrant.evaluators._base import Evaluator, Subject
 from calibrant.evaluators._engines import check_engine, opened_by_llama_cpp
+from calibrant.evaluators._planning import needs_of, plan_of_measuring
 from calibrant.models import (
+    ModelShape,
     Opened,
     manifest_folder,
     open_model,
@@ -35,13 +39,6 @@ from calibrant.system.progress import Progress, silent
 
 evaluators = Registry("calibrant.evaluators", "task")
 
-TOKENS: Final = 2048
-"""Tokens of the largest batch that a measure runs at once, unless a single window has more."""
-SOFTMAX_BYTES: Final = 12
-"""Bytes that the log-softmax of a logit takes: three copies in float32. They are made of one
-window at a time.
-"""
-
 
 @final
 @declaration
@@ -51,7 +48,31 @@ class EvaluateOptions(EvaluateCommand):
     tasks: Sequence[str | Evaluator] | str | Evaluator
 
 
-@with_fields_of(EvaluateOptions)
+def _planned(options: EvaluateOptions) -> Plan:
+    """What a measurement would take."""
+    chosen = _chosen(options)
+    if options.engine == "llama_cpp":
+        message = "what llama.cpp takes isn't known beforehand; leave --plan or --engine out"
+        raise SpecError(message, subject=options.engine)
+    models: list[Any] = [options.model]
+    if any(task.compares for task in chosen):
+        name = options.model.name if isinstance(options.model, Opened) else str(options.model)
+        manifest = read_manifest(manifest_folder(name))
+        models.append(options.reference or _known_origin(manifest, name))
+    outlines = [outline_of_model(model, options.dtype, options.device) for model in models]
+    return plan_of_measuring(outlines, chosen, in_bytes(options.memory))
+
+
+def _chosen(options: EvaluateOptions) -> list[Evaluator]:
+    """The tasks that are asked for, with their budgets."""
+    tasks = options.tasks
+    if isinstance(tasks, str | Evaluator):
+        tasks = [tasks]
+    chosen: list[Evaluator] = [evaluators.build(task) for task in tasks]
+    return within_budget(chosen, options.limit, options.tokens)
+
+
+@with_fields_of(EvaluateOptions, _planned)
 def evaluate(options: EvaluateOptions) -> list[Measurement]:
     """Measure `model` with each of `tasks`, for example `loss(source=wikitext, tokens=65536)`.
 
@@ -68,11 +89,7 @@ def evaluate(options: EvaluateOptions) -> list[Measurement]:
     model doesn't fit, its blocks stay on disk and are read whenever they run; the scores are the
     same.
     """
-    tasks = options.tasks
-    if isinstance(tasks, str | Evaluator):
-        tasks = [tasks]
-    chosen: list[Evaluator] = [evaluators.build(task) for task in tasks]
-    chosen = within_budget(chosen, options.limit, options.tokens)
+    chosen = _chosen(options)
     check_engine(options.engine, chosen)
     leak_counts, manifest = refuse_leaks(options.model, chosen, options.allow_leak)
     promised = in_bytes(options.memory)
@@ -141,29 +158,13 @@ def left_on_disk(
     them isn't a folder of plain safetensors. Raises `SpecError` where the promise can't be kept:
     for tasks that look into the whole model, and for less memory than is taken with blocks on disk.
     """
-    lengths = [getattr(task, "length", TOKENS) for task in tasks]
-    tokens = max([TOKENS, *lengths])
-    longest = max(lengths, default=tokens)
-    needs: list[Needs] = []
-    logits = 0
+    shapes: list[tuple[ModelShape, torch.dtype]] = []
     for model in models:
-        view, kind = outlined(model, dtype, device)
+        view, stored_dtype = outlined(model, dtype, device)
         if view is None:
             return False
-        needs.append(Needs.of(view, tokens, kind))
-        vocabulary = view.model.config.get_text_config(decoder=True).vocab_size
-        logits += vocabulary * (tokens * kind.itemsize + longest * SOFTMAX_BYTES)
-    # All models are held, and one runs after the other. All that is shown at once is one batch, so
-    # none goes on beside others that wait.
-    together = replace(
-        needs[0],
-        model=sum(need.model for need in needs),
-        outside=sum(need.outside for need in needs),
-        block=max(need.block for need in needs),
-        arrival=max(need.arrival for need in needs),
-        in_a_pass=0,
-        work=logits,
-    )
+        shapes.append((ModelShape.of(view), stored_dtype))
+    together = needs_of(shapes, tasks)
     taken = together.in_memory("arrival")
     if taken <= promised:
         return False
@@ -285,14 +286,22 @@ def reference_of(
     """
     if isinstance(reference, Opened):
         return reference
-    name = reference or _origin(manifest)
-    if name is None:
-        raise SpecError(
-            f"{opened.name!r} is to be compared with the untouched model, "
-            f"and which one that is isn't known; give {option}",
-            subject=opened.name,
-        )
+    name = reference or _known_origin(manifest, opened.name, option)
     return _opened(name, _name(opened), device, opened.residence.on_disk)
+
+
+def _known_origin(
+    manifest: Mapping[str, Any] | None, model: str, option: str = "--reference"
+) -> str:
+    """The name of the model that `model` was made from. Raises `SpecError` where it isn't known."""
+    origin = _origin(manifest)
+    if origin is None:
+        raise SpecError(
+            f"{model!r} is to be compared with the untouched model, "
+            f"and which one that is isn't known; give {option}",
+            subject=model,
+        )
+    return origin
 
 
 def _origin(manifest: Mapping[str, Any] | None) -> str | None:

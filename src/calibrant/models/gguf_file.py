@@ -272,8 +272,10 @@ def gguf_tokenizer(path: Path) -> PreTrainedTokenizerFast:
 
 
 def gguf_header(path: Path) -> Header:
-    """Return the file's header. Raises `ModelError` if it is damaged, asks for more layers than the file
-    has room for, or has tensors of more blocks than it says.
+    """Return the file's header.
+
+    Raises `ModelError` if it is damaged, asks for more layers than the file has room for, or has
+    tensors of more blocks than it says.
     """
     check_magic(path)
     with Refusal(f"{path} is truncated or damaged", "; download it again", str(path)):
