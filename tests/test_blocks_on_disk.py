@@ -75,9 +75,9 @@ def same_both_ways(
     run: Callable[..., Any], folder: Path, texts: str, tmp_path: Path, *how: str, **options: Any
 ) -> None:
     """The same job in memory and with its blocks on disk writes the same files."""
-    run(str(folder), texts, *how, tmp_path / "whole", **SMALL, **options)
+    run(str(folder), None, texts, *how, tmp_path / "whole", **SMALL, **options)
     with blocks_on_disk():
-        parted = run(str(folder), texts, *how, tmp_path / "parted", **SMALL, **options)
+        parted = run(str(folder), None, texts, *how, tmp_path / "parted", **SMALL, **options)
     absent = [name for names in parted.opened.residence.absent().values() for name in names]
     assert absent
     assert all(parted.opened.model.get_parameter(name).is_meta for name in absent)

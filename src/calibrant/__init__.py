@@ -2,6 +2,15 @@
 which differences are real.
 
     import calibrant
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained("HuggingFaceTB/SmolLM2-135M-Instruct")
+    tokenizer = AutoTokenizer.from_pretrained("HuggingFaceTB/SmolLM2-135M-Instruct")
+    done = calibrant.quantize(model, tokenizer, data=texts, method="gptq", target="w4g64")
+    done.save("small")
+    calibrant.evaluate(done.model, tokenizer, tasks=["loss(source='gsm8k')"], store="results")
+
+The same with names and folders:
 
     calibrant.prune("smollm2", data="gsm8k:cot", method="wanda", target=0.5, out="pruned")
     calibrant.evaluate("pruned", tasks=["loss(source='gsm8k')"])
@@ -48,7 +57,7 @@ if TYPE_CHECKING:
     from calibrant.names import catalogue as catalogue
     from calibrant.targets import parse_target as parse_target
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 
 _HOME: Final = {
     "CalibrantError": "errors",

@@ -97,7 +97,7 @@ def test_the_mean_is_what_was_asked_for_and_the_course_is_told_and_noted(
         **SMALL,
     }
     done = (quantize if method == "rtn" else prune)(
-        str(folder), "python_docs", method, target, **how
+        str(folder), data="python_docs", method=method, target=target, **how
     )
     sizes = {
         weight.name: weight.shape[0] * weight.shape[1] for weight in view(opened.model).weights

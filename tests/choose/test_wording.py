@@ -78,7 +78,7 @@ def test_what_cannot_be_advised_on_and_nothing_is_written(
             goal="python_docs",
             sources=("python_docs", "random_tokens"),
             method=method,
-            sparsity=target,
+            target=target,
             minutes=minutes,
             **small,
         )

@@ -104,7 +104,7 @@ def test_what_is_saved_is_what_was_made(name: str, tmp_path: Path) -> None:
 def compressed(model: str, name: str, **how: Any) -> Pruned:
     """What the command that is for the recipe's target makes of a model."""
     verb = quantize if str(RECIPES[name]["target"]).startswith("w") else prune
-    return verb(model, "random_tokens", **RECIPES[name], **SMALL, **how)
+    return verb(model, data="random_tokens", **RECIPES[name], **SMALL, **how)
 
 
 @pytest.mark.parametrize("name", usually(GUESTS, ("cheapest_blocks",)))

@@ -126,7 +126,7 @@ def test_an_export_that_nobody_knows_is_refused_before_anything_is_read(tmp_path
     said = refusal_of(
         prune,
         "no/such/model",
-        "python_docs",
+        data="python_docs",
         kind=SpecError,
         out=tmp_path / "out",
         export=("gguff",),

@@ -114,8 +114,13 @@ def test_what_it_cannot_hold_is_refused_before_any_work(tmp_path: Path) -> None:
         "out": tmp_path / "out",
     }
     assert refusal_of(quantize, folder, target="w4g16a", **options).subject == "w4g16a"
-    assert refusal_of(quantize, folder, None, "none", "w4g16", **options).subject == "none"
-    assert refusal_of(prune, folder, "python_docs", "magnitude", 0.5, **options).subject == NAME
+    assert refusal_of(quantize, folder, method="none", target="w4g16", **options).subject == "none"
+    assert (
+        refusal_of(
+            prune, folder, data="python_docs", method="magnitude", target=0.5, **options
+        ).subject
+        == NAME
+    )
     assert (
         refusal_of(quantize, moe, target="w4g16", **options).subject
         == "model.layers.0.mlp.experts.gate_up_proj[0]"

@@ -205,7 +205,14 @@ def test_what_drops_blocks_or_experts_is_refused_before_any_work(
         if method in ("mc_suite", "cd_moe")
         else template
     )
-    job: tuple[Any, ...] = (str(model), "python_docs", method, DROPPING[method], tmp_path / "out")
+    job: tuple[Any, ...] = (
+        str(model),
+        None,
+        "python_docs",
+        method,
+        DROPPING[method],
+        tmp_path / "out",
+    )
     assert refusal_of(prune, *job, kind=OutputError, export="gguf", **SMALL).subject == method
     assert not (tmp_path / "out").exists()
 

@@ -43,10 +43,10 @@ def make(
     act = quantize if "w" in target or "q" in target else prune
     act(
         str(folder),
-        "python_docs",
-        method,
-        target,
-        place / "out",
+        data="python_docs",
+        method=method,
+        target=target,
+        out=place / "out",
         dtype=dtype,
         export="sparse",
         **SMALL,
@@ -259,7 +259,7 @@ def test_it_is_measured_and_compressed_as_the_folder_beside_it_is(tmp_path: Path
     assert dense.value == sparse.value > 0
     again = f"loss(source={str(rows)!r}, tokens=64, length=16)"
     assert refusal_of(
-        evaluate, str(out / "sparse"), again, kind=DataError, dtype="float32"
+        evaluate, str(out / "sparse"), tasks=again, kind=DataError, dtype="float32"
     ).subject == str(out)
     once_more = [
         prune(str(place), data="python_docs", method="wanda", target=0.75, dtype="float32", **SMALL)

@@ -104,7 +104,7 @@ def written() -> Iterator[tuple[str, Any]]:
 def _compress(made: Made, dense: Path, template: Path, texts: Path, out: Path) -> None:
     verb: Callable[..., Any] = prune if made.method == "magnitude" else quantize
     form = made.form.replace("template.gguf", str(template))
-    verb(str(dense), str(texts), made.method, made.target, out, export=form, **OPTIONS)
+    verb(str(dense), None, str(texts), made.method, made.target, out, export=form, **OPTIONS)
 
 
 def _told(out: Path, dense: Path) -> dict[str, Any]:

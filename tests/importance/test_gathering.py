@@ -99,7 +99,7 @@ def test_the_names_are_those_of_a_files_own_tensors(
         "calibrant.compress.importance.tensor_names",
         lambda view: {w.name: ("blk.0.other.weight",) for w in view.weights},
     )
-    said = refusal_of(calibrant.imatrix, str(path), "python_docs", **SMALL)
+    said = refusal_of(calibrant.imatrix, str(path), data="python_docs", **SMALL)
     assert said.subject == "model.layers.0.self_attn.q_proj"
     assert "blk.0.other.weight" in str(said)
 
@@ -157,12 +157,12 @@ def test_the_command_writes_and_inspect_compares(folder: Path, tmp_path: Path):
 def test_what_cannot_be_is_refused_before_any_work(folder: Path, tmp_path: Path):
     place = tmp_path / "a.txt"
     assert refusal_of(
-        calibrant.imatrix, str(folder), "python_docs", place, kind=OutputError
+        calibrant.imatrix, str(folder), data="python_docs", out=place, kind=OutputError
     ).subject == str(place)
     opened = open_model(str(folder), "float32", "cpu")
     assert (
         refusal_of(
-            calibrant.imatrix, opened, "python_docs", kind=SpecError, memory=1.0, **SMALL
+            calibrant.imatrix, opened, data="python_docs", kind=SpecError, memory=1.0, **SMALL
         ).subject
         == "memory"
     )
@@ -211,8 +211,8 @@ def test_with_blocks_and_activations_on_disk_the_file_is_the_same(
     less = refusal_of(
         calibrant.imatrix,
         folder,
-        texts,
-        tmp_path / "less.gguf",
+        data=texts,
+        out=tmp_path / "less.gguf",
         kind=SpecError,
         memory=needs.block / 1e9,
         **MANY,
@@ -228,8 +228,8 @@ def test_a_selector_that_runs_the_model_needs_all_of_it_and_without_a_file_nothi
     said = refusal_of(
         calibrant.imatrix,
         folder,
-        "cluster(source=python_docs)",
-        tmp_path / "out.gguf",
+        data="cluster(source=python_docs)",
+        out=tmp_path / "out.gguf",
         kind=SpecError,
         memory=1e-6,
         **SMALL,
@@ -238,6 +238,8 @@ def test_a_selector_that_runs_the_model_needs_all_of_it_and_without_a_file_nothi
     assert "cluster" in str(said)
     little = needs.on_disk("dense", offload=True) * 1.001 / 1e9
     assert (
-        refusal_of(calibrant.imatrix, folder, texts, kind=SpecError, memory=little, **MANY).subject
+        refusal_of(
+            calibrant.imatrix, folder, data=texts, kind=SpecError, memory=little, **MANY
+        ).subject
         == "imatrix"
     )

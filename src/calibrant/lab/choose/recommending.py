@@ -66,8 +66,9 @@ class Recommendation:
     """What to calibrate on, and how that was found.
 
     `expr` is what `--data` takes, `text` the advice in a paragraph, and `command` does what was
-    measured. `verb` is what it does, `prune` or `quantize`, and `target` is of whatever kind. `bits` is how many a weight takes where it is stored as codes. `predicted_by` says by what
-    a method was predicted that reads more than sums of statistics.
+    measured. `verb` is what it does, `prune` or `quantize`, and `target` is of whatever kind.
+    `bits` is how many a weight takes where it is stored as codes. `predicted_by` says by what a
+    method was predicted that reads more than sums of statistics.
 
     `candidates` are the best first, and `baseline` is what they are compared with. `why` says how
     the race ended: `clear`, `alike`, `draws` or `time`. `mixture` is what was searched for and

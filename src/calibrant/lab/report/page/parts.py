@@ -134,52 +134,46 @@ def command(cell: Cell, record: Record, budget: Mapping[str, Any]) -> str:
     tasks = [word for evaluator in cell.measures for word in ("--task", evaluator)]
     if cell.method == "none":
         return shlex.join(["calibrant", "evaluate", cell.model, "--dtype", run.dtype, *tasks])
+    verb = "prune"
+    out = "pruned"
+    if is_rounded(cell.target):
+        verb = "quantize"
+        out = "quantized"
+    equal = run.allocation.get("spec") == "uniform"
+    words = ["calibrant", verb, cell.model]
+    if run.data:
+        words += ["--data", run.data]
+    # A method's name in a report has the allocation behind it where that isn't equal.
+    method = cell.method
+    if not equal:
+        method = written_form(run.method)
+    words += ["--method", method]
+    words += ["--target", cell.target]
+    if cell.data:
+        words += _amount(record, budget)
+        words += ["--seed", str(cell.seed)]
+    if not equal:
+        words += ["--allocation", written_form(run.allocation)]
+    for transform in run.transforms:
+        words += ["--transform", written_form(transform)]
+    if run.propagate:
+        words += ["--propagate", run.propagate]
+    words += ["--dtype", run.dtype, "--out", out]
+    measuring = ["calibrant", "evaluate", out, "--dtype", run.dtype, *tasks]
+    return f"{shlex.join(words)}\n{shlex.join(measuring)}"
+
+
+def _amount(record: Record, budget: Mapping[str, Any]) -> list[str]:
+    """Return how much was drawn, as a command says it."""
     # Without the study's own text the record says what was drawn, unless the budget was a number of
     # tokens.
-    samples, length = (
-        budget.get(key) or record.data_facts.get(fact, BUDGET[key])
-        for key, fact in (("samples", "windows"), ("length", "length"))
-    )
-    amount = (
-        ["--samples", str(samples)]
-        if budget.get("tokens") is None
-        else ["--tokens", str(budget["tokens"])]
-    )
-    # A method that looks at no data gets some all the same, because prune requires it; quantize
-    # doesn't.
-    verb, out = ("quantize", "quantized") if is_rounded(cell.target) else ("prune", "pruned")
-    equal = run.allocation.get("spec") == "uniform"
-    data = ["--data", run.data or "full_stops"] if run.data or verb == "prune" else []
-    words = [
-        "calibrant",
-        verb,
-        cell.model,
-        *data,
-        "--method",
-        cell.method if equal else written_form(run.method),
-        "--target",
-        cell.target,
-    ]
-    if cell.data:
-        words += [*amount, "--length", str(length), "--seed", str(cell.seed)]
-    elif data:
-        words += ["--samples", "1", "--length", "16"]
-    words += [] if equal else ["--allocation", written_form(run.allocation)]
-    words += [
-        word for transform in run.transforms for word in ("--transform", written_form(transform))
-    ]
-    words += [
-        *(["--propagate", run.propagate] if run.propagate else []),
-        "--dtype",
-        run.dtype,
-        "--out",
-        out,
-    ]
-    return (
-        shlex.join(words)
-        + "\n"
-        + shlex.join(["calibrant", "evaluate", out, "--dtype", run.dtype, *tasks])
-    )
+    length = budget.get("length") or record.data_facts.get("length", BUDGET["length"])
+    words = ["--length", str(length)]
+    tokens = budget.get("tokens")
+    if tokens is not None:
+        return ["--tokens", str(tokens), *words]
+    samples = budget.get("samples") or record.data_facts.get("windows", BUDGET["samples"])
+    return ["--samples", str(samples), *words]
 
 
 NUMBERS: Final = {
