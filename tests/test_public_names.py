@@ -21,7 +21,7 @@ NAMES = (
         "inspect",
         "load",
     ),
-    *("mix", "open_model", "parse_target", "prune", "quantize", "recommend", "survey", "view"),
+    *("mix", "open_model", "parse_target", "plan", "prune", "quantize", "recommend", "survey", "view"),
 )
 
 

@@ -5,7 +5,7 @@ the loop that they and studies share.
 from calibrant.compress.exporting import Exported, export
 from calibrant.compress.loop import UntouchedModel, compress, put_back, transformed
 from calibrant.compress.matrices import check_model, edits_of
-from calibrant.compress.planning import Plan, plan
+from calibrant.compress.planning import JobPlan, plan
 from calibrant.compress.prune_quantize import Pruned, prune, quantize
 from calibrant.compress.recipe import PROPAGATIONS, Recipe
 from calibrant.compress.room import fitting
@@ -13,7 +13,7 @@ from calibrant.compress.room import fitting
 __all__ = [
     "PROPAGATIONS",
     "Exported",
-    "Plan",
+    "JobPlan",
     "Pruned",
     "Recipe",
     "UntouchedModel",

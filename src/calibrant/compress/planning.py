@@ -13,15 +13,15 @@ from transformers import PreTrainedModel
 
 from calibrant.activations import Propagation
 from calibrant.compress.rates import (
+    TOKENIZING,
     WORK,
+    WRITTEN,
     forward_seconds,
     head_seconds,
     method_seconds,
     opening_seconds,
     rates_of,
     statistics_seconds,
-    tokenizing_seconds,
-    writing_seconds,
 )
 from calibrant.compress.recipe import Recipe
 from calibrant.compress.room import (
@@ -57,7 +57,7 @@ FEWEST_TOKENS: Final = 1024
 
 
 @dataclass(frozen=True)
-class Plan:
+class JobPlan:
     """What a job would take.
 
     `memory` is in bytes at the peak, and the process may hold `room` of them. `disk` says how many
@@ -112,7 +112,7 @@ class Plan:
         return card(f"{self.verb}: what it would take", self.facts(), note)
 
 
-def plan(verb: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> Plan:
+def plan(verb: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> JobPlan:
     """Say what `verb` would take with these arguments: memory, disk and time. No weights are read,
     and nothing is written.
 
@@ -163,7 +163,7 @@ class CompressionPlanner:
     memory: int | None
     out: Path | None
 
-    def plan(self, verb: str) -> Plan:
+    def plan(self, verb: str) -> JobPlan:
         """Return all that is known of the job beforehand."""
         outline = self.outline
         needs = self._needs(self._tokens, outline.dtype)
@@ -173,11 +173,10 @@ class CompressionPlanner:
         propagate = self._fitting(needs)
         if propagate != self.recipe.propagate:
             notes.append("arrival would hold too many activations, so it goes on with reference")
-        memory = needs.in_memory(propagate)
+        memory = max(needs.in_memory(propagate), held_while_opening(outline, needs))
         if memory > room and self._on_disk_is_possible and self.memory is not None:
             notes.append("the blocks of the model stay on disk")
             memory = needs.on_disk(propagate, offload=True)
-        memory = max(memory, held_while_opening(outline, needs))
         if memory > room:
             ways = self._ways_to_fit(room, propagate)
             problems.append(f"{gigabytes(memory)} of memory are too much here; {ways}")
@@ -186,7 +185,7 @@ class CompressionPlanner:
         in_all = sum(disk.values())
         if in_all > free:
             problems.append(f"{gigabytes(in_all)} don't fit on this disk; write to another (--out)")
-        return Plan(
+        return JobPlan(
             verb=verb,
             model=outline.name,
             numbers=outline.shape.numbers,
@@ -290,7 +289,7 @@ class CompressionPlanner:
         seconds = {"open": opening_seconds(self.outline)}
         compress = method_seconds(shape, method, rates)
         if tokens:
-            seconds["tokenize"] = tokenizing_seconds(tokens)
+            seconds["tokenize"] = TOKENIZING * tokens
             forward = forward_seconds(shape, tokens, self._length, rates)
             walks = self._walks(propagate)
             compress += walks * forward + statistics_seconds(shape, tokens, method, rates)
@@ -300,7 +299,7 @@ class CompressionPlanner:
             compress += head_seconds(shape, tried, rates)
         seconds["compress"] = compress
         if written:
-            seconds["save"] = writing_seconds(written)
+            seconds["save"] = written / WRITTEN
         return seconds
 
     def _walks(self, propagate: Propagation) -> int:
@@ -318,7 +317,7 @@ class CompressionPlanner:
         method = self.recipe.method
         left_out: list[str] = []
         if method.spec_name() not in WORK:
-            left_out.append(f"{method} wasn't timed, and counts as a method that observes the same")
+            left_out.append(f"{method} wasn't timed: it counts as a method that observes the same")
         if self.recipe.allocation.tries:
             left_out.append(f"what the search of {self.recipe.allocation} takes isn't counted")
         if self.outline.origin == "hub":

@@ -15,7 +15,7 @@ from calibrant.compress.checkpoint import Checkpoint
 from calibrant.compress.costs import FEW_TOKENS, Costs, provenance, shortage_of
 from calibrant.compress.exporting import file_bytes
 from calibrant.compress.loop import compress
-from calibrant.compress.planning import CompressionPlanner, Plan, outline_of_model
+from calibrant.compress.planning import CompressionPlanner, JobPlan, outline_of_model
 from calibrant.compress.recipe import Recipe
 from calibrant.compress.room import (
     fitting,
@@ -102,11 +102,11 @@ class Pruned:
         return card(title, facts, inside=self.record._repr_html_())
 
 
-def _planned_pruning(options: PruneOptions) -> Plan:
+def _planned_pruning(options: PruneOptions) -> JobPlan:
     return _planned("prune", options, _pruning(options))
 
 
-def _planned_quantizing(options: QuantizeOptions) -> Plan:
+def _planned_quantizing(options: QuantizeOptions) -> JobPlan:
     return _planned("quantize", options, _recipe("quantize", options, options.target))
 
 
@@ -220,7 +220,7 @@ def _accepts(method: Method | type[Method], kinds: tuple[type[Target], ...]) -> 
     return False
 
 
-def _planned(verb: Verb, options: CompressOptions, recipe: Recipe) -> Plan:
+def _planned(verb: Verb, options: CompressOptions, recipe: Recipe) -> JobPlan:
     """What the whole job would take, for both verbs."""
     calibration = _calibration(options, recipe)
     out = None

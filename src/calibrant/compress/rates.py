@@ -32,21 +32,24 @@ SIDE: Final = 1024
 """Outputs and inputs of the matrix whose products are timed."""
 NUMBERS: Final = 2**20
 """How many numbers one timed pass goes over: few enough that they stay in the cache."""
-TRIES: Final = 10
-"""How often a pass is timed; the fastest counts."""
+TIMED: Final = 0.05
+"""Seconds in which a rate is timed again and again. The fastest time counts, since another process
+may have slowed the others.
+"""
 
 
 @functools.cache
 def rates_of(dtype: torch.dtype, device: torch.device) -> Rates:
     """Return the rates of a device, which are measured once, in about a fifth of a second."""
     shape = (SIDE, SIDE)
-    exact = peak(shape, torch.float32, device, seconds=0.05)
+    exact = peak(shape, torch.float32, device, TIMED)
     products = exact
     if dtype != torch.float32:
-        products = peak(shape, dtype, device, seconds=0.05)
+        products = peak(shape, dtype, device, TIMED)
     numbers = torch.ones(NUMBERS, dtype=dtype, device=device)
     fastest = float("inf")
-    for _ in range(TRIES):
+    ends = time.perf_counter() + TIMED
+    while time.perf_counter() < ends:
         began = time.perf_counter()
         # What a feed-forward network does to each of its numbers.
         torch.nn.functional.silu(numbers)
@@ -58,7 +61,7 @@ def rates_of(dtype: torch.dtype, device: torch.device) -> Rates:
 
 @final
 @dataclass(frozen=True)
-class Work:
+class MethodWork:
     """What a method does to a matrix of `out` × `in`: `passes` over each weight, and operations in
     float32, as a multiple `products` of out · in² and `cubes` of in³. The cubes are those of
     factoring a Gram, which is done once for all matrices that share an input.
@@ -69,14 +72,14 @@ class Work:
     cubes: float = 0.0
 
 
-WORK: Final[Mapping[str, Work]] = {
-    "none": Work(0),
-    "rtn": Work(11),
-    "wanda": Work(25),
-    "sparsegpt": Work(24, 0.7, 2.0),
-    "gptq": Work(27, 0.7, 2.0),
-    "refined": Work(150, 20.0, 4.0),
-    "alps": Work(150, 55.0, 15.0),
+WORK: Final[Mapping[str, MethodWork]] = {
+    "none": MethodWork(0.0),
+    "rtn": MethodWork(11.0),
+    "wanda": MethodWork(25.0),
+    "sparsegpt": MethodWork(24.0, 0.7, 2.0),
+    "gptq": MethodWork(27.0, 0.7, 2.0),
+    "refined": MethodWork(150.0, 20.0, 4.0),
+    "alps": MethodWork(150.0, 55.0, 15.0),
 }
 """What methods do. These factors, and those below, were fitted to runs of smollm2 and gemma3-270m
 on one core of a Xeon with AMX, in processor time, and compared with qwen2.5-coder-1.5b on two
@@ -104,7 +107,7 @@ WRITTEN: Final = 0.5e9
 """Bytes a second that are written and flushed."""
 STARTING: Final = 0.5
 """Seconds until a model's files are found, and its modules are made."""
-TOKEN_SECONDS: Final = 11e-6
+TOKENIZER_SECONDS: Final = 11e-6
 """Seconds that an entry of the vocabulary takes while a tokenizer is opened."""
 TOKENIZING: Final = 10e-6
 """Seconds that a token of calibration data takes to be read and tokenized."""
@@ -112,7 +115,7 @@ DEQUANTIZING: Final = 25e-9
 """Seconds that a number of a GGUF file takes to be dequantized and kept, the first time."""
 
 
-def work_of(method: Method) -> Work:
+def work_of(method: Method) -> MethodWork:
     """Return what a method does to a matrix; of one that wasn't measured, what its like does."""
     known = WORK.get(method.spec_name())
     if known is not None:
@@ -169,17 +172,7 @@ def opening_seconds(outline: ModelOutline) -> float:
         return 0.0
     shape = outline.shape
     numbers = shape.numbers * outline.dtype.itemsize
-    seconds = STARTING + TOKEN_SECONDS * shape.vocabulary + numbers / DISK
+    seconds = STARTING + TOKENIZER_SECONDS * shape.vocabulary + numbers / DISK
     if outline.origin == "gguf":
         seconds += DEQUANTIZING * shape.numbers
     return seconds
-
-
-def tokenizing_seconds(tokens: int) -> float:
-    """Return the seconds in which so many tokens are read and tokenized."""
-    return TOKENIZING * tokens
-
-
-def writing_seconds(size: int) -> float:
-    """Return the seconds in which so many bytes are written."""
-    return size / WRITTEN

@@ -11,7 +11,7 @@ from typing import Any, final
 import torch
 from transformers import PreTrainedModel
 
-from calibrant.compress.planning import Plan, outline_of_model
+from calibrant.compress.planning import JobPlan, outline_of_model
 from calibrant.compress.room import check_kept, in_bytes
 from calibrant.data import CalibrationSet, Row, StoredSource
 from calibrant.data.inspect.leaks import LeakCount, RowFingerprints, find_leaks, serious
@@ -48,7 +48,7 @@ class EvaluateOptions(EvaluateCommand):
     tasks: Sequence[str | Evaluator] | str | Evaluator
 
 
-def _planned(options: EvaluateOptions) -> Plan:
+def _planned(options: EvaluateOptions) -> JobPlan:
     """What a measurement would take."""
     chosen = _chosen(options)
     if options.engine == "llama_cpp":

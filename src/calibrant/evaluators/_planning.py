@@ -8,7 +8,7 @@ from typing import Final
 import torch
 
 from calibrant.compress.planning import (
-    Plan,
+    JobPlan,
     gigabytes,
     held_by_process,
     held_while_opening,
@@ -67,7 +67,7 @@ def needs_of(
 
 def plan_of_measuring(
     outlines: Sequence[ModelOutline], tasks: Sequence[Evaluator], memory: int | None
-) -> Plan:
+) -> JobPlan:
     """Return what it would take to measure the first of these models with `tasks`, in the bytes of
     `memory` that are promised; the others are what it is compared with.
     """
@@ -80,14 +80,13 @@ def plan_of_measuring(
     room = memory or room_on(outline.device)
     notes: list[str] = []
     problems: list[str] = []
-    peak = needs.in_memory("arrival")
+    peak = max(needs.in_memory("arrival"), held_while_opening(outline, needs))
     divisible = all(each.divisible for each in outlines)
     looking = [str(task) for task in tasks if task.looks_inside]
     on_disk = needs.on_disk("arrival")
     if peak > room and memory is not None and divisible and not looking:
         notes.append("the blocks of the model stay on disk")
         peak = on_disk
-    peak = max(peak, held_while_opening(outline, needs))
     if peak > room:
         way = "take a smaller model, or a machine with more memory"
         if divisible and not looking and on_disk <= room:
@@ -100,7 +99,7 @@ def plan_of_measuring(
         tokens += read
         seconds[str(task)] = _measuring_seconds(task, read, outlines)
     notes.append("answers that are written token by token aren't counted")
-    return Plan(
+    return JobPlan(
         verb="evaluate",
         model=outline.name,
         numbers=outline.shape.numbers,

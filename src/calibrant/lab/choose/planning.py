@@ -5,7 +5,7 @@ from typing import Final
 
 from calibrant.activations import Gram
 from calibrant.compress.planning import (
-    Plan,
+    JobPlan,
     free_at,
     gigabytes,
     held_by_process,
@@ -25,7 +25,7 @@ TOKENS: Final = 8192
 """Real tokens of each source where nothing is said."""
 
 
-def planned_recommendation(options: RecommendCommand) -> Plan:
+def planned_recommendation(options: RecommendCommand) -> JobPlan:
     """Return what a recommendation would take: the minutes that it may have, and memory and disk
     from shapes.
     """
@@ -52,7 +52,7 @@ def planned_recommendation(options: RecommendCommand) -> Plan:
         problems.append(f"{gigabytes(memory)} of memory are too much here; {fewer}")
     if statistics > free:
         problems.append(f"{gigabytes(statistics)} don't fit on this disk; name another --out")
-    return Plan(
+    return JobPlan(
         verb="recommend",
         model=outline.name,
         numbers=shape.numbers,
