@@ -28,13 +28,11 @@ from calibrant.spec import Spec
 from calibrant.system.progress import Progress, silent
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
     from calibrant.allocations import Allocation
     from calibrant.data import CalibrationSet, Data
     from calibrant.exports import Export
     from calibrant.methods import Method
-    from calibrant.models import Model
+    from calibrant.models import Model, Tokenizer
     from calibrant.targets import Target
     from calibrant.transforms import Transform
 
@@ -134,7 +132,7 @@ class ModelOptions:
     """
 
     model: "Model" = option(like=MODEL)
-    tokenizer: "PreTrainedTokenizerBase | None" = None
+    tokenizer: "Tokenizer | None" = None
 
     def __post_init__(self) -> None:
         if isinstance(self.tokenizer, str | list | tuple | dict | Spec):
@@ -149,24 +147,16 @@ class DataOptions:
     """How much of a calibration set is drawn, and which draw it is."""
 
     _: KW_ONLY
-    samples: int = option("Windows to calibrate on.", "N", default=128)
+    samples: int | None = option("Windows to calibrate on. [default: 128]", "N", default=None)
     tokens: int | None = option(like=TOKENS, default=None)
     length: int = option(like=LENGTH, default=2048)
     seed: int = option(like=SEED, default=0)
 
     def drawn_from(self, data: "Data") -> "CalibrationSet":
         """Return the calibration set; one that is given as an object has a budget of its own."""
-        from calibrant.data import CalibrationSet
+        from calibrant.data import as_set
 
-        if isinstance(data, CalibrationSet):
-            return data
-        return CalibrationSet(
-            data,
-            samples=self.samples,
-            length=self.length,
-            tokens=self.tokens,
-            seed=self.seed,
-        )
+        return as_set(data, self.samples, self.length, self.tokens, self.seed)
 
 
 @declaration
@@ -330,7 +320,7 @@ class InspectOptions(MachineOptions):
         "MODEL",
         default=None,
     )
-    tokenizer: "PreTrainedTokenizerBase | None" = None
+    tokenizer: "Tokenizer | None" = None
     _: KW_ONLY
     against: Sequence[str] = option(
         "Also compare with what SOURCE measures on; give it once for each source. Of an imatrix: "
@@ -586,13 +576,11 @@ def _with_fields(
 
 def _classes_in_quotes() -> dict[str, Any]:
     """Return the classes that types in quotes name: whoever calls this has torch already."""
-    from transformers import PreTrainedTokenizerBase
-
     from calibrant.allocations import Allocation
     from calibrant.data import CalibrationSet, Data
     from calibrant.exports import Export
     from calibrant.methods import Method
-    from calibrant.models import Model
+    from calibrant.models import Model, Tokenizer
     from calibrant.targets import Target
     from calibrant.transforms import Transform
 
@@ -603,7 +591,7 @@ def _classes_in_quotes() -> dict[str, Any]:
         "Export": Export,
         "Method": Method,
         "Model": Model,
-        "PreTrainedTokenizerBase": PreTrainedTokenizerBase,
         "Target": Target,
+        "Tokenizer": Tokenizer,
         "Transform": Transform,
     }

@@ -10,8 +10,9 @@ from studies.siblings.targets import TEMPLATES, rows
 
 from calibrant.data import CalibrationSet
 from calibrant.data.expression import parse_source
+from calibrant.data.objects import record
 from calibrant.data.user_file import UserFile
-from calibrant.lab.choose.halves import Halves, crossed, divide, halves_of, in_common, record
+from calibrant.lab.choose.halves import Halves, crossed, divide, halves_of, in_common
 from calibrant.lab.stats.crossed import ItemValues
 from calibrant.results.outcomes import Score
 

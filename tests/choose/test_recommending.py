@@ -1,8 +1,11 @@
 """From candidates to advice, on a small trained model: predicted, raced, left out, continued."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from calibrant.data import CalibrationSet
 from calibrant.errors import DataError, SpecError
@@ -49,6 +52,36 @@ def test_without_time_there_is_one_round_and_it_says_so(
     assert "1 of 5 rounds" in first.text
     assert all(one.draws == 1 for one in first.candidates if one.status != "not raced")
     assert not any(one.status == "behind" for one in first.candidates)
+
+
+def test_a_model_object_is_raced_from_a_folder(tmp_path: Path, effort: Effort) -> None:
+    model = AutoModelForCausalLM.from_pretrained(trained_folder())
+    tokenizer = AutoTokenizer.from_pretrained(trained_folder())
+    said: list[str] = []
+
+    def found(folder: Path) -> Recommendation:
+        return recommend(
+            model,
+            tokenizer,
+            goal=GOAL,
+            sources=SOURCES[:2],
+            minutes=1e-6,
+            tokens=512,
+            length=128,
+            folder=folder,
+            say=said.append,
+        )
+
+    # As it was loaded, it is raced from where it came from.
+    assert found(tmp_path / "dense").model == str(trained_folder())
+    with torch.no_grad():
+        model.lm_head.weight.mul_(1.5)
+    changed = found(tmp_path / "changed")
+    assert Path(changed.model).parent == tmp_path / "changed/models"
+    assert found(tmp_path / "changed").model == changed.model
+    # It is written once, and that is said.
+    assert sum(changed.model in sentence for sentence in said) == 1
+    assert changed.model in changed.command
 
 
 def test_what_is_clearly_behind_is_left_out_and_the_best_is_said(

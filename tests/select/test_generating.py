@@ -267,7 +267,7 @@ def test_another_question_is_kept_apart(own_cache: Path) -> None:
         {"draw": 1},
         {"tokens": 81},
         {"length": 33},
-        {"opened": replace(opened(), digest="sha256:other")},
+        {"opened": replace(opened(), hashed="sha256:other")},
     ]
     for number, change in enumerate(changes, 1):
         keys += [

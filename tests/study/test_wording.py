@@ -23,7 +23,7 @@ SAID = [
     ("model: smollm2\ndata: gsm9k", "there is no source called 'gsm9k', did you mean 'gsm8k'?"),
     (SMALL + "method: wnada", "there is no method called 'wnada', did you mean 'wanda'?"),
     (SMALL + "evaluate: [loss(source=wikitext, tokens=10)]", "a text with a comma needs quotes"),
-    (SMALL + "sparsity: 50", "did you mean 0.5?"),
+    (SMALL + "target: 50", "did you mean 0.5?"),
     (
         SMALL + "method: rtn\ntarget: 0.5",
         "write a group for each kind of target, or leave the pair out with exclude",

@@ -16,7 +16,18 @@ from calibrant.compress.room import gathered_on_disk, in_bytes, offloading, room
 from calibrant.data import CalibrationSet, TokenBatch
 from calibrant.data.select import resolved
 from calibrant.errors import DataError, ModelError, SpecError
-from calibrant.models import ModelView, Opened, Weight, check_finite, gguf_of, open_model, view
+from calibrant.models import (
+    ModelView,
+    Opened,
+    Weight,
+    check_finite,
+    gguf_of,
+    is_object,
+    name_of,
+    only_looks,
+    opened_of,
+    view,
+)
 from calibrant.models.gguf_file import read_header
 from calibrant.models.gguf_writing import tensor_names
 from calibrant.models.imatrix import (
@@ -38,6 +49,7 @@ FEW: Final = 16
 
 
 @with_fields_of(ImatrixOptions)
+@only_looks
 @freed_memory_kept()
 def imatrix(options: ImatrixOptions) -> Imatrix:
     """Run `data` through the dense `model`, sum the squared inputs of every matrix, and write that
@@ -60,20 +72,21 @@ def imatrix(options: ImatrixOptions) -> Imatrix:
     out = options.out
     if out is not None:
         check_imatrix_path(out)
+    if options.data is None:
+        message = "an importance matrix is of what a model was shown; give data=…"
+        raise SpecError(message, subject="data")
     calibration = options.drawn_from(options.data)
     promised = in_bytes(options.memory)
     notes: list[str] = []
-    if isinstance(model, Opened):
-        if promised is not None:
+    if promised is not None:
+        name = name_of(model)
+        if is_object(model):
             problem = f"memory={options.memory:g} says how a model is opened"
-            message = f"{problem}, and {model.name} is open; give its name, or leave memory out"
+            message = f"{problem}, and {name} is open; give its name, or leave memory out"
             raise SpecError(message, subject="memory")
-        opened = model
-    else:
-        if promised is not None:
-            reason = gathered_on_disk(model, calibration, options.dtype, options.device, promised)
-            notes.append(reason)
-        opened = open_model(model, options.dtype, options.device, on_disk=any(notes))
+        reason = gathered_on_disk(name, calibration, options.dtype, options.device, promised)
+        notes.append(reason)
+    opened = opened_of(model, options.tokenizer, options.dtype, options.device, on_disk=any(notes))
     model_view = view(opened.model, opened.residence)
     names = tensor_names(model_view)
     _check_names(opened, names)

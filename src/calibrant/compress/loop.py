@@ -83,6 +83,8 @@ def compress(
         )
         raise SpecError(message, subject=opened.name)
     check_model(recipe.method, view, recipe.target, dict.fromkeys(view.named, recipe.target))
+    # Before anything is changed: the run is about the untouched numbers.
+    run = recipe.run(opened, batch, data, seed)
     if recipe.transforms:
         # What is stored there is of the model before any transform.
         statistics = None
@@ -148,7 +150,6 @@ def compress(
     if keep:
         for edit in edits:
             keep(edit.applied())
-    run = recipe.run(opened, batch, data, seed)
     return _record(recipe, run, view, matrices, batch, reports, few_tokens)
 
 

@@ -9,7 +9,6 @@ from typing import Any, Final, ParamSpec, final
 
 import psutil
 import torch
-from transformers import PreTrainedModel
 
 from calibrant.activations import Propagation
 from calibrant.compress.rates import (
@@ -36,7 +35,16 @@ from calibrant.compress.room import (
 from calibrant.data import CalibrationSet
 from calibrant.errors import SpecError
 from calibrant.exports import Export
-from calibrant.models import ModelOutline, ModelShape, Opened, outline_of, view
+from calibrant.models import (
+    ModelOutline,
+    ModelShape,
+    evaluating,
+    is_object,
+    name_of,
+    opened_of,
+    outline_of,
+    view,
+)
 from calibrant.numerics import duration
 from calibrant.system.notebook import card
 from calibrant.targets import Grid, NofM, SparseGrid, Sparsity, Target
@@ -137,18 +145,17 @@ def plan(verb: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> JobPla
     return planned(*args, **kwargs)
 
 
-def outline_of_model(model: Any, dtype: str, device: str) -> ModelOutline:
-    """Return what is known of a model before a job begins, whether it is named or open already."""
-    if isinstance(model, Opened):
-        name = model.name
-        opened = model.model
-    elif isinstance(model, PreTrainedModel):
-        name = model.name_or_path or type(model).__name__
-        opened = model
-    else:
-        return outline_of(str(model), dtype, device)
-    shape = ModelShape.of(view(opened))
-    return ModelOutline(name, shape, opened.dtype, opened.device, "memory", 0, divisible=False)
+def outline_of_options(options: Any) -> ModelOutline:
+    """Return what is known of the model that a verb's options name or hold. One that is open
+    already stays as it is. Raises `ModelError` as opening it would.
+    """
+    if not is_object(options.model):
+        return outline_of(name_of(options.model), options.dtype, options.device)
+    opened = opened_of(options.model, options.tokenizer, options.dtype, options.device)
+    with evaluating(opened):
+        shape = ModelShape.of(view(opened.model))
+    device = opened.model.device
+    return ModelOutline(opened.name, shape, opened.dtype, device, "memory", 0, divisible=False)
 
 
 @final
@@ -320,7 +327,7 @@ class CompressionPlanner:
             left_out.append(f"{method} wasn't timed: it counts as a method that observes the same")
         if self.recipe.allocation.tries:
             left_out.append(f"what the search of {self.recipe.allocation} takes isn't counted")
-        if self.outline.origin == "hub":
+        if self.outline.storage == "hub":
             left_out.append("the model isn't here yet, and its download isn't counted")
         return left_out
 
@@ -332,14 +339,14 @@ def held_by_process(needs: Needs, outline: ModelOutline, kernel: int = 0) -> Nee
     process = 0
     if outline.device.type == "cpu":
         process = needs.process + TOKENIZER_BYTES * outline.shape.vocabulary + kernel
-    model = 0 if outline.origin == "memory" else needs.model
+    model = 0 if outline.storage == "memory" else needs.model
     return replace(needs, process=process, model=model)
 
 
 def held_while_opening(outline: ModelOutline, needs: Needs) -> int:
     """Return how many bytes are held at the most until the model is open."""
     held = needs.process + needs.model
-    if outline.origin != "gguf" or outline.device.type != "cpu":
+    if outline.storage != "gguf" or outline.device.type != "cpu":
         return held
     # The file is mapped, and one tensor at a time is float32: the embedding is the largest.
     return held + outline.stored + 4 * outline.shape.vocabulary * outline.shape.hidden

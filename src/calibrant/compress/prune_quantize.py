@@ -6,6 +6,7 @@ One that was killed goes on from its last finished block when asked again.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -15,7 +16,7 @@ from calibrant.compress.checkpoint import Checkpoint
 from calibrant.compress.costs import FEW_TOKENS, Costs, provenance, shortage_of
 from calibrant.compress.exporting import file_bytes
 from calibrant.compress.loop import compress
-from calibrant.compress.planning import CompressionPlanner, JobPlan, outline_of_model
+from calibrant.compress.planning import CompressionPlanner, JobPlan, outline_of_options
 from calibrant.compress.recipe import Recipe
 from calibrant.compress.room import (
     fitting,
@@ -25,9 +26,9 @@ from calibrant.compress.room import (
     room_for_activations,
 )
 from calibrant.data import CalibrationSet, TokenBatch
+from calibrant.data.given import own_behind
 from calibrant.data.inspect.leaks import RowFingerprints
 from calibrant.data.select import resolved
-from calibrant.data.user_file import files_behind
 from calibrant.edits import Edit
 from calibrant.errors import NumericsError, OutputError, SpecError, TargetError
 from calibrant.exports import CARD, CompressedModel, Export, exports
@@ -37,12 +38,19 @@ from calibrant.methods import Method, methods
 from calibrant.models import (
     ModelView,
     Opened,
+    Origin,
     check_finite,
     check_output,
+    evaluating,
+    is_object,
     open_model,
+    opened_of,
     read_manifest,
+    remember,
     saved,
+    take_numbers,
     view,
+    will_be_changed,
 )
 from calibrant.options import (
     CompressOptions,
@@ -226,7 +234,7 @@ def _planned(verb: Verb, options: CompressOptions, recipe: Recipe) -> JobPlan:
     out = None
     if options.out is not None:
         out = user_path(options.out, OutputError)
-    outline = outline_of_model(options.model, options.dtype, options.device)
+    outline = outline_of_options(options)
     memory = in_bytes(options.memory)
     forms = _forms(options)
     return CompressionPlanner(outline, recipe, calibration, forms, memory, out).plan(verb)
@@ -252,8 +260,10 @@ def _compressed(options: CompressOptions, recipe: Recipe, ranks: Ranks) -> Prune
     # The first of several processes alone reports progress.
     if not ranks.first:
         options = replace(options, progress=silent)
-    job = _Job.open(options, recipe, calibration, ranks)
-    result = job.result()
+    with evaluating(options.model):
+        job = _Job.open(options, recipe, calibration, ranks)
+        result = job.result()
+    result.opened.model.eval()
     if options.profile and not result.already_done:
         return replace(result, costs=job.costs())
     return result
@@ -305,18 +315,18 @@ class _Job:
         device = ranks.device(options.device)
         looking = calibration if recipe.looks else None
         # Where the result goes to a folder, `memory` is for all of the job. Else the model stays in
-        # memory in any case, and it is for activations alone.
+        # memory in any case, and it is for activations alone; so does one that is there already.
         promised = None
-        if options.out is not None:
+        if options.out is not None and not is_object(options.model):
             promised = memory
-            # A folder that holds a model already is looked at later: it may be this very one.
-            if read_manifest(Path(options.out)) is None:
-                check_output(Path(options.out))
+        # A folder that holds a model already is looked at later: it may be this very one.
+        if options.out is not None and read_manifest(Path(options.out)) is None:
+            check_output(Path(options.out))
         notes: list[str] = []
         with clock.phase("open"):
             if promised is not None:
                 reason = left_on_disk(
-                    options.model,
+                    str(options.model),
                     recipe,
                     calibration,
                     forms,
@@ -326,7 +336,14 @@ class _Job:
                     ranks,
                 )
                 notes.append(reason)
-            opened = open_model(options.model, options.dtype, device, on_disk=any(notes))
+            opened = opened_of(
+                options.model,
+                options.tokenizer,
+                options.dtype,
+                device,
+                options.copy,
+                on_disk=any(notes),
+            )
             model_view = view(opened.model, opened.residence)
             for form in forms:
                 form.check(recipe.method, recipe.target, opened, model_view)
@@ -360,7 +377,8 @@ class _Job:
             recipe=replace(recipe, propagate=propagate),
             calibration=calibration,
             forms=forms,
-            opened=opened,
+            # Of the untouched numbers, however they change from now on.
+            opened=replace(opened, hashed=opened.digest),
             model_view=model_view,
             batch=batch,
             clock=clock,
@@ -380,6 +398,8 @@ class _Job:
         keep: Callable[[Edit], None] | None = None,
     ) -> Record:
         """Compress the open model, and return the record."""
+        if not self.options.copy:
+            will_be_changed(self.options.model)
         with self.clock.phase("compress"):
             return compress(
                 self.opened,
@@ -457,11 +477,26 @@ class _Job:
         device = self.ranks.device(self.options.device)
         on_disk = self.model_view.residence.on_disk
         opened = open_model(str(folder), run.dtype, device, on_disk=on_disk)
+        if is_object(self.options.model):
+            opened = self.as_in_folder(opened, record)
         if self.ranks.first:
             # Still there if the last call was killed between saving and removing it.
             Checkpoint(folder, run.id).remove()
         sizes = manifest.get("sizes", {})
         return Pruned(opened, record, folder, already_done=True, sizes=sizes)
+
+    def as_in_folder(self, opened: Opened, record: Record) -> Opened:
+        """Give the model object the numbers of the `opened` folder, and return it. Raises
+        `OutputError` where the model in the folder has other parts.
+        """
+        if not self.options.copy:
+            will_be_changed(self.options.model)
+        if not take_numbers(self.opened.model, opened.model):
+            message = f"{opened.name} already holds this model, and its parts are others by now"
+            advice = "give that folder as the model, or name another one"
+            raise OutputError(f"{message}; {advice}", subject=opened.name)
+        self.remember(opened.name, record)
+        return replace(opened, model=self.opened.model, tokenizer=self.opened.tokenizer)
 
     @contextmanager
     def telling_what_stays(self, checkpoint: Checkpoint) -> Iterator[None]:
@@ -496,7 +531,8 @@ class _Job:
         """
         name = self.opened.name if folder is None else str(folder)
         digest = identity([self.opened.digest, record.run.id])
-        compressed = replace(self.opened, name=name, digest=digest)
+        compressed = replace(self.opened, name=name, hashed=digest)
+        self.remember(name, record)
         return Pruned(compressed, self.with_provenance(record), folder)
 
     def save(self, compressed: CompressedModel, folder: Path) -> dict[str, int]:
@@ -505,7 +541,7 @@ class _Job:
         """
         record = compressed.record
         sizes: dict[str, int] = {}
-        rows = self.rows_calibrated_on()
+        rows = self.rows_calibrated_on
         manifest = {
             "calibrant": version("calibrant"),
             "id": record.run.id,
@@ -523,14 +559,21 @@ class _Job:
             (temporary / CARD).write_text(card_of(record, self.opened.note), encoding="utf-8")
         return sizes
 
+    def remember(self, name: str, record: Record) -> None:
+        """Remember what the model was made from and calibrated on, for whoever measures it."""
+        manifest = {"id": record.run.id, "record": record.plain()}
+        origin = Origin(name, self.opened.note, manifest, self.rows_calibrated_on)
+        remember(self.opened.model, origin)
+
+    @cached_property
     def rows_calibrated_on(self) -> RowFingerprints:
         """Return the hashes of the rows it was calibrated on, so that nobody measures on them
         unawares.
         """
         parts = () if self.calibration is None else self.calibration.parts
-        from_files = any(any(files_behind(part.source)) for part in parts)
+        own = any(any(own_behind(part.source)) for part in parts)
         rows = () if self.batch is None else self.batch.rows
-        return RowFingerprints.of(rows, from_files)
+        return RowFingerprints.of(rows, own)
 
 
 def _fit_of_all(fits: Sequence[tuple[Propagation, str]]) -> tuple[Propagation, str]:

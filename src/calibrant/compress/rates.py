@@ -168,11 +168,11 @@ def method_seconds(shape: ModelShape, method: Method, rates: Rates) -> float:
 
 def opening_seconds(outline: ModelOutline) -> float:
     """Return the seconds until a model is open. What has to be downloaded isn't counted."""
-    if outline.origin == "memory":
+    if outline.storage == "memory":
         return 0.0
     shape = outline.shape
     numbers = shape.numbers * outline.dtype.itemsize
     seconds = STARTING + TOKENIZER_SECONDS * shape.vocabulary + numbers / DISK
-    if outline.origin == "gguf":
+    if outline.storage == "gguf":
         seconds += DEQUANTIZING * shape.numbers
     return seconds

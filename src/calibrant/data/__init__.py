@@ -19,11 +19,13 @@ from calibrant.data._base import (
 from calibrant.data._batching import by_length, divided, micro_batches, padded
 from calibrant.data._encoding import start_tokens
 from calibrant.data._templates import ROLES, Role, Stretch, templated
-from calibrant.data.calibration import CalibrationSet, Data, TokenBatch
+from calibrant.data.calibration import CalibrationSet, TokenBatch
 from calibrant.data.expression import held_out, parse_source, selectors
 from calibrant.data.formats import formats
 from calibrant.data.formats.chat import Chat
+from calibrant.data.given import as_source
 from calibrant.data.hub import HubDataset, mirror
+from calibrant.data.objects import Data, as_set
 from calibrant.data.packings import packings
 from calibrant.data.packings._base import Packing
 from calibrant.data.packings.crop import Crop
@@ -53,6 +55,8 @@ __all__ = [
     "StoredSource",
     "Stretch",
     "TokenBatch",
+    "as_set",
+    "as_source",
     "by_length",
     "divide",
     "divided",

@@ -18,7 +18,10 @@ from calibrant.spec.families import Family
 
 Part = Literal["calibrate", "measure", "exemplars"]
 PARTS: Final[tuple[Part, ...]] = get_args(Part)
-FIELDS: Final = ("text", "question", "answer", "rationale", "choices", "turns", "integers")
+FIELDS: Final = (
+    *("text", "question", "answer", "rationale"),
+    *("choices", "turns", "integers", "ids"),
+)
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,7 @@ class Row:
     `answer` is what stands in the text after the question: a label if the choices are listed
     (`labels` then says what each is called), else the choice itself. `turns` are a conversation's
     (role, content) pairs. `integers` stand for text where a control chooses tokens itself: they are
-    mapped onto the vocabulary.
+    mapped onto the vocabulary. `ids` are tokens as a user gave them.
 
     How the example is put is no part of its content: `frame` is what stands before the question and
     what asks for the answer, `steps` counts the steps of the rationale by its set's own marks.
@@ -41,6 +44,7 @@ class Row:
     choices: tuple[str, ...] = ()
     turns: tuple[tuple[str, str], ...] = ()
     integers: tuple[int, ...] | None = None
+    ids: tuple[int, ...] | None = None
     labels: tuple[str, ...] = field(default=(), compare=False)
     frame: tuple[str, str] = field(default=("Question: ", "Answer:"), compare=False)
     steps: int = field(default=0, compare=False)
@@ -238,7 +242,7 @@ class Format(Spec, ABC):
         are passed over and counted.
         """
         present = set(row.present)
-        if row.integers is not None:
+        if row.integers is not None or row.ids is not None:
             present.add("text")
         return present.issuperset(self.needs)
 

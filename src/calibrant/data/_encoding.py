@@ -58,6 +58,10 @@ class Encoder(ABC):
         """Return the numbers of `text`, which is what a format made of the row."""
 
     @abstractmethod
+    def _numbers_of_ids(self, ids: Ids) -> Ids:
+        """Return the numbers of tokens that a user gave."""
+
+    @abstractmethod
     def _numbers_of_integers(self, integers: tuple[int, ...]) -> Ids:
         """Return the numbers of the tokens that a control's integers stand for."""
 
@@ -66,10 +70,7 @@ class Encoder(ABC):
         # Frame and labels change the text, and are no part of the row's key.
         cache_key = (str(form), row.key, row.frame, row.labels)
         if cache_key not in self._encoded:
-            if row.integers is None:
-                self._encoded[cache_key] = self._numbers_of_text(row, self._text_of(row, form))
-            else:
-                self._encoded[cache_key] = self._numbers_of_integers(row.integers)
+            self._encoded[cache_key] = self._numbers_of_row(row, form)
         return self._encoded[cache_key]
 
     def starts(self, packing: Packing, form: Format) -> tuple[Ids, Ids]:
@@ -95,6 +96,28 @@ class Encoder(ABC):
         if bos == "window":
             return nothing, start
         return nothing, nothing
+
+    def _numbers_of_row(self, row: Row, form: Format) -> Ids:
+        if row.ids is not None:
+            self._check_ids(row.ids)
+            return self._numbers_of_ids(np.array(row.ids, dtype=np.int32))
+        if row.integers is not None:
+            return self._numbers_of_integers(row.integers)
+        return self._numbers_of_text(row, self._text_of(row, form))
+
+    def _check_ids(self, ids: tuple[int, ...]) -> None:
+        """Raise `DataError` for tokens that the vocabulary hasn't."""
+        largest = max(ids)
+        if largest > self._last_id:
+            raise DataError(
+                f"the token ids that were given hold {largest}, and the last of this tokenizer's "
+                f"vocabulary is {self._last_id}; give ids of this model's own tokenizer, or texts",
+                subject=str(largest),
+            )
+
+    @cached_property
+    def _last_id(self) -> int:
+        return max(self.tokenizer.get_vocab().values())
 
     def _text_of(self, row: Row, form: Format) -> str:
         text = form.render(row, self.tokenizer)
@@ -139,6 +162,9 @@ class IdEncoder(Encoder):
 
     def _numbers_of_text(self, row: Row, text: str) -> Ids:
         return self.text(text)
+
+    def _numbers_of_ids(self, ids: Ids) -> Ids:
+        return ids
 
     def _numbers_of_integers(self, integers: tuple[int, ...]) -> Ids:
         if not len(self._ordinary):
@@ -185,6 +211,11 @@ class KindEncoder(Encoder):
                 kind = "template"
             kinds.append(KINDS.index(kind))
         return np.array(kinds, dtype=np.int32)
+
+    def _numbers_of_ids(self, ids: Ids) -> Ids:
+        is_special = np.isin(ids, list(self.special))
+        kinds = np.where(is_special, KINDS.index("special"), KINDS.index("content"))
+        return kinds.astype(np.int32)
 
     def _numbers_of_integers(self, integers: tuple[int, ...]) -> Ids:
         return np.full(len(integers), KINDS.index("content"), dtype=np.int32)

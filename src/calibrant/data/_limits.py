@@ -5,6 +5,8 @@ the memory nor runs without end.
 | --- | --- | --- |
 | `MOST_COLUMNS` | columns of a table, keys of a JSON object | no table of texts has more |
 | `MOST_ROWS` | rows of a file | they are held in memory |
+| `MOST_GIVEN` | rows of an object with a length | they are hashed and held in memory |
+| `FIRST_GIVEN` | rows of an object without one | a stream may have no end |
 | `LONGEST_LINE` | bytes of a line, which is a row | 64 MiB |
 | `LONGEST_WHOLE` | bytes of a file without lines (JSON, plain text) | 1 GiB, read at once |
 | `SHORTEST_LINE` | bytes that a packed line counts for | empty lines take time, no memory |
@@ -27,6 +29,8 @@ from typing import Final
 
 MOST_COLUMNS: Final = 10_000
 MOST_ROWS: Final = 50_000_000
+MOST_GIVEN: Final = 1_000_000
+FIRST_GIVEN: Final = 20_000
 LONGEST_LINE: Final = 1 << 26
 LONGEST_WHOLE: Final = 1 << 30
 SHORTEST_LINE: Final = 32

@@ -2,11 +2,13 @@
 
 import copy
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from fractions import Fraction
 from itertools import chain
-from typing import Any, TypeAlias
+from os import PathLike
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -19,13 +21,20 @@ from calibrant.data._draw import Deck, PartDraw, Quota, TooFew, draw_part
 from calibrant.data._encoding import KINDS, Encoder, IdEncoder, KindEncoder
 from calibrant.data._limits import LAST_DRAW, LONGEST_WINDOW, MOST_TOKENS
 from calibrant.data.expression import Term, term_of, text_of_source, written
+from calibrant.data.given import Given, as_source
 from calibrant.data.packings._base import PAD, Frame
-from calibrant.errors import DataError
-from calibrant.spec.foreign import brief
+from calibrant.data.packings.one import One
+from calibrant.errors import DataError, InputError
+from calibrant.spec.foreign import LONGEST_TEXT, brief
 from calibrant.spec.grammar import Mix, SetLabel, Sum, read_set, written_mix
 from calibrant.system.notebook import card, listing
 
-__all__ = ["KINDS", "CalibrationSet", "Data", "TokenBatch", "fingerprint"]
+__all__ = ["KINDS", "CalibrationSet", "TokenBatch", "fingerprint"]
+
+WINDOWS: Final = 128
+"""Windows of a set for which no budget is given."""
+_WORDS: Final = re.compile(r"[^\W\d_]{2,}\s+[^\W\d_]{2,}")
+"""Two words beside each other, as no expression has them outside quotes."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,8 +85,26 @@ class CalibrationSet:
     Williams et al. 2025, arXiv 2502.18424). `names` are what the sets are called, `parts` those of
     all. A mix with all the weight on one set is that set.
 
-    A source of your own stands where an expression does: `CalibrationSet(MySource(path="notes"))`.
-    From then on its text can be part of expressions.
+    **Objects** stand where an expression does. Their text in an expression is that of `as_source`.
+
+    - Texts: a list of them, or another iterable. A text alone is an expression; `[text]` is data.
+    - Conversations: a list of lists of `{"role": …, "content": …}`. They are rendered with the
+      model's own chat template.
+    - Rows: a `datasets.Dataset`, an `IterableDataset`, the train split of a `DatasetDict`, a table
+      of pandas, polars or Arrow, or any iterable of mappings. Their columns are found as those of a
+      user's file are.
+    - Token ids: a list of lists, a tensor or an array of one or two dimensions, or rows with
+      `input_ids`, without what their `attention_mask` leaves out. They are used as they are given:
+      each sequence is a window, none is cut, and no start token is added. One that is longer than
+      `length` is refused; where all is ids, windows are as long as the longest.
+    - A path, or a source of your own: `CalibrationSet(MySource(path="notes"))`.
+
+    >>> CalibrationSet(["a text", "another text"])
+    CalibrationSet("given(digest='DIGEST')", length=2048, seed=0)
+
+    All of them is calibrated on, nothing held out. Without a budget, in `samples` or `tokens`, all
+    that they hold is used, 128 windows at most (`at_most`); with one it is exact, and too little is
+    an error. Of what has no length, such as a stream, the first 20,000 rows are read.
 
     `part` says which rows of the sources are drawn: `calibrate`, or `measure` in what `held_out`
     gives. Where a part is a selector, `supplied` puts in its place what it chose.
@@ -97,24 +124,28 @@ class CalibrationSet:
     names: tuple[str, ...]
     shares: tuple[Fraction, ...]
     part: Part
+    at_most: bool
 
     def __init__(
         self,
-        expr: str | Source,
-        samples: int = 128,
+        data: "str | PathLike[str] | Source | Iterable[Any]",
+        samples: int | None = None,
         length: int = 2048,
         tokens: int | None = None,
         seed: int = 0,
     ) -> None:
+        at_most = samples is None and tokens is None
+        if samples is None:
+            samples = WINDOWS
         check_budget(samples, length, tokens, seed)
         # A set is its text, also where it was given as an object: that is what a record keeps.
-        if isinstance(expr, Source):
-            expr = text_of_source(expr)
-        parsed = read_set(expr)
-        self._set_fields(samples=samples, length=length, budget=tokens, seed=seed, part="calibrate")
+        parsed = _parsed(data)
+        self._set_fields(samples=samples, length=length, budget=tokens, seed=seed)
+        self._set_fields(part="calibrate", at_most=at_most)
         if isinstance(parsed, Mix):
             sets = tuple(self._sum(parts) for parts in parsed.sets)
             self._set_fields(
+                at_most=any(member.at_most for member in sets),
                 expr=written_mix(parsed.names, list(map(str, sets)), parsed.shares),
                 parts=_weighted_terms(parsed.shares, sets),
                 mixed=sets,
@@ -124,18 +155,21 @@ class CalibrationSet:
         else:
             # What isn't a mix is its sum: every field is taken over.
             self._set_fields(**vars(self._sum(parsed)))
+            longest = self._longest_sequence
+            if longest is not None:
+                self._set_fields(length=longest)
 
     @classmethod
     def parse(
         cls,
-        expr: str,
-        samples: int = 128,
+        data: "str | PathLike[str] | Source | Iterable[Any]",
+        samples: int | None = None,
         length: int = 2048,
         tokens: int | None = None,
         seed: int = 0,
     ) -> "CalibrationSet":
         """Return the same as the constructor, for those who look for the verb."""
-        return cls(expr, samples, length, tokens, seed)
+        return cls(data, samples, length, tokens, seed)
 
     def __str__(self) -> str:
         """Return the canonical expression, which says what the set is made of and not how much
@@ -144,19 +178,24 @@ class CalibrationSet:
         return self.expr
 
     def __repr__(self) -> str:
-        budget = f"samples={self.samples}"
+        budget = f", samples={self.samples}"
         if self.budget is not None:
-            budget = f"tokens={self.budget}"
+            budget = f", tokens={self.budget}"
+        if self.at_most:
+            budget = ""
         part = ""
         if self.part != "calibrate":
             part = f", part={self.part!r}"
-        arguments = f"{budget}, length={self.length}, seed={self.seed}{part}"
-        return f"CalibrationSet({self.expr!r}, {arguments})"
+        return (
+            f"CalibrationSet({self.expr!r}{budget}, length={self.length}, seed={self.seed}{part})"
+        )
 
     def _repr_html_(self) -> str:
         budget = f"{self.samples} windows"
         if self.budget is not None:
             budget = f"{self.budget:,} real tokens"
+        if self.at_most:
+            budget = f"at most {budget}"
         lines: list[tuple[str, str, str, str]] = []
         for term in self.parts:
             share = f"{float(term.share):.4g}"
@@ -217,7 +256,33 @@ class CalibrationSet:
     def _sum(self, parsed: Sum) -> "CalibrationSet":
         """Return the sum of these parts, with the budget and the draw of this set."""
         terms = tuple(map(term_of, parsed))
-        return self._with(expr=written(terms), parts=terms, mixed=(), names=(), shares=())
+        came_as_objects = False
+        for term in terms:
+            if isinstance(term.source, Given):
+                came_as_objects = True
+                _check_sequences(term, self.length)
+        return self._with(
+            expr=written(terms),
+            parts=terms,
+            mixed=(),
+            names=(),
+            shares=(),
+            at_most=self.at_most and came_as_objects,
+        )
+
+    @property
+    def _longest_sequence(self) -> int | None:
+        """How many tokens the longest window has where all of them are token ids that came as
+        objects.
+        """
+        longest = 0
+        for term in self.parts:
+            if not isinstance(term.source, Given) or not term.source.longest:
+                return None
+            if not isinstance(term.packing, One) or term.packing.bos != "none":
+                return None
+            longest = max(longest, term.source.longest)
+        return longest
 
     def _with(self, **fields: Any) -> "CalibrationSet":
         """Return a copy in which these fields are others; its text stays."""
@@ -237,8 +302,7 @@ class CalibrationSet:
         """
         if self.mixed:
             return self._mixture([member.tokens(tokenizer) for member in self.mixed])
-        decks = self._decks(self.seed)
-        drawn = self._deal_own_draw(decks, IdEncoder(tokenizer))
+        decks, drawn = self._own_draw(IdEncoder(tokenizer))
         ids, mask = self._ids_and_mask(drawn)
         pads = mask & (ids == PAD)
         # Only now: as an id a pad couldn't be told from the same token in a text.
@@ -284,8 +348,8 @@ class CalibrationSet:
         """Return the rows of each part of this draw, in the order in which they were used."""
         if self.mixed:
             return list(chain.from_iterable(member.rows(tokenizer) for member in self.mixed))
-        decks = self._decks(self.seed)
-        return [part_draw.rows for part_draw in self._deal_own_draw(decks, IdEncoder(tokenizer))]
+        _, drawn = self._own_draw(IdEncoder(tokenizer))
+        return [part_draw.rows for part_draw in drawn]
 
     def kinds(self, tokenizer: PreTrainedTokenizerBase) -> Int8[Tensor, "sample position"]:
         """Return what each token of `tokens(tokenizer).ids` is, as an index into `KINDS`; 0
@@ -293,9 +357,8 @@ class CalibrationSet:
         """
         if self.mixed:
             return torch.cat([member.kinds(tokenizer) for member in self.mixed])
-        decks = self._decks(self.seed)
         # Dealt again by an encoder that gives kinds in place of ids: cuts and places are the same.
-        drawn = self._deal_own_draw(decks, KindEncoder(tokenizer))
+        _, drawn = self._own_draw(KindEncoder(tokenizer))
         kinds, mask = self._ids_and_mask(drawn)
         kinds = np.maximum(kinds, 0)  # a pad that counts is `PAD`, which is below 0
         return torch.from_numpy(np.where(mask, kinds, 0).astype(np.int8))
@@ -322,10 +385,31 @@ class CalibrationSet:
                 break
         return most
 
+    def fitted(self, tokenizer: PreTrainedTokenizerBase) -> "CalibrationSet":
+        """Return the same set with a budget that its sources hold: its own, or all that there is
+        where that is less.
+
+        Raises `DataError` if they hold nothing.
+        """
+        if self.mixed:
+            mixed = tuple(member.fitted(tokenizer) for member in self.mixed)
+            return self._with(mixed=mixed, at_most=False)
+        exact = self._with(at_most=False)
+        try:
+            exact._deal_draw(0, exact._decks(0), IdEncoder(tokenizer))
+        except TooFew as error:
+            tokens = exact.most_tokens(tokenizer, error.tokens)
+            if not tokens:
+                raise
+            return exact._with(budget=tokens)
+        return exact
+
     def disjoint_draws(self, tokenizer: PreTrainedTokenizerBase, most: int = 64) -> int | None:
         """Return how many draws of this budget share no row: `most` if there are that many or
         more, None if the set is all controls, which have no end.
         """
+        if self.at_most:
+            return self.fitted(tokenizer).disjoint_draws(tokenizer, most)
         counts: list[int] = []
         for part in self.mixed:
             count = part.disjoint_draws(tokenizer, most)
@@ -360,13 +444,19 @@ class CalibrationSet:
         # By source: two parts of one source take turns at the same rows.
         return {term.source: Deck(term.source, draw, self.part) for term in self.parts}
 
-    def _deal_own_draw(self, decks: Mapping[Source, Deck], encoder: Encoder) -> list[PartDraw]:
-        """Return what this set's own draw gives of every part."""
-        # Earlier draws are dealt again, because which rows they took is what this draw may not
-        # take.
-        for number in range(self.seed):
-            self._deal_draw(number, decks, encoder)
-        return self._deal_draw(self.seed, decks, encoder)
+    def _own_draw(self, encoder: Encoder) -> tuple[dict[Source, Deck], list[PartDraw]]:
+        """Return the decks of this set, and what its own draw gives of every part."""
+        decks = self._decks(self.seed)
+        try:
+            # Earlier draws are dealt again, because which rows they took is what this draw may not
+            # take.
+            for number in range(self.seed):
+                self._deal_draw(number, decks, encoder)
+            return decks, self._deal_draw(self.seed, decks, encoder)
+        except TooFew:
+            if not self.at_most:
+                raise
+            return self.fitted(encoder.tokenizer)._own_draw(encoder)
 
     def _deal_draw(
         self, number: int, decks: Mapping[Source, Deck], encoder: Encoder
@@ -503,6 +593,35 @@ class CalibrationSet:
         )
 
 
+def _parsed(data: "str | PathLike[str] | Source | Iterable[Any]") -> Mix | Sum:
+    """Return what an expression says, or that of the source which objects are."""
+    if not isinstance(data, str):
+        return read_set(text_of_source(as_source(data)))
+    try:
+        return read_set(data)
+    except InputError as error:
+        if not _is_text(data):
+            raise
+        message = f"{brief(data)} is a text and no expression; to calibrate on it, give a list"
+        raise DataError(f"{message}, data=[text]", subject=error.subject) from error
+
+
+def _is_text(data: str) -> bool:
+    """Return whether what can't be read as an expression is plainly a text."""
+    return "\n" in data.strip() or len(data) > LONGEST_TEXT or bool(_WORDS.search(data))
+
+
+def _check_sequences(term: Term, length: int) -> None:
+    """Raise `DataError` for token ids that would be cut."""
+    longest = term.source.longest if isinstance(term.source, Given) else 0
+    if longest > length and isinstance(term.packing, One):
+        raise DataError(
+            f"{term.source} has a sequence of {longest:,} token ids, and windows have {length:,}; "
+            f"give length={longest}, or cut it yourself",
+            subject=str(term.source),
+        )
+
+
 def check_budget(samples: int, length: int, tokens: int | None, seed: int) -> None:
     """Raise `DataError` for a budget or a draw that can't be had, before anything is read or
     reserved for it.
@@ -621,7 +740,3 @@ def _facts(term: Term, part_draw: PartDraw, deck: Deck, weight: float) -> dict[s
         "hub": hub,
         "licence": term.source.licence,
     }
-
-
-Data: TypeAlias = str | Source | CalibrationSet
-"""What a verb takes for calibration data."""

@@ -12,9 +12,11 @@ from typing import Any, Final
 
 from calibrant.data._base import FIELDS, Format, PerDraw, Source, family_of
 from calibrant.data.formats import formats
+from calibrant.data.given import Given
 from calibrant.data.packings import packings
 from calibrant.data.packings._base import Packing
 from calibrant.data.packings.many import Many
+from calibrant.data.packings.one import One
 from calibrant.data.sources import sources
 from calibrant.data.user_file import UserFile
 from calibrant.errors import DataError, SpecError
@@ -133,7 +135,7 @@ def text_of_source(source: Source) -> str:
 
     Raises `SpecError` where it can't be.
     """
-    if isinstance(source, UserFile):
+    if isinstance(source, UserFile | Given):
         return str(source)
     registry = selectors if isinstance(source, PerDraw) else sources
     return registry.text(source)
@@ -156,6 +158,8 @@ def parse_source(
         user_path(call.path, DataError)
         return build(UserFile, {"path": call.path, **call.arguments, **columns})
     name = call.name
+    if name == Given.spec_name() and call.arguments:  # without, it may be a folder's name
+        return build(Given, call.arguments)
     if sources.knows(name):
         return sources.build(call)
     if not selectors.knows(name):
@@ -284,6 +288,9 @@ def _default_format(source: Source) -> str:
 
 
 def _default_packing(source: Source, form: Format) -> Packing:
+    # Token ids are windows already, with the start tokens that they are to have.
+    if "ids" in source.fields:
+        return One(bos="none")
     # No separator: a chat template ends its texts itself, and a control is to have no other tokens.
     if source.kind == "control" or form.spec_name() == "chat":
         return Many(separator="")
@@ -292,7 +299,7 @@ def _default_packing(source: Source, form: Format) -> Packing:
 
 def _check_fields(source: Source, form: Format) -> None:
     fields = {*source.fields, *source.sometimes}
-    if "integers" in fields:
+    if fields & {"integers", "ids"}:
         fields.add("text")
     if "turns" in fields and form.spec_name() == "chat":
         return

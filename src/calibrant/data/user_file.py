@@ -1,49 +1,30 @@
 """Makes a source of a user's own files."""
 
 import os
-from collections import Counter
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any
 
 from calibrant.data._base import (
     Part,
     PartRows,
-    PerDraw,
     Row,
-    Source,
     SourceRows,
     StoredSource,
     divide,
     joined,
-    lettered,
     train_and_test,
 )
-from calibrant.data._columns import USUAL, Columns, assign, field_value, first_exchange, letter_of
-from calibrant.data._files import read_records, short
+from calibrant.data._columns import USUAL
+from calibrant.data._files import read_records
 from calibrant.data._folders import File, files_of
-from calibrant.data._limits import MOST_COLUMNS
+from calibrant.data._rows import LOOKED_AT, Layout, RowReader, layout_of
 from calibrant.errors import DataError
-from calibrant.spec.foreign import did_you_mean, user_path, visible
+from calibrant.spec.foreign import user_path, visible
 from calibrant.spec.grammar import written_path
-
-LOOKED_AT: Final = 1_000
-"""How many rows are looked at to learn what columns there are and which of them always hold
-something.
-"""
-
-
-class _Layout(NamedTuple):
-    """What the first rows of a file teach: the columns, the fields that every used row has, and
-    those that only some have.
-    """
-
-    columns: Columns
-    fields: tuple[str, ...]
-    sometimes: tuple[str, ...]
 
 
 @dataclass(frozen=True, repr=False)
@@ -90,11 +71,10 @@ class UserFile(StoredSource):
                 raise DataError(f"{label!r} may not be read; change its permissions", subject=label)
         # The first rows are read when the set is built, so that a wrong column is an error then.
         layout = self._layout
-        kind = "corpus" if "text" in layout.fields else "questions"
         # These are facts of a class for other sources; here they depend on the file.
         object.__setattr__(self, "fields", layout.fields)
         object.__setattr__(self, "sometimes", layout.sometimes)
-        object.__setattr__(self, "kind", kind)
+        object.__setattr__(self, "kind", layout.kind)
 
     @property
     def file(self) -> Path:
@@ -139,10 +119,10 @@ class UserFile(StoredSource):
 
     def read(self) -> SourceRows:
         files = files_of(self.path)
-        reader = _RowReader(self._layout)
+        reader = RowReader(self._layout)
         parts: list[list[Row]] = []
         for name, split in zip(files.used, files.parts, strict=True):
-            rows = list(chain.from_iterable(map(reader.rows, split)))
+            rows = list(reader.rows(_numbered(split)))
             if not rows:
                 raise DataError(
                     f"{self.path!r} has no usable row in its {name} part: {reader.note}",
@@ -165,83 +145,9 @@ class UserFile(StoredSource):
         return tuple((name, getattr(self, name)) for name in USUAL if getattr(self, name))
 
     @property
-    def _layout(self) -> _Layout:
+    def _layout(self) -> Layout:
         files = files_of(self.path)
         return _layout_of(self.path, files.parts, _stamps_of(files.all), self._requested)
-
-
-def files_behind(source: Source) -> Iterator[UserFile]:
-    """Yield the user's file that a source is, or those that its rows are chosen from."""
-    if isinstance(source, UserFile):
-        yield source
-    elif isinstance(source, PerDraw):
-        for origin in source.origins:
-            yield from files_behind(origin)
-
-
-class _RowReader:
-    """Makes rows of records, and counts what it leaves out."""
-
-    def __init__(self, layout: _Layout) -> None:
-        self._columns = layout.columns
-        # What every row of the first thousand had is promised of all, so a later row without it is
-        # left out too.
-        self._needed = layout.fields
-        self._count = 0
-        self._missing = Counter[str]()
-
-    @property
-    def note(self) -> str:
-        """How many rows were left out and why: `3 of 200 rows without a question left out`."""
-        clauses: list[str] = []
-        for name, count in sorted(self._missing.items()):
-            article = "an" if name[0] in "aeiou" else "a"
-            clauses.append(f"{count} of {self._count} rows without {article} {name} left out")
-        return "; ".join(clauses)
-
-    def rows(self, file: File) -> Iterator[Row]:
-        """Yield the rows of one file."""
-        for place, record in _numbered(file):
-            self._count += 1
-            values = values_of(record, self._columns, place)
-            missing = [name for name in self._needed if name not in values]
-            if missing:
-                self._missing[missing[0]] += 1
-                continue
-            # A line is a step: the marks of a file that we know nothing of.
-            lines = values.get("rationale", "").splitlines()
-            steps = sum(bool(line.strip()) for line in lines)
-            yield Row(**values, steps=steps)
-
-
-def values_of(record: Mapping[str, Any], columns: Columns, place: str) -> dict[str, Any]:
-    """Return the fields of a record that have something in them, with labels if there are
-    choices. `DataError` for what a field can't hold.
-    """
-    values: dict[str, Any] = {}
-    for name, column in columns.fields.items():
-        try:
-            value = field_value(name, record.get(column))
-        except ValueError as error:
-            found = short(record[column])
-            raise DataError(
-                f"{place}: {column!r} is {found!r}; it must be {error}", subject=place
-            ) from error
-        if value is not None:
-            values[name] = value
-    if "turns" in values:
-        question, answer = first_exchange(values["turns"])
-        if question is not None and "question" not in columns.fields:
-            values["question"] = question
-        if answer is not None and "answer" not in columns.fields:
-            values["answer"] = answer
-    if "choices" in values:
-        choices = values["choices"]
-        values["labels"] = lettered(choices)
-        if "answer" in values:
-            column = record.get(columns.fields["choices"])
-            values["answer"] = letter_of(values["answer"], choices, column)
-    return values
 
 
 @lru_cache(maxsize=32)
@@ -250,7 +156,7 @@ def _layout_of(
     parts: Sequence[Sequence[File]],
     stamps: Hashable,
     requested: Sequence[tuple[str, str]],
-) -> _Layout:
+) -> Layout:
     """Return what the first rows teach; remembered for as long as the files are the same, since
     an expression is read more than once.
     """
@@ -258,63 +164,21 @@ def _layout_of(
     # Of each part, because a test part often lacks what a train part has, such as rationales.
     first_records: list[tuple[str, dict[str, Any]]] = []
     for files in parts:
-        first_records += islice(chain.from_iterable(map(_numbered, files)), LOOKED_AT)
+        first_records += islice(_numbered(files), LOOKED_AT)
     if not first_records:
         raise DataError(f"{path!r} is empty; a data file needs at least one row", subject=path)
-    records = [record for _, record in first_records]
-    columns = assign(records, dict(requested))
-    _check_columns(path, columns, list(dict.fromkeys(chain.from_iterable(records))))
-    rows = [values_of(record, columns, place) for place, record in first_records]
-    present = set(chain.from_iterable(rows))
-    needed = ["question"]
-    if "text" in present:
-        needed = ["text"]
-    elif "answer" in present:
-        needed.append("answer")
-    usable = [values for values in rows if values.keys() >= set(needed)]
-    if not usable:
-        expected = " and ".join(needed)
-        if "text" in columns.fields:
-            expected = "text or question"
-        raise DataError(
-            f"{path!r} has no row with {expected} among its first {len(rows)}; fill the column, "
-            "or name another",
-            subject=path,
-        )
-    # A field that only some rows have is no field that a format may need.
-    counts = Counter(chain.from_iterable(usable))
-    always = tuple(name for name in USUAL if counts[name] == len(usable))
-    sometimes = tuple(name for name in USUAL if 0 < counts[name] < len(usable))
-    return _Layout(columns, always, sometimes)
+
+    def advice(column: str) -> str:
+        return f"say which to read, as in {written_path(path)}(text={column})"
+
+    return layout_of(first_records, dict(requested), path, advice)
 
 
-def _check_columns(path: str, columns: Columns, present: Sequence[str]) -> None:
-    names = [visible(name) for name in present[:MOST_COLUMNS]]
-    listed = ", ".join(map(short, names[:20]))
-    if len(present) > 20:
-        listed += f" and {len(present) - 20} more"
-    known = set(present)
-    for requested in columns.fields.values():
-        if requested not in known:
-            near = did_you_mean(requested, names)
-            raise DataError(
-                f"{path!r} has no column {requested!r}{near}; its columns are {listed}",
-                subject=requested,
-            )
-    if not {"text", "question", "turns"} & columns.fields.keys():
-        column = names[0] if names else "COLUMN"
-        raise DataError(
-            f"{path!r} has no column 'text' or 'question'; its columns are {listed}: say which to "
-            f"read, as in {written_path(path)}(text={short(column)})",
-            subject=path,
-        )
-
-
-def _numbered(file: File) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield the records of a file, each with what messages call it."""
-    path, label = file
-    for number, record in enumerate(read_records(path, label), 1):
-        yield f"{label!r}, row {number}", record
+def _numbered(files: Iterable[File]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the records of files, each with what messages call it."""
+    for path, label in files:
+        for number, record in enumerate(read_records(path, label), 1):
+            yield f"{label!r}, row {number}", record
 
 
 def _stamps_of(files: Iterable[File]) -> Hashable:

@@ -15,7 +15,7 @@ from calibrant.evaluators._base import Subject
 from calibrant.evaluators._forgotten import Forgotten
 from calibrant.evaluators._measuring import evaluators, reference_of, refuse_leaks
 from calibrant.evaluators.words import Words
-from calibrant.models import Opened, open_model
+from calibrant.models import only_looks, opened_of
 from calibrant.options import ExplainCommand, declaration, with_fields_of
 from calibrant.system.process import freed_memory_kept
 
@@ -71,6 +71,7 @@ class ExplainOptions(ExplainCommand):
 
 
 @with_fields_of(ExplainOptions)
+@only_looks
 def explain(options: ExplainOptions) -> Explanation:
     """Say which words' responses `model` lost, as `words(source=…, groups=…)` measures them, and
     which neurons and blocks lost them.
@@ -83,9 +84,7 @@ def explain(options: ExplainOptions) -> Explanation:
     task = _task(options)
     task.check()
     _, manifest = refuse_leaks(options.model, [task], options.allow_leak)
-    opened = options.model
-    if not isinstance(opened, Opened):
-        opened = open_model(opened, options.dtype, options.device)
+    opened = opened_of(options.model, options.tokenizer, options.dtype, options.device)
     dense = reference_of(options.against, manifest, opened, options.device, "--against")
     with freed_memory_kept():
         subject = Subject(opened.model, opened.tokenizer, dense.model, options.progress)

@@ -5,31 +5,37 @@ calibrated on, unless somebody asks for exactly that.
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, final
 
 import torch
 from transformers import PreTrainedModel
 
-from calibrant.compress.planning import JobPlan, outline_of_model
+from calibrant.compress.planning import JobPlan, outline_of_options
 from calibrant.compress.room import check_kept, in_bytes
 from calibrant.data import CalibrationSet, Row, StoredSource
+from calibrant.data.given import OwnData, own_behind
 from calibrant.data.inspect.leaks import LeakCount, RowFingerprints, find_leaks, serious
-from calibrant.data.user_file import UserFile, files_behind
+from calibrant.data.user_file import UserFile
 from calibrant.errors import DataError, SpecError
 from calibrant.evaluators._base import Evaluator, Subject
 from calibrant.evaluators._engines import check_engine, opened_by_llama_cpp
 from calibrant.evaluators._planning import needs_of, plan_of_measuring
 from calibrant.models import (
+    Model,
     ModelShape,
     Opened,
+    is_object,
     manifest_folder,
-    open_model,
+    name_of,
+    only_looks,
+    opened_of,
+    origin_of,
     outlined,
     read_manifest,
     read_when_run,
 )
 from calibrant.models.cache import cache_folder
+from calibrant.models.hashing import OF_TENSORS
 from calibrant.options import EvaluateCommand, declaration, with_fields_of
 from calibrant.results.outcomes import Journal, Measurement, Score
 from calibrant.spec import canonical, identity, with_parameters
@@ -45,7 +51,7 @@ evaluators = Registry("calibrant.evaluators", "task")
 class EvaluateOptions(EvaluateCommand):
     """The options of `evaluate`."""
 
-    tasks: Sequence[str | Evaluator] | str | Evaluator
+    tasks: Sequence[str | Evaluator] | str | Evaluator = ()
 
 
 def _planned(options: EvaluateOptions) -> JobPlan:
@@ -54,12 +60,13 @@ def _planned(options: EvaluateOptions) -> JobPlan:
     if options.engine == "llama_cpp":
         message = "what llama.cpp takes isn't known beforehand; leave --plan or --engine out"
         raise SpecError(message, subject=options.engine)
-    models: list[Any] = [options.model]
+    outlines = [outline_of_options(options)]
     if any(task.compares for task in chosen):
-        name = options.model.name if isinstance(options.model, Opened) else str(options.model)
-        manifest = read_manifest(manifest_folder(name))
-        models.append(options.reference or _known_origin(manifest, name))
-    outlines = [outline_of_model(model, options.dtype, options.device) for model in models]
+        dense = options.reference
+        if dense is None:
+            name = name_of(options.model)
+            dense = _known_origin(read_manifest(manifest_folder(name)), name)
+        outlines.append(outline_of_options(replace(options, model=dense)))
     return plan_of_measuring(outlines, chosen, in_bytes(options.memory))
 
 
@@ -68,11 +75,15 @@ def _chosen(options: EvaluateOptions) -> list[Evaluator]:
     tasks = options.tasks
     if isinstance(tasks, str | Evaluator):
         tasks = [tasks]
+    if not tasks:
+        message = "nothing is to be measured; give tasks, such as tasks=['loss(source=wikitext)']"
+        raise SpecError(message, subject="tasks")
     chosen: list[Evaluator] = [evaluators.build(task) for task in tasks]
     return within_budget(chosen, options.limit, options.tokens)
 
 
 @with_fields_of(EvaluateOptions, _planned)
+@only_looks
 def evaluate(options: EvaluateOptions) -> list[Measurement]:
     """Measure `model` with each of `tasks`, for example `loss(source=wikitext, tokens=65536)`.
 
@@ -94,10 +105,10 @@ def evaluate(options: EvaluateOptions) -> list[Measurement]:
     leak_counts, manifest = refuse_leaks(options.model, chosen, options.allow_leak)
     promised = in_bytes(options.memory)
     compares = any(task.compares for task in chosen)
-    dense_name = None
+    dense_model = None
     if compares:
-        dense_name = options.reference or _origin(manifest)
-    opened = _open(options, chosen, dense_name, promised)
+        dense_model = options.reference or _origin(manifest)
+    opened = _open(options, chosen, dense_model, promised)
     dense = None
     if compares:
         dense = reference_of(options.reference, manifest, opened, options.device)
@@ -107,8 +118,8 @@ def evaluate(options: EvaluateOptions) -> list[Measurement]:
     measured: list[Measurement] = []
     # No journal goes before all tasks are done, so that a call that is killed goes on from there.
     for task, journal, leak_count in zip(chosen, journals, leak_counts, strict=True):
-        dense_model = None if dense is None else dense.model
-        measurement = timed(task, opened, options.progress, dense_model, journal)
+        reference = None if dense is None else dense.model
+        measurement = timed(task, opened, options.progress, reference, journal)
         if leak_count:
             provenance = {**measurement.provenance, "leaked": leak_count.count}
             measurement = replace(measurement, provenance=provenance)
@@ -121,7 +132,7 @@ def evaluate(options: EvaluateOptions) -> list[Measurement]:
 def _open(
     options: EvaluateOptions,
     tasks: Sequence[Evaluator],
-    dense: str | Opened | None,
+    dense: Model | None,
     promised: int | None,
 ) -> Opened:
     """Return the model that is measured, so that a promise of memory is kept; `dense` is the one
@@ -129,23 +140,21 @@ def _open(
     """
     model = options.model
     by_llama_cpp = options.engine == "llama_cpp"
-    if promised is not None and (isinstance(model, Opened) or by_llama_cpp):
+    if promised is not None and (is_object(model) or by_llama_cpp):
         raise SpecError(
             "memory is for a model that is opened here, by torch; "
             "leave it out, or give the model's name and no engine",
             subject="memory",
         )
-    if isinstance(model, Opened):
-        return model
-    if by_llama_cpp:
-        return opened_by_llama_cpp(model)
+    if by_llama_cpp and not isinstance(model, Opened):
+        return opened_by_llama_cpp(name_of(model))
     on_disk = False
     if promised is not None:
-        names = [model]
-        if isinstance(dense, str):
-            names.append(dense)
+        names = [name_of(model)]
+        if dense is not None and not is_object(dense):
+            names.append(name_of(dense))
         on_disk = left_on_disk(names, tasks, options.dtype, options.device, promised)
-    return _opened(model, options.dtype, options.device, on_disk)
+    return _opened(model, options.tokenizer, options.dtype, options.device, on_disk)
 
 
 def left_on_disk(
@@ -259,23 +268,31 @@ def _name(opened: Opened) -> str:
 
 
 def refuse_leaks(
-    model: str | Opened, tasks: Sequence[Evaluator], allow_leak: bool
+    model: Model, tasks: Sequence[Evaluator], allow_leak: bool
 ) -> tuple[list[LeakCount], Mapping[str, Any] | None]:
     """Return which of the rows that each task measures the model was calibrated on, and its
     manifest. `DataError` for any, unless `allow_leak`.
     """
-    folder = str(manifest_folder(model.name if isinstance(model, Opened) else model))
-    manifest = read_manifest(folder)
-    leak_counts = [calibrated_on(manifest, folder, task) for task in tasks]
+    place = str(manifest_folder(name_of(model)))
+    origin = origin_of(model)
+    if origin is not None and origin.manifest is not None:
+        manifest = origin.manifest
+        rows = origin.rows
+    else:
+        manifest = read_manifest(place)
+        rows = RowFingerprints.read(manifest, place)
+    if manifest is None:
+        return [LeakCount()] * len(tasks), None
+    leak_counts = [calibrated_on(rows, task) for task in tasks]
     if not allow_leak:
         for task, leak_count in zip(tasks, leak_counts, strict=True):
             if leak_count:
-                raise _leak_error(folder, str(task), leak_count.count, f" ({leak_count})")
+                raise _leak_error(place, str(task), leak_count.count, f" ({leak_count})")
     return leak_counts, manifest
 
 
 def reference_of(
-    reference: str | Opened | None,
+    reference: Model | None,
     manifest: Mapping[str, Any] | None,
     opened: Opened,
     device: str,
@@ -284,10 +301,20 @@ def reference_of(
     """Return the model to compare with: the one given, or the one that `opened` was made from.
     `SpecError` where none is known.
     """
-    if isinstance(reference, Opened):
-        return reference
-    name = reference or _known_origin(manifest, opened.name, option)
-    return _opened(name, _name(opened), device, opened.residence.on_disk)
+    if reference is None:
+        reference = _known_origin(manifest, opened.name, option)
+    if not is_object(reference):
+        return _opened(reference, None, _name(opened), device, opened.residence.on_disk)
+    # An object has its own type and device; both models are shown the same tokens.
+    tokenizer = None if isinstance(reference, Opened) else opened.tokenizer
+    dense = opened_of(reference, tokenizer)
+    if dense.model is opened.model:
+        raise SpecError(
+            f"{opened.name} is to be compared with itself; give the name of the untouched model to "
+            f"{option}, or compress with copy=True",
+            subject=opened.name,
+        )
+    return dense
 
 
 def _known_origin(
@@ -305,13 +332,18 @@ def _known_origin(
 
 
 def _origin(manifest: Mapping[str, Any] | None) -> str | None:
-    """Return the name of the model that a compressed one was made from."""
-    return (manifest or {}).get("record", {}).get("run", {}).get("model_name")
+    """Return the name of the model that a compressed one was made from; None where its numbers were
+    in no file.
+    """
+    run = (manifest or {}).get("record", {}).get("run", {})
+    if str(run.get("model", "")).startswith(OF_TENSORS):
+        return None
+    return run.get("model_name")
 
 
-def _opened(ref: str, dtype: str, device: str, on_disk: bool) -> Opened:
+def _opened(model: Model, tokenizer: Any, dtype: str, device: str, on_disk: bool) -> Opened:
     """Return the model, with its blocks in memory or read from disk whenever they run."""
-    opened = open_model(ref, dtype, device, on_disk=on_disk)
+    opened = opened_of(model, tokenizer, dtype, device, on_disk=on_disk)
     if on_disk:
         read_when_run(opened.model, opened.residence)
     return opened
@@ -339,14 +371,14 @@ def leaks(
     The sources that Calibrant knows take such rows out of themselves. A file's whole calibrate part
     is looked at, whatever the draw.
     """
-    files: dict[str, set[UserFile]] = {}
+    files: dict[str, set[OwnData]] = {}
     for data in sets:
         own_files = files.setdefault(str(data), set())
         for part in data.parts:
-            own_files.update(files_behind(part.source))
-    all_files = set[UserFile]().union(*files.values())
+            own_files.update(own_behind(part.source))
+    all_files = set[OwnData]().union(*files.values())
     by_name = {str(evaluator): evaluator for evaluator in evaluators}
-    counts: dict[str, dict[UserFile, int]] = {}
+    counts: dict[str, dict[OwnData, int]] = {}
     # What is measured is read only where there is a file to look for.
     if all_files:
         for name, evaluator in by_name.items():
@@ -361,7 +393,7 @@ def leaks(
     return leaked
 
 
-def _count_leaked(file: UserFile, measured: Sequence[Row]) -> int:
+def _count_leaked(file: OwnData, measured: Sequence[Row]) -> int:
     """Return how many rows of a user's file are measured too."""
     leaked = find_leaks(file.part("calibrate").rows, measured)
     return len({leak.row for leak in leaked if serious(leak)})
@@ -383,13 +415,8 @@ def _leak_error(data: str, evaluator: str, count: int, kinds: str = "") -> DataE
     )
 
 
-def calibrated_on(
-    manifest: Mapping[str, Any] | None, folder: str | Path, evaluator: Evaluator
-) -> LeakCount:
-    """Return which of the rows that `evaluator` measures the compressed model in `folder` was
-    calibrated on, by its manifest and the array beside it.
+def calibrated_on(rows: RowFingerprints, evaluator: Evaluator) -> LeakCount:
+    """Return which of the rows that `evaluator` measures are those that a model was calibrated
+    on.
     """
-    if manifest is None:
-        return LeakCount()
-    own_file = isinstance(evaluator.reads(), UserFile)
-    return RowFingerprints.read(manifest, folder).leaks(evaluator.rows(), own_file)
+    return rows.leaks(evaluator.rows(), isinstance(evaluator.reads(), UserFile))

@@ -119,7 +119,7 @@ def plan_of_measuring(
 
 def _loaded(outline: ModelOutline) -> int:
     """How many bytes a model adds to what the process holds."""
-    if outline.origin == "memory":
+    if outline.storage == "memory":
         return 0
     return outline.shape.numbers * outline.dtype.itemsize
 

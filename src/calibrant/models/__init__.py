@@ -8,6 +8,15 @@ with uncollected():
     from calibrant.models.devices import resolve_device, resolve_dtype
     from calibrant.models.experts import Choices, ExpertLayer, drop_experts, expert_layers
     from calibrant.models.heads import Heads
+    from calibrant.models.objects import (
+        evaluating,
+        is_object,
+        name_of,
+        only_looks,
+        opened_of,
+        take_numbers,
+        will_be_changed,
+    )
     from calibrant.models.on_disk import read_when_run
     from calibrant.models.opening import (
         gguf_of,
@@ -19,9 +28,11 @@ with uncollected():
         outlined,
         saved_dtype,
     )
+    from calibrant.models.origin import Origin, origin_of, remember
     from calibrant.models.saving import (
         Model,
         Opened,
+        Tokenizer,
         check_output,
         manifest_folder,
         read_manifest,
@@ -57,32 +68,43 @@ __all__ = [
     "ModelShape",
     "ModelView",
     "Opened",
+    "Origin",
     "Residence",
     "Snapshot",
     "Stream",
+    "Tokenizer",
     "Weight",
     "check_finite",
     "check_output",
     "condense",
     "condensed",
     "drop_experts",
+    "evaluating",
     "expert_layers",
     "gguf_of",
+    "is_object",
     "load",
     "located",
     "manifest_folder",
+    "name_of",
+    "only_looks",
     "open_model",
     "open_tokenizer",
+    "opened_of",
+    "origin_of",
     "outline_of",
     "outlined",
     "overwrite",
     "read_manifest",
     "read_when_run",
+    "remember",
     "resolve_device",
     "resolve_dtype",
     "save",
     "saved",
     "saved_dtype",
+    "take_numbers",
     "view",
+    "will_be_changed",
     "will_change",
 ]

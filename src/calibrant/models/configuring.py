@@ -238,12 +238,19 @@ def _check_type(raw: Mapping[str, Any], ref: str, trust: bool) -> None:
         )
 
 
-def _check_causal(config: PreTrainedConfig, ref: str) -> None:
-    """Raise `ModelError` for a model that doesn't predict the next token."""
+def causal_classes(config: PreTrainedConfig) -> set[str]:
+    """Return the names of the classes of transformers that predict the next token with a model of
+    this configuration.
+    """
     known: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), ())
     if not isinstance(known, list | tuple):
         known = (known,)
-    classes = {kind.__name__ for kind in known}
+    return {kind.__name__ for kind in known}
+
+
+def _check_causal(config: PreTrainedConfig, ref: str) -> None:
+    """Raise `ModelError` for a model that doesn't predict the next token."""
+    classes = causal_classes(config)
     # A configuration that names no class is opened as the first that fits it.
     names = config.architectures or sorted(classes)[:1]
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):

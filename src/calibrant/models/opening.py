@@ -56,10 +56,11 @@ from calibrant.models.folder import (
 )
 from calibrant.models.gguf_file import gguf_header, gguf_tokenizer, open_gguf
 from calibrant.models.on_disk import open_on_disk
+from calibrant.models.origin import Origin, remember
 from calibrant.models.packed_folder import packed_folder
 from calibrant.models.quiet import quiet, quoted
 from calibrant.models.saving import Opened, check_unchanged, forget_quantization
-from calibrant.models.shape import ModelOutline, ModelShape, Origin
+from calibrant.models.shape import ModelOutline, ModelShape, Storage
 from calibrant.models.sparse_folder import SHEET, SparseFolder, sparse_folder
 from calibrant.models.viewing import IN_MEMORY, WITHOUT_NUMBERS, ModelView, Residence, view
 from calibrant.spec.foreign import brief, did_you_mean, user_path
@@ -133,6 +134,7 @@ def open_model(
     # A model with blocks on disk is on the processor, and `to` can't move tensors without numbers.
     if not on_disk:
         model = model.to(target)  # pyright: ignore[reportArgumentType]  # `to` is decorated
+    remember(model, Origin(ref, note))
     return Opened(model, tokenizer, ref, digest, note, resolved, residence)
 
 
@@ -177,16 +179,16 @@ def outline_of(ref: str, dtype: str = "auto", device: str = "auto") -> ModelOutl
         with quiet():
             header = gguf_header(path)
         shape = ModelShape.of_gguf(header.values, header.tensors, ref)
-        origin: Origin = "kept" if may_be_kept(shape.numbers, resolved) else "gguf"
+        storage: Storage = "kept" if may_be_kept(shape.numbers, resolved) else "gguf"
         return ModelOutline(
-            ref, shape, resolved, target, origin, path.stat().st_size, divisible=False
+            ref, shape, resolved, target, storage, path.stat().st_size, divisible=False
         )
     stored: Mapping[str, StoredTensor] = {}
     file_bytes = 0
     divisible = target.type == "cpu"
-    origin = "hub"
+    storage = "hub"
     if user_path(ref, ModelError).is_dir() or any(path.glob("*.safetensors")):
-        origin = "folder"
+        storage = "folder"
         sparse = sparse_folder(path, ref)
         weights = weight_files(path, ref) if sparse is None else sparse.files
         stored = stored_tensors(weights)
@@ -204,7 +206,7 @@ def outline_of(ref: str, dtype: str = "auto", device: str = "auto") -> ModelOutl
             subject=ref,
         )
     shape = ModelShape.of(_empty_view(empty))
-    return ModelOutline(ref, shape, resolved, target, origin, file_bytes, divisible)
+    return ModelOutline(ref, shape, resolved, target, storage, file_bytes, divisible)
 
 
 def _empty_view(empty: PreTrainedModel) -> ModelView:

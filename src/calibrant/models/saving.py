@@ -8,7 +8,7 @@ import errno
 import json
 import os
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from typing import Any, Final, TypeAlias, final
 
 import torch
 from safetensors import SafetensorError
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from calibrant.errors import DataError, ModelError, OutputError
 from calibrant.models.folder import CONFIG, file_digest
@@ -54,23 +54,35 @@ _REMEDY: Final = (
 @final
 @dataclass
 class Opened:
-    """A model ready to be used. `digest` is that of the weights' bytes. `note` is what every result
-    of the model must say, such as "dequantized from Q4_1".
+    """A model ready to be used. `note` is what every result of the model must say, such as
+    "dequantized from Q4_1".
 
-    `residence` says whether its blocks are in memory or on disk; `view` is given it.
+    `hashed` is the digest, or what finds it: read `digest`. `residence` says whether its blocks are
+    in memory or on disk; `view` is given it.
     """
 
     model: PreTrainedModel
     tokenizer: Any
     name: str
-    digest: str
+    hashed: str | Callable[[], str]
     note: str
     dtype: torch.dtype
     residence: Residence = IN_MEMORY
 
+    @property
+    def digest(self) -> str:
+        """That of the weights' bytes; of a model that was given as an object it is found when it is
+        first asked for.
+        """
+        if not isinstance(self.hashed, str):
+            self.hashed = self.hashed()
+        return self.hashed
+
 
 Model: TypeAlias = str | Path | Opened | PreTrainedModel
 """What a verb takes for a model: a name, a path, or one that is open already."""
+Tokenizer: TypeAlias = PreTrainedTokenizerBase
+"""What a verb takes for the tokenizer of a model that is open."""
 
 
 def save(

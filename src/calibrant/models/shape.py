@@ -170,7 +170,7 @@ class ModelShape:
         return widths
 
 
-Origin = Literal["memory", "folder", "kept", "gguf", "hub"]
+Storage = Literal["memory", "folder", "kept", "gguf", "hub"]
 """Where the numbers of a model come from: they are in memory already, in a folder, in a GGUF file
 that was dequantized before (`kept`) or wasn't, or on the hub, not downloaded yet.
 """
@@ -188,7 +188,7 @@ class ModelOutline:
     shape: ModelShape
     dtype: torch.dtype
     device: torch.device
-    origin: Origin
+    storage: Storage
     stored: int
     divisible: bool
 

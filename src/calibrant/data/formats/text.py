@@ -9,8 +9,8 @@ from calibrant.data._base import Format, Row
 
 @dataclass(frozen=True, repr=False)
 class Text(Format):
-    """The text as it is. A control's integers stand for text that is tokenised already, and need
-    no rendering.
+    """The text as it is. A control's integers and a user's token ids stand for text that is
+    tokenised already, and need no rendering.
     """
 
     needs = ("text",)

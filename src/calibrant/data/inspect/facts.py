@@ -18,11 +18,11 @@ from calibrant.data._encoding import IdEncoder
 from calibrant.data.calibration import CalibrationSet, TokenBatch
 from calibrant.data.expression import Term
 from calibrant.data.formats import formats
+from calibrant.data.given import OwnData
 from calibrant.data.inspect.overlap import measurable, overlaps, repeats, row_content
 from calibrant.data.inspect.profiling import quoted, text_tokens
 from calibrant.data.inspect.verdict import ENOUGH_DRAWS, verdict
 from calibrant.data.packings.many import Many
-from calibrant.data.user_file import UserFile
 from calibrant.system.notebook import card, listing
 
 _BARS: Final = 12
@@ -300,7 +300,7 @@ def _expressions(term: Term) -> dict[str, Any]:
         startless = str(replace(term, packing=replace(packing, bos="none")))
     return {
         "source": str(term.source),
-        "own": isinstance(term.source, UserFile),
+        "own": isinstance(term.source, OwnData),
         "kind": term.source.kind,
         "format": str(term.format),
         "packing": str(packing),

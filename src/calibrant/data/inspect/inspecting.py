@@ -19,15 +19,23 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedTokenizerBase
 
 from calibrant.activations import FeatureNorms, Routing, wide
-from calibrant.data import CalibrationSet, TokenBatch, micro_batches
+from calibrant.data import CalibrationSet, TokenBatch, as_set, micro_batches
 from calibrant.data.calibration import KINDS
 from calibrant.data.inspect.facts import Inspection, inspect_tokens
 from calibrant.data.inspect.overlap import measurable
 from calibrant.data.inspect.profiling import text_tokens
 from calibrant.data.select import resolved
 from calibrant.errors import ModelError, NumericsError
-from calibrant.models import ModelView, Opened, expert_layers, open_model, open_tokenizer, view
-from calibrant.options import DataOptions, InspectOptions, with_fields_of
+from calibrant.models import (
+    ModelView,
+    Opened,
+    expert_layers,
+    only_looks,
+    open_tokenizer,
+    opened_of,
+    view,
+)
+from calibrant.options import InspectOptions, with_fields_of
 from calibrant.system.progress import Progress, silent
 from calibrant.walk import walk, walk_blocks
 from calibrant.walk.block_statistics import TokenKinds, coverage
@@ -40,45 +48,48 @@ TOKENS_PER_PASS: Final = 2_048
 
 
 @with_fields_of(InspectOptions)
+@only_looks
 def inspect(options: InspectOptions) -> Inspection:
     """Draw `data` and say what is in it, part by part, with the beginnings of a few windows, and
     what to fix.
 
-    Without `model` the tokenizer of smollm2 reads it and nothing is run. With it, its own tokenizer
-    does, and `Inspection.model` has its loss on up to 8,192 tokens of the set, for each kind of
-    token the share of the statistics that comes from it, and of a mixture of experts which of them
-    get few tokens or none. `against` are sources whose measured rows the set's rows are compared
-    with. The budget is that of `prune`, 128 windows, or as many tokens as there are where no budget
-    is given and the sources hold less; of a `CalibrationSet` it is the set's own. Raises an
-    `InputError` for a set, a model or a source that can't be used.
+    Without `model` a `tokenizer` reads it, else that of smollm2, and nothing is run. With it, its
+    own tokenizer does, and `Inspection.model` has its loss on up to 8,192 tokens of the set, for
+    each kind of token the share of the statistics that comes from it, and of a mixture of experts
+    which of them get few tokens or none. `against` are sources whose measured rows the set's rows
+    are compared with. The budget is that of `prune`, 128 windows, or as many tokens as there are
+    where no budget is given and the sources hold less; of a `CalibrationSet` it is the set's own.
+    Raises an `InputError` for a set, a model or a source that can't be used.
     """
     data = options.data
-    if isinstance(data, CalibrationSet):
-        calibration = data
-    else:
-        samples = options.samples or DataOptions.samples
-        calibration = CalibrationSet(data, samples, options.length, options.tokens, options.seed)
+    calibration = as_set(data, options.samples, options.length, options.tokens, options.seed)
     # What reads the set: a tokenizer alone, or a model, which is then run on it too.
-    if options.model is None:
+    if options.model is None and options.tokenizer is not None:
+        reader = tokenizer = options.tokenizer
+        name = tokenizer.name_or_path or type(tokenizer).__name__
+    elif options.model is None:
         tokenizer, name = open_tokenizer("smollm2")
         reader = tokenizer
     else:
         # A name that isn't there is said before a model is opened, which takes longer.
         measurable(options.against)
-        reader = options.model
-        if not isinstance(reader, Opened):
-            reader = open_model(reader, options.dtype, options.device)
+        reader = opened_of(options.model, options.tokenizer, options.dtype, options.device)
         tokenizer = reader.tokenizer
         name = reader.name
-    instead: dict[str, str] = {}
-    if not isinstance(data, CalibrationSet) and options.samples is None and options.tokens is None:
-        usual = f"{calibration.samples} windows of {calibration.length:,} tokens"
+    usual = f"{calibration.samples} windows of {calibration.length:,} tokens"
+    held = None
+    if calibration.at_most:
+        calibration = calibration.fitted(tokenizer)
+        held = calibration.budget
+    elif not isinstance(data, CalibrationSet) and options.samples is None and not options.tokens:
         held = _tokens_held(calibration, tokenizer)
         if held is not None:
             calibration = CalibrationSet(
-                data, length=calibration.length, tokens=held, seed=calibration.seed
+                calibration.expr, length=calibration.length, tokens=held, seed=calibration.seed
             )
-            instead["instead"] = usual
+    instead: dict[str, str] = {}
+    if held is not None:
+        instead["instead"] = usual
     calibration = resolved(calibration, reader, options.progress)
     inspection = inspect_tokens(calibration, tokenizer, options.against)
     facts = None

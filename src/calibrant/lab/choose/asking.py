@@ -5,13 +5,14 @@ and then the time.
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final, final
+from typing import Final, cast, final
 
 import psutil
 
 from calibrant.compress import check_model
 from calibrant.compress.prune_quantize import TARGETS_OF
-from calibrant.data import CalibrationSet
+from calibrant.data import CalibrationSet, Data
+from calibrant.data.objects import as_expression
 from calibrant.errors import InputError
 from calibrant.evaluators import Evaluator
 from calibrant.evaluators.agreement import Agreement
@@ -36,7 +37,7 @@ from calibrant.lab.mixtures.algebra import effort_of
 from calibrant.lab.mixtures.mixture import BEST, UNIFORM
 from calibrant.lab.study import Study
 from calibrant.methods import Method, StandIn
-from calibrant.models import Opened, open_model, view
+from calibrant.models import Opened, opened_of, view
 from calibrant.options import RecommendCommand
 from calibrant.spec import identity
 from calibrant.system.progress import Progress, silent
@@ -209,10 +210,10 @@ def asked(options: RecommendCommand, budget: TimeBudget) -> Prepared:
     """
     method, target = aim_of(options.method, options.target)
     stand_in = stand_in_of(method, target)
-    wanted = [options.goal] if isinstance(options.goal, str) else options.goal
-    goal = parse_goal(wanted, TOKENS, ITEMS, options.length)
-    own_sets = _canonical(goal.sources)
-    candidates = _canonical(options.sources or default_sources(goal))
+    folder = Path(options.folder)
+    goal = parse_goal(_goals(options.goal, folder), TOKENS, ITEMS, options.length)
+    own_sets = _canonical(goal.sources, folder)
+    candidates = _canonical(options.sources or default_sources(goal), folder)
     if options.baseline:
         baseline = str(CalibrationSet(options.baseline))
     elif BASELINE in candidates:
@@ -221,12 +222,11 @@ def asked(options: RecommendCommand, budget: TimeBudget) -> Prepared:
         baseline = candidates[0]
     candidates = list(dict.fromkeys([*candidates, baseline]))
     began = budget.spent
-    opened = open_model(options.model, options.dtype, options.device)
+    opened = opened_of(options.model, options.tokenizer, options.dtype, options.device)
     opening_seconds = budget.spent - began
     model_view = view(opened.model)
     check_model(method, model_view, target, dict.fromkeys(model_view.named, target))
     export = _deployed(method, target, opened)
-    folder = Path(options.folder)
     if options.sibling:
         halves, no_sibling = _halves(goal, folder / "halves")
     else:
@@ -239,7 +239,7 @@ def asked(options: RecommendCommand, budget: TimeBudget) -> Prepared:
     elif not no_sibling:
         no_sibling = "its halves hold too little to be calibrated on"
     template = Study(
-        models=(options.model,),
+        models=(opened.name,),
         data=(baseline,),
         evaluate=_measures(fitted.goal, target, opened),
         methods=(method,),
@@ -289,9 +289,18 @@ def asked(options: RecommendCommand, budget: TimeBudget) -> Prepared:
     )
 
 
-def _canonical(texts: Sequence[str]) -> list[str]:
+def _goals(goal: str | Sequence[str] | Data, folder: Path) -> list[str]:
+    """The goals as texts; data that came as an object are one."""
+    if isinstance(goal, str):
+        return [goal]
+    if isinstance(goal, list | tuple) and all(isinstance(text, str) for text in goal):
+        return list(cast("Sequence[str]", goal))
+    return [as_expression(cast("Data", goal), folder / "given")]
+
+
+def _canonical(sets: Sequence[Data], folder: Path) -> list[str]:
     """Calibration sets as they are written, each once."""
-    return list(dict.fromkeys(str(CalibrationSet(text)) for text in texts))
+    return list(dict.fromkeys(as_expression(data, folder / "given") for data in sets))
 
 
 def _measures(goal: Goal, target: Target, opened: Opened) -> tuple[Evaluator, ...]:

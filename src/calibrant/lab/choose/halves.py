@@ -13,25 +13,24 @@ random.
 """
 
 import itertools
-import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 from jaxtyping import Float, Int
 
 from calibrant.data import CalibrationSet, Row, Source
 from calibrant.data._words import words
-from calibrant.data.expression import Term, parse_source, written
+from calibrant.data.expression import parse_source
+from calibrant.data.objects import with_sources, write_rows
 from calibrant.data.user_file import UserFile
 from calibrant.lab.stats.crossed import ItemValues, Side
 from calibrant.lab.stats.results import GroupResults, Results
 from calibrant.results import Cell
-from calibrant.spec.grammar import written_mix, written_path
-from calibrant.system.durable import put
+from calibrant.spec.grammar import written_path
 
 MOST_ROWS: Final = 5_000
 """Rows that are clustered; the others go to the cluster that they are most like."""
@@ -69,17 +68,12 @@ class Halves:
 
     def replaced_in(self, data: str, side: int) -> str:
         """Return an expression with the rows of half `side` (0 or 1) in the place of the file's."""
-        return self._halved(CalibrationSet(data), parse_source(self.folders[side]))
+        half = parse_source(self.folders[side])
 
-    def _halved(self, data: CalibrationSet, half: Source) -> str:
-        if data.mixed:
-            texts = [self._halved(part, half) for part in data.mixed]
-            return written_mix(data.names, texts, data.shares)
-        terms: list[Term] = []
-        for term in data.parts:
-            is_of_the_file = term.source == self.source
-            terms.append(replace(term, source=half) if is_of_the_file else term)
-        return written(terms)
+        def halved(source: Source) -> Source:
+            return half if source == self.source else source
+
+        return with_sources(CalibrationSet(data), halved)
 
 
 def swapped(data: str, halves: Sequence[Halves], side: int) -> str:
@@ -105,8 +99,8 @@ def halves_of(source: UserFile, place: Path) -> Halves | str:
     for number, (train, test) in enumerate(zip(trains, tests, strict=True), 1):
         folder = place / f"half-{number}"
         folder.mkdir(parents=True, exist_ok=True)
-        _write(folder / "train.jsonl", train)
-        _write(folder / "test.jsonl", test)
+        write_rows(folder / "train.jsonl", train)
+        write_rows(folder / "test.jsonl", test)
         folders.append(written_path(str(folder)))
     first, second = (word_runs(map(whole_text, train)) for train in trains)
     return Halves(
@@ -124,13 +118,6 @@ def _dealt(rows: Sequence[Row], sides: Int[np.ndarray, " row"]) -> tuple[list[Ro
     for row, side in zip(rows, sides, strict=True):
         halves[side].append(row)
     return halves
-
-
-def _write(path: Path, rows: Sequence[Row]) -> None:
-    lines: list[str] = []
-    for row in rows:
-        lines.append(json.dumps(record(row), ensure_ascii=False, allow_nan=False) + "\n")
-    put(path, "".join(lines).encode())
 
 
 def _names(rows: Sequence[Row]) -> frozenset[str]:
@@ -159,14 +146,6 @@ def whole_text(row: Row) -> str:
     texts = [row.text, row.question, row.rationale, row.answer]
     texts += [content for _, content in row.turns]
     return "\n".join(filter(None, texts))
-
-
-def record(row: Row) -> dict[str, Any]:
-    """Return a row as a file has it that reads back as the same row."""
-    values = {name: getattr(row, name) for name in row.present if name != "turns"}
-    if row.turns:
-        values["turns"] = [{"role": role, "content": content} for role, content in row.turns]
-    return values
 
 
 def masked(text: str) -> list[str]:

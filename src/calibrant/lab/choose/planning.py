@@ -10,7 +10,7 @@ from calibrant.compress.planning import (
     gigabytes,
     held_by_process,
     held_while_opening,
-    outline_of_model,
+    outline_of_options,
     room_on,
 )
 from calibrant.compress.room import Needs
@@ -31,7 +31,7 @@ def planned_recommendation(options: RecommendCommand) -> JobPlan:
     """
     method, target = aim_of(options.method, options.target)
     stand_in = stand_in_of(method, target)
-    outline = outline_of_model(options.model, options.dtype, options.device)
+    outline = outline_of_options(options)
     shape = outline.shape
     tokens = options.tokens or TOKENS
     needs = Needs.of(shape, tokens, outline.dtype, stand_in.method, length=options.length)

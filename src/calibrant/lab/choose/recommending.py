@@ -5,8 +5,9 @@ best, and the advice.
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import KW_ONLY, asdict, dataclass
-from typing import Any, final
+from dataclasses import KW_ONLY, asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Final, final
 
 from calibrant.errors import SpecError
 from calibrant.lab.choose.advising import advice, command, short, verb_of, with_interval
@@ -24,8 +25,13 @@ from calibrant.lab.choose.planning import planned_recommendation
 from calibrant.lab.choose.predicting import Prediction
 from calibrant.lab.choose.racing import Race, RaceResult, plain
 from calibrant.lab.mixtures import Mixture
+from calibrant.models import is_object, only_looks, opened_of, save
+from calibrant.models.hashing import OF_TENSORS, digest_of
 from calibrant.options import RecommendCommand, declaration, with_fields_of
 from calibrant.system.notebook import card, listing
+
+MODELS: Final = "models"
+"""The folder, in that of a recommendation, of models that were given as objects."""
 
 
 def unsaid(sentence: str) -> None:
@@ -148,6 +154,7 @@ class RecommendOptions(RecommendCommand):
 
 
 @with_fields_of(RecommendOptions, planned_recommendation)
+@only_looks
 def recommend(options: RecommendOptions) -> Recommendation:
     """Recommend which calibration data to use to prune or quantize `model` for `goal`, and what is
     known about it.
@@ -184,6 +191,8 @@ def recommend(options: RecommendOptions) -> Recommendation:
         message = f"a budget of {options.minutes:g} minutes leaves no time; give some above 0"
         raise SpecError(message, subject="budget")
     budget = TimeBudget(options.minutes, options.now)
+    if is_object(options.model):
+        options = _with_name(options)
     prepared = asked(options, budget)
     if prepared.fitted.said:
         options.say(prepared.fitted.said)
@@ -227,7 +236,7 @@ def recommend(options: RecommendOptions) -> Recommendation:
         expr=best,
         text=advice(mixture, fitted.goal, prepared.baseline, result, fitted.rounds, fitted.halves),
         command=command(
-            options.model,
+            prepared.opened.name,
             best,
             mixture,
             propagate,
@@ -262,6 +271,28 @@ def recommend(options: RecommendOptions) -> Recommendation:
         verb=verb_of(prepared.target),
         bits=result.bits,
         predicted_by=prepared.stand_in.differs,
+    )
+
+
+def _with_name(options: RecommendOptions) -> RecommendOptions:
+    """The same with a folder in the place of the model object, since runs of a race open it by
+    name: the one that it was loaded from, if that has the same numbers, else one that it is saved
+    to, once.
+    """
+    opened = opened_of(options.model, options.tokenizer, options.dtype, options.device)
+    name = opened.model.name_or_path
+    digest = digest_of(opened.model)
+    if digest.startswith(OF_TENSORS):
+        place = Path(options.folder) / MODELS / digest.removeprefix(OF_TENSORS)[:16]
+        if not place.exists():
+            save(opened, place, {})
+            options.say(f"the model was written to {place}, where each run opens it")
+        name = str(place)
+    return replace(
+        options,
+        model=name,
+        dtype=str(opened.dtype).removeprefix("torch."),
+        device=str(opened.model.device),
     )
 
 

@@ -11,6 +11,7 @@ import torch
 
 from calibrant.compress import check_model
 from calibrant.data import CalibrationSet, TokenBatch
+from calibrant.data.objects import as_expression
 from calibrant.data.select import resolved
 from calibrant.errors import DataError, SpecError
 from calibrant.lab.mixtures.aims import aim_of, stand_in_of
@@ -32,7 +33,7 @@ from calibrant.lab.mixtures.mixture import BEST, UNIFORM, ErrorRow, Influence, M
 from calibrant.lab.mixtures.search import Objective, Search, parse_objective
 from calibrant.lab.mixtures.statistics import MixtureStatistics, gather_statistics, rows_in_common
 from calibrant.methods import Method, StandIn
-from calibrant.models import Opened, open_model, view
+from calibrant.models import Opened, only_looks, opened_of, view
 from calibrant.models.cache import cache_folder
 from calibrant.models.gguf_writing import tensor_names
 from calibrant.models.imatrix import check_imatrix_path
@@ -63,6 +64,7 @@ class MixOptions(MixCommand):
 
 
 @with_fields_of(MixOptions)
+@only_looks
 @freed_memory_kept()
 def mix(options: MixOptions) -> Mixture:
     """Find the mixture of `sources` that does least damage, by the error of matrices on texts held
@@ -116,7 +118,11 @@ def mix(options: MixOptions) -> Mixture:
         check_imatrix_path(options.imatrix)
     clock = Clock()
     draw_settings = {"length": options.length, "tokens": options.tokens, "seed": options.seed}
-    sets = [CalibrationSet(source, **draw_settings) for source in options.sources]
+    place = options.folder or cache_folder()
+    sets: list[CalibrationSet] = []
+    for source in options.sources:
+        text = as_expression(source, place / "given")
+        sets.append(CalibrationSet(text, **draw_settings))
     _check_sources(sets)
     judges = [str(data) for data in sets]
     if objective.target:
@@ -135,9 +141,7 @@ def mix(options: MixOptions) -> Mixture:
             raise SpecError(f"{message}, leave it out", subject="alone")
         judges = [objective.target]
     with clock.phase("open"):
-        opened = options.model
-        if not isinstance(opened, Opened):
-            opened = open_model(opened, options.dtype, options.device)
+        opened = opened_of(options.model, options.tokenizer, options.dtype, options.device)
         model_view = view(opened.model)
         check_model(method, model_view, target, dict.fromkeys(model_view.named, target))
         names = {} if options.imatrix is None else tensor_names(model_view)
@@ -158,7 +162,7 @@ def mix(options: MixOptions) -> Mixture:
             stand_in.method,
             batches,
             judging,
-            (options.folder or cache_folder()) / STATISTICS,
+            place / STATISTICS,
             effort.meter,
             options.progress,
         )

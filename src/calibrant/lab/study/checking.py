@@ -12,14 +12,15 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from operator import attrgetter
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, cast
 
 from calibrant.activations import Propagation
 from calibrant.allocations import Allocation, allocations
 from calibrant.compress import PROPAGATIONS, Recipe
 from calibrant.compress.recipe import check_propagation
 from calibrant.data import CalibrationSet, Source
-from calibrant.data.calibration import LAST_DRAW, check_budget
+from calibrant.data.calibration import LAST_DRAW, WINDOWS, check_budget
+from calibrant.data.given import as_source
 from calibrant.errors import DataError, InputError, Problem
 from calibrant.evaluators import Evaluator, evaluators
 from calibrant.lab.study.request import DENSE, USUAL, Axes, Labels, RunRequest, union
@@ -70,7 +71,7 @@ _LABELS: Final = {**{axis: axis for axis in AXES}, "seeds": "seed"}
 _DATA_AXES: Final = ("data", "seeds", "propagate")
 """Axes that only what looks at data has."""
 _USUAL_BUDGET: Final[dict[str, Any]] = {
-    "samples": DataOptions.samples,
+    "samples": WINDOWS,
     "length": DataOptions.length,
     "tokens": DataOptions.tokens,
 }
@@ -162,6 +163,28 @@ def gathered(value: Any) -> Any:
     if isinstance(value, SINGLE) or not isinstance(value, Iterable):
         return value
     return [gathered(item) for item in islice(value, MOST_VALUES + 1)]
+
+
+def handed_over(mistakes: Mistakes, data: Any) -> Any:
+    """Return the axis `data` with sources in the place of objects among its values."""
+    if not isinstance(data, list | tuple):
+        return data
+    values: list[Any] = []
+    for number, value in enumerate(cast("Sequence[Any]", data)):
+        if isinstance(value, Mapping) and "data" in value:
+            named = cast("Mapping[str, Any]", value)
+            source = _source_of(mistakes, ("data", number, "data"), named["data"])
+            values.append({**named, "data": source})
+        else:
+            values.append(_source_of(mistakes, ("data", number), value))
+    return values
+
+
+def _source_of(mistakes: Mistakes, path: Path, value: Any) -> Any:
+    """Return an object as a source, and what else a study reads as it is."""
+    if isinstance(value, (*SINGLE, Mapping)) or not isinstance(value, Iterable):
+        return value
+    return mistakes.tried(path, as_source, value)
 
 
 def written(value: Any) -> Any:
@@ -376,7 +399,8 @@ class StudyReader:
         if given.budget is None:
             alike = alike and given.samples == usual["samples"]
         if alike and not given.seed and given.part == "calibrate":
-            return given
+            # In a study a budget is exact, also that of data that came as objects.
+            return CalibrationSet(given.expr, **usual) if given.at_most else given
         budget = [f"{name}={usual[name]}" for name in BUDGET if usual[name] is not None]
         self.mistakes.add(
             path,

@@ -3,7 +3,8 @@ a worker on another machine asks of the one store.
 
 Nothing is pickled, and what arrives is checked by its types. A class that this process learned,
 such as a user's own, has no file that a name leads to. So its name is sent, and the worker learns
-it too: texts within other objects may name it.
+it too: texts within other objects may name it. Data that were handed over as objects are in no
+file either, and their rows are sent.
 
 A worker on another machine has a `RemoteStore`, which asks in messages. The process that started it
 has a `Desk`, which does what is asked in the store and answers. So one process alone writes, and a
@@ -27,6 +28,7 @@ import msgspec
 from calibrant.allocations import allocations
 from calibrant.compress import Recipe
 from calibrant.data import CalibrationSet, selectors, sources
+from calibrant.data.given import Content, Given, keep, own_behind
 from calibrant.errors import CalibrantError, DataError, SpecError
 from calibrant.evaluators import evaluators
 from calibrant.lab.study.request import RunRequest, Workload
@@ -60,6 +62,7 @@ def packed(work: Workload) -> bytes:
         requests.append((request.model, number, recipe_numbers[request.recipe]))
     message = {
         "classes": _travelling(work),
+        "given": [_plain(content) for content in _handed_over(work)],
         "sets": [_plain(calibration) for calibration in sets.values()],
         "recipes": [_plain(recipe) for recipe in recipes],
         "requests": requests,
@@ -78,6 +81,8 @@ def unpacked(message: bytes) -> Workload:
         sent = msgspec.msgpack.decode(message)
         _learn(msgspec.convert(sent["classes"], dict[str, list[str]]))
         arrived = _Arrived()
+        for content in arrived.typed(sent["given"], list[Content]):
+            keep(content)
         sets = [arrived.calibration(each) for each in sent["sets"]]
         recipes = [arrived.typed(each, Recipe) for each in sent["recipes"]]
         numbers = arrived.typed(sent["requests"], list[tuple[str, Number | None, Number]])
@@ -200,6 +205,17 @@ def _travelling(work: Workload) -> dict[str, list[str]]:
                 _check_importable(kind)
                 sent.setdefault(package, []).append(qualified(kind))
     return sent
+
+
+def _handed_over(work: Workload) -> list[Content]:
+    """The data that came as objects, each once."""
+    contents: dict[str, Content] = {}
+    for calibration in work.calibrations.values():
+        for term in calibration.parts:
+            for source in own_behind(term.source):
+                if isinstance(source, Given):
+                    contents[source.digest] = source.content
+    return list(contents.values())
 
 
 def _check_importable(kind: type[Any]) -> None:

@@ -9,10 +9,18 @@ from typing import Any, Final, cast
 
 from calibrant.activations import Propagation
 from calibrant.allocations import Allocation
-from calibrant.data import CalibrationSet, Source
+from calibrant.data import CalibrationSet, Data, Source
+from calibrant.data.calibration import WINDOWS
 from calibrant.errors import SpecError, StudyError
 from calibrant.evaluators import Evaluator, leaks, refuse
-from calibrant.lab.study.checking import Mistakes, StudyContents, StudyReader, gathered, written
+from calibrant.lab.study.checking import (
+    Mistakes,
+    StudyContents,
+    StudyReader,
+    gathered,
+    handed_over,
+    written,
+)
 from calibrant.lab.study.contrasts import read_contrasts
 from calibrant.lab.study.request import (
     EQUAL,
@@ -90,12 +98,12 @@ class Study:
     """
 
     models: Sequence[str] | str = ()
-    data: Sequence[str | CalibrationSet | Source] | str | CalibrationSet | Source = ()
+    data: Sequence[Data | Mapping[str, Any]] | str | CalibrationSet | Source = ()
     methods: Sequence[str | Method] | str | Method = ("wanda", "magnitude")
     targets: Sequence[float | str | Target] | float | str | Target = (0.5,)
     seeds: Sequence[int] | int = (0,)
     evaluate: Sequence[str | Evaluator] | str | Evaluator = ("loss(source=wikitext)",)
-    samples: int = DataOptions.samples
+    samples: int = WINDOWS
     length: int = DataOptions.length
     tokens: int | None = DataOptions.tokens
     propagate: str | None = RecipeOptions.propagate
@@ -138,6 +146,7 @@ class Study:
             given[name] = value
         if mistakes.entries:
             raise StudyError(mistakes.problems())
+        given["data"] = handed_over(mistakes, given["data"])
         entries = {name: gathered(value) for name, value in given.items()}
         contents = read(entries, mistakes)
         if mistakes.entries:

@@ -1,0 +1,168 @@
+"""Makes rows of records, which a user's file holds or which came as objects: finds their columns,
+and counts what is left out.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any, Final
+
+from calibrant.data._base import Row, lettered
+from calibrant.data._columns import USUAL, Columns, assign, field_value, first_exchange, letter_of
+from calibrant.data._files import short
+from calibrant.data._limits import MOST_COLUMNS
+from calibrant.errors import DataError
+from calibrant.spec.foreign import did_you_mean, visible
+
+LOOKED_AT: Final = 1_000
+"""How many rows are looked at to learn what columns there are and which of them always hold
+something.
+"""
+
+Numbered = Iterable[tuple[str, Mapping[str, Any]]]
+"""Records, each with what messages call it, such as `'notes.jsonl', row 3`."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What the first records teach: the columns, the fields that every used row has, and those that
+    only some have.
+    """
+
+    columns: Columns
+    fields: tuple[str, ...]
+    sometimes: tuple[str, ...]
+
+    @property
+    def kind(self) -> str:
+        """What a source of such rows is."""
+        return "corpus" if "text" in self.fields else "questions"
+
+
+def layout_of(
+    first_records: Sequence[tuple[str, Mapping[str, Any]]],
+    requested: Mapping[str, str],
+    name: str,
+    advice: Callable[[str], str],
+) -> Layout:
+    """Return what the first records teach; `requested` are the columns of fields that were asked
+    for.
+
+    Raises `DataError` where no column fits. It calls the data `name`, and `advice(column)` says how
+    a column is read as text.
+    """
+    records = [record for _, record in first_records]
+    columns = assign(records, requested)
+    _check_columns(columns, list(dict.fromkeys(chain.from_iterable(records))), name, advice)
+    rows = [values_of(record, columns, place) for place, record in first_records]
+    present = set(chain.from_iterable(rows))
+    needed = ["question"]
+    if "text" in present:
+        needed = ["text"]
+    elif "answer" in present:
+        needed.append("answer")
+    usable = [values for values in rows if values.keys() >= set(needed)]
+    if not usable:
+        expected = " and ".join(needed)
+        if "text" in columns.fields:
+            expected = "text or question"
+        raise DataError(
+            f"{name!r} has no row with {expected} among its first {len(rows)}; fill the column, "
+            "or name another",
+            subject=name,
+        )
+    # A field that only some rows have is no field that a format may need.
+    counts = Counter(chain.from_iterable(usable))
+    always = tuple(field for field in USUAL if counts[field] == len(usable))
+    sometimes = tuple(field for field in USUAL if 0 < counts[field] < len(usable))
+    return Layout(columns, always, sometimes)
+
+
+class RowReader:
+    """Makes rows of records, and counts what it leaves out."""
+
+    def __init__(self, layout: Layout) -> None:
+        self._columns = layout.columns
+        # What every row of the first thousand had is promised of all, so a later row without it is
+        # left out too.
+        self._needed = layout.fields
+        self._count = 0
+        self._missing = Counter[str]()
+
+    @property
+    def note(self) -> str:
+        """How many rows were left out and why: `3 of 200 rows without a question left out`."""
+        clauses: list[str] = []
+        for name, count in sorted(self._missing.items()):
+            article = "an" if name[0] in "aeiou" else "a"
+            clauses.append(f"{count} of {self._count} rows without {article} {name} left out")
+        return "; ".join(clauses)
+
+    def rows(self, records: Numbered) -> Iterator[Row]:
+        """Yield the rows that records make."""
+        for place, record in records:
+            self._count += 1
+            values = values_of(record, self._columns, place)
+            missing = [name for name in self._needed if name not in values]
+            if missing:
+                self._missing[missing[0]] += 1
+                continue
+            # A line is a step: the marks of a file that we know nothing of.
+            lines = values.get("rationale", "").splitlines()
+            steps = sum(bool(line.strip()) for line in lines)
+            yield Row(**values, steps=steps)
+
+
+def values_of(record: Mapping[str, Any], columns: Columns, place: str) -> dict[str, Any]:
+    """Return the fields of a record that have something in them, with labels if there are
+    choices. `DataError` for what a field can't hold.
+    """
+    values: dict[str, Any] = {}
+    for name, column in columns.fields.items():
+        try:
+            value = field_value(name, record.get(column))
+        except ValueError as error:
+            found = short(record[column])
+            raise DataError(
+                f"{place}: {column!r} is {found!r}; it must be {error}", subject=place
+            ) from error
+        if value is not None:
+            values[name] = value
+    if "turns" in values:
+        question, answer = first_exchange(values["turns"])
+        if question is not None and "question" not in columns.fields:
+            values["question"] = question
+        if answer is not None and "answer" not in columns.fields:
+            values["answer"] = answer
+    if "choices" in values:
+        choices = values["choices"]
+        values["labels"] = lettered(choices)
+        if "answer" in values:
+            column = record.get(columns.fields["choices"])
+            values["answer"] = letter_of(values["answer"], choices, column)
+    return values
+
+
+def _check_columns(
+    columns: Columns, present: Sequence[str], name: str, advice: Callable[[str], str]
+) -> None:
+    names = [visible(column) for column in present[:MOST_COLUMNS]]
+    listed = ", ".join(map(short, names[:20]))
+    if len(present) > 20:
+        listed += f" and {len(present) - 20} more"
+    known = set(present)
+    for requested in columns.fields.values():
+        if requested not in known:
+            near = did_you_mean(requested, names)
+            raise DataError(
+                f"{name!r} has no column {requested!r}{near}; its columns are {listed}",
+                subject=requested,
+            )
+    if not {"text", "question", "turns"} & columns.fields.keys():
+        column = names[0] if names else "COLUMN"
+        raise DataError(
+            f"{name!r} has no column 'text' or 'question'; its columns are {listed}: "
+            f"{advice(short(column))}",
+            subject=name,
+        )

@@ -1,0 +1,364 @@
+"""Makes a source of data that came as objects: texts, conversations, rows, token ids."""
+
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import compress, islice
+from numbers import Integral
+from os import PathLike, fspath
+from typing import Any, Final, TypeAlias, cast
+
+import numpy as np
+from torch import Tensor
+
+from calibrant.data._base import (
+    Part,
+    PartRows,
+    PerDraw,
+    Row,
+    Source,
+    SourceRows,
+    StoredSource,
+    check_part,
+    digest,
+    joined,
+)
+from calibrant.data._files import check_columns, short
+from calibrant.data._limits import FIRST_GIVEN, MOST_GIVEN
+from calibrant.data._rows import RowReader, layout_of
+from calibrant.data.user_file import UserFile
+from calibrant.errors import DataError
+
+NAME: Final = "data"
+"""What messages call what was handed over: every verb has it as the argument `data`."""
+
+_CONTENTS: Final[dict[str, "Content"]] = {}
+"""What was handed over in this process, by its digest."""
+_SEQUENCES: Final = (list, tuple, Tensor, np.ndarray)
+_MESSAGE: Final = {"role", "content"}
+
+
+@dataclass(frozen=True)
+class Content:
+    """The rows of what was handed over, and the fields that all or only some of them have. `note`
+    says what was left out.
+    """
+
+    rows: tuple[Row, ...]
+    fields: tuple[str, ...]
+    sometimes: tuple[str, ...] = ()
+    note: str = ""
+
+    @cached_property
+    def digest(self) -> str:
+        """Sixteen digits of the hash of the rows. Of token ids their order is a part of it, of
+        other rows it isn't: they are used in the order of their hashes.
+        """
+        rows: Iterable[Row] = self.rows
+        if "ids" not in self.fields:
+            distinct = {row.key: row for row in self.rows}
+            rows = [distinct[key] for key in sorted(distinct)]
+        return digest(rows).removeprefix("sha256:")[:16]
+
+
+@dataclass(frozen=True, repr=False)
+class Given(StoredSource):
+    """Data that came as objects. Their text says which they are by the hash of their content, and
+    reads back in the process that they were handed to; their content is kept there until it ends.
+
+    All of it is calibrated on. Rows are used as those of a file are: in the order of their hashes,
+    equal ones once. Token ids are used as they are given, each sequence a window.
+    """
+
+    digest: str
+
+    family = "own"
+    licence = "the user's own"
+    homepage = ""
+
+    def __post_init__(self) -> None:
+        content = self.content
+        # These are facts of a class for other sources; here they depend on what was given.
+        object.__setattr__(self, "fields", content.fields)
+        object.__setattr__(self, "sometimes", content.sometimes)
+        questions = "question" in content.fields
+        object.__setattr__(self, "kind", "questions" if questions else "corpus")
+        if "turns" in content.fields:
+            object.__setattr__(self, "default", "chat")
+
+    @property
+    def content(self) -> Content:
+        """What was handed over. `DataError` where that wasn't in this process."""
+        if self.digest not in _CONTENTS:
+            raise DataError(
+                f"given(digest={self.digest!r}) stands for data that were handed over in another "
+                "process; hand them over again, as in data=rows",
+                subject=self.digest,
+            )
+        return _CONTENTS[self.digest]
+
+    @property
+    def longest(self) -> int:
+        """How many tokens the longest sequence of token ids has; 0 for other data."""
+        return max(len(row.ids or ()) for row in self.content.rows)
+
+    def place(self) -> Hashable:
+        return self.content.note
+
+    def part(self, part: Part) -> PartRows:
+        check_part(part)
+        if part != "calibrate":
+            raise DataError(
+                f"{self} came as an object, and all of it is calibrated on; to measure on a part "
+                "of it, write its rows to a file, which is divided, and name that",
+                subject=str(self),
+            )
+        if "ids" in self.fields:
+            read = self.read()
+            return PartRows(self.content.rows, origin=read.origin, note=read.note)
+        return super().part(part)
+
+    def read(self) -> SourceRows:
+        return SourceRows({"calibrate": self.content.rows}, "objects", self.content.note)
+
+
+OwnData: TypeAlias = UserFile | Given
+"""Rows of the user's own, of which nobody knows what they have in common with others."""
+
+
+def as_source(data: Any) -> Source:
+    """Return data that came as objects as a source, whose text can be part of expressions.
+
+    >>> rows = as_source([{"question": "1 + 1?", "answer": "2"}])
+    >>> rows
+    given(digest='7d5b14b3eb2b4b1b')
+    >>> CalibrationSet(f"0.5*{rows}:qa + 0.5*python_docs").parts[0].format
+    qa
+
+    What can be handed over is said at `CalibrationSet`. A path is the file or folder that is there.
+    Raises `DataError` for anything else.
+    """
+    if isinstance(data, Source):
+        return data
+    if isinstance(data, PathLike):
+        return UserFile(fspath(cast("PathLike[str]", data)))
+    return keep(_content_of(data))
+
+
+def keep(content: Content) -> Given:
+    """Remember what was handed over, and return its source."""
+    _CONTENTS[content.digest] = content
+    return Given(content.digest)
+
+
+def own_behind(source: Source) -> Iterator[OwnData]:
+    """Yield the user's own data that a source is, or those that its rows are chosen from."""
+    if isinstance(source, OwnData):
+        yield source
+    elif isinstance(source, PerDraw):
+        for origin in source.origins:
+            yield from own_behind(origin)
+
+
+def _content_of(data: Any) -> Content:
+    """Return what data hold, whatever kind of object they are."""
+    split = ""
+    if isinstance(data, Mapping):
+        mapping = cast("Mapping[str, Any]", data)
+        if "input_ids" in mapping:  # what a tokenizer gives for several texts
+            data = [mapping]
+        else:
+            data, split = _train_split(mapping)
+    items, cut = _items(data)
+    if not items:
+        raise DataError(
+            "data is empty; give at least one row, and a list in the place of a generator that "
+            "was used up",
+            subject=NAME,
+        )
+    note = joined(split, cut)
+    if all(isinstance(item, str | None) for item in items):
+        return _content_of_records([{"text": item} for item in items], "text", note)
+    if all(isinstance(item, Mapping) for item in items):
+        if "input_ids" in items[0]:
+            return _content_of_ids(items, note)
+        _check_no_message(items[0])
+        return _content_of_records(items, "", note)
+    # One sequence of ids may stand for a list of one.
+    if all(isinstance(item, int | float) for item in items):
+        items = [items]
+    if not all(isinstance(item, _SEQUENCES) for item in items):
+        raise _mixed(items)
+    if any(_is_conversation(item) for item in items):
+        return _content_of_records([{"turns": item} for item in items], "turns", note)
+    return _content_of_ids(items, note)
+
+
+def _items(data: Any) -> tuple[list[Any], str]:
+    """Return what data hold as a list, and a note where not all of it was read."""
+    if isinstance(data, _SEQUENCES):
+        return _as_list(data), ""
+    # Whoever goes through a table of pandas or polars gets its columns.
+    if hasattr(data, "iterrows"):
+        data = data.to_dict(orient="records")
+    elif hasattr(data, "to_dicts"):
+        data = data.to_dicts()
+    elif hasattr(data, "to_pylist"):
+        data = data.to_pylist()
+    if isinstance(data, str | bytes) or not isinstance(data, Iterable):
+        kind = type(data).__name__
+        raise DataError(
+            f"data is a {kind}; it must be an expression, texts, conversations, token ids, or rows "
+            "of a data set",
+            subject=kind,
+        )
+    try:
+        count = len(cast("Sequence[Any]", data))
+    except TypeError:
+        # What has no length, such as a stream, may have no end.
+        items = list(islice(data, FIRST_GIVEN + 1))
+        if len(items) <= FIRST_GIVEN:
+            return items, ""
+        return items[:FIRST_GIVEN], f"the first {FIRST_GIVEN:,} rows of a stream"
+    if count > MOST_GIVEN:
+        raise DataError(
+            f"data has {count:,} rows, and {MOST_GIVEN:,} are the most that are handed over; take "
+            "a part of it, or name its file",
+            subject=str(count),
+        )
+    return list(data), ""
+
+
+def _train_split(splits: Mapping[str, Any]) -> tuple[Any, str]:
+    """Return the train split of several, and a note of that."""
+    names = ", ".join(map(short, splits)) or "nothing"
+    if "train" not in splits:
+        raise DataError(
+            f"data is a mapping of {names}, without 'train'; hand over one of its values, as in "
+            "data=splits['test']",
+            subject=names,
+        )
+    return splits["train"], f"the split train of {names}"
+
+
+def _content_of_records(records: Sequence[Mapping[str, Any]], field: str, note: str) -> Content:
+    """Return the rows that records make; a `field` is in the column of its name."""
+    requested: dict[str, str] = {}
+    if field:
+        requested[field] = field
+    numbered = [
+        (f"row {number} of data", _plain_record(record)) for number, record in enumerate(records, 1)
+    ]
+    layout = layout_of(numbered, requested, NAME, _advice)
+    reader = RowReader(layout)
+    rows = tuple(reader.rows(numbered))
+    whole_note = joined(note, layout.columns.note, reader.note)
+    return Content(rows, layout.fields, layout.sometimes, whole_note)
+
+
+def _advice(column: str) -> str:
+    return f"call the one to read text, as in data.rename_column({column!r}, 'text')"
+
+
+def _plain_record(record: Mapping[Any, Any]) -> dict[str, Any]:
+    """Return a row with plain values: a data set may have arrays in the place of lists."""
+    check_columns(len(record), NAME)
+    plain: dict[str, Any] = {}
+    for column, value in record.items():
+        if isinstance(value, _SEQUENCES):
+            value = _as_list(value)
+        plain[str(column)] = value
+    return plain
+
+
+def _content_of_ids(items: Iterable[Any], note: str) -> Content:
+    """Return sequences of token ids as rows, in the order in which they are given."""
+    rows: list[Row] = []
+    count = 0
+    for number, item in enumerate(items, 1):
+        place = f"row {number} of data"
+        for sequence in _sequences(item, place):
+            count += 1
+            if sequence:
+                rows.append(Row(ids=_checked_ids(sequence, place)))
+    if not rows:
+        raise DataError("data has token ids without a token; give at least one", subject=NAME)
+    if len(rows) < count:
+        note = joined(note, f"{count - len(rows)} of {count} rows without a token left out")
+    return Content(tuple(rows), ("ids",), note=note)
+
+
+def _sequences(item: Any, place: str) -> Iterator[list[Any]]:
+    """Yield the sequences of an item: one, or those of a batch as a tokenizer gives it, without
+    what its attention mask leaves out.
+    """
+    if not isinstance(item, Mapping):
+        yield from _as_sequences(item)
+        return
+    batch = cast("Mapping[str, Any]", item)
+    if "input_ids" not in batch:
+        raise DataError(f"{place} has no input_ids, as the first has; add them", subject=place)
+    sequences = _as_sequences(batch["input_ids"])
+    masks = sequences
+    if batch.get("attention_mask") is None:
+        yield from sequences
+        return
+    masks = _as_sequences(batch["attention_mask"])
+    if list(map(len, masks)) != list(map(len, sequences)):
+        raise DataError(
+            f"{place} has input_ids and an attention_mask of different lengths; make them equal",
+            subject=place,
+        )
+    for sequence, mask in zip(sequences, masks, strict=True):
+        yield list(compress(sequence, mask))
+
+
+def _as_sequences(value: Any) -> list[list[Any]]:
+    """Return one sequence, or a list of them, as a list of lists."""
+    entries = _as_list(value)
+    if entries and all(isinstance(entry, _SEQUENCES) for entry in entries):
+        return list(map(_as_list, entries))
+    return [entries]
+
+
+def _as_list(value: Any) -> list[Any]:
+    if isinstance(value, Tensor | np.ndarray):
+        value = value.tolist()
+    # A tensor without dimensions is a number.
+    return list(value) if isinstance(value, list | tuple) else [value]
+
+
+def _checked_ids(sequence: Sequence[Any], place: str) -> tuple[int, ...]:
+    """Return token ids. `DataError` for what is none."""
+    for number in sequence:
+        if isinstance(number, bool) or not isinstance(number, Integral) or int(number) < 0:
+            raise DataError(
+                f"{place} has {short(number)!r} among its token ids; an id is a whole number of at "
+                "least 0",
+                subject=place,
+            )
+    return tuple(map(int, sequence))
+
+
+def _is_conversation(item: Any) -> bool:
+    entries = _as_list(item)
+    return bool(entries) and isinstance(entries[0], Mapping)
+
+
+def _check_no_message(row: Mapping[str, Any]) -> None:
+    """Raise `DataError` where the rows are the messages of one conversation."""
+    if row.keys() >= _MESSAGE:
+        raise DataError(
+            "data is a list of messages; put the messages of a conversation into a list of their "
+            "own, as in data=[messages]",
+            subject=NAME,
+        )
+
+
+def _mixed(items: Sequence[Any]) -> DataError:
+    kinds = list(dict.fromkeys(type(item).__name__ for item in items))
+    listed = ", ".join(kinds[:5])
+    return DataError(
+        f"data holds {listed}; it must be all texts, all conversations, all token ids, or all rows",
+        subject=listed,
+    )

@@ -1,0 +1,130 @@
+"""The digest of a model that was given as an object: that of its file where both hold the same
+numbers, else a hash of its configuration and of every tensor.
+
+Nothing is copied whole. A file is read block by block; tensors are hashed where they lie, several
+at a time, and one that is on another device or isn't contiguous is copied meanwhile.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from calibrant.errors import ModelError
+from calibrant.models.changing import place_of, tied
+from calibrant.models.opening import located, open_model
+from calibrant.spec import identity
+
+OF_TENSORS: Final = "tensors:"
+"""How the digest of numbers begins that are in no file."""
+WITHOUT_EFFECT: Final = (
+    "_name_or_path",
+    "architectures",
+    "dtype",
+    "torch_dtype",
+    "transformers_version",
+    "use_cache",
+)
+"""Entries of a configuration that change nothing of what the model computes; the type of its
+numbers is hashed with each tensor.
+"""
+
+
+def digest_of(model: PreTrainedModel) -> str:
+    """Return the digest of `model`: that of the folder on this machine which it says it was loaded
+    from, as `open_model` has it, where configuration and every number are equal to what is read
+    from there; else `tensors:` and a SHA-256.
+    """
+    return _digest_of_folder(model) or _digest_of_tensors(model)
+
+
+def _digest_of_folder(model: PreTrainedModel) -> str | None:
+    """The digest of the folder that a model was loaded from, if that holds this very model."""
+    dtype = str(model.dtype).removeprefix("torch.")
+    try:
+        # Nothing is downloaded, and only one block of the folder is in memory at a time.
+        stored = open_model(str(located(model.name_or_path or "")), dtype, "cpu", on_disk=True)
+    except ModelError:
+        return None
+    if _facts(model) != _facts(stored.model) or tied(model) != tied(stored.model):
+        return None
+    given = _tensors(model)
+    outside = _tensors(stored.model)
+    if given.keys() != outside.keys():
+        return None
+    for names in stored.residence.absent().values():
+        for name in names:
+            outside.pop(name)
+    if not _equal(given, outside):
+        return None
+    for index, names in stored.residence.absent().items():
+        with stored.residence.held(index):
+            inside = {name: stored.model.get_parameter(name) for name in names}
+            if not _equal(given, inside):
+                return None
+    return stored.digest
+
+
+def _digest_of_tensors(model: PreTrainedModel) -> str:
+    tensors = _tensors(model)
+    # Numbers that have several names are hashed once.
+    distinct = {_memory(tensor): tensor for tensor in tensors.values()}
+    with ThreadPoolExecutor() as threads:
+        hashed = threads.map(_tensor_digest, distinct.values())
+        digests = dict(zip(distinct, hashed, strict=True))
+    described: list[list[Any]] = []
+    for name, tensor in tensors.items():
+        digest = digests[_memory(tensor)]
+        described.append([name, str(tensor.dtype), list(tensor.shape), digest])
+    return OF_TENSORS + identity([_facts(model), described]).removeprefix("sha256:")
+
+
+def _memory(tensor: Tensor) -> tuple[Any, ...]:
+    """What is the same for two tensors that are the same numbers in the same memory."""
+    return place_of(tensor), tensor.dtype, tensor.shape, tensor.stride()
+
+
+def _tensor_digest(tensor: Tensor) -> str:
+    return hashlib.sha256(_bytes(tensor).cpu().numpy().data).hexdigest()
+
+
+def _tensors(model: PreTrainedModel) -> dict[str, Tensor]:
+    """All parameters and buffers by name, also those that a file doesn't hold, such as rotary
+    frequencies: their type decides what is computed.
+    """
+    tensors: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
+    tensors.update(model.named_buffers(remove_duplicate=False))
+    return tensors
+
+
+def _facts(model: PreTrainedModel) -> list[str]:
+    """What decides beside the numbers what a model computes: its class, its configuration, and how
+    attention is computed.
+    """
+    kind = type(model)
+    configuration = model.config.to_dict()
+    for name in WITHOUT_EFFECT:
+        configuration.pop(name, None)
+    text = json.dumps(configuration, sort_keys=True, default=str)
+    return [f"{kind.__module__}.{kind.__qualname__}", text, str(model.config._attn_implementation)]
+
+
+def _equal(given: Mapping[str, Tensor], stored: Mapping[str, Tensor]) -> bool:
+    """Whether these stored tensors are what was given under their names, bit for bit."""
+    return all(_is_same(given[name], tensor) for name, tensor in stored.items())
+
+
+def _is_same(given: Tensor, stored: Tensor) -> bool:
+    if given.dtype != stored.dtype or given.shape != stored.shape:
+        return False
+    return torch.equal(_bytes(given), _bytes(stored.to(given.device)))
+
+
+def _bytes(tensor: Tensor) -> Tensor:
+    """The bytes of a tensor; of one that is contiguous, those in the model's own memory."""
+    return tensor.detach().contiguous().flatten().view(torch.uint8)
