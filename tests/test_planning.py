@@ -45,14 +45,16 @@ def shapes_in(path: str) -> tuple[int, Counter[tuple[int, int]]]:
 @pytest.mark.parametrize("family", usually(FAMILIES))
 def test_numbers_and_matrices_are_those_of_the_open_model(family: str, tmp_path: Path):
     path = str(tiny_folder(tmp_path / "model", family))
-    shape = outline_of(path, "float32", "cpu").shape
-    matrices = Counter((matrix.outputs, matrix.inputs) for matrix in shape.matrices)
-    assert (shape.numbers, matrices) == shapes_in(path)
+    outline = outline_of(path, "float32", "cpu")
+    assert outline is not None
+    matrices = Counter((matrix.outputs, matrix.inputs) for matrix in outline.shape.matrices)
+    assert (outline.shape.numbers, matrices) == shapes_in(path)
 
 
 def test_so_are_those_of_a_gguf_file(tmp_path: Path):
     path = str(tiny_gguf(tmp_path / "tiny.gguf"))
     outline = outline_of(path, "float32", "cpu")
+    assert outline is not None
     matrices = Counter((matrix.outputs, matrix.inputs) for matrix in outline.shape.matrices)
     assert (outline.shape.numbers, matrices) == shapes_in(path)
     assert not outline.divisible
@@ -60,8 +62,13 @@ def test_so_are_those_of_a_gguf_file(tmp_path: Path):
 
 def test_only_headers_are_read(tmp_path: Path):
     """The weights of this model are a hole of nine gigabytes in a file."""
-    large = {"hidden_size": 4096, "intermediate_size": 8192, "num_hidden_layers": 32}
-    config = LlamaConfig(vocab_size=259, num_key_value_heads=8, **large)
+    config = LlamaConfig(
+        vocab_size=259,
+        hidden_size=4096,
+        intermediate_size=8192,
+        num_hidden_layers=32,
+        num_key_value_heads=8,
+    )
     config.save_pretrained(tmp_path)
     tiny_tokenizer().save_pretrained(tmp_path)
     with torch.device("meta"):

@@ -33,7 +33,7 @@ from calibrant.compress.room import (
     source_count,
 )
 from calibrant.data import CalibrationSet
-from calibrant.errors import SpecError
+from calibrant.errors import ModelError, SpecError
 from calibrant.exports import Export
 from calibrant.models import (
     ModelOutline,
@@ -150,7 +150,15 @@ def outline_of_options(options: Any) -> ModelOutline:
     already stays as it is. Raises `ModelError` as opening it would.
     """
     if not is_object(options.model):
-        return outline_of(name_of(options.model), options.dtype, options.device)
+        name = name_of(options.model)
+        outline = outline_of(name, options.dtype, options.device)
+        if outline is None:
+            raise ModelError(
+                f"{name} is made by code of its own, so its shapes aren't known before it is open; "
+                "open it, and plan with the object",
+                subject=name,
+            )
+        return outline
     opened = opened_of(options.model, options.tokenizer, options.dtype, options.device)
     with evaluating(opened):
         shape = ModelShape.of(view(opened.model))
@@ -174,16 +182,21 @@ class CompressionPlanner:
         """Return all that is known of the job beforehand."""
         outline = self.outline
         needs = self._needs(self._tokens, outline.dtype)
-        room = self.memory or room_on(outline.device)
+        room = self._promised or room_on(outline.device)
+        propagate = self.recipe.propagate
+        memory = max(needs.in_memory(propagate), held_while_opening(outline, needs))
         notes: list[str] = []
         problems: list[str] = []
-        propagate = self._fitting(needs)
+        if self._promised is None:
+            propagate = self._fitting(needs, self.memory or self._usually_left)
+            memory = max(needs.in_memory(propagate), held_while_opening(outline, needs))
+        elif memory > room and self._may_be_on_disk:
+            notes.append("the blocks of the model stay on disk")
+            left = room - needs.on_disk(propagate) + needs.activations(propagate)
+            propagate = self._fitting(needs, left)
+            memory = needs.on_disk(propagate, offload=needs.activations(propagate) > left)
         if propagate != self.recipe.propagate:
             notes.append("arrival would hold too many activations, so it goes on with reference")
-        memory = max(needs.in_memory(propagate), held_while_opening(outline, needs))
-        if memory > room and self._on_disk_is_possible and self.memory is not None:
-            notes.append("the blocks of the model stay on disk")
-            memory = needs.on_disk(propagate, offload=True)
         if memory > room:
             ways = self._ways_to_fit(room, propagate)
             problems.append(f"{gigabytes(memory)} of memory are too much here; {ways}")
@@ -224,22 +237,26 @@ class CompressionPlanner:
         kernel = KERNEL_BYTES if looks_at_grams(method) else 0
         return held_by_process(needs, self.outline, kernel)
 
-    def _fitting(self, needs: Needs) -> Propagation:
-        """The propagation that the job goes on with, which without a promise depends on what is
-        free.
+    @property
+    def _promised(self) -> int | None:
+        """The bytes that all of the job may take. Where the result stays in memory, what was given
+        is for activations alone.
         """
+        return None if self.out is None else self.memory
+
+    @property
+    def _usually_left(self) -> int:
+        return int(free_on(self.outline.device) * ACTIVATIONS_SHARE)
+
+    def _fitting(self, needs: Needs, left: int) -> Propagation:
+        """The propagation that so many bytes for activations have room for."""
         asked = self.recipe.propagate
         if asked != "arrival" or "reference" not in self.recipe.method.propagations:
             return asked
-        room = self.memory
-        if room is None:
-            room = int(free_on(self.outline.device) * ACTIVATIONS_SHARE)
-        else:
-            room -= needs.process + needs.work
-        return asked if needs.activations("arrival") <= room else "reference"
+        return asked if needs.activations("arrival") <= left else "reference"
 
     @property
-    def _on_disk_is_possible(self) -> bool:
+    def _may_be_on_disk(self) -> bool:
         if not self.outline.divisible or self.out is None:
             return False
         return not needs_whole_model(self.recipe, self.calibration, self.forms, ALONE)
@@ -253,7 +270,7 @@ class CompressionPlanner:
             least = needs.in_memory("reference")
             if least <= room:
                 ways.append(f"--propagate reference ({gigabytes(least)})")
-        if self._on_disk_is_possible and needs.on_disk(propagate, offload=True) <= room:
+        if self._may_be_on_disk and needs.on_disk(propagate, offload=True) <= room:
             ways.append(f"--memory {math.floor(room / 1e8) / 10:g}, with blocks on disk")
         tokens = self._tokens // 2
         while tokens >= FEWEST_TOKENS:

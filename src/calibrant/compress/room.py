@@ -16,7 +16,7 @@ from calibrant.data.select import Selector
 from calibrant.errors import SpecError
 from calibrant.exports import Export
 from calibrant.methods import MatrixMethod, Method, ModelMethod
-from calibrant.models import ModelShape, ModelView, Opened, outlined
+from calibrant.models import ModelShape, ModelView, Opened, outline_of
 from calibrant.walk import LONG_PASS, held_between_blocks, tokens_per_pass_of
 from calibrant.walk.ranks import Ranks
 from calibrant.walk.rehearsal import rehearse
@@ -153,12 +153,19 @@ def left_on_disk(
     Raises `SpecError` where the promise can't be kept: for a job that needs the whole model in
     memory, and for less memory than is needed with the blocks on disk.
     """
-    view, stored_dtype = outlined(model, dtype, device)
-    if view is None:
+    outline = outline_of(model, dtype, device)
+    if outline is None or not outline.divisible:
         return ""
     tokens = budget_of(calibration) if recipe.looks else 0
     length = calibration.length if calibration else 0
-    needs = Needs.of(view, tokens, stored_dtype, recipe.method, source_count(calibration), length)
+    needs = Needs.of(
+        outline.shape,
+        tokens,
+        outline.dtype,
+        recipe.method,
+        source_count(calibration),
+        length,
+    )
     ways: set[Propagation] = {recipe.propagate, *recipe.method.propagations}
     # A method that yields edits of its own may hold more of a block than its propagation says, so
     # the most is assumed.
@@ -190,12 +197,14 @@ def gathered_on_disk(
     """Return why the blocks of `model` stay on disk while an importance matrix is gathered, as
     `left_on_disk` does, and raise as it does.
     """
-    view, stored_dtype = outlined(model, dtype, device)
-    if view is None:
+    outline = outline_of(model, dtype, device)
+    if outline is None or not outline.divisible:
         return ""
-    needs = Needs.of(view, budget_of(calibration), stored_dtype, length=calibration.length)
+    needs = Needs.of(
+        outline.shape, budget_of(calibration), outline.dtype, length=calibration.length
+    )
     # Eight bytes of a sum in float64, and eight as it is written.
-    sums = 16 * sum(weight.shape[1] for weight in view.weights)
+    sums = 16 * sum(matrix.inputs for matrix in outline.shape.matrices)
     return _why_on_disk(
         f"{model} and its importance matrix",
         model,

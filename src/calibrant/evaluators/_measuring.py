@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, final
 
-import torch
 from transformers import PreTrainedModel
 
 from calibrant.compress.planning import JobPlan, outline_of_options
@@ -22,7 +21,7 @@ from calibrant.evaluators._engines import check_engine, opened_by_llama_cpp
 from calibrant.evaluators._planning import needs_of, plan_of_measuring
 from calibrant.models import (
     Model,
-    ModelShape,
+    ModelOutline,
     Opened,
     is_object,
     manifest_folder,
@@ -30,7 +29,7 @@ from calibrant.models import (
     only_looks,
     opened_of,
     origin_of,
-    outlined,
+    outline_of,
     read_manifest,
     read_when_run,
 )
@@ -167,13 +166,13 @@ def left_on_disk(
     them isn't a folder of plain safetensors. Raises `SpecError` where the promise can't be kept:
     for tasks that look into the whole model, and for less memory than is taken with blocks on disk.
     """
-    shapes: list[tuple[ModelShape, torch.dtype]] = []
+    outlines: list[ModelOutline] = []
     for model in models:
-        view, stored_dtype = outlined(model, dtype, device)
-        if view is None:
+        outline = outline_of(model, dtype, device)
+        if outline is None or not outline.divisible:
             return False
-        shapes.append((ModelShape.of(view), stored_dtype))
-    together = needs_of(shapes, tasks)
+        outlines.append(outline)
+    together = needs_of(outlines, tasks)
     taken = together.in_memory("arrival")
     if taken <= promised:
         return False

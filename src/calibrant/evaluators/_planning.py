@@ -5,8 +5,6 @@ from dataclasses import replace
 from itertools import islice
 from typing import Final
 
-import torch
-
 from calibrant.compress.planning import (
     JobPlan,
     gigabytes,
@@ -18,7 +16,7 @@ from calibrant.compress.rates import forward_seconds, head_seconds, opening_seco
 from calibrant.compress.room import Needs
 from calibrant.data import Row
 from calibrant.evaluators._base import Evaluator
-from calibrant.models import ModelOutline, ModelShape
+from calibrant.models import ModelOutline
 
 TOKENS: Final = 2048
 """Tokens of the largest batch that a measure runs at once, unless a single window has more."""
@@ -37,21 +35,22 @@ CHARACTERS: Final = 4
 
 
 def needs_of(
-    models: Sequence[tuple[ModelShape, torch.dtype]],
+    outlines: Sequence[ModelOutline],
     tasks: Sequence[Evaluator],
     softmax_bytes: int = SOFTMAX_BYTES,
 ) -> Needs:
-    """Return what it takes to measure the first of `models` with `tasks`; the others are what it is
-    compared with. A logit's log-softmax takes `softmax_bytes`.
+    """Return what it takes to measure the first of these models with `tasks`; the others are what
+    it is compared with. A logit's log-softmax takes `softmax_bytes`.
     """
     lengths = [getattr(task, "length", TOKENS) for task in tasks]
     tokens = max([TOKENS, *lengths])
     longest = max(lengths, default=tokens)
     needs: list[Needs] = []
     logits = 0
-    for shape, dtype in models:
-        needs.append(Needs.of(shape, tokens, dtype))
-        logits += shape.vocabulary * (tokens * dtype.itemsize + longest * softmax_bytes)
+    for outline in outlines:
+        shape = outline.shape
+        needs.append(Needs.of(shape, tokens, outline.dtype))
+        logits += shape.vocabulary * (tokens * outline.dtype.itemsize + longest * softmax_bytes)
     # All models are held, and one runs after the other. All that is shown at once is one batch, so
     # none goes on beside others that wait.
     return replace(
@@ -72,10 +71,9 @@ def plan_of_measuring(
     `memory` that are promised; the others are what it is compared with.
     """
     outline = outlines[0]
-    models = [(each.shape, each.dtype) for each in outlines]
     compares = any(task.compares for task in tasks)
     softmax_bytes = SOFTMAX_BYTES if compares else USUAL_SOFTMAX_BYTES
-    needs = held_by_process(needs_of(models, tasks, softmax_bytes), outline)
+    needs = held_by_process(needs_of(outlines, tasks, softmax_bytes), outline)
     needs = replace(needs, model=sum(_loaded(each) for each in outlines))
     room = memory or room_on(outline.device)
     notes: list[str] = []

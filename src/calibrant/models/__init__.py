@@ -25,7 +25,6 @@ with uncollected():
         open_model,
         open_tokenizer,
         outline_of,
-        outlined,
         saved_dtype,
     )
     from calibrant.models.origin import Origin, origin_of, remember
@@ -93,7 +92,6 @@ __all__ = [
     "opened_of",
     "origin_of",
     "outline_of",
-    "outlined",
     "overwrite",
     "read_manifest",
     "read_when_run",
