@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from calibrant.errors import InputError as InputError
     from calibrant.evaluators import evaluate as evaluate
     from calibrant.evaluators import explain as explain
+    from calibrant.handover import write_data as write_data
     from calibrant.lab.choose import recommend as recommend
     from calibrant.lab.mixtures import mix as mix
     from calibrant.lab.study import Study as Study
@@ -80,6 +81,7 @@ _HOME: Final = {
     "recommend": "lab.choose",
     "survey": "data.inspect",
     "view": "models",
+    "write_data": "handover",
 }
 """Every public name and the module that defines it."""
 
@@ -105,6 +107,7 @@ __all__ = [
     "recommend",
     "survey",
     "view",
+    "write_data",
 ]
 
 

@@ -340,6 +340,36 @@ class InspectOptions(MachineOptions):
     seed: int = option(like=SEED, default=0)
 
 
+@final
+@declaration
+class WriteDataOptions(MachineOptions, DataOptions, ModelOptions):
+    """The options of `write_data`."""
+
+    model: "Model" = option("Whose tokenizer reads the data.", "MODEL")
+    _: KW_ONLY
+    data: "Data" = option(
+        "A calibration set, as in prune --data.", "EXPR", offers=SETS, argument=True
+    )
+    out: str | Path = option(
+        "What to write: a .jsonl or .parquet file, a folder of datasets, or a .txt file.", "OUT"
+    )
+    form: str | None = option(
+        "What a row is: ids, texts or conversations. [default: ids; texts in .txt]",
+        "FORM",
+        flags=("--as",),
+        offers=("ids", "texts", "conversations"),
+        default=None,
+    )
+    tool: str | None = option(
+        "Also write a script that runs TOOL with it on MODEL: llm-compressor, auto-round, "
+        "gptqmodel, modelopt or llama.cpp.",
+        "TOOL",
+        flags=("--for", "--tool"),
+        offers="tools",
+        default=None,
+    )
+
+
 # Options of verbs above this room, as far as a command has them; what has types of their own is
 # added where the verb is.
 
@@ -373,6 +403,17 @@ class EvaluateCommand(MemoryOptions, ModelOptions):
     )
     allow_leak: bool = option(
         "Measure even what the model was calibrated on; the result says so.", default=False
+    )
+    store: str | Path | None = option(
+        "Also put it into this folder of results, which report shows; a study's folder, or a new "
+        "one.",
+        "DIR",
+        default=None,
+    )
+    label: str = option(
+        "With --store: what the model is called there, such as 'llm-compressor gptq w4g128'.",
+        "TEXT",
+        default="",
     )
 
 
@@ -475,6 +516,13 @@ class RecommendCommand(MachineOptions, ModelOptions):
     )
     baseline: str = option(
         "What others are compared with. [default: c4 where it is]", "EXPR", offers=SETS, default=""
+    )
+    tool: str | None = option(
+        "Also write the recommended data into the folder, and a script that runs TOOL with it, as "
+        "calibrant data --for does.",
+        "TOOL",
+        offers="tools",
+        default=None,
     )
     folder: str | Path = option(
         "Folder for all that is measured.",

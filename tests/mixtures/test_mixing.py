@@ -12,7 +12,7 @@ import torch
 from calibrant import CalibrationSet
 from calibrant.activations import Gram
 from calibrant.compress import Recipe, compress
-from calibrant.errors import SpecError
+from calibrant.errors import DataError, SpecError
 from calibrant.lab.mixtures import (
     Effort,
     Mixture,
@@ -25,7 +25,7 @@ from calibrant.lab.mixtures import (
 )
 from calibrant.lab.mixtures.statistics import statistic_of
 from calibrant.methods import methods
-from calibrant.models import open_model, view
+from calibrant.models import open_model, open_tokenizer, view
 from calibrant.targets import parse_target
 from calibrant.walk.statistics import Statistics, statistics_id
 
@@ -194,3 +194,19 @@ def test_a_method_that_looks_at_two_statistics_can_t_be_mixed_for() -> None:
 
     with pytest.raises(SpecError, match="FeatureNorms, Gram"):
         statistic_of(Both())
+
+
+def test_objects_are_mixed_as_files_of_the_same_rows(tmp_path: Path) -> None:
+    """They are divided as files are: a mixture is judged by what its sources hold out."""
+    rows = [{"text": f"{number} times {number} is {number * number}."} for number in range(400)]
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings = {**SMALL, "tokens": 256, "length": 64, "method": "wanda", "folder": tmp_path}
+    model = str(trained_folder())
+    found = mix(model, sources=[rows, "python_docs"], **settings)
+    expected = mix(model, sources=[str(file), "python_docs"], **settings)
+    assert list(found.weights.values()) == list(expected.weights.values())
+    first, *_ = found.weights
+    assert CalibrationSet(first, tokens=256).tokens(open_tokenizer(model)[0])
+    with pytest.raises(DataError, match="token ids"):
+        mix(model, sources=[[[5, 6, 7]], "python_docs"], **settings)

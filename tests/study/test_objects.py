@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from calibrant import CalibrationSet, Study, prune
 from calibrant.allocations import allocations
 from calibrant.allocations.least_error import LeastError
-from calibrant.data import parse_source
+from calibrant.data import as_source, parse_source
 from calibrant.data.inspect import inspect, survey
-from calibrant.errors import SpecError, StudyError
+from calibrant.errors import DataError, SpecError, StudyError
 from calibrant.evaluators import evaluate, evaluators
 from calibrant.evaluators.loss import Loss
 from calibrant.lab.report import report
@@ -198,6 +199,58 @@ def test_what_cannot_travel_is_said_before_any_worker_starts(given: dict[str, st
     study = asked(given, methods=[Here()])
     with pytest.raises(SpecError, match="Here"):
         study.run(tmp_path / "store", workers=2)
+
+
+TEXTS = [f"A text of a user's own, number {number}, which says little." for number in range(20)]
+
+
+def of_texts(given: dict[str, str], **changes: Any) -> Study:
+    """A study of a list of texts, with a name for it, and of token ids."""
+    sets = [{"name": "mine", "data": TEXTS}, torch.full((4, 16), 9), "random_tokens"]
+    return asked(given, data=sets, methods=["wanda"], **changes)
+
+
+def test_a_study_compares_data_that_came_as_objects(given: dict[str, str], tmp_path: Path):
+    study = of_texts(given)
+    assert study.for_reading()["names"] == {str(as_source(TEXTS)): "mine"}
+    assert study.run(tmp_path / "store").failures == {}
+    again = asked(given, data=[CalibrationSet(TEXTS, **BUDGET), "random_tokens"], methods=["wanda"])
+    finished = again.run(tmp_path / "store")
+    assert (finished.computed, finished.failures) == (0, {})
+
+
+def test_in_a_study_the_budget_of_objects_is_exact(given: dict[str, str]):
+    for data in (TEXTS, CalibrationSet(TEXTS, length=32)):
+        (own,) = asked(given, data=[data], samples=128).workload().calibrations.values()
+        with pytest.raises(DataError, match="too little"):
+            own.tokens(tiny_tokenizer())
+
+
+def test_workers_are_sent_the_rows_of_objects(
+    given: dict[str, str], monkeypatch: pytest.MonkeyPatch
+):
+    work = of_texts(given).workload()
+    tokenizer = tiny_tokenizer()
+    fingerprints = [data.tokens(tokenizer).fingerprint for data in work.calibrations.values()]
+    message = packed(work)
+    # A worker has nothing of what this process was given.
+    monkeypatch.setattr("calibrant.data.given._CONTENTS", {})
+    arrived = unpacked(message).calibrations.values()
+    assert [data.tokens(tokenizer).fingerprint for data in arrived] == fingerprints
+
+
+@pytest.mark.slow  # two processes
+def test_workers_calibrate_on_objects(given: dict[str, str], tmp_path: Path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert of_texts(given).run(one).failures == {}
+    assert of_texts(given).run(two, workers=2).failures == {}
+    assert results(one) == results(two)
+
+
+def test_an_object_that_is_no_data_is_a_mistake_with_its_place(given: dict[str, str]):
+    with pytest.raises(StudyError) as raised:
+        asked(given, data=["random_tokens", [1.5], {"name": "empty", "data": []}])
+    assert [problem.where for problem in raised.value.problems] == ["data[1]", "data[2].data"]
 
 
 def test_a_class_that_cannot_be_written_is_said():

@@ -28,7 +28,7 @@ from calibrant.cli.declared import with_options
 from calibrant.options import EvaluateCommand, PruneOptions, QuantizeOptions
 
 if TYPE_CHECKING:
-    from calibrant.compress import Pruned
+    from calibrant.compress import Compression
     from calibrant.results.outcomes import Score
 
 
@@ -114,7 +114,7 @@ def quantize(
 
 
 def _compress(
-    run: Callable[..., "Pruned"],
+    run: Callable[..., "Compression"],
     options: dict[str, Any],
     data_dir: Path | None,
     as_json: bool,

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 from fractions import Fraction
 from itertools import chain
 from os import PathLike
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -19,9 +20,10 @@ from transformers import PreTrainedTokenizerBase
 from calibrant.data._base import Part, PerDraw, Row, Source, family_of
 from calibrant.data._draw import Deck, PartDraw, Quota, TooFew, draw_part
 from calibrant.data._encoding import KINDS, Encoder, IdEncoder, KindEncoder
+from calibrant.data._files import known_suffix
 from calibrant.data._limits import LAST_DRAW, LONGEST_WINDOW, MOST_TOKENS
 from calibrant.data.expression import Term, term_of, text_of_source, written
-from calibrant.data.given import Given, as_source
+from calibrant.data.given import Given, OwnData, as_source
 from calibrant.data.packings._base import PAD, Frame
 from calibrant.data.packings.one import One
 from calibrant.errors import DataError, InputError
@@ -100,11 +102,12 @@ class CalibrationSet:
     - A path, or a source of your own: `CalibrationSet(MySource(path="notes"))`.
 
     >>> CalibrationSet(["a text", "another text"])
-    CalibrationSet("given(digest='DIGEST')", length=2048, seed=0)
+    CalibrationSet("given(digest='f761fd90c77815cb')", length=2048, seed=0)
 
-    All of them is calibrated on, nothing held out. Without a budget, in `samples` or `tokens`, all
-    that they hold is used, 128 windows at most (`at_most`); with one it is exact, and too little is
-    an error. Of what has no length, such as a stream, the first 20,000 rows are read.
+    All of them is calibrated on, nothing held out; so is a file of token ids. Without a budget, in
+    `samples` or `tokens`, all that they hold is used, 128 windows at most (`at_most`); with one it
+    is exact, and too little is an error. Of what has no length, such as a stream, the first 20,000
+    rows are read.
 
     `part` says which rows of the sources are drawn: `calibrate`, or `measure` in what `held_out`
     gives. Where a part is a selector, `supplied` puts in its place what it chose.
@@ -139,9 +142,21 @@ class CalibrationSet:
             samples = WINDOWS
         check_budget(samples, length, tokens, seed)
         # A set is its text, also where it was given as an object: that is what a record keeps.
-        parsed = _parsed(data)
+        if not isinstance(data, str):
+            data = text_of_source(as_source(data))
         self._set_fields(samples=samples, length=length, budget=tokens, seed=seed)
         self._set_fields(part="calibrate", at_most=at_most)
+        try:
+            self._read(data)
+        except InputError as error:
+            if not _is_text(data):
+                raise
+            message = f"{brief(data)} is a text and no expression; to calibrate on it, give a list"
+            raise DataError(f"{message}, data=[text]", subject=error.subject) from error
+
+    def _read(self, expr: str) -> None:
+        """Set the fields that an expression says."""
+        parsed = read_set(expr)
         if isinstance(parsed, Mix):
             sets = tuple(self._sum(parts) for parts in parsed.sets)
             self._set_fields(
@@ -256,10 +271,10 @@ class CalibrationSet:
     def _sum(self, parsed: Sum) -> "CalibrationSet":
         """Return the sum of these parts, with the budget and the draw of this set."""
         terms = tuple(map(term_of, parsed))
-        came_as_objects = False
+        uses_all = False
         for term in terms:
-            if isinstance(term.source, Given):
-                came_as_objects = True
+            if isinstance(term.source, Given) or _longest_of(term.source):
+                uses_all = True
                 _check_sequences(term, self.length)
         return self._with(
             expr=written(terms),
@@ -267,21 +282,19 @@ class CalibrationSet:
             mixed=(),
             names=(),
             shares=(),
-            at_most=self.at_most and came_as_objects,
+            at_most=self.at_most and uses_all,
         )
 
     @property
     def _longest_sequence(self) -> int | None:
-        """How many tokens the longest window has where all of them are token ids that came as
-        objects.
-        """
+        """How many tokens the longest window has where all of them are token ids of the user's."""
         longest = 0
         for term in self.parts:
-            if not isinstance(term.source, Given) or not term.source.longest:
+            if not _longest_of(term.source):
                 return None
             if not isinstance(term.packing, One) or term.packing.bos != "none":
                 return None
-            longest = max(longest, term.source.longest)
+            longest = max(longest, _longest_of(term.source))
         return longest
 
     def _with(self, **fields: Any) -> "CalibrationSet":
@@ -593,27 +606,25 @@ class CalibrationSet:
         )
 
 
-def _parsed(data: "str | PathLike[str] | Source | Iterable[Any]") -> Mix | Sum:
-    """Return what an expression says, or that of the source which objects are."""
-    if not isinstance(data, str):
-        return read_set(text_of_source(as_source(data)))
-    try:
-        return read_set(data)
-    except InputError as error:
-        if not _is_text(data):
-            raise
-        message = f"{brief(data)} is a text and no expression; to calibrate on it, give a list"
-        raise DataError(f"{message}, data=[text]", subject=error.subject) from error
-
-
 def _is_text(data: str) -> bool:
-    """Return whether what can't be read as an expression is plainly a text."""
-    return "\n" in data.strip() or len(data) > LONGEST_TEXT or bool(_WORDS.search(data))
+    """Return whether what can't be read as an expression is plainly a text, and no path."""
+    if "\n" in data.strip() or len(data) > LONGEST_TEXT:
+        return True
+    if "/" in data or known_suffix(Path(data)):
+        return False
+    return bool(_WORDS.search(data))
+
+
+def _longest_of(source: Source) -> int:
+    """Return how many tokens the longest sequence of a user's token ids has; 0 for other data."""
+    if isinstance(source, OwnData):
+        return source.longest
+    return 0
 
 
 def _check_sequences(term: Term, length: int) -> None:
     """Raise `DataError` for token ids that would be cut."""
-    longest = term.source.longest if isinstance(term.source, Given) else 0
+    longest = _longest_of(term.source)
     if longest > length and isinstance(term.packing, One):
         raise DataError(
             f"{term.source} has a sequence of {longest:,} token ids, and windows have {length:,}; "

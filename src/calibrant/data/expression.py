@@ -215,7 +215,8 @@ def _call(text: str | Call) -> Call:
 def held_out(source: str, form: str | None = None) -> tuple[Source, Format]:
     """Return a source to measure on and how its rows are rendered, by default as for calibration.
 
-    The format may stand behind the source, as in a set. Raises `DataError` for a control.
+    The format may stand behind the source, as in a set. Raises `DataError` for a control,
+    and for data that came as an object.
 
     >>> held_out("gsm8k"), held_out("gsm8k:cot")
     ((gsm8k, qa), (gsm8k, cot))
@@ -230,6 +231,8 @@ def held_out(source: str, form: str | None = None) -> tuple[Source, Format]:
         raise DataError(
             f"{source!r} {message}; measure on a corpus or a question set", subject=source
         )
+    if isinstance(measured, Given):
+        measured.refuse_measuring()
     rendered, _ = parse_format(behind or form or _default_format(measured))
     _check_fields(measured, rendered)
     return measured, rendered

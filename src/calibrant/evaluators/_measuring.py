@@ -5,6 +5,7 @@ calibrated on, unless somebody asks for exactly that.
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, final
 
 from transformers import PreTrainedModel
@@ -18,6 +19,7 @@ from calibrant.data.user_file import UserFile
 from calibrant.errors import DataError, SpecError
 from calibrant.evaluators._base import Evaluator, Subject
 from calibrant.evaluators._engines import check_engine, opened_by_llama_cpp
+from calibrant.evaluators._measured_run import MeasuredRun, check_label, type_name
 from calibrant.evaluators._planning import needs_of, plan_of_measuring
 from calibrant.models import (
     Model,
@@ -98,7 +100,14 @@ def evaluate(options: EvaluateOptions) -> list[Measurement]:
     too; `loss` and `agreement` can be. `memory` is how many GB the process may hold: where the
     model doesn't fit, its blocks stay on disk and are read whenever they run; the scores are the
     same.
+
+    `store` is a folder of results into which each measurement goes as soon as it is done, and in
+    which `report` and `compare` read it; what is there already isn't measured again. A model that
+    `prune` or `quantize` wrote stands there as the run that it is, one that nothing was done to as
+    the dense model. `label` says what any other is. What it was made from is `reference`, else the
+    one dense model in the store.
     """
+    check_label(options.label, options.store)
     chosen = _chosen(options)
     check_engine(options.engine, chosen)
     leak_counts, manifest = refuse_leaks(options.model, chosen, options.allow_leak)
@@ -113,19 +122,39 @@ def evaluate(options: EvaluateOptions) -> list[Measurement]:
         dense = reference_of(options.reference, manifest, opened, options.device)
     if promised is not None:
         check_kept(promised, opened)
+    run = None
+    if options.store is not None:
+        origin = _origin_name(options.reference, manifest)
+        run = MeasuredRun.of(options.store, options.label, opened, manifest, origin, dense)
     journals = [_journal(task, opened, dense) for task in chosen]
     measured: list[Measurement] = []
     # No journal goes before all tasks are done, so that a call that is killed goes on from there.
     for task, journal, leak_count in zip(chosen, journals, leak_counts, strict=True):
-        reference = None if dense is None else dense.model
-        measurement = timed(task, opened, options.progress, reference, journal)
-        if leak_count:
-            provenance = {**measurement.provenance, "leaked": leak_count.count}
-            measurement = replace(measurement, provenance=provenance)
-        measured.append(measurement)
+        measure = partial(_measured, task, opened, options.progress, dense, journal, leak_count)
+        if run is None:
+            measured.append(measure())
+        else:
+            measured.append(run.once(task, measure))
     for journal in journals:
         journal.remove()
     return measured
+
+
+def _measured(
+    task: Evaluator,
+    opened: Opened,
+    progress: Progress,
+    dense: Opened | None,
+    journal: Journal,
+    leak_count: LeakCount,
+) -> Measurement:
+    """Measure once. The provenance says how many rows the model was calibrated on."""
+    dense_model = None if dense is None else dense.model
+    measurement = timed(task, opened, progress, dense_model, journal)
+    if leak_count:
+        provenance = {**measurement.provenance, "leaked": leak_count.count}
+        measurement = replace(measurement, provenance=provenance)
+    return measurement
 
 
 def _open(
@@ -238,7 +267,7 @@ def timed(
         "seconds": time.perf_counter() - began,
         "model": opened.name,
         "note": opened.note,
-        "dtype": _name(opened),
+        "dtype": type_name(opened),
     }
     if opened.residence.on_disk:
         provenance["blocks"] = "on disk"
@@ -259,11 +288,6 @@ def _counted(task: Evaluator, score: Score) -> Score:
     if isinstance(source, StoredSource):
         row_facts["rows_of"] = source.size()
     return replace(score, facts={**row_facts, **score.facts})
-
-
-def _name(opened: Opened) -> str:
-    """Return the name of a model's type of numbers, such as bfloat16."""
-    return str(opened.dtype).removeprefix("torch.")
 
 
 def refuse_leaks(
@@ -303,7 +327,7 @@ def reference_of(
     if reference is None:
         reference = _known_origin(manifest, opened.name, option)
     if not is_object(reference):
-        return _opened(reference, None, _name(opened), device, opened.residence.on_disk)
+        return _opened(reference, None, type_name(opened), device, opened.residence.on_disk)
     # An object has its own type and device; both models are shown the same tokens.
     tokenizer = None if isinstance(reference, Opened) else opened.tokenizer
     dense = opened_of(reference, tokenizer)
@@ -338,6 +362,13 @@ def _origin(manifest: Mapping[str, Any] | None) -> str | None:
     if str(run.get("model", "")).startswith(OF_TENSORS):
         return None
     return run.get("model_name")
+
+
+def _origin_name(reference: Model | None, manifest: Mapping[str, Any] | None) -> str:
+    """Return what the model is called that another was made from, empty where nothing says it."""
+    if reference is None:
+        return _origin(manifest) or ""
+    return name_of(reference)
 
 
 def _opened(model: Model, tokenizer: Any, dtype: str, device: str, on_disk: bool) -> Opened:

@@ -19,6 +19,7 @@ from jaxtyping import Float64, Int64, UInt64
 from calibrant.data._base import Format, Row, Source, StoredSource
 from calibrant.data._words import Numbers, number_of, numbered, runs, words
 from calibrant.data.expression import Term, parse_expression
+from calibrant.data.given import Given
 from calibrant.data.inspect.leaks import Leak, find_leaks, serious
 from calibrant.errors import DataError
 
@@ -102,7 +103,8 @@ def overlaps(
         if term.source.kind == "control":
             continue
         compared = list(against)
-        if isinstance(term.source, StoredSource):
+        # Of what came as an object nothing is measured.
+        if isinstance(term.source, StoredSource) and not isinstance(term.source, Given):
             compared.insert(0, term.source)
         for source in dict.fromkeys(compared):
             yield _compared(term, rows, source, requested=source in against)

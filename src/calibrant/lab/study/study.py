@@ -144,9 +144,9 @@ class Study:
                 mistakes.add((word,), f"{word} says the same as {first}; leave one out")
             words[name] = word
             given[name] = value
+        given["data"] = handed_over(mistakes, given["data"])
         if mistakes.entries:
             raise StudyError(mistakes.problems())
-        given["data"] = handed_over(mistakes, given["data"])
         entries = {name: gathered(value) for name, value in given.items()}
         contents = read(entries, mistakes)
         if mistakes.entries:

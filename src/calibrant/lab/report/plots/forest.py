@@ -242,13 +242,15 @@ def _caption(
 ) -> list[str]:
     """Return what is drawn, in which unit, and what the lines and hollow marks are."""
     ranking = numbers.ranking
-    calibrated = "when it is calibrated on the set at the left"
+    model = "the model that is calibrated on the set at the left"
+    if ranking.finished:
+        model = "the model at the left"
     if numbers.relative:
-        shown = f"how much worse than with {numbers.reference} the model is {calibrated}"
+        shown = f"how much worse than with {numbers.reference} is {model}"
     elif numbers.reference:
-        shown = f"how much worse than the dense model the model is {calibrated}"
+        shown = f"how much worse than the dense model is {model}"
     else:
-        shown = "the number of the model that is calibrated on the set at the left"
+        shown = f"the number of {model}"
     unit = "in the unit below each panel" if numbers.mixed else f"in {ranking.unit}"
     caption = [f"Each mark: {shown}, {unit}"]
     points: list[Mark] = []
