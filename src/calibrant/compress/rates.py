@@ -83,7 +83,8 @@ WORK: Final[Mapping[str, MethodWork]] = {
 }
 """What methods do. These factors, and those below, were fitted to runs of smollm2 and gemma3-270m
 on one core of a Xeon with AMX, in processor time, and compared with qwen2.5-coder-1.5b on two
-(docs/cost.md); `alps` follows from `refined` by the ratio in docs/log.
+(docs/log/2026-11-29-what-a-plan-says.md). `alps` follows from `refined` by the ratio of both
+(docs/log/2026-11-27-pruning-speed.md).
 """
 FORWARD_PASSES: Final = 16.0
 """Passes over each number of a token in a block, beside the products: norms, angles, gates."""
