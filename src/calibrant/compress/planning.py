@@ -380,16 +380,27 @@ def bits_a_weight(form: Export, target: Target, inputs: int, dense: int) -> floa
         grid = target.grid
     name = form.spec_name()
     if isinstance(grid, Grid):
-        scales = dense / grid.width(inputs)
         if name == "gguf":
-            if not grid.symmetric or grid.width(inputs) % GGUF_BLOCK:
-                return dense
-            return (4 if grid.bits <= 4 else 8) + 16 / GGUF_BLOCK
-        return grid.bits + scales if grid.symmetric else grid.bits + scales + scales / 2
+            return gguf_bits(grid, inputs, dense)
+        scales = dense / grid.width(inputs)
+        if not grid.symmetric:
+            # A zero point is about half as wide as a scale.
+            scales += scales / 2
+        return grid.bits + scales
     if name == "sparse" and isinstance(removal, Sparsity | NofM):
         # A bit for each number says whether it is left.
         return min(dense, dense * kept_share(removal) + 1)
     return dense
+
+
+def gguf_bits(grid: Grid, inputs: int, dense: int) -> float:
+    """Return how many bits a weight takes in a GGUF file: its blocks have 4 or 8, and a scale of
+    float16; what doesn't fit them stays dense.
+    """
+    if not grid.symmetric or grid.width(inputs) % GGUF_BLOCK:
+        return dense
+    codes = 4 if grid.bits <= 4 else 8
+    return codes + 16 / GGUF_BLOCK
 
 
 def kept_share(removal: Sparsity | NofM) -> float:

@@ -93,7 +93,7 @@ class ModelShape:
         `values` in it and the shapes of its `tensors`. Raises `ModelError` for one without an
         embedding or without blocks.
         """
-        vocabulary, hidden = tensors.get(_GGUF_EMBEDDING, (0, 0))
+        embedding = tensors.get(_GGUF_EMBEDDING, ())
         sizes: defaultdict[int, int] = defaultdict(int)
         matrices: defaultdict[int, list[MatrixShape]] = defaultdict(list)
         used = _used_in_gguf(values)
@@ -111,7 +111,7 @@ class ModelShape:
                 for expert in range(experts):
                     part = f"{matrix[1]}[{expert}]"
                     matrices[index].append(MatrixShape(outputs, inputs, part, used))
-        if not hidden or not matrices:
+        if len(embedding) != 2 or not matrices[0]:
             raise ModelError(
                 f"{path} holds no embedding or no blocks, so it is no language model; give the "
                 "file of a whole model",
@@ -124,8 +124,8 @@ class ModelShape:
         return cls(
             numbers=numbers,
             outside=numbers - sum(sizes.values()),
-            hidden=hidden,
-            vocabulary=vocabulary,
+            hidden=embedding[1],
+            vocabulary=embedding[0],
             blocks=tuple(blocks),
         )
 
@@ -163,10 +163,14 @@ class ModelShape:
             for matrix in block.matrices:
                 parts[matrix.part].append(matrix.inputs)
             for inputs in parts.values():
-                widths.append(self.hidden if self.hidden in inputs else inputs[0])
+                inner = [width for width in inputs if width != self.hidden]
+                # A part that doesn't read the residual stream has one input.
+                if len(inner) == len(inputs):
+                    widths.append(inner[0])
+                    continue
+                widths.append(self.hidden)
                 if len(inputs) > 1:
-                    inner = [width for width in inputs if width != self.hidden]
-                    widths.append(inner[0] if inner else self.hidden)
+                    widths.append((inner or inputs)[0])
         return widths
 
 
@@ -207,21 +211,24 @@ def _used_share(config: Any) -> float:
     """The share of the experts of a block that a token goes through; 1 where the configuration
     doesn't say.
     """
-    used = _first(config, USED_EXPERTS)
-    experts = _first(config, EXPERT_COUNTS)
-    return used / experts if used and experts else 1.0
-
-
-def _first(config: Any, names: tuple[str, ...]) -> int:
-    for name in names:
-        count = getattr(config, name, None)
-        if isinstance(count, int):
-            return count
-    return 0
+    return _share(_first(config, USED_EXPERTS), _first(config, EXPERT_COUNTS))
 
 
 def _used_in_gguf(values: Mapping[str, Any]) -> float:
     architecture = values.get("general.architecture", "")
-    used = values.get(f"{architecture}.expert_used_count", 0)
-    experts = values.get(f"{architecture}.expert_count", 0)
-    return used / experts if used and experts else 1.0
+    used = values.get(f"{architecture}.expert_used_count")
+    return _share(used, values.get(f"{architecture}.expert_count"))
+
+
+def _share(used: object, experts: object) -> float:
+    if not isinstance(used, int) or not isinstance(experts, int):
+        return 1.0
+    return used / experts if 0 < used <= experts else 1.0
+
+
+def _first(config: Any, names: tuple[str, ...]) -> object:
+    """The first of these entries that a configuration has."""
+    for name in names:
+        if hasattr(config, name):
+            return getattr(config, name)
+    return None
