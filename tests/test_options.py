@@ -13,7 +13,6 @@ from typing import Any, get_args, get_type_hints
 import griffe
 import pytest
 from tools.signatures import DeclaredSignatures
-from transformers import PreTrainedTokenizerBase
 from typer.main import get_command
 
 import calibrant
@@ -25,7 +24,7 @@ from calibrant.data import CalibrationSet, Data
 from calibrant.errors import SpecError
 from calibrant.exports import Export
 from calibrant.methods import Method
-from calibrant.models import Model
+from calibrant.models import Model, Tokenizer
 from calibrant.models.devices import DEVICES, DTYPES
 from calibrant.options import (
     RENAMED,
@@ -92,7 +91,7 @@ SHARED = {
 BY_PLACE = {
     "prune": {
         "model": (Model, inspect.Parameter.empty),
-        "tokenizer": (PreTrainedTokenizerBase | None, None),
+        "tokenizer": (Tokenizer | None, None),
         "data": (Data | None, None),
         "method": (str | Method, "wanda"),
         "target": (float | str | Target | None, None),
@@ -100,7 +99,7 @@ BY_PLACE = {
     },
     "quantize": {
         "model": (Model, inspect.Parameter.empty),
-        "tokenizer": (PreTrainedTokenizerBase | None, None),
+        "tokenizer": (Tokenizer | None, None),
         "data": (Data | None, None),
         "method": (str | Method, "rtn"),
         "target": (str | Target, "w4g64"),
@@ -126,7 +125,7 @@ def test_a_verb_has_every_option_with_its_type_and_default(verb: str):
     types = get_type_hints(getattr(calibrant, verb))
     assert types.pop("return") is Pruned
     assert list(types) == list(signature.parameters)
-    assert types["samples"] == int | None
+    assert types["length"] is int
 
 
 @pytest.mark.parametrize("verb", DECLARED)

@@ -28,13 +28,11 @@ from calibrant.spec import Spec
 from calibrant.system.progress import Progress, silent
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
     from calibrant.allocations import Allocation
     from calibrant.data import CalibrationSet, Data
     from calibrant.exports import Export
     from calibrant.methods import Method
-    from calibrant.models import Model
+    from calibrant.models import Model, Tokenizer
     from calibrant.targets import Target
     from calibrant.transforms import Transform
 
@@ -134,7 +132,7 @@ class ModelOptions:
     """
 
     model: "Model" = option(like=MODEL)
-    tokenizer: "PreTrainedTokenizerBase | None" = None
+    tokenizer: "Tokenizer | None" = None
 
     def __post_init__(self) -> None:
         if isinstance(self.tokenizer, str | list | tuple | dict | Spec):
@@ -322,7 +320,7 @@ class InspectOptions(MachineOptions):
         "MODEL",
         default=None,
     )
-    tokenizer: "PreTrainedTokenizerBase | None" = None
+    tokenizer: "Tokenizer | None" = None
     _: KW_ONLY
     against: Sequence[str] = option(
         "Also compare with what SOURCE measures on; give it once for each source. Of an imatrix: "
@@ -565,13 +563,11 @@ def with_fields_of(
 
 def _classes_in_quotes() -> dict[str, Any]:
     """Return the classes that types in quotes name: whoever calls this has torch already."""
-    from transformers import PreTrainedTokenizerBase
-
     from calibrant.allocations import Allocation
     from calibrant.data import CalibrationSet, Data
     from calibrant.exports import Export
     from calibrant.methods import Method
-    from calibrant.models import Model
+    from calibrant.models import Model, Tokenizer
     from calibrant.targets import Target
     from calibrant.transforms import Transform
 
@@ -582,7 +578,7 @@ def _classes_in_quotes() -> dict[str, Any]:
         "Export": Export,
         "Method": Method,
         "Model": Model,
-        "PreTrainedTokenizerBase": PreTrainedTokenizerBase,
         "Target": Target,
+        "Tokenizer": Tokenizer,
         "Transform": Transform,
     }

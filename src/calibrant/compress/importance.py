@@ -72,6 +72,9 @@ def imatrix(options: ImatrixOptions) -> Imatrix:
     out = options.out
     if out is not None:
         check_imatrix_path(out)
+    if options.data is None:
+        message = "an importance matrix is of what a model was shown; give data=…"
+        raise SpecError(message, subject="data")
     calibration = options.drawn_from(options.data)
     promised = in_bytes(options.memory)
     notes: list[str] = []

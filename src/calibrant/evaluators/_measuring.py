@@ -54,7 +54,7 @@ window at a time.
 class EvaluateOptions(EvaluateCommand):
     """The options of `evaluate`."""
 
-    tasks: Sequence[str | Evaluator] | str | Evaluator
+    tasks: Sequence[str | Evaluator] | str | Evaluator = ()
 
 
 @with_fields_of(EvaluateOptions)
@@ -78,6 +78,9 @@ def evaluate(options: EvaluateOptions) -> list[Measurement]:
     tasks = options.tasks
     if isinstance(tasks, str | Evaluator):
         tasks = [tasks]
+    if not tasks:
+        message = "nothing is to be measured; give tasks, such as tasks=['loss(source=wikitext)']"
+        raise SpecError(message, subject="tasks")
     chosen: list[Evaluator] = [evaluators.build(task) for task in tasks]
     chosen = within_budget(chosen, options.limit, options.tokens)
     check_engine(options.engine, chosen)

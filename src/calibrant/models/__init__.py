@@ -31,6 +31,7 @@ with uncollected():
     from calibrant.models.saving import (
         Model,
         Opened,
+        Tokenizer,
         check_output,
         manifest_folder,
         read_manifest,
@@ -65,6 +66,7 @@ __all__ = [
     "Residence",
     "Snapshot",
     "Stream",
+    "Tokenizer",
     "Weight",
     "check_finite",
     "check_output",

@@ -17,7 +17,7 @@ from typing import Any, Final, TypeAlias, final
 
 import torch
 from safetensors import SafetensorError
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from calibrant.errors import DataError, ModelError, OutputError
 from calibrant.models.folder import CONFIG, file_digest
@@ -81,6 +81,8 @@ class Opened:
 
 Model: TypeAlias = str | Path | Opened | PreTrainedModel
 """What a verb takes for a model: a name, a path, or one that is open already."""
+Tokenizer: TypeAlias = PreTrainedTokenizerBase
+"""What a verb takes for the tokenizer of a model that is open."""
 
 
 def save(
