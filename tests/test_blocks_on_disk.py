@@ -19,7 +19,7 @@ from calibrant.compress import Recipe, compress, prune, prune_quantize, quantize
 from calibrant.compress.checkpoint import Checkpoint
 from calibrant.compress.room import BLOCKS_HELD, Needs, left_on_disk, needs_whole_model
 from calibrant.data import CalibrationSet
-from calibrant.errors import SpecError
+from calibrant.errors import OutputError, SpecError
 from calibrant.exports.hf import HuggingFace
 from calibrant.exports.sparse import Sparse
 from calibrant.methods import MatrixMethod, methods
@@ -100,6 +100,16 @@ def test_a_mix_and_what_looks_at_no_data_give_the_same_files(
     mix = f"mix(one='{texts}', other=random_tokens, weight=0.5)"
     same_both_ways(prune, folder, mix, tmp_path / "mix", "wanda", "0.5", propagate="dense")
     same_both_ways(quantize, folder, texts, tmp_path / "none", "rtn", "w4g16a")
+
+
+def test_a_result_with_its_blocks_on_disk_is_not_saved_again(
+    folder: Path, texts: str, tmp_path: Path
+) -> None:
+    with blocks_on_disk():
+        done = prune(str(folder), data=texts, target="2:4", out=tmp_path / "out", **SMALL)
+    with pytest.raises(OutputError):
+        done.save(tmp_path / "again")
+    assert not (tmp_path / "again").exists()
 
 
 @contextmanager

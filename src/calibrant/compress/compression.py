@@ -33,9 +33,10 @@ class Compression:
     """What `prune` and `quantize` return: the `model` in memory with its `tokenizer`, and the
     `record` of what was done to it.
 
-    `out` is the folder where it was saved (None if it wasn't). Without one the edits are kept, so
-    that `save` can write every export: the codes of a quantized model take about a byte for each
-    of its weights. `sizes` are bytes of all files of each form that was written, tokenizer and all.
+    `out` is the folder where it was saved (None if it wasn't), and `sizes` are bytes of all files
+    of each form that was written, tokenizer and all. `recipe`, `rows` and `edits` are what saving
+    it later takes. Edits are kept only without `out`: the codes of a quantized model take about a
+    byte for each of its weights. `state` tells whether the model was changed since.
 
     >>> from calibrant import quantize
     >>> from calibrant.testing import tiny_folder
@@ -155,7 +156,7 @@ class Compression:
     def __repr__(self) -> str:
         run = self.record.run
         bits = stored_bits(self.record.weights)
-        reached = f"{self.record.sparsity:.2%} of its weights are zero"
+        reached = f"{self.record.sparsity:.2%} of the weights of its matrices removed"
         if bits is not None:
             reached = f"{bits:.3f} bits a weight"
         place = "in memory"
