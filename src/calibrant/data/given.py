@@ -208,8 +208,6 @@ def _items(data: Any) -> tuple[list[Any], str]:
         data = data.to_dict(orient="records")
     elif hasattr(data, "to_dicts"):
         data = data.to_dicts()
-    elif hasattr(data, "to_pylist"):
-        data = data.to_pylist()
     if isinstance(data, str | bytes) or not isinstance(data, Iterable):
         kind = type(data).__name__
         raise DataError(
@@ -304,7 +302,6 @@ def _sequences(item: Any, place: str) -> Iterator[list[Any]]:
     if "input_ids" not in batch:
         raise DataError(f"{place} has no input_ids, as the first has; add them", subject=place)
     sequences = _as_sequences(batch["input_ids"])
-    masks = sequences
     if batch.get("attention_mask") is None:
         yield from sequences
         return
