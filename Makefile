@@ -1,6 +1,6 @@
 # Each target is the only command a fresh machine needs: it has Python 3.11 or newer and make, and reaches a package index.
 .DEFAULT_GOAL := help
-.PHONY: help demo quick test smoke slow check format generate bench docs clean anew
+.PHONY: help demo quick test smoke slow check format generate bench docs tools clean anew
 
 # The first interpreter that starts, is new enough and can make a virtual environment; the machine's own python3 before any other.
 PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13 python3.14 python; do \
@@ -29,6 +29,7 @@ help:
 	@echo 'make format  put the formatting right'
 	@echo 'make generate  write the catalogue of names, the tables of the docs and the picture of the imports, and freeze what is new'
 	@echo 'make bench   time pruning, evaluation, studies and reports, against llm-compressor, lm-evaluation-harness and the machine, and their memory: hours'
+	@echo 'make tools   make the environments of other tools, with which make slow runs their scripts: 6 GB'
 	@echo 'make docs    build the documentation into site/'
 
 demo: .venv/ready
@@ -74,8 +75,24 @@ bench: .venv/ready-dev
 docs: .venv/ready-dev
 	$(BIN)/mkdocs build --strict
 
+# Each tool has an environment of its own: they pin what others pin differently. The last versions
+# whose scripts were run; docs/take.md has them too.
+TOOL_llm_compressor := llmcompressor==0.14.0.1
+TOOL_auto_round := auto-round==0.16.1 datasets
+TOOL_gptqmodel := gptqmodel==7.6.0
+TOOL_modelopt := nvidia-modelopt[hf]==0.47.0 datasets
+
+tools: $(foreach tool,llm_compressor auto_round gptqmodel modelopt,.venv-tools/$(tool)/ready)
+
+.venv-tools/%/ready:
+	@echo "Making $(@D); this takes a few minutes."
+	@$(or $(PYTHON),python3) -m venv --clear $(@D)
+	@$(@D)/bin/python -m pip install --quiet setuptools wheel
+	@$(@D)/bin/python -m pip install --quiet 'torch<2.14' $(foreach package,$(TOOL_$*),'$(package)')
+	@touch $@
+
 clean:
-	rm -rf .venv .venv-peer site calibrant-demo
+	rm -rf .venv .venv-peer .venv-tools site calibrant-demo
 
 .venv/python:
 	@test -n "$(PYTHON)$(UV)" || { echo 'Calibrant needs Python 3.11 or newer with its venv module (on Debian: apt-get install python3-venv); name one with make PYTHON=…' >&2; exit 2; }

@@ -1,11 +1,13 @@
 """What the README and the docs say is so, and so are the examples in docstrings."""
 
+import ast
 import doctest
 import importlib
 import re
 import shlex
 from pathlib import Path
 
+import datasets
 import pytest
 from tools import imports
 from typer.core import TyperGroup
@@ -76,10 +78,25 @@ def test_the_picture_of_imports_shows_every_room_and_no_line_that_follows_from_o
 
 
 SMALLER = {
-    '"smollm2"': '"tiny"',
-    'out="pruned"': 'out="pruned", samples=4, length=64',
-    "')\"": "', tokens=256, length=64)\"",
+    r'"(smollm2|my-model)"': '"tiny"',
+    r'^name = "[^"]+"': 'name = "tiny"',
+    r"w4g128": "w4g16",
+    r'out="pruned"': 'out="pruned", samples=4, length=64',
+    r'data="(c4|pile|gsm8k:chat)"': 'data="python_docs", samples=4, length=64',
+    r"data=(rows|dataset)": r"data=\1, length=64",
+    r"'\)\"": "', tokens=256, length=64)\"",
 }
+"""Patterns, and what takes seconds in the place of what they match."""
+
+
+def small_data_set(name: str, **_: object) -> datasets.Dataset:
+    """Stands for `datasets.load_dataset`: texts, or the conversations of UltraChat."""
+    texts = [f"On day {day} of the year it rained for an hour." for day in range(365)]
+    if "ultrachat" not in name:
+        return datasets.Dataset.from_dict({"text": texts})
+    question = {"role": "user", "content": "How was the weather?"}
+    conversations = [[question, {"role": "assistant", "content": text}] for text in texts]
+    return datasets.Dataset.from_dict({"messages": conversations})
 
 
 @pytest.mark.parametrize(
@@ -90,6 +107,7 @@ def test_examples_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("CALIBRANT_DATA", raising=False)
     tiny_folder("tiny")
+    monkeypatch.setattr("datasets.load_dataset", small_data_set)
     names: dict[str, object] = {}
     for block in blocks(page, "python"):
         if block.startswith(
@@ -97,11 +115,30 @@ def test_examples_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         ):  # the loop as a reader of the architecture sees it, without what stands before it
             continue
         for full, small in SMALLER.items():
-            block = block.replace(full, small)
+            block = re.sub(full, small, block, flags=re.MULTILINE)
         exec(compile(block, page.name, "exec"), names)
     if "opened" in names:
         matrix = calibrant.view(names["opened"].model).weights[0].get()  # pyright: ignore[reportAttributeAccessIssue]
         assert (matrix == 0).double().mean() == 0.5
+
+
+def test_no_quickstart_is_longer_than_the_other_tool_has_it():
+    page = PROJECT / "docs/from_other_tools.md"
+    table = re.findall(r"^\| ([\w-]+) \| (\d+) \| (\d+) \|$", page.read_text(), re.MULTILINE)
+    theirs, ours = blocks(page, "py"), blocks(page, "python")
+    assert len(table) == 4
+    for (tool, lines, lines_here), other, own in zip(table, theirs, ours, strict=True):
+        assert int(lines) == lines_of_code(other), tool
+        assert int(lines_here) == lines_of_code(own), tool
+        assert int(lines_here) <= int(lines), tool
+        ast.parse(other)
+        used = set(re.findall(r"calibrant\.(\w+)", own))
+        assert used, tool
+        assert used <= set(calibrant.__all__), tool
+
+
+def lines_of_code(block: str) -> int:
+    return len([line for line in block.splitlines() if line.strip()])
 
 
 def test_examples_in_docstrings_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -23,7 +23,7 @@ FLOORS = [
     ["options"],
     ["data.inspect", "names"],
     ["compress"],
-    ["compress.importance", "evaluators", "testing"],
+    ["compress.importance", "evaluators", "testing", "handover"],
     ["lab.stats", "lab.mixtures"],
     ["lab.study"],
     ["lab.report", "lab.choose"],

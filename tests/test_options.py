@@ -19,7 +19,7 @@ import calibrant
 from calibrant.allocations import Allocation
 from calibrant.cli import app
 from calibrant.cli.declared import with_options
-from calibrant.compress import PROPAGATIONS, Pruned
+from calibrant.compress import PROPAGATIONS, Compression
 from calibrant.data import CalibrationSet, Data
 from calibrant.errors import SpecError
 from calibrant.exports import Export
@@ -61,7 +61,7 @@ DECLARED = {
     "recommend": RecommendCommand,
 }
 ONLY_PYTHON = ("progress", "tokenizer", "copy")
-OF_COMMANDS = {"data_dir", "as_json", "help", "out", "card", "most"}
+OF_COMMANDS = {"data_dir", "as_json", "help", "out", "card", "most", "plan"}
 REQUIRED = {
     "prune": ("out",),
     "quantize": ("out",),
@@ -121,11 +121,11 @@ def test_a_verb_has_every_option_with_its_type_and_default(verb: str):
         inspect.Parameter.KEYWORD_ONLY: BY_NAME[verb],
     }
     assert list(found[inspect.Parameter.POSITIONAL_OR_KEYWORD]) == list(BY_PLACE[verb])
-    assert signature.return_annotation is Pruned
+    assert signature.return_annotation is Compression
     types = get_type_hints(getattr(calibrant, verb))
-    assert types.pop("return") is Pruned
+    assert types.pop("return") is Compression
     assert list(types) == list(signature.parameters)
-    assert types["length"] is int
+    assert types["samples"] == int | None
 
 
 @pytest.mark.parametrize("verb", DECLARED)

@@ -37,6 +37,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from calibrant.compress import export as export
+    from calibrant.compress import plan as plan
     from calibrant.compress import prune as prune
     from calibrant.compress import quantize as quantize
     from calibrant.compress.importance import imatrix as imatrix
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from calibrant.errors import InputError as InputError
     from calibrant.evaluators import evaluate as evaluate
     from calibrant.evaluators import explain as explain
+    from calibrant.handover import write_data as write_data
     from calibrant.lab.choose import recommend as recommend
     from calibrant.lab.mixtures import mix as mix
     from calibrant.lab.study import Study as Study
@@ -73,11 +75,13 @@ _HOME: Final = {
     "mix": "lab.mixtures",
     "open_model": "models",
     "parse_target": "targets",
+    "plan": "compress",
     "prune": "compress",
     "quantize": "compress",
     "recommend": "lab.choose",
     "survey": "data.inspect",
     "view": "models",
+    "write_data": "handover",
 }
 """Every public name and the module that defines it."""
 
@@ -97,11 +101,13 @@ __all__ = [
     "mix",
     "open_model",
     "parse_target",
+    "plan",
     "prune",
     "quantize",
     "recommend",
     "survey",
     "view",
+    "write_data",
 ]
 
 

@@ -40,6 +40,7 @@ FOLDERS: Final = {
     "exports": ("calibrant.exports", "export"),
     "selectors": ("calibrant.data.select", "selector"),
     "tasks": ("calibrant.evaluators", "task"),
+    "tools": ("calibrant.handover", "tool"),
 }
 """Each kind of names: the package whose files they are, and what one of them is."""
 KINDS: Final = ("models", *FOLDERS)

@@ -340,12 +340,60 @@ class InspectOptions(MachineOptions):
     seed: int = option(like=SEED, default=0)
 
 
+@declaration
+class StoreOptions:
+    """Into which folder of results a measurement goes, and what the model is called there."""
+
+    _: KW_ONLY
+    store: str | Path | None = option(
+        "Also put it into this folder of results, which report shows; a study's folder, or a new "
+        "one.",
+        "DIR",
+        default=None,
+    )
+    label: str = option(
+        "With --store: what the model is called there, such as 'llm-compressor gptq w4g128'.",
+        "TEXT",
+        default="",
+    )
+
+
+@final
+@declaration
+class WriteDataOptions(MachineOptions, DataOptions, ModelOptions):
+    """The options of `write_data`."""
+
+    model: "Model" = option("Whose tokenizer reads the data.", "MODEL")
+    _: KW_ONLY
+    data: "Data" = option(
+        "A calibration set, as in prune --data.", "EXPR", offers=SETS, argument=True
+    )
+    out: str | Path = option(
+        "What to write: a .jsonl or .parquet file, a folder of datasets, or a .txt file.", "OUT"
+    )
+    form: str | None = option(
+        "What a row is: ids, texts or conversations. [default: ids; texts in .txt]",
+        "FORM",
+        flags=("--as",),
+        offers=("ids", "texts", "conversations"),
+        default=None,
+    )
+    tool: str | None = option(
+        "Also write a script that runs TOOL with it on MODEL: llm-compressor, auto-round, "
+        "gptqmodel, modelopt or llama.cpp.",
+        "TOOL",
+        flags=("--for", "--tool"),
+        offers="tools",
+        default=None,
+    )
+
+
 # Options of verbs above this room, as far as a command has them; what has types of their own is
 # added where the verb is.
 
 
 @declaration
-class EvaluateCommand(MemoryOptions, ModelOptions):
+class EvaluateCommand(MemoryOptions, StoreOptions, ModelOptions):
     """What `evaluate` and its command share."""
 
     tasks: Sequence[str | Spec] | str | Spec = option(
@@ -377,7 +425,7 @@ class EvaluateCommand(MemoryOptions, ModelOptions):
 
 
 @declaration
-class ExplainCommand(MachineOptions, ModelOptions):
+class ExplainCommand(MachineOptions, StoreOptions, ModelOptions):
     """What `explain` and its command share."""
 
     model: "Model" = option(
@@ -476,6 +524,13 @@ class RecommendCommand(MachineOptions, ModelOptions):
     baseline: str = option(
         "What others are compared with. [default: c4 where it is]", "EXPR", offers=SETS, default=""
     )
+    tool: str | None = option(
+        "Also write the recommended data into the folder, and a script that runs TOOL with it, as "
+        "calibrant data --for does.",
+        "TOOL",
+        offers="tools",
+        default=None,
+    )
     folder: str | Path = option(
         "Folder for all that is measured.",
         "DIR",
@@ -525,18 +580,17 @@ def signature_of(declared: type[Any]) -> inspect.Signature:
 
 
 def with_fields_of(
-    declared: Callable[P, OptionsT],
+    declared: Callable[P, OptionsT], planned: Callable[[OptionsT], Any] | None = None
 ) -> Callable[[Callable[[OptionsT], ResultT]], Callable[P, ResultT]]:
     """Make a function that takes one object of the class `declared` a function that takes its
-    fields.
+    fields. `calibrant.plan` calls `planned` with that object in the function's place.
     """
     signature = signature_of(declared)  # pyright: ignore[reportArgumentType]  # it is a class
 
     def decorated(function: Callable[[OptionsT], ResultT]) -> Callable[P, ResultT]:
         name = function.__name__
 
-        @functools.wraps(function)
-        def called(*args: P.args, **kwargs: P.kwargs) -> ResultT:
+        def options_of(*args: P.args, **kwargs: P.kwargs) -> OptionsT:
             for keyword in kwargs:
                 check_word(keyword)
                 if keyword not in signature.parameters:
@@ -549,8 +603,11 @@ def with_fields_of(
                 signature.bind(*args, **kwargs)
             except TypeError as error:
                 raise TypeError(f"{name}(): {error}") from None
-            return function(declared(*args, **kwargs))
+            return declared(*args, **kwargs)
 
+        called = functools.wraps(function)(_with_fields(function, options_of))
+        if planned is not None:
+            called.planned = _with_fields(planned, options_of)  # pyright: ignore[reportAttributeAccessIssue]
         result_type = function.__annotations__["return"]
         types = {name: parameter.annotation for name, parameter in signature.parameters.items()}
         called.__annotations__ = {**types, "return": result_type}
@@ -559,6 +616,17 @@ def with_fields_of(
         return called
 
     return decorated
+
+
+def _with_fields(
+    function: Callable[[OptionsT], ResultT], options_of: Callable[P, OptionsT]
+) -> Callable[P, ResultT]:
+    """The function that makes the object of its parameters, and calls `function` with it."""
+
+    def called(*args: P.args, **kwargs: P.kwargs) -> ResultT:
+        return function(options_of(*args, **kwargs))
+
+    return called
 
 
 def _classes_in_quotes() -> dict[str, Any]:

@@ -10,12 +10,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from calibrant.data import CalibrationSet
 from calibrant.data.user_file import UserFile
 from calibrant.errors import DataError, SpecError
+from calibrant.handover import as_sum
 from calibrant.lab.choose import Recommendation, recommend
 from calibrant.lab.choose.goal import parse_goal
 from calibrant.lab.choose.racing import ROUNDS, RaceResult, Standing, common_unit
 from calibrant.lab.choose.recommending import advice
 from calibrant.lab.mixtures import Effort
 from calibrant.lab.stats import Estimate
+from calibrant.models import open_tokenizer
 from calibrant.results.outcomes import Score
 
 from tests.trained import trained_folder
@@ -41,8 +43,26 @@ def asked(
     }
     model = str(trained_folder())
     return recommend(model, goal=GOAL, sources=SOURCES, minutes=1e-6, **told), recommend(
-        model, goal=GOAL, sources=SOURCES, minutes=10.0, **told
+        model, goal=GOAL, sources=SOURCES, minutes=10.0, tool="gptqmodel", **told
     )
+
+
+def test_the_recommended_data_is_written_for_a_tool(
+    asked: tuple[Recommendation, Recommendation],
+) -> None:
+    without, advised = asked
+    assert without.written is None
+    written = advised.written
+    assert written is not None
+    assert written.script is not None
+    assert written.script.is_file()
+    data = CalibrationSet(advised.expr)
+    # No tool weighs the sets of a mix.
+    expression = as_sum(data) if data.mixed else advised.expr
+    calibration = CalibrationSet(expression, tokens=advised.tokens, length=advised.length)
+    tokenizer = open_tokenizer(advised.model)[0]
+    assert written.fingerprint == calibration.tokens(tokenizer).fingerprint
+    assert advised.to_json()["written"]["out"] == str(written.out)
 
 
 def test_without_time_there_is_one_round_and_it_says_so(

@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from calibrant.compress import Pruned, prune, quantize
+from calibrant.compress import Compression, prune, quantize
 from calibrant.errors import InputError
 from calibrant.lab.report import report
 from calibrant.lab.study import Study
@@ -101,7 +101,7 @@ def test_what_is_saved_is_what_was_made(name: str, tmp_path: Path) -> None:
     assert compressed(str(tmp_path / "model"), name, out=tmp_path / "out").already_done
 
 
-def compressed(model: str, name: str, **how: Any) -> Pruned:
+def compressed(model: str, name: str, **how: Any) -> Compression:
     """What the command that is for the recipe's target makes of a model."""
     verb = quantize if str(RECIPES[name]["target"]).startswith("w") else prune
     return verb(model, data="random_tokens", **RECIPES[name], **SMALL, **how)

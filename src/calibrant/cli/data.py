@@ -6,10 +6,10 @@ from typing import Annotated, Any, Final
 import typer
 
 from calibrant.cli import completing, screen
-from calibrant.cli._frame import DataDir, Json, Length, command, look_in, progress, show
+from calibrant.cli._frame import DataDir, Json, Length, command, look_in, progress, show, warn
 from calibrant.cli.declared import whole, with_options
 from calibrant.errors import SpecError
-from calibrant.options import InspectOptions
+from calibrant.options import InspectOptions, WriteDataOptions
 
 IMATRIX: Final = (".gguf", ".dat")
 """How the files of importance matrices end; no calibration data does."""
@@ -49,6 +49,28 @@ def _imatrix(path: str, against: list[str]) -> dict[str, Any]:
             subject=against[1],
         )
     return compared(read_imatrix(path), *map(read_imatrix, against)).to_json()
+
+
+@command(
+    "data",
+    "calibrant data c4 --model smollm2 --samples 128 --length 2048 --out windows.jsonl",
+    "calibrant data gsm8k:chat --model smollm2 --as conversations --out talks.parquet",
+    "calibrant data c4 --model my-model --for llm-compressor --out windows.jsonl",
+    "calibrant data c4@imatrix --model smollm2 --length 512 --for llama.cpp --out windows.txt",
+)
+@with_options(WriteDataOptions)
+def write_data(data_dir: DataDir = None, as_json: Json = False, **options: Any) -> None:
+    """Write the tokens of a calibration set to a file for other tools, with a card and a script
+    that runs one of them.
+    """
+    from calibrant.handover import write_data as run
+
+    look_in(data_dir)
+    with progress() as update:
+        done = run(**options, progress=update)
+    for note in done.notes:
+        warn(note)
+    show(done.to_json(), as_json, screen.written)
 
 
 @command("survey", "calibrant survey", "calibrant survey gsm8k c4 --markdown")
@@ -100,7 +122,7 @@ def catalogue(
         typer.Argument(
             metavar="KIND",
             help="models, sources, formats, packings, methods, targets, allocations, transforms, "
-            "exports, selectors or tasks; all names without it.",
+            "exports, selectors, tasks or tools; all names without it.",
             autocompletion=completing.kind,
             show_default=False,
         ),

@@ -1,14 +1,17 @@
-"""Writing a finished model in another form: from `sparse` to an ordinary Hugging Face folder,
-and back.
+"""Writing a compressed model to a folder in every form that is asked for, and a finished one in
+another form: from `sparse` to an ordinary Hugging Face folder, and back.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from calibrant.data.inspect.leaks import RUNS_FILE
-from calibrant.exports import CARD, Export, exports
+from calibrant.data.inspect.leaks import RUNS_FILE, RowFingerprints
+from calibrant.exports import CARD, CompressedModel, Export, exports
+from calibrant.exports import card as card_of
+from calibrant.exports.hf import HuggingFace
 from calibrant.models import (
     check_output,
     located,
@@ -73,6 +76,47 @@ def export(model: str | Path, out: str | Path, to: str | Export = "hf") -> Expor
     with saved(opened, out, manifest, files_beside) as temporary:
         form.convert(opened, temporary)
     return Exported(str(model), Path(out), str(form), file_bytes(place), file_bytes(Path(out)))
+
+
+def forms_of(named: str | Export | Sequence[str | Export]) -> tuple[Export, ...]:
+    """Return the forms that are written, each once, the dense folder first."""
+    if isinstance(named, str | Export):
+        named = (named,)
+    forms: dict[str, Export] = {"hf": HuggingFace()}
+    for name in named:
+        form: Export = exports.build(name)
+        forms[str(form)] = form
+    return tuple(forms.values())
+
+
+def write_forms(
+    compressed: CompressedModel,
+    forms: Sequence[Export],
+    rows: RowFingerprints,
+    folder: Path,
+) -> dict[str, int]:
+    """Write a model into `folder` in every form, with its manifest, its card and what tells the
+    `rows` that it was calibrated on; or nothing of it. Return how many bytes each form takes.
+    """
+    record = compressed.record
+    sizes: dict[str, int] = {}
+    manifest = {
+        "calibrant": version("calibrant"),
+        "id": record.run.id,
+        "record": record.plain(),
+        **rows.entries,
+        "exports": [str(form) for form in forms],
+        # Filled below: `saved` writes the manifest last, when they are known.
+        "sizes": sizes,
+    }
+    opened = compressed.opened
+    with saved(opened, folder, manifest, rows.files) as temporary:
+        for form in forms:
+            form.write(compressed, temporary)
+            before = sum(sizes.values())
+            sizes[str(form)] = file_bytes(temporary, inside=True) - before
+        (temporary / CARD).write_text(card_of(record, opened.note), encoding="utf-8")
+    return sizes
 
 
 def file_bytes(place: Path, inside: bool = False) -> int:

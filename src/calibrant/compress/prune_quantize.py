@@ -5,17 +5,18 @@ One that was killed goes on from its last finished block when asked again.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final, Literal
 
 from calibrant.activations import Propagation
 from calibrant.compress.checkpoint import Checkpoint
-from calibrant.compress.costs import FEW_TOKENS, Costs, provenance, shortage_of
-from calibrant.compress.exporting import file_bytes
+from calibrant.compress.compression import Compression
+from calibrant.compress.costs import Costs, provenance, shortage_of
+from calibrant.compress.exporting import forms_of, write_forms
 from calibrant.compress.loop import compress
+from calibrant.compress.planning import CompressionPlanner, JobPlan, outline_of_options
 from calibrant.compress.recipe import Recipe
 from calibrant.compress.room import (
     fitting,
@@ -30,9 +31,7 @@ from calibrant.data.inspect.leaks import RowFingerprints
 from calibrant.data.select import resolved
 from calibrant.edits import Edit
 from calibrant.errors import NumericsError, OutputError, SpecError, TargetError
-from calibrant.exports import CARD, CompressedModel, Export, exports
-from calibrant.exports import card as card_of
-from calibrant.exports.hf import HuggingFace
+from calibrant.exports import CompressedModel, Export
 from calibrant.methods import Method, methods
 from calibrant.models import (
     ModelView,
@@ -46,7 +45,6 @@ from calibrant.models import (
     opened_of,
     read_manifest,
     remember,
-    saved,
     take_numbers,
     view,
     will_be_changed,
@@ -57,11 +55,10 @@ from calibrant.options import (
     QuantizeOptions,
     with_fields_of,
 )
-from calibrant.results import Record, Run, stored_bits
+from calibrant.results import Record, Run
 from calibrant.spec import identity
 from calibrant.spec.foreign import user_path
 from calibrant.system.clock import Clock
-from calibrant.system.notebook import card
 from calibrant.system.progress import silent
 from calibrant.targets import (
     GgmlKind,
@@ -86,31 +83,16 @@ USUAL_SHARE: Final = 0.5
 """What `prune` removes where nothing is said."""
 
 
-@dataclass(frozen=True)
-class Pruned:
-    """What `prune` and `quantize` return: the model in memory, the record of what was done to it,
-    and the folder where it was saved (None if it wasn't).
-    """
-
-    opened: Opened
-    record: Record
-    out: Path | None
-    continued_from: int = 0
-    already_done: bool = False
-    costs: Costs | None = None
-    sizes: Mapping[str, int] = field(default_factory=dict[str, int])
-    """Bytes of all files of each form that was written, tokenizer and all."""
-
-    def _repr_html_(self) -> str:
-        facts = {"saved in": self.out or "", "continued from step": self.continued_from or ""}
-        facts["few tokens"] = self.record.provenance.get(FEW_TOKENS, "")
-        done = "pruned" if stored_bits(self.record.weights) is None else "quantized"
-        title = f"{self.record.run.model_name}, {done}"
-        return card(title, facts, inside=self.record._repr_html_())
+def _planned_pruning(options: PruneOptions) -> JobPlan:
+    return _planned("prune", options, _pruning(options))
 
 
-@with_fields_of(PruneOptions)
-def prune(options: PruneOptions) -> Pruned:
+def _planned_quantizing(options: QuantizeOptions) -> JobPlan:
+    return _planned("quantize", options, _recipe("quantize", options, options.target))
+
+
+@with_fields_of(PruneOptions, _planned_pruning)
+def prune(options: PruneOptions) -> Compression:
     """Open `model`, prune it with what `data` shows it, and save it to `out`.
 
     `out` becomes an ordinary Hugging Face folder. What is named may be an object too: `data` a
@@ -136,21 +118,18 @@ def prune(options: PruneOptions) -> Pruned:
     would hold too many activations (without `memory`: more than 80 % of what is free), the job goes
     on with `reference`, and where what passes between blocks is too much as well, it is on disk
     beside `out` meanwhile. The record says all three. Without `out` the result is the model in
-    memory, `memory` is room for activations alone, and `evaluate` can't know what the model was
-    calibrated on.
+    memory, which its `save` writes later, and `memory` is room for activations alone.
 
     Processes that torchrun started calibrate together, each on its share of the micro-batches, and
     all of them get the model; the first one alone writes, and tells `progress`. One that fails ends
     all: the others raise its error, or `RankError`.
     """
     with joined() as ranks:
-        target = USUAL_SHARE if options.target is None else options.target
-        recipe = _recipe("prune", options, target)
-        return _compressed(options, recipe, ranks)
+        return _compressed(options, _pruning(options), ranks)
 
 
-@with_fields_of(QuantizeOptions)
-def quantize(options: QuantizeOptions) -> Pruned:
+@with_fields_of(QuantizeOptions, _planned_quantizing)
+def quantize(options: QuantizeOptions) -> Compression:
     """Open `model`, round the weights of its matrices to the grid `target`, and save it to `out`.
 
     `out` becomes an ordinary Hugging Face folder. `target` is a grid: `"w4g64"` has 4 bits a weight
@@ -162,6 +141,11 @@ def quantize(options: QuantizeOptions) -> Pruned:
     with joined() as ranks:
         recipe = _recipe("quantize", options, options.target)
         return _compressed(options, recipe, ranks)
+
+
+def _pruning(options: PruneOptions) -> Recipe:
+    target = USUAL_SHARE if options.target is None else options.target
+    return _recipe("prune", options, target)
 
 
 def _recipe(verb: Verb, options: CompressOptions, target: float | str | Target) -> Recipe:
@@ -216,16 +200,35 @@ def _accepts(method: Method | type[Method], kinds: tuple[type[Target], ...]) -> 
     return False
 
 
-def _compressed(options: CompressOptions, recipe: Recipe, ranks: Ranks) -> Pruned:
+def _planned(verb: Verb, options: CompressOptions, recipe: Recipe) -> JobPlan:
+    """What the whole job would take, for both verbs."""
+    calibration = _calibration(options, recipe)
+    out = None
+    if options.out is not None:
+        out = user_path(options.out, OutputError)
+    outline = outline_of_options(options)
+    memory = in_bytes(options.memory)
+    forms = forms_of(options.export)
+    return CompressionPlanner(outline, recipe, calibration, forms, memory, out).plan(verb)
+
+
+def _calibration(options: CompressOptions, recipe: Recipe) -> CalibrationSet | None:
+    """The calibration set, if one is given. Raises `SpecError` where there is none and the recipe
+    looks at one.
+    """
+    if options.data is not None:
+        return options.drawn_from(options.data)
+    if recipe.looks:
+        message = f"{recipe.looking} looks at activations and needs calibration data"
+        raise SpecError(f"{message}; give --data", subject=recipe.looking)
+    return None
+
+
+def _compressed(options: CompressOptions, recipe: Recipe, ranks: Ranks) -> Compression:
     """The whole job, for both verbs."""
     if options.out is not None:
         options = replace(options, out=user_path(options.out, OutputError))
-    calibration = None
-    if options.data is not None:
-        calibration = options.drawn_from(options.data)
-    if calibration is None and recipe.looks:
-        message = f"{recipe.looking} looks at activations and needs calibration data"
-        raise SpecError(f"{message}; give --data", subject=recipe.looking)
+    calibration = _calibration(options, recipe)
     # The first of several processes alone reports progress.
     if not ranks.first:
         options = replace(options, progress=silent)
@@ -236,18 +239,6 @@ def _compressed(options: CompressOptions, recipe: Recipe, ranks: Ranks) -> Prune
     if options.profile and not result.already_done:
         return replace(result, costs=job.costs())
     return result
-
-
-def _forms(options: CompressOptions) -> tuple[Export, ...]:
-    """The forms that are written, each once, the dense folder first."""
-    named = options.export
-    if isinstance(named, str | Export):
-        named = (named,)
-    forms: dict[str, Export] = {"hf": HuggingFace()}
-    for name in named:
-        form: Export = exports.build(name)
-        forms[str(form)] = form
-    return tuple(forms.values())
 
 
 @dataclass(frozen=True)
@@ -279,7 +270,7 @@ class _Job:
         propagation where memory is short.
         """
         memory = in_bytes(options.memory)
-        forms = _forms(options)
+        forms = forms_of(options.export)
         clock = Clock()
         device = ranks.device(options.device)
         looking = calibration if recipe.looks else None
@@ -355,10 +346,12 @@ class _Job:
             ranks=ranks,
         )
 
-    def result(self) -> Pruned:
+    def result(self) -> Compression:
         """Compress the model, and save it if a folder is given."""
         if self.options.out is None:
-            return self.pruned(self.compress())
+            edits: list[Edit] = []
+            record = self.compress(keep=edits.append)
+            return replace(self.finished(record), edits=edits)
         return self.saved_into(Path(self.options.out))
 
     def compress(
@@ -395,7 +388,7 @@ class _Job:
         entries = provenance(self.opened, self.clock, self.note, shortage)
         return replace(record, provenance=entries | {"ranks": self.ranks.size})
 
-    def saved_into(self, folder: Path) -> Pruned:
+    def saved_into(self, folder: Path) -> Compression:
         """Compress and save into `folder`, from the last finished block on; if it holds this model
         already, return that.
         """
@@ -417,12 +410,12 @@ class _Job:
             with self.clock.phase("save"), checkpoint.staying():
                 finished = self.with_provenance(record)
                 compressed = CompressedModel(self.opened, self.model_view, finished, edits)
-                sizes = self.save(compressed, folder)
+                sizes = write_forms(compressed, self.forms, self.rows, folder)
             checkpoint.remove()
-        result = self.pruned(record, folder)
+        result = self.finished(record, folder)
         return replace(result, continued_from=continued, sizes=sizes)
 
-    def already_there(self, manifest: Mapping[str, Any], run: Run, folder: Path) -> Pruned:
+    def already_there(self, manifest: Mapping[str, Any], run: Run, folder: Path) -> Compression:
         """Return the model that the folder holds already. Raises `OutputError` if it isn't the one
         that was asked for.
         """
@@ -451,8 +444,15 @@ class _Job:
         if self.ranks.first:
             # Still there if the last call was killed between saving and removing it.
             Checkpoint(folder, run.id).remove()
-        sizes = manifest.get("sizes", {})
-        return Pruned(opened, record, folder, already_done=True, sizes=sizes)
+        return Compression(
+            opened,
+            record,
+            self.recipe,
+            self.rows,
+            folder,
+            already_done=True,
+            sizes=manifest.get("sizes", {}),
+        )
 
     def as_in_folder(self, opened: Opened, record: Record) -> Opened:
         """Give the model object the numbers of the `opened` folder, and return it. Raises
@@ -492,7 +492,7 @@ class _Job:
                 raise
             raise NumericsError(f"{error}; {stay}", subject=error.subject) from error
 
-    def pruned(self, record: Record, folder: Path | None = None) -> Pruned:
+    def finished(self, record: Record, folder: Path | None = None) -> Compression:
         """Return the compressed model with its record.
 
         It has a digest of its own, since it is another model than the one that was opened; its name
@@ -502,41 +502,18 @@ class _Job:
         digest = identity([self.opened.digest, record.run.id])
         compressed = replace(self.opened, name=name, hashed=digest)
         self.remember(name, record)
-        return Pruned(compressed, self.with_provenance(record), folder)
-
-    def save(self, compressed: CompressedModel, folder: Path) -> dict[str, int]:
-        """Write the model in every form, with its manifest and its card, or nothing of it. Return
-        how many bytes each form takes.
-        """
-        record = compressed.record
-        sizes: dict[str, int] = {}
-        rows = self.rows_calibrated_on
-        manifest = {
-            "calibrant": version("calibrant"),
-            "id": record.run.id,
-            "record": record.plain(),
-            **rows.entries,
-            "exports": [str(form) for form in self.forms],
-            # Filled below: `saved` writes the manifest last, when they are known.
-            "sizes": sizes,
-        }
-        with saved(self.opened, folder, manifest, rows.files) as temporary:
-            for form in self.forms:
-                form.write(compressed, temporary)
-                before = sum(sizes.values())
-                sizes[str(form)] = file_bytes(temporary, inside=True) - before
-            (temporary / CARD).write_text(card_of(record, self.opened.note), encoding="utf-8")
-        return sizes
+        finished = self.with_provenance(record)
+        return Compression(compressed, finished, self.recipe, self.rows, folder)
 
     def remember(self, name: str, record: Record) -> None:
         """Remember what the model was made from and calibrated on, for whoever measures it."""
         manifest = {"id": record.run.id, "record": record.plain()}
-        origin = Origin(name, self.opened.note, manifest, self.rows_calibrated_on)
+        origin = Origin(name, self.opened.note, manifest, self.rows)
         remember(self.opened.model, origin)
 
     @cached_property
-    def rows_calibrated_on(self) -> RowFingerprints:
-        """Return the hashes of the rows it was calibrated on, so that nobody measures on them
+    def rows(self) -> RowFingerprints:
+        """The hashes of the rows it was calibrated on, so that nobody measures on them
         unawares.
         """
         parts = () if self.calibration is None else self.calibration.parts

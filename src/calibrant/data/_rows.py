@@ -37,7 +37,8 @@ class Layout:
     @property
     def kind(self) -> str:
         """What a source of such rows is."""
-        return "corpus" if "text" in self.fields else "questions"
+        holds_text = "text" in self.fields or "ids" in self.fields
+        return "corpus" if holds_text else "questions"
 
 
 def layout_of(

@@ -23,7 +23,7 @@ from calibrant.data._encoding import KINDS, Encoder, IdEncoder, KindEncoder
 from calibrant.data._files import known_suffix
 from calibrant.data._limits import LAST_DRAW, LONGEST_WINDOW, MOST_TOKENS
 from calibrant.data.expression import Term, term_of, text_of_source, written
-from calibrant.data.given import Given, as_source
+from calibrant.data.given import Given, OwnData, as_source
 from calibrant.data.packings._base import PAD, Frame
 from calibrant.data.packings.one import One
 from calibrant.errors import DataError, InputError
@@ -104,9 +104,10 @@ class CalibrationSet:
     >>> CalibrationSet(["a text", "another text"])
     CalibrationSet("given(digest='f761fd90c77815cb')", length=2048, seed=0)
 
-    All of them is calibrated on, nothing held out. Without a budget, in `samples` or `tokens`, all
-    that they hold is used, 128 windows at most (`at_most`); with one it is exact, and too little is
-    an error. Of what has no length, such as a stream, the first 20,000 rows are read.
+    All of them is calibrated on, nothing held out; so is a file of token ids. Without a budget, in
+    `samples` or `tokens`, all that they hold is used, 128 windows at most (`at_most`); with one it
+    is exact, and too little is an error. Of what has no length, such as a stream, the first 20,000
+    rows are read.
 
     `part` says which rows of the sources are drawn: `calibrate`, or `measure` in what `held_out`
     gives. Where a part is a selector, `supplied` puts in its place what it chose.
@@ -270,10 +271,10 @@ class CalibrationSet:
     def _sum(self, parsed: Sum) -> "CalibrationSet":
         """Return the sum of these parts, with the budget and the draw of this set."""
         terms = tuple(map(term_of, parsed))
-        came_as_objects = False
+        uses_all = False
         for term in terms:
-            if isinstance(term.source, Given):
-                came_as_objects = True
+            if isinstance(term.source, Given) or _longest_of(term.source):
+                uses_all = True
                 _check_sequences(term, self.length)
         return self._with(
             expr=written(terms),
@@ -281,21 +282,19 @@ class CalibrationSet:
             mixed=(),
             names=(),
             shares=(),
-            at_most=self.at_most and came_as_objects,
+            at_most=self.at_most and uses_all,
         )
 
     @property
     def _longest_sequence(self) -> int | None:
-        """How many tokens the longest window has where all of them are token ids that came as
-        objects.
-        """
+        """How many tokens the longest window has where all of them are token ids of the user's."""
         longest = 0
         for term in self.parts:
-            if not isinstance(term.source, Given) or not term.source.longest:
+            if not _longest_of(term.source):
                 return None
             if not isinstance(term.packing, One) or term.packing.bos != "none":
                 return None
-            longest = max(longest, term.source.longest)
+            longest = max(longest, _longest_of(term.source))
         return longest
 
     def _with(self, **fields: Any) -> "CalibrationSet":
@@ -616,9 +615,16 @@ def _is_text(data: str) -> bool:
     return bool(_WORDS.search(data))
 
 
+def _longest_of(source: Source) -> int:
+    """Return how many tokens the longest sequence of a user's token ids has; 0 for other data."""
+    if isinstance(source, OwnData):
+        return source.longest
+    return 0
+
+
 def _check_sequences(term: Term, length: int) -> None:
     """Raise `DataError` for token ids that would be cut."""
-    longest = term.source.longest if isinstance(term.source, Given) else 0
+    longest = _longest_of(term.source)
     if longest > length and isinstance(term.packing, One):
         raise DataError(
             f"{term.source} has a sequence of {longest:,} token ids, and windows have {length:,}; "

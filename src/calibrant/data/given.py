@@ -3,13 +3,9 @@
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import compress, islice
-from numbers import Integral
+from itertools import islice
 from os import PathLike, fspath
 from typing import Any, Final, NoReturn, TypeAlias, cast
-
-import numpy as np
-from torch import Tensor
 
 from calibrant.data._base import (
     Part,
@@ -24,6 +20,7 @@ from calibrant.data._base import (
     joined,
 )
 from calibrant.data._files import check_columns, short
+from calibrant.data._ids import SEQUENCES, as_list, rows_of_ids
 from calibrant.data._limits import FIRST_GIVEN, MOST_GIVEN
 from calibrant.data._rows import RowReader, layout_of
 from calibrant.data.user_file import UserFile
@@ -34,7 +31,6 @@ NAME: Final = "data"
 
 _CONTENTS: Final[dict[str, "Content"]] = {}
 """What was handed over in this process, by its digest."""
-_SEQUENCES: Final = (list, tuple, Tensor, np.ndarray)
 _MESSAGE: Final = {"role", "content"}
 
 
@@ -81,8 +77,10 @@ class Given(StoredSource):
         # These are facts of a class for other sources; here they depend on what was given.
         object.__setattr__(self, "fields", content.fields)
         object.__setattr__(self, "sometimes", content.sometimes)
-        questions = "question" in content.fields
-        object.__setattr__(self, "kind", "questions" if questions else "corpus")
+        kind = "corpus"
+        if "question" in content.fields:
+            kind = "questions"
+        object.__setattr__(self, "kind", kind)
         if "turns" in content.fields:
             object.__setattr__(self, "default", "chat")
 
@@ -192,7 +190,7 @@ def _content_of(data: Any) -> Content:
     # One sequence of ids may stand for a list of one.
     if all(isinstance(item, int | float) for item in items):
         items = [items]
-    if not all(isinstance(item, _SEQUENCES) for item in items):
+    if not all(isinstance(item, SEQUENCES) for item in items):
         raise _mixed(items)
     if any(_is_conversation(item) for item in items):
         return _content_of_records([{"turns": item} for item in items], "turns", note)
@@ -201,8 +199,8 @@ def _content_of(data: Any) -> Content:
 
 def _items(data: Any) -> tuple[list[Any], str]:
     """Return what data hold as a list, and a note where not all of it was read."""
-    if isinstance(data, _SEQUENCES):
-        return _as_list(data), ""
+    if isinstance(data, SEQUENCES):
+        return as_list(data), ""
     # Whoever goes through a table of pandas or polars gets its columns.
     if hasattr(data, "iterrows"):
         data = data.to_dict(orient="records")
@@ -268,82 +266,21 @@ def _plain_record(record: Mapping[Any, Any]) -> dict[str, Any]:
     check_columns(len(record), NAME)
     plain: dict[str, Any] = {}
     for column, value in record.items():
-        if isinstance(value, _SEQUENCES):
-            value = _as_list(value)
+        if isinstance(value, SEQUENCES):
+            value = as_list(value)
         plain[str(column)] = value
     return plain
 
 
 def _content_of_ids(items: Iterable[Any], note: str) -> Content:
     """Return sequences of token ids as rows, in the order in which they are given."""
-    rows: list[Row] = []
-    count = 0
-    for number, item in enumerate(items, 1):
-        place = f"row {number} of data"
-        for sequence in _sequences(item, place):
-            count += 1
-            if sequence:
-                rows.append(Row(ids=_checked_ids(sequence, place)))
-    if not rows:
-        raise DataError("data has token ids without a token; give at least one", subject=NAME)
-    if len(rows) < count:
-        note = joined(note, f"{count - len(rows)} of {count} rows without a token left out")
-    return Content(tuple(rows), ("ids",), note=note)
-
-
-def _sequences(item: Any, place: str) -> Iterator[list[Any]]:
-    """Yield the sequences of an item: one, or those of a batch as a tokenizer gives it, without
-    what its attention mask leaves out.
-    """
-    if not isinstance(item, Mapping):
-        yield from _as_sequences(item)
-        return
-    batch = cast("Mapping[str, Any]", item)
-    if "input_ids" not in batch:
-        raise DataError(f"{place} has no input_ids, as the first has; add them", subject=place)
-    sequences = _as_sequences(batch["input_ids"])
-    if batch.get("attention_mask") is None:
-        yield from sequences
-        return
-    masks = _as_sequences(batch["attention_mask"])
-    if list(map(len, masks)) != list(map(len, sequences)):
-        raise DataError(
-            f"{place} has input_ids and an attention_mask of different lengths; make them equal",
-            subject=place,
-        )
-    for sequence, mask in zip(sequences, masks, strict=True):
-        yield list(compress(sequence, mask))
-
-
-def _as_sequences(value: Any) -> list[list[Any]]:
-    """Return one sequence, or a list of them, as a list of lists."""
-    entries = _as_list(value)
-    if entries and all(isinstance(entry, _SEQUENCES) for entry in entries):
-        return list(map(_as_list, entries))
-    return [entries]
-
-
-def _as_list(value: Any) -> list[Any]:
-    if isinstance(value, Tensor | np.ndarray):
-        value = value.tolist()
-    # A tensor without dimensions is a number.
-    return list(value) if isinstance(value, list | tuple) else [value]
-
-
-def _checked_ids(sequence: Sequence[Any], place: str) -> tuple[int, ...]:
-    """Return token ids. `DataError` for what is none."""
-    for number in sequence:
-        if isinstance(number, bool) or not isinstance(number, Integral) or int(number) < 0:
-            raise DataError(
-                f"{place} has {short(number)!r} among its token ids; an id is a whole number of at "
-                "least 0",
-                subject=place,
-            )
-    return tuple(map(int, sequence))
+    numbered = ((f"row {number} of {NAME}", item) for number, item in enumerate(items, 1))
+    rows, left_out = rows_of_ids(numbered, NAME)
+    return Content(rows, ("ids",), note=joined(note, left_out))
 
 
 def _is_conversation(item: Any) -> bool:
-    entries = _as_list(item)
+    entries = as_list(item)
     return bool(entries) and isinstance(entries[0], Mapping)
 
 

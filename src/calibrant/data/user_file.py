@@ -14,13 +14,15 @@ from calibrant.data._base import (
     Row,
     SourceRows,
     StoredSource,
+    check_part,
     divide,
     joined,
     train_and_test,
 )
-from calibrant.data._columns import USUAL
+from calibrant.data._columns import USUAL, Columns
 from calibrant.data._files import read_records
 from calibrant.data._folders import File, files_of
+from calibrant.data._ids import COLUMN, rows_of_ids
 from calibrant.data._rows import LOOKED_AT, Layout, RowReader, layout_of
 from calibrant.errors import DataError
 from calibrant.spec.foreign import user_path, visible
@@ -48,6 +50,9 @@ class UserFile(StoredSource):
     a saved data set has only test, or only validation, all of it measures and nothing calibrates.
     Anything else, a file named by its path too, is divided by hash: 70 % calibrate, 25 % measure,
     5 % exemplars.
+
+    **Token ids**, in a column `input_ids` beside which there is no `text`, are used as they are:
+    all calibrate, in their order, each sequence a window.
 
     **Rows** without a text, or without a question or its answer, are left out and counted. Raises
     `DataError` at once if nothing is there or no column fits.
@@ -100,7 +105,23 @@ class UserFile(StoredSource):
     def place(self) -> Hashable:
         return _stamps_of(files_of(self.path).all)
 
+    @property
+    def longest(self) -> int:
+        """How many tokens the longest sequence of token ids has; 0 for other data."""
+        if "ids" not in self.fields:
+            return 0
+        return max(len(row.ids or ()) for row in _ids_of(self, self.place()).rows)
+
     def part(self, part: Part) -> PartRows:
+        if "ids" in self.fields:
+            check_part(part)
+            if part != "calibrate":
+                raise DataError(
+                    f"{self.path!r} holds token ids, and all of it is calibrated on; to measure on "
+                    "a part of it, give a file of texts",
+                    subject=self.path,
+                )
+            return _ids_of(self, self.place())
         if part == "calibrate":
             self.check_calibrates()
         return super().part(part)
@@ -118,6 +139,9 @@ class UserFile(StoredSource):
             )
 
     def read(self) -> SourceRows:
+        if "ids" in self.fields:
+            content = self.part("calibrate")
+            return SourceRows({"calibrate": content.rows}, content.origin, content.note)
         files = files_of(self.path)
         reader = RowReader(self._layout)
         parts: list[list[Row]] = []
@@ -136,8 +160,14 @@ class UserFile(StoredSource):
         else:
             divided = train_and_test(parts[0], parts[1])
         note = joined(files.note, self._layout.columns.note, reader.note)
-        origin = "file" if len(files.all) == 1 else f"{len(files.all)} files"
-        return SourceRows(divided, f"{origin}: {visible(self.path)}", note)
+        return SourceRows(divided, self.origin, note)
+
+    @property
+    def origin(self) -> str:
+        """What a record says of where the rows come from."""
+        count = len(files_of(self.path).all)
+        files = "file" if count == 1 else f"{count} files"
+        return f"{files}: {visible(self.path)}"
 
     @property
     def _requested(self) -> tuple[tuple[str, str], ...]:
@@ -168,10 +198,24 @@ def _layout_of(
     if not first_records:
         raise DataError(f"{path!r} is empty; a data file needs at least one row", subject=path)
 
+    # Rows that have a text are read as texts.
+    first = first_records[0][1]
+    if COLUMN in first and "text" not in first and not requested:
+        return Layout(Columns({}), ("ids",), ())
+
     def advice(column: str) -> str:
         return f"say which to read, as in {written_path(path)}(text={column})"
 
     return layout_of(first_records, dict(requested), path, advice)
+
+
+@lru_cache(maxsize=8)
+def _ids_of(source: UserFile, stamps: Hashable) -> PartRows:
+    """Return the token ids of files as they are, each sequence a window, in their order."""
+    del stamps
+    files = files_of(source.path)
+    rows, note = rows_of_ids(_numbered(files.all), repr(source.path))
+    return PartRows(rows, origin=source.origin, note=joined(files.note, note))
 
 
 def _numbered(files: Iterable[File]) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -17,12 +17,11 @@ from calibrant.models import read_manifest
 from calibrant.results import Record, stored_bits
 from calibrant.results.outcomes import Score
 from calibrant.spec import written_form
-from calibrant.spec.foreign import visible_name
 from calibrant.system.durable import put, reason
+from calibrant.system.markdown import code_span, table_of_facts, without_folders
 
 CARD: Final = "README.md"
 """The model card, where the Hugging Face hub looks for it."""
-_FENCE: Final = "`"
 _BEGIN: Final = "<!-- measured -->"
 _END: Final = "<!-- /measured -->"
 """Between these two comments stand the scores."""
@@ -57,9 +56,9 @@ def add_scores(folder: str | Path, scores: Sequence[Score]) -> None:
     path = Path(folder) / CARD
     lines = ["| measured | metric | value | items |", "| --- | --- | --- | --- |"]
     for score in scores:
-        lines.append(
-            f"| {_code(score.measured)} | {_code(score.metric)} | {_value(score)} | {score.n} |"
-        )
+        measured = code_span(score.measured)
+        metric = code_span(score.metric)
+        lines.append(f"| {measured} | {metric} | {_value(score)} | {score.n} |")
     before, _, rest = path.read_text("utf-8").partition(_BEGIN)
     after = rest.partition(_END)[2]
     text = "\n".join([before + _BEGIN, "", *lines, "", _END + after])
@@ -77,7 +76,7 @@ def _value(score: Score) -> str:
     text = f"{score.value:.4f}"
     if score.stderr is not None:
         text += f" ± {score.stderr:.4f}"
-    text += f" {_code(score.unit)}"
+    text += f" {code_span(score.unit)}"
     if "floor" in score.facts:
         text += f", noise floor {score.facts['floor']:.1e}"
     return text
@@ -117,7 +116,7 @@ def _body(record: Record, note: str) -> Iterator[str]:
     result = f"{record.sparsity:.2%} of the weights of its matrices removed"
     if bits is not None:
         result = f"{bits:.3f} bits a weight"
-    yield f"# {_code(PurePath(run.model_name).name or run.model_name)}, {_kind(record)}"
+    yield f"# {code_span(PurePath(run.model_name).name or run.model_name)}, {_kind(record)}"
     yield ""
     yield f"Made with calibrant {version('calibrant')}: {result}."
     yield (
@@ -127,9 +126,9 @@ def _body(record: Record, note: str) -> Iterator[str]:
     yield ""
     yield "## What was done"
     yield ""
-    yield from _table(
+    yield from table_of_facts(
         {
-            "model": _without_folders(run.model_name),
+            "model": without_folders(run.model_name),
             "its weights": run.model,
             "note": note,
             "method": written_form(run.method),
@@ -160,7 +159,7 @@ def _body(record: Record, note: str) -> Iterator[str]:
     yield "The licence is that of the model it was made from."
     yield ""
     made_on = record.provenance.get("processor") or record.provenance.get("device", "")
-    yield from _table({"made on": made_on, "run": run.id})
+    yield from table_of_facts({"made on": made_on, "run": run.id})
 
 
 def _removed(edit: Mapping[str, Any]) -> Iterator[str]:
@@ -186,9 +185,9 @@ def _calibrated(record: Record) -> Iterator[str]:
         yield "None: the method looks at no data."
         return
     facts = record.data_facts
-    yield from _table(
+    yield from table_of_facts(
         {
-            "data": _without_folders(run.data),
+            "data": without_folders(run.data),
             "draw": run.seed,
             "windows": facts.get("windows", ""),
             "tokens": facts.get("tokens", ""),
@@ -197,7 +196,7 @@ def _calibrated(record: Record) -> Iterator[str]:
     )
     licences = dict.fromkeys(str(part["licence"]) for part in _parts(record) if part.get("licence"))
     if licences:
-        yield f"\nLicences of its sources: {', '.join(map(_code, licences))}."
+        yield f"\nLicences of its sources: {', '.join(map(code_span, licences))}."
 
 
 def _parts(record: Record) -> list[Mapping[str, Any]]:
@@ -208,28 +207,6 @@ def _reasons(record: Record) -> str:
     """Return how many matrices were left as they are, for the four most frequent reasons."""
     counts = Counter(str(entry["reason"]) for entry in record.dense)
     return "; ".join(f"{count} {reason}" for reason, count in counts.most_common(4))
-
-
-def _table(rows: Mapping[str, Any]) -> Iterator[str]:
-    """Yield a table of names and values; a row without a value is left out."""
-    yield "| | |"
-    yield "| --- | --- |"
-    for name, value in rows.items():
-        if value not in ("", None):
-            yield f"| {name} | {_code(value)} |"
-
-
-def _code(value: Any) -> str:
-    """Return a value as a code span: nothing in it is read as Markdown or HTML, and it doesn't end
-    a cell of a table.
-    """
-    text = visible_name(str(value)).replace("|", "¦")
-    # The span's fence must be longer than any row of backticks inside it.
-    longest = max(map(len, re.findall(f"{_FENCE}+", text)), default=0)
-    fence = _FENCE * (longest + 1)
-    if text.startswith(_FENCE) or text.endswith(_FENCE):
-        text = f" {text} "
-    return f"{fence}{text}{fence}"
 
 
 def _json(value: Any) -> str:
@@ -245,10 +222,3 @@ def _is_hub_name(name: str) -> bool:
 def _is_plain(text: str) -> bool:
     letters = re.sub(r"[-_.]", "", text)
     return letters.isascii() and letters.isalnum()
-
-
-def _without_folders(text: str) -> str:
-    """Return a text in which the folders of absolute paths are left out: a card is made to be shown
-    to others.
-    """
-    return re.sub(r"(^|['\"\s(])(?:[A-Za-z]:)?[\\/](?:[^\\/'\"]+[\\/])+", r"\1…/", text)

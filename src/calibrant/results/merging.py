@@ -1,7 +1,7 @@
 """Uniting stores, such as those of two machines that shared a study. What is already there stays;
 what is merged from is only read."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from itertools import chain
@@ -78,6 +78,7 @@ def _merged(into: Path, stores: Sequence[Store], progress: Progress) -> Merged:
         # of this store's own.
         _unite_grids(target, stores)
         work = _Merging(target)
+        work.problems += _unite_measured(target, stores)
         for store in stores:
             work.take(store, progress)
         _unite_failures(target, stores)
@@ -156,6 +157,8 @@ def _difference(ours: StoredResults, theirs: StoredResults, run: str, measuremen
         if not same_items(ours.items(run, measurement), theirs.items(run, measurement)):
             return "the same measurement with other items"
         return ""
+    if _is_bare(here) or _is_bare(there):
+        return ""
     differing = [part for part in PARTS if here.get(part) != there.get(part)]
     if differing:
         return f"the same run with other results: {', '.join(differing)}"
@@ -164,6 +167,11 @@ def _difference(ours: StoredResults, theirs: StoredResults, run: str, measuremen
         if here[name] != there[name]:
             return f"the same run with another {name}"
     return ""
+
+
+def _is_bare(parts: Mapping[str, str]) -> bool:
+    """Return whether a record says no more than its request: of a model that was only measured."""
+    return parts["weights"] == parts.get("dense") == "[]" and "edits" not in parts
 
 
 def _unite_grids(target: Store, sources: Sequence[Store]) -> None:
@@ -179,8 +187,18 @@ def _unite_grids(target: Store, sources: Sequence[Store]) -> None:
     sets: dict[str, SetLabel] = {}
     for index in reversed(indices):  # so that the first that knows a set says what it is called
         sets |= index.labels()
-    cells = united([store.cells() for store in stores])
+    cells = united([store.grid() for store in stores])
     target.write_cells(cells, study, revisions, sets.values())
+
+
+def _unite_measured(target: Store, sources: Sequence[Store]) -> Iterator[StoreProblem]:
+    """Take over what was measured without a study, and yield what has a name that is taken."""
+    for store in sources:
+        for cell in store.index().measured:
+            try:
+                target.add_cell(cell)
+            except OutputError as error:
+                yield StoreProblem(str(store.folder), str(error), UNCHANGED)
 
 
 def united(grids: Iterable[Iterable[Cell]]) -> list[Cell]:

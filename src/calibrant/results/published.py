@@ -128,6 +128,10 @@ class PublishedResults(StoredResults):
                 cell["measures"] = measures
         return {"cells": cells, **self.manifest["index"]}
 
+    def measured_cells(self) -> Sequence[Mapping[str, Any]]:
+        """Return the cells that no study asked for, as plain data."""
+        return self.manifest["index"].get("measured", [])
+
     def failures(self) -> Mapping[str, Any]:
         """Return what went wrong, by the id of what isn't there because of it."""
         return self.manifest["failures"]

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Final, Required, TypedDict
 import msgspec
 from msgspec import Meta
 
+from calibrant.numerics import megabytes
 from calibrant.results.outcomes import Count, Score, ScoreFacts, Size
 from calibrant.spec import identity
 from calibrant.spec.families import known_family
@@ -24,6 +25,10 @@ Hexadecimal = Annotated[str, Meta(pattern="^(?:[0-9a-f]{4})*$")]
 Identity = Annotated[str, Meta(pattern=r"^[\w:-]{0,200}$")]
 """An id, or nothing for what a study plans and hasn't made yet."""
 Several = str | int | float | list[str | int | float] | None
+UNTOUCHED: Final = "none"
+"""The method of the model as it came."""
+MEASURED: Final = "measured"
+"""The method of a finished model that nothing but its label is known of."""
 
 
 class SpecForm(TypedDict, total=False):
@@ -269,9 +274,10 @@ class Record:
         if stored is None:
             facts["achieved sparsity"] = f"{self.sparsity:.4f}"
         else:
-            facts["bits a weight"] = f"{stored:.3f}"
+            size = sum(weight["bytes"] for weight in self.weights)
+            facts["bits a weight"] = f"{stored:.3f}, {megabytes(size)} in all"
         facts["matrices compressed"] = len(self.weights)
-        facts["left dense"] = len(self.dense)
+        facts["left dense"] = left_dense(self.dense)
         facts["note"] = self.provenance.get("model_note")
         return card(f"Run {run.id.rpartition(':')[2][:12]}", facts)
 
@@ -334,12 +340,16 @@ class ScoreEntry:
 @dataclass(frozen=True)
 class StudyIndex:
     """The grid of a store's last study: its cells, its calibration `sets` by their texts, what else
-    reading needs of the `study`, and the `revisions` of everything that it names."""
+    reading needs of the `study`, and the `revisions` of everything that it names.
+
+    `measured` are cells of no study: the models that `evaluate` put into the store.
+    """
 
     cells: tuple[Cell, ...] = ()
     sets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict[str, Mapping[str, Any]])
     study: Mapping[str, Any] = field(default_factory=dict[str, Any])
     revisions: Mapping[str, int] = field(default_factory=dict[str, int])
+    measured: tuple[Cell, ...] = ()
 
     @classmethod
     def read(cls, fields: Mapping[str, Any]) -> "StudyIndex":
@@ -352,7 +362,7 @@ class StudyIndex:
     def plain(self) -> dict[str, Any]:
         """Return it as plain data, without the parts that are empty."""
         fields = asdict(self)
-        for name in ("sets", "study", "revisions"):
+        for name in ("sets", "study", "revisions", "measured"):
             if not fields[name]:
                 del fields[name]
         return fields
@@ -411,6 +421,20 @@ def stored_bits(weights: Sequence[Mapping[str, Any]]) -> float | None:
         count += rows * columns
     # `sum` compensates for rounding, += wouldn't.
     return sum(bits) / count if count else None
+
+
+def left_dense(matrices: Sequence[Mapping[str, Any]]) -> str:
+    """Return in words which matrices of a record were left as they are, by reason; one that is the
+    only one with its reason is named.
+    """
+    reasons: dict[str, list[str]] = {}
+    for matrix in matrices:
+        reasons.setdefault(matrix["reason"], []).append(matrix["name"])
+    parts: list[str] = []
+    for reason, names in reasons.items():
+        single = len(names) == 1
+        parts.append(f"{names[0]} ({reason})" if single else f"{len(names)} × {reason}")
+    return "; ".join(parts)
 
 
 def measurement_id(run_id: str, evaluator: Mapping[str, Any], data: str = "") -> str:

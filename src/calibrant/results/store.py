@@ -4,7 +4,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -19,6 +19,8 @@ from calibrant.results.live import DATABASE, VERSION, LiveResults
 from calibrant.results.outcomes import Journal, Measurement, Outcome
 from calibrant.results.published import MOVING, PACKED, PublishedResults, settle
 from calibrant.results.records import (
+    MEASURED,
+    UNTOUCHED,
     Cell,
     Failure,
     Record,
@@ -61,6 +63,9 @@ _NAMED: Final = re.compile(r"[0-9a-f]{64}(-piece-\d+)?")
 """The names in a folder of statistics that is ours."""
 _INDEX: Final = "index"
 _FAILURE: Final = "failure"
+_CELL: Final = "cell"
+UNKNOWN_ORIGIN: Final = "unknown origin"
+"""Stands for the model that finished ones were made from, where nothing says which it was."""
 
 
 class Store:
@@ -412,7 +417,20 @@ class Store:
     # The grid
 
     def index(self) -> StudyIndex:
-        """Return the grid of the store's last study, empty where none is known."""
+        """Return the grid of the store's last study, empty where none is known, and the cells of
+        models that were measured without one.
+        """
+        index = self._index_of_study()
+        if self._live is None:
+            return index
+        measured = {cell.run: cell for cell in self._published_cells()}
+        added = self._live.documents(_CELL)
+        with understood(self._live.path):
+            for run_id, fields in added.items():
+                measured[run_id] = msgspec.convert(fields, Cell)
+        return replace(index, measured=tuple(measured.values()))
+
+    def _index_of_study(self) -> StudyIndex:
         if self._live is not None:
             written = self._live.document(_INDEX, "")
             if written is not None:
@@ -423,20 +441,32 @@ class Store:
                 return StudyIndex.read(self._published.index())
         return StudyIndex()
 
-    def cells(self) -> list[Cell]:
-        """Return the grid of the store's last study; without one (a copied store), every record is
-        a cell of its own.
+    def _published_cells(self) -> list[Cell]:
+        """What was measured without a study before the store was published."""
+        if self._published is None:
+            return []
+        with understood(self._published.path(PACKED)):
+            return msgspec.convert(self._published.measured_cells(), list[Cell])
+
+    def grid(self, index: StudyIndex | None = None) -> list[Cell]:
+        """Return the grid of the store's last study; without one (a copied store), every record
+        that `evaluate` didn't add is a cell of its own.
 
         Of records and measurements with the same labels that differ in a revision, such cells hold
-        the newest.
+        the newest. An `index` that was read already isn't read again.
         """
-        cells = self.index().cells
-        return list(cells) if cells else self._cells_of_records()
+        index = index or self.index()
+        if index.cells:
+            return list(index.cells)
+        added = {cell.run for cell in index.measured}
+        return [cell for cell in self._cells_of_records() if cell.run not in added]
 
     def _cells_of_records(self) -> list[Cell]:
         newest: dict[Any, tuple[tuple[int, ...], Cell]] = {}
         for record in self.records(whole=False):
             run = record.run
+            if run.method.get("spec") == MEASURED:
+                continue
             cell = Cell(
                 model=run.model_name,
                 data=run.data,
@@ -453,6 +483,58 @@ class Store:
             if same not in newest or revision >= newest[same][0]:
                 newest[same] = revision, cell
         return [cell for _, cell in newest.values()]
+
+    def cells(self, index: StudyIndex | None = None) -> list[Cell]:
+        """Return the grid, and behind it the models that were measured without a study.
+
+        A run that stands in the grid shows what the study asks. The dense model, which everything
+        is compared with, shows all that was measured on it. An `index` that was read already isn't
+        read again.
+        """
+        index = index or self.index()
+        cells = self.grid(index)
+        places = {cell.labels: place for place, cell in enumerate(cells)}
+        for cell in sorted(index.measured, key=_measured_last):
+            place = places.get(cell.labels)
+            if place is None:
+                cells.append(cell)
+            elif cell.run == cells[place].run and cell.method == UNTOUCHED:
+                measures = {**cell.measures, **cells[place].measures}
+                cells[place] = replace(cells[place], measures=measures)
+        untouched = {cell.model for cell in cells if cell.method == UNTOUCHED}
+        origin = UNKNOWN_ORIGIN
+        if len(untouched) == 1:
+            (origin,) = untouched
+        return [cell if cell.model else replace(cell, model=origin) for cell in cells]
+
+    def add_cell(self, cell: Cell) -> None:
+        """Have a run that no study asked for shown beside the grid, with what it `measures` beside
+        what is known of it.
+
+        Its `model` is empty where it isn't known what the model was made from: in a store with one
+        dense model that is taken. Raises `OutputError` where another run has its labels.
+        """
+        with self.claim(_CELL, wait=True):
+            index = self.index()
+            self._check_label(cell, index)
+            for known in index.measured:
+                if known.run == cell.run:
+                    measures = {**known.measures, **cell.measures}
+                    cell = replace(cell, model=known.model or cell.model, measures=measures)
+            self.live.put_document(_CELL, cell.run, asdict(cell))
+
+    def _check_label(self, cell: Cell, index: StudyIndex) -> None:
+        """Raise `OutputError` for a cell that couldn't be told from another run's."""
+        for other in (*index.cells, *index.measured):
+            same_model = other.model == cell.model or not other.model or not cell.model
+            if other.run in ("", cell.run) or not same_model:
+                continue
+            if other.labels[1:] == cell.labels[1:]:
+                labels = ", ".join(str(label) for label in cell.labels if label)
+                raise self._error(
+                    f"{str(self.folder)!r} has another model with these labels ({labels}), of "
+                    "other numbers or in another type; give this one a label of its own"
+                )
 
     def write_cells(
         self,
@@ -636,6 +718,11 @@ class Store:
         except OSError as error:
             message = f"can't {what} in {str(self.folder)!r}: {reason(error)}"
             raise self._error(message) from error
+
+
+def _measured_last(cell: Cell) -> tuple[bool, tuple[Any, ...]]:
+    """Return what cells are sorted by: those that are known by their label alone come last."""
+    return cell.method == MEASURED, cell.labels
 
 
 def is_store(folder: Path) -> bool:

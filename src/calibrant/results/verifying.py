@@ -189,9 +189,9 @@ def _contradictions(score: Score, items: tuple[Outcome, ...]) -> Iterator[str]:
 
 
 def _of_the_index(store: Store) -> Iterator[StoreProblem]:
-    again = "ask for the study again to have it computed"
+    again = "ask for the study or the measurement again to have it computed"
     try:
-        cells = store.index().cells
+        index = store.index()
     except DataError as error:
         yield replace(_damaged(error), remedy="restore it from a copy, or ask for the study again")
         return
@@ -199,7 +199,7 @@ def _of_the_index(store: Store) -> Iterator[StoreProblem]:
         failed = store.failures().keys()
     except DataError:
         return  # `_of_failures` names it
-    for cell in cells:
+    for cell in (*index.cells, *index.measured):
         if not cell.run or cell.run in failed:
             continue
         missing: list[str] = []

@@ -1,6 +1,6 @@
 """How results look in a terminal: plain data in, lines and tables out (rich). No torch here."""
 
-from calibrant.cli.screen.data import catalogued, inspected, kinds, surveyed, title
+from calibrant.cli.screen.data import catalogued, inspected, kinds, surveyed, title, written
 from calibrant.cli.screen.models import covered, exported, gathered, pruned, scores
 from calibrant.cli.screen.studies import finished, merged, packed, planned, verified
 
@@ -20,4 +20,5 @@ __all__ = [
     "surveyed",
     "title",
     "verified",
+    "written",
 ]

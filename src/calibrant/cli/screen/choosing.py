@@ -159,6 +159,10 @@ def recommended(result: Mapping[str, Any]) -> Iterator[Any]:
     yield ""
     yield f"to {result['verb']} with it:"
     yield one_line(result["command"])
+    if result["written"] is not None:
+        yield ""
+        yield "to use another tool with it:"
+        yield one_line(f"python {result['written']['script']}")
 
 
 def _whole_seconds(seconds: float) -> str:

@@ -36,6 +36,23 @@ BARS: Final = 60
 """Columns of a histogram with its numbers."""
 
 
+# Files for other tools.
+
+
+def written(result: Mapping[str, Any]) -> Iterator[Any]:
+    """Yield what was written to where."""
+    rows = f"{result['rows']:,} {result['form']}, {result['tokens']:,} real tokens"
+    yield from labelled(
+        {
+            "written": rows,
+            "fingerprint": result["fingerprint"],
+            "file": result["out"],
+            "card": result["card"],
+            "script": result["script"] or "",
+        }
+    )
+
+
 # Names.
 
 

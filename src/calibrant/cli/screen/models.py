@@ -25,6 +25,9 @@ DIGIT: Final = 1e-4
 
 def pruned(result: Mapping[str, Any]) -> Iterator[Any]:
     """Yield a record, with where it was saved."""
+    # Imported here, since a store brings numpy, and --help needs neither.
+    from calibrant.results import left_dense
+
     run = result["run"]
     matrices = result["weights"]
     provenance = result["provenance"]
@@ -42,7 +45,7 @@ def pruned(result: Mapping[str, Any]) -> Iterator[Any]:
             "used up": _repeated(result["data_facts"]),
             "fingerprint": run["tokens"],
             **_size(result["sparsity"], matrices),
-            "left dense": _dense(result["dense"]),
+            "left dense": left_dense(result["dense"]),
             "few tokens": _starved(matrices, run),
             "time": phases(provenance.get("seconds", {}), tenths),
             "peak memory": f"{provenance.get('peak_memory_bytes', 0) / 1e9:.2f} GB",
@@ -104,18 +107,6 @@ def _size(sparsity: float, matrices: Sequence[Mapping[str, Any]]) -> dict[str, s
 def _count(matrix: Mapping[str, Any]) -> int:
     rows, columns = matrix["shape"]
     return rows * columns
-
-
-def _dense(dense: Sequence[Mapping[str, Any]]) -> str:
-    """What was left alone, by reason; a matrix that is the only one with its reason is named."""
-    reasons: dict[str, list[str]] = {}
-    for matrix in dense:
-        reasons.setdefault(matrix["reason"], []).append(matrix["name"])
-    parts: list[str] = []
-    for reason, names in reasons.items():
-        single = len(names) == 1
-        parts.append(f"{names[0]} ({reason})" if single else f"{len(names)} × {reason}")
-    return "; ".join(parts)
 
 
 def _starved(matrices: Sequence[Mapping[str, Any]], run: Mapping[str, Any]) -> str:

@@ -27,16 +27,17 @@ class Chat(Format):
         return bool(row.turns) or super().takes(row)
 
     def render(self, row: Row, tokenizer: PreTrainedTokenizerBase | None = None) -> str:
-        return templated(_with_template(tokenizer), self._messages(row), row.key)
+        return templated(_with_template(tokenizer), self.messages(row), row.key)
 
     def stretches(self, row: Row, tokenizer: PreTrainedTokenizerBase) -> tuple[str, list[Stretch]]:
         """Return what `render` gives, and where in it template, questions and answers stand.
 
         Raises `DataError` where they can't be told apart.
         """
-        return stretches(_with_template(tokenizer), self._messages(row), row.key)
+        return stretches(_with_template(tokenizer), self.messages(row), row.key)
 
-    def _messages(self, row: Row) -> list[dict[str, str]]:
+    def messages(self, row: Row) -> list[dict[str, str]]:
+        """Return what is said, as chat templates take it: `role` and `content` of each turn."""
         turns = list(row.turns)
         if not turns:
             before, after = row.frame

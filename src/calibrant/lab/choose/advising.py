@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from calibrant.compress.prune_quantize import TARGETS_OF, Verb
 from calibrant.data import CalibrationSet, mirror
+from calibrant.handover import file_stem
 from calibrant.lab.choose.budget import ROUNDS
 from calibrant.lab.choose.fitting import own_files
 from calibrant.lab.choose.goal import Goal
@@ -116,10 +117,8 @@ def command(
     root = mirror()
     if root is not None and not os.environ.get("CALIBRANT_DATA"):
         words += ["--data-dir", str(root)]
-    # The folder is called after the model, by letters that every file system takes.
-    stem = ""
-    for letter in os.path.basename(os.path.normpath(model)):
-        stem += letter if letter.isalnum() or letter in "._" else "-"
+    # The folder is called after the model.
+    stem = file_stem(model)
     method = mixture.method.split("(")[0]
     target = mixture.target.replace(":", "-")
     words += ["--out", f"{stem}-{method}-{target}"]

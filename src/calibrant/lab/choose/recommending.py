@@ -9,7 +9,9 @@ from dataclasses import KW_ONLY, asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final, final
 
+from calibrant.data import CalibrationSet
 from calibrant.errors import SpecError
+from calibrant.handover import WrittenData, as_sum, tool_named, write_over
 from calibrant.lab.choose.advising import advice, command, short, verb_of, with_interval
 from calibrant.lab.choose.asking import Prepared, asked
 from calibrant.lab.choose.budget import (
@@ -21,12 +23,13 @@ from calibrant.lab.choose.budget import (
     least_with_sibling,
 )
 from calibrant.lab.choose.halves import Halves, swapped
+from calibrant.lab.choose.planning import planned_recommendation
 from calibrant.lab.choose.predicting import Prediction
 from calibrant.lab.choose.racing import Race, RaceResult, plain
 from calibrant.lab.mixtures import Mixture
 from calibrant.models import is_object, only_looks, opened_of, save
 from calibrant.models.hashing import OF_TENSORS, digest_of
-from calibrant.options import RecommendCommand, declaration, with_fields_of
+from calibrant.options import RecommendCommand, WriteDataOptions, declaration, with_fields_of
 from calibrant.system.notebook import card, listing
 
 MODELS: Final = "models"
@@ -82,7 +85,7 @@ class Recommendation:
     `plan` is what the `minutes` were to buy, `another_draw` the seconds of one draw more, `fitted`
     what was lowered for small files. `siblings` are the halves of the target's files: how much of a
     row stands in what its own half (`inside`) and the other (`across`) calibrate on. `no_sibling`
-    says why there are none.
+    says why there are none. `written` is the file for another tool, where one was asked for.
     """
 
     expr: str
@@ -115,11 +118,15 @@ class Recommendation:
     verb: str
     bits: float | None
     predicted_by: str
+    written: WrittenData | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return all of it as dicts, lists and numbers."""
         candidates = [{**asdict(each), "name": each.name} for each in self.candidates]
-        return {**asdict(self), "candidates": candidates}
+        facts = {**asdict(self), "candidates": candidates}
+        if self.written is not None:
+            facts["written"] = self.written.to_json()
+        return facts
 
     def __repr__(self) -> str:
         return f"Recommendation({self.expr!r}, for {self.goal!r})"
@@ -152,7 +159,7 @@ class RecommendOptions(RecommendCommand):
     now: Callable[[], float] = time.perf_counter
 
 
-@with_fields_of(RecommendOptions)
+@with_fields_of(RecommendOptions, planned_recommendation)
 @only_looks
 def recommend(options: RecommendOptions) -> Recommendation:
     """Recommend which calibration data to use to prune or quantize `model` for `goal`, and what is
@@ -180,6 +187,9 @@ def recommend(options: RecommendOptions) -> Recommendation:
     time is short there are fewer candidates (never of those in `sources`), sets and tokens (never
     if given), and last a single draw.
 
+    With `tool` the recommended data is written into `folder` for another tool, as `write_data` does
+    it.
+
     Raises an `InputError` for what can't be used.
 
     >>> recommend("smollm2", goal="gsm8k", minutes=0.0)
@@ -192,6 +202,8 @@ def recommend(options: RecommendOptions) -> Recommendation:
     budget = TimeBudget(options.minutes, options.now)
     if is_object(options.model):
         options = _with_name(options)
+    if options.tool is not None:
+        tool_named(options.tool).check_model(str(options.model))
     prepared = asked(options, budget)
     if prepared.fitted.said:
         options.say(prepared.fitted.said)
@@ -270,6 +282,34 @@ def recommend(options: RecommendOptions) -> Recommendation:
         verb=verb_of(prepared.target),
         bits=result.bits,
         predicted_by=prepared.stand_in.differs,
+        written=_written(options, mixture, best),
+    )
+
+
+def _written(options: RecommendOptions, mixture: Mixture, data: str) -> WrittenData | None:
+    """Write the recommended data for another tool, if one was asked for. No tool weighs the sets of
+    a mix, so of a mix it is the sum with the same shares.
+    """
+    if options.tool is None:
+        return None
+    tool = tool_named(options.tool)
+    calibration = CalibrationSet(data)
+    if calibration.mixed:
+        data = as_sum(calibration)
+        options.say(f"{tool} can't weigh the sets of a mix; written is the sum {short(data)}")
+    return write_over(
+        WriteDataOptions(
+            options.model,
+            options.tokenizer,
+            data=data,
+            out=Path(options.folder) / f"data{tool.endings[0]}",
+            tool=options.tool,
+            tokens=mixture.tokens,
+            length=mixture.length,
+            dtype=options.dtype,
+            device=options.device,
+            progress=options.progress,
+        )
     )
 
 

@@ -9,6 +9,7 @@ from typing import Any, Final
 from calibrant.lab.stats import Results, is_rounded
 from calibrant.numerics import decimals
 from calibrant.results import Cell, Record, Score, Store, stored_bits
+from calibrant.results.records import MEASURED, UNTOUCHED
 
 PHASES: Final = {
     "open": "opening the model",
@@ -75,7 +76,7 @@ def _dense_scores(cells: Sequence[Cell], reading: Results) -> list[Score]:
     """What the untouched models scored; where that wasn't asked, any run's scores say how much
     was measured.
     """
-    untouched = [cell for cell in cells if cell.method == "none"]
+    untouched = [cell for cell in cells if cell.method == UNTOUCHED]
     for cell in (untouched or cells)[:1]:
         scores = reading.scores.get(cell.run, {})
         return [scores[key].score for key in cell.measures.values() if key in scores]
@@ -111,7 +112,7 @@ def _settings(store: Store, records: Mapping[str, Record]) -> dict[str, str]:
     rounded: dict[str, str] = {}
     pruned: dict[str, str] = {}
     for run, record in records.items():
-        if record.run.method.get("spec") == "none":
+        if record.run.method.get("spec") in (UNTOUCHED, MEASURED):
             continue
         left_dense.append(str(len(record.dense)))
         if is_rounded(record.run.target):

@@ -129,9 +129,10 @@ class Report:
         """
         from calibrant.lab.report.tables import terminal
 
-        if whole or len(self.rankings) < 2:
+        if whole or len(self.comparison.of_sets) < 2:
             return terminal.lines(self._sections(), width)
-        return terminal.summary(list(in_short(self.comparison, self.reading.study)), width)
+        short = in_short(self.comparison, self.reading.study, self.way, self.notes)
+        return terminal.summary(list(short), width)
 
     def table(self, width: int = 120) -> str:
         """Return all that a terminal of `width` columns can show, as text without colours."""

@@ -42,37 +42,42 @@ def finding(ranking: Ranking) -> str:
         )
     best = ranking.best
     count = len(ranking.entries)
+    rows = "calibration sets"
     way = f"with {ranking.method} at {describe_target(ranking.target)}"
+    where = f"on {ranking.model} {way}"
+    verdict = f"kept {ranking.model} best {way}"
+    if ranking.finished:
+        rows = "finished models"
+        where = f"among the models of {ranking.model}"
+        verdict = f"is the best {where}"
     cost = f"{_averaged(ranking)}, {_cost(ranking, best)}"
     if count == 1:
-        return (
-            f"Only {best.name} was tried on {ranking.model} {way}, "
-            f"so there is nothing to choose between: {cost}."
-        )
+        return f"Only {best.name} was tried {where}, so there is nothing to choose between: {cost}."
     tied = [entry.name for entry in ranking.entries[1:] if entry.tied]
     worse = [entry for entry in ranking.entries[1:] if not entry.tied]
     if not worse:
         return (
-            f"No difference is significant: {_averaged(ranking)}, none of the {count} calibration "
-            f"sets did significantly worse than the best one on {ranking.model} {way}. "
+            f"No difference is significant: {_averaged(ranking)}, none of the {count} {rows} "
+            f"did significantly worse than the best one {where}. "
             f"The best is {best.name} ({_cost(ranking, best)}), and that may be chance."
         )
-    lead = f"Of {count} calibration sets, {best.name} kept {ranking.model} best {way}: {cost}."
+    lead = f"Of {count} {rows}, {best.name} {verdict}: {cost}."
     if tied:
         several = f"{len(tied)} of the others"
         names = join_names(tied) if len(tied) <= 2 * NAMED else several
         lead = f"{lead} {names} cannot be distinguished from it."
-    return f"{lead} {_worse(worse, bool(tied))} {ranking.unit}."
+    row = "model" if ranking.finished else "set"
+    return f"{lead} {_worse(worse, bool(tied), row)} {ranking.unit}."
 
 
-def _worse(worse: Sequence[RankingEntry], some_tied: bool) -> str:
-    """That sets did significantly worse than the best, and by how much."""
+def _worse(worse: Sequence[RankingEntry], some_tied: bool, row: str) -> str:
+    """That rows did significantly worse than the best, and by how much."""
     if some_tied:
         others = "The other" if len(worse) == 1 else "The others"
     elif len(worse) == 1:
         others = "The other one"
     else:
-        others = "Every other set"
+        others = f"Every other {row}"
     gaps: list[str] = []
     for entry in worse:
         if entry.to_best is not None:
@@ -137,7 +142,13 @@ def caveats(ranking: Ranking) -> list[str]:
     draws = [entry.draws for entry in ranking.entries]
     fewest = min(draws)
     most = max(draws)
-    if most == 1:
+    if ranking.finished:
+        covered = (
+            "Each model was measured as it is. The intervals say how sure this is for other "
+            "documents of the same kind; there are no draws, so nothing says how another model "
+            "would do that was made in the same way."
+        )
+    elif most == 1:
         covered = (
             "Each set was drawn once. The intervals say how sure this is for other documents of "
             "the same kind; how much another draw of the same calibration data would change it, "

@@ -88,7 +88,9 @@ def way_names(ways: Iterable[Way]) -> dict[Way, str]:
     names: dict[Way, str] = {}
     for way in every:
         model, method, target, propagate = way
-        parts = [methods[method], short_target(target)]
+        parts = [methods[method]]
+        if target:
+            parts.append(short_target(target))
         if settings[way[:3]] > 1:
             parts.append(propagate)
         if len(models) > 1:
@@ -126,7 +128,7 @@ def overall(comparison: Comparison) -> str:
     """Return which sets came first over all rankings, and which were significantly better than
     every other.
     """
-    ranked = [ranking for ranking in comparison.rankings if ranking.entries]
+    ranked = [ranking for ranking in comparison.of_sets if ranking.entries]
     if not ranked:
         return ONLY_MEASURED if comparison.only_measured else NOTHING_TO_RANK
     first: Counter[str] = Counter()
@@ -294,7 +296,7 @@ def matrices(comparison: Comparison, study: Mapping[str, Any]) -> list[Matrix]:
     """
     meanings = {name: text for text, name in (study.get("names") or {}).items()}
     alike: dict[tuple[str, tuple[str, ...]], list[Ranking]] = {}
-    for ranking in comparison.rankings:
+    for ranking in comparison.of_sets:
         if ranking.entries:
             alike.setdefault((ranking.unit, ranking.averaged), []).append(ranking)
     return [Matrix(tuple(rankings), meanings) for rankings in alike.values()]
@@ -432,10 +434,11 @@ def _against_dense(ranking: Ranking, names: Mapping[str, str]) -> Iterator[tuple
         for entry in (*ranking.entries, *ranking.baselines):
             if measured in entry.increases:
                 name = names.get(entry.name, entry.name)
-                sentence = (
-                    f"On {short(measured, ranking.measured)} the model {verb} with {name} "
-                    "is better than the dense one"
-                )
+                model = f"the model {verb} with {name}"
+                if ranking.finished:
+                    model = name
+                where = short(measured, ranking.measured)
+                sentence = f"On {where} {model} is better than the dense one"
                 yield sentence, entry.increases[measured]
 
 

@@ -27,9 +27,10 @@ from calibrant.lab.stats.crossed import Pairs
 from calibrant.lab.stats.estimate import LEVEL
 from calibrant.lab.stats.questions import PaperQuestion, questions
 from calibrant.lab.stats.ranking import MEAN, ComparedGroup, Ranking, RankingEntry, pairs
-from calibrant.lab.stats.results import UNTOUCHED, Results, grouped, narrowed, read, unranked
+from calibrant.lab.stats.results import Results, grouped, narrowed, read, unranked
 from calibrant.lab.stats.sensitivity import Sensitivity, sensitivity
 from calibrant.results import Store
+from calibrant.results.records import MEASURED, UNTOUCHED
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,16 @@ class Comparison:
     sensitivities: tuple[Sensitivity, ...] = ()
 
     @property
+    def of_sets(self) -> tuple[Ranking, ...]:
+        """The rankings of calibration sets, without those of finished models."""
+        return tuple(ranking for ranking in self.rankings if not ranking.finished)
+
+    @property
+    def finished(self) -> tuple[Ranking, ...]:
+        """The rankings of finished models, by their labels."""
+        return tuple(ranking for ranking in self.rankings if ranking.finished)
+
+    @property
     def only_measured(self) -> bool:
         """Whether nothing was compressed: finished models, or untouched ones, were measured."""
         if self.rankings or not self.unranked:
@@ -107,16 +118,17 @@ def compare(
     missing: list[str] = []
     for ranking in (*ranked, *without_sets):
         missing += ranking.missing
-    found = [sensitivity(group) for group in groups]
+    of_sets = [group for group in groups if group.setting.method != MEASURED]
+    found = [sensitivity(group) for group in of_sets]
     return Comparison(
         ranked,
         tuple(contrasts(results, level)),
-        tuple(agreements(groups)),
+        tuple(agreements(of_sets)),
         comparisons=sum(map(_comparisons, ranked)),
         missing=tuple(dict.fromkeys(missing)),
         stale=len(results.stale & results.records.keys()),
         one_draw=any(ranking.one_draw for ranking in ranked),
-        questions=tuple(questions(groups)),
+        questions=tuple(questions(of_sets)),
         unranked=tuple(without_sets),
         sensitivities=tuple(each for each in found if each is not None),
     )

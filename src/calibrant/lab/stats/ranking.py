@@ -16,6 +16,7 @@ from calibrant.lab.stats.crossed import Pairs, Side, combination, share_kept
 from calibrant.lab.stats.estimate import LEVEL, Estimate
 from calibrant.lab.stats.results import DENSE, GroupResults, Results, Setting, missing
 from calibrant.results import Cell, Score
+from calibrant.results.records import MEASURED
 from calibrant.spec.families import Family
 from calibrant.spec.grammar import SetLabel
 
@@ -96,6 +97,11 @@ class Ranking:
     baseline: str = ""
     bits: float | None = None
     floors: Mapping[str, float] = field(default_factory=dict[str, float])
+
+    @property
+    def finished(self) -> bool:
+        """Whether its rows are models that are known by their labels, whatever made them."""
+        return self.method == MEASURED
 
     @property
     def best(self) -> RankingEntry:

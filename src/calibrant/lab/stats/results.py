@@ -15,15 +15,12 @@ from calibrant.lab.stats.labels import label_set, labels_of
 from calibrant.results import Cell, Measurement, Record, Store, revisions, stored_bits
 from calibrant.results.items import ItemNumbers
 from calibrant.results.outcomes import item_name
-from calibrant.results.records import is_older
+from calibrant.results.records import MEASURED, UNTOUCHED, is_older
 from calibrant.spec.grammar import SetLabel, read_target
 from calibrant.system.extras import needed_for
 
 if TYPE_CHECKING:
     import polars as pl
-
-UNTOUCHED: Final = "none"
-"""The method of the model as it came."""
 
 DENSE: Final = "dense"
 """The label of the model that nothing was pruned from."""
@@ -105,7 +102,7 @@ def read(store: Store, items: bool = True) -> Results:
     `DataError` for a file that can't be read.
     """
     index = store.index()
-    cells = index.cells or store.cells()
+    cells = store.cells(index)
     runs = dict.fromkeys(cell.run for cell in cells if cell.run)
     scores = {run: store.scores(run) for run in runs}
     records: dict[str, Record] = {}
@@ -113,6 +110,11 @@ def read(store: Store, items: bool = True) -> Results:
         record = store.record(run, whole=False)
         if record is not None:
             records[run] = record
+    sets = labels_of((cell.data for cell in cells), index.labels(), records.values())
+    for cell in cells:
+        if cell.method == MEASURED:
+            # A label is no expression, whatever it looks like.
+            sets[cell.data] = SetLabel(cell.data, cell.data)
     return Results(
         cells=tuple(cells),
         records=records,
@@ -121,7 +123,7 @@ def read(store: Store, items: bool = True) -> Results:
         study=index.study,
         failures=store.failures(),
         stale=frozenset(_stale(store, records, index.revisions)),
-        sets=labels_of((cell.data for cell in cells), index.labels(), records.values()),
+        sets=sets,
         bits=_bits(store, [cell for cell in cells if cell.run in records]),
     )
 
@@ -369,6 +371,8 @@ class Setting(NamedTuple):
 def grouped(cells: Sequence[Cell]) -> dict[Setting, list[Cell]]:
     """Return the cells of each setting, in their order: those of its sets, the dense model, and
     the baselines of its target.
+
+    The dense model has there only what something else was measured on.
     """
     groups: dict[Setting, list[Cell]] = {}
     for cell in cells:
@@ -384,7 +388,32 @@ def grouped(cells: Sequence[Cell]) -> dict[Setting, list[Cell]]:
             if compared and cell.model == setting.model:
                 group.append(cell)
         group.sort(key=lambda cell: places[id(cell)])
-    return dict(sorted(groups.items()))
+    # Finished models, which no study made, come behind what studies compare.
+    ordered = sorted(groups, key=_finished_last)
+    return {setting: _as_asked(groups[setting]) for setting in ordered}
+
+
+def _finished_last(setting: Setting) -> tuple[bool, Setting]:
+    return setting.method == MEASURED, setting
+
+
+def _as_asked(group: Sequence[Cell]) -> list[Cell]:
+    """Return the cells with the dense model's measures as far as another cell has them too; a
+    dense model alone has all of its own.
+    """
+    asked: set[str] = set()
+    for cell in group:
+        if cell.method != UNTOUCHED:
+            asked.update(cell.measures)
+    if not asked:
+        return list(group)
+    cells: list[Cell] = []
+    for cell in group:
+        if cell.method == UNTOUCHED:
+            measures = {text: name for text, name in cell.measures.items() if text in asked}
+            cell = replace(cell, measures=measures)
+        cells.append(cell)
+    return cells
 
 
 def unranked(cells: Sequence[Cell]) -> dict[Setting, list[Cell]]:
@@ -406,7 +435,7 @@ def unranked(cells: Sequence[Cell]) -> dict[Setting, list[Cell]]:
             groups[Setting(cell.model, UNTOUCHED, cell.target, "")] = []
     for setting, group in groups.items():
         group[:0] = [cell for cell in untouched if cell.model == setting.model]
-    return groups
+    return {setting: _as_asked(group) for setting, group in groups.items()}
 
 
 def label_of(cell: Cell) -> str:

@@ -22,7 +22,7 @@ from jaxtyping import Float
 from calibrant.errors import DataError
 from calibrant.lab.stats.results import Results, grouped
 from calibrant.results import PROFILE, Cell, Record, Run, Store
-from calibrant.results.records import read_profile
+from calibrant.results.records import MEASURED, read_profile
 from calibrant.spec.families import Family
 
 TERMS: Final = 12
@@ -73,7 +73,7 @@ def summaries(store: Store, results: Results) -> list[SetSummary]:
     by_seed: dict[str, dict[int, Draw]] = {}
     for cell in results.cells:
         record = results.records.get(cell.run)
-        if cell.data and record is not None:
+        if cell.data and cell.method != MEASURED and record is not None:
             draw = Draw(record.run, record.data_facts)
             by_seed.setdefault(cell.data, {}).setdefault(cell.seed, draw)
     draws: dict[str, tuple[Draw, ...]] = {}

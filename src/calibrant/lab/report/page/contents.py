@@ -59,7 +59,7 @@ class Contents:
     @cached_property
     def matrices(self) -> Sequence[Matrix]:
         """What each set costs with each method, where there are several rankings."""
-        if len(self.comparison.rankings) < 2:
+        if len(self.comparison.of_sets) < 2:
             return []
         return matrices(self.comparison, self.reading.study)
 
@@ -89,10 +89,10 @@ class Contents:
         """How the results of each model change with sparsity and with size, where there are
         several.
         """
-        every = (*self.comparison.rankings, *self.comparison.unranked)
+        every = (*self.comparison.of_sets, *self.comparison.unranked)
         drawn: list[Plot | None] = []
         for model in dict.fromkeys(ranking.model for ranking in every):
-            ranked = [ranking for ranking in self.comparison.rankings if ranking.model == model]
+            ranked = [ranking for ranking in self.comparison.of_sets if ranking.model == model]
             drawn.append(against_sparsity(ranked) if ranked else None)
             drawn.append(against_size([ranking for ranking in every if ranking.model == model]))
         return [plot for plot in drawn if plot is not None]

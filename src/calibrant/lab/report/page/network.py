@@ -93,7 +93,7 @@ def network_of(contents: Contents) -> Network:
     """Return the network of the first ranking's results; the sets that have none are there
     without.
     """
-    rankings = contents.comparison.rankings
+    rankings = contents.comparison.of_sets
     entries: dict[str, RankingEntry] = {}
     for ranking in rankings[:1]:
         for entry in (*ranking.entries, *ranking.partial):

@@ -28,6 +28,7 @@ from calibrant.lab.stats import (
 )
 from calibrant.numerics import HOLE, between, percent, signed
 from calibrant.results import Cell, Record
+from calibrant.results.records import MEASURED, UNTOUCHED
 from calibrant.spec import written_form
 from calibrant.spec.families import WORDS
 
@@ -81,7 +82,7 @@ def run_table(contents: Contents) -> RunTable:
             if m is not None and text not in names
         }
         bits = bits_of(cell.target)
-        if cell.method == "none":
+        if cell.method in (UNTOUCHED, MEASURED):
             target, order = HOLE, None
         elif bits is None:
             target, order = describe_target(cell.target).removesuffix(" sparsity"), record.sparsity
@@ -107,7 +108,7 @@ def run_table(contents: Contents) -> RunTable:
         for key, value in {**facts.settings, **facts.machine}.items()
         if value and key != "versions"
     }
-    kind = target_noun(cell.target for cell in cells if cell.method != "none")
+    kind = target_noun(cell.target for cell in cells if cell.target and cell.method != UNTOUCHED)
     return RunTable(tuple(rows), kind, tuple(short(name, named) for name in named), settings)
 
 
@@ -132,8 +133,12 @@ def command(cell: Cell, record: Record, budget: Mapping[str, Any]) -> str:
     """
     run = record.run
     tasks = [word for evaluator in cell.measures for word in ("--task", evaluator)]
-    if cell.method == "none":
+    if cell.method == UNTOUCHED:
         return shlex.join(["calibrant", "evaluate", cell.model, "--dtype", run.dtype, *tasks])
+    if cell.method == MEASURED:
+        # What made it, and where it lies, isn't known.
+        words = ["calibrant", "evaluate", "MODEL", "--label", cell.data, "--dtype", run.dtype]
+        return shlex.join([*words, *tasks, "--store", "results"])
     verb = "prune"
     out = "pruned"
     if is_rounded(cell.target):

@@ -64,10 +64,10 @@ def plots(
         drawn.extend(_called(draw(ranking), parts) for draw in of_ranking)
         drawn.append(_called(against_tokens(ranking, tokens), parts))
         drawn.append(_called(pareto(ranking), parts))
-    every = (*rankings, *comparison.unranked)
-    for model in dict.fromkeys(ranking.model for ranking in rankings):
+    every = (*comparison.of_sets, *comparison.unranked)
+    for model in dict.fromkeys(ranking.model for ranking in comparison.of_sets):
         parts = _telling((model, models))
-        ranked = [ranking for ranking in rankings if ranking.model == model]
+        ranked = [ranking for ranking in comparison.of_sets if ranking.model == model]
         sized = [ranking for ranking in every if ranking.model == model]
         drawn.append(_called(against_sparsity(ranked), parts))
         drawn.append(_called(against_size(sized), parts))

@@ -242,13 +242,17 @@ def _caption(
 ) -> list[str]:
     """Return what is drawn, in which unit, and what the lines and hollow marks are."""
     ranking = numbers.ranking
-    calibrated = "when it is calibrated on the set at the left"
+    model = "the model that is calibrated on the set at the left"
+    it_is = "the model is when it is calibrated on the set at the left"
+    if ranking.finished:
+        model = "the model at the left"
+        it_is = f"{model} is"
     if numbers.relative:
-        shown = f"how much worse than with {numbers.reference} the model is {calibrated}"
+        shown = f"how much worse than with {numbers.reference} {it_is}"
     elif numbers.reference:
-        shown = f"how much worse than the dense model the model is {calibrated}"
+        shown = f"how much worse than the dense model {it_is}"
     else:
-        shown = "the number of the model that is calibrated on the set at the left"
+        shown = f"the number of {model}"
     unit = "in the unit below each panel" if numbers.mixed else f"in {ranking.unit}"
     caption = [f"Each mark: {shown}, {unit}"]
     points: list[Mark] = []

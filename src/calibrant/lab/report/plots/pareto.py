@@ -158,9 +158,12 @@ class _Front:
         across = short(self.across, self.ranking.measured)
         up = short(self.up, self.ranking.measured)
         units = {self._unit(self.across), self._unit(self.up)}
+        model = "the model that was calibrated on one set"
+        if self.ranking.finished:
+            model = "one finished model"
         yield (
-            f"Each mark: the {self._noun} on {across} and on {up} of the model that was "
-            f"calibrated on one set, in {join_names(sorted(units))}"
+            f"Each mark: the {self._noun} on {across} and on {up} of {model}, "
+            f"in {join_names(sorted(units))}"
         )
         if len(self.spots) <= CROWDED:
             yield f"Lines: {percent(self.ranking.level)} intervals"

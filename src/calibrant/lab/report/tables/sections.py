@@ -92,17 +92,30 @@ def sections(
     """Yield the whole report. `study` is what the store knows of its study."""
     yield from answer(comparison, study)
     for ranking in comparison.rankings:
-        drawn = ranked(ranking, way, notes.get(ranking.model, ""))
-        sentences = (finding(ranking), *remarks(ranking), *caveats(ranking))
-        yield Section(drawn.title, drawn, sentences)
+        yield _of_ranking(ranking, way, notes)
     yield from without_data(comparison, way)
     yield from sensitivity(comparison)
     yield from conclusions(comparison)
 
 
-def in_short(comparison: Comparison, study: Mapping[str, Any]) -> Iterator[Section]:
-    """Yield what a study of several rankings found, the weightiest first."""
+def _of_ranking(ranking: Ranking, way: As, notes: Mapping[str, str]) -> Section:
+    """Return a ranking's table with what it says."""
+    drawn = ranked(ranking, way, notes.get(ranking.model, ""))
+    return Section(drawn.title, drawn, (finding(ranking), *remarks(ranking), *caveats(ranking)))
+
+
+def in_short(
+    comparison: Comparison,
+    study: Mapping[str, Any],
+    way: As = "increase",
+    notes: Mapping[str, str] = MappingProxyType({}),
+) -> Iterator[Section]:
+    """Yield what a study of several rankings found, the weightiest first; and finished models,
+    which stand in none of its tables.
+    """
     yield from answer(comparison, study)
+    for ranking in comparison.finished:
+        yield _of_ranking(ranking, way, notes)
     sentences: list[str] = []
     odd = _doubts(comparison).in_short
     if odd:
@@ -128,7 +141,7 @@ def answer(comparison: Comparison, study: Mapping[str, Any]) -> Iterator[Section
         title = "Nothing to rank" if comparison.only_measured else "Nothing to rank yet"
         sentence = ONLY_MEASURED if comparison.only_measured else NOTHING_TO_RANK
         yield Section(title, sentences=(sentence,))
-    if len(comparison.rankings) > 1:
+    if len(comparison.of_sets) > 1:
         yield Section("Which calibration set is best?", sentences=(overall(comparison),))
         for matrix in matrices(comparison, study):
             yield Section(matrix.title, matrix.table(), narrow=matrix.ends())

@@ -135,12 +135,19 @@ class Table:
 def heading(ranking: Ranking, note: str = "") -> str:
     """Return what the table is about: `smollm2 (dequantized from Q4_1), wanda at 60 % sparsity`."""
     model = f"{ranking.model} ({note})" if note else ranking.model
+    if ranking.finished:
+        return f"{model}, finished models"
     parts = [model, f"{ranking.method} at {describe_target(ranking.target)}"]
     if ranking.bits is not None:
         parts.append(f"{ranking.bits:.3g} bits a weight")
     if ranking.propagate:
         parts.append(f"{ranking.propagate} propagation")
     return ", ".join(parts)
+
+
+def row_head(ranking: Ranking) -> str:
+    """Return what the rows of a ranking are."""
+    return "model" if ranking.finished else "calibrated on"
 
 
 def ranked(ranking: Ranking, way: As = "increase", note: str = "") -> Table:
@@ -159,7 +166,7 @@ def ranked(ranking: Ranking, way: As = "increase", note: str = "") -> Table:
     if ranking.dense is not None:
         rows.append(drawing.dense(ranking.dense))
     title = heading(ranking, note)
-    return Table(title, "calibrated on", drawing.columns(), tuple(rows), drawing.legend())
+    return Table(title, row_head(ranking), drawing.columns(), tuple(rows), drawing.legend())
 
 
 def unranked(rankings: Sequence[Ranking], way: As) -> Table:

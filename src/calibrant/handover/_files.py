@@ -1,0 +1,93 @@
+"""How rows become a file or a folder; everything appears whole or not at all."""
+
+import io
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, Final
+
+from calibrant.errors import OutputError
+from calibrant.system.durable import UNFINISHED, appearing, line_of_json, put, reason
+from calibrant.system.extras import needed_for
+
+Rows = Sequence[Any]
+
+
+def _json_lines(rows: Rows) -> bytes:
+    lines = [line_of_json(row) + "\n" for row in rows]
+    return "".join(lines).encode()
+
+
+@needed_for("a Parquet file")
+def _parquet(rows: Rows) -> bytes:
+    import pyarrow
+    from pyarrow import parquet
+
+    file = io.BytesIO()
+    parquet.write_table(pyarrow.Table.from_pylist(list(rows)), file)
+    return file.getvalue()
+
+
+def _text(texts: Rows) -> bytes:
+    return "".join(texts).encode()
+
+
+ENDINGS: Final[Mapping[str, Callable[[Rows], bytes]]] = {
+    ".jsonl": _json_lines,
+    ".parquet": _parquet,
+    ".txt": _text,
+}
+"""What makes the content of a file of each ending."""
+
+
+def write_files(files: Mapping[Path, bytes]) -> None:
+    """Write all of these files or, with an `OutputError`, none."""
+    done: list[Path] = []
+    try:
+        for path, content in files.items():
+            put(path, content)
+            done.append(path)
+    except OSError as error:
+        _remove(done)
+        message = f"{str(error.filename)!r} can't be written ({reason(error)})"
+        raise OutputError(message, subject=str(error.filename)) from error
+
+
+@needed_for("a folder of datasets")
+def write_folder(folder: Path, rows: Rows, card_text: str, beside: Mapping[Path, bytes]) -> None:
+    """Write rows as a folder that `datasets` opens, with its card in it, and the files beside it;
+    or, with an `OutputError`, nothing.
+    """
+    from datasets import Dataset
+
+    write_files(beside)
+    try:
+        with appearing(folder, folder.with_name(f"{UNFINISHED}-{folder.name}")) as half:
+            with _without_bars():
+                Dataset.from_list(list(rows)).save_to_disk(half)
+            put(half / "README.md", card_text.encode())
+    except OSError as error:
+        _remove(beside)
+        message = f"{str(folder)!r} can't be written ({reason(error)})"
+        raise OutputError(message, subject=str(folder)) from error
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """While it lasts, `datasets` draws no bars; they would stand among the command's own."""
+    import datasets
+
+    if datasets.are_progress_bars_disabled():
+        yield
+        return
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        datasets.enable_progress_bars()
+
+
+def _remove(paths: Sequence[Path] | Mapping[Path, bytes]) -> None:
+    for path in paths:
+        with suppress(OSError):
+            path.unlink()

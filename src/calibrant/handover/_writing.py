@@ -1,0 +1,292 @@
+"""Writes a calibration set as a file that other tools read, with a card and, if one is asked for, a
+script.
+"""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, final
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from calibrant.data import CalibrationSet, TokenBatch
+from calibrant.data.expression import written
+from calibrant.data.select import resolved
+from calibrant.errors import DataError, ModelError, OutputError, SpecError
+from calibrant.handover._base import IdsTool, ScriptFacts, Tool
+from calibrant.handover._card import CardFacts, card_of
+from calibrant.handover._files import ENDINGS, write_files, write_folder
+from calibrant.handover._texts import conversations_of, stream_of, texts_of
+from calibrant.models import Model, is_object, name_of, only_looks, open_tokenizer, opened_of
+from calibrant.options import WriteDataOptions, with_fields_of
+from calibrant.spec.foreign import did_you_mean, user_path
+from calibrant.spec.registry import Registry
+
+tools: Final = Registry("calibrant.handover", "tool")
+FORMS: Final = ("ids", "texts", "conversations")
+"""What a row of a file can be."""
+
+
+@final
+@dataclass(frozen=True)
+class WrittenData:
+    """What was written: the file or folder `out`, its `card`, and the `script` that runs a tool
+    with it.
+
+    Each of its `rows` is what `form` says: the ids of a window, its text, or a conversation.
+    `tokens` are the real tokens of the set, and `fingerprint` is that of its tokens. `notes` say
+    what the file can't carry.
+    """
+
+    out: Path
+    card: Path
+    script: Path | None
+    form: str
+    rows: int
+    tokens: int
+    fingerprint: str
+    notes: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as plain data."""
+        facts = vars(self) | {"out": str(self.out), "card": str(self.card)}
+        if self.script is not None:
+            facts["script"] = str(self.script)
+        return facts
+
+
+@dataclass(frozen=True)
+class _Places:
+    """Where everything goes, and what it is."""
+
+    out: Path
+    tool: Tool | None
+    form: str
+
+    @property
+    def ending(self) -> str:
+        return self.out.suffix.lower()
+
+    @property
+    def card(self) -> Path:
+        if not self.ending:
+            return self.out / "README.md"
+        return self.out.with_name(f"{self.out.name}.md")
+
+    @property
+    def script(self) -> Path | None:
+        if self.tool is None:
+            return None
+        # Not called after the tool alone: such a file would be imported in its place.
+        return self.out.with_name(f"{self.out.name}.{self.tool.spec_name()}.py")
+
+
+@with_fields_of(WriteDataOptions)
+@only_looks
+def write_data(options: WriteDataOptions) -> WrittenData:
+    """Write the tokens that a job would calibrate on to a file for other tools, and beside it a
+    card that says where they come from.
+
+    `out` ends with `.jsonl` or `.parquet`, or is the name of a folder of `datasets`. A row is a
+    window: its `input_ids`, or with `form="texts"` the text that they stand for. With
+    `form="conversations"` a row is one of the conversations that the windows were made of. A file
+    that ends with `.txt` is one text, which llama.cpp cuts into the windows.
+
+    `tool` is `llm-compressor`, `auto-round`, `gptqmodel`, `modelopt` or `llama.cpp`: then a script
+    that runs it on `model` with the file is written too. A file of ids can be given to `prune` and
+    the others as `data` again.
+
+    Raises an `InputError` for a set or a model that can't be handed over, and for an `out` that
+    exists.
+
+    >>> from tempfile import mkdtemp
+    >>> from calibrant.testing import tiny_folder
+    >>> folder = tiny_folder(mkdtemp())
+    >>> out = folder / "windows.jsonl"
+    >>> done = write_data(folder, data="python_docs", out=out, samples=2, length=32)
+    >>> done.rows, done.tokens
+    (2, 64)
+    """
+    places = _places(options)
+    for path in (places.out, places.card, places.script):
+        if path is not None and os.path.lexists(path):
+            message = f"{str(path)!r} exists already; give another --out, or remove it"
+            raise OutputError(message, subject=str(path))
+    if not places.out.absolute().parent.is_dir():
+        message = f"{str(places.out)!r} can't be written; name a place in a folder that exists"
+        raise OutputError(message, subject=str(places.out))
+    return write_over(options)
+
+
+def write_over(options: WriteDataOptions) -> WrittenData:
+    """Write the same, over what is there."""
+    places = _places(options)
+    calibration = options.drawn_from(options.data)
+    _check_set(calibration, places)
+    name = name_of(options.model)
+    if places.tool is not None:
+        _check_saved(options.model)
+        places.tool.check_model(name)
+    needs_model = calibration.per_draw or options.tokenizer is not None
+    if needs_model or is_object(options.model):
+        opened = opened_of(options.model, options.tokenizer, options.dtype, options.device)
+        tokenizer = opened.tokenizer
+        # Selectors may ask the model which rows to take.
+        calibration = resolved(calibration, opened, options.progress)
+    else:
+        tokenizer, _ = open_tokenizer(name)
+    batch = calibration.tokens(tokenizer)
+    rows, about_rows = _rows(calibration, batch, tokenizer, places)
+    notes = (*_not_carried(batch), *about_rows)
+    done = WrittenData(
+        places.out,
+        places.card,
+        places.script,
+        places.form,
+        len(rows),
+        int(batch.mask.sum()),
+        batch.fingerprint,
+        notes,
+    )
+    files: dict[Path, bytes] = {}
+    if places.tool is not None and places.script is not None:
+        length = batch.ids.shape[1]
+        facts = ScriptFacts(_whole_path(name), places.out.name, len(rows), length)
+        files[places.script] = places.tool.script(facts).encode()
+    card_facts = CardFacts(calibration, batch, name, places.out.name, places.form, places.tool)
+    card_text = card_of(card_facts, notes)
+    if places.ending:
+        files[places.card] = card_text.encode()
+        files[places.out] = ENDINGS[places.ending](rows)
+        write_files(files)
+    else:
+        write_folder(places.out, rows, card_text, files)
+    return done
+
+
+def as_sum(calibration: CalibrationSet) -> str:
+    """Return the expression of the sum that has a mix's parts, each with its share.
+
+    >>> as_sum(CalibrationSet("mix(python_docs=0.25, python_code=0.75)"))
+    '0.25*python_docs + 0.75*python_code'
+    """
+    return written(calibration.parts)
+
+
+def _places(options: WriteDataOptions) -> _Places:
+    """Read where everything goes. Raises an `InputError` for what doesn't go together."""
+    tool = None
+    if options.tool is not None:
+        tool = tool_named(options.tool)
+    out = user_path(options.out, OutputError)
+    ending = out.suffix.lower()
+    if ending not in (*ENDINGS, ""):
+        message = f"{str(out)!r} ends with {ending!r}; end it with {', '.join(ENDINGS)}, or give a "
+        raise OutputError(f"{message}name without an ending for a folder", subject=str(out))
+    if tool is not None and ending not in tool.endings:
+        readable = " or ".join(filter(None, tool.endings))
+        message = f"the script for {tool} reads {readable}, and {str(out)!r} is none; end --out so"
+        raise OutputError(message, subject=str(out))
+    form = options.form
+    if form is None:
+        form = "texts" if ending == ".txt" else "ids"
+    if form not in FORMS:
+        near = did_you_mean(form, FORMS)
+        message = f"there is no form {form!r}{near}; choose one of {', '.join(FORMS)}"
+        raise SpecError(message, subject=form)
+    if ending == ".txt" and form != "texts":
+        message = f"a .txt file holds a text and no {form}; give a .jsonl file for --as {form}"
+        raise SpecError(message, subject=form)
+    if isinstance(tool, IdsTool) and form != "ids":
+        message = f"the script for {tool} reads ids and no {form}; leave --as out"
+        raise SpecError(message, subject=form)
+    return _Places(out, tool, form)
+
+
+def tool_named(name: str) -> Tool:
+    """Return the tool of that name, also where it is written as its makers do: `llama.cpp`,
+    `auto-round`. Raises `SpecError` for one that isn't known.
+    """
+    tool: Tool = tools.get(name.strip().lower().replace("-", "_").replace(".", "_"))()
+    return tool
+
+
+def _check_saved(model: Model) -> None:
+    """Raise `ModelError` for a model that is in memory alone, where no script finds it."""
+    if isinstance(model, PreTrainedModel) and name_of(model) == type(model).__name__:
+        raise ModelError(
+            f"the {name_of(model)} is in memory alone, and a script opens a model by its name; "
+            "save it with save_pretrained, and give that folder",
+            subject=name_of(model),
+        )
+
+
+def _check_set(calibration: CalibrationSet, places: _Places) -> None:
+    """Raise `DataError` for a set that the file couldn't hold."""
+    if calibration.mixed:
+        raise DataError(
+            "a mix weighs the statistics of its sets, which no file of tokens can say; the sum "
+            f"with the same shares can be written: {as_sum(calibration)}",
+            subject=calibration.expr,
+        )
+    if places.form != "conversations":
+        return
+    for term in calibration.parts:
+        if term.format.spec_name() != "chat":
+            message = f"{term} is no conversation in the model's template"
+            remedy = f"write {term.source}:chat, or leave --as conversations out"
+            raise DataError(f"{message}; {remedy}", subject=str(term))
+
+
+def _rows(
+    calibration: CalibrationSet,
+    batch: TokenBatch,
+    tokenizer: PreTrainedTokenizerBase,
+    places: _Places,
+) -> tuple[Sequence[Any], list[str]]:
+    """Return the rows of the file, and what is to be said about them."""
+    windows: list[list[int]] = []
+    for ids, mask in zip(batch.ids, batch.mask, strict=True):
+        windows.append(ids[mask].tolist())
+    if places.ending == ".txt":
+        texts, changed = stream_of(windows, tokenizer, batch.ids.shape[1])
+        remedy = "calibrant imatrix reads exactly the tokens of the set"
+        return texts, _changed(changed, len(windows), remedy)
+    if places.form == "texts":
+        texts, changed = texts_of(windows, tokenizer)
+        rows = [{"text": text} for text in texts]
+        return rows, _changed(changed, len(windows), "a file of ids keeps them all")
+    if places.form == "conversations":
+        rows = conversations_of(calibration.parts, calibration.rows(tokenizer))
+        return rows, ["these are whole conversations, which windows may cut or join"]
+    return [{"input_ids": window} for window in windows], []
+
+
+def _changed(changed: int, windows: int, remedy: str) -> list[str]:
+    if not changed:
+        return []
+    return [f"{changed} of {windows} windows get other tokens from their text; {remedy}"]
+
+
+def _not_carried(batch: TokenBatch) -> list[str]:
+    """Return what the tokens alone don't say."""
+    notes: list[str] = []
+    weights = batch.weights[batch.mask]
+    least = float(weights.min())
+    most = float(weights.max())
+    if least != most:
+        notes.append(
+            f"left out: weights of {least:.3f} to {most:.3f} that give each part exactly its share"
+        )
+    if batch.pads is not None:
+        notes.append(f"{int(batch.pads.sum())} of the tokens are pads that count as tokens")
+    return notes
+
+
+def _whole_path(name: str) -> str:
+    """Return a model's name as a script in another folder can use it."""
+    path = Path(name).expanduser()
+    if path.exists():
+        return str(path.resolve())
+    return name

@@ -1,0 +1,201 @@
+"""What a file for other tools holds, what its card and script say, and what is refused."""
+
+import ast
+import json
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+import torch
+from pyarrow import parquet
+
+from calibrant import CalibrationSet, InputError, prune, write_data
+from calibrant.data import Chat
+from calibrant.handover import ScriptFacts, tool_named, tools
+from calibrant.models import open_model, open_tokenizer
+from calibrant.testing import tiny_folder
+from calibrant.testing.tiny import tiny_gguf
+
+ENDINGS = (".jsonl", ".parquet", "")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_folder(tmp_path_factory.mktemp("model"))
+
+
+def rows_of(path: Path) -> list[dict[str, Any]]:
+    if path.suffix == ".jsonl":
+        return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+    if path.suffix == ".parquet":
+        return parquet.read_table(path).to_pylist()
+    return datasets.Dataset.load_from_disk(str(path)).to_list()
+
+
+def windows_of(calibration: CalibrationSet, folder: Path) -> list[list[int]]:
+    batch = calibration.tokens(open_tokenizer(str(folder))[0])
+    return [ids[mask].tolist() for ids, mask in zip(batch.ids, batch.mask, strict=True)]
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_a_file_has_the_tokens_of_the_set(ending: str, folder: Path, tmp_path: Path) -> None:
+    calibration = CalibrationSet("0.3*python_docs + 0.7*arithmetic:qa", tokens=700, length=64)
+    done = write_data(folder, data=calibration, out=tmp_path / f"windows{ending}")
+    written = [row["input_ids"] for row in rows_of(done.out)]
+    assert written == windows_of(calibration, folder)
+    assert (done.rows, done.tokens) == (len(written), 700)
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_a_file_of_ids_is_the_set_again(ending: str, folder: Path, tmp_path: Path) -> None:
+    calibration = CalibrationSet("python_docs", tokens=500, length=64)
+    done = write_data(folder, data=calibration, out=tmp_path / f"windows{ending}")
+    tokenizer = open_tokenizer(str(folder))[0]
+    again = CalibrationSet(done.out)
+    assert again.fitted(tokenizer).tokens(tokenizer).fingerprint == done.fingerprint
+    masks = []
+    for data in (calibration, done.out):
+        model = open_model(str(folder)).model
+        prune(model, tokenizer, data=data, method="sparsegpt", target=0.5)
+        masks.append({name: weight == 0 for name, weight in model.state_dict().items()})
+    assert all(torch.equal(mask, masks[1][name]) for name, mask in masks[0].items())
+    assert any(mask.any() for mask in masks[0].values())
+
+
+def test_a_model_that_is_open_and_a_selector_will_do(folder: Path, tmp_path: Path) -> None:
+    opened = open_model(str(folder))
+    data = "least_perplexity(source=python_docs, candidates=20)"
+    by_name = write_data(folder, data=data, samples=2, length=32, out=tmp_path / "a.jsonl")
+    in_hand = write_data(
+        opened.model, opened.tokenizer, data=data, samples=2, length=32, out=tmp_path / "b.jsonl"
+    )
+    assert by_name.fingerprint == in_hand.fingerprint
+    assert by_name.out.read_bytes() == in_hand.out.read_bytes()
+
+
+def test_texts_give_the_tokens_again(folder: Path, tmp_path: Path) -> None:
+    calibration = CalibrationSet("python_docs", samples=4, length=64)
+    done = write_data(folder, data=calibration, form="texts", out=tmp_path / "texts.jsonl")
+    tokenizer = open_tokenizer(str(folder))[0]
+    again = [tokenizer(row["text"])["input_ids"] for row in rows_of(done.out)]
+    assert again == windows_of(calibration, folder)
+    assert done.notes == ()
+
+
+def test_conversations_are_those_that_the_windows_were_made_of(
+    folder: Path, tmp_path: Path
+) -> None:
+    calibration = CalibrationSet("arithmetic:chat(system='Be brief.')", samples=2, length=128)
+    done = write_data(folder, data=calibration, form="conversations", out=tmp_path / "talks")
+    tokenizer = open_tokenizer(str(folder))[0]
+    rendered = [
+        tokenizer.apply_chat_template(row["messages"], tokenize=False) for row in rows_of(done.out)
+    ]
+    form = Chat(system="Be brief.")
+    used = calibration.rows(tokenizer)[0]
+    assert rendered == [form.render(row, tokenizer) for row in used]
+
+
+def test_what_a_file_cannot_carry_is_said(folder: Path, tmp_path: Path) -> None:
+    data = "0.3*python_docs@one + 0.7*arithmetic:qa"
+    done = write_data(folder, data=data, samples=8, length=64, out=tmp_path / "a.jsonl")
+    assert any("weights" in note for note in done.notes)
+    assert any("weights" in line for line in done.card.read_text("utf-8").splitlines())
+
+
+def test_the_card_says_where_the_tokens_come_from(folder: Path, tmp_path: Path) -> None:
+    for out in (tmp_path / "a.jsonl", tmp_path / "folder"):
+        done = write_data(folder, data="python_docs", samples=2, length=32, out=out)
+        text = done.card.read_text("utf-8")
+        for fact in ("PSF-2.0", done.fingerprint, "--samples 2 --length 32 --seed 0"):
+            assert fact in text
+        # It is there to be shown to others.
+        assert str(tmp_path) not in text
+        assert str(folder.parent) not in text
+
+
+NASTY = 'a\'b"c\\ $(touch x); `y`\n"""\u202e'
+
+
+@pytest.mark.parametrize("name", tools.names())
+def test_a_script_is_short_and_whatever_is_in_a_name_stays_a_text(name: str) -> None:
+    tool = tool_named(name)
+    for ending in tool.endings:
+        script = tool.script(ScriptFacts(NASTY, f"{NASTY}{ending}", 8, 64))
+        assert len(script.splitlines()) <= 30
+        constants = {
+            node.targets[0].id: node.value.value
+            for node in ast.parse(script).body
+            if isinstance(node, ast.Assign)
+            and isinstance(node.targets[0], ast.Name)
+            and isinstance(node.value, ast.Constant)
+        }
+        assert constants["FILE"] == f"{NASTY}{ending}"
+        if ending != ".txt":
+            assert constants["MODEL"] == NASTY
+
+
+def test_tools_are_known_as_their_makers_call_them() -> None:
+    for name in ("llm-compressor", "auto-round", "gptqmodel", "modelopt", "llama.cpp"):
+        assert tool_named(name).spec_name() in tools.names()
+
+
+@pytest.mark.parametrize(
+    ("given", "options"),
+    [
+        ("compresor", {"tool": "llm-compresor"}),
+        (".csv", {"out": "windows.csv"}),
+        ("texs", {"form": "texs"}),
+        ("texts", {"form": "texts", "tool": "gptqmodel"}),
+        ("ids", {"form": "ids", "out": "windows.txt"}),
+        ("windows.jsonl", {"tool": "llama.cpp"}),
+        ("mix", {"data": "mix(python_docs=0.5, arithmetic:qa=0.5)"}),
+        ("python_docs", {"form": "conversations"}),
+        ("nowhere", {"out": "nowhere/windows.jsonl"}),
+        ("python_docs", {"samples": 10**7}),
+        ("llama.cpp", {"tool": "llama.cpp", "out": "windows.txt"}),
+        ("gguf", {"tool": "auto-round", "model": "model.gguf"}),
+    ],
+)
+def test_what_cannot_be_handed_over_is_refused(
+    given: str,
+    options: dict[str, Any],
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    model: Any = folder
+    if "model" in options:
+        model = str(tiny_gguf(tmp_path / options.pop("model")))
+    there = sorted(tmp_path.iterdir())
+    settings: dict[str, Any] = {
+        "data": "python_docs",
+        "out": "windows.jsonl",
+        "samples": 2,
+        "length": 32,
+    }
+    with pytest.raises(InputError) as refused:
+        write_data(model, **(settings | options))
+    assert given in str(refused.value)
+    assert sorted(tmp_path.iterdir()) == there
+
+
+@pytest.mark.parametrize(
+    "there", ["windows.jsonl", "windows.jsonl.md", "windows.jsonl.gptqmodel.py"]
+)
+def test_what_exists_is_left_alone(there: str, folder: Path, tmp_path: Path) -> None:
+    (tmp_path / there).write_text("mine")
+    with pytest.raises(InputError) as refused:
+        write_data(
+            folder,
+            data="python_docs",
+            out=tmp_path / "windows.jsonl",
+            tool="gptqmodel",
+            samples=2,
+            length=32,
+        )
+    assert there in str(refused.value)
+    assert [path.name for path in tmp_path.iterdir()] == [there]
+    assert (tmp_path / there).read_text() == "mine"
