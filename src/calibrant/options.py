@@ -580,18 +580,17 @@ def signature_of(declared: type[Any]) -> inspect.Signature:
 
 
 def with_fields_of(
-    declared: Callable[P, OptionsT],
+    declared: Callable[P, OptionsT], planned: Callable[[OptionsT], Any] | None = None
 ) -> Callable[[Callable[[OptionsT], ResultT]], Callable[P, ResultT]]:
     """Make a function that takes one object of the class `declared` a function that takes its
-    fields.
+    fields. `calibrant.plan` calls `planned` with that object in the function's place.
     """
     signature = signature_of(declared)  # pyright: ignore[reportArgumentType]  # it is a class
 
     def decorated(function: Callable[[OptionsT], ResultT]) -> Callable[P, ResultT]:
         name = function.__name__
 
-        @functools.wraps(function)
-        def called(*args: P.args, **kwargs: P.kwargs) -> ResultT:
+        def options_of(*args: P.args, **kwargs: P.kwargs) -> OptionsT:
             for keyword in kwargs:
                 check_word(keyword)
                 if keyword not in signature.parameters:
@@ -604,8 +603,11 @@ def with_fields_of(
                 signature.bind(*args, **kwargs)
             except TypeError as error:
                 raise TypeError(f"{name}(): {error}") from None
-            return function(declared(*args, **kwargs))
+            return declared(*args, **kwargs)
 
+        called = functools.wraps(function)(_with_fields(function, options_of))
+        if planned is not None:
+            called.planned = _with_fields(planned, options_of)  # pyright: ignore[reportAttributeAccessIssue]
         result_type = function.__annotations__["return"]
         types = {name: parameter.annotation for name, parameter in signature.parameters.items()}
         called.__annotations__ = {**types, "return": result_type}
@@ -614,6 +616,17 @@ def with_fields_of(
         return called
 
     return decorated
+
+
+def _with_fields(
+    function: Callable[[OptionsT], ResultT], options_of: Callable[P, OptionsT]
+) -> Callable[P, ResultT]:
+    """The function that makes the object of its parameters, and calls `function` with it."""
+
+    def called(*args: P.args, **kwargs: P.kwargs) -> ResultT:
+        return function(options_of(*args, **kwargs))
+
+    return called
 
 
 def _classes_in_quotes() -> dict[str, Any]:

@@ -16,7 +16,10 @@ seen: list[list[int]] = []
 forward = torch.nn.Embedding.forward
 
 
-def watched(self: torch.nn.Embedding, input: torch.Tensor) -> torch.Tensor:
+def watched(
+    self: torch.nn.Embedding,
+    input: torch.Tensor,  # noqa: A002  # as torch calls it
+) -> torch.Tensor:
     # Exports run models without numbers too.
     if input.device.type != "meta":
         seen.extend(input.tolist())

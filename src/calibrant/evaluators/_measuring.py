@@ -6,11 +6,12 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, Final, final
+from typing import Any, final
 
 from transformers import PreTrainedModel
 
-from calibrant.compress.room import Needs, check_kept, in_bytes
+from calibrant.compress.planning import JobPlan, outline_of_options
+from calibrant.compress.room import check_kept, in_bytes
 from calibrant.data import CalibrationSet, Row, StoredSource
 from calibrant.data.given import OwnData, own_behind
 from calibrant.data.inspect.leaks import LeakCount, RowFingerprints, find_leaks, serious
@@ -19,8 +20,10 @@ from calibrant.errors import DataError, SpecError
 from calibrant.evaluators._base import Evaluator, Subject
 from calibrant.evaluators._engines import check_engine, opened_by_llama_cpp
 from calibrant.evaluators._measured_run import MeasuredRun, check_label, type_name
+from calibrant.evaluators._planning import needs_of, plan_of_measuring
 from calibrant.models import (
     Model,
+    ModelOutline,
     Opened,
     is_object,
     manifest_folder,
@@ -28,7 +31,7 @@ from calibrant.models import (
     only_looks,
     opened_of,
     origin_of,
-    outlined,
+    outline_of,
     read_manifest,
     read_when_run,
 )
@@ -43,13 +46,6 @@ from calibrant.system.progress import Progress, silent
 
 evaluators = Registry("calibrant.evaluators", "task")
 
-TOKENS: Final = 2048
-"""Tokens of the largest batch that a measure runs at once, unless a single window has more."""
-SOFTMAX_BYTES: Final = 12
-"""Bytes that the log-softmax of a logit takes: three copies in float32. They are made of one
-window at a time.
-"""
-
 
 @final
 @declaration
@@ -59,7 +55,35 @@ class EvaluateOptions(EvaluateCommand):
     tasks: Sequence[str | Evaluator] | str | Evaluator = ()
 
 
-@with_fields_of(EvaluateOptions)
+def _planned(options: EvaluateOptions) -> JobPlan:
+    """What a measurement would take."""
+    chosen = _chosen(options)
+    if options.engine == "llama_cpp":
+        message = "what llama.cpp takes isn't known beforehand; leave --plan or --engine out"
+        raise SpecError(message, subject=options.engine)
+    outlines = [outline_of_options(options)]
+    if any(task.compares for task in chosen):
+        dense = options.reference
+        if dense is None:
+            name = name_of(options.model)
+            dense = _known_origin(read_manifest(manifest_folder(name)), name)
+        outlines.append(outline_of_options(replace(options, model=dense)))
+    return plan_of_measuring(outlines, chosen, in_bytes(options.memory))
+
+
+def _chosen(options: EvaluateOptions) -> list[Evaluator]:
+    """The tasks that are asked for, with their budgets."""
+    tasks = options.tasks
+    if isinstance(tasks, str | Evaluator):
+        tasks = [tasks]
+    if not tasks:
+        message = "nothing is to be measured; give tasks, such as tasks=['loss(source=wikitext)']"
+        raise SpecError(message, subject="tasks")
+    chosen: list[Evaluator] = [evaluators.build(task) for task in tasks]
+    return within_budget(chosen, options.limit, options.tokens)
+
+
+@with_fields_of(EvaluateOptions, _planned)
 @only_looks
 def evaluate(options: EvaluateOptions) -> list[Measurement]:
     """Measure `model` with each of `tasks`, for example `loss(source=wikitext, tokens=65536)`.
@@ -84,14 +108,7 @@ def evaluate(options: EvaluateOptions) -> list[Measurement]:
     one dense model in the store.
     """
     check_label(options.label, options.store)
-    tasks = options.tasks
-    if isinstance(tasks, str | Evaluator):
-        tasks = [tasks]
-    if not tasks:
-        message = "nothing is to be measured; give tasks, such as tasks=['loss(source=wikitext)']"
-        raise SpecError(message, subject="tasks")
-    chosen: list[Evaluator] = [evaluators.build(task) for task in tasks]
-    chosen = within_budget(chosen, options.limit, options.tokens)
+    chosen = _chosen(options)
     check_engine(options.engine, chosen)
     leak_counts, manifest = refuse_leaks(options.model, chosen, options.allow_leak)
     promised = in_bytes(options.memory)
@@ -179,29 +196,13 @@ def left_on_disk(
     them isn't a folder of plain safetensors. Raises `SpecError` where the promise can't be kept:
     for tasks that look into the whole model, and for less memory than is taken with blocks on disk.
     """
-    lengths = [getattr(task, "length", TOKENS) for task in tasks]
-    tokens = max([TOKENS, *lengths])
-    longest = max(lengths, default=tokens)
-    needs: list[Needs] = []
-    logits = 0
+    outlines: list[ModelOutline] = []
     for model in models:
-        view, kind = outlined(model, dtype, device)
-        if view is None:
+        outline = outline_of(model, dtype, device)
+        if outline is None or not outline.divisible:
             return False
-        needs.append(Needs.of(view, tokens, kind))
-        vocabulary = view.model.config.get_text_config(decoder=True).vocab_size
-        logits += vocabulary * (tokens * kind.itemsize + longest * SOFTMAX_BYTES)
-    # All models are held, and one runs after the other. All that is shown at once is one batch, so
-    # none goes on beside others that wait.
-    together = replace(
-        needs[0],
-        model=sum(need.model for need in needs),
-        outside=sum(need.outside for need in needs),
-        block=max(need.block for need in needs),
-        arrival=max(need.arrival for need in needs),
-        in_a_pass=0,
-        work=logits,
-    )
+        outlines.append(outline)
+    together = needs_of(outlines, tasks)
     taken = together.in_memory("arrival")
     if taken <= promised:
         return False
@@ -335,13 +336,7 @@ def reference_of(
     `SpecError` where none is known.
     """
     if reference is None:
-        reference = _origin(manifest)
-    if reference is None:
-        raise SpecError(
-            f"{opened.name!r} is to be compared with the untouched model, "
-            f"and which one that is isn't known; give {option}",
-            subject=opened.name,
-        )
+        reference = _known_origin(manifest, opened.name, option)
     if not is_object(reference):
         return _opened(reference, None, type_name(opened), device, opened.residence.on_disk)
     # An object has its own type and device; both models are shown the same tokens.
@@ -354,6 +349,20 @@ def reference_of(
             subject=opened.name,
         )
     return dense
+
+
+def _known_origin(
+    manifest: Mapping[str, Any] | None, model: str, option: str = "--reference"
+) -> str:
+    """The name of the model that `model` was made from. Raises `SpecError` where it isn't known."""
+    origin = _origin(manifest)
+    if origin is None:
+        raise SpecError(
+            f"{model!r} is to be compared with the untouched model, "
+            f"and which one that is isn't known; give {option}",
+            subject=model,
+        )
+    return origin
 
 
 def _origin(manifest: Mapping[str, Any] | None) -> str | None:

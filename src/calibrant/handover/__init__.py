@@ -7,10 +7,10 @@ from calibrant.handover._writing import (
     FORMS,
     WrittenData,
     as_sum,
-    replaced,
     tool_named,
     tools,
     write_data,
+    write_over,
 )
 
 __all__ = [
@@ -21,8 +21,8 @@ __all__ = [
     "WrittenData",
     "as_sum",
     "file_stem",
-    "replaced",
     "tool_named",
     "tools",
     "write_data",
+    "write_over",
 ]

@@ -78,7 +78,7 @@ class IdsTool(Tool, ABC):
     def check_model(self, model: str) -> None:
         if gguf_of(model) is not None:
             problem = f"{model!r} is a GGUF file, and {self} opens folders of safetensors"
-            remedy = f"make one with calibrant export {model} --as hf, and give that"
+            remedy = f"make one with calibrant export {model} --out FOLDER, and give that"
             raise ModelError(f"{problem}; {remedy}", subject=model)
 
     def script(self, facts: ScriptFacts) -> str:

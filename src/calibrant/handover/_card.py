@@ -6,11 +6,18 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
-from typing import Any
+from typing import Any, Final
 
 from calibrant.data import CalibrationSet, TokenBatch
 from calibrant.handover._base import Tool
+from calibrant.spec.foreign import visible_name
 from calibrant.system.markdown import code_span, table_of_facts, without_folders
+
+_ROWS: Final = {
+    "ids": "A row has the token ids of a window.",
+    "texts": "It holds the text of each window.",
+    "conversations": "A row is a conversation.",
+}
 
 
 @dataclass(frozen=True)
@@ -23,37 +30,36 @@ class CardFacts:
     file: str
     form: str
     tool: Tool | None
-    rows: int
-    notes: Sequence[str]
 
 
-def card_of(facts: CardFacts) -> str:
-    """Return the card as Markdown; what comes from outside stands in code spans."""
-    return "\n".join(_lines(facts)) + "\n"
+def card_of(facts: CardFacts, notes: Sequence[str]) -> str:
+    """Return the card as Markdown, with sentences about what the file can't carry. What comes from
+    outside stands in code spans.
+    """
+    return "\n".join(_lines(facts, notes)) + "\n"
 
 
-def _lines(facts: CardFacts) -> Iterator[str]:
+def _lines(facts: CardFacts, notes: Sequence[str]) -> Iterator[str]:
     batch = facts.batch
     calibration = facts.calibration
     expression = without_folders(calibration.expr)
     yield f"# Calibration data {code_span(expression)}"
     yield ""
-    yield f"Made with calibrant {version('calibrant')}. A row is one of the {facts.form}."
+    yield f"Made with calibrant {version('calibrant')}. {_ROWS[facts.form]}"
     yield ""
     yield from table_of_facts(
         {
             "data": expression,
             "tokenizer": without_folders(facts.model),
             "draw": calibration.seed,
-            "rows": facts.rows,
             "windows": f"{len(batch.ids)} of {calibration.length}",
             "tokens": int(batch.mask.sum()),
             "fingerprint of the tokens": batch.fingerprint,
         }
     )
-    for note in facts.notes:
+    for note in notes:
         yield ""
-        yield f"{code_span(note)}"
+        yield f"Mind: {note}."
     yield ""
     yield "## Sources"
     for part in batch.facts["parts"]:
@@ -97,5 +103,5 @@ def _command(facts: CardFacts) -> str:
     if facts.tool is not None:
         words += ["--for", str(facts.tool)]
     words += ["--out", facts.file]
-    # In one line, whatever is in it: it is shown as it is.
-    return " ".join(shlex.join(words).split())
+    # In one line, whatever is in it.
+    return visible_name(shlex.join(words))

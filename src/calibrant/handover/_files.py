@@ -1,8 +1,8 @@
 """How rows become a file or a folder; everything appears whole or not at all."""
 
 import io
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -63,12 +63,28 @@ def write_folder(folder: Path, rows: Rows, card_text: str, beside: Mapping[Path,
     write_files(beside)
     try:
         with appearing(folder, folder.with_name(f"{UNFINISHED}-{folder.name}")) as half:
-            Dataset.from_list(list(rows)).save_to_disk(half)
+            with _without_bars():
+                Dataset.from_list(list(rows)).save_to_disk(half)
             put(half / "README.md", card_text.encode())
     except OSError as error:
         _remove(beside)
         message = f"{str(folder)!r} can't be written ({reason(error)})"
         raise OutputError(message, subject=str(folder)) from error
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """While it lasts, `datasets` draws no bars; they would stand among the command's own."""
+    import datasets
+
+    if datasets.are_progress_bars_disabled():
+        yield
+        return
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        datasets.enable_progress_bars()
 
 
 def _remove(paths: Sequence[Path] | Mapping[Path, bytes]) -> None:

@@ -8,17 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, final
 
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from calibrant.data import CalibrationSet, TokenBatch
 from calibrant.data.expression import written
 from calibrant.data.select import resolved
-from calibrant.errors import DataError, OutputError, SpecError
+from calibrant.errors import DataError, ModelError, OutputError, SpecError
 from calibrant.handover._base import IdsTool, ScriptFacts, Tool
 from calibrant.handover._card import CardFacts, card_of
 from calibrant.handover._files import ENDINGS, write_files, write_folder
 from calibrant.handover._texts import conversations_of, stream_of, texts_of
-from calibrant.models import is_object, name_of, only_looks, open_tokenizer, opened_of
+from calibrant.models import Model, is_object, name_of, only_looks, open_tokenizer, opened_of
 from calibrant.options import WriteDataOptions, with_fields_of
 from calibrant.spec.foreign import did_you_mean, user_path
 from calibrant.spec.registry import Registry
@@ -116,16 +116,17 @@ def write_data(options: WriteDataOptions) -> WrittenData:
     if not places.out.absolute().parent.is_dir():
         message = f"{str(places.out)!r} can't be written; name a place in a folder that exists"
         raise OutputError(message, subject=str(places.out))
-    return replaced(options)
+    return write_over(options)
 
 
-def replaced(options: WriteDataOptions) -> WrittenData:
+def write_over(options: WriteDataOptions) -> WrittenData:
     """Write the same, over what is there."""
     places = _places(options)
     calibration = options.drawn_from(options.data)
     _check_set(calibration, places)
     name = name_of(options.model)
     if places.tool is not None:
+        _check_saved(options.model)
         places.tool.check_model(name)
     needs_model = calibration.per_draw or options.tokenizer is not None
     if needs_model or is_object(options.model):
@@ -136,31 +137,9 @@ def replaced(options: WriteDataOptions) -> WrittenData:
     else:
         tokenizer, _ = open_tokenizer(name)
     batch = calibration.tokens(tokenizer)
-    rows, note = _rows(calibration, batch, tokenizer, places)
-    notes = (*_not_carried(batch), *note)
-    facts = CardFacts(
-        calibration,
-        batch,
-        name,
-        places.out.name,
-        places.form,
-        places.tool,
-        len(rows),
-        notes,
-    )
-    files: dict[Path, bytes] = {}
-    if places.tool is not None and places.script is not None:
-        script_facts = ScriptFacts(
-            _whole_path(name), places.out.name, len(rows), batch.ids.shape[1]
-        )
-        files[places.script] = places.tool.script(script_facts).encode()
-    if places.ending:
-        files[places.card] = card_of(facts).encode()
-        files[places.out] = ENDINGS[places.ending](rows)
-        write_files(files)
-    else:
-        write_folder(places.out, rows, card_of(facts), files)
-    return WrittenData(
+    rows, about_rows = _rows(calibration, batch, tokenizer, places)
+    notes = (*_not_carried(batch), *about_rows)
+    done = WrittenData(
         places.out,
         places.card,
         places.script,
@@ -170,13 +149,27 @@ def replaced(options: WriteDataOptions) -> WrittenData:
         batch.fingerprint,
         notes,
     )
+    files: dict[Path, bytes] = {}
+    if places.tool is not None and places.script is not None:
+        length = batch.ids.shape[1]
+        facts = ScriptFacts(_whole_path(name), places.out.name, len(rows), length)
+        files[places.script] = places.tool.script(facts).encode()
+    card_facts = CardFacts(calibration, batch, name, places.out.name, places.form, places.tool)
+    card_text = card_of(card_facts, notes)
+    if places.ending:
+        files[places.card] = card_text.encode()
+        files[places.out] = ENDINGS[places.ending](rows)
+        write_files(files)
+    else:
+        write_folder(places.out, rows, card_text, files)
+    return done
 
 
 def as_sum(calibration: CalibrationSet) -> str:
     """Return the expression of the sum that has a mix's parts, each with its share.
 
-    >>> as_sum(CalibrationSet("mix(python_docs=0.25, arithmetic:qa=0.75)"))
-    '0.25*python_docs + 0.75*arithmetic:qa'
+    >>> as_sum(CalibrationSet("mix(python_docs=0.25, python_code=0.75)"))
+    '0.25*python_docs + 0.75*python_code'
     """
     return written(calibration.parts)
 
@@ -217,6 +210,16 @@ def tool_named(name: str) -> Tool:
     """
     tool: Tool = tools.get(name.strip().lower().replace("-", "_").replace(".", "_"))()
     return tool
+
+
+def _check_saved(model: Model) -> None:
+    """Raise `ModelError` for a model that is in memory alone, where no script finds it."""
+    if isinstance(model, PreTrainedModel) and name_of(model) == type(model).__name__:
+        raise ModelError(
+            f"the {name_of(model)} is in memory alone, and a script opens a model by its name; "
+            "save it with save_pretrained, and give that folder",
+            subject=name_of(model),
+        )
 
 
 def _check_set(calibration: CalibrationSet, places: _Places) -> None:

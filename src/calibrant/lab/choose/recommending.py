@@ -11,7 +11,7 @@ from typing import Any, Final, final
 
 from calibrant.data import CalibrationSet
 from calibrant.errors import SpecError
-from calibrant.handover import WrittenData, as_sum, replaced, tool_named
+from calibrant.handover import WrittenData, as_sum, tool_named, write_over
 from calibrant.lab.choose.advising import advice, command, short, verb_of, with_interval
 from calibrant.lab.choose.asking import Prepared, asked
 from calibrant.lab.choose.budget import (
@@ -23,6 +23,7 @@ from calibrant.lab.choose.budget import (
     least_with_sibling,
 )
 from calibrant.lab.choose.halves import Halves, swapped
+from calibrant.lab.choose.planning import planned_recommendation
 from calibrant.lab.choose.predicting import Prediction
 from calibrant.lab.choose.racing import Race, RaceResult, plain
 from calibrant.lab.mixtures import Mixture
@@ -158,7 +159,7 @@ class RecommendOptions(RecommendCommand):
     now: Callable[[], float] = time.perf_counter
 
 
-@with_fields_of(RecommendOptions)
+@with_fields_of(RecommendOptions, planned_recommendation)
 @only_looks
 def recommend(options: RecommendOptions) -> Recommendation:
     """Recommend which calibration data to use to prune or quantize `model` for `goal`, and what is
@@ -296,7 +297,7 @@ def _written(options: RecommendOptions, mixture: Mixture, data: str) -> WrittenD
     if calibration.mixed:
         data = as_sum(calibration)
         options.say(f"{tool} can't weigh the sets of a mix; written is the sum {short(data)}")
-    return replaced(
+    return write_over(
         WriteDataOptions(
             options.model,
             options.tokenizer,
