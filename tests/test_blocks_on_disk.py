@@ -23,7 +23,7 @@ from calibrant.errors import SpecError
 from calibrant.exports.hf import HuggingFace
 from calibrant.exports.sparse import Sparse
 from calibrant.methods import MatrixMethod, methods
-from calibrant.models import open_model, outlined, view
+from calibrant.models import open_model, outline_of, view
 from calibrant.models.on_disk import Parts
 from calibrant.targets import parse_target
 from calibrant.testing import FAMILIES, tiny_folder, tiny_gguf
@@ -219,9 +219,9 @@ def test_one_block_is_in_memory_at_a_time_and_asked_again_it_is_done(
 
 
 def needs(folder: Path, tokens: int = 64, method: str = "wanda", sources: int = 1) -> Needs:
-    found, kind = outlined(str(folder), "bfloat16", "cpu")
-    assert found is not None
-    return Needs.of(found, tokens, kind, methods.build(method), sources)
+    outline = outline_of(str(folder), "bfloat16", "cpu")
+    assert outline is not None
+    return Needs.of(outline.shape, tokens, outline.dtype, methods.build(method), sources)
 
 
 def test_needs_are_those_of_the_shapes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ from calibrant.compress.room import Needs
 from calibrant.data import CalibrationSet
 from calibrant.errors import OutputError, SpecError
 from calibrant.methods import methods
-from calibrant.models import ModelView, open_model, outlined, view
+from calibrant.models import ModelView, open_model, outline_of, view
 from calibrant.testing import FAMILIES, tiny_folder, tiny_model
 from calibrant.walk.micro_batch import MicroBatch
 from calibrant.walk.offloading import Alive, Offloaded, OffloadFile
@@ -196,10 +196,10 @@ def test_the_promise_decides_where_activations_are(
         room, "HANDED_ALONG", 2
     )  # beside 32 numbers a token the angles of 16 are no sixteenth
     folder = tiny_folder(tmp_path / "model", "llama", num_hidden_layers=12)
-    seen_by, kind = outlined(str(folder), "bfloat16", "cpu")
-    assert seen_by is not None
+    outline = outline_of(str(folder), "bfloat16", "cpu")
+    assert outline is not None
     needs, job = (
-        Needs.of(seen_by, 128 * 64, kind, methods.build("wanda")),
+        Needs.of(outline.shape, 128 * 64, outline.dtype, methods.build("wanda")),
         {"samples": 128, "length": 64, "dtype": "bfloat16", "device": "cpu"},
     )
     least, enough = needs.on_disk("reference", offload=True), needs.on_disk("reference")

@@ -61,7 +61,7 @@ DECLARED = {
     "recommend": RecommendCommand,
 }
 ONLY_PYTHON = ("progress", "tokenizer", "copy")
-OF_COMMANDS = {"data_dir", "as_json", "help", "out", "card", "most"}
+OF_COMMANDS = {"data_dir", "as_json", "help", "out", "card", "most", "plan"}
 REQUIRED = {
     "prune": ("out",),
     "quantize": ("out",),

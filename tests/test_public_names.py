@@ -21,8 +21,8 @@ NAMES = (
         "inspect",
         "load",
     ),
-    *("mix", "open_model", "parse_target", "prune", "quantize", "recommend", "survey", "view"),
-    "write_data",
+    *("mix", "open_model", "parse_target", "plan", "prune", "quantize", "recommend", "survey"),
+    *("view", "write_data"),
 )
 
 

@@ -27,7 +27,9 @@ class DeclaredSignatures(griffe.Extension):
         for decorator in func.decorators:
             text = str(decorator.value)
             if text.startswith("with_fields_of("):
-                name = text.removeprefix("with_fields_of(").removesuffix(")")
+                given = text.removeprefix("with_fields_of(").removesuffix(")")
+                # Behind the declaration stands what plans the verb.
+                name = given.partition(",")[0]
                 place = func.resolve(name)
                 room = importlib.import_module(place.removesuffix(f".{name}"))
                 func.parameters = parameters_of(getattr(room, name), loader)

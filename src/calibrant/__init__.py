@@ -37,6 +37,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from calibrant.compress import export as export
+    from calibrant.compress import plan as plan
     from calibrant.compress import prune as prune
     from calibrant.compress import quantize as quantize
     from calibrant.compress.importance import imatrix as imatrix
@@ -74,6 +75,7 @@ _HOME: Final = {
     "mix": "lab.mixtures",
     "open_model": "models",
     "parse_target": "targets",
+    "plan": "compress",
     "prune": "compress",
     "quantize": "compress",
     "recommend": "lab.choose",
@@ -99,6 +101,7 @@ __all__ = [
     "mix",
     "open_model",
     "parse_target",
+    "plan",
     "prune",
     "quantize",
     "recommend",

@@ -340,6 +340,24 @@ class InspectOptions(MachineOptions):
     seed: int = option(like=SEED, default=0)
 
 
+@declaration
+class StoreOptions:
+    """Into which folder of results a measurement goes, and what the model is called there."""
+
+    _: KW_ONLY
+    store: str | Path | None = option(
+        "Also put it into this folder of results, which report shows; a study's folder, or a new "
+        "one.",
+        "DIR",
+        default=None,
+    )
+    label: str = option(
+        "With --store: what the model is called there, such as 'llm-compressor gptq w4g128'.",
+        "TEXT",
+        default="",
+    )
+
+
 @final
 @declaration
 class WriteDataOptions(MachineOptions, DataOptions, ModelOptions):
@@ -375,7 +393,7 @@ class WriteDataOptions(MachineOptions, DataOptions, ModelOptions):
 
 
 @declaration
-class EvaluateCommand(MemoryOptions, ModelOptions):
+class EvaluateCommand(MemoryOptions, StoreOptions, ModelOptions):
     """What `evaluate` and its command share."""
 
     tasks: Sequence[str | Spec] | str | Spec = option(
@@ -404,21 +422,10 @@ class EvaluateCommand(MemoryOptions, ModelOptions):
     allow_leak: bool = option(
         "Measure even what the model was calibrated on; the result says so.", default=False
     )
-    store: str | Path | None = option(
-        "Also put it into this folder of results, which report shows; a study's folder, or a new "
-        "one.",
-        "DIR",
-        default=None,
-    )
-    label: str = option(
-        "With --store: what the model is called there, such as 'llm-compressor gptq w4g128'.",
-        "TEXT",
-        default="",
-    )
 
 
 @declaration
-class ExplainCommand(MachineOptions, ModelOptions):
+class ExplainCommand(MachineOptions, StoreOptions, ModelOptions):
     """What `explain` and its command share."""
 
     model: "Model" = option(
@@ -573,18 +580,17 @@ def signature_of(declared: type[Any]) -> inspect.Signature:
 
 
 def with_fields_of(
-    declared: Callable[P, OptionsT],
+    declared: Callable[P, OptionsT], planned: Callable[[OptionsT], Any] | None = None
 ) -> Callable[[Callable[[OptionsT], ResultT]], Callable[P, ResultT]]:
     """Make a function that takes one object of the class `declared` a function that takes its
-    fields.
+    fields. `calibrant.plan` calls `planned` with that object in the function's place.
     """
     signature = signature_of(declared)  # pyright: ignore[reportArgumentType]  # it is a class
 
     def decorated(function: Callable[[OptionsT], ResultT]) -> Callable[P, ResultT]:
         name = function.__name__
 
-        @functools.wraps(function)
-        def called(*args: P.args, **kwargs: P.kwargs) -> ResultT:
+        def options_of(*args: P.args, **kwargs: P.kwargs) -> OptionsT:
             for keyword in kwargs:
                 check_word(keyword)
                 if keyword not in signature.parameters:
@@ -597,8 +603,11 @@ def with_fields_of(
                 signature.bind(*args, **kwargs)
             except TypeError as error:
                 raise TypeError(f"{name}(): {error}") from None
-            return function(declared(*args, **kwargs))
+            return declared(*args, **kwargs)
 
+        called = functools.wraps(function)(_with_fields(function, options_of))
+        if planned is not None:
+            called.planned = _with_fields(planned, options_of)  # pyright: ignore[reportAttributeAccessIssue]
         result_type = function.__annotations__["return"]
         types = {name: parameter.annotation for name, parameter in signature.parameters.items()}
         called.__annotations__ = {**types, "return": result_type}
@@ -607,6 +616,17 @@ def with_fields_of(
         return called
 
     return decorated
+
+
+def _with_fields(
+    function: Callable[[OptionsT], ResultT], options_of: Callable[P, OptionsT]
+) -> Callable[P, ResultT]:
+    """The function that makes the object of its parameters, and calls `function` with it."""
+
+    def called(*args: P.args, **kwargs: P.kwargs) -> ResultT:
+        return function(options_of(*args, **kwargs))
+
+    return called
 
 
 def _classes_in_quotes() -> dict[str, Any]:

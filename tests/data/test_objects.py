@@ -48,14 +48,20 @@ TEXT_OBJECTS: dict[str, Callable[[], Any]] = {
     "Dataset": lambda: datasets.Dataset.from_list(ROWS),
     "a column of it": lambda: datasets.Dataset.from_list(ROWS)["text"],
     "IterableDataset": lambda: datasets.Dataset.from_list(ROWS).to_iterable_dataset(),
-    "DatasetDict": lambda: datasets.DatasetDict(
-        train=datasets.Dataset.from_list(ROWS), test=datasets.Dataset.from_list(ROWS[:3])
-    ),
+    "DatasetDict": lambda: splits(train=ROWS, test=ROWS[:3]),
     "other column": lambda: [{"content": text} for text in TEXTS],
     "pandas": lambda: pandas.DataFrame(ROWS),
     "polars": lambda: polars.DataFrame(ROWS),
     "Arrow": lambda: pyarrow.Table.from_pylist(ROWS),
 }
+
+
+def splits(**rows: list[dict[str, Any]]) -> datasets.DatasetDict:
+    return datasets.DatasetDict(
+        {name: datasets.Dataset.from_list(part) for name, part in rows.items()}
+    )
+
+
 ID_OBJECTS: dict[str, Callable[[], Any]] = {
     "tensor": lambda: IDS,
     "int32": lambda: IDS.int(),
@@ -74,7 +80,7 @@ def tokens(data: Any, **budget: Any) -> TokenBatch:
 
 
 def decoded(batch: TokenBatch) -> str:
-    return tiny_tokenizer().decode(batch.ids[batch.mask])
+    return str(tiny_tokenizer().decode(batch.ids[batch.mask]))
 
 
 @pytest.mark.parametrize("kind", TEXT_OBJECTS)
@@ -196,8 +202,7 @@ def test_what_is_left_out_is_counted_and_noted():
 
     assert note(["a text", "", None]) == "2 of 3 rows without a text left out"
     assert note([[5, 6], []]) == "1 of 2 rows without a token left out"
-    splits = datasets.DatasetDict(train=datasets.Dataset.from_list(ROWS))
-    assert "train" in note(splits)
+    assert "train" in note(splits(train=ROWS))
     assert tokens(["same", "same"]).facts["parts"][0]["duplicates_dropped"] == 1
 
 
@@ -290,7 +295,7 @@ def test_another_process_says_that_it_was_not_handed_the_data():
         ([{"input_ids": [4, 5]}, {"text": "a"}], "row 2"),
         (CONVERSATIONS[0], "[messages]"),
         ([[{"speaker": "me"}]], "row 1"),
-        (datasets.DatasetDict(test=datasets.Dataset.from_list(ROWS)), "test"),
+        (splits(test=ROWS), "test"),
         ({"text": TEXTS}, "text"),
         (Path("nowhere/rows.jsonl"), "nowhere/rows.jsonl"),
         ("This is a text and no expression.", "[text]"),

@@ -11,7 +11,7 @@ import torch
 
 from calibrant.compress import prune
 from calibrant.errors import InputError, OutputError, SpecError
-from calibrant.evaluators import evaluate, loss
+from calibrant.evaluators import evaluate, explain, loss
 from calibrant.lab.report import report
 from calibrant.lab.stats import compare
 from calibrant.lab.study import Study
@@ -359,3 +359,15 @@ def test_a_compressed_model_is_measured_in_its_own_type(pruned: list[str], tmp_p
     with pytest.raises(SpecError):
         evaluate(pruned[0], tasks=TASKS, dtype="bfloat16", store=tmp_path / "results")
     assert not (tmp_path / "results").exists()
+
+
+def test_explain_stores_what_evaluate_would(dense: str, pruned: list[str], tmp_path: Path):
+    task = "words(source='python_docs', tokens=1024, length=128, least=4)"
+    explain(pruned[0], task=task, dtype="float32", store=tmp_path / "explained")
+    evaluate(pruned[0], tasks=task, dtype="float32", store=tmp_path / "evaluated")
+    kept: list[object] = []
+    for name in ("explained", "evaluated"):
+        with Store(tmp_path / name, create=False) as store:
+            (run,) = store.ids()
+            kept.append((store.cells(), store.measurements(run)))
+    assert kept[0] == kept[1]

@@ -20,7 +20,7 @@ from calibrant.compress import prune, room
 from calibrant.errors import SpecError
 from calibrant.evaluators import _measuring, evaluators
 from calibrant.evaluators._measuring import left_on_disk
-from calibrant.models import outlined
+from calibrant.models import outline_of
 from calibrant.results.outcomes import Measurement
 from calibrant.testing import FAMILIES, tiny_folder
 
@@ -113,10 +113,10 @@ def test_the_promise_decides_where_blocks_are(
     monkeypatch.setattr(room, "held_now", lambda: 0)
     folder = str(tiny_folder(tmp_path / "model", "llama", num_hidden_layers=40))
     chosen = [evaluators.build(f"loss(source={texts!r}, length=32)")]
-    seen_by, kind = outlined(folder, "float32")
-    assert seen_by is not None
-    needs = room.Needs.of(seen_by, 2048, kind)
-    logits = seen_by.model.config.vocab_size * (2048 * 4 + 32 * 12)
+    outline = outline_of(folder, "float32")
+    assert outline is not None
+    needs = room.Needs.of(outline.shape, 2048, outline.dtype)
+    logits = outline.shape.vocabulary * (2048 * 4 + 32 * 12)
     whole, part = (
         needs.model + needs.arrival + logits,
         needs.outside + 3 * needs.block + needs.arrival + logits,

@@ -77,7 +77,12 @@ def test_the_journal_of_a_file_that_was_edited_is_not_gone_on_with(
 
 
 def _killed(
-    task: Evaluator, opened: Opened, progress: Progress, reference: object, journal: Journal
+    task: Evaluator,
+    opened: Opened,
+    progress: Progress,
+    reference: object,
+    journal: Journal,
+    leaked: int,
 ) -> None:
     journal.add({"an item": 1.0})
     raise KeyboardInterrupt

@@ -17,7 +17,7 @@ from calibrant.compress import importance, room
 from calibrant.compress.importance import read_imatrix
 from calibrant.data import CalibrationSet
 from calibrant.errors import OutputError, SpecError
-from calibrant.models import ModelView, open_model, outlined, view
+from calibrant.models import ModelView, open_model, outline_of, view
 from calibrant.models.gguf_writing import architecture_of, tensor_names
 from calibrant.testing import FAMILIES, tiny_folder, tiny_model
 from calibrant.testing.tiny import tiny_gguf
@@ -179,14 +179,12 @@ def deep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, str, roo
         str(tiny_folder(tmp_path / "model", "llama", num_hidden_layers=8)),
         two_hundred_lines(tmp_path),
     )
-    seen_by, kind = outlined(folder, "float32", "cpu")
-    assert seen_by is not None
-    work = 16 * sum(weight.shape[1] for weight in seen_by.weights)
-    return (
-        folder,
-        texts,
-        replace(room.Needs.of(seen_by, MANY["samples"] * MANY["length"], kind), work=work),
-    )
+    outline = outline_of(folder, "float32", "cpu")
+    assert outline is not None
+    work = 16 * sum(matrix.inputs for matrix in outline.shape.matrices)
+    tokens = MANY["samples"] * MANY["length"]
+    needs = room.Needs.of(outline.shape, tokens, outline.dtype)
+    return folder, texts, replace(needs, work=work)
 
 
 def test_with_blocks_and_activations_on_disk_the_file_is_the_same(

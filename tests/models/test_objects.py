@@ -66,6 +66,11 @@ def test_a_model_without_a_name_is_called_by_its_class() -> None:
     assert opened_of(tiny_model("llama"), tiny_tokenizer()).name == "LlamaForCausalLM"
 
 
+def test_a_file_that_transformers_dequantized_is_taken(gguf_file: Path) -> None:
+    model = loaded(gguf_file.parent, gguf_file=gguf_file.name)
+    assert opened_of(model, tiny_tokenizer()).digest.startswith(hashing.OF_TENSORS)
+
+
 def test_a_saved_note_is_repeated(folder: Path, gguf_file: Path) -> None:
     opened = open_model(str(gguf_file))
     assert opened_of(opened.model, opened.tokenizer).note == opened.note

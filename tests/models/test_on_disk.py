@@ -12,7 +12,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from calibrant.errors import NumericsError
-from calibrant.models import check_finite, open_model, outlined, save, view
+from calibrant.models import check_finite, open_model, outline_of, save, view
 from calibrant.models.on_disk import write_shards
 from calibrant.testing import FAMILIES, tiny_folder
 
@@ -142,7 +142,9 @@ def test_numbers_that_are_not_finite_and_files_that_are_gone_are_found_when_a_bl
 
 def test_what_cannot_be_left_on_disk_is_refused(gguf_file: Path, sound: Path) -> None:
     assert refusal_of(open_model, str(gguf_file), "float32", on_disk=True).subject == str(gguf_file)
-    assert outlined(str(gguf_file))[0] is None
+    outline = outline_of(str(gguf_file))
+    assert outline is not None
+    assert not outline.divisible
     opened = open_model(str(sound), "float32", on_disk=True)
     assert refusal_of(view, opened.model).subject == "model.layers.0.self_attn.q_proj.weight", (
         "nobody would read its numbers"
@@ -150,11 +152,9 @@ def test_what_cannot_be_left_on_disk_is_refused(gguf_file: Path, sound: Path) ->
 
 
 def test_an_outline_has_shapes_and_no_numbers(sound: Path) -> None:
-    found, kind = outlined(str(sound), "float32")
-    assert kind is torch.float32
-    assert found is not None
+    outline = outline_of(str(sound), "float32")
+    assert outline is not None
+    assert outline.dtype is torch.float32
     opened = open_model(str(sound), "float32")
-    assert [(w.name, w.shape) for w in found.weights] == [
-        (w.name, w.shape) for w in view(opened.model).weights
-    ]
-    assert refusal_of(found.held, found.blocks[0]).subject == "0"
+    shapes = [(matrix.outputs, matrix.inputs) for matrix in outline.shape.matrices]
+    assert shapes == [weight.shape for weight in view(opened.model).weights]

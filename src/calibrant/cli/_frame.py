@@ -10,7 +10,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import asdict
 from io import TextIOWrapper
@@ -68,6 +68,12 @@ DataDir = Annotated[
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+PlanOnly = Annotated[
+    bool,
+    typer.Option(
+        "--plan", help="Only say what it would take: memory, disk and time. Nothing is loaded."
+    ),
+]
 
 
 USAGE: Final = cast("type[Exception]", typer.BadParameter.__mro__[2])
@@ -427,6 +433,26 @@ def show(result: Any, as_json: bool, lines: Callable[[Any], Any]) -> None:
     shown = console()
     for line in lines(result):
         shown.print(line, soft_wrap=isinstance(line, str | Text) and not _has_width(shown))
+
+
+def show_plan(
+    verb: Callable[..., Any], options: Mapping[str, Any], data_dir: Path | None, as_json: bool
+) -> None:
+    """Print what `verb` would take with the options of its command."""
+    from calibrant.cli.screen.lines import labelled, listed
+    from calibrant.compress import plan
+
+    look_in(data_dir)
+    planned = plan(verb, **options)
+
+    def lines(_: Any) -> Iterator[Any]:
+        yield from labelled(planned.facts())
+        if planned.problems:
+            yield from listed("What doesn't fit", planned.problems)
+        if planned.notes:
+            yield from listed("To know", planned.notes)
+
+    show(planned.to_json(), as_json, lines)
 
 
 def console() -> "Console":

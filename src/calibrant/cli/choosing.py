@@ -8,12 +8,14 @@ import typer
 from calibrant.cli._frame import (
     DataDir,
     Json,
+    PlanOnly,
     check_file,
     command,
     look_in,
     note,
     progress,
     show,
+    show_plan,
     write,
 )
 from calibrant.cli.declared import with_options
@@ -66,12 +68,17 @@ def mix(
     "calibrant recommend smollm2 --for 0.7*race --for 0.3*general --sources c4 --sources race",
 )
 @with_options(RecommendCommand, required=["goal"])
-def recommend(data_dir: DataDir = None, as_json: Json = False, **options: Any) -> None:
+def recommend(
+    plan: PlanOnly = False, data_dir: DataDir = None, as_json: Json = False, **options: Any
+) -> None:
     """Say which calibration data to use for what MODEL is for: predicted for every candidate,
     measured for the best.
     """
     from calibrant.lab.choose import recommend as run
 
+    if plan:
+        show_plan(run, options, data_dir, as_json)
+        return
     look_in(data_dir)
     with progress() as update:
         advice = run(**options, say=note, progress=update)

@@ -13,12 +13,14 @@ from calibrant.cli._frame import (
     DataDir,
     Json,
     Model,
+    PlanOnly,
     check_file,
     command,
     console,
     look_in,
     progress,
     show,
+    show_plan,
     warn,
     write,
 )
@@ -73,16 +75,22 @@ def demo(
     "calibrant prune smollm2 --data gsm8k:cot --target 0.5 --out pruned",
     "calibrant prune smollm2 --data notes.jsonl --method sparsegpt --target 2:4 --out pruned",
     "calibrant prune smollm2 --data c4 --method short_gpt --target 0.2 --out fewer-blocks",
+    "calibrant prune smollm2 --data c4 --method sparsegpt --out pruned --plan",
     cls=WithMethods,
 )
 @with_options(PruneOptions, required=["out"])
-def prune(data_dir: DataDir = None, as_json: Json = False, **options: Any) -> None:
+def prune(
+    plan: PlanOnly = False, data_dir: DataDir = None, as_json: Json = False, **options: Any
+) -> None:
     """Prune MODEL and save it as an ordinary Hugging Face folder. After a kill the same command
     continues.
     """
     from calibrant.compress import prune as run
 
-    _compress(run, options, data_dir, as_json)
+    if plan:
+        show_plan(run, options, data_dir, as_json)
+    else:
+        _compress(run, options, data_dir, as_json)
 
 
 @command(
@@ -91,13 +99,18 @@ def prune(data_dir: DataDir = None, as_json: Json = False, **options: Any) -> No
     "calibrant quantize smollm2 --target w3g64a --out smaller",
 )
 @with_options(QuantizeOptions, required=["out"])
-def quantize(data_dir: DataDir = None, as_json: Json = False, **options: Any) -> None:
+def quantize(
+    plan: PlanOnly = False, data_dir: DataDir = None, as_json: Json = False, **options: Any
+) -> None:
     """Quantize MODEL and save what its codes stand for as an ordinary Hugging Face folder. After
     a kill the same command continues.
     """
     from calibrant.compress import quantize as run
 
-    _compress(run, options, data_dir, as_json)
+    if plan:
+        show_plan(run, options, data_dir, as_json)
+    else:
+        _compress(run, options, data_dir, as_json)
 
 
 def _compress(
@@ -179,6 +192,7 @@ def evaluate(
             help="Also write the scores into the card (README.md) of a model that calibrant saved.",
         ),
     ] = False,
+    plan: PlanOnly = False,
     data_dir: DataDir = None,
     as_json: Json = False,
     **options: Any,
@@ -187,6 +201,9 @@ def evaluate(
     from calibrant.evaluators import evaluate as run
     from calibrant.exports import add_scores, check_card
 
+    if plan:
+        show_plan(run, options, data_dir, as_json)
+        return
     look_in(data_dir)
     check_file(out)
     if card:

@@ -6,6 +6,7 @@ from calibrant.compress.compression import Compression
 from calibrant.compress.exporting import Exported, export
 from calibrant.compress.loop import UntouchedModel, compress, put_back, transformed
 from calibrant.compress.matrices import check_model, edits_of
+from calibrant.compress.planning import JobPlan, plan
 from calibrant.compress.prune_quantize import prune, quantize
 from calibrant.compress.recipe import PROPAGATIONS, Recipe
 from calibrant.compress.room import fitting
@@ -14,6 +15,7 @@ __all__ = [
     "PROPAGATIONS",
     "Compression",
     "Exported",
+    "JobPlan",
     "Recipe",
     "UntouchedModel",
     "check_model",
@@ -21,6 +23,7 @@ __all__ = [
     "edits_of",
     "export",
     "fitting",
+    "plan",
     "prune",
     "put_back",
     "quantize",

@@ -16,6 +16,7 @@ from calibrant.compress.compression import Compression
 from calibrant.compress.costs import Costs, provenance, shortage_of
 from calibrant.compress.exporting import forms_of, write_forms
 from calibrant.compress.loop import compress
+from calibrant.compress.planning import CompressionPlanner, JobPlan, outline_of_options
 from calibrant.compress.recipe import Recipe
 from calibrant.compress.room import (
     fitting,
@@ -82,7 +83,15 @@ USUAL_SHARE: Final = 0.5
 """What `prune` removes where nothing is said."""
 
 
-@with_fields_of(PruneOptions)
+def _planned_pruning(options: PruneOptions) -> JobPlan:
+    return _planned("prune", options, _pruning(options))
+
+
+def _planned_quantizing(options: QuantizeOptions) -> JobPlan:
+    return _planned("quantize", options, _recipe("quantize", options, options.target))
+
+
+@with_fields_of(PruneOptions, _planned_pruning)
 def prune(options: PruneOptions) -> Compression:
     """Open `model`, prune it with what `data` shows it, and save it to `out`.
 
@@ -116,12 +125,10 @@ def prune(options: PruneOptions) -> Compression:
     all: the others raise its error, or `RankError`.
     """
     with joined() as ranks:
-        target = USUAL_SHARE if options.target is None else options.target
-        recipe = _recipe("prune", options, target)
-        return _compressed(options, recipe, ranks)
+        return _compressed(options, _pruning(options), ranks)
 
 
-@with_fields_of(QuantizeOptions)
+@with_fields_of(QuantizeOptions, _planned_quantizing)
 def quantize(options: QuantizeOptions) -> Compression:
     """Open `model`, round the weights of its matrices to the grid `target`, and save it to `out`.
 
@@ -134,6 +141,11 @@ def quantize(options: QuantizeOptions) -> Compression:
     with joined() as ranks:
         recipe = _recipe("quantize", options, options.target)
         return _compressed(options, recipe, ranks)
+
+
+def _pruning(options: PruneOptions) -> Recipe:
+    target = USUAL_SHARE if options.target is None else options.target
+    return _recipe("prune", options, target)
 
 
 def _recipe(verb: Verb, options: CompressOptions, target: float | str | Target) -> Recipe:
@@ -188,16 +200,35 @@ def _accepts(method: Method | type[Method], kinds: tuple[type[Target], ...]) -> 
     return False
 
 
+def _planned(verb: Verb, options: CompressOptions, recipe: Recipe) -> JobPlan:
+    """What the whole job would take, for both verbs."""
+    calibration = _calibration(options, recipe)
+    out = None
+    if options.out is not None:
+        out = user_path(options.out, OutputError)
+    outline = outline_of_options(options)
+    memory = in_bytes(options.memory)
+    forms = forms_of(options.export)
+    return CompressionPlanner(outline, recipe, calibration, forms, memory, out).plan(verb)
+
+
+def _calibration(options: CompressOptions, recipe: Recipe) -> CalibrationSet | None:
+    """The calibration set, if one is given. Raises `SpecError` where there is none and the recipe
+    looks at one.
+    """
+    if options.data is not None:
+        return options.drawn_from(options.data)
+    if recipe.looks:
+        message = f"{recipe.looking} looks at activations and needs calibration data"
+        raise SpecError(f"{message}; give --data", subject=recipe.looking)
+    return None
+
+
 def _compressed(options: CompressOptions, recipe: Recipe, ranks: Ranks) -> Compression:
     """The whole job, for both verbs."""
     if options.out is not None:
         options = replace(options, out=user_path(options.out, OutputError))
-    calibration = None
-    if options.data is not None:
-        calibration = options.drawn_from(options.data)
-    if calibration is None and recipe.looks:
-        message = f"{recipe.looking} looks at activations and needs calibration data"
-        raise SpecError(f"{message}; give --data", subject=recipe.looking)
+    calibration = _calibration(options, recipe)
     # The first of several processes alone reports progress.
     if not ranks.first:
         options = replace(options, progress=silent)

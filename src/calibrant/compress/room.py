@@ -16,7 +16,7 @@ from calibrant.data.select import Selector
 from calibrant.errors import SpecError
 from calibrant.exports import Export
 from calibrant.methods import MatrixMethod, Method, ModelMethod
-from calibrant.models import ModelView, Opened, outlined
+from calibrant.models import ModelShape, ModelView, Opened, outline_of
 from calibrant.walk import LONG_PASS, held_between_blocks, tokens_per_pass_of
 from calibrant.walk.ranks import Ranks
 from calibrant.walk.rehearsal import rehearse
@@ -31,6 +31,10 @@ ids, takes one part in so many of it. This stays in memory; most models have les
 BLOCKS_HELD: Final = 3
 """Blocks on disk that are in memory at once: the one that is worked on, the finished one that is
 being kept, and what is converted while reading.
+"""
+ACTIVATIONS_SHARE: Final = 0.8
+"""The share of the free memory that activations may fill. A fifth is left for what isn't counted,
+and for other processes.
 """
 
 
@@ -57,7 +61,7 @@ class Needs:
     @classmethod
     def of(
         cls,
-        view: ModelView,
+        model: ModelView | ModelShape,
         tokens: int,
         dtype: torch.dtype,
         method: Method | None = None,
@@ -67,44 +71,30 @@ class Needs:
         """Estimate what a job needs: `tokens` of so many sources are shown, in windows of `length`.
         Of the model only shapes are looked at. `dtype` is what its numbers will have.
         """
-        sizes: dict[int, int] = {}
-        for parameter in view.model.parameters():
-            sizes[id(parameter)] = parameter.numel() * dtype.itemsize
-        inside: dict[int, int] = {}
-        largest = 0
-        for block in view.blocks:
-            # By the parameters' ids, since blocks may share some.
-            in_block = {
-                id(parameter): sizes[id(parameter)] for parameter in block.module.parameters()
-            }
-            largest = max(largest, sum(in_block.values()))
-            inside |= in_block
-        shapes = [weight.shape for weight in view.weights]
+        shape = ModelShape.of(model) if isinstance(model, ModelView) else model
         # A window isn't divided, however long it is.
         in_a_pass = max(min(tokens, LONG_PASS), length)
         work = 0
         if isinstance(method, MatrixMethod):
-            widest = max(inputs for _, inputs in shapes)
+            widest = max(matrix.inputs for matrix in shape.matrices)
             # What statistics are summed from is made float32 so many rows at a time.
             rows = min(in_a_pass, CHUNK)
             squares = 0
-            if any(issubclass(kind, Gram) for kind in method.observes):
+            if looks_at_grams(method):
                 rows = min(in_a_pass, EXACT_CHUNK)
                 squares = method.squares(sources)
-            copies = method.copies * max(outputs * inputs for outputs, inputs in shapes)
+            copies = method.copies * max(matrix.numbers for matrix in shape.matrices)
             # All of it is in float32, four bytes a number.
             work = 4 * (copies + squares * widest**2 + rows * widest)
-        per_token = _numbers_per_token(view) * dtype.itemsize
-        hidden = view.model.config.get_text_config(decoder=True).hidden_size
-        model = sum(sizes.values())
+        per_token = shape.numbers_per_token * dtype.itemsize
         return cls(
             process=held_now(),
-            model=model,
-            outside=model - sum(inside.values()),
-            block=largest,
+            model=shape.numbers * dtype.itemsize,
+            outside=shape.outside * dtype.itemsize,
+            block=shape.largest_block * dtype.itemsize,
             arrival=tokens * per_token,
             # The input of the block, and that of the next one.
-            between=tokens * 2 * hidden * dtype.itemsize,
+            between=tokens * 2 * shape.hidden * dtype.itemsize,
             in_a_pass=in_a_pass * per_token,
             work=work,
         )
@@ -163,12 +153,19 @@ def left_on_disk(
     Raises `SpecError` where the promise can't be kept: for a job that needs the whole model in
     memory, and for less memory than is needed with the blocks on disk.
     """
-    view, stored_dtype = outlined(model, dtype, device)
-    if view is None:
+    outline = outline_of(model, dtype, device)
+    if outline is None or not outline.divisible:
         return ""
-    tokens = _budget_of(calibration) if recipe.looks else 0
+    tokens = budget_of(calibration) if recipe.looks else 0
     length = calibration.length if calibration else 0
-    needs = Needs.of(view, tokens, stored_dtype, recipe.method, _source_count(calibration), length)
+    needs = Needs.of(
+        outline.shape,
+        tokens,
+        outline.dtype,
+        recipe.method,
+        source_count(calibration),
+        length,
+    )
     ways: set[Propagation] = {recipe.propagate, *recipe.method.propagations}
     # A method that yields edits of its own may hold more of a block than its propagation says, so
     # the most is assumed.
@@ -184,6 +181,11 @@ def left_on_disk(
     )
 
 
+def looks_at_grams(method: Method) -> bool:
+    """Return whether a method observes Grams, which are as wide as a matrix has inputs."""
+    return any(issubclass(kind, Gram) for kind in method.observes)
+
+
 def goes_by_matrix(method: Method) -> bool:
     """Return whether a method does nothing but compress one matrix after the other."""
     return not isinstance(method, ModelMethod)
@@ -195,12 +197,14 @@ def gathered_on_disk(
     """Return why the blocks of `model` stay on disk while an importance matrix is gathered, as
     `left_on_disk` does, and raise as it does.
     """
-    view, stored_dtype = outlined(model, dtype, device)
-    if view is None:
+    outline = outline_of(model, dtype, device)
+    if outline is None or not outline.divisible:
         return ""
-    needs = Needs.of(view, _budget_of(calibration), stored_dtype, length=calibration.length)
+    needs = Needs.of(
+        outline.shape, budget_of(calibration), outline.dtype, length=calibration.length
+    )
     # Eight bytes of a sum in float64, and eight as it is written.
-    sums = 16 * sum(weight.shape[1] for weight in view.weights)
+    sums = 16 * sum(matrix.inputs for matrix in outline.shape.matrices)
     return _why_on_disk(
         f"{model} and its importance matrix",
         model,
@@ -285,8 +289,7 @@ def fitting(
     needs = Needs.of(view, int(batch.mask.sum()), dtype, length=batch.ids.shape[1])
     needed = needs.activations("arrival")
     if limit is None:
-        # A fifth is left for what isn't counted, and for other processes.
-        limit = int(psutil.virtual_memory().available * 0.8)
+        limit = int(psutil.virtual_memory().available * ACTIVATIONS_SHARE)
     if needed <= limit:
         return propagate, ""
     holds = f"arrival would hold about {needed / 1e9:.1f} GB of activations"
@@ -343,7 +346,7 @@ def room_for_activations(
     check_kept(promised, opened)
     length = 0 if calibration is None else calibration.length
     needs = Needs.of(
-        view, _budget_of(calibration), opened.dtype, method, _source_count(calibration), length
+        view, budget_of(calibration), opened.dtype, method, source_count(calibration), length
     )
     held = BLOCKS_HELD * needs.block if view.residence.on_disk else 0
     return max(0, promised - needs.process - needs.work - held)
@@ -371,19 +374,13 @@ def _running_selector(calibration: CalibrationSet) -> str:
     return ""
 
 
-def _numbers_per_token(view: ModelView) -> int:
-    """How many numbers a token takes in a block: input, residual, and the two widest results."""
-    inputs = [weight.shape[1] for weight in view.blocks[0].weights]
-    outputs = [weight.shape[0] for weight in view.blocks[0].weights]
-    return 3 * min(inputs) + max(inputs) + max(outputs)
-
-
-def _source_count(calibration: CalibrationSet | None) -> int:
+def source_count(calibration: CalibrationSet | None) -> int:
+    """Return how many sources are shown together."""
     return 1 if calibration is None else len(calibration.parts)
 
 
-def _budget_of(calibration: CalibrationSet | None) -> int:
-    """How many tokens are shown at most: the budget, for each set of a mix."""
+def budget_of(calibration: CalibrationSet | None) -> int:
+    """Return how many tokens are shown at most: the budget, for each set of a mix."""
     if calibration is None:
         return 0
     budget = calibration.budget

@@ -2,8 +2,10 @@
 and passages in which they were needed.
 """
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final, cast, final
 
 import torch
@@ -13,7 +15,14 @@ from calibrant.data.inspect.profiling import may_be_quoted
 from calibrant.errors import SpecError
 from calibrant.evaluators._base import Subject
 from calibrant.evaluators._forgotten import Forgotten
-from calibrant.evaluators._measuring import evaluators, reference_of, refuse_leaks
+from calibrant.evaluators._measured_run import check_label
+from calibrant.evaluators._measuring import (
+    completed,
+    evaluators,
+    reference_of,
+    refuse_leaks,
+    run_in_store,
+)
 from calibrant.evaluators.words import Words
 from calibrant.models import only_looks, opened_of
 from calibrant.options import ExplainCommand, declaration, with_fields_of
@@ -79,17 +88,24 @@ def explain(options: ExplainOptions) -> Explanation:
     `against` is the dense model; of a model that Calibrant compressed it is known. Instead of
     `source` and `groups` a whole `task` may be given: `words(source='gsm8k', tokens=65536)`. Raises
     the errors of `evaluate`, and `SpecError` for a task that isn't one of words, or one beside a
-    source.
+    source. The measurement goes into `store`, as `evaluate` puts it there.
     """
+    check_label(options.label, options.store)
     task = _task(options)
     task.check()
-    _, manifest = refuse_leaks(options.model, [task], options.allow_leak)
+    (leak_count,), manifest = refuse_leaks(options.model, [task], options.allow_leak)
     opened = opened_of(options.model, options.tokenizer, options.dtype, options.device)
     dense = reference_of(options.against, manifest, opened, options.device, "--against")
+    run = run_in_store(options, options.against, opened, manifest, dense)
+    began = time.perf_counter()
     with freed_memory_kept():
         subject = Subject(opened.model, opened.tokenizer, dense.model, options.progress)
         forgotten = task.read(subject, whole=True)
-        score = forgotten.measurement().score
+        measurement = forgotten.measurement()
+    score = measurement.score
+    if run is not None:
+        seconds = time.perf_counter() - began
+        run.once(task, partial(completed, task, opened, measurement, seconds, leak_count.count))
     licence = task.held_out()[0].licence
     tokenizer = None
     unquoted = f"{forgotten.measured} isn't quoted: {licence or 'its licence is not known'}"

@@ -101,8 +101,9 @@ def _name_in(store: Store, run: Run) -> str:
     """Return what a store calls the model that a run was made from: the same folder has several
     names, and rows are compared by it.
     """
-    untouched = [cell for cell in store.grid() if cell.method == UNTOUCHED]
-    for cell in (*untouched, *store.index().measured):
+    index = store.index()
+    untouched = [cell for cell in store.grid(index) if cell.method == UNTOUCHED]
+    for cell in (*untouched, *index.measured):
         if cell.method == MEASURED or not store.has_record(cell.run):
             continue
         if store.run(cell.run).model == run.model:

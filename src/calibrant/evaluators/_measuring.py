@@ -6,11 +6,12 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, Final, final
+from typing import Any, final
 
 from transformers import PreTrainedModel
 
-from calibrant.compress.room import Needs, check_kept, in_bytes
+from calibrant.compress.planning import JobPlan, outline_of_options
+from calibrant.compress.room import check_kept, in_bytes
 from calibrant.data import CalibrationSet, Row, StoredSource
 from calibrant.data.given import OwnData, own_behind
 from calibrant.data.inspect.leaks import LeakCount, RowFingerprints, find_leaks, serious
@@ -19,8 +20,10 @@ from calibrant.errors import DataError, SpecError
 from calibrant.evaluators._base import Evaluator, Subject
 from calibrant.evaluators._engines import check_engine, opened_by_llama_cpp
 from calibrant.evaluators._measured_run import MeasuredRun, check_label, type_name
+from calibrant.evaluators._planning import needs_of, plan_of_measuring
 from calibrant.models import (
     Model,
+    ModelOutline,
     Opened,
     is_object,
     manifest_folder,
@@ -28,13 +31,13 @@ from calibrant.models import (
     only_looks,
     opened_of,
     origin_of,
-    outlined,
+    outline_of,
     read_manifest,
     read_when_run,
 )
 from calibrant.models.cache import cache_folder
 from calibrant.models.hashing import OF_TENSORS
-from calibrant.options import EvaluateCommand, declaration, with_fields_of
+from calibrant.options import EvaluateCommand, StoreOptions, declaration, with_fields_of
 from calibrant.results.outcomes import Journal, Measurement, Score
 from calibrant.spec import canonical, identity, with_parameters
 from calibrant.spec.registry import Registry
@@ -42,13 +45,6 @@ from calibrant.system.process import freed_memory_kept
 from calibrant.system.progress import Progress, silent
 
 evaluators = Registry("calibrant.evaluators", "task")
-
-TOKENS: Final = 2048
-"""Tokens of the largest batch that a measure runs at once, unless a single window has more."""
-SOFTMAX_BYTES: Final = 12
-"""Bytes that the log-softmax of a logit takes: three copies in float32. They are made of one
-window at a time.
-"""
 
 
 @final
@@ -59,7 +55,35 @@ class EvaluateOptions(EvaluateCommand):
     tasks: Sequence[str | Evaluator] | str | Evaluator = ()
 
 
-@with_fields_of(EvaluateOptions)
+def _planned(options: EvaluateOptions) -> JobPlan:
+    """What a measurement would take."""
+    chosen = _chosen(options)
+    if options.engine == "llama_cpp":
+        message = "what llama.cpp takes isn't known beforehand; leave --plan or --engine out"
+        raise SpecError(message, subject=options.engine)
+    outlines = [outline_of_options(options)]
+    if any(task.compares for task in chosen):
+        dense = options.reference
+        if dense is None:
+            name = name_of(options.model)
+            dense = _known_origin(read_manifest(manifest_folder(name)), name)
+        outlines.append(outline_of_options(replace(options, model=dense)))
+    return plan_of_measuring(outlines, chosen, in_bytes(options.memory))
+
+
+def _chosen(options: EvaluateOptions) -> list[Evaluator]:
+    """The tasks that are asked for, with their budgets."""
+    tasks = options.tasks
+    if isinstance(tasks, str | Evaluator):
+        tasks = [tasks]
+    if not tasks:
+        message = "nothing is to be measured; give tasks, such as tasks=['loss(source=wikitext)']"
+        raise SpecError(message, subject="tasks")
+    chosen: list[Evaluator] = [evaluators.build(task) for task in tasks]
+    return within_budget(chosen, options.limit, options.tokens)
+
+
+@with_fields_of(EvaluateOptions, _planned)
 @only_looks
 def evaluate(options: EvaluateOptions) -> list[Measurement]:
     """Measure `model` with each of `tasks`, for example `loss(source=wikitext, tokens=65536)`.
@@ -84,14 +108,7 @@ def evaluate(options: EvaluateOptions) -> list[Measurement]:
     one dense model in the store.
     """
     check_label(options.label, options.store)
-    tasks = options.tasks
-    if isinstance(tasks, str | Evaluator):
-        tasks = [tasks]
-    if not tasks:
-        message = "nothing is to be measured; give tasks, such as tasks=['loss(source=wikitext)']"
-        raise SpecError(message, subject="tasks")
-    chosen: list[Evaluator] = [evaluators.build(task) for task in tasks]
-    chosen = within_budget(chosen, options.limit, options.tokens)
+    chosen = _chosen(options)
     check_engine(options.engine, chosen)
     leak_counts, manifest = refuse_leaks(options.model, chosen, options.allow_leak)
     promised = in_bytes(options.memory)
@@ -105,15 +122,14 @@ def evaluate(options: EvaluateOptions) -> list[Measurement]:
         dense = reference_of(options.reference, manifest, opened, options.device)
     if promised is not None:
         check_kept(promised, opened)
-    run = None
-    if options.store is not None:
-        origin = _origin_name(options.reference, manifest)
-        run = MeasuredRun.of(options.store, options.label, opened, manifest, origin, dense)
+    run = run_in_store(options, options.reference, opened, manifest, dense)
     journals = [_journal(task, opened, dense) for task in chosen]
     measured: list[Measurement] = []
+    reference = None if dense is None else dense.model
     # No journal goes before all tasks are done, so that a call that is killed goes on from there.
     for task, journal, leak_count in zip(chosen, journals, leak_counts, strict=True):
-        measure = partial(_measured, task, opened, options.progress, dense, journal, leak_count)
+        known = (task, opened, options.progress, reference, journal, leak_count.count)
+        measure = partial(timed, *known)
         if run is None:
             measured.append(measure())
         else:
@@ -123,21 +139,23 @@ def evaluate(options: EvaluateOptions) -> list[Measurement]:
     return measured
 
 
-def _measured(
-    task: Evaluator,
+def run_in_store(
+    options: StoreOptions,
+    reference: Model | None,
     opened: Opened,
-    progress: Progress,
+    manifest: Mapping[str, Any] | None,
     dense: Opened | None,
-    journal: Journal,
-    leak_count: LeakCount,
-) -> Measurement:
-    """Measure once. The provenance says how many rows the model was calibrated on."""
-    dense_model = None if dense is None else dense.model
-    measurement = timed(task, opened, progress, dense_model, journal)
-    if leak_count:
-        provenance = {**measurement.provenance, "leaked": leak_count.count}
-        measurement = replace(measurement, provenance=provenance)
-    return measurement
+) -> MeasuredRun | None:
+    """Return the run that made `opened`, in the store of the options; None where there is none.
+
+    Raises the errors of `MeasuredRun.of`.
+    """
+    if options.store is None:
+        return None
+    origin = _origin(manifest) or ""
+    if reference is not None:
+        origin = name_of(reference)
+    return MeasuredRun.of(options.store, options.label, opened, manifest, origin, dense)
 
 
 def _open(
@@ -178,29 +196,13 @@ def left_on_disk(
     them isn't a folder of plain safetensors. Raises `SpecError` where the promise can't be kept:
     for tasks that look into the whole model, and for less memory than is taken with blocks on disk.
     """
-    lengths = [getattr(task, "length", TOKENS) for task in tasks]
-    tokens = max([TOKENS, *lengths])
-    longest = max(lengths, default=tokens)
-    needs: list[Needs] = []
-    logits = 0
+    outlines: list[ModelOutline] = []
     for model in models:
-        view, kind = outlined(model, dtype, device)
-        if view is None:
+        outline = outline_of(model, dtype, device)
+        if outline is None or not outline.divisible:
             return False
-        needs.append(Needs.of(view, tokens, kind))
-        vocabulary = view.model.config.get_text_config(decoder=True).vocab_size
-        logits += vocabulary * (tokens * kind.itemsize + longest * SOFTMAX_BYTES)
-    # All models are held, and one runs after the other. All that is shown at once is one batch, so
-    # none goes on beside others that wait.
-    together = replace(
-        needs[0],
-        model=sum(need.model for need in needs),
-        outside=sum(need.outside for need in needs),
-        block=max(need.block for need in needs),
-        arrival=max(need.arrival for need in needs),
-        in_a_pass=0,
-        work=logits,
-    )
+        outlines.append(outline)
+    together = needs_of(outlines, tasks)
     taken = together.in_memory("arrival")
     if taken <= promised:
         return False
@@ -252,9 +254,10 @@ def timed(
     progress: Progress = silent,
     reference: PreTrainedModel | None = None,
     journal: Journal | None = None,
+    leaked: int = 0,
 ) -> Measurement:
     """Measure once. The scores say how many rows of how many they are over, and the provenance
-    the seconds it took.
+    the seconds it took, and on how many `leaked` rows the model was calibrated, if there are any.
     """
     if journal is None:
         journal = Journal()
@@ -262,14 +265,23 @@ def timed(
     with freed_memory_kept():
         subject = Subject(opened.model, opened.tokenizer, reference, progress, journal)
         measured = task.measure(subject)
+    return completed(task, opened, measured, time.perf_counter() - began, leaked)
+
+
+def completed(
+    task: Evaluator, opened: Opened, measured: Measurement, seconds: float, leaked: int = 0
+) -> Measurement:
+    """Return a measurement with what `timed` says of it."""
     provenance: dict[str, Any] = {
-        "seconds": time.perf_counter() - began,
+        "seconds": seconds,
         "model": opened.name,
         "note": opened.note,
         "dtype": type_name(opened),
     }
     if opened.residence.on_disk:
         provenance["blocks"] = "on disk"
+    if leaked:
+        provenance["leaked"] = leaked
     return replace(
         measured,
         score=_counted(task, measured.score),
@@ -324,13 +336,7 @@ def reference_of(
     `SpecError` where none is known.
     """
     if reference is None:
-        reference = _origin(manifest)
-    if reference is None:
-        raise SpecError(
-            f"{opened.name!r} is to be compared with the untouched model, "
-            f"and which one that is isn't known; give {option}",
-            subject=opened.name,
-        )
+        reference = _known_origin(manifest, opened.name, option)
     if not is_object(reference):
         return _opened(reference, None, type_name(opened), device, opened.residence.on_disk)
     # An object has its own type and device; both models are shown the same tokens.
@@ -345,6 +351,20 @@ def reference_of(
     return dense
 
 
+def _known_origin(
+    manifest: Mapping[str, Any] | None, model: str, option: str = "--reference"
+) -> str:
+    """The name of the model that `model` was made from. Raises `SpecError` where it isn't known."""
+    origin = _origin(manifest)
+    if origin is None:
+        raise SpecError(
+            f"{model!r} is to be compared with the untouched model, "
+            f"and which one that is isn't known; give {option}",
+            subject=model,
+        )
+    return origin
+
+
 def _origin(manifest: Mapping[str, Any] | None) -> str | None:
     """Return the name of the model that a compressed one was made from; None where its numbers were
     in no file.
@@ -353,13 +373,6 @@ def _origin(manifest: Mapping[str, Any] | None) -> str | None:
     if str(run.get("model", "")).startswith(OF_TENSORS):
         return None
     return run.get("model_name")
-
-
-def _origin_name(reference: Model | None, manifest: Mapping[str, Any] | None) -> str:
-    """Return what the model is called that another was made from, empty where nothing says it."""
-    if reference is None:
-        return _origin(manifest) or ""
-    return name_of(reference)
 
 
 def _opened(model: Model, tokenizer: Any, dtype: str, device: str, on_disk: bool) -> Opened:

@@ -24,7 +24,7 @@ with uncollected():
         located,
         open_model,
         open_tokenizer,
-        outlined,
+        outline_of,
         saved_dtype,
     )
     from calibrant.models.origin import Origin, origin_of, remember
@@ -38,6 +38,7 @@ with uncollected():
         save,
         saved,
     )
+    from calibrant.models.shape import BlockShape, MatrixShape, ModelOutline, ModelShape
     from calibrant.models.snapshot import Snapshot
     from calibrant.models.stream import Stream
     from calibrant.models.viewing import (
@@ -54,12 +55,16 @@ with uncollected():
 __all__ = [
     "IN_MEMORY",
     "Block",
+    "BlockShape",
     "Choices",
     "Condensed",
     "Dense",
     "ExpertLayer",
     "Heads",
+    "MatrixShape",
     "Model",
+    "ModelOutline",
+    "ModelShape",
     "ModelView",
     "Opened",
     "Origin",
@@ -86,7 +91,7 @@ __all__ = [
     "open_tokenizer",
     "opened_of",
     "origin_of",
-    "outlined",
+    "outline_of",
     "overwrite",
     "read_manifest",
     "read_when_run",

@@ -54,6 +54,8 @@ ROOM: Final = 4
 """
 
 _CHUNK: Final = 2**20
+_HEADERS: Final = 0.01
+"""The share of a kept model's files that isn't numbers, at most."""
 
 
 def cache_folder() -> Path:
@@ -158,6 +160,19 @@ class CachedModel:
             "dtype": str(self.dtype),
             "versions": versions,
         }
+
+
+def may_be_kept(numbers: int, dtype: torch.dtype) -> bool:
+    """Return whether a model of so many numbers is kept in this type. Which one it is isn't looked
+    at: for that the whole file would have to be read.
+    """
+    size = numbers * dtype.itemsize
+    name = str(dtype).removeprefix("torch.")
+    for folder in (cache_folder() / "models").glob(f"*-{name}-*"):
+        kept = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+        if abs(kept - size) <= _HEADERS * size:
+            return True
+    return False
 
 
 def _checksums(folder: Path) -> dict[str, int]:

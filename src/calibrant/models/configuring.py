@@ -89,7 +89,7 @@ class Room:
     def of(cls, shapes: Collection[tuple[int, ...]]) -> "Room":
         """Return the room in files that hold tensors of these shapes."""
         rows = [max(shape, default=0) for shape in shapes]
-        return cls(max(FEW, len(shapes)), max(FEW, *rows))
+        return cls(max(FEW, len(shapes)), max([FEW, *rows]))
 
 
 def read_config(folder: Path, ref: str, room: Room, trust: bool) -> PreTrainedConfig:

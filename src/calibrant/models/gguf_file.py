@@ -234,7 +234,7 @@ def open_gguf(
     Raises `ModelError` for a file that is no GGUF, is truncated or damaged, holds blocks or tensors
     that the model has no place for, or is of an architecture that transformers can't read.
     """
-    header = _header(path)
+    header = gguf_header(path)
     cache = CachedModel(digest, dtype)
     cached = cache.load()
     with _parsing_once() as used_names:
@@ -271,9 +271,11 @@ def gguf_tokenizer(path: Path) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def _header(path: Path) -> Header:
-    """The file's header. Raises `ModelError` if it is damaged, asks for more layers than the file
-    has room for, or has tensors of more blocks than it says.
+def gguf_header(path: Path) -> Header:
+    """Return the file's header.
+
+    Raises `ModelError` if it is damaged, asks for more layers than the file has room for, or has
+    tensors of more blocks than it says.
     """
     check_magic(path)
     with Refusal(f"{path} is truncated or damaged", "; download it again", str(path)):

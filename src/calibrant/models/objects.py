@@ -170,11 +170,12 @@ def _checked(model: object) -> PreTrainedModel:
     if _is_of_peft(model):
         raise _with_adapters(kind)
     if not isinstance(model, PreTrainedModel):
-        raise ModelError(f"a {kind} is no model ({brief(model)}); {GIVE}", subject=kind)
+        raise ModelError(f"an object of type {kind} is no model; {GIVE}", subject=kind)
     if any(_is_of_peft(module) for module in model.modules()):
         raise _with_adapters(kind)
     quantized = getattr(model.config, "quantization_config", None)
-    if quantized is not None or getattr(model, "hf_quantizer", None) is not None:
+    # transformers makes plain numbers of a GGUF file's blocks, and remembers what they were.
+    if quantized is not None and getattr(model, "quantization_method", None) != "gguf":
         raise ModelError(
             f"{kind} is quantized already; give the model before its quantization", subject=kind
         )
@@ -226,7 +227,7 @@ def _check_tokenizer(tokenizer: Any, model: PreTrainedModel, name: str) -> None:
         if not hasattr(tokenizer, part):
             kind = type(tokenizer).__name__
             raise ModelError(
-                f"a {kind} is no tokenizer ({brief(tokenizer)}); give that of {name}, as "
+                f"{brief(tokenizer)} is of type {kind} and no tokenizer; give that of {name}, as "
                 "AutoTokenizer opens it",
                 subject=kind,
             )

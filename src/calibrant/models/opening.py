@@ -24,7 +24,7 @@ from huggingface_hub.errors import (
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from calibrant.errors import ModelError
-from calibrant.models.cache import path_of
+from calibrant.models.cache import may_be_kept, path_of
 from calibrant.models.complete import (
     StoredTensor,
     check_complete,
@@ -54,14 +54,15 @@ from calibrant.models.folder import (
     read_object,
     weight_files,
 )
-from calibrant.models.gguf_file import gguf_tokenizer, open_gguf
+from calibrant.models.gguf_file import gguf_header, gguf_tokenizer, open_gguf
 from calibrant.models.on_disk import open_on_disk
 from calibrant.models.origin import Origin, remember
 from calibrant.models.packed_folder import packed_folder
 from calibrant.models.quiet import quiet, quoted
 from calibrant.models.saving import Opened, check_unchanged, forget_quantization
+from calibrant.models.shape import ModelOutline, ModelShape, Storage
 from calibrant.models.sparse_folder import SHEET, SparseFolder, sparse_folder
-from calibrant.models.viewing import IN_MEMORY, WITHOUT_NUMBERS, ModelView, Residence, view
+from calibrant.models.viewing import IN_MEMORY, WITHOUT_NUMBERS, Residence, view
 from calibrant.spec.foreign import brief, did_you_mean, user_path
 from calibrant.spec.named import NAMED
 
@@ -137,29 +138,53 @@ def open_model(
     return Opened(model, tokenizer, ref, digest, note, resolved, residence)
 
 
-def outlined(
-    ref: str, dtype: str = "auto", device: str = "auto"
-) -> tuple[ModelView | None, torch.dtype]:
-    """Return a view of the model that `ref` names, without numbers, and the type that it would be
-    opened in. Only its configuration and the headers of its files are read.
+def outline_of(ref: str, dtype: str = "auto", device: str = "auto") -> ModelOutline | None:
+    """Return what is known of the model that `ref` names before it is opened; None for one that is
+    made by code of its own, whose shapes are known once it is open.
 
-    The view is None where blocks can't be left on disk: for anything but a folder of plain
-    safetensors, for a model made by code of its own, and for another device than the processor.
-    Raises `ModelError` for a configuration that can't be read.
+    Its configuration and the headers of its files are read. Of a model on the hub that isn't here,
+    the configuration alone is downloaded. Raises `ModelError` for what can't be read.
     """
     target = resolve_device(device)
-    trust = trusted(None)
     resolved = resolve_dtype(dtype, target)
-    path = _locate(ref, code=trust)
-    if not path.is_dir() or target.type != "cpu" or sparse_folder(path, ref) is not None:
-        return None, resolved
-    weights = weight_files(path, ref)
-    stored = stored_tensors(weights)
-    if packed_folder(path, ref, weights, stored) is not None:
-        return None, resolved
+    trust = trusted(None)
+    path = _locate(ref, (CONFIG,), code=trust)
+    if not path.is_dir():
+        return _outline_of_gguf(path, ref, resolved, target)
+    storage: Storage = "hub"
+    stored: Mapping[str, StoredTensor] = {}
+    file_bytes = 0
+    plain = True
+    if user_path(ref, ModelError).is_dir() or any(path.glob("*.safetensors")):
+        storage = "folder"
+        sparse = sparse_folder(path, ref)
+        weights = weight_files(path, ref) if sparse is None else sparse.files
+        file_bytes = sum(file.stat().st_size for file in weights)
+        stored = stored_tensors(weights)
+        packed = packed_folder(path, ref, weights, stored) if sparse is None else sparse
+        if packed is not None:
+            stored = packed.tensors
+            plain = False
     with _ONE_AT_A_TIME, quiet():
         _, empty = _described(path, stored, ref, resolved, trust)
-    return (None if empty is None else view(empty, WITHOUT_NUMBERS)), resolved
+    if empty is None:
+        return None
+    # What it ties is tied here, which transformers leaves for when there are numbers.
+    empty.tie_weights()
+    shape = ModelShape.of(view(empty, WITHOUT_NUMBERS))
+    divisible = plain and target.type == "cpu"
+    return ModelOutline(ref, shape, resolved, target, storage, file_bytes, divisible)
+
+
+def _outline_of_gguf(
+    path: Path, ref: str, dtype: torch.dtype, device: torch.device
+) -> ModelOutline:
+    with quiet():
+        header = gguf_header(path)
+    shape = ModelShape.of_gguf(header.values, header.tensors, ref)
+    storage: Storage = "kept" if may_be_kept(shape.numbers, dtype) else "gguf"
+    file_bytes = path.stat().st_size
+    return ModelOutline(ref, shape, dtype, device, storage, file_bytes, divisible=False)
 
 
 def load(folder: str | Path, device: str = "auto") -> PreTrainedModel:
@@ -337,7 +362,8 @@ def _described(
     config = read_config(path, ref, room, trust)
     with opening_by_transformers(ref):
         empty = outline(config, dtype)
-    if empty is not None:
+    # Of a model on the hub nothing is stored here yet.
+    if empty is not None and stored:
         check_fits(empty, sum(tensor.count for tensor in stored.values()), ref)
     return config, empty
 

@@ -448,14 +448,14 @@ class Store:
         with understood(self._published.path(PACKED)):
             return msgspec.convert(self._published.measured_cells(), list[Cell])
 
-    def grid(self) -> list[Cell]:
+    def grid(self, index: StudyIndex | None = None) -> list[Cell]:
         """Return the grid of the store's last study; without one (a copied store), every record
         that `evaluate` didn't add is a cell of its own.
 
         Of records and measurements with the same labels that differ in a revision, such cells hold
-        the newest.
+        the newest. An `index` that was read already isn't read again.
         """
-        index = self.index()
+        index = index or self.index()
         if index.cells:
             return list(index.cells)
         added = {cell.run for cell in index.measured}
@@ -484,15 +484,17 @@ class Store:
                 newest[same] = revision, cell
         return [cell for _, cell in newest.values()]
 
-    def cells(self) -> list[Cell]:
+    def cells(self, index: StudyIndex | None = None) -> list[Cell]:
         """Return the grid, and behind it the models that were measured without a study.
 
         A run that stands in the grid shows what the study asks. The dense model, which everything
-        is compared with, shows all that was measured on it.
+        is compared with, shows all that was measured on it. An `index` that was read already isn't
+        read again.
         """
-        cells = self.grid()
+        index = index or self.index()
+        cells = self.grid(index)
         places = {cell.labels: place for place, cell in enumerate(cells)}
-        for cell in sorted(self.index().measured, key=_measured_last):
+        for cell in sorted(index.measured, key=_measured_last):
             place = places.get(cell.labels)
             if place is None:
                 cells.append(cell)
@@ -506,22 +508,23 @@ class Store:
         return [cell if cell.model else replace(cell, model=origin) for cell in cells]
 
     def add_cell(self, cell: Cell) -> None:
-        """Have a run that no study asked for shown beside the grid, with what it `measures`; those
-        that its cell has already stay.
+        """Have a run that no study asked for shown beside the grid, with what it `measures` beside
+        what is known of it.
 
         Its `model` is empty where it isn't known what the model was made from: in a store with one
         dense model that is taken. Raises `OutputError` where another run has its labels.
         """
         with self.claim(_CELL, wait=True):
-            self._check_label(cell)
-            written = self.live.document(_CELL, cell.run)
-            if written is not None:
-                cell = replace(cell, measures={**written["measures"], **cell.measures})
+            index = self.index()
+            self._check_label(cell, index)
+            for known in index.measured:
+                if known.run == cell.run:
+                    measures = {**known.measures, **cell.measures}
+                    cell = replace(cell, model=known.model or cell.model, measures=measures)
             self.live.put_document(_CELL, cell.run, asdict(cell))
 
-    def _check_label(self, cell: Cell) -> None:
+    def _check_label(self, cell: Cell, index: StudyIndex) -> None:
         """Raise `OutputError` for a cell that couldn't be told from another run's."""
-        index = self.index()
         for other in (*index.cells, *index.measured):
             same_model = other.model == cell.model or not other.model or not cell.model
             if other.run in ("", cell.run) or not same_model:

@@ -23,6 +23,7 @@ from calibrant.lab.choose.budget import (
     least_with_sibling,
 )
 from calibrant.lab.choose.halves import Halves, swapped
+from calibrant.lab.choose.planning import planned_recommendation
 from calibrant.lab.choose.predicting import Prediction
 from calibrant.lab.choose.racing import Race, RaceResult, plain
 from calibrant.lab.mixtures import Mixture
@@ -158,7 +159,7 @@ class RecommendOptions(RecommendCommand):
     now: Callable[[], float] = time.perf_counter
 
 
-@with_fields_of(RecommendOptions)
+@with_fields_of(RecommendOptions, planned_recommendation)
 @only_looks
 def recommend(options: RecommendOptions) -> Recommendation:
     """Recommend which calibration data to use to prune or quantize `model` for `goal`, and what is

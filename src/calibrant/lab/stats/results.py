@@ -102,7 +102,7 @@ def read(store: Store, items: bool = True) -> Results:
     `DataError` for a file that can't be read.
     """
     index = store.index()
-    cells = store.cells()
+    cells = store.cells(index)
     runs = dict.fromkeys(cell.run for cell in cells if cell.run)
     scores = {run: store.scores(run) for run in runs}
     records: dict[str, Record] = {}

@@ -243,12 +243,14 @@ def _caption(
     """Return what is drawn, in which unit, and what the lines and hollow marks are."""
     ranking = numbers.ranking
     model = "the model that is calibrated on the set at the left"
+    it_is = "the model is when it is calibrated on the set at the left"
     if ranking.finished:
         model = "the model at the left"
+        it_is = f"{model} is"
     if numbers.relative:
-        shown = f"how much worse than with {numbers.reference} is {model}"
+        shown = f"how much worse than with {numbers.reference} {it_is}"
     elif numbers.reference:
-        shown = f"how much worse than the dense model is {model}"
+        shown = f"how much worse than the dense model {it_is}"
     else:
         shown = f"the number of {model}"
     unit = "in the unit below each panel" if numbers.mixed else f"in {ranking.unit}"

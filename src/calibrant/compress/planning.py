@@ -1,0 +1,441 @@
+"""What a job would take, said before anything is loaded: numbers, memory, disk and time."""
+
+import math
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Final, ParamSpec, final
+
+import psutil
+import torch
+
+from calibrant.activations import Propagation
+from calibrant.compress.rates import (
+    TOKENIZING,
+    WORK,
+    WRITTEN,
+    forward_seconds,
+    head_seconds,
+    method_seconds,
+    opening_seconds,
+    rates_of,
+    statistics_seconds,
+)
+from calibrant.compress.recipe import Recipe
+from calibrant.compress.room import (
+    ACTIVATIONS_SHARE,
+    Needs,
+    budget_of,
+    held_now,
+    looks_at_grams,
+    needs_whole_model,
+    source_count,
+)
+from calibrant.data import CalibrationSet
+from calibrant.errors import ModelError, SpecError
+from calibrant.exports import Export
+from calibrant.models import (
+    ModelOutline,
+    ModelShape,
+    evaluating,
+    is_object,
+    name_of,
+    opened_of,
+    outline_of,
+    view,
+)
+from calibrant.numerics import duration
+from calibrant.system.notebook import card
+from calibrant.targets import Grid, NofM, SparseGrid, Sparsity, Target
+from calibrant.walk.ranks import ALONE
+
+P = ParamSpec("P")
+
+TOKENIZER_BYTES: Final = 500
+"""Bytes of memory that an entry of the vocabulary takes in a tokenizer."""
+TOKENIZER_FILE_BYTES: Final = 80
+"""Bytes that an entry of the vocabulary takes in a tokenizer's files."""
+KERNEL_BYTES: Final = 60_000_000
+"""What a compiled kernel and its compiler take, for methods that look at Grams."""
+GGUF_BLOCK: Final = 32
+"""Inputs that share a scale in the blocks of GGUF into which codes of grids go."""
+FEWEST_TOKENS: Final = 1024
+"""Fewer tokens than these are no advice."""
+
+
+@dataclass(frozen=True)
+class JobPlan:
+    """What a job would take.
+
+    `memory` is in bytes at the peak, and the process may hold `room` of them. `disk` says how many
+    bytes each thing that is written takes, and `free` how many there are. `seconds` are those of
+    this machine, by phase. `problems` say what wouldn't fit, and which option makes it fit; `notes`
+    what isn't counted.
+    """
+
+    verb: str
+    model: str
+    numbers: int
+    matrices: int
+    tokens: int
+    dtype: str
+    device: str
+    memory: int
+    room: int
+    disk: Mapping[str, int]
+    free: int
+    seconds: Mapping[str, float]
+    problems: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def fits(self) -> bool:
+        """Whether there is room for it, in memory and on disk."""
+        return not self.problems
+
+    def to_json(self) -> dict[str, Any]:
+        """Return all of it as dicts, lists and numbers."""
+        return {**asdict(self), "fits": self.fits}
+
+    def facts(self) -> dict[str, str]:
+        """Return it in words, by what each is about."""
+        parts = [f"{phase} {duration(taken)}" for phase, taken in self.seconds.items()]
+        in_all = duration(sum(self.seconds.values()))
+        written = [f"{name} {gigabytes(size)}" for name, size in self.disk.items()]
+        disk = "nothing is written"
+        if written:
+            disk = f"{', '.join(written)}; {gigabytes(self.free)} free"
+        return {
+            "model": f"{self.model}, {self.numbers:,} numbers, {self.matrices:,} matrices",
+            "computes": f"in {self.dtype} on {self.device}",
+            "tokens": f"{self.tokens:,}" if self.tokens else "",
+            "memory": f"{gigabytes(self.memory)} at the peak; {gigabytes(self.room)} may be held",
+            "disk": disk,
+            "time": f"about {in_all}: {' · '.join(parts)}",
+        }
+
+    def _repr_html_(self) -> str:
+        note = "; ".join([*self.problems, *self.notes])
+        return card(f"{self.verb}: what it would take", self.facts(), note)
+
+
+def plan(verb: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> JobPlan:
+    """Say what `verb` would take with these arguments: memory, disk and time. No weights are read,
+    and nothing is written.
+
+    `verb` is `prune`, `quantize`, `evaluate` or `recommend`, and the arguments are its own. Of a
+    model that is named, the configuration and the headers of its files are read; of one on the hub
+    that isn't here, the configuration is downloaded. Memory is right within a quarter, time within
+    a factor of two on a machine that does nothing else. Raises an `InputError` for what can't be
+    planned.
+
+    >>> import calibrant
+    >>> from calibrant.testing import tiny_folder
+    >>> import tempfile
+    >>> folder = str(tiny_folder(tempfile.mkdtemp()))
+    >>> calibrant.plan(calibrant.prune, folder, data="python_docs", tokens=4096).fits
+    True
+    """
+    planned = getattr(verb, "planned", None)
+    if planned is None:
+        name = getattr(verb, "__name__", str(verb))
+        message = f"{name} can't be planned; give prune, quantize, evaluate or recommend"
+        raise SpecError(message, subject=name)
+    return planned(*args, **kwargs)
+
+
+def outline_of_options(options: Any) -> ModelOutline:
+    """Return what is known of the model that a verb's options name or hold. One that is open
+    already stays as it is. Raises `ModelError` as opening it would.
+    """
+    if not is_object(options.model):
+        name = name_of(options.model)
+        outline = outline_of(name, options.dtype, options.device)
+        if outline is None:
+            raise ModelError(
+                f"{name} is made by code of its own, so its shapes aren't known before it is open; "
+                "open it, and plan with the object",
+                subject=name,
+            )
+        return outline
+    opened = opened_of(options.model, options.tokenizer, options.dtype, options.device)
+    with evaluating(opened):
+        shape = ModelShape.of(view(opened.model))
+    device = opened.model.device
+    return ModelOutline(opened.name, shape, opened.dtype, device, "memory", 0, divisible=False)
+
+
+@final
+@dataclass(frozen=True)
+class CompressionPlanner:
+    """Estimates a job of `prune` or `quantize`. `memory` are the bytes that it is promised."""
+
+    outline: ModelOutline
+    recipe: Recipe
+    calibration: CalibrationSet | None
+    forms: Sequence[Export]
+    memory: int | None
+    out: Path | None
+
+    def plan(self, verb: str) -> JobPlan:
+        """Return all that is known of the job beforehand."""
+        outline = self.outline
+        needs = self._needs(self._tokens, outline.dtype)
+        room = self._promised or room_on(outline.device)
+        propagate = self.recipe.propagate
+        memory = max(needs.in_memory(propagate), held_while_opening(outline, needs))
+        notes: list[str] = []
+        problems: list[str] = []
+        if self._promised is None:
+            propagate = self._fitting(needs, self.memory or self._usually_left)
+            memory = max(needs.in_memory(propagate), held_while_opening(outline, needs))
+        elif memory > room and self._may_be_on_disk:
+            notes.append("the blocks of the model stay on disk")
+            left = room - needs.on_disk(propagate) + needs.activations(propagate)
+            propagate = self._fitting(needs, left)
+            memory = needs.on_disk(propagate, offload=needs.activations(propagate) > left)
+        if propagate != self.recipe.propagate:
+            notes.append("arrival would hold too many activations, so it goes on with reference")
+        if memory > room:
+            ways = self._ways_to_fit(room, propagate)
+            problems.append(f"{gigabytes(memory)} of memory are too much here; {ways}")
+        disk = self._written()
+        free = free_at(self.out)
+        in_all = sum(disk.values())
+        if in_all > free:
+            problems.append(f"{gigabytes(in_all)} don't fit on this disk; write to another (--out)")
+        return JobPlan(
+            verb=verb,
+            model=outline.name,
+            numbers=outline.shape.numbers,
+            matrices=len(outline.shape.matrices),
+            tokens=self._tokens,
+            dtype=str(outline.dtype).removeprefix("torch."),
+            device=str(outline.device),
+            memory=memory,
+            room=room,
+            disk=disk,
+            free=free,
+            seconds=self._seconds(propagate, in_all),
+            problems=tuple(problems),
+            notes=(*notes, *self._uncounted()),
+        )
+
+    @property
+    def _tokens(self) -> int:
+        return budget_of(self.calibration) if self.recipe.looks else 0
+
+    @property
+    def _length(self) -> int:
+        return self.calibration.length if self.calibration else 0
+
+    def _needs(self, tokens: int, dtype: torch.dtype) -> Needs:
+        method = self.recipe.method
+        sources = source_count(self.calibration)
+        needs = Needs.of(self.outline.shape, tokens, dtype, method, sources, self._length)
+        kernel = KERNEL_BYTES if looks_at_grams(method) else 0
+        return held_by_process(needs, self.outline, kernel)
+
+    @property
+    def _promised(self) -> int | None:
+        """The bytes that all of the job may take. Where the result stays in memory, what was given
+        is for activations alone.
+        """
+        return None if self.out is None else self.memory
+
+    @property
+    def _usually_left(self) -> int:
+        return int(free_on(self.outline.device) * ACTIVATIONS_SHARE)
+
+    def _fitting(self, needs: Needs, left: int) -> Propagation:
+        """The propagation that so many bytes for activations have room for."""
+        asked = self.recipe.propagate
+        if asked != "arrival" or "reference" not in self.recipe.method.propagations:
+            return asked
+        return asked if needs.activations("arrival") <= left else "reference"
+
+    @property
+    def _may_be_on_disk(self) -> bool:
+        if not self.outline.divisible or self.out is None:
+            return False
+        return not needs_whole_model(self.recipe, self.calibration, self.forms, ALONE)
+
+    def _ways_to_fit(self, room: int, propagate: Propagation) -> str:
+        """Which options would make the job fit, each alone, in a part of a sentence."""
+        dtype = self.outline.dtype
+        needs = self._needs(self._tokens, dtype)
+        ways: list[str] = []
+        if "reference" in self.recipe.method.propagations and propagate == "arrival":
+            least = needs.in_memory("reference")
+            if least <= room:
+                ways.append(f"--propagate reference ({gigabytes(least)})")
+        if self._may_be_on_disk and needs.on_disk(propagate, offload=True) <= room:
+            ways.append(f"--memory {math.floor(room / 1e8) / 10:g}, with blocks on disk")
+        tokens = self._tokens // 2
+        while tokens >= FEWEST_TOKENS:
+            least = self._needs(tokens, dtype).in_memory(propagate)
+            if least <= room:
+                ways.append(f"--tokens {tokens} ({gigabytes(least)})")
+                break
+            tokens //= 2
+        if dtype.itemsize > torch.bfloat16.itemsize:
+            least = self._needs(self._tokens, torch.bfloat16).in_memory(propagate)
+            if least <= room:
+                ways.append(f"--dtype bfloat16 ({gigabytes(least)})")
+        if not ways:
+            return "no option makes it fit: take a smaller model, or a machine with more memory"
+        return f"it fits with {' or '.join(ways)}"
+
+    def _written(self) -> dict[str, int]:
+        """How many bytes each thing that is written takes."""
+        if self.out is None:
+            return {}
+        shape = self.outline.shape
+        number = self.outline.dtype.itemsize
+        weights = sum(matrix.numbers for matrix in shape.matrices)
+        tokenizer = TOKENIZER_FILE_BYTES * shape.vocabulary
+        sizes = {"hf": number * shape.numbers + tokenizer}
+        for form in self.forms[1:]:
+            bits = 0.0
+            for matrix in shape.matrices:
+                a_weight = bits_a_weight(form, self.recipe.target, matrix.inputs, 8 * number)
+                bits += a_weight * matrix.numbers
+            sizes[str(form)] = math.ceil(bits / 8) + number * (shape.numbers - weights) + tokenizer
+        sizes["checkpoint, removed at the end"] = number * weights
+        return sizes
+
+    def _seconds(self, propagate: Propagation, written: int) -> dict[str, float]:
+        shape = self.outline.shape
+        method = self.recipe.method
+        rates = rates_of(self.outline.dtype, self.outline.device)
+        tokens = self._tokens
+        seconds = {"open": opening_seconds(self.outline)}
+        compress = method_seconds(shape, method, rates)
+        if tokens:
+            seconds["tokenize"] = TOKENIZING * tokens
+            forward = forward_seconds(shape, tokens, self._length, rates)
+            walks = self._walks(propagate)
+            compress += walks * forward + statistics_seconds(shape, tokens, method, rates)
+        tried = method.tried(len(shape.blocks), self.recipe.target)
+        if tried:
+            compress += forward_seconds(shape, tried, self._length, rates)
+            compress += head_seconds(shape, tried, rates)
+        seconds["compress"] = compress
+        if written:
+            seconds["save"] = written / WRITTEN
+        return seconds
+
+    def _walks(self, propagate: Propagation) -> int:
+        """How often all tokens go through the model."""
+        walks = 0
+        if self.recipe.method.observes:
+            walks = 2 if propagate == "reference" else 1
+        for part in (self.recipe.allocation, *self.recipe.transforms):
+            if part.observes:
+                walks += 1
+        return walks
+
+    def _uncounted(self) -> list[str]:
+        """What the estimate of the time leaves out, in sentences."""
+        method = self.recipe.method
+        left_out: list[str] = []
+        if method.spec_name() not in WORK:
+            left_out.append(f"{method} wasn't timed: it counts as a method that observes the same")
+        if self.recipe.allocation.tries:
+            left_out.append(f"what the search of {self.recipe.allocation} takes isn't counted")
+        if self.outline.storage == "hub":
+            left_out.append("the model isn't here yet, and its download isn't counted")
+        return left_out
+
+
+def held_by_process(needs: Needs, outline: ModelOutline, kernel: int = 0) -> Needs:
+    """Return `needs` with all that the process holds beside the model: on the processor also the
+    tokenizer and a `kernel`, on another device nothing. A model that is open is held already.
+    """
+    process = 0
+    if outline.device.type == "cpu":
+        process = needs.process + TOKENIZER_BYTES * outline.shape.vocabulary + kernel
+    model = 0 if outline.storage == "memory" else needs.model
+    return replace(needs, process=process, model=model)
+
+
+def held_while_opening(outline: ModelOutline, needs: Needs) -> int:
+    """Return how many bytes are held at the most until the model is open."""
+    held = needs.process + needs.model
+    if outline.storage != "gguf" or outline.device.type != "cpu":
+        return held
+    # The file is mapped, and one tensor at a time is float32: the embedding is the largest.
+    return held + outline.stored + 4 * outline.shape.vocabulary * outline.shape.hidden
+
+
+def bits_a_weight(form: Export, target: Target, inputs: int, dense: int) -> float:
+    """Return how many bits a weight of a matrix takes in this form, with scales; `dense` are those
+    of a plain number.
+    """
+    removal = target
+    grid = target
+    if isinstance(target, SparseGrid):
+        removal = target.removal
+        grid = target.grid
+    name = form.spec_name()
+    if isinstance(grid, Grid):
+        if name == "gguf":
+            return gguf_bits(grid, inputs, dense)
+        scales = dense / grid.width(inputs)
+        if not grid.symmetric:
+            # A zero point is about half as wide as a scale.
+            scales += scales / 2
+        return grid.bits + scales
+    if name == "sparse" and isinstance(removal, Sparsity | NofM):
+        # A bit for each number says whether it is left.
+        return min(dense, dense * kept_share(removal) + 1)
+    return dense
+
+
+def gguf_bits(grid: Grid, inputs: int, dense: int) -> float:
+    """Return how many bits a weight takes in a GGUF file: its blocks have 4 or 8, and a scale of
+    float16; what doesn't fit them stays dense.
+    """
+    if not grid.symmetric or grid.width(inputs) % GGUF_BLOCK:
+        return dense
+    codes = 4 if grid.bits <= 4 else 8
+    return codes + 16 / GGUF_BLOCK
+
+
+def kept_share(removal: Sparsity | NofM) -> float:
+    """Return which share of the weights a removal keeps."""
+    if isinstance(removal, NofM):
+        return removal.n / removal.m
+    return 1 - removal.fraction
+
+
+def free_on(device: torch.device) -> int:
+    """Return how many bytes of memory are free on a device."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return psutil.virtual_memory().available
+
+
+def room_on(device: torch.device) -> int:
+    """Return how many bytes this process may hold on a device, with what it holds already."""
+    if device.type == "cuda":
+        return free_on(device)
+    return held_now() + free_on(device)
+
+
+def free_at(out: Path | None) -> int:
+    """Return how many bytes are free where a folder is to be written."""
+    place = (out or Path()).absolute()
+    while not place.exists():
+        place = place.parent
+    return shutil.disk_usage(place).free
+
+
+def gigabytes(count: int) -> str:
+    """Return a number of bytes in gigabytes.
+
+    >>> gigabytes(2_540_000_000)
+    '2.54 GB'
+    """
+    return f"{count / 1e9:,.2f} GB"

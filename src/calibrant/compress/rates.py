@@ -1,0 +1,179 @@
+"""How long the parts of a job take: three rates of this machine, which are measured in a fraction
+of a second, and how much of each a job needs.
+"""
+
+import functools
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final, final
+
+import torch
+
+from calibrant.compress.costs import peak
+from calibrant.compress.room import looks_at_grams
+from calibrant.methods import Method
+from calibrant.models import ModelOutline, ModelShape
+
+
+@final
+@dataclass(frozen=True)
+class Rates:
+    """What a device does in a second: operations of `products` in the model's type and of `exact`
+    ones in float32, and `passes` over single numbers.
+    """
+
+    products: float
+    exact: float
+    passes: float
+
+
+SIDE: Final = 1024
+"""Outputs and inputs of the matrix whose products are timed."""
+NUMBERS: Final = 2**20
+"""How many numbers one timed pass goes over: few enough that they stay in the cache."""
+TIMED: Final = 0.05
+"""Seconds in which a rate is timed again and again. The fastest time counts, since another process
+may have slowed the others.
+"""
+
+
+@functools.cache
+def rates_of(dtype: torch.dtype, device: torch.device) -> Rates:
+    """Return the rates of a device, which are measured once, in about a fifth of a second."""
+    shape = (SIDE, SIDE)
+    exact = peak(shape, torch.float32, device, TIMED)
+    products = exact
+    if dtype != torch.float32:
+        products = peak(shape, dtype, device, TIMED)
+    numbers = torch.ones(NUMBERS, dtype=dtype, device=device)
+    fastest = float("inf")
+    ends = time.perf_counter() + TIMED
+    while time.perf_counter() < ends:
+        began = time.perf_counter()
+        # What a feed-forward network does to each of its numbers.
+        torch.nn.functional.silu(numbers)
+        if numbers.is_cuda:
+            torch.cuda.synchronize()
+        fastest = min(fastest, time.perf_counter() - began)
+    return Rates(products, exact, NUMBERS / fastest)
+
+
+@final
+@dataclass(frozen=True)
+class MethodWork:
+    """What a method does to a matrix of `out` × `in`: `passes` over each weight, and operations in
+    float32, as a multiple `products` of out · in² and `cubes` of in³. The cubes are those of
+    factoring a Gram, which is done once for all matrices that share an input.
+    """
+
+    passes: float
+    products: float = 0.0
+    cubes: float = 0.0
+
+
+WORK: Final[Mapping[str, MethodWork]] = {
+    "none": MethodWork(0.0),
+    "rtn": MethodWork(11.0),
+    "wanda": MethodWork(25.0),
+    "sparsegpt": MethodWork(24.0, 0.7, 2.0),
+    "gptq": MethodWork(27.0, 0.7, 2.0),
+    "refined": MethodWork(150.0, 20.0, 4.0),
+    "alps": MethodWork(150.0, 55.0, 15.0),
+}
+"""What methods do. These factors, and those below, were fitted to runs of smollm2 and gemma3-270m
+on one core of a Xeon with AMX, in processor time, and compared with qwen2.5-coder-1.5b on two
+(docs/log/2026-11-29-what-a-plan-says.md). `alps` follows from `refined` by the ratio of both
+(docs/log/2026-11-27-pruning-speed.md).
+"""
+FORWARD_PASSES: Final = 16.0
+"""Passes over each number of a token in a block, beside the products: norms, angles, gates."""
+ATTENTION_SHARE: Final = 0.35
+"""The share of the products' rate that attention gets."""
+SUM_PASSES: Final = 1.5
+"""Passes over each input of a matrix for a sum of squares."""
+GRAM_PASSES: Final = 19.0
+"""Passes over each input of a matrix for a Gram, beside its product."""
+GRAM_SHARE: Final = 0.38
+"""The share of the products' rate that the product of a Gram gets: it is narrow and triangular."""
+RECORD_PASSES: Final = 18.0
+"""Passes over each weight to say what a matrix lost."""
+RECORD_PRODUCTS: Final = 3.8
+"""Operations to judge a matrix by its Gram, as a multiple of out · in²."""
+SCORE_PASSES: Final = 65.0
+"""Passes over each logit to score a token."""
+DISK: Final = 0.4e9
+"""Bytes a second that a model is opened with: read, hashed and converted."""
+WRITTEN: Final = 0.5e9
+"""Bytes a second that are written and flushed."""
+STARTING: Final = 0.5
+"""Seconds until a model's files are found, and its modules are made."""
+TOKENIZER_SECONDS: Final = 11e-6
+"""Seconds that an entry of the vocabulary takes while a tokenizer is opened."""
+TOKENIZING: Final = 10e-6
+"""Seconds that a token of calibration data takes to be read and tokenized."""
+DEQUANTIZING: Final = 25e-9
+"""Seconds that a number of a GGUF file takes to be dequantized and kept, the first time."""
+
+
+def work_of(method: Method) -> MethodWork:
+    """Return what a method does to a matrix; of one that wasn't measured, what its like does."""
+    known = WORK.get(method.spec_name())
+    if known is not None:
+        return known
+    if looks_at_grams(method):
+        return WORK["sparsegpt"]
+    return WORK["wanda"] if method.observes else WORK["rtn"]
+
+
+def forward_seconds(shape: ModelShape, tokens: int, length: int, rates: Rates) -> float:
+    """Return the seconds of one forward of so many tokens through all blocks, in windows of
+    `length`; without the head.
+    """
+    used = sum(matrix.numbers * matrix.used for matrix in shape.matrices)
+    attention = 2.0 * length * shape.hidden * len(shape.blocks) / ATTENTION_SHARE
+    products = 2.0 * tokens * (used + attention)
+    passes = FORWARD_PASSES * tokens * shape.numbers_per_token * len(shape.blocks)
+    return products / rates.products + passes / rates.passes
+
+
+def head_seconds(shape: ModelShape, tokens: int, rates: Rates) -> float:
+    """Return the seconds that the head takes for so many tokens, and the scores of its logits."""
+    logits = float(tokens) * shape.vocabulary
+    return 2.0 * logits * shape.hidden / rates.products + SCORE_PASSES * logits / rates.passes
+
+
+def statistics_seconds(shape: ModelShape, tokens: int, method: Method, rates: Rates) -> float:
+    """Return the seconds in which the statistics are summed that a method observes."""
+    if not method.observes:
+        return 0.0
+    numbers = float(tokens) * sum(shape.input_widths)
+    if not looks_at_grams(method):
+        return SUM_PASSES * numbers / rates.passes
+    products = float(tokens) * sum(width**2 for width in shape.input_widths)
+    return products / (GRAM_SHARE * rates.products) + GRAM_PASSES * numbers / rates.passes
+
+
+def method_seconds(shape: ModelShape, method: Method, rates: Rates) -> float:
+    """Return the seconds in which a method compresses all matrices, and the record is made."""
+    work = work_of(method)
+    weights = sum(matrix.numbers for matrix in shape.matrices)
+    passes = (work.passes + RECORD_PASSES) * weights
+    products = 0.0
+    if looks_at_grams(method):
+        squares = sum(matrix.numbers * matrix.inputs for matrix in shape.matrices)
+        cubes = sum(width**3 for width in shape.input_widths)
+        products = (work.products + RECORD_PRODUCTS) * squares + work.cubes * cubes
+    return passes / rates.passes + products / rates.exact
+
+
+def opening_seconds(outline: ModelOutline) -> float:
+    """Return the seconds until a model is open. What has to be downloaded isn't counted."""
+    if outline.storage == "memory":
+        return 0.0
+    shape = outline.shape
+    numbers = shape.numbers * outline.dtype.itemsize
+    seconds = STARTING + TOKENIZER_SECONDS * shape.vocabulary + numbers / DISK
+    if outline.storage == "gguf":
+        seconds += DEQUANTIZING * shape.numbers
+    return seconds

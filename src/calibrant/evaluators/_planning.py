@@ -1,0 +1,158 @@
+"""What a measurement would take, said before anything is loaded."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import islice
+from typing import Final
+
+from calibrant.compress.planning import (
+    JobPlan,
+    gigabytes,
+    held_by_process,
+    held_while_opening,
+    room_on,
+)
+from calibrant.compress.rates import forward_seconds, head_seconds, opening_seconds, rates_of
+from calibrant.compress.room import Needs
+from calibrant.data import Row
+from calibrant.evaluators._base import Evaluator
+from calibrant.models import ModelOutline
+
+TOKENS: Final = 2048
+"""Tokens of the largest batch that a measure runs at once, unless a single window has more."""
+SOFTMAX_BYTES: Final = 12
+"""Bytes that the log-softmax of a logit takes at the most: three copies in float32. They are made
+of one window at a time.
+"""
+USUAL_SOFTMAX_BYTES: Final = 8
+"""What it takes where nothing is compared."""
+SAMPLED: Final = 64
+"""Rows that are read to know how long the others are."""
+MOST_ROWS: Final = 20_000
+"""Rows that are counted at most, where a task measures all of them."""
+CHARACTERS: Final = 4
+"""Characters of a token, about."""
+
+
+def needs_of(
+    outlines: Sequence[ModelOutline],
+    tasks: Sequence[Evaluator],
+    softmax_bytes: int = SOFTMAX_BYTES,
+) -> Needs:
+    """Return what it takes to measure the first of these models with `tasks`; the others are what
+    it is compared with. A logit's log-softmax takes `softmax_bytes`.
+    """
+    lengths = [getattr(task, "length", TOKENS) for task in tasks]
+    tokens = max([TOKENS, *lengths])
+    longest = max(lengths, default=tokens)
+    needs: list[Needs] = []
+    logits = 0
+    for outline in outlines:
+        shape = outline.shape
+        needs.append(Needs.of(shape, tokens, outline.dtype))
+        logits += shape.vocabulary * (tokens * outline.dtype.itemsize + longest * softmax_bytes)
+    # All models are held, and one runs after the other. All that is shown at once is one batch, so
+    # none goes on beside others that wait.
+    return replace(
+        needs[0],
+        model=sum(need.model for need in needs),
+        outside=sum(need.outside for need in needs),
+        block=max(need.block for need in needs),
+        arrival=max(need.arrival for need in needs),
+        in_a_pass=0,
+        work=logits,
+    )
+
+
+def plan_of_measuring(
+    outlines: Sequence[ModelOutline], tasks: Sequence[Evaluator], memory: int | None
+) -> JobPlan:
+    """Return what it would take to measure the first of these models with `tasks`, in the bytes of
+    `memory` that are promised; the others are what it is compared with.
+    """
+    outline = outlines[0]
+    compares = any(task.compares for task in tasks)
+    softmax_bytes = SOFTMAX_BYTES if compares else USUAL_SOFTMAX_BYTES
+    needs = held_by_process(needs_of(outlines, tasks, softmax_bytes), outline)
+    needs = replace(needs, model=sum(_loaded(each) for each in outlines))
+    room = memory or room_on(outline.device)
+    notes: list[str] = []
+    problems: list[str] = []
+    peak = max(needs.in_memory("arrival"), held_while_opening(outline, needs))
+    divisible = all(each.divisible for each in outlines)
+    looking = [str(task) for task in tasks if task.looks_inside]
+    on_disk = needs.on_disk("arrival")
+    if peak > room and memory is not None and divisible and not looking:
+        notes.append("the blocks of the model stay on disk")
+        peak = on_disk
+    if peak > room:
+        way = "take a smaller model, or a machine with more memory"
+        if divisible and not looking and on_disk <= room:
+            way = f"it fits with --memory {room / 1e9:.1f}, with blocks on disk"
+        problems.append(f"{gigabytes(peak)} of memory are too much here; {way}")
+    seconds = {"open": sum(opening_seconds(each) for each in outlines)}
+    tokens = 0
+    for task in tasks:
+        read = tokens_read(task)
+        tokens += read
+        seconds[str(task)] = _measuring_seconds(task, read, outlines)
+    notes.append("answers that are written token by token aren't counted")
+    return JobPlan(
+        verb="evaluate",
+        model=outline.name,
+        numbers=outline.shape.numbers,
+        matrices=len(outline.shape.matrices),
+        tokens=tokens,
+        dtype=str(outline.dtype).removeprefix("torch."),
+        device=str(outline.device),
+        memory=peak,
+        room=room,
+        disk={},
+        free=0,
+        seconds=seconds,
+        problems=tuple(problems),
+        notes=tuple(notes),
+    )
+
+
+def _loaded(outline: ModelOutline) -> int:
+    """How many bytes a model adds to what the process holds."""
+    if outline.storage == "memory":
+        return 0
+    return outline.shape.numbers * outline.dtype.itemsize
+
+
+def _measuring_seconds(task: Evaluator, tokens: int, outlines: Sequence[ModelOutline]) -> float:
+    """The seconds in which a task runs the model, and where it compares the others too."""
+    running = outlines if task.compares else outlines[:1]
+    length = getattr(task, "length", TOKENS)
+    # Of questions only the answers are scored, which are short.
+    scored = getattr(task, "tokens", 0)
+    seconds = 0.0
+    for outline in running:
+        rates = rates_of(outline.dtype, outline.device)
+        seconds += forward_seconds(outline.shape, tokens, length, rates)
+        seconds += head_seconds(outline.shape, scored, rates)
+    return seconds
+
+
+def tokens_read(task: Evaluator) -> int:
+    """Return about how many tokens a task reads: its budget, or what some of its rows hold for each
+    of them. Exemplars are read once.
+    """
+    budget = getattr(task, "tokens", None)
+    if budget is not None:
+        return budget
+    items = getattr(task, "limit", None)
+    if items is None:
+        items = sum(1 for _ in islice(task.rows(), MOST_ROWS))
+    sample = list(islice(task.rows(), SAMPLED))
+    characters = sum(_characters(row) for row in sample) / max(1, len(sample))
+    shots = getattr(task, "shots", 0)
+    return round((items + shots) * characters / CHARACTERS)
+
+
+def _characters(row: Row) -> int:
+    texts = [row.text, row.question, row.answer, row.rationale, *row.choices]
+    texts += [content for _, content in row.turns]
+    return sum(len(text) for text in texts if text)

@@ -1,0 +1,70 @@
+"""What a recommendation would take, said before anything is loaded."""
+
+from pathlib import Path
+from typing import Final
+
+from calibrant.activations import Gram
+from calibrant.compress.planning import (
+    JobPlan,
+    free_at,
+    gigabytes,
+    held_by_process,
+    held_while_opening,
+    outline_of_options,
+    room_on,
+)
+from calibrant.compress.room import Needs
+from calibrant.errors import OutputError
+from calibrant.lab.choose.asking import FIRST
+from calibrant.lab.mixtures.aims import aim_of, stand_in_of
+from calibrant.options import RecommendCommand
+from calibrant.spec.foreign import user_path
+from calibrant.walk.statistics import packed_bytes
+
+TOKENS: Final = 8192
+"""Real tokens of each source where nothing is said."""
+
+
+def planned_recommendation(options: RecommendCommand) -> JobPlan:
+    """Return what a recommendation would take: the minutes that it may have, and memory and disk
+    from shapes.
+    """
+    method, target = aim_of(options.method, options.target)
+    stand_in = stand_in_of(method, target)
+    outline = outline_of_options(options)
+    shape = outline.shape
+    tokens = options.tokens or TOKENS
+    needs = Needs.of(shape, tokens, outline.dtype, stand_in.method, length=options.length)
+    needs = held_by_process(needs, outline)
+    # Each run begins with the matrices as they were, which are kept beside the model.
+    weights = sum(matrix.numbers for matrix in shape.matrices)
+    kept = outline.dtype.itemsize * weights
+    memory = max(needs.in_memory(method.propagate) + kept, held_while_opening(outline, needs))
+    room = room_on(outline.device)
+    sources = len(options.sources) or len(FIRST)
+    # A judge's statistics are there too.
+    statistics = (sources + 1) * sum(packed_bytes(width, Gram) for width in shape.input_widths)
+    folder = user_path(options.folder, OutputError)
+    free = free_at(Path(folder))
+    problems: list[str] = []
+    if memory > room:
+        fewer = f"fewer tokens (--tokens, now {tokens:,}) or a smaller model take less"
+        problems.append(f"{gigabytes(memory)} of memory are too much here; {fewer}")
+    if statistics > free:
+        problems.append(f"{gigabytes(statistics)} don't fit on this disk; name another --out")
+    return JobPlan(
+        verb="recommend",
+        model=outline.name,
+        numbers=shape.numbers,
+        matrices=len(shape.matrices),
+        tokens=sources * tokens,
+        dtype=str(outline.dtype).removeprefix("torch."),
+        device=str(outline.device),
+        memory=memory,
+        room=room,
+        disk={"statistics": statistics},
+        free=free,
+        seconds={"at most": 60 * options.minutes},
+        problems=tuple(problems),
+        notes=("the first call says what its minutes will buy, once the model is open",),
+    )

@@ -1,0 +1,234 @@
+"""How large a model and its parts are: all that a plan needs to know of it."""
+
+import re
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import Any, Final, Literal, final
+
+import torch
+
+from calibrant.errors import ModelError
+from calibrant.models.viewing import EXPERT_COUNTS, ModelView, Weight
+
+USED_EXPERTS: Final = ("num_experts_per_tok", "num_experts_per_token", "moe_topk")
+"""What configurations call the number of experts that a token goes through."""
+_GGUF_BLOCK: Final = re.compile(r"blk\.(\d+)\.")
+# A router (`ffn_gate_inp`) stays dense.
+_GGUF_MATRIX: Final = re.compile(r"blk\.\d+\.(attn|ffn|ssm)_(?!gate_inp)\w+\.weight$")
+_GGUF_EMBEDDING: Final = "token_embd.weight"
+
+
+@final
+@dataclass(frozen=True)
+class MatrixShape:
+    """A matrix `[outputs, inputs]`, and the `part` of its block that it belongs to, such as the
+    attention. `used` is the share of the tokens that go through it: below 1 for an expert.
+    """
+
+    outputs: int
+    inputs: int
+    part: str
+    used: float = 1.0
+
+    @property
+    def numbers(self) -> int:
+        """How many weights it has."""
+        return self.outputs * self.inputs
+
+
+@final
+@dataclass(frozen=True)
+class BlockShape:
+    """A block: how many `numbers` it has in all, and its matrices."""
+
+    numbers: int
+    matrices: tuple[MatrixShape, ...]
+
+
+@final
+@dataclass(frozen=True)
+class ModelShape:
+    """How many `numbers` a model has, and how they are divided. Tied numbers count once.
+
+    `outside` are those outside the blocks, `hidden` is the width of the residual stream, and
+    `vocabulary` the number of tokens that the head chooses among.
+    """
+
+    numbers: int
+    outside: int
+    hidden: int
+    vocabulary: int
+    blocks: tuple[BlockShape, ...]
+
+    @classmethod
+    def of(cls, view: ModelView) -> "ModelShape":
+        """Return the shape of a model, which needs no numbers."""
+        # By the parameters' ids, since blocks may share some.
+        sizes = {id(parameter): parameter.numel() for parameter in view.model.parameters()}
+        inside: set[int] = set()
+        used = _used_share(view.config)
+        blocks: list[BlockShape] = []
+        for block in view.blocks:
+            parameters = {id(parameter) for parameter in block.module.parameters()}
+            inside |= parameters
+            numbers = sum(sizes[parameter] for parameter in parameters)
+            matrices = [_matrix_shape(weight, used) for weight in block.weights]
+            blocks.append(BlockShape(numbers, tuple(matrices)))
+        numbers = sum(sizes.values())
+        return cls(
+            numbers=numbers,
+            outside=numbers - sum(sizes[parameter] for parameter in inside),
+            hidden=view.config.hidden_size,
+            vocabulary=view.config.vocab_size,
+            blocks=tuple(blocks),
+        )
+
+    @classmethod
+    def of_gguf(
+        cls, values: Mapping[str, Any], tensors: Mapping[str, tuple[int, ...]], path: str
+    ) -> "ModelShape":
+        """Return the shape of the model that a GGUF file's header describes, with the single
+        `values` in it and the shapes of its `tensors`. Raises `ModelError` for one without an
+        embedding or without blocks.
+        """
+        embedding = tensors.get(_GGUF_EMBEDDING, ())
+        sizes: defaultdict[int, int] = defaultdict(int)
+        matrices: defaultdict[int, list[MatrixShape]] = defaultdict(list)
+        used = _used_in_gguf(values)
+        for name, shape in tensors.items():
+            block = _GGUF_BLOCK.match(name)
+            if block is None:
+                continue
+            index = int(block[1])
+            sizes[index] += prod(shape)
+            matrix = _GGUF_MATRIX.match(name)
+            if matrix is not None and len(shape) == 2:
+                matrices[index].append(MatrixShape(*shape, matrix[1]))
+            elif matrix is not None and len(shape) == 3:
+                experts, outputs, inputs = shape
+                for expert in range(experts):
+                    part = f"{matrix[1]}[{expert}]"
+                    matrices[index].append(MatrixShape(outputs, inputs, part, used))
+        if len(embedding) != 2 or not matrices[0]:
+            raise ModelError(
+                f"{path} holds no embedding or no blocks, so it is no language model; give the "
+                "file of a whole model",
+                subject=path,
+            )
+        blocks: list[BlockShape] = []
+        for index in sorted(sizes):
+            blocks.append(BlockShape(sizes[index], tuple(matrices[index])))
+        numbers = sum(prod(shape) for shape in tensors.values())
+        return cls(
+            numbers=numbers,
+            outside=numbers - sum(sizes.values()),
+            hidden=embedding[1],
+            vocabulary=embedding[0],
+            blocks=tuple(blocks),
+        )
+
+    @property
+    def matrices(self) -> list[MatrixShape]:
+        """All matrices, block by block."""
+        shapes: list[MatrixShape] = []
+        for block in self.blocks:
+            shapes.extend(block.matrices)
+        return shapes
+
+    @property
+    def largest_block(self) -> int:
+        """How many numbers the largest block has."""
+        return max(block.numbers for block in self.blocks)
+
+    @property
+    def numbers_per_token(self) -> int:
+        """How many numbers a token takes in a block: input, residual, and the two widest
+        results.
+        """
+        matrices = self.blocks[0].matrices
+        inputs = [matrix.inputs for matrix in matrices]
+        outputs = [matrix.outputs for matrix in matrices]
+        return 3 * min(inputs) + max(inputs) + max(outputs)
+
+    @property
+    def input_widths(self) -> list[int]:
+        """The width of every distinct input of matrices, block by block: those that begin a part
+        of a block share the residual stream, and the one that ends it has an input of its own.
+        """
+        widths: list[int] = []
+        for block in self.blocks:
+            parts: defaultdict[str, list[int]] = defaultdict(list)
+            for matrix in block.matrices:
+                parts[matrix.part].append(matrix.inputs)
+            for inputs in parts.values():
+                inner = [width for width in inputs if width != self.hidden]
+                # A part that doesn't read the residual stream has one input.
+                if len(inner) == len(inputs):
+                    widths.append(inner[0])
+                    continue
+                widths.append(self.hidden)
+                if len(inputs) > 1:
+                    widths.append((inner or inputs)[0])
+        return widths
+
+
+Storage = Literal["memory", "folder", "kept", "gguf", "hub"]
+"""Where the numbers of a model come from: they are in memory already, in a folder, in a GGUF file
+that was dequantized before (`kept`) or wasn't, or on the hub, not downloaded yet.
+"""
+
+
+@final
+@dataclass(frozen=True)
+class ModelOutline:
+    """A model as far as it is known before it is opened: its shape, and the type and device that
+    it would be opened in. Its files have `stored` bytes. `divisible` says whether its blocks can
+    stay on disk.
+    """
+
+    name: str
+    shape: ModelShape
+    dtype: torch.dtype
+    device: torch.device
+    storage: Storage
+    stored: int
+    divisible: bool
+
+
+def _matrix_shape(weight: Weight, used: float) -> MatrixShape:
+    part = weight.name.removesuffix(".weight").rpartition(".")[0]
+    outputs, inputs = weight.shape
+    if weight.expert is not None:
+        return MatrixShape(outputs, inputs, f"{part}[{weight.expert}]", used)
+    if ".experts." in weight.name:
+        return MatrixShape(outputs, inputs, part, used)
+    return MatrixShape(outputs, inputs, part)
+
+
+def _used_share(config: Any) -> float:
+    """The share of the experts of a block that a token goes through; 1 where the configuration
+    doesn't say.
+    """
+    return _share(_first(config, USED_EXPERTS), _first(config, EXPERT_COUNTS))
+
+
+def _used_in_gguf(values: Mapping[str, Any]) -> float:
+    architecture = values.get("general.architecture", "")
+    used = values.get(f"{architecture}.expert_used_count")
+    return _share(used, values.get(f"{architecture}.expert_count"))
+
+
+def _share(used: object, experts: object) -> float:
+    if not isinstance(used, int) or not isinstance(experts, int):
+        return 1.0
+    return used / experts if 0 < used <= experts else 1.0
+
+
+def _first(config: Any, names: tuple[str, ...]) -> object:
+    """The first of these entries that a configuration has."""
+    for name in names:
+        if hasattr(config, name):
+            return getattr(config, name)
+    return None
