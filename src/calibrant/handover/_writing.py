@@ -186,7 +186,7 @@ def _places(options: WriteDataOptions) -> _Places:
         message = f"{str(out)!r} ends with {ending!r}; end it with {', '.join(ENDINGS)}, or give a "
         raise OutputError(f"{message}name without an ending for a folder", subject=str(out))
     if tool is not None and ending not in tool.endings:
-        readable = " or ".join(tool.endings)
+        readable = " or ".join(ending or "a folder" for ending in tool.endings)
         message = f"the script for {tool} reads {readable}, and {str(out)!r} is none; end --out so"
         raise OutputError(message, subject=str(out))
     form = options.form
