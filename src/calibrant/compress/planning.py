@@ -47,7 +47,15 @@ from calibrant.models import (
 )
 from calibrant.numerics import duration
 from calibrant.system.notebook import card
-from calibrant.targets import Grid, NofM, SparseGrid, Sparsity, Target
+from calibrant.targets import (
+    GgmlKind,
+    GgufRecipe,
+    Grid,
+    NofM,
+    SparseGrid,
+    Sparsity,
+    Target,
+)
 from calibrant.walk.ranks import ALONE
 
 P = ParamSpec("P")
@@ -374,11 +382,15 @@ def bits_a_weight(form: Export, target: Target, inputs: int, dense: int) -> floa
     of a plain number.
     """
     removal = target
-    grid = target
+    grid: Target | None = target
     if isinstance(target, SparseGrid):
         removal = target.removal
         grid = target.grid
     name = form.spec_name()
+    if isinstance(target, GgufRecipe):
+        grid = target.kind
+    if name == "gguf" and isinstance(grid, GgmlKind):
+        return grid.amount
     if isinstance(grid, Grid):
         if name == "gguf":
             return gguf_bits(grid, inputs, dense)
