@@ -146,6 +146,26 @@ def test_an_object_is_changed_and_saved_and_found_again(
     assert same(again, model)
 
 
+def test_an_object_that_was_interrupted_is_loaded_again_and_goes_on(
+    folder: Path, tokenizer: Any, texts: str, tmp_path: Path
+) -> None:
+    whole = AutoModelForCausalLM.from_pretrained(folder)
+    prune(whole, tokenizer, data=texts, **SMALL)
+
+    def interrupting(doing: str, done: int, total: int) -> None:
+        if doing.startswith("wanda") and done == 2:
+            raise KeyboardInterrupt
+
+    settings: dict[str, Any] = {"data": texts, "out": tmp_path / "out", **SMALL}
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    with pytest.raises(KeyboardInterrupt):
+        prune(model, tokenizer, progress=interrupting, **settings)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    done = prune(model, tokenizer, **settings)
+    assert done.continued_from > 0
+    assert same(model, whole)
+
+
 def test_a_folder_with_other_parts_is_no_answer(
     folder: Path, tokenizer: Any, texts: str, tmp_path: Path
 ) -> None:

@@ -96,7 +96,7 @@ def test_a_budget_beyond_what_can_be_is_refused_before_anything_is_reserved(data
         ({"samples": 10**15}, "samples", "1000000000000000"),
         ({"samples": 10**5000}, "samples", "digits"),
         ({"models": "\udcff"}, "model", "\\udcff"),
-        ({"targets": ["9" * 400]}, "sparsit", "999"),
+        ({"targets": ["9" * 400]}, "target", "999"),
     ],
     ids=range(13),
 )

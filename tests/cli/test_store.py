@@ -111,3 +111,16 @@ def test_out_is_another_folder(ask: Ask, store: Path, tmp_path: Path, out: str):
     assert answer.json["error"]["subject"].rstrip("/") in (given.rstrip("/"), "s")
     assert answer.err.count("\n") == 1
     assert files(tmp_path) == before
+
+
+def test_what_is_measured_into_a_folder_is_reported(ask: Ask, model: Path, tmp_path: Path):
+    task = "loss(source='python_docs', tokens=256, length=64)"
+    words = ("evaluate", model, "--task", task, "--dtype", "float32", "--store", "results")
+    assert ask(*words).code == 0
+    assert ask(*words, "--label", "a tool").code == 0
+    (ranking,) = ask("report", "results", "--format", "json").json["rankings"]
+    assert [entry["name"] for entry in ranking["entries"]] == ["a tool"]
+    assert "a tool" in ask("report", "results").out
+    (tmp_path / "file").write_text("mine")
+    assert_refused(ask(*words[:-1], "file"), "file")
+    assert_refused(ask(*words, "--label", "two\nlines"))

@@ -12,9 +12,10 @@ from pyarrow import parquet
 
 from calibrant import CalibrationSet, InputError, prune, write_data
 from calibrant.data import Chat
+from calibrant.errors import ModelError
 from calibrant.handover import ScriptFacts, tool_named, tools
 from calibrant.models import open_model, open_tokenizer
-from calibrant.testing import tiny_folder
+from calibrant.testing import tiny_folder, tiny_model, tiny_tokenizer
 from calibrant.testing.tiny import tiny_gguf
 
 ENDINGS = (".jsonl", ".parquet", "")
@@ -113,6 +114,25 @@ def test_the_card_says_where_the_tokens_come_from(folder: Path, tmp_path: Path) 
         # It is there to be shown to others.
         assert str(tmp_path) not in text
         assert str(folder.parent) not in text
+
+
+def test_objects_are_written_too(folder: Path, tmp_path: Path) -> None:
+    texts = ["The first of two texts.", "The second, which is a little longer."]
+    done = write_data(folder, data=texts, length=16, out=tmp_path / "a.jsonl")
+    assert [row["input_ids"] for row in rows_of(done.out)] == windows_of(
+        CalibrationSet(texts, length=16), folder
+    )
+    # No command could find them.
+    assert "--model" not in done.card.read_text("utf-8")
+
+
+def test_a_script_needs_a_model_that_has_a_name(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"data": "python_docs", "samples": 2, "length": 32}
+    model = tiny_model("llama")
+    with pytest.raises(ModelError):
+        write_data(model, tiny_tokenizer(), out=tmp_path / "a", tool="modelopt", **settings)
+    assert not list(tmp_path.iterdir())
+    assert write_data(model, tiny_tokenizer(), out=tmp_path / "a", **settings).rows == 2
 
 
 NASTY = 'a\'b"c\\ $(touch x); `y`\n"""\u202e'

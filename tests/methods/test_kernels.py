@@ -55,15 +55,13 @@ def test_columns_are_rounded_alike(grid: Grid, removal: NofM | Sparsity | None):
     weight, factor = seeded(70, 320), factorise(Gram.of(features(900, 320)), 0.01)
     scales = absmax(weight, grid)
     rows, columns = (
-        quantize(weight, data=factor, method=scales, target=removal, step=step)
-        for step in (round_rows, round_columns)
+        quantize(weight, factor, scales, removal, step=step) for step in (round_rows, round_columns)
     )
     assert torch.equal(rows.codes, columns.codes)
     if removal != Sparsity(0.4):  # whose weights are chosen block by block
         for block in (40, 320):
             assert torch.equal(
-                quantize(weight, data=factor, method=scales, target=removal, block=block).codes,
-                rows.codes,
+                quantize(weight, factor, scales, removal, block=block).codes, rows.codes
             )
 
 

@@ -12,6 +12,10 @@ from tests.results.samples import LOSS, MEASURED, MEASUREMENTS, OTHER, OTHER_RUN
 
 MEASURE = measurement_id(RUN.id, LOSS)
 CELL = Cell("tiny", "wikitext", "wanda", "0.5", 3, RUN.id, {"loss": MEASURE}, "dense")
+ADDED = Cell(
+    "", "a tool", "measured", "", 0, OTHER_RUN.id, {"loss": measurement_id(OTHER_RUN.id, LOSS)}
+)
+"""What `evaluate` measured, of a model that something else made."""
 LOST = "sha256:" + "0" * 64
 """What failed."""
 
@@ -40,7 +44,11 @@ def varied(folder: Path) -> Path:
 
 @pytest.fixture
 def store(tmp_path: Path) -> Path:
-    return varied(tmp_path / "store")
+    """All of that, and what `evaluate` added."""
+    folder = varied(tmp_path / "store")
+    with Store(folder) as added:
+        added.add_cell(ADDED)
+    return folder
 
 
 def told(folder: Path) -> list[str]:

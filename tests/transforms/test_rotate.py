@@ -173,10 +173,10 @@ def test_it_composes_and_the_folder_gives_what_was_measured(
     work = calibrant.prune if verb == "prune" else calibrant.quantize
     done = work(
         folder,
-        "random_tokens",
-        method,
-        target,
-        tmp_path / "out",
+        data="random_tokens",
+        method=method,
+        target=target,
+        out=tmp_path / "out",
         samples=4,
         length=32,
         transform=["rotate"],

@@ -63,7 +63,8 @@ def imatrix(options: ImatrixOptions) -> Imatrix:
     `memory` is how many GB the process may hold. Where the model doesn't fit, its blocks stay on
     disk, and where what passes between them is too much as well, it is on disk meanwhile, beside
     `out`; the numbers are the same, and `note` in the result says so. It is about opening a model,
-    so it goes with a model's name.
+    so it goes with a model's name. A model of transformers, with its `tokenizer`, is left as it
+    was.
 
     Raises an `InputError` for anything that can't be used, before any work: an architecture that
     llama.cpp has no names for too.

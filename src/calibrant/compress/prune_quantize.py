@@ -95,9 +95,11 @@ def _planned_quantizing(options: QuantizeOptions) -> JobPlan:
 def prune(options: PruneOptions) -> Compression:
     """Open `model`, prune it with what `data` shows it, and save it to `out`.
 
-    `out` becomes an ordinary Hugging Face folder. What is named may be an object too: `data` a
-    `CalibrationSet`, whose budget is then its own, or a source, `method` a method of your own
-    class.
+    `model` is a name, a path, or a model of transformers with its `tokenizer`. That model is
+    changed where it is, with `copy` a copy of it; it is in evaluation mode afterwards, and has the
+    same run as its file. `out` becomes an ordinary Hugging Face folder. What is named may be an
+    object too: `data` a `CalibrationSet`, whose budget is then its own, or a source, `method` a
+    method of your own class.
 
     `target` is a share of every matrix (`0.5`, the usual one), N kept of every M
     (`"2:4"`), or of a method that drops blocks or experts a share of those. `allocation` shares it
@@ -118,11 +120,18 @@ def prune(options: PruneOptions) -> Compression:
     would hold too many activations (without `memory`: more than 80 % of what is free), the job goes
     on with `reference`, and where what passes between blocks is too much as well, it is on disk
     beside `out` meanwhile. The record says all three. Without `out` the result is the model in
-    memory, which its `save` writes later, and `memory` is room for activations alone.
+    memory, which its `save` writes later. There, and for a model that is in memory already,
+    `memory` is room for activations alone.
 
     Processes that torchrun started calibrate together, each on its share of the micro-batches, and
     all of them get the model; the first one alone writes, and tells `progress`. One that fails ends
     all: the others raise its error, or `RankError`.
+
+    >>> from calibrant.testing import tiny_model, tiny_tokenizer
+    >>> model = tiny_model("llama")
+    >>> done = prune(model, tiny_tokenizer(), data="python_docs", samples=4, length=64)
+    >>> done.model is model, f"{done.record.sparsity:.0%}"
+    (True, '50%')
     """
     with joined() as ranks:
         return _compressed(options, _pruning(options), ranks)

@@ -93,7 +93,7 @@ class CalibrationSet:
     - Conversations: a list of lists of `{"role": …, "content": …}`. They are rendered with the
       model's own chat template.
     - Rows: a `datasets.Dataset`, an `IterableDataset`, the train split of a `DatasetDict`, a table
-      of pandas, polars or Arrow, or any iterable of mappings. Their columns are found as those of a
+      of pandas or polars, or any iterable of mappings. Their columns are found as those of a
       user's file are.
     - Token ids: a list of lists, a tensor or an array of one or two dimensions, or rows with
       `input_ids`, without what their `attention_mask` leaves out. They are used as they are given:

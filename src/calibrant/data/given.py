@@ -77,8 +77,10 @@ class Given(StoredSource):
         # These are facts of a class for other sources; here they depend on what was given.
         object.__setattr__(self, "fields", content.fields)
         object.__setattr__(self, "sometimes", content.sometimes)
-        questions = "question" in content.fields
-        object.__setattr__(self, "kind", "questions" if questions else "corpus")
+        kind = "corpus"
+        if "question" in content.fields:
+            kind = "questions"
+        object.__setattr__(self, "kind", kind)
         if "turns" in content.fields:
             object.__setattr__(self, "default", "chat")
 
@@ -204,8 +206,6 @@ def _items(data: Any) -> tuple[list[Any], str]:
         data = data.to_dict(orient="records")
     elif hasattr(data, "to_dicts"):
         data = data.to_dicts()
-    elif hasattr(data, "to_pylist"):
-        data = data.to_pylist()
     if isinstance(data, str | bytes) or not isinstance(data, Iterable):
         kind = type(data).__name__
         raise DataError(

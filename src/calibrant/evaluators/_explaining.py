@@ -85,10 +85,11 @@ def explain(options: ExplainOptions) -> Explanation:
     """Say which words' responses `model` lost, as `words(source=…, groups=…)` measures them, and
     which neurons and blocks lost them.
 
-    `against` is the dense model; of a model that Calibrant compressed it is known. Instead of
-    `source` and `groups` a whole `task` may be given: `words(source='gsm8k', tokens=65536)`. Raises
-    the errors of `evaluate`, and `SpecError` for a task that isn't one of words, or one beside a
-    source. The measurement goes into `store`, as `evaluate` puts it there.
+    Both are names, paths, or models of transformers, which share the `tokenizer`. `against` is the
+    dense model; of a model that Calibrant compressed it is known. Instead of `source` and `groups`
+    a whole `task` may be given: `words(source='gsm8k', tokens=65536)`. Raises the errors of
+    `evaluate`, and `SpecError` for a task that isn't one of words, or one beside a source. The
+    measurement goes into `store`, as `evaluate` puts it there.
     """
     check_label(options.label, options.store)
     task = _task(options)

@@ -88,8 +88,9 @@ def _chosen(options: EvaluateOptions) -> list[Evaluator]:
 def evaluate(options: EvaluateOptions) -> list[Measurement]:
     """Measure `model` with each of `tasks`, for example `loss(source=wikitext, tokens=65536)`.
 
-    `reference` is the untouched model for tasks that compare with it; of a model that Calibrant
-    compressed it is known. For a quick look `limit` is the number of items of every task
+    `model` is a name, a path, or a model of transformers with its `tokenizer`, which is left as it
+    was. `reference` is the untouched model for tasks that compare with it; of a model that
+    Calibrant compressed it is known. For a quick look `limit` is the number of items of every task
     (questions, documents, windows), `tokens` the budget of those that have one. What is scored is
     kept in a journal in the user's cache until everything is done: the same call after a kill goes
     on. Raises an `InputError` for a model, a task or a source that isn't there, and for a model
@@ -106,6 +107,11 @@ def evaluate(options: EvaluateOptions) -> list[Measurement]:
     `prune` or `quantize` wrote stands there as the run that it is, one that nothing was done to as
     the dense model. `label` says what any other is. What it was made from is `reference`, else the
     one dense model in the store.
+
+    >>> from calibrant.testing import tiny_model, tiny_tokenizer
+    >>> task = "loss(source=python_docs, tokens=256, length=64)"
+    >>> evaluate(tiny_model("llama"), tiny_tokenizer(), tasks=task)[0].score.unit
+    'nats/token'
     """
     check_label(options.label, options.store)
     chosen = _chosen(options)

@@ -9,6 +9,7 @@ from importlib.metadata import version
 from typing import Any, Final
 
 from calibrant.data import CalibrationSet, TokenBatch
+from calibrant.data.given import Given
 from calibrant.handover._base import Tool
 from calibrant.spec.foreign import visible_name
 from calibrant.system.markdown import code_span, table_of_facts, without_folders
@@ -68,7 +69,10 @@ def _lines(facts: CardFacts, notes: Sequence[str]) -> Iterator[str]:
     yield ""
     yield "## To make it again"
     yield ""
-    yield f"    {_command(facts)}"
+    if any(isinstance(term.source, Given) for term in calibration.parts):
+        yield "Its data came as objects: hand them over again to `calibrant.write_data`."
+    else:
+        yield f"    {_command(facts)}"
 
 
 def _about(part: Mapping[str, Any]) -> dict[str, Any]:
@@ -94,10 +98,10 @@ def _command(facts: CardFacts) -> str:
     calibration = facts.calibration
     words = ["calibrant", "data", without_folders(calibration.expr)]
     words += ["--model", without_folders(facts.model)]
-    if calibration.budget is None:
-        words += ["--samples", str(calibration.samples)]
-    else:
+    if calibration.budget is not None:
         words += ["--tokens", str(calibration.budget)]
+    elif not calibration.at_most:
+        words += ["--samples", str(calibration.samples)]
     words += ["--length", str(calibration.length), "--seed", str(calibration.seed)]
     words += ["--as", facts.form]
     if facts.tool is not None:

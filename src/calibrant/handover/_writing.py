@@ -3,6 +3,7 @@ script.
 """
 
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -185,7 +186,7 @@ def _places(options: WriteDataOptions) -> _Places:
         message = f"{str(out)!r} ends with {ending!r}; end it with {', '.join(ENDINGS)}, or give a "
         raise OutputError(f"{message}name without an ending for a folder", subject=str(out))
     if tool is not None and ending not in tool.endings:
-        readable = " or ".join(filter(None, tool.endings))
+        readable = " or ".join(ending or "a folder" for ending in tool.endings)
         message = f"the script for {tool} reads {readable}, and {str(out)!r} is none; end --out so"
         raise OutputError(message, subject=str(out))
     form = options.form
@@ -208,7 +209,8 @@ def tool_named(name: str) -> Tool:
     """Return the tool of that name, also where it is written as its makers do: `llama.cpp`,
     `auto-round`. Raises `SpecError` for one that isn't known.
     """
-    tool: Tool = tools.get(name.strip().lower().replace("-", "_").replace(".", "_"))()
+    file = re.sub("[-.]", "_", name.strip().lower())
+    tool: Tool = tools.get(file)()
     return tool
 
 

@@ -19,6 +19,7 @@ from calibrant.errors import ModelError
 from calibrant.models.changing import place_of, tied
 from calibrant.models.opening import located, open_model
 from calibrant.spec import identity
+from calibrant.system.durable import plain_data
 
 OF_TENSORS: Final = "tensors:"
 """How the digest of numbers begins that are in no file."""
@@ -110,7 +111,8 @@ def _facts(model: PreTrainedModel) -> list[str]:
     configuration = model.config.to_dict()
     for name in WITHOUT_EFFECT:
         configuration.pop(name, None)
-    text = json.dumps(configuration, sort_keys=True, default=str)
+    plain = plain_data(configuration)
+    text = json.dumps(plain, sort_keys=True, default=str, allow_nan=False)
     return [f"{kind.__module__}.{kind.__qualname__}", text, str(model.config._attn_implementation)]
 
 

@@ -187,6 +187,9 @@ def recommend(options: RecommendOptions) -> Recommendation:
     time is short there are fewer candidates (never of those in `sources`), sets and tokens (never
     if given), and last a single draw.
 
+    Runs of a race open the model by name. So a model of transformers, which comes with its
+    `tokenizer`, is written into `folder` once, unless it is still what it was loaded from.
+
     With `tool` the recommended data is written into `folder` for another tool, as `write_data` does
     it.
 
