@@ -47,7 +47,15 @@ from calibrant.models import (
 )
 from calibrant.numerics import duration
 from calibrant.system.notebook import card
-from calibrant.targets import Grid, NofM, SparseGrid, Sparsity, Target
+from calibrant.targets import (
+    GgmlKind,
+    GgufRecipe,
+    Grid,
+    NofM,
+    SparseGrid,
+    Sparsity,
+    Target,
+)
 from calibrant.walk.ranks import ALONE
 
 P = ParamSpec("P")
@@ -58,6 +66,8 @@ TOKENIZER_FILE_BYTES: Final = 80
 """Bytes that an entry of the vocabulary takes in a tokenizer's files."""
 KERNEL_BYTES: Final = 60_000_000
 """What a compiled kernel and its compiler take, for methods that look at Grams."""
+DEQUANTIZED_BYTES: Final = 12
+"""Bytes that a number takes while its tensor is dequantized: three copies in float32."""
 GGUF_BLOCK: Final = 32
 """Inputs that share a scale in the blocks of GGUF into which codes of grids go."""
 FEWEST_TOKENS: Final = 1024
@@ -362,11 +372,12 @@ def held_by_process(needs: Needs, outline: ModelOutline, kernel: int = 0) -> Nee
 
 def held_while_opening(outline: ModelOutline, needs: Needs) -> int:
     """Return how many bytes are held at the most until the model is open."""
-    held = needs.process + needs.model
     if outline.storage != "gguf" or outline.device.type != "cpu":
-        return held
-    # The file is mapped, and one tensor at a time is float32: the embedding is the largest.
-    return held + outline.stored + 4 * outline.shape.vocabulary * outline.shape.hidden
+        return needs.process + needs.model
+    # The file is mapped. Its largest tensor, the embedding, is dequantized before there is much of
+    # the model.
+    dequantized = DEQUANTIZED_BYTES * outline.shape.vocabulary * outline.shape.hidden
+    return needs.process + outline.stored + max(needs.model, dequantized)
 
 
 def bits_a_weight(form: Export, target: Target, inputs: int, dense: int) -> float:
@@ -374,11 +385,15 @@ def bits_a_weight(form: Export, target: Target, inputs: int, dense: int) -> floa
     of a plain number.
     """
     removal = target
-    grid = target
+    grid: Target | None = target
     if isinstance(target, SparseGrid):
         removal = target.removal
         grid = target.grid
     name = form.spec_name()
+    if isinstance(target, GgufRecipe):
+        grid = target.kind
+    if name == "gguf" and isinstance(grid, GgmlKind):
+        return grid.amount
     if isinstance(grid, Grid):
         if name == "gguf":
             return gguf_bits(grid, inputs, dense)
