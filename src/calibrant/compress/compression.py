@@ -15,7 +15,7 @@ from calibrant.data.inspect.leaks import RowFingerprints
 from calibrant.edits import Edit
 from calibrant.errors import OutputError
 from calibrant.exports import CompressedModel, Export, add_scores
-from calibrant.models import Opened, check_output, evaluating, view
+from calibrant.models import Opened, check_output, evaluating, state_of, view
 from calibrant.models.pushing import check_repository, push_folder
 from calibrant.numerics import megabytes
 from calibrant.results import Record, stored_bits
@@ -63,7 +63,7 @@ class Compression:
     state: Mapping[str, tuple[Any, ...]] = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "state", _state_of(self.opened.model))
+        object.__setattr__(self, "state", state_of(self.opened.model))
 
     @property
     def model(self) -> PreTrainedModel:
@@ -142,7 +142,7 @@ class Compression:
 
     def _check_unchanged(self) -> None:
         """Raise `OutputError` if the record isn't about the model's numbers any more."""
-        state = _state_of(self.model)
+        state = state_of(self.model)
         if state == self.state:
             return
         names = [*self.state, *state]
@@ -192,16 +192,3 @@ class Compression:
             value = f"{score.value:.4f}"
             dense = before.get((score.measured, score.metric), "")
             yield score.measured, score.metric, dense, value, score.unit, score.better
-
-
-def _state_of(model: PreTrainedModel) -> dict[str, tuple[Any, ...]]:
-    """Return, by name, what is another once a parameter was changed: torch counts changes in
-    place.
-    """
-    state: dict[str, tuple[Any, ...]] = {}
-    for name, parameter in model.named_parameters():
-        changes = 0
-        if not parameter.is_inference():
-            changes = parameter._version
-        state[name] = (id(parameter), changes, parameter.dtype)
-    return state

@@ -15,11 +15,11 @@ from calibrant.errors import DataError, SpecError
 from calibrant.evaluators._base import Evaluator
 from calibrant.methods import methods
 from calibrant.methods.pruning.none import Untouched
-from calibrant.models import Opened, manifest_folder, origin_of
+from calibrant.models import Opened, is_as_remembered, manifest_folder, origin_of
 from calibrant.models.hashing import OF_TENSORS
 from calibrant.results import Cell, Record, Run, Store, measurement_id
 from calibrant.results.outcomes import Measurement
-from calibrant.results.records import MEASURED, UNTOUCHED
+from calibrant.results.records import DENSE, MEASURED, UNTOUCHED
 from calibrant.spec import canonical, written_form
 from calibrant.spec.foreign import brief
 from calibrant.system.clock import Clock
@@ -27,14 +27,19 @@ from calibrant.targets import Sparsity
 
 LONGEST_LABEL: Final = 100
 """Letters of a label: it is the name of a row."""
+REFERENCE: Final = "reference"
+"""Where a measurement's provenance has the digest of the model that it was compared with."""
 
 
 @dataclass(frozen=True)
 class MeasuredRun:
-    """A run in the store of a folder, by the cell that shows it."""
+    """A run in the store of a folder, by the cell that shows it; `dense` is the digest of the model
+    that it is compared with, if it is.
+    """
 
     folder: str | Path
     cell: Cell
+    dense: str = ""
 
     @classmethod
     def of(
@@ -50,9 +55,10 @@ class MeasuredRun:
 
         That is the run in its `manifest`. With a `label`, or where something else made the model
         from `origin`, it is one that is known by its name alone. Else it is the dense model's own.
-        Raises `OutputError` for a folder that can't be one of results, and for a label that another
-        model has; `SpecError` for a model that isn't opened in the type that it was compressed in,
-        or that is compared with another one than the `dense` model that it was made from.
+        `dense` is the model that it is compared with. Raises `OutputError` for a folder that can't
+        be one of results, and for a label that another model has; `SpecError` for a model that
+        isn't opened in the type that it was compressed in, that was changed since, or that was made
+        from another model than `dense`.
         """
         record = _record(label, opened, manifest, origin)
         if dense is not None and record.run.model not in (dense.digest, opened.digest):
@@ -61,17 +67,23 @@ class MeasuredRun:
                 "leave the reference out, or give a label",
                 subject=dense.name,
             )
+        known_as = record.run.model
+        if record.run.method["spec"] == MEASURED:
+            # The digest is the finished model's own. In tables it stands by what it was made from.
+            known_as = "" if dense is None else dense.digest
         cell = _cell(record.run)
         with Store(folder) as store:
-            cell = replace(cell, model=_name_in(store, record.run))
+            cell = replace(cell, model=_name_in(store, record.run.model_name, known_as))
             # The cell comes first: a record without one would be taken for a study's.
             store.add_cell(cell)
             store.add_record(record)
-        return cls(folder, cell)
+        return cls(folder, cell, "" if dense is None else dense.digest)
 
     def once(self, task: Evaluator, measure: Callable[[], Measurement]) -> Measurement:
         """Return what the store has of `task` on this run, else what `measure` returns, which is
         stored at once.
+
+        Raises `SpecError` where the store has a comparison with another dense model.
         """
         form = canonical(task)
         digest = task.digest()
@@ -81,15 +93,27 @@ class MeasuredRun:
         with Store(self.folder) as store, store.claim(run_id, wait=True):
             measurement = store.measurement(run_id, measure_id)
             if measurement is None:
-                measurement = measure()
+                measurement = self._with_reference(task, measure())
                 if task.digest() != digest:
                     raise DataError(
                         f"what {task} measures has changed meanwhile; run it again",
                         subject=str(task),
                     )
                 store.add_measurement(run_id, form, measurement, digest)
+            elif measurement.provenance.get(REFERENCE, self.dense) != self.dense:
+                raise SpecError(
+                    f"{str(self.folder)!r} has {task} of this model, compared with another one; "
+                    "give the reference that was given then, or another label",
+                    subject=str(task),
+                )
             store.add_cell(replace(self.cell, measures={str(task): measure_id}))
         return measurement
+
+    def _with_reference(self, task: Evaluator, measurement: Measurement) -> Measurement:
+        """Return a measurement with the digest of the model that it was compared with."""
+        if not task.compares:
+            return measurement
+        return replace(measurement, provenance={**measurement.provenance, REFERENCE: self.dense})
 
 
 def type_name(opened: Opened) -> str:
@@ -97,18 +121,26 @@ def type_name(opened: Opened) -> str:
     return str(opened.dtype).removeprefix("torch.")
 
 
-def _name_in(store: Store, run: Run) -> str:
-    """Return what a store calls the model that a run was made from: the same folder has several
-    names, and rows are compared by it.
+def _name_in(store: Store, name: str, digest: str) -> str:
+    """Return what a store calls the dense model with this name and digest: the same folder has
+    several names, and rows are compared by it. `digest` is empty where it isn't known.
     """
     index = store.index()
     untouched = [cell for cell in store.grid(index) if cell.method == UNTOUCHED]
     for cell in (*untouched, *index.measured):
-        if cell.method == MEASURED or not store.has_record(cell.run):
-            continue
-        if store.run(cell.run).model == run.model:
+        known = ""
+        if cell.method != MEASURED and store.has_record(cell.run):
+            known = store.run(cell.run).model
+        if _is_one_folder(cell.model, name) or (known and known == digest):
             return cell.model
-    return run.model_name
+    return name
+
+
+def _is_one_folder(name: str, other: str) -> bool:
+    """Return whether two names are those of one folder, or file, that is there."""
+    if not (name and other and Path(name).exists() and Path(other).exists()):
+        return False
+    return Path(name).samefile(other)
 
 
 def check_label(label: str, store: str | Path | None) -> None:
@@ -117,6 +149,12 @@ def check_label(label: str, store: str | Path | None) -> None:
         raise SpecError(
             f"label {brief(label)} is the name of a model in a store, and there is none; "
             "give --store (in Python store=)",
+            subject=label,
+        )
+    if label == DENSE:
+        raise SpecError(
+            f"reports call the untouched model {label!r}; give another label, or none to measure "
+            "that model",
             subject=label,
         )
     if len(label) > LONGEST_LABEL or not label.isprintable() or label != label.strip():
@@ -129,16 +167,14 @@ def check_label(label: str, store: str | Path | None) -> None:
 
 def _record(label: str, opened: Opened, manifest: Mapping[str, Any] | None, origin: str) -> Record:
     """Return the record of the run that made a model."""
-    if manifest is not None and _is_about(manifest, opened) and not label:
-        return _own_record(opened, manifest)
-    if origin not in ("", opened.name) and not label:
-        label = opened.name
-    if not label and opened.digest.startswith(OF_TENSORS) and opened.model.name_or_path:
-        raise SpecError(
-            f"{opened.name!r} isn't as it was loaded any more, and nothing says what was done to "
-            "it; give a label",
-            subject=opened.name,
-        )
+    if not label:
+        if manifest is not None and _is_about(manifest, opened):
+            return _own_record(opened, manifest)
+        _check_as_loaded(opened)
+        is_itself = origin == opened.name or _is_one_folder(origin, opened.name)
+        if origin and not is_itself:
+            label = opened.name
+            check_label(label, "")
     run = _finished(opened, label, origin) if label else _untouched(opened)
     return Record(run, 0.0, provenance=provenance(opened, Clock()))
 
@@ -147,9 +183,24 @@ def _is_about(manifest: Mapping[str, Any], opened: Opened) -> bool:
     """Return whether a manifest is that of these very numbers."""
     origin = origin_of(opened)
     if origin is not None and origin.manifest is manifest:
-        return True
-    # An export in a folder of ours has its manifest too, and may have other numbers.
+        return is_as_remembered(opened.model)
+    # A model that was changed since it was loaded from a folder of ours has its manifest too.
+    if opened.digest.startswith(OF_TENSORS):
+        return False
+    # So has an export in that folder, and may have other numbers.
     return manifest_folder(opened.name) == Path(opened.name)
+
+
+def _check_as_loaded(opened: Opened) -> None:
+    """Raise `SpecError` for a model that was changed since it was loaded or compressed."""
+    origin = origin_of(opened)
+    compressed = origin is not None and origin.manifest is not None
+    if compressed or (opened.digest.startswith(OF_TENSORS) and opened.model.name_or_path):
+        raise SpecError(
+            f"{opened.name!r} isn't as it was loaded or compressed any more, and nothing says what "
+            "was done to it; give a label",
+            subject=opened.name,
+        )
 
 
 def _untouched(opened: Opened) -> Run:

@@ -27,7 +27,13 @@ with uncollected():
         outline_of,
         saved_dtype,
     )
-    from calibrant.models.origin import Origin, origin_of, remember
+    from calibrant.models.origin import (
+        Origin,
+        is_as_remembered,
+        origin_of,
+        remember,
+        state_of,
+    )
     from calibrant.models.saving import (
         Model,
         Opened,
@@ -81,6 +87,7 @@ __all__ = [
     "evaluating",
     "expert_layers",
     "gguf_of",
+    "is_as_remembered",
     "is_object",
     "load",
     "located",
@@ -101,6 +108,7 @@ __all__ = [
     "save",
     "saved",
     "saved_dtype",
+    "state_of",
     "take_numbers",
     "view",
     "will_be_changed",

@@ -29,11 +29,34 @@ class Origin:
 
 
 _ORIGINS: Final = WeakKeyDictionary[PreTrainedModel, Origin]()
+_STATES: Final = WeakKeyDictionary[PreTrainedModel, dict[str, tuple[Any, ...]]]()
 
 
 def remember(model: PreTrainedModel, origin: Origin) -> None:
     """Remember where a model came from, as long as it lives."""
     _ORIGINS[model] = origin
+    _STATES[model] = state_of(model)
+
+
+def state_of(model: PreTrainedModel) -> dict[str, tuple[Any, ...]]:
+    """Return, by name, what is another once a parameter was changed: torch counts changes in
+    place.
+    """
+    state: dict[str, tuple[Any, ...]] = {}
+    for name, parameter in model.named_parameters():
+        changes = 0
+        if not parameter.is_inference():
+            changes = parameter._version
+        state[name] = (id(parameter), changes, parameter.dtype)
+    return state
+
+
+def is_as_remembered(model: PreTrainedModel) -> bool:
+    """Return whether nothing changed the numbers of a model since its origin was remembered.
+
+    Changes that are made through a parameter's `.data` aren't noticed.
+    """
+    return _STATES.get(model) == state_of(model)
 
 
 def origin_of(model: object) -> Origin | None:

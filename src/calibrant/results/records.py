@@ -25,6 +25,8 @@ Hexadecimal = Annotated[str, Meta(pattern="^(?:[0-9a-f]{4})*$")]
 Identity = Annotated[str, Meta(pattern=r"^[\w:-]{0,200}$")]
 """An id, or nothing for what a study plans and hasn't made yet."""
 Several = str | int | float | list[str | int | float] | None
+DENSE: Final = "dense"
+"""The label of the model that nothing was removed from."""
 UNTOUCHED: Final = "none"
 """The method of the model as it came."""
 MEASURED: Final = "measured"

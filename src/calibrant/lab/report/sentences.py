@@ -11,6 +11,7 @@ from calibrant.lab.stats import (
     label_measured,
 )
 from calibrant.numerics import between, decimals, percent, signed
+from calibrant.results.store import UNKNOWN_ORIGIN
 
 SEEN: Final = 0.01
 """Share of the smallest divergence from which on its noise floor is told."""
@@ -36,10 +37,7 @@ def finding(ranking: Ranking) -> str:
     if not ranking.entries and ranking.method == "none":
         return ONLY_MEASURED
     if not ranking.entries:
-        return (
-            f"No calibration set has all of its measurements on {ranking.model} "
-            f"with {ranking.method} yet, so there is nothing to rank."
-        )
+        return _nothing_to_rank(ranking)
     best = ranking.best
     count = len(ranking.entries)
     rows = "calibration sets"
@@ -48,7 +46,7 @@ def finding(ranking: Ranking) -> str:
     verdict = f"kept {ranking.model} best {way}"
     if ranking.finished:
         rows = "finished models"
-        where = f"among the models of {ranking.model}"
+        where = f"among those {made_from(ranking)}"
         verdict = f"is the best {where}"
     cost = f"{_averaged(ranking)}, {_cost(ranking, best)}"
     if count == 1:
@@ -66,8 +64,38 @@ def finding(ranking: Ranking) -> str:
         several = f"{len(tied)} of the others"
         names = join_names(tied) if len(tied) <= 2 * NAMED else several
         lead = f"{lead} {names} cannot be distinguished from it."
-    row = "model" if ranking.finished else "set"
-    return f"{lead} {_worse(worse, bool(tied), row)} {ranking.unit}."
+    return f"{lead} {_worse(worse, bool(tied), row_noun(ranking))} {ranking.unit}."
+
+
+def _nothing_to_rank(ranking: Ranking) -> str:
+    """That no row of a ranking has all of its measurements."""
+    rows = "calibration set"
+    where = f"on {ranking.model} with {ranking.method}"
+    if ranking.finished:
+        rows = "finished model"
+        where = f"among those {made_from(ranking)}"
+    return f"No {rows} has all of its measurements {where} yet, so there is nothing to rank."
+
+
+def setting_words(ranking: Ranking) -> str:
+    """Return what a ranking is of: `smollm2, wanda at 50 % sparsity`, or `smollm2, finished
+    models`.
+    """
+    if ranking.finished:
+        return f"{ranking.model}, finished models"
+    return f"{ranking.model}, {ranking.method} at {describe_target(ranking.target)}"
+
+
+def made_from(ranking: Ranking) -> str:
+    """Return what finished models were made from, as the end of a sentence about them."""
+    if ranking.model == UNKNOWN_ORIGIN:
+        return f"of {ranking.model}"
+    return f"made from {ranking.model}"
+
+
+def row_noun(ranking: Ranking) -> str:
+    """Return what a row of a ranking is: a `set`, or a finished `model`."""
+    return "model" if ranking.finished else "set"
 
 
 def _worse(worse: Sequence[RankingEntry], some_tied: bool, row: str) -> str:

@@ -11,7 +11,7 @@ from functools import cached_property
 from typing import Any, Final
 
 from calibrant.lab.report.sentences import NAMED, NOTHING_TO_RANK, ONLY_MEASURED, rise, short
-from calibrant.lab.report.tables.table import HOLE, Column, Figure, Table, TableRow
+from calibrant.lab.report.tables.table import HOLE, Column, Figure, Table, TableRow, heading
 from calibrant.lab.stats import (
     LEVEL,
     Comparison,
@@ -159,11 +159,15 @@ def _tally(counts: Counter[str], names: Mapping[str, str]) -> str:
 
 
 def set_names(rankings: Iterable[Ranking]) -> dict[str, str]:
-    """Return a short name for each calibration set of these rankings, by its name."""
+    """Return a short name for each calibration set of these rankings, by its name. A label of a
+    finished model stays as it is.
+    """
     texts: list[str] = []
+    labels: list[str] = []
     for ranking in rankings:
-        texts.extend(entry.name for entry in (*ranking.entries, *ranking.partial))
-    return short_names(texts)
+        names = labels if ranking.finished else texts
+        names.extend(entry.name for entry in (*ranking.entries, *ranking.partial))
+    return {**{label: label for label in labels}, **short_names(texts)}
 
 
 @dataclass(frozen=True)
@@ -381,6 +385,8 @@ def doubts(rankings: Sequence[Ranking]) -> Doubts:
     looked_at = 0
     for ranking in rankings:
         where = f"{ranking.model}, {ways[way_of(ranking)]}"
+        if ranking.finished:
+            where = heading(ranking)
         for sentence, difference in (*_controls(ranking, names), *_against_dense(ranking, names)):
             looked_at += 1
             if difference.value < 0:
@@ -433,10 +439,9 @@ def _against_dense(ranking: Ranking, names: Mapping[str, str]) -> Iterator[tuple
     for measured in ranking.measured:
         for entry in (*ranking.entries, *ranking.baselines):
             if measured in entry.increases:
-                name = names.get(entry.name, entry.name)
-                model = f"the model {verb} with {name}"
+                model = f"the model {verb} with {names.get(entry.name, entry.name)}"
                 if ranking.finished:
-                    model = name
+                    model = entry.name
                 where = short(measured, ranking.measured)
                 sentence = f"On {where} {model} is better than the dense one"
                 yield sentence, entry.increases[measured]

@@ -89,7 +89,7 @@ class Comparison:
 
     @property
     def only_measured(self) -> bool:
-        """Whether nothing was compressed: finished models, or untouched ones, were measured."""
+        """Whether only untouched models were measured."""
         if self.rankings or not self.unranked:
             return False
         return all(ranking.method == UNTOUCHED for ranking in self.unranked)

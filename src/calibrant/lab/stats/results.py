@@ -15,15 +15,12 @@ from calibrant.lab.stats.labels import label_set, labels_of
 from calibrant.results import Cell, Measurement, Record, Store, revisions, stored_bits
 from calibrant.results.items import ItemNumbers
 from calibrant.results.outcomes import item_name
-from calibrant.results.records import MEASURED, UNTOUCHED, is_older
+from calibrant.results.records import DENSE, MEASURED, UNTOUCHED, is_older
 from calibrant.spec.grammar import SetLabel, read_target
 from calibrant.system.extras import needed_for
 
 if TYPE_CHECKING:
     import polars as pl
-
-DENSE: Final = "dense"
-"""The label of the model that nothing was pruned from."""
 
 OVERLAP: Final = 0.10
 """The share of its rows that a draw may have in common with earlier ones and still count as
@@ -111,8 +108,9 @@ def read(store: Store, items: bool = True) -> Results:
         if record is not None:
             records[run] = record
     sets = labels_of((cell.data for cell in cells), index.labels(), records.values())
+    of_sets = {cell.data for cell in cells if cell.method != MEASURED}
     for cell in cells:
-        if cell.method == MEASURED:
+        if cell.method == MEASURED and cell.data not in of_sets:
             # A label is no expression, whatever it looks like.
             sets[cell.data] = SetLabel(cell.data, cell.data)
     return Results(
@@ -562,4 +560,7 @@ def missing(cells: Sequence[Cell], results: Results, texts: Sequence[str] = ()) 
                 or by_cell.get(labels[:-1])
                 or {"error": "not computed yet"}
             )
-            yield f"{label_of(cell)} (draw {cell.seed}) on {text}: {failure.get('error')}"
+            name = f"{label_of(cell)} (draw {cell.seed})"
+            if cell.method == MEASURED:
+                name = label_of(cell)
+            yield f"{name} on {text}: {failure.get('error')}"

@@ -56,6 +56,11 @@ class Contents:
         """What ought to make a reader doubt any of the rankings."""
         return doubts((*self.comparison.rankings, *self.comparison.unranked))
 
+    @property
+    def only_finished(self) -> bool:
+        """Whether what is compared are finished models, and no calibration sets."""
+        return bool(self.comparison.finished) and not self.comparison.of_sets
+
     @cached_property
     def matrices(self) -> Sequence[Matrix]:
         """What each set costs with each method, where there are several rankings."""

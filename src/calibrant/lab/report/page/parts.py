@@ -29,6 +29,7 @@ from calibrant.lab.stats import (
 from calibrant.numerics import HOLE, between, percent, signed
 from calibrant.results import Cell, Record
 from calibrant.results.records import MEASURED, UNTOUCHED
+from calibrant.results.store import UNKNOWN_ORIGIN
 from calibrant.spec import written_form
 from calibrant.spec.families import WORDS
 
@@ -137,8 +138,10 @@ def command(cell: Cell, record: Record, budget: Mapping[str, Any]) -> str:
         return shlex.join(["calibrant", "evaluate", cell.model, "--dtype", run.dtype, *tasks])
     if cell.method == MEASURED:
         # What made it, and where it lies, isn't known.
-        words = ["calibrant", "evaluate", "MODEL", "--label", cell.data, "--dtype", run.dtype]
-        return shlex.join([*words, *tasks, "--store", "results"])
+        words = ["calibrant", "evaluate", "MODEL", "--dtype", run.dtype, *tasks]
+        if cell.model != UNKNOWN_ORIGIN:
+            words += ["--reference", cell.model]
+        return shlex.join([*words, "--store", "results", "--label", cell.data])
     verb = "prune"
     out = "pruned"
     if is_rounded(cell.target):

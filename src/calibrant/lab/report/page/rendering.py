@@ -42,7 +42,7 @@ from calibrant.lab.report.plots import (
     worth,
 )
 from calibrant.lab.report.plots.theme import DARK, FAMILIES, LIGHT
-from calibrant.lab.report.sentences import caveats, finding, remarks, rise, short
+from calibrant.lab.report.sentences import caveats, finding, remarks, rise, row_noun, short
 from calibrant.lab.report.tables.table import heading, row_head
 from calibrant.lab.stats import LEVEL, MEAN, MEASURES, describe_target, join_names, target_noun
 from calibrant.numerics import HOLE, percent
@@ -66,7 +66,7 @@ def render(template: str, **values: Any) -> Markup:
 
 
 FUNCTIONS: Final = (
-    *(describe_target, target_noun, join_names, percent, heading, rise, row_head),
+    *(describe_target, target_noun, join_names, percent, heading, rise, row_head, row_noun),
     *(finding, remarks, caveats),
     *(forest, kept, pareto, against_tokens, against_sparsity, against_size, evidence, worth),
     *(in_words, licence, origin, rows_of, scripts_of, profile_rows),

@@ -30,7 +30,7 @@ from calibrant.lab.report.plots.picture import (
     spread,
 )
 from calibrant.lab.report.plots.theme import FAMILIES, VERDICTS
-from calibrant.lab.report.sentences import short
+from calibrant.lab.report.sentences import setting_words, short
 from calibrant.lab.stats import (
     MEAN,
     Estimate,
@@ -38,7 +38,6 @@ from calibrant.lab.stats import (
     PaperQuestion,
     Ranking,
     RankingEntry,
-    describe_target,
 )
 from calibrant.numerics import counted, percent
 from calibrant.spec.grammar import SetLabel
@@ -210,7 +209,7 @@ def _plot(
     width = NARROW if narrow else WIDTH
     about = _about(numbers)
     panels = Panels(rows, tuple(drawn), styles, about, numbers.reference, width=width)
-    where = f"{ranking.model}, {ranking.method} at {describe_target(ranking.target)}"
+    where = setting_words(ranking)
     several = len({spans[measured] for measured in shown}) > 1
     caption = _caption(numbers, several, marks)
     if narrow:
@@ -244,11 +243,13 @@ def _caption(
     ranking = numbers.ranking
     model = "the model that is calibrated on the set at the left"
     it_is = "the model is when it is calibrated on the set at the left"
+    other = f"with {numbers.reference}"
     if ranking.finished:
         model = "the model at the left"
         it_is = f"{model} is"
+        other = numbers.reference
     if numbers.relative:
-        shown = f"how much worse than with {numbers.reference} {it_is}"
+        shown = f"how much worse than {other} {it_is}"
     elif numbers.reference:
         shown = f"how much worse than the dense model {it_is}"
     else:

@@ -22,7 +22,7 @@ from calibrant.lab.report.plots.picture import (
     text,
 )
 from calibrant.lab.report.plots.theme import LETTER, STEPS
-from calibrant.lab.report.sentences import meaning_of_kept, short
+from calibrant.lab.report.sentences import meaning_of_kept, setting_words, short
 from calibrant.lab.stats import MEAN, KeptExperts, Ranking, RankingEntry, describe_target
 from calibrant.numerics import HOLE
 
@@ -193,7 +193,7 @@ def kept(ranking: Ranking) -> Plot | None:
     values = ordinary or every
     thresholds = _thresholds(min(values), max(values))
     heat = _Heat(ranking, entries, tuple(columns), thresholds)
-    where = f"{ranking.model}, {ranking.method} at {describe_target(ranking.target)}"
+    where = setting_words(ranking)
     title = f"Kept of the dense model's performance: {where}"
     caption = [
         "Each cell: what share of the dense model's performance is kept, in per cent; "

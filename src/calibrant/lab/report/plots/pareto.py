@@ -29,12 +29,11 @@ from calibrant.lab.report.plots.picture import (
     text,
 )
 from calibrant.lab.report.plots.theme import FAMILIES
-from calibrant.lab.report.sentences import short
+from calibrant.lab.report.sentences import setting_words, short
 from calibrant.lab.stats import (
     Estimate,
     Ranking,
     RankingEntry,
-    describe_target,
     join_names,
     significantly_different,
 )
@@ -266,7 +265,7 @@ def pareto(ranking: Ranking, across: str = "", up: str = "") -> Plot | None:
     )
     front = _Front(ranking, *pair, tuple(spots), axes)
     first, second = (short(measured, ranking.measured) for measured in pair)
-    where = f"{ranking.model}, {ranking.method} at {describe_target(ranking.target)}"
+    where = setting_words(ranking)
     title = f"Loss on {first} against loss on {second}: {where}"
     change = ranking.dense is not None
     write = signed if change else plainly

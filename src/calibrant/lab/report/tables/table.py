@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, Literal, get_args
 
-from calibrant.lab.report.sentences import noun_of, short
+from calibrant.lab.report.sentences import noun_of, row_noun, short
 from calibrant.lab.stats import Estimate, Ranking, RankingEntry, describe_target, join_names
 from calibrant.numerics import HOLE, decimals, percent, signed
 
@@ -273,7 +273,7 @@ class _RankingRows:
         ranking = self._ranking
         higher = bool(ranking.averaged) and self._higher(ranking.averaged[0])
         if self._way == "loss":
-            meaning = "each set's own number"
+            meaning = f"each {row_noun(ranking)}'s own number"
         elif self._way == "kept":
             meaning = "share of the dense model's performance that is kept"
         elif higher or self._mixed:
@@ -283,7 +283,7 @@ class _RankingRows:
         parts = [f"{meaning}{self._units()}", "± one standard error"]
         if any(entry.letters for entry in ranking.entries):
             parts.append(
-                "in a column, sets that share a letter cannot be distinguished "
+                f"in a column, {row_noun(ranking)}s that share a letter cannot be distinguished "
                 f"(all pairs together at {percent(ranking.level)})"
             )
         if any(entry.best_on for entry in ranking.entries):

@@ -139,7 +139,8 @@ class _Drawn:
         self._gap = gap
         self._rows = table.rows[: table.most]
         self._names = [_name(row) for row in self._rows]
-        self._longest = max(name.cell_len for name in self._names)
+        words = map(cell_len, table.head.split())
+        self._longest = max(*words, *(name.cell_len for name in self._names))
         self._narrowest = min(names, self._longest)
         self._columns: list[list[Text]] = []
         self._least: list[int] = []
