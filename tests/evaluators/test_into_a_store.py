@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from calibrant.compress import prune
 from calibrant.errors import InputError, OutputError, SpecError
@@ -310,6 +311,95 @@ def test_what_it_is_compared_with_says_what_a_model_was_made_from(
     assert (cell.model, cell.data, cell.method) == (dense, elsewhere[0], "measured")
 
 
+AGREEMENT = "agreement(source='python_docs', tokens=256, length=64)"
+
+
+def test_a_comparison_with_another_model_is_refused_and_not_taken_for_the_first(
+    dense: str, elsewhere: list[str], tmp_path: Path
+):
+    store = tmp_path / "results"
+
+    def compared(reference: str, label: str) -> float:
+        (measured,) = evaluate(
+            elsewhere[0],
+            tasks=AGREEMENT,
+            reference=reference,
+            dtype="float32",
+            store=store,
+            label=label,
+        )
+        return measured.score.value
+
+    first = compared(dense, "tool")
+    with pytest.raises(SpecError):
+        compared(elsewhere[1], "tool")
+    assert compared(dense, "tool") == first
+    assert compared(elsewhere[1], "the other") != first
+
+
+def test_a_model_that_was_changed_since_is_not_what_its_record_says(
+    dense: str, pruned: list[str], tmp_path: Path
+):
+    store = tmp_path / "results"
+    opened = open_model(dense, "float32")
+    in_memory = opened.model
+    prune(
+        in_memory,
+        opened.tokenizer,
+        data=SETS[0],
+        method="wanda",
+        target=0.5,
+        samples=4,
+        length=64,
+        propagate="dense",
+    )
+    loaded = AutoModelForCausalLM.from_pretrained(pruned[0], dtype=torch.float32)
+    for number, model in enumerate((in_memory, loaded)):
+        with torch.no_grad():
+            model.get_parameter("lm_head.weight").mul_(1.5)
+        with pytest.raises(SpecError):
+            evaluate(model, opened.tokenizer, TASKS, store=store)
+        evaluate(model, opened.tokenizer, TASKS, store=store, label=f"louder {number}")
+    put(dense, store)
+    put(pruned[0], store)
+    of_sets, finished = compare(Store(store, create=False)).rankings
+    values = [entry.losses[of_sets.measured[0]].value for entry in finished.entries]
+    assert values[0] == values[1] != of_sets.entries[0].losses[of_sets.measured[0]].value
+
+
+@pytest.mark.parametrize("first", ["dense", "finished"])
+def test_one_dense_model_by_several_names_is_one(
+    dense: str, elsewhere: list[str], tmp_path: Path, first: str
+):
+    store = tmp_path / "results"
+    calls = [
+        lambda: put(f"{dense}/", store),
+        lambda: evaluate(
+            elsewhere[0], tasks=TASKS, reference=dense, dtype="float32", store=store, label="tool"
+        ),
+    ]
+    for call in calls if first == "dense" else reversed(calls):
+        call()
+    (ranking,) = compare(Store(store, create=False)).rankings
+    assert ranking.dense is not None
+    # Compared with itself, it is still the dense model.
+    (itself,) = evaluate(
+        dense, tasks=AGREEMENT, reference=f"{dense}/", dtype="float32", store=store
+    )
+    assert itself.score.value == 0
+    assert len(Store(store, create=False).cells()) == 2
+
+
+def test_a_label_like_a_set_s_leaves_the_set_what_it_is(
+    elsewhere: list[str], study: Path, tmp_path: Path
+):
+    store = tmp_path / "results"
+    shutil.copytree(study, store)
+    before = said(store)
+    put(elsewhere[0], store, "random_tokens")
+    assert said(store) == before
+
+
 def a_file(folder: Path) -> Path:
     folder.write_text("mine")
     return folder
@@ -343,7 +433,7 @@ def test_two_models_can_not_have_one_label(elsewhere: list[str], tmp_path: Path)
     put(elsewhere[1], store, "another tool")
 
 
-@pytest.mark.parametrize("label", [" tool", "two\nlines", "x" * 1000])
+@pytest.mark.parametrize("label", [" tool", "two\nlines", "x" * 1000, "dense"])
 def test_a_label_that_can_name_no_row_is_refused(dense: str, tmp_path: Path, label: str):
     with pytest.raises(SpecError):
         put(dense, tmp_path / "results", label)
