@@ -18,6 +18,7 @@ from calibrant.lab.stats import compare
 from calibrant.lab.study import Study
 from calibrant.models import open_model
 from calibrant.results import Store, merge, pack, verify
+from calibrant.results.store import UNKNOWN_ORIGIN
 from calibrant.testing import tiny_folder
 
 TASKS = [
@@ -398,6 +399,29 @@ def test_a_label_like_a_set_s_leaves_the_set_what_it_is(
     before = said(store)
     put(elsewhere[0], store, "random_tokens")
     assert said(store) == before
+
+
+def test_what_a_finished_model_was_made_from_is_learnt_later_and_then_stays(
+    dense: str, elsewhere: list[str], tmp_path: Path
+):
+    store = tmp_path / "results"
+
+    def origins(reference: str | None) -> list[str]:
+        evaluate(
+            elsewhere[0],
+            tasks=TASKS,
+            reference=reference,
+            dtype="float32",
+            store=store,
+            label="tool",
+        )
+        return [cell.model for cell in Store(store, create=False).cells()]
+
+    assert origins(None) == [UNKNOWN_ORIGIN]
+    assert origins(dense) == [dense]
+    with pytest.raises(SpecError):
+        origins(elsewhere[1])
+    assert origins(None) == [dense]
 
 
 def a_file(folder: Path) -> Path:

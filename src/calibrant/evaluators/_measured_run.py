@@ -74,6 +74,7 @@ class MeasuredRun:
         cell = _cell(record.run)
         with Store(folder) as store:
             cell = replace(cell, model=_name_in(store, record.run.model_name, known_as))
+            _check_origin(store, cell)
             # The cell comes first: a record without one would be taken for a study's.
             store.add_cell(cell)
             store.add_record(record)
@@ -134,6 +135,17 @@ def _name_in(store: Store, name: str, digest: str) -> str:
         if _is_one_folder(cell.model, name) or (known and known == digest):
             return cell.model
     return name
+
+
+def _check_origin(store: Store, cell: Cell) -> None:
+    """Raise `SpecError` for a run that the store knows as made from another model."""
+    for known in store.index().measured:
+        if known.run == cell.run and cell.model and known.model not in ("", cell.model):
+            raise SpecError(
+                f"{str(store.folder)!r} has this model as one made from {known.model!r}, and "
+                f"{cell.model!r} was given; leave the reference out, or give another label",
+                subject=cell.model,
+            )
 
 
 def _is_one_folder(name: str, other: str) -> bool:

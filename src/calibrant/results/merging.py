@@ -1,7 +1,7 @@
 """Uniting stores, such as those of two machines that shared a study. What is already there stays;
 what is merged from is only read."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from itertools import chain
@@ -170,8 +170,11 @@ def _difference(ours: StoredResults, theirs: StoredResults, run: str, measuremen
 
 
 def _is_bare(parts: Mapping[str, str]) -> bool:
-    """Return whether a record says no more than its request: of a model that was only measured."""
-    return parts["weights"] == parts.get("dense") == "[]" and "edits" not in parts
+    """Return whether a record says no more than its request, as that of a model that was only
+    measured.
+    """
+    empty = parts["weights"] == "[]" and parts.get("dense") == "[]"
+    return empty and "edits" not in parts
 
 
 def _unite_grids(target: Store, sources: Sequence[Store]) -> None:
@@ -191,14 +194,16 @@ def _unite_grids(target: Store, sources: Sequence[Store]) -> None:
     target.write_cells(cells, study, revisions, sets.values())
 
 
-def _unite_measured(target: Store, sources: Sequence[Store]) -> Iterator[StoreProblem]:
-    """Take over what was measured without a study, and yield what has a name that is taken."""
+def _unite_measured(target: Store, sources: Sequence[Store]) -> list[StoreProblem]:
+    """Take over what was measured without a study, and return what has a name that is taken."""
+    problems: list[StoreProblem] = []
     for store in sources:
         for cell in store.index().measured:
             try:
                 target.add_cell(cell)
             except OutputError as error:
-                yield StoreProblem(str(store.folder), str(error), UNCHANGED)
+                problems.append(StoreProblem(str(store.folder), str(error), UNCHANGED))
+    return problems
 
 
 def united(grids: Iterable[Iterable[Cell]]) -> list[Cell]:
