@@ -152,6 +152,12 @@ def test_drawn_tokens_come_back_as_objects(letters: PreTrainedTokenizerBase):
     assert torch.equal(again.ids, drawn.ids)
 
 
+@pytest.mark.parametrize("ids", [[5, 6, 7], np.array([5, 6, 7]), torch.tensor([5, 6, 7])])
+def test_one_sequence_of_token_ids_is_a_list_of_one(ids: Any):
+    assert tokens(ids).ids.tolist() == [[5, 6, 7]]
+    assert tokens(list(ids)).ids.tolist() == [[5, 6, 7]]
+
+
 def test_no_start_token_is_put_before_token_ids(started: PreTrainedTokenizerBase):
     drawn = CalibrationSet(IDS)
     assert torch.equal(drawn.tokens(started).ids, IDS)
@@ -297,6 +303,9 @@ def test_another_process_says_that_it_was_not_handed_the_data():
         ("a\nb", "[text]"),
         ("long " * 50_000, "[text]"),
         ("given(digest='0123')", "0123"),
+        ("'my notes.jsonl'(text=body)", "'my notes.jsonl'"),
+        ("0.5*python_docs + 0.5*python docs", "'python docs'"),
+        ({"question": "What?", "answer": "That."}, "[row]"),
     ],
 )
 def test_what_is_no_data_is_refused(data: Any, named: str):

@@ -313,6 +313,12 @@ class _Job:
                 options.copy,
                 on_disk=any(notes),
             )
+            if opened.residence.on_disk and options.out is None:
+                raise SpecError(
+                    f"the blocks of {opened.name} are on disk, and what becomes of them has to be "
+                    "kept there too; give out, or open it whole",
+                    subject=opened.name,
+                )
             model_view = view(opened.model, opened.residence)
             for form in forms:
                 form.check(recipe.method, recipe.target, opened, model_view)

@@ -37,6 +37,9 @@ WINDOWS: Final = 128
 """Windows of a set for which no budget is given."""
 _WORDS: Final = re.compile(r"[^\W\d_]{2,}\s+[^\W\d_]{2,}")
 """Two words beside each other, as no expression has them outside quotes."""
+_QUOTED: Final = re.compile(r"(?<!\w)('[^']*'|\"[^\"]*\")")
+_SIGNS: Final = re.compile(r"[*=]|\w\(")
+"""What an expression has and hardly a text: a share, an argument, a call."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,8 +154,11 @@ class CalibrationSet:
         except InputError as error:
             if not _is_text(data):
                 raise
-            message = f"{brief(data)} is a text and no expression; to calibrate on it, give a list"
-            raise DataError(f"{message}, data=[text]", subject=error.subject) from error
+            raise DataError(
+                f"{brief(data)} is a text and no expression; to calibrate on it, give a list, "
+                "data=[text], or name a file that it is in",
+                subject=error.subject,
+            ) from error
 
     def _read(self, expr: str) -> None:
         """Set the fields that an expression says."""
@@ -610,9 +616,10 @@ def _is_text(data: str) -> bool:
     """Return whether what can't be read as an expression is plainly a text, and no path."""
     if "\n" in data.strip() or len(data) > LONGEST_TEXT:
         return True
-    if "/" in data or known_suffix(Path(data)):
+    outside = _QUOTED.sub("", data)
+    if "/" in data or known_suffix(Path(data)) or _SIGNS.search(outside):
         return False
-    return bool(_WORDS.search(data))
+    return bool(_WORDS.search(outside))
 
 
 def _longest_of(source: Source) -> int:

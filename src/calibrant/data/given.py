@@ -3,9 +3,12 @@
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import islice
+from itertools import chain, islice
+from numbers import Real
 from os import PathLike, fspath
 from typing import Any, Final, NoReturn, TypeAlias, cast
+
+from torch import Tensor
 
 from calibrant.data._base import (
     Part,
@@ -188,8 +191,8 @@ def _content_of(data: Any) -> Content:
         _check_no_message(items[0])
         return _content_of_records(items, "", note)
     # One sequence of ids may stand for a list of one.
-    if all(isinstance(item, int | float) for item in items):
-        items = [items]
+    if all(map(_is_number, items)):
+        items = [list(chain.from_iterable(map(as_list, items)))]
     if not all(isinstance(item, SEQUENCES) for item in items):
         raise _mixed(items)
     if any(_is_conversation(item) for item in items):
@@ -235,8 +238,8 @@ def _train_split(splits: Mapping[str, Any]) -> tuple[Any, str]:
     names = ", ".join(map(short, splits)) or "nothing"
     if "train" not in splits:
         raise DataError(
-            f"data is a mapping of {names}, without 'train'; hand over one of its values, as in "
-            "data=splits['test']",
+            f"data is a mapping of {names}, without 'train'; of splits hand over one, as in "
+            "data=splits['test'], and of rows a list, as in data=[row]",
             subject=names,
         )
     return splits["train"], f"the split train of {names}"
@@ -277,6 +280,11 @@ def _content_of_ids(items: Iterable[Any], note: str) -> Content:
     numbered = ((f"row {number} of {NAME}", item) for number, item in enumerate(items, 1))
     rows, left_out = rows_of_ids(numbered, NAME)
     return Content(rows, ("ids",), note=joined(note, left_out))
+
+
+def _is_number(item: Any) -> bool:
+    """Return whether this may be a token id, also as numpy and torch have a number."""
+    return isinstance(item, Real) or (isinstance(item, Tensor) and item.dim() == 0)
 
 
 def _is_conversation(item: Any) -> bool:

@@ -17,6 +17,7 @@ from calibrant.methods import methods
 from calibrant.methods.pruning.none import Untouched
 from calibrant.models import Opened, manifest_folder, origin_of
 from calibrant.models.hashing import OF_TENSORS
+from calibrant.models.origin import is_as_remembered
 from calibrant.results import Cell, Record, Run, Store, measurement_id
 from calibrant.results.outcomes import Measurement
 from calibrant.results.records import MEASURED, UNTOUCHED
@@ -43,18 +44,21 @@ class MeasuredRun:
         label: str,
         opened: Opened,
         manifest: Mapping[str, Any] | None,
-        origin: str,
+        dense_name: str,
         dense: Opened | None,
     ) -> "MeasuredRun":
         """Put the run that made `opened` into the store in `folder`.
 
         That is the run in its `manifest`. With a `label`, or where something else made the model
-        from `origin`, it is one that is known by its name alone. Else it is the dense model's own.
+        from `dense_name`, it is one that is known by its name alone. Else it is the dense model's
+        own.
+
         Raises `OutputError` for a folder that can't be one of results, and for a label that another
         model has; `SpecError` for a model that isn't opened in the type that it was compressed in,
-        or that is compared with another one than the `dense` model that it was made from.
+        that was changed since it was compressed, or that is compared with another one than the
+        `dense` model that it was made from.
         """
-        record = _record(label, opened, manifest, origin)
+        record = _record(label, opened, manifest, dense_name)
         if dense is not None and record.run.model not in (dense.digest, opened.digest):
             raise SpecError(
                 f"{opened.name!r} wasn't made from {dense.name!r}, which it is compared with; "
@@ -127,11 +131,19 @@ def check_label(label: str, store: str | Path | None) -> None:
         )
 
 
-def _record(label: str, opened: Opened, manifest: Mapping[str, Any] | None, origin: str) -> Record:
+def _record(
+    label: str, opened: Opened, manifest: Mapping[str, Any] | None, dense_name: str
+) -> Record:
     """Return the record of the run that made a model."""
+    if not label and _was_changed(opened):
+        raise SpecError(
+            f"{opened.name!r} was changed after it was compressed, so its record is of another "
+            "model; give a label",
+            subject=opened.name,
+        )
     if manifest is not None and _is_about(manifest, opened) and not label:
         return _own_record(opened, manifest)
-    if origin not in ("", opened.name) and not label:
+    if dense_name not in ("", opened.name) and not label:
         label = opened.name
     if not label and opened.digest.startswith(OF_TENSORS) and opened.model.name_or_path:
         raise SpecError(
@@ -139,8 +151,18 @@ def _record(label: str, opened: Opened, manifest: Mapping[str, Any] | None, orig
             "it; give a label",
             subject=opened.name,
         )
-    run = _finished(opened, label, origin) if label else _untouched(opened)
+    run = _finished(opened, label, dense_name) if label else _untouched(opened)
     return Record(run, 0.0, provenance=provenance(opened, Clock()))
+
+
+def _was_changed(opened: Opened) -> bool:
+    """Return whether a model that was compressed in memory has other numbers by now. On disk they
+    are what was written.
+    """
+    origin = origin_of(opened)
+    if origin is None or origin.manifest is None or opened.residence.on_disk:
+        return False
+    return not is_as_remembered(opened.model)
 
 
 def _is_about(manifest: Mapping[str, Any], opened: Opened) -> bool:
@@ -157,11 +179,11 @@ def _untouched(opened: Opened) -> Run:
     return Recipe(Untouched(), Sparsity(0.0), Uniform(), "dense").run(opened, None)
 
 
-def _finished(opened: Opened, label: str, origin: str) -> Run:
+def _finished(opened: Opened, label: str, dense_name: str) -> Run:
     """Return the run of a finished model, which its numbers and its label stand for."""
     return Run(
         model=opened.digest,
-        model_name=origin,
+        model_name=dense_name,
         data=label,
         tokens="",
         method={"spec": MEASURED, "label": label},
