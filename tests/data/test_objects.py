@@ -139,6 +139,14 @@ def test_rows_are_those_of_a_file_with_the_same_rows(jsonl: Callable[..., Path])
         )
 
 
+def test_rows_have_the_format_that_they_have_in_a_file(jsonl: Callable[..., Path]):
+    for row in ({"text": "a text", "question": "What?", "answer": "That."}, {"q": "?", "a": "!"}):
+        (in_memory,) = CalibrationSet([row]).parts
+        (in_file,) = CalibrationSet(jsonl([row] * 30)).parts
+        assert in_memory.format == in_file.format
+        assert in_memory.source.kind == in_file.source.kind
+
+
 def test_drawn_tokens_come_back_as_objects(letters: PreTrainedTokenizerBase):
     drawn = CalibrationSet("python_docs:text@one", samples=6, length=80).tokens(letters)
     again = CalibrationSet(drawn.ids).tokens(letters)
@@ -156,6 +164,13 @@ def test_drawn_tokens_come_back_as_objects(letters: PreTrainedTokenizerBase):
 def test_one_sequence_of_token_ids_is_a_list_of_one(ids: Any):
     assert tokens(ids).ids.tolist() == [[5, 6, 7]]
     assert tokens(list(ids)).ids.tolist() == [[5, 6, 7]]
+
+
+def test_more_rows_than_are_held_are_refused(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("calibrant.data.given.MOST_GIVEN", 39)
+    for kind in ("list", "Dataset", "array", "pandas"):
+        with pytest.raises(DataError, match="40"):
+            CalibrationSet(TEXT_OBJECTS[kind]())
 
 
 def test_no_start_token_is_put_before_token_ids(started: PreTrainedTokenizerBase):

@@ -95,9 +95,9 @@ def _planned_quantizing(options: QuantizeOptions) -> JobPlan:
 def prune(options: PruneOptions) -> Compression:
     """Open `model`, prune it with what `data` shows it, and save it to `out`.
 
-    `model` is a name, a path, or a model of transformers with its `tokenizer`. That model is
-    changed where it is, with `copy` a copy of it; it is in evaluation mode afterwards, and has the
-    same run as its file. `out` becomes an ordinary Hugging Face folder. What is named may be an
+    `model` is a name, a path, or a model of transformers with its `tokenizer`. Such a model is
+    changed where it is; with `copy` it stays as it is, and a copy is changed. What was changed is
+    in evaluation mode afterwards. The run is the same as that of its file. `out` becomes an ordinary Hugging Face folder. What is named may be an
     object too: `data` a `CalibrationSet`, whose budget is then its own, or a source, `method` a
     method of your own class.
 

@@ -107,10 +107,10 @@ class CalibrationSet:
     >>> CalibrationSet(["a text", "another text"])
     CalibrationSet("given(digest='f761fd90c77815cb')", length=2048, seed=0)
 
-    All of them is calibrated on, nothing held out; so is a file of token ids. Without a budget, in
-    `samples` or `tokens`, all that they hold is used, 128 windows at most (`at_most`); with one it
-    is exact, and too little is an error. Of what has no length, such as a stream, the first 20,000
-    rows are read.
+    All of an object is calibrated on, and nothing is held out; so it is with a file of token ids.
+    Without `samples` and `tokens`, all that there is is used, 128 windows at most (`at_most`). With
+    one of them the budget is exact, and too little is an error. Of what has no length, such as a
+    stream, the first 20,000 rows are read.
 
     `part` says which rows of the sources are drawn: `calibrate`, or `measure` in what `held_out`
     gives. Where a part is a selector, `supplied` puts in its place what it chose.

@@ -25,7 +25,7 @@ from calibrant.data._base import (
 from calibrant.data._files import check_columns, short
 from calibrant.data._ids import SEQUENCES, as_list, rows_of_ids
 from calibrant.data._limits import FIRST_GIVEN, MOST_GIVEN
-from calibrant.data._rows import RowReader, layout_of
+from calibrant.data._rows import RowReader, kind_of, layout_of
 from calibrant.data.user_file import UserFile
 from calibrant.errors import DataError
 
@@ -39,8 +39,8 @@ _MESSAGE: Final = {"role", "content"}
 
 @dataclass(frozen=True)
 class Content:
-    """The rows of what was handed over, and the fields that all or only some of them have. `note`
-    says what was left out.
+    """The rows of what was handed over. `fields` are those that all rows have, and `sometimes`
+    those that only some have; `note` says what was left out.
     """
 
     rows: tuple[Row, ...]
@@ -80,10 +80,7 @@ class Given(StoredSource):
         # These are facts of a class for other sources; here they depend on what was given.
         object.__setattr__(self, "fields", content.fields)
         object.__setattr__(self, "sometimes", content.sometimes)
-        kind = "corpus"
-        if "question" in content.fields:
-            kind = "questions"
-        object.__setattr__(self, "kind", kind)
+        object.__setattr__(self, "kind", kind_of(content.fields))
         if "turns" in content.fields:
             object.__setattr__(self, "default", "chat")
 
@@ -203,7 +200,9 @@ def _content_of(data: Any) -> Content:
 def _items(data: Any) -> tuple[list[Any], str]:
     """Return what data hold as a list, and a note where not all of it was read."""
     if isinstance(data, SEQUENCES):
-        return as_list(data), ""
+        items = as_list(data)
+        _check_count(len(items))
+        return items, ""
     # Whoever goes through a table of pandas or polars gets its columns.
     if hasattr(data, "iterrows"):
         data = data.to_dict(orient="records")
@@ -224,13 +223,18 @@ def _items(data: Any) -> tuple[list[Any], str]:
         if len(items) <= FIRST_GIVEN:
             return items, ""
         return items[:FIRST_GIVEN], f"the first {FIRST_GIVEN:,} rows of a stream"
+    _check_count(count)
+    return list(data), ""
+
+
+def _check_count(count: int) -> None:
+    """Raise `DataError` for more rows than are handed over."""
     if count > MOST_GIVEN:
         raise DataError(
             f"data has {count:,} rows, and {MOST_GIVEN:,} are the most that are handed over; take "
             "a part of it, or name its file",
             subject=str(count),
         )
-    return list(data), ""
 
 
 def _train_split(splits: Mapping[str, Any]) -> tuple[Any, str]:

@@ -147,7 +147,7 @@ def take_numbers(model: PreTrainedModel, other: PreTrainedModel) -> bool:
 
 
 def _refuse_hashing(name: str) -> NoReturn:
-    """Raise `ModelError` for blocks on disk, whose new numbers aren't in the folder of that name."""
+    """Raise `ModelError` for blocks on disk: the folder of that name has their old numbers."""
     raise ModelError(
         f"the blocks of {name} are on disk, and were changed since it was opened; open the folder "
         "that the compressed model was written to",
