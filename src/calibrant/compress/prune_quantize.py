@@ -97,9 +97,11 @@ def prune(options: PruneOptions) -> Compression:
 
     `model` is a name, a path, or a model of transformers with its `tokenizer`. Such a model is
     changed where it is; with `copy` it stays as it is, and a copy is changed. What was changed is
-    in evaluation mode afterwards. The run is the same as that of its file. `out` becomes an ordinary Hugging Face folder. What is named may be an
-    object too: `data` a `CalibrationSet`, whose budget is then its own, or a source, `method` a
-    method of your own class.
+    in evaluation mode afterwards. The run is the same as that of its file.
+
+    `out` becomes an ordinary Hugging Face folder. What is named may be an object too: `data` a
+    `CalibrationSet`, whose budget is then its own, or a source, `method` a method of your own
+    class.
 
     `target` is a share of every matrix (`0.5`, the usual one), N kept of every M
     (`"2:4"`), or of a method that drops blocks or experts a share of those. `allocation` shares it
