@@ -231,7 +231,7 @@ def _calibration(options: CompressOptions, recipe: Recipe) -> CalibrationSet | N
         return options.drawn_from(options.data)
     if recipe.looks:
         message = f"{recipe.looking} looks at activations and needs calibration data"
-        raise SpecError(f"{message}; give --data", subject=recipe.looking)
+        raise SpecError(f"{message}; give --data (in Python data=)", subject=recipe.looking)
     return None
 
 
