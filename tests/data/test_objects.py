@@ -46,6 +46,7 @@ TEXT_OBJECTS: dict[str, Callable[[], Any]] = {
     "rows": lambda: ROWS,
     "Dataset": lambda: datasets.Dataset.from_list(ROWS),
     "a column of it": lambda: datasets.Dataset.from_list(ROWS)["text"],
+    "Dataset of tables": lambda: datasets.Dataset.from_list(ROWS).with_format("pandas"),
     "IterableDataset": lambda: datasets.Dataset.from_list(ROWS).to_iterable_dataset(),
     "DatasetDict": lambda: splits(train=ROWS, test=ROWS[:3]),
     "other column": lambda: [{"content": text} for text in TEXTS],
@@ -70,6 +71,9 @@ ID_OBJECTS: dict[str, Callable[[], Any]] = {
     "batches of one": lambda: [{"input_ids": ids[None]} for ids in IDS],
     "batch": lambda: {"input_ids": IDS, "attention_mask": torch.ones_like(IDS)},
     "Dataset": lambda: datasets.Dataset.from_dict({"input_ids": IDS.tolist()}),
+    "Dataset of tensors": lambda: datasets.Dataset.from_dict(
+        {"input_ids": IDS.tolist()}
+    ).with_format("torch"),
 }
 
 

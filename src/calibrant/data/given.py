@@ -203,6 +203,9 @@ def _items(data: Any) -> tuple[list[Any], str]:
         items = as_list(data)
         _check_count(len(items))
         return items, ""
+    # A data set may give its rows as tables or arrays; here they are plain.
+    if hasattr(data, "with_format"):
+        data = data.with_format(None)
     # Whoever goes through a table of pandas or polars gets its columns.
     if hasattr(data, "iterrows"):
         data = data.to_dict(orient="records")
