@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from calibrant.compress import prune, quantize
 from calibrant.compress.importance import imatrix
 from calibrant.data.inspect import inspect
-from calibrant.errors import DataError, InputError, OutputError, SpecError
+from calibrant.errors import DataError, InputError, ModelError, OutputError, SpecError
 from calibrant.evaluators import evaluate, explain
 from calibrant.lab.mixtures import mix
 from calibrant.models import open_model
@@ -215,6 +215,43 @@ def test_objects_are_measured_as_their_folders(
         assert (gathered.entries[name].sums == entry.sums).all()
     seen = inspect(texts, model, tokenizer, **SMALL)
     assert seen.model == inspect(texts, str(folder), dtype="float32", **SMALL).model
+
+
+def test_a_model_that_was_changed_since_is_not_measured_as_the_compressed_one(
+    model: PreTrainedModel, tokenizer: Any, texts: str, tmp_path: Path
+) -> None:
+    prune(model, tokenizer, data=texts, **SMALL)
+    settings: dict[str, Any] = {"tasks": LOSS, "store": tmp_path / "results"}
+    (before,) = evaluate(model, tokenizer, **settings)
+    untouched_copy = opened_of(model, tokenizer, copy=True)
+    with torch.no_grad():
+        model.lm_head.weight.mul_(1.5)
+    for given in (model, opened_of(model, tokenizer, copy=True)):
+        with pytest.raises(SpecError):
+            evaluate(given, tokenizer, **settings)
+    (after,) = evaluate(model, tokenizer, label="mine", **settings)
+    assert after.score.value != before.score.value
+    assert evaluate(untouched_copy, **settings)[0].score.value == before.score.value
+
+
+def test_a_model_whose_blocks_are_on_disk_is_measured_and_pruned(
+    folder: Path, texts: str, tmp_path: Path
+) -> None:
+    on_disk = open_model(str(folder), "float32", on_disk=True)
+    digest = on_disk.digest
+    (expected,) = evaluate(str(folder), tasks=LOSS, dtype="float32")
+    for _ in range(2):
+        assert evaluate(on_disk, tasks=LOSS)[0].score == expected.score
+    with pytest.raises(SpecError):
+        prune(on_disk, data=texts, **SMALL)
+    assert on_disk.digest == digest
+    prune(on_disk, data=texts, out=tmp_path / "out", **SMALL)
+    prune(str(folder), data=texts, out=tmp_path / "named", dtype="float32", **SMALL)
+    written = (tmp_path / "out/model.safetensors").read_bytes()
+    assert written == (tmp_path / "named/model.safetensors").read_bytes()
+    # Its numbers are in no folder of its name any more.
+    with pytest.raises(ModelError):
+        evaluate(on_disk, tasks=LOSS)
 
 
 def test_a_dense_object_is_compared_with(

@@ -154,7 +154,10 @@ def test_it_shows_what_happened(given: dict[str, str], tmp_path: Path) -> None:
     task = f"loss(source={given['verse']!r}, tokens=64, length=32)"
     dense = evaluate(given["model"], tasks=[task])
     measured = evaluate(done.model, done.tokenizer, tasks=[task])
-    done.add_scores(measured, dense)
+    # A cell of a notebook runs again.
+    for _ in range(2):
+        done.add_scores(measured, dense)
+    assert done.scores == [measured[0].score]
     page = done._repr_html_()
     for told in ("gptq", "w4g16", "prose.jsonl", "lm_head.weight (head)"):
         assert told in page

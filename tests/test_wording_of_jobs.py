@@ -3,6 +3,8 @@ and nowhere else.
 """
 
 from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 import torch
@@ -12,11 +14,12 @@ from calibrant.edits import read_edit
 from calibrant.edits.file import from_bytes
 from calibrant.edits.kinds import StoredEdit
 from calibrant.errors import InputError
+from calibrant.evaluators import evaluate
 from calibrant.evaluators.lape import Lape
-from calibrant.models import view
+from calibrant.models import open_model, view
 from calibrant.spec.grammar import read_set
 from calibrant.system.launch import number
-from calibrant.testing import tiny_model
+from calibrant.testing import tiny_folder, tiny_model, tiny_tokenizer
 
 MODEL = "no/such/model"
 
@@ -31,6 +34,19 @@ def lape_of_one() -> Lape:
         lowest=0.3,
         quantile=0.5,
     )
+
+
+def measured_after_a_change() -> object:
+    model = tiny_model("llama")
+    prune(model, tiny_tokenizer(), method="magnitude")
+    torch.nn.init.zeros_(model.lm_head.weight)
+    return evaluate(model, tiny_tokenizer(), tasks="loss(source=python_docs)", store="results")
+
+
+def pruned_on_disk() -> object:
+    with TemporaryDirectory() as parent:
+        folder = tiny_folder(Path(parent) / "model")
+        return prune(open_model(str(folder), on_disk=True), method="magnitude")
 
 
 @pytest.mark.parametrize(
@@ -48,6 +64,11 @@ def lape_of_one() -> Lape:
         ),
         (lambda: prune(MODEL, data="c4", method="wanda", target="w4g64"), "use calibrant quantize"),
         (lambda: quantize(MODEL, target="0.5"), "use calibrant prune"),
+        (measured_after_a_change, "was changed after it was compressed, so its record is of"),
+        (
+            pruned_on_disk,
+            "are on disk, and what becomes of them has to be kept there too; give out",
+        ),
         (
             lambda: quantize(MODEL, method="gptq", target="w4"),
             "gptq looks at activations and needs calibration data; give --data",

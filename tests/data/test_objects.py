@@ -46,6 +46,7 @@ TEXT_OBJECTS: dict[str, Callable[[], Any]] = {
     "rows": lambda: ROWS,
     "Dataset": lambda: datasets.Dataset.from_list(ROWS),
     "a column of it": lambda: datasets.Dataset.from_list(ROWS)["text"],
+    "Dataset of tables": lambda: datasets.Dataset.from_list(ROWS).with_format("pandas"),
     "IterableDataset": lambda: datasets.Dataset.from_list(ROWS).to_iterable_dataset(),
     "DatasetDict": lambda: splits(train=ROWS, test=ROWS[:3]),
     "other column": lambda: [{"content": text} for text in TEXTS],
@@ -70,6 +71,9 @@ ID_OBJECTS: dict[str, Callable[[], Any]] = {
     "batches of one": lambda: [{"input_ids": ids[None]} for ids in IDS],
     "batch": lambda: {"input_ids": IDS, "attention_mask": torch.ones_like(IDS)},
     "Dataset": lambda: datasets.Dataset.from_dict({"input_ids": IDS.tolist()}),
+    "Dataset of tensors": lambda: datasets.Dataset.from_dict(
+        {"input_ids": IDS.tolist()}
+    ).with_format("torch"),
 }
 
 
@@ -139,6 +143,14 @@ def test_rows_are_those_of_a_file_with_the_same_rows(jsonl: Callable[..., Path])
         )
 
 
+def test_rows_have_the_format_that_they_have_in_a_file(jsonl: Callable[..., Path]):
+    for row in ({"text": "a text", "question": "What?", "answer": "That."}, {"q": "?", "a": "!"}):
+        (in_memory,) = CalibrationSet([row]).parts
+        (in_file,) = CalibrationSet(jsonl([row] * 30)).parts
+        assert in_memory.format == in_file.format
+        assert in_memory.source.kind == in_file.source.kind
+
+
 def test_drawn_tokens_come_back_as_objects(letters: PreTrainedTokenizerBase):
     drawn = CalibrationSet("python_docs:text@one", samples=6, length=80).tokens(letters)
     again = CalibrationSet(drawn.ids).tokens(letters)
@@ -150,6 +162,19 @@ def test_drawn_tokens_come_back_as_objects(letters: PreTrainedTokenizerBase):
     ]
     assert CalibrationSet(masked).tokens(letters).fingerprint == drawn.fingerprint
     assert torch.equal(again.ids, drawn.ids)
+
+
+@pytest.mark.parametrize("ids", [[5, 6, 7], np.array([5, 6, 7]), torch.tensor([5, 6, 7])])
+def test_one_sequence_of_token_ids_is_a_list_of_one(ids: Any):
+    assert tokens(ids).ids.tolist() == [[5, 6, 7]]
+    assert tokens(list(ids)).ids.tolist() == [[5, 6, 7]]
+
+
+def test_more_rows_than_are_held_are_refused(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("calibrant.data.given.MOST_GIVEN", 39)
+    for kind in ("list", "Dataset", "array", "pandas"):
+        with pytest.raises(DataError, match="40"):
+            CalibrationSet(TEXT_OBJECTS[kind]())
 
 
 def test_no_start_token_is_put_before_token_ids(started: PreTrainedTokenizerBase):
@@ -297,6 +322,9 @@ def test_another_process_says_that_it_was_not_handed_the_data():
         ("a\nb", "[text]"),
         ("long " * 50_000, "[text]"),
         ("given(digest='0123')", "0123"),
+        ("'my notes.jsonl'(text=body)", "'my notes.jsonl'"),
+        ("0.5*python_docs + 0.5*python docs", "'python docs'"),
+        ({"question": "What?", "answer": "That."}, "[row]"),
     ],
 )
 def test_what_is_no_data_is_refused(data: Any, named: str):

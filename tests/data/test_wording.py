@@ -68,6 +68,27 @@ SETS = [
     ("pile(subsets=['GitHub'])", "pile has no subset 'GitHub', did you mean 'Github'?"),
     ("flores(language='deu_Latin')", "is none of the mirror's languages, did you mean 'deu_Latn'?"),
 ]
+OBJECTS = [
+    ([], "data is empty; give at least one row, and a list in the place of a generator that was"),
+    ([{"words": "a"}], "as in data.rename_column('words', 'text')"),
+    (["a text", 5], "data holds str, int; it must be all texts, all conversations, all token ids"),
+    ([[4, -1]], "row 1 of data has '-1' among its token ids; an id is a whole number of at least"),
+    ({"test": ["a"]}, "hand over one, as in data=splits['test'], and of rows a list, as in data=["),
+    ([{"role": "user", "content": "Hi."}], "put the messages of a conversation into a list of"),
+    (
+        "This is a text.",
+        "is a text and no expression; to calibrate on it, give a list, data=[text]",
+    ),
+    ("'my notes.jsonl'(text=body)", "there is no file 'my notes.jsonl'; give the path of a data"),
+    ("given(digest='0123')", "data that were handed over in another process; hand them over again"),
+]
+
+
+@pytest.mark.parametrize(("data", "said"), OBJECTS)
+def test_an_object(data: object, said: str):
+    with pytest.raises(InputError) as caught:
+        CalibrationSet(data)  # pyright: ignore[reportArgumentType]  # what is no data is refused
+    assert said in str(caught.value)
 
 
 @pytest.mark.parametrize(("name", "content", "said"), FILES)

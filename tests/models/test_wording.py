@@ -6,7 +6,15 @@ from pathlib import Path
 import pytest
 
 from calibrant.errors import InputError
-from calibrant.models import check_output, open_model, open_tokenizer, resolve_device, resolve_dtype
+from calibrant.models import (
+    check_output,
+    open_model,
+    open_tokenizer,
+    opened_of,
+    resolve_device,
+    resolve_dtype,
+)
+from calibrant.testing import tiny_model, tiny_tokenizer
 
 from tests.models.refused import edit, refusal_of
 
@@ -105,3 +113,32 @@ def damaged_by_hand(folder: Path) -> object:
 )
 def test_what_is_said(folder: Path, ask: Ask, sentence: str) -> None:
     assert sentence in str(refusal_of(ask, folder, kind=InputError))
+
+
+@pytest.mark.parametrize(
+    ("ask", "sentence"),
+    [
+        (
+            lambda: opened_of(tiny_model("llama")),
+            "LlamaForCausalLM was given without its tokenizer; give tokenizer= too",
+        ),
+        (
+            lambda: opened_of(["one", "two"], tiny_tokenizer()),
+            "an object of type list is no model; give a name, a folder, a .gguf file, or a model of "
+            "transformers with its tokenizer",
+        ),
+        (
+            lambda: opened_of(tiny_model("llama"), "smollm2"),
+            "'smollm2' is of type str and no tokenizer; give that of LlamaForCausalLM",
+        ),
+        (
+            lambda: opened_of(tiny_model("llama"), tiny_tokenizer(), dtype="bfloat16"),
+            "the model is float32, and dtype is 'bfloat16'; leave dtype out, or give "
+            "model.to(torch.bfloat16)",
+        ),
+    ],
+)
+def test_an_object(ask: Callable[[], object], sentence: str) -> None:
+    with pytest.raises(InputError) as caught:
+        ask()
+    assert sentence in str(caught.value)

@@ -16,6 +16,7 @@ from calibrant.edits import Edit
 from calibrant.errors import OutputError
 from calibrant.exports import CompressedModel, Export, add_scores
 from calibrant.models import Opened, check_output, evaluating, state_of, view
+from calibrant.models.origin import State
 from calibrant.models.pushing import check_repository, push_folder
 from calibrant.numerics import megabytes
 from calibrant.results import Record, stored_bits
@@ -60,7 +61,7 @@ class Compression:
     sizes: Mapping[str, int] = field(default_factory=dict[str, int])
     scores: list[Score] = field(default_factory=list[Score])
     dense_scores: list[Score] = field(default_factory=list[Score])
-    state: Mapping[str, tuple[Any, ...]] = field(init=False)
+    state: State = field(init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "state", state_of(self.opened.model))
@@ -133,12 +134,11 @@ class Compression:
         self, measured: Sequence[Measurement], dense: Sequence[Measurement] = ()
     ) -> None:
         """Show what `evaluate` measured on this model, in a notebook and in the card of what is
-        saved from now on; beside it what was measured on the `dense` model before.
+        saved from now on; in the notebook also what was measured on the `dense` model. A score
+        that is there already isn't shown twice.
         """
-        for measurement in measured:
-            self.scores.extend([measurement.score, *measurement.beside])
-        for measurement in dense:
-            self.dense_scores.extend([measurement.score, *measurement.beside])
+        _add_new(self.scores, measured)
+        _add_new(self.dense_scores, dense)
 
     def _check_unchanged(self) -> None:
         """Raise `OutputError` if the record isn't about the model's numbers any more."""
@@ -192,3 +192,11 @@ class Compression:
             value = f"{score.value:.4f}"
             dense = before.get((score.measured, score.metric), "")
             yield score.measured, score.metric, dense, value, score.unit, score.better
+
+
+def _add_new(scores: list[Score], measured: Sequence[Measurement]) -> None:
+    """Add the scores of what was measured, but none twice: a cell of a notebook runs again."""
+    for measurement in measured:
+        for score in (measurement.score, *measurement.beside):
+            if score not in scores:
+                scores.append(score)

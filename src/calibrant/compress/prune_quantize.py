@@ -95,11 +95,13 @@ def _planned_quantizing(options: QuantizeOptions) -> JobPlan:
 def prune(options: PruneOptions) -> Compression:
     """Open `model`, prune it with what `data` shows it, and save it to `out`.
 
-    `model` is a name, a path, or a model of transformers with its `tokenizer`. That model is
-    changed where it is, with `copy` a copy of it; it is in evaluation mode afterwards, and has the
-    same run as its file. `out` becomes an ordinary Hugging Face folder. What is named may be an
-    object too: `data` a `CalibrationSet`, whose budget is then its own, or a source, `method` a
-    method of your own class.
+    `model` is a name, a path, or a model of transformers with its `tokenizer`. Such a model is
+    changed where it is; with `copy` it stays as it is, and a copy is changed. What was changed is
+    in evaluation mode afterwards. The run is the same as that of its file.
+
+    `out` becomes an ordinary Hugging Face folder. What is named may be an object too: `data` a
+    `CalibrationSet`, whose budget is then its own, or a source, `method` a method of your own
+    class.
 
     `target` is a share of every matrix (`0.5`, the usual one), N kept of every M
     (`"2:4"`), or of a method that drops blocks or experts a share of those. `allocation` shares it
@@ -229,7 +231,7 @@ def _calibration(options: CompressOptions, recipe: Recipe) -> CalibrationSet | N
         return options.drawn_from(options.data)
     if recipe.looks:
         message = f"{recipe.looking} looks at activations and needs calibration data"
-        raise SpecError(f"{message}; give --data", subject=recipe.looking)
+        raise SpecError(f"{message}; give --data (in Python data=)", subject=recipe.looking)
     return None
 
 
@@ -313,6 +315,12 @@ class _Job:
                 options.copy,
                 on_disk=any(notes),
             )
+            if opened.residence.on_disk and options.out is None:
+                raise SpecError(
+                    f"the blocks of {opened.name} are on disk, and what becomes of them has to be "
+                    "kept there too; give out, or open it whole",
+                    subject=opened.name,
+                )
             model_view = view(opened.model, opened.residence)
             for form in forms:
                 form.check(recipe.method, recipe.target, opened, model_view)

@@ -22,17 +22,17 @@ def rows_of_ids(items: Iterable[tuple[str, Any]], name: str) -> tuple[tuple[Row,
     out. Each item comes with what messages call it; `name` is what they call all of them.
     """
     rows: list[Row] = []
-    count = 0
+    sequences = 0
     for place, item in items:
         for sequence in _sequences(item, place):
-            count += 1
+            sequences += 1
             if sequence:
                 rows.append(Row(ids=_checked_ids(sequence, place)))
     if not rows:
-        raise DataError(f"{name} has token ids without a token; give at least one", subject=name)
+        raise DataError(f"{name!r} has token ids without a token; give at least one", subject=name)
     note = ""
-    if len(rows) < count:
-        note = f"{count - len(rows)} of {count} rows without a token left out"
+    if len(rows) < sequences:
+        note = f"{sequences - len(rows)} of {sequences} rows without a token left out"
     return tuple(rows), note
 
 

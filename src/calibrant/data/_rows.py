@@ -3,7 +3,7 @@ and counts what is left out.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any, Final
@@ -37,8 +37,13 @@ class Layout:
     @property
     def kind(self) -> str:
         """What a source of such rows is."""
-        holds_text = "text" in self.fields or "ids" in self.fields
-        return "corpus" if holds_text else "questions"
+        return kind_of(self.fields)
+
+
+def kind_of(fields: Collection[str]) -> str:
+    """Return what a source is whose rows have these fields."""
+    holds_text = "text" in fields or "ids" in fields
+    return "corpus" if holds_text else "questions"
 
 
 def layout_of(

@@ -37,6 +37,9 @@ WINDOWS: Final = 128
 """Windows of a set for which no budget is given."""
 _WORDS: Final = re.compile(r"[^\W\d_]{2,}\s+[^\W\d_]{2,}")
 """Two words beside each other, as no expression has them outside quotes."""
+_QUOTED: Final = re.compile(r"(?<!\w)('[^']*'|\"[^\"]*\")")
+_SIGNS: Final = re.compile(r"[*=]|\w\(")
+"""What an expression has and hardly a text: a share, an argument, a call."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,10 +107,10 @@ class CalibrationSet:
     >>> CalibrationSet(["a text", "another text"])
     CalibrationSet("given(digest='f761fd90c77815cb')", length=2048, seed=0)
 
-    All of them is calibrated on, nothing held out; so is a file of token ids. Without a budget, in
-    `samples` or `tokens`, all that they hold is used, 128 windows at most (`at_most`); with one it
-    is exact, and too little is an error. Of what has no length, such as a stream, the first 20,000
-    rows are read.
+    All of an object is calibrated on, and nothing is held out; so it is with a file of token ids.
+    Without `samples` and `tokens`, all that there is is used, 128 windows at most (`at_most`). With
+    one of them the budget is exact, and too little is an error. Of what has no length, such as a
+    stream, the first 20,000 rows are read.
 
     `part` says which rows of the sources are drawn: `calibrate`, or `measure` in what `held_out`
     gives. Where a part is a selector, `supplied` puts in its place what it chose.
@@ -151,8 +154,11 @@ class CalibrationSet:
         except InputError as error:
             if not _is_text(data):
                 raise
-            message = f"{brief(data)} is a text and no expression; to calibrate on it, give a list"
-            raise DataError(f"{message}, data=[text]", subject=error.subject) from error
+            raise DataError(
+                f"{brief(data)} is a text and no expression; to calibrate on it, give a list, "
+                "data=[text], or name a file that it is in",
+                subject=error.subject,
+            ) from error
 
     def _read(self, expr: str) -> None:
         """Set the fields that an expression says."""
@@ -610,9 +616,10 @@ def _is_text(data: str) -> bool:
     """Return whether what can't be read as an expression is plainly a text, and no path."""
     if "\n" in data.strip() or len(data) > LONGEST_TEXT:
         return True
-    if "/" in data or known_suffix(Path(data)):
+    outside = _QUOTED.sub("", data)
+    if "/" in data or known_suffix(Path(data)) or _SIGNS.search(outside):
         return False
-    return bool(_WORDS.search(data))
+    return bool(_WORDS.search(outside))
 
 
 def _longest_of(source: Source) -> int:

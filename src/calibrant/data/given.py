@@ -3,9 +3,12 @@
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import islice
+from itertools import chain, islice
+from numbers import Real
 from os import PathLike, fspath
 from typing import Any, Final, NoReturn, TypeAlias, cast
+
+from torch import Tensor
 
 from calibrant.data._base import (
     Part,
@@ -22,7 +25,7 @@ from calibrant.data._base import (
 from calibrant.data._files import check_columns, short
 from calibrant.data._ids import SEQUENCES, as_list, rows_of_ids
 from calibrant.data._limits import FIRST_GIVEN, MOST_GIVEN
-from calibrant.data._rows import RowReader, layout_of
+from calibrant.data._rows import RowReader, kind_of, layout_of
 from calibrant.data.user_file import UserFile
 from calibrant.errors import DataError
 
@@ -36,8 +39,8 @@ _MESSAGE: Final = {"role", "content"}
 
 @dataclass(frozen=True)
 class Content:
-    """The rows of what was handed over, and the fields that all or only some of them have. `note`
-    says what was left out.
+    """The rows of what was handed over. `fields` are those that all rows have, and `sometimes`
+    those that only some have; `note` says what was left out.
     """
 
     rows: tuple[Row, ...]
@@ -77,10 +80,7 @@ class Given(StoredSource):
         # These are facts of a class for other sources; here they depend on what was given.
         object.__setattr__(self, "fields", content.fields)
         object.__setattr__(self, "sometimes", content.sometimes)
-        kind = "corpus"
-        if "question" in content.fields:
-            kind = "questions"
-        object.__setattr__(self, "kind", kind)
+        object.__setattr__(self, "kind", kind_of(content.fields))
         if "turns" in content.fields:
             object.__setattr__(self, "default", "chat")
 
@@ -188,8 +188,8 @@ def _content_of(data: Any) -> Content:
         _check_no_message(items[0])
         return _content_of_records(items, "", note)
     # One sequence of ids may stand for a list of one.
-    if all(isinstance(item, int | float) for item in items):
-        items = [items]
+    if all(map(_is_number, items)):
+        items = [list(chain.from_iterable(map(as_list, items)))]
     if not all(isinstance(item, SEQUENCES) for item in items):
         raise _mixed(items)
     if any(_is_conversation(item) for item in items):
@@ -200,7 +200,12 @@ def _content_of(data: Any) -> Content:
 def _items(data: Any) -> tuple[list[Any], str]:
     """Return what data hold as a list, and a note where not all of it was read."""
     if isinstance(data, SEQUENCES):
-        return as_list(data), ""
+        items = as_list(data)
+        _check_count(len(items))
+        return items, ""
+    # A data set may give its rows as tables or arrays; here they are plain.
+    if hasattr(data, "with_format"):
+        data = data.with_format(None)
     # Whoever goes through a table of pandas or polars gets its columns.
     if hasattr(data, "iterrows"):
         data = data.to_dict(orient="records")
@@ -221,13 +226,18 @@ def _items(data: Any) -> tuple[list[Any], str]:
         if len(items) <= FIRST_GIVEN:
             return items, ""
         return items[:FIRST_GIVEN], f"the first {FIRST_GIVEN:,} rows of a stream"
+    _check_count(count)
+    return list(data), ""
+
+
+def _check_count(count: int) -> None:
+    """Raise `DataError` for more rows than are handed over."""
     if count > MOST_GIVEN:
         raise DataError(
             f"data has {count:,} rows, and {MOST_GIVEN:,} are the most that are handed over; take "
             "a part of it, or name its file",
             subject=str(count),
         )
-    return list(data), ""
 
 
 def _train_split(splits: Mapping[str, Any]) -> tuple[Any, str]:
@@ -235,8 +245,8 @@ def _train_split(splits: Mapping[str, Any]) -> tuple[Any, str]:
     names = ", ".join(map(short, splits)) or "nothing"
     if "train" not in splits:
         raise DataError(
-            f"data is a mapping of {names}, without 'train'; hand over one of its values, as in "
-            "data=splits['test']",
+            f"data is a mapping of {names}, without 'train'; of splits hand over one, as in "
+            "data=splits['test'], and of rows a list, as in data=[row]",
             subject=names,
         )
     return splits["train"], f"the split train of {names}"
@@ -277,6 +287,11 @@ def _content_of_ids(items: Iterable[Any], note: str) -> Content:
     numbered = ((f"row {number} of {NAME}", item) for number, item in enumerate(items, 1))
     rows, left_out = rows_of_ids(numbered, NAME)
     return Content(rows, ("ids",), note=joined(note, left_out))
+
+
+def _is_number(item: Any) -> bool:
+    """Return whether this may be a token id, also as numpy and torch have a number."""
+    return isinstance(item, Real) or (isinstance(item, Tensor) and item.dim() == 0)
 
 
 def _is_conversation(item: Any) -> bool:

@@ -187,8 +187,8 @@ def _layout_of(
     stamps: Hashable,
     requested: Sequence[tuple[str, str]],
 ) -> Layout:
-    """Return what the first rows teach; remembered for as long as the files are the same, since
-    an expression is read more than once.
+    """Return what the first rows teach. It is remembered for as long as the files are the same,
+    since an expression is read more than once.
     """
     del stamps  # other files under the same path are another entry of the cache
     # Of each part, because a test part often lacks what a train part has, such as rationales.
@@ -214,7 +214,7 @@ def _ids_of(source: UserFile, stamps: Hashable) -> PartRows:
     """Return the token ids of files as they are, each sequence a window, in their order."""
     del stamps
     files = files_of(source.path)
-    rows, note = rows_of_ids(_numbered(files.all), repr(source.path))
+    rows, note = rows_of_ids(_numbered(files.all), source.path)
     return PartRows(rows, origin=source.origin, note=joined(files.note, note))
 
 

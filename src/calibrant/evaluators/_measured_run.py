@@ -48,19 +48,20 @@ class MeasuredRun:
         label: str,
         opened: Opened,
         manifest: Mapping[str, Any] | None,
-        origin: str,
+        dense_name: str,
         dense: Opened | None,
     ) -> "MeasuredRun":
         """Put the run that made `opened` into the store in `folder`.
 
         That is the run in its `manifest`. With a `label`, or where something else made the model
-        from `origin`, it is one that is known by its name alone. Else it is the dense model's own.
-        `dense` is the model that it is compared with. Raises `OutputError` for a folder that can't
-        be one of results, and for a label that another model has; `SpecError` for a model that
-        isn't opened in the type that it was compressed in, that was changed since, or that was made
-        from another model than `dense`.
+        from `dense_name`, it is one that is known by its name alone. Else it is the dense model's
+        own. `dense` is the model that it is compared with.
+
+        Raises `OutputError` for a folder that can't be one of results, and for a label that another
+        model has; `SpecError` for a model that isn't opened in the type that it was compressed in,
+        that was changed since, or that was made from another model than `dense`.
         """
-        record = _record(label, opened, manifest, origin)
+        record = _record(label, opened, manifest, dense_name)
         if dense is not None and record.run.model not in (dense.digest, opened.digest):
             raise SpecError(
                 f"{opened.name!r} wasn't made from {dense.name!r}, which it is compared with; "
@@ -177,17 +178,19 @@ def check_label(label: str, store: str | Path | None) -> None:
         )
 
 
-def _record(label: str, opened: Opened, manifest: Mapping[str, Any] | None, origin: str) -> Record:
+def _record(
+    label: str, opened: Opened, manifest: Mapping[str, Any] | None, dense_name: str
+) -> Record:
     """Return the record of the run that made a model."""
     if not label:
         if manifest is not None and _is_about(manifest, opened):
             return _own_record(opened, manifest)
         _check_as_loaded(opened)
-        is_itself = origin == opened.name or _is_one_folder(origin, opened.name)
-        if origin and not is_itself:
+        is_itself = dense_name == opened.name or _is_one_folder(dense_name, opened.name)
+        if dense_name and not is_itself:
             label = opened.name
             check_label(label, "")
-    run = _finished(opened, label, origin) if label else _untouched(opened)
+    run = _finished(opened, label, dense_name) if label else _untouched(opened)
     return Record(run, 0.0, provenance=provenance(opened, Clock()))
 
 
@@ -195,7 +198,8 @@ def _is_about(manifest: Mapping[str, Any], opened: Opened) -> bool:
     """Return whether a manifest is that of these very numbers."""
     origin = origin_of(opened)
     if origin is not None and origin.manifest is manifest:
-        return is_as_remembered(opened.model)
+        # Blocks on disk are as they were written.
+        return opened.residence.on_disk or is_as_remembered(opened.model)
     # A model that was changed since it was loaded from a folder of ours has its manifest too.
     if opened.digest.startswith(OF_TENSORS):
         return False
@@ -220,11 +224,11 @@ def _untouched(opened: Opened) -> Run:
     return Recipe(Untouched(), Sparsity(0.0), Uniform(), "dense").run(opened, None)
 
 
-def _finished(opened: Opened, label: str, origin: str) -> Run:
+def _finished(opened: Opened, label: str, dense_name: str) -> Run:
     """Return the run of a finished model, which its numbers and its label stand for."""
     return Run(
         model=opened.digest,
-        model_name=origin,
+        model_name=dense_name,
         data=label,
         tokens="",
         method={"spec": MEASURED, "label": label},

@@ -66,7 +66,7 @@ def _planned(options: EvaluateOptions) -> JobPlan:
         dense = options.reference
         if dense is None:
             name = name_of(options.model)
-            dense = _known_origin(read_manifest(manifest_folder(name)), name)
+            dense = _known_dense_name(read_manifest(manifest_folder(name)), name)
         outlines.append(outline_of_options(replace(options, model=dense)))
     return plan_of_measuring(outlines, chosen, in_bytes(options.memory))
 
@@ -121,7 +121,7 @@ def evaluate(options: EvaluateOptions) -> list[Measurement]:
     compares = any(task.compares for task in chosen)
     dense_model = None
     if compares:
-        dense_model = options.reference or _origin(manifest)
+        dense_model = options.reference or _dense_name(manifest)
     opened = _open(options, chosen, dense_model, promised)
     dense = None
     if compares:
@@ -158,10 +158,10 @@ def run_in_store(
     """
     if options.store is None:
         return None
-    origin = _origin(manifest) or ""
+    dense_name = _dense_name(manifest) or ""
     if reference is not None:
-        origin = name_of(reference)
-    return MeasuredRun.of(options.store, options.label, opened, manifest, origin, dense)
+        dense_name = name_of(reference)
+    return MeasuredRun.of(options.store, options.label, opened, manifest, dense_name, dense)
 
 
 def _open(
@@ -342,7 +342,7 @@ def reference_of(
     `SpecError` where none is known.
     """
     if reference is None:
-        reference = _known_origin(manifest, opened.name, option)
+        reference = _known_dense_name(manifest, opened.name, option)
     if not is_object(reference):
         return _opened(reference, None, type_name(opened), device, opened.residence.on_disk)
     # An object has its own type and device; both models are shown the same tokens.
@@ -357,21 +357,21 @@ def reference_of(
     return dense
 
 
-def _known_origin(
+def _known_dense_name(
     manifest: Mapping[str, Any] | None, model: str, option: str = "--reference"
 ) -> str:
     """The name of the model that `model` was made from. Raises `SpecError` where it isn't known."""
-    origin = _origin(manifest)
-    if origin is None:
+    dense_name = _dense_name(manifest)
+    if dense_name is None:
         raise SpecError(
             f"{model!r} is to be compared with the untouched model, "
             f"and which one that is isn't known; give {option}",
             subject=model,
         )
-    return origin
+    return dense_name
 
 
-def _origin(manifest: Mapping[str, Any] | None) -> str | None:
+def _dense_name(manifest: Mapping[str, Any] | None) -> str | None:
     """Return the name of the model that a compressed one was made from; None where its numbers were
     in no file.
     """
@@ -384,7 +384,7 @@ def _origin(manifest: Mapping[str, Any] | None) -> str | None:
 def _opened(model: Model, tokenizer: Any, dtype: str, device: str, on_disk: bool) -> Opened:
     """Return the model, with its blocks in memory or read from disk whenever they run."""
     opened = opened_of(model, tokenizer, dtype, device, on_disk=on_disk)
-    if on_disk:
+    if opened.residence.on_disk:
         read_when_run(opened.model, opened.residence)
     return opened
 

@@ -37,9 +37,11 @@ numbers is hashed with each tensor.
 
 
 def digest_of(model: PreTrainedModel) -> str:
-    """Return the digest of `model`: that of the folder on this machine which it says it was loaded
-    from, as `open_model` has it, where configuration and every number are equal to what is read
-    from there; else `tensors:` and a SHA-256.
+    """Return the digest of `model`.
+
+    If the folder that it says it was loaded from is on this machine, and holds the same
+    configuration and numbers, that is the folder's digest, as `open_model` has it. Else it is
+    `tensors:` and a SHA-256.
     """
     return _digest_of_folder(model) or _digest_of_tensors(model)
 
@@ -49,7 +51,8 @@ def _digest_of_folder(model: PreTrainedModel) -> str | None:
     dtype = str(model.dtype).removeprefix("torch.")
     try:
         # Nothing is downloaded, and only one block of the folder is in memory at a time.
-        stored = open_model(str(located(model.name_or_path or "")), dtype, "cpu", on_disk=True)
+        place = located(model.name_or_path or "")
+        stored = open_model(str(place), dtype, "cpu", on_disk=True)
     except ModelError:
         return None
     if _facts(model) != _facts(stored.model) or tied(model) != tied(stored.model):
@@ -104,8 +107,8 @@ def _tensors(model: PreTrainedModel) -> dict[str, Tensor]:
 
 
 def _facts(model: PreTrainedModel) -> list[str]:
-    """What decides beside the numbers what a model computes: its class, its configuration, and how
-    attention is computed.
+    """What a model computes by, beside its numbers: its class, its configuration, and the way to
+    compute attention.
     """
     kind = type(model)
     configuration = model.config.to_dict()

@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial, wraps
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NoReturn, TypeVar
 
 from transformers import PreTrainedModel
 
@@ -17,13 +17,14 @@ from calibrant.models.changing import overwrite
 from calibrant.models.configuring import causal_classes, check_ids, check_template
 from calibrant.models.devices import resolve_device, resolve_dtype
 from calibrant.models.hashing import digest_of
+from calibrant.models.on_disk import read_when_run
 from calibrant.models.opening import open_model
-from calibrant.models.origin import origin_of, remember
+from calibrant.models.origin import origin_of, remember_copy
 from calibrant.models.saving import Opened, manifest_folder, read_manifest
 from calibrant.models.viewing import refuse
 from calibrant.spec.foreign import brief
 
-GIVE: Final = "give a name, a folder, a .gguf file, or a model of transformers with its tokenizer"
+_GIVE: Final = "give a name, a folder, a .gguf file, or a model of transformers with its tokenizer"
 
 OptionsT = TypeVar("OptionsT")
 ResultT = TypeVar("ResultT")
@@ -50,6 +51,9 @@ def opened_of(
         opened = open_model(str(model), dtype, device, on_disk=on_disk)
         return _with_tokenizer(opened, tokenizer)
     if isinstance(model, Opened):
+        # Whatever runs it needs the numbers of its blocks.
+        if model.residence.on_disk:
+            read_when_run(model.model, model.residence)
         opened = _with_tokenizer(model, tokenizer)
     else:
         opened = _around(model, tokenizer)
@@ -117,9 +121,14 @@ def only_looks(verb: Callable[[OptionsT], ResultT]) -> Callable[[OptionsT], Resu
 
 def will_be_changed(model: object) -> None:
     """Say that the numbers of a model that was given as an object are about to change: the digest
-    of an `Opened` is found anew when it is asked for again.
+    of an `Opened` is found anew when it is asked for again. Asking raises `ModelError` where its
+    blocks are on disk.
     """
-    if isinstance(model, Opened):
+    if not isinstance(model, Opened):
+        return
+    if model.residence.on_disk:
+        model.hashed = partial(_refuse_hashing, model.name)
+    else:
         model.hashed = partial(digest_of, model.model)
 
 
@@ -135,6 +144,15 @@ def take_numbers(model: PreTrainedModel, other: PreTrainedModel) -> bool:
     for name, parameter in parameters.items():
         overwrite(parameter, others[name])
     return True
+
+
+def _refuse_hashing(name: str) -> NoReturn:
+    """Raise `ModelError` for blocks on disk: the folder of that name has their old numbers."""
+    raise ModelError(
+        f"the blocks of {name} are on disk, and were changed since it was opened; open the folder "
+        "that the compressed model was written to",
+        subject=name,
+    )
 
 
 def _around(model: object, tokenizer: Any) -> Opened:
@@ -170,7 +188,7 @@ def _checked(model: object) -> PreTrainedModel:
     if _is_of_peft(model):
         raise _with_adapters(kind)
     if not isinstance(model, PreTrainedModel):
-        raise ModelError(f"an object of type {kind} is no model; {GIVE}", subject=kind)
+        raise ModelError(f"an object of type {kind} is no model; {_GIVE}", subject=kind)
     if any(_is_of_peft(module) for module in model.modules()):
         raise _with_adapters(kind)
     quantized = getattr(model.config, "quantization_config", None)
@@ -285,16 +303,14 @@ def _check_machine(opened: Opened, dtype: str, device: str) -> None:
 
 
 def _copied(opened: Opened) -> Opened:
-    """The same around a copy of the model, which its origin is remembered of too."""
+    """The same around a copy of the model; where that came from is remembered of the copy too."""
     if opened.residence.on_disk:
         raise ModelError(
             f"the blocks of {opened.name} are on disk, so it can't be copied; give its name",
             subject=opened.name,
         )
     model = copying.deepcopy(opened.model)
-    origin = origin_of(opened.model)
-    if origin is not None:
-        remember(model, origin)
+    remember_copy(model, opened.model)
     hashed = opened.hashed
     if not isinstance(hashed, str):
         hashed = partial(digest_of, model)

@@ -237,10 +237,12 @@ def _index(name: str, layers: str) -> int:
 
 def read_when_run(model: PreTrainedModel, residence: Residence) -> None:
     """Have the numbers of each block read when its forward is called, and freed when that ends.
-    Then any code can run the model.
+    Then any code can run the model. To ask for it twice is to ask for it once.
     """
     for index, block in enumerate(model.get_submodule(block_list(model)).children()):
-        block.forward = _holding(residence, index, block.forward)
+        # Only here a block gets a forward that isn't that of its class.
+        if "forward" not in vars(block):
+            block.forward = _holding(residence, index, block.forward)
 
 
 def _holding(residence: Residence, index: int, forward: Callable[..., Any]) -> Callable[..., Any]:

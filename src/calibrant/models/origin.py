@@ -1,10 +1,10 @@
-"""Remembers of a model object what its numbers don't say: where it came from, and on what it was
-calibrated. It is forgotten with the object.
+"""Remembers of a model object what its numbers don't say: where it came from, on what it was
+calibrated, and whether it was changed since. It is forgotten with the object.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final, final
+from typing import Any, Final, TypeAlias, final
 from weakref import WeakKeyDictionary
 
 from transformers import PreTrainedModel
@@ -28,17 +28,36 @@ class Origin:
     rows: Any = None
 
 
+State: TypeAlias = Mapping[str, tuple[Any, ...]]
+"""By the name of each parameter, what is another once it was changed."""
+
 _ORIGINS: Final = WeakKeyDictionary[PreTrainedModel, Origin]()
-_STATES: Final = WeakKeyDictionary[PreTrainedModel, dict[str, tuple[Any, ...]]]()
+_STATES: Final = WeakKeyDictionary[PreTrainedModel, State]()
 
 
 def remember(model: PreTrainedModel, origin: Origin) -> None:
-    """Remember where a model came from, as long as it lives."""
+    """Remember where a model came from, and its numbers as they are now, as long as it lives."""
     _ORIGINS[model] = origin
     _STATES[model] = state_of(model)
 
 
-def state_of(model: PreTrainedModel) -> dict[str, tuple[Any, ...]]:
+def remember_copy(copy: PreTrainedModel, model: PreTrainedModel) -> None:
+    """Remember of a copy what is remembered of `model`, also that it was changed since."""
+    if model not in _ORIGINS:
+        return
+    _ORIGINS[copy] = _ORIGINS[model]
+    if is_as_remembered(model):
+        _STATES[copy] = state_of(copy)
+
+
+def is_as_remembered(model: PreTrainedModel) -> bool:
+    """Return whether no parameter was changed since `remember`. Changes that are made through a
+    parameter's `.data` aren't noticed.
+    """
+    return _STATES.get(model) == state_of(model)
+
+
+def state_of(model: PreTrainedModel) -> State:
     """Return, by name, what is another once a parameter was changed: torch counts changes in
     place.
     """
@@ -49,14 +68,6 @@ def state_of(model: PreTrainedModel) -> dict[str, tuple[Any, ...]]:
             changes = parameter._version
         state[name] = (id(parameter), changes, parameter.dtype)
     return state
-
-
-def is_as_remembered(model: PreTrainedModel) -> bool:
-    """Return whether nothing changed the numbers of a model since its origin was remembered.
-
-    Changes that are made through a parameter's `.data` aren't noticed.
-    """
-    return _STATES.get(model) == state_of(model)
 
 
 def origin_of(model: object) -> Origin | None:

@@ -31,7 +31,7 @@ def check_repository(name: str, run_id: str) -> None:
     with _in_our_words(name):
         validate_repo_id(name)
         if name.count("/") != 1:
-            raise HFValidationError("a repository belongs to somebody")
+            raise _no_name(name, "it doesn't say whose")
         if get_token() is None:
             raise OutputError(
                 f"nobody is logged in to the hub, so {name!r} can't be written; run "
@@ -81,11 +81,7 @@ def _in_our_words(name: str) -> Iterator[None]:
     try:
         yield
     except HFValidationError as error:
-        raise OutputError(
-            f"{name!r} is no name of a repository on the hub ({quoted(error)}); give it as "
-            "user/name",
-            subject=name,
-        ) from error
+        raise _no_name(name, quoted(error)) from error
     except HfHubHTTPError as error:
         advice = "try again later"
         if error.response.status_code in _NOT_ALLOWED:
@@ -99,3 +95,10 @@ def _in_our_words(name: str) -> Iterator[None]:
             "try again",
             subject=name,
         ) from error
+
+
+def _no_name(name: str, reason: str) -> OutputError:
+    return OutputError(
+        f"{name!r} is no name of a repository on the hub ({reason}); give it as user/name",
+        subject=name,
+    )
