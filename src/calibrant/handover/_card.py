@@ -19,11 +19,14 @@ _ROWS: Final = {
     "texts": "It holds the text of each window.",
     "conversations": "A row is a conversation.",
 }
+"""What is in a file of each form."""
 
 
 @dataclass(frozen=True)
 class CardFacts:
-    """What a card says."""
+    """What a card is about: the set with its tokens, the model whose tokenizer made them, and the
+    file that they are in, in what form and for which tool.
+    """
 
     calibration: CalibrationSet
     batch: TokenBatch

@@ -13,6 +13,7 @@ from calibrant.compress import check_model
 from calibrant.compress.prune_quantize import TARGETS_OF
 from calibrant.data import CalibrationSet, Data
 from calibrant.data.objects import as_expression
+from calibrant.data.user_file import UserFile
 from calibrant.errors import InputError
 from calibrant.evaluators import Evaluator
 from calibrant.evaluators.agreement import Agreement
@@ -58,6 +59,8 @@ DIVERGENCE: Final = 8
 models apart on less text than a loss does.
 """
 LEAST_DIVERGENCE: Final = 512
+GIVEN: Final = "given"
+"""The folder, in that of a recommendation, of data that came as objects."""
 COPY: Final = 0.1
 """The share of the machine's memory that a second copy of the model may take, which the
 divergence needs.
@@ -107,6 +110,20 @@ class Prepared:
     fixed: bool
     no_sibling: str
     opening_seconds: float
+
+    def own_names(self) -> dict[str, str]:
+        """Return what sentences call data that came as objects, by the texts of the files that they
+        were written to.
+        """
+        names: dict[str, str] = {}
+        sets = [*self.fitted.goal.sources, *self.candidates]
+        sources = [term.source for data in sets for term in CalibrationSet(data).parts]
+        count = 0
+        for source in dict.fromkeys(sources):
+            if isinstance(source, UserFile) and Path(source.path).parent == self.folder / GIVEN:
+                count += 1
+                names[str(source)] = "your data" if count == 1 else f"your data {count}"
+        return names
 
     @property
     def race_folder(self) -> Path:
@@ -295,12 +312,12 @@ def _goals(goal: str | Sequence[str] | Data, folder: Path) -> list[str]:
         return [goal]
     if isinstance(goal, list | tuple) and all(isinstance(text, str) for text in goal):
         return list(cast("Sequence[str]", goal))
-    return [as_expression(cast("Data", goal), folder / "given")]
+    return [as_expression(cast("Data", goal), folder / GIVEN)]
 
 
 def _canonical(sets: Sequence[Data], folder: Path) -> list[str]:
     """Calibration sets as they are written, each once."""
-    return list(dict.fromkeys(as_expression(data, folder / "given") for data in sets))
+    return list(dict.fromkeys(as_expression(data, folder / GIVEN) for data in sets))
 
 
 def _measures(goal: Goal, target: Target, opened: Opened) -> tuple[Evaluator, ...]:

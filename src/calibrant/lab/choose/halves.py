@@ -315,7 +315,8 @@ def crossed(
 ) -> ItemValues:
     """Return one measurement of two, each on the rows that it wasn't calibrated on.
 
-    `first` was calibrated on the rows `owned[0]`, so it gives the values of those in `owned[1]`.
+    `first` was calibrated on the rows `items_by_half[0]`, so it gives the values of those in
+    `items_by_half[1]`.
     """
     in_first = np.array([item in items_by_half[0] for item in first.items])
     in_second = np.array([item in items_by_half[1] for item in first.items])

@@ -1,8 +1,5 @@
 """What a recommendation would take, said before anything is loaded."""
 
-from pathlib import Path
-from typing import Final
-
 from calibrant.activations import Gram
 from calibrant.compress.planning import (
     JobPlan,
@@ -15,14 +12,11 @@ from calibrant.compress.planning import (
 )
 from calibrant.compress.room import Needs
 from calibrant.errors import OutputError
-from calibrant.lab.choose.asking import FIRST
+from calibrant.lab.choose.asking import FIRST, TOKENS
 from calibrant.lab.mixtures.aims import aim_of, stand_in_of
 from calibrant.options import RecommendCommand
 from calibrant.spec.foreign import user_path
 from calibrant.walk.statistics import packed_bytes
-
-TOKENS: Final = 8192
-"""Real tokens of each source where nothing is said."""
 
 
 def planned_recommendation(options: RecommendCommand) -> JobPlan:
@@ -45,7 +39,7 @@ def planned_recommendation(options: RecommendCommand) -> JobPlan:
     # A judge's statistics are there too.
     statistics = (sources + 1) * sum(packed_bytes(width, Gram) for width in shape.input_widths)
     folder = user_path(options.folder, OutputError)
-    free = free_at(Path(folder))
+    free = free_at(folder)
     problems: list[str] = []
     if memory > room:
         fewer = f"fewer tokens (--tokens, now {tokens:,}) or a smaller model take less"
