@@ -186,7 +186,7 @@ def _expected(best: Standing, baseline: str, race: RaceResult) -> str:
 
 
 def _siblings(race: RaceResult, halves: Sequence[Halves]) -> list[str]:
-    """Whether the target's own rows and its held-out sibling give the same answer."""
+    """Whether the goal's own rows and its held-out sibling give the same answer."""
     across = max(file_halves.across for file_halves in halves)
     inside = max(file_halves.inside for file_halves in halves)
     names = ", ".join(str(file_halves.source) for file_halves in halves)

@@ -1,4 +1,4 @@
-"""What is asked: model, target and candidates as they are read, with budgets that fit the files,
+"""What is asked: model, goal and candidates as they are read, with budgets that fit the files,
 and then the time.
 """
 
@@ -87,10 +87,10 @@ class Prepared:
     """What was asked, as it can be had.
 
     Of the `candidates`, `needed` are those that stay however short the time, and `own_sets` those
-    of the target. `baseline` is what others are compared with. `stand_in` predicts the method.
+    of the goal. `baseline` is what others are compared with. `stand_in` predicts the method.
     `export` is the form in which the result is deployed, empty where that is the folder. `template`
     is the study that the race is, without its rounds. `fixed` says that the user gave the tokens.
-    `identity` is the same for a later call that asks the same. `no_sibling` says why the target has
+    `identity` is the same for a later call that asks the same. `no_sibling` says why the goal has
     no held-out sibling. `opening_seconds` is how long it took to open the model.
     """
 
@@ -175,7 +175,7 @@ class Prepared:
         return replace(self, fitted=fitted, template=template)
 
     def without_sibling(self, reason: str) -> "Prepared":
-        """Return the same without a held-out sibling of the target."""
+        """Return the same without a held-out sibling of the goal."""
         return replace(self, fitted=replace(self.fitted, halves=()), no_sibling=reason)
 
     def predicted(
@@ -221,7 +221,7 @@ class Prepared:
 
 
 def asked(options: RecommendCommand, budget: TimeBudget) -> Prepared:
-    """Read what is asked, open the model, divide the target's files and fit the budgets.
+    """Read what is asked, open the model, divide the goal's files and fit the budgets.
 
     Raises an `InputError` for what can't be used.
     """
@@ -265,7 +265,7 @@ def asked(options: RecommendCommand, budget: TimeBudget) -> Prepared:
         length=fitted.length,
         dtype=options.dtype,
         device=options.device,
-        # Rows of the target's file that are alike are what the sibling is for; records keep their
+        # Rows of the goal's file that are alike are what the sibling is for; records keep their
         # number.
         allow_leak=True,
     )
@@ -383,7 +383,7 @@ def _halves(goal: Goal, folder: Path) -> tuple[tuple[Halves, ...], str]:
         return (), "; ".join(reasons)
     if not divided:
         apart = "what it measures on was published apart from what it calibrates on"
-        return (), f"the target is no file of your own: {apart}"
+        return (), f"the goal is no file of your own: {apart}"
     return tuple(divided), ""
 
 

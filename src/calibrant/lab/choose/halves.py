@@ -274,7 +274,7 @@ def held_out_side(
 
     `half_runs` are the set calibrated on the first and on the second half of the file. Draw by
     draw, rows of the first half are taken from the second run, and rows of the second half from
-    the first. Rows of neither, such as those of another target, are the mean of both.
+    the first. Rows of neither, such as those of another goal, are the mean of both.
     """
     if not group.sides.keys() >= set(half_runs):
         return None

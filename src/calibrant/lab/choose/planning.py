@@ -11,18 +11,35 @@ from calibrant.compress.planning import (
     room_on,
 )
 from calibrant.compress.room import Needs
-from calibrant.errors import OutputError
+from calibrant.errors import OutputError, SpecError
+from calibrant.handover import tool_named
 from calibrant.lab.choose.asking import FIRST, TOKENS
 from calibrant.lab.mixtures.aims import aim_of, stand_in_of
+from calibrant.models import is_object
 from calibrant.options import RecommendCommand
 from calibrant.spec.foreign import user_path
 from calibrant.walk.statistics import packed_bytes
+
+
+def check_settings(options: RecommendCommand) -> None:
+    """Raise an `InputError` for a time or a tool that can't be used, before a model is read or
+    written.
+    """
+    if not options.minutes > 0:
+        message = f"a budget of {options.minutes:g} minutes leaves no time; give some above 0"
+        raise SpecError(message, subject="budget")
+    if options.tool is None:
+        return
+    tool = tool_named(options.tool)
+    if not is_object(options.model):
+        tool.check_model(str(options.model))
 
 
 def planned_recommendation(options: RecommendCommand) -> JobPlan:
     """Return what a recommendation would take: the minutes that it may have, and memory and disk
     from shapes.
     """
+    check_settings(options)
     method, target = aim_of(options.method, options.target)
     stand_in = stand_in_of(method, target)
     outline = outline_of_options(options)

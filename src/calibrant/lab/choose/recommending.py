@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, Final, final
 
 from calibrant.data import CalibrationSet
-from calibrant.errors import SpecError
 from calibrant.handover import WrittenData, as_sum, tool_named, write_over
 from calibrant.lab.choose.advising import (
     advice,
@@ -30,7 +29,7 @@ from calibrant.lab.choose.budget import (
     least_with_sibling,
 )
 from calibrant.lab.choose.halves import Halves, swapped
-from calibrant.lab.choose.planning import planned_recommendation
+from calibrant.lab.choose.planning import check_settings, planned_recommendation
 from calibrant.lab.choose.predicting import Prediction
 from calibrant.lab.choose.racing import Race, RaceResult, plain
 from calibrant.lab.mixtures import Mixture
@@ -54,7 +53,7 @@ class Candidate:
     `data` is what `--data` takes. `name` is what sentences and tables call it: a long mixture by
     its largest parts, an object "your data".
 
-    The differences are how much *worse* it is, with their intervals. Where the target has a
+    The differences are how much *worse* it is, with their intervals. Where the goal has a
     held-out sibling, `predicted_sibling` and `sibling` are the figures on it, and the differences
     are of those. `divergence` is that of its predictions from the dense model's (KL, nats a token);
     it is measured where a model is rounded. `status` is `best`, `not significant` (its difference
@@ -89,7 +88,7 @@ class Recommendation:
     predicted, and `folder` has the store of all that was measured.
 
     `plan` is what the `minutes` were to buy, `another_draw` the seconds of one draw more, `fitted`
-    what was lowered for small files. `siblings` are the halves of the target's files: how much of a
+    what was lowered for small files. `siblings` are the halves of the goal's files: how much of a
     row stands in what its own half (`inside`) and the other (`across`) calibrate on. `no_sibling`
     says why there are none. `written` is the file for another tool, where one was asked for.
     """
@@ -208,16 +207,14 @@ def recommend(options: RecommendOptions) -> Recommendation:
     Traceback (most recent call last):
     calibrant.errors.SpecError: a budget of 0 minutes leaves no time; give some above 0
     """
-    if not options.minutes > 0:
-        message = f"a budget of {options.minutes:g} minutes leaves no time; give some above 0"
-        raise SpecError(message, subject="budget")
+    check_settings(options)
     budget = TimeBudget(options.minutes, options.now)
     own_name = ""
     if is_object(options.model):
         own_name = name_of(options.model)
         options = _with_name(options)
-    if options.tool is not None:
-        tool_named(options.tool).check_model(str(options.model))
+        if options.tool is not None:
+            tool_named(options.tool).check_model(str(options.model))
     prepared = asked(options, budget)
     names = prepared.own_names()
     if own_name:
@@ -374,7 +371,7 @@ def _sibling_facts(halves: Halves) -> dict[str, Any]:
 def _raced(predicted: Mapping[str, Prediction], prepared: Prepared, count: int) -> list[str]:
     """The `count` sets to race: the best by prediction first, and the baseline last.
 
-    Of those that hold the target's file, which cost three runs, there are two at most.
+    Of those that hold the goal's file, which cost three runs, there are two at most.
     """
     halves = prepared.fitted.halves
     others = [data for data in predicted if data != prepared.baseline]
