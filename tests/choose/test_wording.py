@@ -92,6 +92,7 @@ def test_what_cannot_be_advised_on_and_nothing_is_written(
 @pytest.mark.parametrize(
     ("given", "sentence"),
     [
+        ({"goal": ()}, "no goal was given; write a source"),
         ({"minutes": 0.0}, "a budget of 0 minutes leaves no time"),
         ({"tool": "gptqmodl"}, "did you mean 'gptqmodel'?"),
         ({"tool": "llama.cpp"}, "llama.cpp opens GGUF files"),

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from typing import Final, final
+from typing import Any, Final, final
 
 from calibrant.data import Source, hub
 from calibrant.data.expression import Term, parse_expression, term_of, written
@@ -76,14 +76,19 @@ def budget_of(measure: Evaluator) -> int | None:
     return None
 
 
+def check_any(goals: Any) -> None:
+    """Raise `SpecError` where no goal is given."""
+    if isinstance(goals, list | tuple) and not goals:
+        raise SpecError(f"no goal was given; {_EXAMPLE}", subject="for")
+
+
 def parse_goal(goals: Sequence[str], tokens: int, items: int, length: int) -> Goal:
     """Read what the model is for.
 
     A loss is measured on `tokens` tokens in windows of `length`, a task on `items` items. Raises
     `SpecError` for what can't be read, `DataError` for what can't be had here.
     """
-    if not goals:
-        raise SpecError(f"no goal was given; {_EXAMPLE}", subject="for")
+    check_any(goals)
     # What is named twice is measured once, with both weights.
     measures: dict[str, Evaluator] = {}
     weights: dict[str, Fraction] = {}

@@ -14,6 +14,7 @@ from calibrant.compress.room import Needs
 from calibrant.errors import OutputError, SpecError
 from calibrant.handover import tool_named
 from calibrant.lab.choose.asking import FIRST, TOKENS
+from calibrant.lab.choose.goal import check_any
 from calibrant.lab.mixtures.aims import aim_of, stand_in_of
 from calibrant.models import is_object
 from calibrant.options import RecommendCommand
@@ -22,9 +23,10 @@ from calibrant.walk.statistics import packed_bytes
 
 
 def check_settings(options: RecommendCommand) -> None:
-    """Raise an `InputError` for a time or a tool that can't be used, before a model is read or
-    written.
+    """Raise an `InputError` for a goal that is missing, and for a time or a tool that can't be
+    used, before a model is read or written.
     """
+    check_any(options.goal)
     if not options.minutes > 0:
         message = f"a budget of {options.minutes:g} minutes leaves no time; give some above 0"
         raise SpecError(message, subject="budget")
