@@ -124,7 +124,7 @@ def write_data(options: WriteDataOptions) -> WrittenData:
 
 
 def write_over(options: WriteDataOptions) -> WrittenData:
-    """Write the same, over what is there."""
+    """Write what `write_data` writes, also over files that are there."""
     places = _places(options)
     calibration = options.drawn_from(options.data)
     _check_set(calibration, places)
