@@ -122,6 +122,13 @@ def check_word(word: str) -> None:
         raise SpecError(f"{word!r} is called {RENAMED[word]!r} now; write that", subject=word)
 
 
+def check_list(name: str, values: Any) -> None:
+    """Raise `SpecError` for one text in the place of a list, whose letters would be its entries."""
+    if isinstance(values, str):
+        message = f"{name} is the text {values!r}, and it must be a list, with an entry for each"
+        raise SpecError(f"{message}; write {name}=[{values!r}]", subject=values)
+
+
 # Options that several verbs share
 
 
@@ -483,6 +490,10 @@ class MixCommand(MachineOptions, ModelOptions):
         default=None,
     )
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_list("sources", self.sources)
+
 
 @declaration
 class RecommendCommand(MachineOptions, ModelOptions):
@@ -537,6 +548,10 @@ class RecommendCommand(MachineOptions, ModelOptions):
         flags=("--out",),
         default="calibrant-recommendation",
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_list("sources", self.sources)
 
 
 # Values and functions from a declaration

@@ -1,10 +1,13 @@
 """Advice that can't be had: which error it is, what it is about, and what people read."""
 
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
+import calibrant
 from calibrant.cli import app
 from calibrant.errors import DataError, InputError, OutputError, SpecError, TargetError
 from calibrant.lab.choose import recommend
@@ -14,15 +17,15 @@ from tests.trained import trained_folder
 
 
 @pytest.mark.parametrize(
-    ("targets", "error", "subject", "sentence"),
+    ("goals", "error", "subject", "sentence"),
     [
-        ([], SpecError, "for", "no target was given; write a source"),
+        ([], SpecError, "for", "no goal was given; write a source"),
         (["python_cod"], SpecError, "python_cod", "did you mean 'python_code'?"),
         (
             ["python_code + python_docs"],
             SpecError,
             "python_code + python_docs",
-            "is a sum; give each part as a target of its own",
+            "is a sum; give each part as a goal of its own",
         ),
         (
             ["random_tokens"],
@@ -32,11 +35,11 @@ from tests.trained import trained_folder
         ),
     ],
 )
-def test_what_is_no_target(
-    targets: list[str], error: type[InputError], subject: str, sentence: str
+def test_what_is_no_goal(
+    goals: list[str], error: type[InputError], subject: str, sentence: str
 ) -> None:
     with pytest.raises(error) as caught:
-        parse_goal(targets, tokens=1000, items=20, length=64)
+        parse_goal(goals, tokens=1000, items=20, length=64)
     assert caught.value.subject == subject
     assert sentence in str(caught.value)
 
@@ -84,6 +87,27 @@ def test_what_cannot_be_advised_on_and_nothing_is_written(
         )
     assert sentence in str(caught.value)
     assert not (tmp_path / "out" / "race").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ({"goal": ()}, "no goal was given; write a source"),
+        ({"minutes": 0.0}, "a budget of 0 minutes leaves no time"),
+        ({"tool": "gptqmodl"}, "did you mean 'gptqmodel'?"),
+        ({"tool": "llama.cpp"}, "llama.cpp opens GGUF files"),
+        ({"sources": "python_docs"}, "write sources=['python_docs']"),
+    ],
+)
+def test_a_plan_refuses_what_the_job_would(
+    given: dict[str, Any], sentence: str, tmp_path: Path
+) -> None:
+    settings = {"goal": "python_docs", "folder": tmp_path / "out"} | given
+    for verb in (recommend, partial(calibrant.plan, recommend)):
+        with pytest.raises(InputError) as caught:
+            verb(str(trained_folder()), **settings)
+        assert sentence in str(caught.value)
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_command_ends_with_2_and_one_sentence(

@@ -116,6 +116,32 @@ def test_the_card_says_where_the_tokens_come_from(folder: Path, tmp_path: Path) 
         assert str(folder.parent) not in text
 
 
+def test_the_card_names_no_folder_of_any_part(folder: Path, tmp_path: Path) -> None:
+    files = [tmp_path / "plain.jsonl", tmp_path / "with spaces.jsonl"]
+    for file in files:
+        lines = [json.dumps({"text": f"{number} in {file.stem} " * 40}) for number in range(20)]
+        file.write_text("\n".join(lines))
+    data = f"0.5*{files[0]} + 0.5*'{files[1]}'"
+    done = write_data(folder, data=data, samples=2, length=32, out=tmp_path / "a.jsonl")
+    card = done.card.read_text("utf-8")
+    assert str(tmp_path) not in card
+    assert "0.5*…/plain.jsonl + 0.5*'…/with spaces.jsonl'" in card
+
+
+def test_an_ending_in_capitals_is_that_ending(folder: Path, tmp_path: Path) -> None:
+    done = write_data(
+        folder,
+        data="python_docs",
+        samples=2,
+        length=32,
+        out=tmp_path / "WINDOWS.JSONL",
+        tool="gptqmodel",
+    )
+    assert len(done.out.read_text("utf-8").splitlines()) == 2
+    assert done.script is not None
+    assert "json.loads" in done.script.read_text("utf-8")
+
+
 def test_objects_are_written_too(folder: Path, tmp_path: Path) -> None:
     texts = ["The first of two texts.", "The second, which is a little longer."]
     done = write_data(folder, data=texts, length=16, out=tmp_path / "a.jsonl")
@@ -173,6 +199,7 @@ def test_tools_are_known_as_their_makers_call_them() -> None:
         ("mix", {"data": "mix(python_docs=0.5, arithmetic:qa=0.5)"}),
         ("python_docs", {"form": "conversations"}),
         ("nowhere", {"out": "nowhere/windows.jsonl"}),
+        ("'.'", {"out": ".", "tool": "gptqmodel"}),
         ("python_docs", {"samples": 10**7}),
         ("llama.cpp", {"tool": "llama.cpp", "out": "windows.txt"}),
         ("gguf", {"tool": "auto-round", "model": "model.gguf"}),

@@ -56,7 +56,8 @@ def _imatrix(path: str, against: list[str]) -> dict[str, Any]:
     "calibrant data c4 --model smollm2 --samples 128 --length 2048 --out windows.jsonl",
     "calibrant data gsm8k:chat --model smollm2 --as conversations --out talks.parquet",
     "calibrant data c4 --model my-model --for llm-compressor --out windows.jsonl",
-    "calibrant data c4@imatrix --model smollm2 --length 512 --for llama.cpp --out windows.txt",
+    "calibrant data c4@imatrix --model my-model.gguf --length 512 --for llama.cpp --out "
+    "windows.txt",
 )
 @with_options(WriteDataOptions)
 def write_data(data_dir: DataDir = None, as_json: Json = False, **options: Any) -> None:

@@ -29,8 +29,8 @@ READING: Final[Mapping[str, tuple[str, str]]] = {
 
 @dataclass(frozen=True)
 class ScriptFacts:
-    """What a script is about: the model, the file of data that lies beside the script, and how many
-    windows of which length are in it.
+    """What a script is about: the model, the file or folder of data that lies beside the script,
+    and how many windows are in it, each of at most `length` tokens.
     """
 
     model: str
@@ -56,8 +56,9 @@ class Tool(Spec, ABC):
         """Return a Python script of at most thirty lines that runs the tool."""
 
     def written(self, imports: str, constants: Mapping[str, Any], steps: str) -> str:
-        """Return a script. Whatever comes from outside stands in `constants`, each written so that
-        Python reads the same value and nothing else.
+        """Return a script: `imports`, then `constants`, and DATA, the path of the data, then
+        `steps`. Whatever comes from outside stands in `constants`, each written so that Python
+        reads the same value and nothing else.
         """
         assignments = [f"{name} = {value!r}" for name, value in constants.items()]
         heading = f'"""{self.summary}"""'
@@ -66,7 +67,8 @@ class Tool(Spec, ABC):
 
 
 class IdsTool(Tool, ABC):
-    """A tool that opens a folder of transformers, or a model of the hub, and takes token ids.
+    """A tool that opens a folder that transformers wrote, or a model of the hub, and takes token
+    ids.
 
     `steps` use MODEL, OUT and `rows`, each of which has the `input_ids` of a window.
     """
@@ -82,7 +84,7 @@ class IdsTool(Tool, ABC):
             raise ModelError(f"{problem}; {remedy}", subject=model)
 
     def script(self, facts: ScriptFacts) -> str:
-        module, reading = READING[PurePath(facts.file).suffix]
+        module, reading = READING[PurePath(facts.file).suffix.lower()]
         constants = {
             "MODEL": facts.model,
             "FILE": facts.file,

@@ -9,7 +9,7 @@ from importlib.metadata import version
 from typing import Any, Final
 
 from calibrant.data import CalibrationSet, TokenBatch
-from calibrant.data.given import Given
+from calibrant.data.given import Given, own_behind
 from calibrant.handover._base import Tool
 from calibrant.spec.foreign import visible_name
 from calibrant.system.markdown import code_span, table_of_facts, without_folders
@@ -19,11 +19,14 @@ _ROWS: Final = {
     "texts": "It holds the text of each window.",
     "conversations": "A row is a conversation.",
 }
+"""What is in a file of each form."""
 
 
 @dataclass(frozen=True)
 class CardFacts:
-    """What a card says."""
+    """What a card is about: the set with its tokens, the model whose tokenizer made them, and the
+    file that they are in, in what form and for which tool.
+    """
 
     calibration: CalibrationSet
     batch: TokenBatch
@@ -53,7 +56,7 @@ def _lines(facts: CardFacts, notes: Sequence[str]) -> Iterator[str]:
             "data": expression,
             "tokenizer": without_folders(facts.model),
             "draw": calibration.seed,
-            "windows": f"{len(batch.ids)} of {calibration.length}",
+            "windows": f"{len(batch.ids)} of {calibration.length} tokens",
             "tokens": int(batch.mask.sum()),
             "fingerprint of the tokens": batch.fingerprint,
         }
@@ -69,10 +72,18 @@ def _lines(facts: CardFacts, notes: Sequence[str]) -> Iterator[str]:
     yield ""
     yield "## To make it again"
     yield ""
-    if any(isinstance(term.source, Given) for term in calibration.parts):
+    if _has_objects(calibration):
         yield "Its data came as objects: hand them over again to `calibrant.write_data`."
     else:
         yield f"    {_command(facts)}"
+
+
+def _has_objects(calibration: CalibrationSet) -> bool:
+    """Whether rows of a set came as objects, perhaps to a selector that chose among them."""
+    for term in calibration.parts:
+        if any(isinstance(own, Given) for own in own_behind(term.source)):
+            return True
+    return False
 
 
 def _about(part: Mapping[str, Any]) -> dict[str, Any]:

@@ -34,8 +34,10 @@ def texts_of(windows: Windows, tokenizer: PreTrainedTokenizerBase) -> tuple[list
 def stream_of(
     windows: Windows, tokenizer: PreTrainedTokenizerBase, length: int
 ) -> tuple[list[str], int]:
-    """Return texts that joined are cut into the windows of this length by llama-imatrix, and how
-    many windows are short or have other tokens then. Raises `DataError` for fewer than two.
+    """Return texts that llama-imatrix, given all of them in a row, cuts into the windows of
+    `length` tokens; and how many windows are shorter, or have other tokens then.
+
+    Raises `DataError` for fewer than two windows of that length.
     """
     full = [window for window in windows if len(window) == length]
     if len(full) < 2:

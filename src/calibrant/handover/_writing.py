@@ -25,6 +25,7 @@ from calibrant.spec.foreign import did_you_mean, user_path
 from calibrant.spec.registry import Registry
 
 tools: Final = Registry("calibrant.handover", "tool")
+"""The tools by name."""
 FORMS: Final = ("ids", "texts", "conversations")
 """What a row of a file can be."""
 
@@ -35,9 +36,9 @@ class WrittenData:
     """What was written: the file or folder `out`, its `card`, and the `script` that runs a tool
     with it.
 
-    Each of its `rows` is what `form` says: the ids of a window, its text, or a conversation.
-    `tokens` are the real tokens of the set, and `fingerprint` is that of its tokens. `notes` say
-    what the file can't carry.
+    `form` says what each of its `rows` is: the ids of a window, its text, or a conversation.
+    `tokens` counts the real tokens of the set, and `fingerprint` is the hash of all of them.
+    `notes` say what the file can't carry.
     """
 
     out: Path
@@ -50,7 +51,7 @@ class WrittenData:
     notes: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """Return it as plain data."""
+        """Return all of it as texts and numbers."""
         facts = vars(self) | {"out": str(self.out), "card": str(self.card)}
         if self.script is not None:
             facts["script"] = str(self.script)
@@ -95,8 +96,10 @@ def write_data(options: WriteDataOptions) -> WrittenData:
     that ends with `.txt` is one text, which llama.cpp cuts into the windows.
 
     `tool` is `llm-compressor`, `auto-round`, `gptqmodel`, `modelopt` or `llama.cpp`: then a script
-    that runs it on `model` with the file is written too. A file of ids can be given to `prune` and
-    the others as `data` again.
+    that runs it on `model` with the file is written too. The script opens the model by its name, so
+    what was changed in memory alone it doesn't see.
+
+    A file of ids can be given to `prune` and the others as `data` again.
 
     Raises an `InputError` for a set or a model that can't be handed over, and for an `out` that
     exists.
@@ -121,7 +124,7 @@ def write_data(options: WriteDataOptions) -> WrittenData:
 
 
 def write_over(options: WriteDataOptions) -> WrittenData:
-    """Write the same, over what is there."""
+    """Write what `write_data` writes, also over files that are there."""
     places = _places(options)
     calibration = options.drawn_from(options.data)
     _check_set(calibration, places)
@@ -176,25 +179,35 @@ def as_sum(calibration: CalibrationSet) -> str:
 
 
 def _places(options: WriteDataOptions) -> _Places:
-    """Read where everything goes. Raises an `InputError` for what doesn't go together."""
+    """Return where everything goes. Raises an `InputError` for what doesn't go together."""
     tool = None
     if options.tool is not None:
         tool = tool_named(options.tool)
     out = user_path(options.out, OutputError)
+    if not out.name:
+        message = f"{str(options.out)!r} names no file or folder; give a name, as in windows.jsonl"
+        raise OutputError(message, subject=str(options.out))
     ending = out.suffix.lower()
     if ending not in (*ENDINGS, ""):
         message = f"{str(out)!r} ends with {ending!r}; end it with {', '.join(ENDINGS)}, or give a "
         raise OutputError(f"{message}name without an ending for a folder", subject=str(out))
     if tool is not None and ending not in tool.endings:
-        readable = " or ".join(ending or "a folder" for ending in tool.endings)
-        message = f"the script for {tool} reads {readable}, and {str(out)!r} is none; end --out so"
-        raise OutputError(message, subject=str(out))
-    form = options.form
+        readable = [f"a {known} file" if known else "a folder" for known in tool.endings]
+        message = f"the script for {tool} reads {' or '.join(readable)}, and --out is {str(out)!r}"
+        raise OutputError(f"{message}; give such a name", subject=str(out))
+    return _Places(out, tool, _form_of(options.form, ending, tool))
+
+
+def _form_of(form: str | None, ending: str, tool: Tool | None) -> str:
+    """Return the form of the rows: the one that was asked for, or the usual one of the ending.
+
+    Raises `SpecError` for one that isn't known, or that the file or the tool can't have.
+    """
     if form is None:
         form = "texts" if ending == ".txt" else "ids"
     if form not in FORMS:
         near = did_you_mean(form, FORMS)
-        message = f"there is no form {form!r}{near}; choose one of {', '.join(FORMS)}"
+        message = f"there is no form {form!r}{near} (known: {', '.join(FORMS)})"
         raise SpecError(message, subject=form)
     if ending == ".txt" and form != "texts":
         message = f"a .txt file holds a text and no {form}; give a .jsonl file for --as {form}"
@@ -202,7 +215,7 @@ def _places(options: WriteDataOptions) -> _Places:
     if isinstance(tool, IdsTool) and form != "ids":
         message = f"the script for {tool} reads ids and no {form}; leave --as out"
         raise SpecError(message, subject=form)
-    return _Places(out, tool, form)
+    return form
 
 
 def tool_named(name: str) -> Tool:

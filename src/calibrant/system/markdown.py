@@ -7,6 +7,11 @@ from typing import Any, Final
 from calibrant.spec.foreign import visible_name
 
 _FENCE: Final = "`"
+_QUOTED: Final = re.compile(r"(['\"])(?:[A-Za-z]:)?[\\/](?:[^\\/'\"]+[\\/])+")
+_PLAIN: Final = re.compile(r"(^|[\s(*=,])(?:[A-Za-z]:)?[\\/](?:(?:(?! \+ |, )[^\\/'\"])+[\\/])+")
+"""The folders of an absolute path that stands without quotes, which the next part of a sum or of a
+mix isn't one of.
+"""
 
 
 def code_span(value: Any) -> str:
@@ -37,5 +42,9 @@ def table_of_facts(facts: Mapping[str, Any]) -> Iterator[str]:
 def without_folders(text: str) -> str:
     """Return a text in which the folders of absolute paths are left out: a card is made to be shown
     to others.
+
+    >>> without_folders("0.3*/home/me/notes.jsonl + 0.7*'/home/me/my notes/all.jsonl'")
+    "0.3*…/notes.jsonl + 0.7*'…/all.jsonl'"
     """
-    return re.sub(r"(^|['\"\s(])(?:[A-Za-z]:)?[\\/](?:[^\\/'\"]+[\\/])+", r"\1…/", text)
+    text = _QUOTED.sub(r"\1…/", text)
+    return _PLAIN.sub(r"\1…/", text)

@@ -119,7 +119,7 @@ def recommended(result: Mapping[str, Any]) -> Iterator[Any]:
     yield ""
     yield _candidates(result)
     yield (
-        "predicted: share of the outputs' energy lost on text like the target, without any result "
+        "predicted: share of the outputs' energy lost on text like the goal, without any result "
         "being measured; intervals at 95 %, each alone"
     )
     if result["predicted_by"]:
@@ -130,7 +130,7 @@ def recommended(result: Mapping[str, Any]) -> Iterator[Any]:
     if _any_divergence(result):
         yield (
             "KL: how far predictions are from the dense model's, in nats a token, on text like the "
-            "target; it decides nothing"
+            "goal; it decides nothing"
         )
     if result["siblings"]:
         yield (

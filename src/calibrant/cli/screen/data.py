@@ -41,10 +41,13 @@ BARS: Final = 60
 
 def written(result: Mapping[str, Any]) -> Iterator[Any]:
     """Yield what was written to where."""
-    rows = f"{result['rows']:,} {result['form']}, {result['tokens']:,} real tokens"
+    if result["form"] == "conversations":
+        rows = counted(result["rows"], "conversation")
+    else:
+        rows = f"{counted(result['rows'], 'window')} as {result['form']}"
     yield from labelled(
         {
-            "written": rows,
+            "written": f"{rows}, {counted(result['tokens'], 'real token')}",
             "fingerprint": result["fingerprint"],
             "file": result["out"],
             "card": result["card"],

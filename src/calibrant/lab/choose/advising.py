@@ -97,7 +97,8 @@ def command(
     device: str,
     export: str = "",
 ) -> str:
-    """Return the command that does what was measured, quoted for a shell.
+    """Return the command that does what was measured with the `model` of that name or folder,
+    quoted for a shell.
 
     `export` is a form to write beside the folder.
     """
@@ -117,8 +118,8 @@ def command(
     root = mirror()
     if root is not None and not os.environ.get("CALIBRANT_DATA"):
         words += ["--data-dir", str(root)]
-    # The folder is called after the model.
-    stem = file_stem(model)
+    # The folder is called after the model, whose own name the mixture has.
+    stem = file_stem(mixture.model)
     method = mixture.method.split("(")[0]
     target = mixture.target.replace(":", "-")
     words += ["--out", f"{stem}-{method}-{target}"]
@@ -152,6 +153,18 @@ def short(data: str) -> str:
     return f"a mixture of {', '.join(largest)} and {count - 2} more"
 
 
+def in_own_names(text: str, names: Mapping[str, str]) -> str:
+    """Return a text in which models and data that came as objects have names of their own, in the
+    place of the files that they were written to.
+
+    >>> in_own_names("for out/given/0a1b.jsonl", {"out/given/0a1b.jsonl": "your data"})
+    'for your data'
+    """
+    for file, name in names.items():
+        text = text.replace(file, name)
+    return text
+
+
 def _expected(best: Standing, baseline: str, race: RaceResult) -> str:
     """What the best set is expected to lose, and how that compares with the baseline."""
     expected_loss = f"Expect to lose {with_interval(plain(best.deciding))} {race.unit}"
@@ -173,7 +186,7 @@ def _expected(best: Standing, baseline: str, race: RaceResult) -> str:
 
 
 def _siblings(race: RaceResult, halves: Sequence[Halves]) -> list[str]:
-    """Whether the target's own rows and its held-out sibling give the same answer."""
+    """Whether the goal's own rows and its held-out sibling give the same answer."""
     across = max(file_halves.across for file_halves in halves)
     inside = max(file_halves.inside for file_halves in halves)
     names = ", ".join(str(file_halves.source) for file_halves in halves)

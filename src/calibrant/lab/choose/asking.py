@@ -1,4 +1,4 @@
-"""What is asked: model, target and candidates as they are read, with budgets that fit the files,
+"""What is asked: model, goal and candidates as they are read, with budgets that fit the files,
 and then the time.
 """
 
@@ -13,6 +13,7 @@ from calibrant.compress import check_model
 from calibrant.compress.prune_quantize import TARGETS_OF
 from calibrant.data import CalibrationSet, Data
 from calibrant.data.objects import as_expression
+from calibrant.data.user_file import UserFile
 from calibrant.errors import InputError
 from calibrant.evaluators import Evaluator
 from calibrant.evaluators.agreement import Agreement
@@ -58,6 +59,8 @@ DIVERGENCE: Final = 8
 models apart on less text than a loss does.
 """
 LEAST_DIVERGENCE: Final = 512
+GIVEN: Final = "given"
+"""The folder, in that of a recommendation, of data that came as objects."""
 COPY: Final = 0.1
 """The share of the machine's memory that a second copy of the model may take, which the
 divergence needs.
@@ -84,10 +87,10 @@ class Prepared:
     """What was asked, as it can be had.
 
     Of the `candidates`, `needed` are those that stay however short the time, and `own_sets` those
-    of the target. `baseline` is what others are compared with. `stand_in` predicts the method.
+    of the goal. `baseline` is what others are compared with. `stand_in` predicts the method.
     `export` is the form in which the result is deployed, empty where that is the folder. `template`
     is the study that the race is, without its rounds. `fixed` says that the user gave the tokens.
-    `identity` is the same for a later call that asks the same. `no_sibling` says why the target has
+    `identity` is the same for a later call that asks the same. `no_sibling` says why the goal has
     no held-out sibling. `opening_seconds` is how long it took to open the model.
     """
 
@@ -107,6 +110,20 @@ class Prepared:
     fixed: bool
     no_sibling: str
     opening_seconds: float
+
+    def own_names(self) -> dict[str, str]:
+        """Return what sentences call data that came as objects, by the texts of the files that they
+        were written to.
+        """
+        names: dict[str, str] = {}
+        sets = [*self.fitted.goal.sources, *self.candidates]
+        sources = [term.source for data in sets for term in CalibrationSet(data).parts]
+        count = 0
+        for source in dict.fromkeys(sources):
+            if isinstance(source, UserFile) and Path(source.path).parent == self.folder / GIVEN:
+                count += 1
+                names[str(source)] = "your data" if count == 1 else f"your data {count}"
+        return names
 
     @property
     def race_folder(self) -> Path:
@@ -158,7 +175,7 @@ class Prepared:
         return replace(self, fitted=fitted, template=template)
 
     def without_sibling(self, reason: str) -> "Prepared":
-        """Return the same without a held-out sibling of the target."""
+        """Return the same without a held-out sibling of the goal."""
         return replace(self, fitted=replace(self.fitted, halves=()), no_sibling=reason)
 
     def predicted(
@@ -204,7 +221,7 @@ class Prepared:
 
 
 def asked(options: RecommendCommand, budget: TimeBudget) -> Prepared:
-    """Read what is asked, open the model, divide the target's files and fit the budgets.
+    """Read what is asked, open the model, divide the goal's files and fit the budgets.
 
     Raises an `InputError` for what can't be used.
     """
@@ -248,7 +265,7 @@ def asked(options: RecommendCommand, budget: TimeBudget) -> Prepared:
         length=fitted.length,
         dtype=options.dtype,
         device=options.device,
-        # Rows of the target's file that are alike are what the sibling is for; records keep their
+        # Rows of the goal's file that are alike are what the sibling is for; records keep their
         # number.
         allow_leak=True,
     )
@@ -295,12 +312,12 @@ def _goals(goal: str | Sequence[str] | Data, folder: Path) -> list[str]:
         return [goal]
     if isinstance(goal, list | tuple) and all(isinstance(text, str) for text in goal):
         return list(cast("Sequence[str]", goal))
-    return [as_expression(cast("Data", goal), folder / "given")]
+    return [as_expression(cast("Data", goal), folder / GIVEN)]
 
 
 def _canonical(sets: Sequence[Data], folder: Path) -> list[str]:
     """Calibration sets as they are written, each once."""
-    return list(dict.fromkeys(as_expression(data, folder / "given") for data in sets))
+    return list(dict.fromkeys(as_expression(data, folder / GIVEN) for data in sets))
 
 
 def _measures(goal: Goal, target: Target, opened: Opened) -> tuple[Evaluator, ...]:
@@ -366,7 +383,7 @@ def _halves(goal: Goal, folder: Path) -> tuple[tuple[Halves, ...], str]:
         return (), "; ".join(reasons)
     if not divided:
         apart = "what it measures on was published apart from what it calibrates on"
-        return (), f"the target is no file of your own: {apart}"
+        return (), f"the goal is no file of your own: {apart}"
     return tuple(divided), ""
 
 

@@ -283,7 +283,7 @@ def least_with_sibling(costs: StepCosts, sources: int, least: int, tokens: int) 
 def runs_of(sets: int, halves: bool) -> int:
     """Return about how many runs a draw of so many sets takes.
 
-    Of those that hold the target's file, each half is a run too.
+    Of those that hold the goal's file, each half is a run too.
     """
     if not halves:
         return sets

@@ -1,4 +1,4 @@
-"""Budgets that the target and every candidate can give: a small file lowers them, and a sentence
+"""Budgets that the goal and every candidate can give: a small file lowers them, and a sentence
 says so.
 """
 
@@ -31,7 +31,7 @@ class Fitted:
     """Budgets that fit the files.
 
     `tokens` is what a set holds, `judge_tokens` what is judged by, and `length` a window. `rounds`
-    draws of the target's own file share no row. `goal` measures as much as there is. `said` is a
+    draws of the goal's own file share no row. `goal` measures as much as there is. `said` is a
     sentence where something was lowered, else empty.
     """
 
@@ -155,7 +155,7 @@ def _names_a_file(name: str) -> bool:
 
 
 def _in_halves(names: Sequence[str], halves: Sequence[Halves]) -> Iterator[str]:
-    """Each set with the first half of the target's files in their place, and with the second."""
+    """Each set with the first half of the goal's files in their place, and with the second."""
     for name in names:
         for side in (0, 1):
             yield swapped(name, halves, side)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from typing import Final, final
+from typing import Any, Final, final
 
 from calibrant.data import Source, hub
 from calibrant.data.expression import Term, parse_expression, term_of, written
@@ -76,21 +76,26 @@ def budget_of(measure: Evaluator) -> int | None:
     return None
 
 
-def parse_goal(targets: Sequence[str], tokens: int, items: int, length: int) -> Goal:
+def check_any(goals: Any) -> None:
+    """Raise `SpecError` where no goal is given."""
+    if isinstance(goals, list | tuple) and not goals:
+        raise SpecError(f"no goal was given; {_EXAMPLE}", subject="for")
+
+
+def parse_goal(goals: Sequence[str], tokens: int, items: int, length: int) -> Goal:
     """Read what the model is for.
 
     A loss is measured on `tokens` tokens in windows of `length`, a task on `items` items. Raises
     `SpecError` for what can't be read, `DataError` for what can't be had here.
     """
-    if not targets:
-        raise SpecError(f"no target was given; {_EXAMPLE}", subject="for")
+    check_any(goals)
     # What is named twice is measured once, with both weights.
     measures: dict[str, Evaluator] = {}
     weights: dict[str, Fraction] = {}
     terms: dict[str, Term] = {}
     shares: dict[str, Fraction] = {}
     given_texts: set[str] = set()
-    for text in targets:
+    for text in goals:
         weight, part = _weighted_part(text)
         # `general` stands for several texts, which share its weight.
         parts = [part]
@@ -109,9 +114,7 @@ def parse_goal(targets: Sequence[str], tokens: int, items: int, length: int) -> 
     weighted = [(float(weight / whole), measures[name]) for name, weight in weights.items()]
     judged = [replace(term, share=shares[name] / whole) for name, term in terms.items()]
     sources = tuple(terms)
-    return Goal(
-        ", ".join(targets), tuple(weighted), written(judged), sources, frozenset(given_texts)
-    )
+    return Goal(", ".join(goals), tuple(weighted), written(judged), sources, frozenset(given_texts))
 
 
 def default_sources(goal: Goal) -> list[str]:
@@ -146,17 +149,17 @@ def _general_parts() -> list[Part]:
 
 
 def _weighted_part(text: str) -> tuple[Fraction, Part]:
-    """The weight of a target, and what it names."""
+    """The weight of a goal, and what it names."""
     terms = read_weighted(text)
     if len(terms) != 1:
-        message = "is a sum; give each part as a target of its own, with a weight"
-        raise SpecError(f"the target {text!r} {message}", subject=text)
+        message = "is a sum; give each part as a goal of its own, with a weight"
+        raise SpecError(f"the goal {text!r} {message}", subject=text)
     weight, part = terms[0]
     return (Fraction(1) if weight is None else weight), part
 
 
 def _measure(part: Part, tokens: int, items: int, length: int) -> tuple[Evaluator, Term]:
-    """Return what measures a target, and the set whose held-out part is like it."""
+    """Return what measures a goal, and the set whose held-out part is like it."""
     if isinstance(part.source, Call) and _is_measure(part):
         measure: Evaluator = evaluators.build(part.source)
         source = getattr(measure, "name", None) or getattr(measure, "source", None)
@@ -174,5 +177,5 @@ def _measure(part: Part, tokens: int, items: int, length: int) -> tuple[Evaluato
 
 
 def _is_measure(part: Part) -> bool:
-    """Whether a target is written as a measure, such as `task(name=race)`."""
+    """Whether a goal is written as a measure, such as `task(name=race)`."""
     return isinstance(part.source, Call) and part.source.name in evaluators.names()

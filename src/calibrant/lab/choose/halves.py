@@ -274,7 +274,7 @@ def held_out_side(
 
     `half_runs` are the set calibrated on the first and on the second half of the file. Draw by
     draw, rows of the first half are taken from the second run, and rows of the second half from
-    the first. Rows of neither, such as those of another target, are the mean of both.
+    the first. Rows of neither, such as those of another goal, are the mean of both.
     """
     if not group.sides.keys() >= set(half_runs):
         return None
@@ -315,7 +315,8 @@ def crossed(
 ) -> ItemValues:
     """Return one measurement of two, each on the rows that it wasn't calibrated on.
 
-    `first` was calibrated on the rows `owned[0]`, so it gives the values of those in `owned[1]`.
+    `first` was calibrated on the rows `items_by_half[0]`, so it gives the values of those in
+    `items_by_half[1]`.
     """
     in_first = np.array([item in items_by_half[0] for item in first.items])
     in_second = np.array([item in items_by_half[1] for item in first.items])

@@ -1,8 +1,5 @@
 """What a recommendation would take, said before anything is loaded."""
 
-from pathlib import Path
-from typing import Final
-
 from calibrant.activations import Gram
 from calibrant.compress.planning import (
     JobPlan,
@@ -14,21 +11,37 @@ from calibrant.compress.planning import (
     room_on,
 )
 from calibrant.compress.room import Needs
-from calibrant.errors import OutputError
-from calibrant.lab.choose.asking import FIRST
+from calibrant.errors import OutputError, SpecError
+from calibrant.handover import tool_named
+from calibrant.lab.choose.asking import FIRST, TOKENS
+from calibrant.lab.choose.goal import check_any
 from calibrant.lab.mixtures.aims import aim_of, stand_in_of
+from calibrant.models import is_object
 from calibrant.options import RecommendCommand
 from calibrant.spec.foreign import user_path
 from calibrant.walk.statistics import packed_bytes
 
-TOKENS: Final = 8192
-"""Real tokens of each source where nothing is said."""
+
+def check_settings(options: RecommendCommand) -> None:
+    """Raise an `InputError` for a goal that is missing, and for a time or a tool that can't be
+    used, before a model is read or written.
+    """
+    check_any(options.goal)
+    if not options.minutes > 0:
+        message = f"a budget of {options.minutes:g} minutes leaves no time; give some above 0"
+        raise SpecError(message, subject="budget")
+    if options.tool is None:
+        return
+    tool = tool_named(options.tool)
+    if not is_object(options.model):
+        tool.check_model(str(options.model))
 
 
 def planned_recommendation(options: RecommendCommand) -> JobPlan:
     """Return what a recommendation would take: the minutes that it may have, and memory and disk
     from shapes.
     """
+    check_settings(options)
     method, target = aim_of(options.method, options.target)
     stand_in = stand_in_of(method, target)
     outline = outline_of_options(options)
@@ -45,7 +58,7 @@ def planned_recommendation(options: RecommendCommand) -> JobPlan:
     # A judge's statistics are there too.
     statistics = (sources + 1) * sum(packed_bytes(width, Gram) for width in shape.input_widths)
     folder = user_path(options.folder, OutputError)
-    free = free_at(Path(folder))
+    free = free_at(folder)
     problems: list[str] = []
     if memory > room:
         fewer = f"fewer tokens (--tokens, now {tokens:,}) or a smaller model take less"

@@ -1,4 +1,4 @@
-"""What is predicted of every candidate: under the target's held-out text, and under its held-out
+"""What is predicted of every candidate: under the goal's held-out text, and under its held-out
 sibling where there is one.
 """
 
@@ -41,8 +41,8 @@ _NOTHING: Final = Sample(0, 0)
 class Prediction:
     """The predicted error of a set.
 
-    `own` is that under what the target holds out. `sibling` is that where it is calibrated on one
-    half of the target's file and judged by the other, both ways; None where there is no sibling.
+    `own` is that under what the goal holds out. `sibling` is that where it is calibrated on one
+    half of the goal's file and judged by the other, both ways; None where there is no sibling.
     """
 
     own: float | None
@@ -70,7 +70,7 @@ def with_siblings(
     """Return the predictions for sets, with and without a held-out sibling.
 
     The sets are each source of a mixture alone, all of them alike, the mixture, and the best
-    mixture under the sibling. `stand_in` predicts the method, `judge` is the target as an
+    mixture under the sibling. `stand_in` predicts the method, `judge` is the goal as an
     expression. All errors are on the sample `effort.final`. Statistics that are in `root` already
     aren't gathered again.
     """

@@ -43,8 +43,8 @@ class Standing:
     baseline and than the leader. `draws` is how often it was drawn. `dropped` is the round after
     which it was left out as clearly behind, None if it wasn't.
 
-    `sibling` is the increase on the target's held-out sibling, None where there is none. Where
-    there is one, the comparisons are made with it. For a set that holds nothing of the target's
+    `sibling` is the increase on the goal's held-out sibling, None where there is none. Where
+    there is one, the comparisons are made with it. For a set that holds nothing of the goal's
     file the two are the same. `divergence` is that from the dense model (KL, nats a token), None
     where it isn't measured.
     """
@@ -70,7 +70,7 @@ class RaceResult:
     """How a race ended: `why` is `clear`, `alike`, `draws` or `time`.
 
     `standings` are the best first, and `rounds` is how many were begun. `sibling` says whether the
-    target's held-out sibling decided. `bits` is how many a weight takes as it is stored, None
+    goal's held-out sibling decided. `bits` is how many a weight takes as it is stored, None
     where it isn't stored as codes.
     """
 
@@ -88,7 +88,7 @@ class Race:
     """A race of calibration sets, whose results lie in the store `folder`.
 
     `template` is a study without sets, draws and groups. `baseline` is always in the race. `costs`
-    say how long runs take, on a `share` of the items. `halves` are of the target's files that could
+    say how long runs take, on a `share` of the items. `halves` are of the goal's files that could
     be divided. `rounds` is the most; `done` of them were run by an earlier call.
     """
 
@@ -166,7 +166,7 @@ class Race:
     def _runs(self, names: Sequence[str]) -> list[str]:
         """What a draw of these sets compresses with.
 
-        That is the sets themselves, and of those with the target's file both versions that have a
+        That is the sets themselves, and of those with the goal's file both versions that have a
         half of it in its place.
         """
         needed_runs: list[str] = []
@@ -284,7 +284,7 @@ class Race:
         measured: Sequence[str],
     ) -> dict[str, Mapping[str, Side]]:
         """By set and measure, the values that decide: those on the held-out sibling, where the set
-        holds the target's file. Those of the dense model are among them.
+        holds the goal's file. Those of the dense model are among them.
         """
         sides: dict[str, Mapping[str, Side]] = {DENSE: group.sides[DENSE]}
         for name in measured:
@@ -389,7 +389,7 @@ class _Sides:
 
 
 def _half_runs(names: Sequence[str], halves: Sequence[Halves]) -> dict[str, tuple[str, str]]:
-    """For each set that holds the target's file, the set with its first half in its place, and
+    """For each set that holds the goal's file, the set with its first half in its place, and
     the one with its second half.
     """
     half_runs: dict[str, tuple[str, str]] = {}
@@ -425,7 +425,7 @@ def common_unit(scores: Sequence[Score]) -> str:
     scales = dict.fromkeys(f"{score.metric} in {score.unit}" for score in scores)
     listed = ", ".join(scales)
     if len(scales) > 1:
-        message = f"what is measured can't be averaged: {listed}; give targets of one kind"
+        message = f"what is measured can't be averaged: {listed}; give goals of one kind"
         raise DataError(message, subject=listed)
     return scores[0].unit
 

@@ -10,9 +10,15 @@ from pathlib import Path
 from typing import Any, Final, final
 
 from calibrant.data import CalibrationSet
-from calibrant.errors import SpecError
 from calibrant.handover import WrittenData, as_sum, tool_named, write_over
-from calibrant.lab.choose.advising import advice, command, short, verb_of, with_interval
+from calibrant.lab.choose.advising import (
+    advice,
+    command,
+    in_own_names,
+    short,
+    verb_of,
+    with_interval,
+)
 from calibrant.lab.choose.asking import Prepared, asked
 from calibrant.lab.choose.budget import (
     LEAST,
@@ -23,11 +29,11 @@ from calibrant.lab.choose.budget import (
     least_with_sibling,
 )
 from calibrant.lab.choose.halves import Halves, swapped
-from calibrant.lab.choose.planning import planned_recommendation
+from calibrant.lab.choose.planning import check_settings, planned_recommendation
 from calibrant.lab.choose.predicting import Prediction
 from calibrant.lab.choose.racing import Race, RaceResult, plain
 from calibrant.lab.mixtures import Mixture
-from calibrant.models import is_object, only_looks, opened_of, save
+from calibrant.models import is_object, name_of, only_looks, opened_of, save
 from calibrant.models.hashing import OF_TENSORS, digest_of
 from calibrant.options import RecommendCommand, WriteDataOptions, declaration, with_fields_of
 from calibrant.system.notebook import card, listing
@@ -44,7 +50,10 @@ def unsaid(sentence: str) -> None:
 class Candidate:
     """One candidate: its predicted error, and what a race made of it.
 
-    The differences are how much *worse* it is, with their intervals. Where the target has a
+    `data` is what `--data` takes. `name` is what sentences and tables call it: a long mixture by
+    its largest parts, an object "your data".
+
+    The differences are how much *worse* it is, with their intervals. Where the goal has a
     held-out sibling, `predicted_sibling` and `sibling` are the figures on it, and the differences
     are of those. `divergence` is that of its predictions from the dense model's (KL, nats a token);
     it is measured where a model is rounded. `status` is `best`, `not significant` (its difference
@@ -52,6 +61,7 @@ class Candidate:
     """
 
     data: str
+    name: str
     predicted: float | None
     status: str
     increase: Mapping[str, Any] | None = None
@@ -62,11 +72,6 @@ class Candidate:
     predicted_sibling: float | None = None
     sibling: Mapping[str, Any] | None = None
     divergence: Mapping[str, Any] | None = None
-
-    @property
-    def name(self) -> str:
-        """What a sentence calls it: a long mixture by its largest parts."""
-        return short(self.data)
 
 
 @dataclass(frozen=True, repr=False)
@@ -83,7 +88,7 @@ class Recommendation:
     predicted, and `folder` has the store of all that was measured.
 
     `plan` is what the `minutes` were to buy, `another_draw` the seconds of one draw more, `fitted`
-    what was lowered for small files. `siblings` are the halves of the target's files: how much of a
+    what was lowered for small files. `siblings` are the halves of the goal's files: how much of a
     row stands in what its own half (`inside`) and the other (`across`) calibrate on. `no_sibling`
     says why there are none. `written` is the file for another tool, where one was asked for.
     """
@@ -122,8 +127,7 @@ class Recommendation:
 
     def to_json(self) -> dict[str, Any]:
         """Return all of it as dicts, lists and numbers."""
-        candidates = [{**asdict(each), "name": each.name} for each in self.candidates]
-        facts = {**asdict(self), "candidates": candidates}
+        facts = asdict(self)
         if self.written is not None:
             facts["written"] = self.written.to_json()
         return facts
@@ -133,6 +137,7 @@ class Recommendation:
 
     def _repr_html_(self) -> str:
         lines: list[tuple[Any, ...]] = []
+        names = {candidate.data: candidate.name for candidate in self.candidates}
         for candidate in self.candidates:
             predicted = ""
             if candidate.predicted is not None:
@@ -140,9 +145,10 @@ class Recommendation:
             against = with_interval(candidate.against_baseline)
             draws = candidate.draws or ""
             lines.append((candidate.name, predicted, against, draws, candidate.status))
-        heads = ("calibrated on", "predicted error", f"worse than {self.baseline}", "draws", "")
+        baseline = names.get(self.baseline, self.baseline)
+        heads = ("calibrated on", "predicted error", f"worse than {baseline}", "draws", "")
         return card(
-            f"Calibrate {self.model} on {short(self.expr)}",
+            f"Calibrate {self.model} on {names[self.expr]}",
             {"for": self.goal, "measured in": self.unit},
             note=self.text,
             inside=listing(heads, lines),
@@ -166,7 +172,9 @@ def recommend(options: RecommendOptions) -> Recommendation:
     known about it.
 
     `goal` is a source, a file of the user's own, a measure such as `task(name=race)`, or
-    `general`; or several, each perhaps with a weight: `["0.7*gsm8k", "0.3*general"]`. `target` is
+    `general`; or several, each perhaps with a weight: `["0.7*gsm8k", "0.3*general"]`. It may be
+    data as an object too: rows, conversations or a `datasets.Dataset`. Texts in a list are several
+    goals, so hand over rows in their place: `[{"text": text} for text in texts]`. `target` is
     what the model's matrices are to become, of any kind: 0.6, `"2:4"`, `"w4g64"`, `"q4_k"`,
     `"Q4_K_M"`; without `method` it is done by the usual one that looks at data (`mixtures.aims`),
     and without either by Wanda at 0.6.
@@ -199,17 +207,20 @@ def recommend(options: RecommendOptions) -> Recommendation:
     Traceback (most recent call last):
     calibrant.errors.SpecError: a budget of 0 minutes leaves no time; give some above 0
     """
-    if not options.minutes > 0:
-        message = f"a budget of {options.minutes:g} minutes leaves no time; give some above 0"
-        raise SpecError(message, subject="budget")
+    check_settings(options)
     budget = TimeBudget(options.minutes, options.now)
+    own_name = ""
     if is_object(options.model):
+        own_name = name_of(options.model)
         options = _with_name(options)
-    if options.tool is not None:
-        tool_named(options.tool).check_model(str(options.model))
+        if options.tool is not None:
+            tool_named(options.tool).check_model(str(options.model))
     prepared = asked(options, budget)
+    names = prepared.own_names()
+    if own_name:
+        names[prepared.opened.name] = own_name
     if prepared.fitted.said:
-        options.say(prepared.fitted.said)
+        options.say(in_own_names(prepared.fitted.said, names))
     costs = kept_costs(prepared.folder, prepared.identity) or prepared.costs(options.progress)
     plan = prepared.plan(costs, budget, options.minutes)
     options.say(plan.sentence(options.minutes))
@@ -245,10 +256,12 @@ def recommend(options: RecommendOptions) -> Recommendation:
     race.costs.keep(prepared.folder, prepared.identity)
     plan.keep(prepared.folder, prepared.identity, options.minutes, result.rounds)
     best = result.standings[0].data
+    text = advice(mixture, fitted.goal, prepared.baseline, result, fitted.rounds, fitted.halves)
+    mixture = replace(mixture, model=in_own_names(mixture.model, names))
     propagate = prepared.template.propagation(prepared.method)
     return Recommendation(
         expr=best,
-        text=advice(mixture, fitted.goal, prepared.baseline, result, fitted.rounds, fitted.halves),
+        text=in_own_names(text, names),
         command=command(
             prepared.opened.name,
             best,
@@ -260,7 +273,7 @@ def recommend(options: RecommendOptions) -> Recommendation:
         ),
         model=mixture.model,
         note=mixture.note,
-        goal=fitted.goal.text,
+        goal=in_own_names(fitted.goal.text, names),
         judge=fitted.goal.judge,
         measures=fitted.goal.texts,
         baseline=prepared.baseline,
@@ -271,7 +284,7 @@ def recommend(options: RecommendOptions) -> Recommendation:
         unit=result.unit,
         why=result.why,
         rounds=result.rounds,
-        candidates=_candidates(result, predicted),
+        candidates=_candidates(result, predicted, names),
         mixture=mixture,
         failures=result.failures,
         seconds={"predicting": predicting, "racing": budget.spent - predicting},
@@ -279,9 +292,9 @@ def recommend(options: RecommendOptions) -> Recommendation:
         minutes=options.minutes,
         plan=plan,
         another_draw=race.another_draw(),
-        fitted=fitted.said,
+        fitted=in_own_names(fitted.said, names),
         siblings=tuple(_sibling_facts(halves) for halves in fitted.halves),
-        no_sibling=prepared.no_sibling,
+        no_sibling=in_own_names(prepared.no_sibling, names),
         verb=verb_of(prepared.target),
         bits=result.bits,
         predicted_by=prepared.stand_in.differs,
@@ -358,7 +371,7 @@ def _sibling_facts(halves: Halves) -> dict[str, Any]:
 def _raced(predicted: Mapping[str, Prediction], prepared: Prepared, count: int) -> list[str]:
     """The `count` sets to race: the best by prediction first, and the baseline last.
 
-    Of those that hold the target's file, which cost three runs, there are two at most.
+    Of those that hold the goal's file, which cost three runs, there are two at most.
     """
     halves = prepared.fitted.halves
     others = [data for data in predicted if data != prepared.baseline]
@@ -386,7 +399,9 @@ def _by_prediction(names: Sequence[str], predicted: Mapping[str, Prediction]) ->
     return sorted(names, key=order)
 
 
-def _candidates(race: RaceResult, predicted: Mapping[str, Prediction]) -> tuple[Candidate, ...]:
+def _candidates(
+    race: RaceResult, predicted: Mapping[str, Prediction], names: Mapping[str, str]
+) -> tuple[Candidate, ...]:
     """What is known of every candidate: those of the race first, the best before the others, then
     the rest by what was predicted.
     """
@@ -401,6 +416,7 @@ def _candidates(race: RaceResult, predicted: Mapping[str, Prediction]) -> tuple[
         prediction = predicted.get(standing.data, Prediction(None))
         candidate = Candidate(
             standing.data,
+            in_own_names(short(standing.data), names),
             prediction.own,
             status,
             increase=plain(standing.increase),
@@ -416,6 +432,9 @@ def _candidates(race: RaceResult, predicted: Mapping[str, Prediction]) -> tuple[
     raced = {standing.data for standing in race.standings}
     for data in _by_prediction([data for data in predicted if data not in raced], predicted):
         prediction = predicted[data]
-        unraced = Candidate(data, prediction.own, "not raced", predicted_sibling=prediction.sibling)
+        name = in_own_names(short(data), names)
+        unraced = Candidate(
+            data, name, prediction.own, "not raced", predicted_sibling=prediction.sibling
+        )
         candidates.append(unraced)
     return tuple(candidates)
