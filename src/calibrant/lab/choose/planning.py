@@ -1,7 +1,6 @@
 """What a recommendation would take, said before anything is loaded."""
 
 from pathlib import Path
-from typing import Final
 
 from calibrant.activations import Gram
 from calibrant.compress.planning import (
@@ -15,19 +14,16 @@ from calibrant.compress.planning import (
 )
 from calibrant.compress.room import Needs
 from calibrant.errors import OutputError
-from calibrant.lab.choose.asking import FIRST
+from calibrant.lab.choose.asking import FIRST, TOKENS
 from calibrant.lab.mixtures.aims import aim_of, stand_in_of
 from calibrant.options import RecommendCommand
 from calibrant.spec.foreign import user_path
 from calibrant.walk.statistics import packed_bytes
 
-TOKENS: Final = 8192
-"""Real tokens of each source where nothing is said."""
-
 
 def planned_recommendation(options: RecommendCommand) -> JobPlan:
-    """Return what a recommendation would take: the minutes that it may have, and memory and disk
-    from shapes.
+    """Return what a recommendation would take: memory and disk, from the shapes of the model, and
+    the minutes that it may have.
     """
     method, target = aim_of(options.method, options.target)
     stand_in = stand_in_of(method, target)
@@ -42,7 +38,7 @@ def planned_recommendation(options: RecommendCommand) -> JobPlan:
     memory = max(needs.in_memory(method.propagate) + kept, held_while_opening(outline, needs))
     room = room_on(outline.device)
     sources = len(options.sources) or len(FIRST)
-    # A judge's statistics are there too.
+    # Those of what the model is for are there too.
     statistics = (sources + 1) * sum(packed_bytes(width, Gram) for width in shape.input_widths)
     folder = user_path(options.folder, OutputError)
     free = free_at(Path(folder))
