@@ -200,19 +200,19 @@ class CompressionPlanner:
     def plan(self, verb: str) -> JobPlan:
         """Return all that is known of the job beforehand."""
         outline = self.outline
-        way = self._way(self._needs(self._tokens, outline.dtype))
+        course = self._course(self._needs(self._tokens, outline.dtype))
         notes: list[str] = []
         problems: list[str] = []
-        if way.blocks_on_disk:
+        if course.blocks_on_disk:
             notes.append("the blocks of the model stay on disk")
-        if way.propagate != self.recipe.propagate:
+        if course.propagate != self.recipe.propagate:
             notes.append("arrival would hold too many activations, so it goes on with reference")
-        if way.activations_on_disk:
+        if course.activations_on_disk:
             notes.append("activations are on disk between two blocks")
         room = room_within(self._promised, outline.device)
-        if way.memory > room:
-            ways = self._ways_to_fit(room, way.propagate)
-            problems.append(f"{gigabytes(way.memory)} of memory are too much here; {ways}")
+        if course.memory > room:
+            ways = self._ways_to_fit(room, course.propagate)
+            problems.append(f"{gigabytes(course.memory)} of memory are too much here; {ways}")
         disk = self._written()
         free = free_at(self.out)
         in_all = sum(disk.values())
@@ -226,11 +226,11 @@ class CompressionPlanner:
             tokens=self._tokens,
             dtype=str(outline.dtype).removeprefix("torch."),
             device=str(outline.device),
-            memory=way.memory,
+            memory=course.memory,
             room=room,
             disk=disk,
             free=free,
-            seconds=self._seconds(way.propagate, in_all),
+            seconds=self._seconds(course.propagate, in_all),
             problems=tuple(problems),
             notes=(*notes, *self._uncounted()),
         )
@@ -250,12 +250,12 @@ class CompressionPlanner:
         kernel = KERNEL_BYTES if looks_at_grams(method) else 0
         return held_by_process(needs, self.outline, kernel)
 
-    def _way(self, needs: Needs) -> "_Way":
+    def _course(self, needs: Needs) -> "_Course":
         """How the job would go, as `prune` and `quantize` decide it."""
         promised = self._promised
         if promised is None:
             propagate = self._fitting(needs, self.memory or self._usually_left)
-            return _Way(propagate, self._in_memory(needs, propagate))
+            return _Course(propagate, self._in_memory(needs, propagate))
         asked = self.recipe.propagate
         in_memory = needs.in_memory(asked)
         blocks_on_disk = in_memory > promised and self._may_be_on_disk
@@ -267,7 +267,7 @@ class CompressionPlanner:
             memory = needs.on_disk(propagate, offload)
         else:
             memory = self._in_memory(needs, propagate, offload)
-        return _Way(propagate, memory, blocks_on_disk, offload)
+        return _Course(propagate, memory, blocks_on_disk, offload)
 
     @property
     def _promised(self) -> int | None:
@@ -399,7 +399,7 @@ class CompressionPlanner:
 
 @final
 @dataclass(frozen=True)
-class _Way:
+class _Course:
     """How a job would go: with which propagation, how many bytes of `memory` at the peak, and what
     is on disk meanwhile.
     """

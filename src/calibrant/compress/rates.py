@@ -40,7 +40,7 @@ may have slowed the others.
 
 @functools.cache
 def rates_of(dtype: torch.dtype, device: torch.device) -> Rates:
-    """Return the rates of a device, which are measured once, in about a fifth of a second."""
+    """Return the rates of a device, which are measured once, in about a sixth of a second."""
     shape = (SIDE, SIDE)
     exact = peak(shape, torch.float32, device, TIMED)
     products = exact
