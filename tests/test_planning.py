@@ -171,12 +171,64 @@ def test_a_model_that_is_open_is_planned_and_stays_as_it_was():
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
 
 
+def test_a_copy_counts_and_what_is_promised_beside_an_object_is_for_activations(tmp_path: Path):
+    model = tiny_model("llama", hidden_size=512, intermediate_size=2048, num_hidden_layers=12)
+    asked: dict[str, Any] = {"data": WORDS, "tokens": 512, "length": 64}
+    alone = calibrant.plan(calibrant.prune, model, tiny_tokenizer(), **asked)
+    copied = calibrant.plan(calibrant.prune, model, tiny_tokenizer(), copy=True, **asked)
+    numbers = sum(tensor.nbytes for tensor in model.parameters())
+    assert copied.memory - alone.memory == pytest.approx(numbers, rel=0.2)
+    # Less than the process holds, with the model in it.
+    given: dict[str, Any] = {"out": tmp_path / "out", "memory": 0.01}
+    assert calibrant.plan(calibrant.prune, model, tiny_tokenizer(), **asked, **given).fits
+
+
+def test_a_promise_is_kept_as_the_job_keeps_it(
+    tmp_path: Path, little_memory: Callable[[int], None]
+):
+    path = str(tiny_gguf(tmp_path / "tiny.gguf"))
+    asked: dict[str, Any] = {"data": WORDS, "tokens": 2**22, "length": 64, "dtype": "float32"}
+    asked["out"] = tmp_path / "out"
+    whole = calibrant.plan(calibrant.prune, path, **asked)
+    promised = whole.memory / 1e9 - 0.2
+    parted = calibrant.plan(calibrant.prune, path, memory=promised, **asked)
+    assert parted.fits
+    assert parted.memory < promised * 1e9
+    assert any("reference" in note for note in parted.notes)
+    # More is promised than the machine has.
+    little_memory(1_000_000)
+    assert not calibrant.plan(calibrant.prune, path, memory=1000.0, **asked).fits
+
+
+def test_a_promise_that_is_too_small_says_how_much_is_enough(folder: str):
+    asked: dict[str, Any] = {"tasks": ["loss(tokens=4096, length=64)"], "device": "cpu"}
+    too_small = calibrant.plan(calibrant.evaluate, folder, memory=0.01, **asked)
+    enough = float(too_small.problems[0].rpartition("--memory ")[2])
+    assert calibrant.plan(calibrant.evaluate, folder, memory=enough + 0.1, **asked).fits
+
+
+def test_a_configuration_without_numbers_is_refused(folder: str):
+    """It asks for more than any machine has, and the file holds no tensor."""
+    (Path(folder) / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
+    config = json.loads((Path(folder) / "config.json").read_text())
+    config.update(hidden_size=2**14, intermediate_size=2**16, vocab_size=10**6)
+    (Path(folder) / "config.json").write_text(json.dumps(config))
+    with refused(ModelError, "model.embed_tokens.weight"):
+        calibrant.plan(calibrant.quantize, folder)
+    with refused(ModelError, "model.embed_tokens.weight"):
+        open_model(folder)
+
+
+@pytest.mark.parametrize("here", [[], ["model-00001-of-00002.safetensors"]])
 def test_of_a_model_on_the_hub_the_configuration_alone_is_downloaded(
-    folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    here: list[str], folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     snapshot = tmp_path / "snapshot"
     snapshot.mkdir()
     (snapshot / "config.json").write_bytes((Path(folder) / "config.json").read_bytes())
+    # A download that was stopped leaves some of the weights.
+    for name in here:
+        (snapshot / name).write_bytes((Path(folder) / "model.safetensors").read_bytes())
     wanted: list[str] = []
 
     def download(_: str, allow_patterns: list[str], **__: Any) -> str:

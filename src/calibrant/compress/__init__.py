@@ -2,6 +2,8 @@
 the loop that they and studies share.
 """
 
+# First: it imports transformers faster than the others would.
+import calibrant.models  # pyright: ignore[reportUnusedImport]  # noqa: F401
 from calibrant.compress.compression import Compression
 from calibrant.compress.exporting import Exported, export
 from calibrant.compress.loop import UntouchedModel, compress, put_back, transformed

@@ -27,6 +27,7 @@ from calibrant.compress.room import (
     ACTIVATIONS_SHARE,
     Needs,
     budget_of,
+    goes_by_matrix,
     held_now,
     looks_at_grams,
     needs_whole_model,
@@ -38,6 +39,7 @@ from calibrant.exports import Export
 from calibrant.models import (
     ModelOutline,
     ModelShape,
+    Storage,
     evaluating,
     is_object,
     name_of,
@@ -78,10 +80,11 @@ FEWEST_TOKENS: Final = 1024
 class JobPlan:
     """What a job would take.
 
-    `memory` is in bytes at the peak, and the process may hold `room` of them. `disk` says how many
-    bytes each thing that is written takes, and `free` how many there are. `seconds` are those of
-    this machine, by phase. `problems` say what wouldn't fit, and which option makes it fit; `notes`
-    what isn't counted.
+    `memory` is in bytes at the peak, and the process may hold `room` of them: what this machine has
+    left, and no more than was promised. `disk` says how many bytes each thing that is written
+    takes, and `free` how many there are. `seconds` are those of this machine, by phase. `problems`
+    say what wouldn't fit, and which option makes it fit; `notes` how the job would go on where
+    memory is short, and what isn't counted.
     """
 
     verb: str
@@ -111,7 +114,9 @@ class JobPlan:
     def facts(self) -> dict[str, str]:
         """Return it in words, by what each is about."""
         parts = [f"{phase} {duration(taken)}" for phase, taken in self.seconds.items()]
-        in_all = duration(sum(self.seconds.values()))
+        time = " · ".join(parts)
+        if len(parts) > 1:
+            time = f"about {duration(sum(self.seconds.values()))}: {time}"
         written = [f"{name} {gigabytes(size)}" for name, size in self.disk.items()]
         disk = "nothing is written"
         if written:
@@ -122,7 +127,7 @@ class JobPlan:
             "tokens": f"{self.tokens:,}" if self.tokens else "",
             "memory": f"{gigabytes(self.memory)} at the peak; {gigabytes(self.room)} may be held",
             "disk": disk,
-            "time": f"about {in_all}: {' · '.join(parts)}",
+            "time": time,
         }
 
     def _repr_html_(self) -> str:
@@ -172,14 +177,18 @@ def outline_of_options(options: Any) -> ModelOutline:
     opened = opened_of(options.model, options.tokenizer, options.dtype, options.device)
     with evaluating(opened):
         shape = ModelShape.of(view(opened.model))
+    # Some verbs only look at a model, and have no such option.
+    storage: Storage = "copied" if getattr(options, "copy", False) else "memory"
     device = opened.model.device
-    return ModelOutline(opened.name, shape, opened.dtype, device, "memory", 0, divisible=False)
+    return ModelOutline(opened.name, shape, opened.dtype, device, storage, 0, divisible=False)
 
 
 @final
 @dataclass(frozen=True)
 class CompressionPlanner:
-    """Estimates a job of `prune` or `quantize`. `memory` are the bytes that it is promised."""
+    """Estimates a job of `prune` or `quantize`. `memory` is how many bytes are given; for what,
+    `_promised` says.
+    """
 
     outline: ModelOutline
     recipe: Recipe
@@ -191,25 +200,19 @@ class CompressionPlanner:
     def plan(self, verb: str) -> JobPlan:
         """Return all that is known of the job beforehand."""
         outline = self.outline
-        needs = self._needs(self._tokens, outline.dtype)
-        room = self._promised or room_on(outline.device)
-        propagate = self.recipe.propagate
-        memory = max(needs.in_memory(propagate), held_while_opening(outline, needs))
+        course = self._course(self._needs(self._tokens, outline.dtype))
         notes: list[str] = []
         problems: list[str] = []
-        if self._promised is None:
-            propagate = self._fitting(needs, self.memory or self._usually_left)
-            memory = max(needs.in_memory(propagate), held_while_opening(outline, needs))
-        elif memory > room and self._may_be_on_disk:
+        if course.blocks_on_disk:
             notes.append("the blocks of the model stay on disk")
-            left = room - needs.on_disk(propagate) + needs.activations(propagate)
-            propagate = self._fitting(needs, left)
-            memory = needs.on_disk(propagate, offload=needs.activations(propagate) > left)
-        if propagate != self.recipe.propagate:
+        if course.propagate != self.recipe.propagate:
             notes.append("arrival would hold too many activations, so it goes on with reference")
-        if memory > room:
-            ways = self._ways_to_fit(room, propagate)
-            problems.append(f"{gigabytes(memory)} of memory are too much here; {ways}")
+        if course.activations_on_disk:
+            notes.append("activations are on disk between two blocks")
+        room = room_within(self._promised, outline.device)
+        if course.memory > room:
+            ways = self._ways_to_fit(room, course.propagate)
+            problems.append(f"{gigabytes(course.memory)} of memory are too much here; {ways}")
         disk = self._written()
         free = free_at(self.out)
         in_all = sum(disk.values())
@@ -223,11 +226,11 @@ class CompressionPlanner:
             tokens=self._tokens,
             dtype=str(outline.dtype).removeprefix("torch."),
             device=str(outline.device),
-            memory=memory,
+            memory=course.memory,
             room=room,
             disk=disk,
             free=free,
-            seconds=self._seconds(propagate, in_all),
+            seconds=self._seconds(course.propagate, in_all),
             problems=tuple(problems),
             notes=(*notes, *self._uncounted()),
         )
@@ -247,12 +250,38 @@ class CompressionPlanner:
         kernel = KERNEL_BYTES if looks_at_grams(method) else 0
         return held_by_process(needs, self.outline, kernel)
 
+    def _course(self, needs: Needs) -> "_Course":
+        """How the job would go, as `prune` and `quantize` decide it."""
+        promised = self._promised
+        if promised is None:
+            propagate = self._fitting(needs, self.memory or self._usually_left)
+            return _Course(propagate, self._in_memory(needs, propagate))
+        asked = self.recipe.propagate
+        in_memory = needs.in_memory(asked)
+        blocks_on_disk = in_memory > promised and self._may_be_on_disk
+        taken = needs.on_disk(asked) if blocks_on_disk else in_memory
+        left = promised - (taken - needs.activations(asked))
+        propagate = self._fitting(needs, left)
+        offload = needs.activations(propagate) > left and self._may_offload(propagate)
+        if blocks_on_disk:
+            memory = needs.on_disk(propagate, offload)
+        else:
+            memory = self._in_memory(needs, propagate, offload)
+        return _Course(propagate, memory, blocks_on_disk, offload)
+
     @property
     def _promised(self) -> int | None:
-        """The bytes that all of the job may take. Where the result stays in memory, what was given
-        is for activations alone.
+        """The bytes that all of the job may take. Where the result stays in memory, or the model is
+        there already, what was given is for activations alone.
         """
-        return None if self.out is None else self.memory
+        if self.out is None or self.outline.storage in ("memory", "copied"):
+            return None
+        return self.memory
+
+    def _may_offload(self, propagate: Propagation) -> bool:
+        """Whether activations may be on disk between two blocks."""
+        on_cpu = self.outline.device.type == "cpu"
+        return on_cpu and propagate != "arrival" and goes_by_matrix(self.recipe.method)
 
     @property
     def _usually_left(self) -> int:
@@ -276,26 +305,35 @@ class CompressionPlanner:
         dtype = self.outline.dtype
         needs = self._needs(self._tokens, dtype)
         ways: list[str] = []
+        least = self._in_memory(needs, propagate)
+        if room < least <= room_on(self.outline.device):
+            ways.append(f"--memory {math.ceil(least / 1e8) / 10:g}")
         if "reference" in self.recipe.method.propagations and propagate == "arrival":
-            least = needs.in_memory("reference")
+            least = self._in_memory(needs, "reference")
             if least <= room:
                 ways.append(f"--propagate reference ({gigabytes(least)})")
-        if self._may_be_on_disk and needs.on_disk(propagate, offload=True) <= room:
-            ways.append(f"--memory {math.floor(room / 1e8) / 10:g}, with blocks on disk")
+        on_disk = needs.on_disk(propagate, offload=True)
+        if self._may_be_on_disk and on_disk <= in_tenths(room) * 1e9:
+            ways.append(f"--memory {in_tenths(room):g}, with blocks on disk")
         tokens = self._tokens // 2
         while tokens >= FEWEST_TOKENS:
-            least = self._needs(tokens, dtype).in_memory(propagate)
+            least = self._in_memory(self._needs(tokens, dtype), propagate)
             if least <= room:
                 ways.append(f"--tokens {tokens} ({gigabytes(least)})")
                 break
             tokens //= 2
         if dtype.itemsize > torch.bfloat16.itemsize:
-            least = self._needs(self._tokens, torch.bfloat16).in_memory(propagate)
+            least = self._in_memory(self._needs(self._tokens, torch.bfloat16), propagate)
             if least <= room:
                 ways.append(f"--dtype bfloat16 ({gigabytes(least)})")
         if not ways:
             return "no option makes it fit: take a smaller model, or a machine with more memory"
         return f"it fits with {' or '.join(ways)}"
+
+    def _in_memory(self, needs: Needs, propagate: Propagation, offload: bool = False) -> int:
+        """How many bytes are held at the peak with the whole model in memory."""
+        opening = held_while_opening(self.outline, needs)
+        return max(needs.in_memory(propagate, offload), opening)
 
     def _written(self) -> dict[str, int]:
         """How many bytes each thing that is written takes."""
@@ -359,15 +397,28 @@ class CompressionPlanner:
         return left_out
 
 
+@final
+@dataclass(frozen=True)
+class _Course:
+    """How a job would go: with which propagation, how many bytes of `memory` at the peak, and what
+    is on disk meanwhile.
+    """
+
+    propagate: Propagation
+    memory: int
+    blocks_on_disk: bool = False
+    activations_on_disk: bool = False
+
+
 def held_by_process(needs: Needs, outline: ModelOutline, kernel: int = 0) -> Needs:
     """Return `needs` with all that the process holds beside the model: on the processor also the
-    tokenizer and a `kernel`, on another device nothing. A model that is open is held already.
+    tokenizer and a `kernel` of so many bytes, on another device nothing. A model that is open is
+    held already.
     """
     process = 0
     if outline.device.type == "cpu":
         process = needs.process + TOKENIZER_BYTES * outline.shape.vocabulary + kernel
-    model = 0 if outline.storage == "memory" else needs.model
-    return replace(needs, process=process, model=model)
+    return replace(needs, process=process, model=outline.added)
 
 
 def held_while_opening(outline: ModelOutline, needs: Needs) -> int:
@@ -437,6 +488,19 @@ def room_on(device: torch.device) -> int:
     if device.type == "cuda":
         return free_on(device)
     return held_now() + free_on(device)
+
+
+def room_within(promised: int | None, device: torch.device) -> int:
+    """Return how many bytes this process may hold on a device: `promised` ones, where it has so
+    many, else all that it has.
+    """
+    here = room_on(device)
+    return here if promised is None else min(promised, here)
+
+
+def in_tenths(count: int) -> float:
+    """Return a number of bytes in gigabytes, as `--memory` takes them, rounded down to a tenth."""
+    return math.floor(count / 1e8) / 10
 
 
 def free_at(out: Path | None) -> int:

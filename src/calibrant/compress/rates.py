@@ -1,5 +1,5 @@
-"""How long the parts of a job take: three rates of this machine, which are measured in a fraction
-of a second, and how much of each a job needs.
+"""How long the parts of a job take: three rates of this machine, which are measured, and how much
+of each a job needs.
 """
 
 import functools
@@ -40,7 +40,7 @@ may have slowed the others.
 
 @functools.cache
 def rates_of(dtype: torch.dtype, device: torch.device) -> Rates:
-    """Return the rates of a device, which are measured once, in about a fifth of a second."""
+    """Return the rates of a device, which are measured once, in about a sixth of a second."""
     shape = (SIDE, SIDE)
     exact = peak(shape, torch.float32, device, TIMED)
     products = exact
@@ -169,7 +169,7 @@ def method_seconds(shape: ModelShape, method: Method, rates: Rates) -> float:
 
 def opening_seconds(outline: ModelOutline) -> float:
     """Return the seconds until a model is open. What has to be downloaded isn't counted."""
-    if outline.storage == "memory":
+    if outline.storage in ("memory", "copied"):
         return 0.0
     shape = outline.shape
     numbers = shape.numbers * outline.dtype.itemsize

@@ -99,9 +99,11 @@ class Needs:
             work=work,
         )
 
-    def in_memory(self, propagate: Propagation) -> int:
-        """Return what is needed with the whole model in memory."""
-        return self.process + self.model + self.activations(propagate) + self.work
+    def in_memory(self, propagate: Propagation, offload: bool = False) -> int:
+        """Return what is needed with the whole model in memory; with `offload` activations are on
+        disk as far as they can be.
+        """
+        return self.process + self.model + self.activations(propagate, offload) + self.work
 
     def activations(self, propagate: Propagation, offload: bool = False) -> int:
         """Return the activations that are in memory at once. With `offload` the inputs of blocks

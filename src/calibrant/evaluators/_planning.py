@@ -1,5 +1,6 @@
 """What a measurement would take, said before anything is loaded."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import islice
@@ -10,7 +11,9 @@ from calibrant.compress.planning import (
     gigabytes,
     held_by_process,
     held_while_opening,
+    in_tenths,
     room_on,
+    room_within,
 )
 from calibrant.compress.rates import forward_seconds, head_seconds, opening_seconds, rates_of
 from calibrant.compress.room import Needs
@@ -67,18 +70,19 @@ def needs_of(
 def plan_of_measuring(
     outlines: Sequence[ModelOutline], tasks: Sequence[Evaluator], memory: int | None
 ) -> JobPlan:
-    """Return what it would take to measure the first of these models with `tasks`, in the bytes of
-    `memory` that are promised; the others are what it is compared with.
+    """Return what it would take to measure the first of these models with `tasks`; the others are
+    what it is compared with. `memory` is how many bytes are promised, if any are.
     """
     outline = outlines[0]
     compares = any(task.compares for task in tasks)
     softmax_bytes = SOFTMAX_BYTES if compares else USUAL_SOFTMAX_BYTES
     needs = held_by_process(needs_of(outlines, tasks, softmax_bytes), outline)
-    needs = replace(needs, model=sum(_loaded(each) for each in outlines))
-    room = memory or room_on(outline.device)
+    needs = replace(needs, model=sum(each.added for each in outlines))
+    room = room_within(memory, outline.device)
     notes: list[str] = []
     problems: list[str] = []
-    peak = max(needs.in_memory("arrival"), held_while_opening(outline, needs))
+    opening = max(held_while_opening(each, needs) for each in outlines)
+    peak = max(needs.in_memory("arrival"), opening)
     divisible = all(each.divisible for each in outlines)
     looking = [str(task) for task in tasks if task.looks_inside]
     on_disk = needs.on_disk("arrival")
@@ -87,8 +91,10 @@ def plan_of_measuring(
         peak = on_disk
     if peak > room:
         way = "take a smaller model, or a machine with more memory"
-        if divisible and not looking and on_disk <= room:
-            way = f"it fits with --memory {room / 1e9:.1f}, with blocks on disk"
+        if peak <= room_on(outline.device):
+            way = f"it fits with --memory {math.ceil(peak / 1e8) / 10:g}"
+        elif divisible and not looking and on_disk <= in_tenths(room) * 1e9:
+            way = f"it fits with --memory {in_tenths(room):g}, with blocks on disk"
         problems.append(f"{gigabytes(peak)} of memory are too much here; {way}")
     seconds = {"open": sum(opening_seconds(each) for each in outlines)}
     tokens = 0
@@ -113,13 +119,6 @@ def plan_of_measuring(
         problems=tuple(problems),
         notes=tuple(notes),
     )
-
-
-def _loaded(outline: ModelOutline) -> int:
-    """How many bytes a model adds to what the process holds."""
-    if outline.storage == "memory":
-        return 0
-    return outline.shape.numbers * outline.dtype.itemsize
 
 
 def _measuring_seconds(task: Evaluator, tokens: int, outlines: Sequence[ModelOutline]) -> float:

@@ -44,7 +44,7 @@ with uncollected():
         save,
         saved,
     )
-    from calibrant.models.shape import BlockShape, MatrixShape, ModelOutline, ModelShape
+    from calibrant.models.shape import BlockShape, MatrixShape, ModelOutline, ModelShape, Storage
     from calibrant.models.snapshot import Snapshot
     from calibrant.models.stream import Stream
     from calibrant.models.viewing import (
@@ -76,6 +76,7 @@ __all__ = [
     "Origin",
     "Residence",
     "Snapshot",
+    "Storage",
     "Stream",
     "Tokenizer",
     "Weight",

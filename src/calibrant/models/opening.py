@@ -152,10 +152,10 @@ def outline_of(ref: str, dtype: str = "auto", device: str = "auto") -> ModelOutl
     if not path.is_dir():
         return _outline_of_gguf(path, ref, resolved, target)
     storage: Storage = "hub"
-    stored: Mapping[str, StoredTensor] = {}
+    stored: Mapping[str, StoredTensor] | None = None
     file_bytes = 0
     plain = True
-    if user_path(ref, ModelError).is_dir() or any(path.glob("*.safetensors")):
+    if user_path(ref, ModelError).is_dir() or _is_whole(path, ref):
         storage = "folder"
         sparse = sparse_folder(path, ref)
         weights = weight_files(path, ref) if sparse is None else sparse.files
@@ -166,14 +166,28 @@ def outline_of(ref: str, dtype: str = "auto", device: str = "auto") -> ModelOutl
             stored = packed.tensors
             plain = False
     with _ONE_AT_A_TIME, quiet():
-        _, empty = _described(path, stored, ref, resolved, trust)
+        config, empty = _described(path, stored, ref, resolved, trust)
     if empty is None:
         return None
+    if storage == "hub":
+        # Its files aren't here, so its configuration alone tells that they hold packed numbers.
+        plain = getattr(config, "quantization_config", None) is None
     # What it ties is tied here, which transformers leaves for when there are numbers.
     empty.tie_weights()
     shape = ModelShape.of(view(empty, WITHOUT_NUMBERS))
     divisible = plain and target.type == "cpu"
     return ModelOutline(ref, shape, resolved, target, storage, file_bytes, divisible)
+
+
+def _is_whole(snapshot: Path, ref: str) -> bool:
+    """Whether all weights of a model on the hub are in its snapshot. A download that was stopped
+    leaves a part of them.
+    """
+    try:
+        weight_files(snapshot, ref)
+    except ModelError:
+        return False
+    return True
 
 
 def _outline_of_gguf(
@@ -353,17 +367,21 @@ def _check_on_disk(path: Path, device: torch.device, ref: str) -> None:
 
 
 def _described(
-    path: Path, stored: Mapping[str, StoredTensor], ref: str, dtype: torch.dtype, trust: bool
+    path: Path,
+    stored: Mapping[str, StoredTensor] | None,
+    ref: str,
+    dtype: torch.dtype,
+    trust: bool,
 ) -> tuple[PreTrainedConfig, PreTrainedModel | None]:
     """A folder's configuration, and the model without numbers that it describes; no model where
-    code of its own makes it.
+    code of its own makes it. `stored` is None where the weights aren't downloaded yet.
     """
-    room = Room.of([tensor.shape for tensor in stored.values()])
+    shapes = [tensor.shape for tensor in (stored or {}).values()]
+    room = Room.of(shapes)
     config = read_config(path, ref, room, trust)
     with opening_by_transformers(ref):
         empty = outline(config, dtype)
-    # Of a model on the hub nothing is stored here yet.
-    if empty is not None and stored:
+    if empty is not None and stored is not None:
         check_fits(empty, sum(tensor.count for tensor in stored.values()), ref)
     return config, empty
 

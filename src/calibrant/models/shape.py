@@ -174,9 +174,10 @@ class ModelShape:
         return widths
 
 
-Storage = Literal["memory", "folder", "kept", "gguf", "hub"]
-"""Where the numbers of a model come from: they are in memory already, in a folder, in a GGUF file
-that was dequantized before (`kept`) or wasn't, or on the hub, not downloaded yet.
+Storage = Literal["memory", "copied", "folder", "kept", "gguf", "hub"]
+"""Where the numbers of a model come from: they are in memory already, are copied there, or are in a
+folder, in a GGUF file that was dequantized before (`kept`) or wasn't, or on the hub, not downloaded
+yet.
 """
 
 
@@ -195,6 +196,13 @@ class ModelOutline:
     storage: Storage
     stored: int
     divisible: bool
+
+    @property
+    def added(self) -> int:
+        """How many bytes the process holds more once the model is open."""
+        if self.storage == "memory":
+            return 0
+        return self.shape.numbers * self.dtype.itemsize
 
 
 def _matrix_shape(weight: Weight, used: float) -> MatrixShape:

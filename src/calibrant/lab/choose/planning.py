@@ -38,8 +38,8 @@ def check_settings(options: RecommendCommand) -> None:
 
 
 def planned_recommendation(options: RecommendCommand) -> JobPlan:
-    """Return what a recommendation would take: the minutes that it may have, and memory and disk
-    from shapes.
+    """Return what a recommendation would take: memory and disk, from the shapes of the model, and
+    the minutes that it may have.
     """
     check_settings(options)
     method, target = aim_of(options.method, options.target)
@@ -55,7 +55,7 @@ def planned_recommendation(options: RecommendCommand) -> JobPlan:
     memory = max(needs.in_memory(method.propagate) + kept, held_while_opening(outline, needs))
     room = room_on(outline.device)
     sources = len(options.sources) or len(FIRST)
-    # A judge's statistics are there too.
+    # Those of what the model is for are there too.
     statistics = (sources + 1) * sum(packed_bytes(width, Gram) for width in shape.input_widths)
     folder = user_path(options.folder, OutputError)
     free = free_at(folder)
