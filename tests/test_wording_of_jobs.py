@@ -64,7 +64,7 @@ def pruned_on_disk() -> object:
         ),
         (lambda: prune(MODEL, data="c4", method="wanda", target="w4g64"), "use calibrant quantize"),
         (lambda: quantize(MODEL, target="0.5"), "use calibrant prune"),
-        (measured_after_a_change, "was changed after it was compressed, so its record is of"),
+        (measured_after_a_change, "isn't as it was loaded or compressed any more"),
         (
             pruned_on_disk,
             "are on disk, and what becomes of them has to be kept there too; give out",
