@@ -388,7 +388,10 @@ resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
 torch.set_num_threads(1)
 memory = (held_now() + int(room)) / 1e9 if promised == "promised" else None
 try:
-    done = prune(model, texts, "wanda", "2:4", out, samples=2, length=64, dtype="bfloat16", device="cpu", memory=memory)
+    done = prune(
+        model, data=texts, method="wanda", target="2:4", out=out, samples=2, length=64,
+        dtype="bfloat16", device="cpu", memory=memory,
+    )
     print(json.dumps([done.record.provenance["note"], done.record.sparsity]))
 except Exception as error:
     print(json.dumps([type(error).__name__, str(error)[:300]]))

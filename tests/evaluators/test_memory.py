@@ -148,7 +148,8 @@ limit = int(words[1]) * 1024 + int(room)
 resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
 memory = (held_now() + int(room)) / 1e9 if promised == "promised" else None
 try:
-    (done,) = evaluate(model, f"loss(source={texts!r}, tokens=100, length=32)", dtype="bfloat16", device="cpu", memory=memory)
+    task = f"loss(source={texts!r}, tokens=100, length=32)"
+    (done,) = evaluate(model, tasks=task, dtype="bfloat16", device="cpu", memory=memory)
     print(json.dumps([done.provenance.get("blocks"), done.score.value]))
 except Exception as error:
     print(json.dumps([type(error).__name__, str(error)[:300]]))
