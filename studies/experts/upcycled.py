@@ -141,7 +141,7 @@ def pick(made: Opened, picked: int) -> None:
             block.experts.down_proj.mul_(picked / block.gate.top_k)  # pyright: ignore[reportArgumentType]
         block.gate.top_k = picked  # pyright: ignore[reportArgumentType]
     made.model.config.num_experts_per_tok = picked
-    made.digest = f"{made.digest.partition(' ')[0]} {picked}"
+    made.hashed = f"{made.digest.partition(' ')[0]} {picked}"
 
 
 if __name__ == "__main__":
