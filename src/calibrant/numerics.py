@@ -148,6 +148,24 @@ def duration(seconds: int | float) -> str:
     return f"{seconds / 3600:.1f} h"
 
 
+def type_name(dtype: object) -> str:
+    """Return the name of a type of numbers as records have it, without the library's.
+
+    >>> type_name("torch.bfloat16")
+    'bfloat16'
+    """
+    return str(dtype).removeprefix("torch.")
+
+
+def gigabytes(count: int | float) -> str:
+    """Return a number of bytes in gigabytes.
+
+    >>> gigabytes(2_540_000_000)
+    '2.54 GB'
+    """
+    return f"{count / 1e9:,.2f} GB"
+
+
 def megabytes(count: int | float) -> str:
     """Return a number of bytes in megabytes.
 

@@ -15,7 +15,7 @@ from jaxtyping import Float, Int8, UInt8
 from torch import Tensor
 
 from calibrant.activations import Gram
-from calibrant.numerics import six_digits
+from calibrant.numerics import six_digits, type_name
 from calibrant.spec.foreign import brief
 from calibrant.targets import Grid
 
@@ -160,7 +160,7 @@ class GgmlBlocks(Packed):
         return torch.from_numpy(numbers).to(self.dtype).to(self.blocks.device)
 
     def stored(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        facts = {"kind": self.kind, "dtype": str(self.dtype).removeprefix("torch.")}
+        facts = {"kind": self.kind, "dtype": type_name(self.dtype)}
         return facts, {"blocks": self.blocks}
 
     @classmethod

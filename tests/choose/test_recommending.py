@@ -211,7 +211,23 @@ def test_a_goal_and_sources_that_come_as_objects_are_files_of_the_folder(
     (file,) = (tmp_path / "given").iterdir()
     assert found.goal == "your data"
     assert str(file) not in found.text
-    assert "your data" in {one.name for one in found.candidates}
-    assert {one.data for one in found.candidates} >= {str(file), "python_docs"}
+    assert "your data" in {candidate.name for candidate in found.candidates}
+    assert {candidate.data for candidate in found.candidates} >= {str(file), "python_docs"}
     # The file is divided, so that what is measured isn't calibrated on.
     assert 0 < len(UserFile(str(file)).part("measure").rows) < 300
+
+
+def test_a_folder_in_ones_home_is_found_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    places: list[object] = []
+
+    def stopped(options: Any, budget: object) -> None:
+        places.append(options.folder)
+        raise KeyboardInterrupt
+
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr("calibrant.lab.choose.recommending.asked", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        recommend("smollm2", goal="python_docs", folder="~/advice")
+    assert places == [tmp_path / "advice"]

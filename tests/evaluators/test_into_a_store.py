@@ -23,7 +23,7 @@ from calibrant.testing import tiny_folder
 
 TASKS = [
     "loss(source='python_docs', tokens=600, length=64)",
-    "loss(source='wikitext', tokens=400, length=64)",
+    "loss(source='arithmetic', tokens=400, length=64)",
 ]
 SETS = ["python_docs", "random_tokens"]
 

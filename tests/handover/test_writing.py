@@ -12,9 +12,10 @@ from pyarrow import parquet
 
 from calibrant import CalibrationSet, InputError, prune, write_data
 from calibrant.data import Chat
-from calibrant.errors import ModelError
+from calibrant.errors import ModelError, OutputError
 from calibrant.handover import ScriptFacts, tool_named, tools
 from calibrant.models import open_model, open_tokenizer
+from calibrant.system.durable import put
 from calibrant.testing import tiny_folder, tiny_model, tiny_tokenizer
 from calibrant.testing.tiny import tiny_gguf
 
@@ -246,3 +247,32 @@ def test_what_exists_is_left_alone(there: str, folder: Path, tmp_path: Path) -> 
     assert there in str(refused.value)
     assert [path.name for path in tmp_path.iterdir()] == [there]
     assert (tmp_path / there).read_text() == "mine"
+
+
+def test_a_call_that_was_killed_before_its_data_is_asked_again(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "windows.jsonl"
+    asked: dict[str, Any] = {"data": "python_docs", "samples": 2, "length": 32, "out": out}
+
+    def killed_at_data(path: Path, content: bytes) -> None:
+        if path == out:
+            raise KeyboardInterrupt
+        put(path, content)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("calibrant.handover._files.put", killed_at_data)
+        with pytest.raises(KeyboardInterrupt):
+            write_data(folder, tool="modelopt", **asked)
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {"windows.jsonl.md", "windows.jsonl.modelopt.py"}
+    done = write_data(folder, tool="modelopt", **asked)
+    assert rows_of(out)
+    # What somebody else wrote there stays.
+    assert done.script is not None
+    out.unlink()
+    done.script.write_text("mine")
+    with pytest.raises(OutputError, match="exists already"):
+        write_data(folder, tool="modelopt", **asked)
+    assert done.script.read_text() == "mine"
+    assert not out.exists()

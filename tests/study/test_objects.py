@@ -221,9 +221,9 @@ def test_a_study_compares_data_that_came_as_objects(given: dict[str, str], tmp_p
 
 def test_in_a_study_the_budget_of_objects_is_exact(given: dict[str, str]):
     for data in (TEXTS, CalibrationSet(TEXTS, length=32)):
-        (own,) = asked(given, data=[data], samples=128).workload().calibrations.values()
+        (calibration,) = asked(given, data=[data], samples=128).workload().calibrations.values()
         with pytest.raises(DataError, match="too little"):
-            own.tokens(tiny_tokenizer())
+            calibration.tokens(tiny_tokenizer())
 
 
 def test_workers_are_sent_the_rows_of_objects(
@@ -241,10 +241,11 @@ def test_workers_are_sent_the_rows_of_objects(
 
 @pytest.mark.slow  # two processes
 def test_workers_calibrate_on_objects(given: dict[str, str], tmp_path: Path):
-    one, two = tmp_path / "one", tmp_path / "two"
-    assert of_texts(given).run(one).failures == {}
-    assert of_texts(given).run(two, workers=2).failures == {}
-    assert results(one) == results(two)
+    alone = tmp_path / "alone"
+    shared = tmp_path / "shared"
+    assert of_texts(given).run(alone).failures == {}
+    assert of_texts(given).run(shared, workers=2).failures == {}
+    assert results(alone) == results(shared)
 
 
 def test_an_object_that_is_no_data_is_a_mistake_with_its_place(given: dict[str, str]):

@@ -18,6 +18,7 @@ import torch
 
 from calibrant.data import TokenBatch
 from calibrant.models import ModelView, Opened
+from calibrant.numerics import type_name
 from calibrant.system.clock import Clock
 
 FEW_TOKENS: Final = "few_tokens"
@@ -71,7 +72,7 @@ class Costs:
             floor=floor,
             peak=operations_in_all / floor if floor else 0.0,
             tokens=tokens,
-            dtype=str(dtype).removeprefix("torch."),
+            dtype=type_name(dtype),
         )
 
 

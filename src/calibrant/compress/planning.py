@@ -47,7 +47,7 @@ from calibrant.models import (
     outline_of,
     view,
 )
-from calibrant.numerics import duration
+from calibrant.numerics import duration, gigabytes, type_name
 from calibrant.system.notebook import card
 from calibrant.targets import (
     GgmlKind,
@@ -141,8 +141,9 @@ def plan(verb: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> JobPla
 
     `verb` is `prune`, `quantize`, `evaluate` or `recommend`, and the arguments are its own. Of a
     model that is named, the configuration and the headers of its files are read; of one on the hub
-    that isn't here, the configuration is downloaded. Memory is right within a quarter, time within
-    a factor of two on a machine that does nothing else. Raises an `InputError` for what can't be
+    that isn't here, the configuration is downloaded. For the methods that were timed (`rates.WORK`)
+    memory is right within a quarter, and time within a factor of two on a machine that does nothing
+    else; the notes of a plan say what it leaves out. Raises an `InputError` for what can't be
     planned.
 
     >>> import calibrant
@@ -224,7 +225,7 @@ class CompressionPlanner:
             numbers=outline.shape.numbers,
             matrices=len(outline.shape.matrices),
             tokens=self._tokens,
-            dtype=str(outline.dtype).removeprefix("torch."),
+            dtype=type_name(outline.dtype),
             device=str(outline.device),
             memory=course.memory,
             room=room,
@@ -509,12 +510,3 @@ def free_at(out: Path | None) -> int:
     while not place.exists():
         place = place.parent
     return shutil.disk_usage(place).free
-
-
-def gigabytes(count: int) -> str:
-    """Return a number of bytes in gigabytes.
-
-    >>> gigabytes(2_540_000_000)
-    '2.54 GB'
-    """
-    return f"{count / 1e9:,.2f} GB"

@@ -534,9 +534,9 @@ class _Job:
         unawares.
         """
         parts = () if self.calibration is None else self.calibration.parts
-        own = any(any(own_behind(part.source)) for part in parts)
+        from_user = any(any(own_behind(part.source)) for part in parts)
         rows = () if self.batch is None else self.batch.rows
-        return RowFingerprints.of(rows, own)
+        return RowFingerprints.of(rows, from_user)
 
 
 def _fit_of_all(fits: Sequence[tuple[Propagation, str]]) -> tuple[Propagation, str]:

@@ -10,6 +10,7 @@ from calibrant.data import TokenBatch
 from calibrant.errors import SpecError
 from calibrant.methods import MatrixMethod, Method, methods
 from calibrant.models import Opened
+from calibrant.numerics import type_name
 from calibrant.results import Run
 from calibrant.spec import canonical
 from calibrant.targets import Target, parse_target
@@ -120,7 +121,7 @@ class Recipe:
             target=str(self.target),
             allocation=canonical(self.allocation),
             propagate=self.propagate if self.method.looks else "",
-            dtype=str(opened.dtype).removeprefix("torch."),
+            dtype=type_name(opened.dtype),
             seed=seed if self.looks else 0,
             transforms=tuple(map(canonical, self.transforms)),
             starved="" if self.starved == AS_SEEN else self.starved,

@@ -32,6 +32,7 @@ from calibrant.errors import NumericsError
 from calibrant.evaluators._base import Evaluator
 from calibrant.evaluators._engines import RunByLlamaCpp
 from calibrant.evaluators._windows import ScoredWindow, predictions
+from calibrant.numerics import type_name
 from calibrant.spec import canonical, identity
 
 KEPT_PART: Final = 4
@@ -213,8 +214,8 @@ def _exact(inexact: PreTrainedModel) -> tuple[PreTrainedModel | None, str]:
     size = sum(parameter.numel() for parameter in inexact.parameters())
     if size * wider.itemsize > room(inexact.device):
         return None, ""
-    narrow_name = str(inexact.dtype).removeprefix("torch.")
-    wide_name = str(wider).removeprefix("torch.")
+    narrow_name = type_name(inexact.dtype)
+    wide_name = type_name(wider)
     exact = copy.deepcopy(inexact).to(wider)  # pyright: ignore[reportArgumentType]  # `to` is decorated
     return exact, f"torch in {narrow_name} and in {wide_name}"
 

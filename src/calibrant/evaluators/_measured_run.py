@@ -17,6 +17,7 @@ from calibrant.methods import methods
 from calibrant.methods.pruning.none import Untouched
 from calibrant.models import Opened, is_as_remembered, manifest_folder, origin_of
 from calibrant.models.hashing import OF_TENSORS
+from calibrant.numerics import type_name
 from calibrant.results import Cell, Record, Run, Store, measurement_id
 from calibrant.results.outcomes import Measurement
 from calibrant.results.records import DENSE, MEASURED, UNTOUCHED
@@ -116,11 +117,6 @@ class MeasuredRun:
         if not task.compares:
             return measurement
         return replace(measurement, provenance={**measurement.provenance, REFERENCE: self.dense})
-
-
-def type_name(opened: Opened) -> str:
-    """Return the name of a model's type of numbers, such as bfloat16."""
-    return str(opened.dtype).removeprefix("torch.")
 
 
 def _name_in(store: Store, name: str, digest: str) -> str:
@@ -235,7 +231,7 @@ def _finished(opened: Opened, label: str, dense_name: str) -> Run:
         target="",
         allocation={},
         propagate="",
-        dtype=type_name(opened),
+        dtype=type_name(opened.dtype),
     )
 
 
@@ -248,10 +244,10 @@ def _own_record(opened: Opened, manifest: Mapping[str, Any]) -> Record:
             f"{opened.name!r} has a record that this version can't read; give a label",
             subject=opened.name,
         ) from error
-    if record.run.dtype != type_name(opened):
+    if record.run.dtype != type_name(opened.dtype):
         raise SpecError(
             f"{opened.name!r} was compressed in {record.run.dtype} and would be measured in "
-            f"{type_name(opened)}; measure it in {record.run.dtype}, or give a label",
+            f"{type_name(opened.dtype)}; measure it in {record.run.dtype}, or give a label",
             subject=opened.name,
         )
     return record

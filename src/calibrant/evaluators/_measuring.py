@@ -19,7 +19,7 @@ from calibrant.data.user_file import UserFile
 from calibrant.errors import DataError, SpecError
 from calibrant.evaluators._base import Evaluator, Subject
 from calibrant.evaluators._engines import check_engine, opened_by_llama_cpp
-from calibrant.evaluators._measured_run import MeasuredRun, check_label, type_name
+from calibrant.evaluators._measured_run import MeasuredRun, check_label
 from calibrant.evaluators._planning import needs_of, plan_of_measuring
 from calibrant.models import (
     Model,
@@ -37,6 +37,7 @@ from calibrant.models import (
 )
 from calibrant.models.cache import cache_folder
 from calibrant.models.hashing import OF_TENSORS
+from calibrant.numerics import type_name
 from calibrant.options import EvaluateCommand, StoreOptions, declaration, with_fields_of
 from calibrant.results.outcomes import Journal, Measurement, Score
 from calibrant.spec import canonical, identity, with_parameters
@@ -282,7 +283,7 @@ def completed(
         "seconds": seconds,
         "model": opened.name,
         "note": opened.note,
-        "dtype": type_name(opened),
+        "dtype": type_name(opened.dtype),
     }
     if opened.residence.on_disk:
         provenance["blocks"] = "on disk"
@@ -344,7 +345,7 @@ def reference_of(
     if reference is None:
         reference = _known_dense_name(manifest, opened.name, option)
     if not is_object(reference):
-        return _opened(reference, None, type_name(opened), device, opened.residence.on_disk)
+        return _opened(reference, None, type_name(opened.dtype), device, opened.residence.on_disk)
     # An object has its own type and device; both models are shown the same tokens.
     tokenizer = None if isinstance(reference, Opened) else opened.tokenizer
     dense = opened_of(reference, tokenizer)

@@ -8,7 +8,7 @@ from typing import Final
 
 from calibrant.compress.planning import (
     JobPlan,
-    gigabytes,
+    free_at,
     held_by_process,
     held_while_opening,
     in_tenths,
@@ -20,6 +20,7 @@ from calibrant.compress.room import Needs
 from calibrant.data import Row
 from calibrant.evaluators._base import Evaluator
 from calibrant.models import ModelOutline
+from calibrant.numerics import gigabytes, type_name
 
 TOKENS: Final = 2048
 """Tokens of the largest batch that a measure runs at once, unless a single window has more."""
@@ -87,8 +88,9 @@ def plan_of_measuring(
     looking = [str(task) for task in tasks if task.looks_inside]
     on_disk = needs.on_disk("arrival")
     if peak > room and memory is not None and divisible and not looking:
-        notes.append("the blocks of the model stay on disk")
         peak = on_disk
+        if peak <= room:
+            notes.append("the blocks of the model stay on disk")
     if peak > room:
         way = "take a smaller model, or a machine with more memory"
         if peak <= room_on(outline.device):
@@ -109,12 +111,12 @@ def plan_of_measuring(
         numbers=outline.shape.numbers,
         matrices=len(outline.shape.matrices),
         tokens=tokens,
-        dtype=str(outline.dtype).removeprefix("torch."),
+        dtype=type_name(outline.dtype),
         device=str(outline.device),
         memory=peak,
         room=room,
         disk={},
-        free=0,
+        free=free_at(None),
         seconds=seconds,
         problems=tuple(problems),
         notes=tuple(notes),

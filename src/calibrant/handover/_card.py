@@ -81,7 +81,7 @@ def _lines(facts: CardFacts, notes: Sequence[str]) -> Iterator[str]:
 def _has_objects(calibration: CalibrationSet) -> bool:
     """Whether rows of a set came as objects, perhaps to a selector that chose among them."""
     for term in calibration.parts:
-        if any(isinstance(own, Given) for own in own_behind(term.source)):
+        if any(isinstance(source, Given) for source in own_behind(term.source)):
             return True
     return False
 

@@ -113,19 +113,20 @@ def write_data(options: WriteDataOptions) -> WrittenData:
     (2, 64)
     """
     places = _places(options)
-    for path in (places.out, places.card, places.script):
-        if path is not None and os.path.lexists(path):
-            message = f"{str(path)!r} exists already; give another --out, or remove it"
-            raise OutputError(message, subject=str(path))
+    _check_absent(places.out)
     if not places.out.absolute().parent.is_dir():
         message = f"{str(places.out)!r} can't be written; name a place in a folder that exists"
         raise OutputError(message, subject=str(places.out))
-    return write_over(options)
+    return _write(options, places, over=False)
 
 
 def write_over(options: WriteDataOptions) -> WrittenData:
     """Write what `write_data` writes, also over files that are there."""
-    places = _places(options)
+    return _write(options, _places(options), over=True)
+
+
+def _write(options: WriteDataOptions, places: _Places, over: bool) -> WrittenData:
+    """Write the card and the script, and then the data, `over` what is there or not."""
     calibration = options.drawn_from(options.data)
     _check_set(calibration, places)
     name = name_of(options.model)
@@ -162,11 +163,24 @@ def write_over(options: WriteDataOptions) -> WrittenData:
     card_text = card_of(card_facts, notes)
     if places.ending:
         files[places.card] = card_text.encode()
+    if not over:
+        for path, content in files.items():
+            # A call that was killed before the data were written left these very files.
+            if not path.is_file() or path.read_bytes() != content:
+                _check_absent(path)
+    if places.ending:
         files[places.out] = ENDINGS[places.ending](rows)
         write_files(files)
     else:
         write_folder(places.out, rows, card_text, files)
     return done
+
+
+def _check_absent(path: Path) -> None:
+    """Raise `OutputError` where there is something already."""
+    if os.path.lexists(path):
+        message = f"{str(path)!r} exists already; give another --out, or remove it"
+        raise OutputError(message, subject=str(path))
 
 
 def as_sum(calibration: CalibrationSet) -> str:

@@ -20,6 +20,7 @@ from torch import Tensor
 from calibrant.activations import Gram
 from calibrant.errors import NumericsError
 from calibrant.methods._base import finite
+from calibrant.numerics import type_name
 from calibrant.targets import NofM, Removal, Sparsity, keep_highest
 
 LADDER: Final = (1, 10, 100, 1000)
@@ -73,7 +74,7 @@ def factorise(gram: Gram, damp: float) -> Factor:
             saliency = (1 / upper.diagonal()).masked_fill(dead.to(upper.device), 0)
             notes = {
                 "damp": damp * multiple,
-                "precision": str(dtype).removeprefix("torch."),
+                "precision": type_name(dtype),
                 "dead_inputs": int(dead.count_nonzero()),
             }
             upper = upper.to(gram.matrix.device, gram.matrix.dtype)

@@ -31,6 +31,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from calibrant.errors import DataError, ModelError
 from calibrant.models.folder import file_digest
 from calibrant.models.saving import same_rights
+from calibrant.numerics import type_name
 from calibrant.spec import identity
 from calibrant.spec.named import NamedModel
 from calibrant.system.durable import (
@@ -167,7 +168,7 @@ def may_be_kept(numbers: int, dtype: torch.dtype) -> bool:
     at: for that the whole file would have to be read.
     """
     size = numbers * dtype.itemsize
-    name = str(dtype).removeprefix("torch.")
+    name = type_name(dtype)
     for folder in (cache_folder() / "models").glob(f"*-{name}-*"):
         kept = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
         if abs(kept - size) <= _HEADERS * size:

@@ -26,6 +26,7 @@ import torch
 from jaxtyping import Bool, Int, Shaped, UInt8
 from torch import Tensor
 
+from calibrant.numerics import type_name
 from calibrant.spec.foreign import brief
 
 GROUPS: Final = (4, 8, 16)
@@ -96,7 +97,7 @@ class Compact:
         facts: dict[str, Any] = {
             "layout": self.layout,
             "shape": list(self.shape),
-            "dtype": str(self.dtype).removeprefix("torch."),
+            "dtype": type_name(self.dtype),
         }
         for name in ("width", "keep", "group"):
             if getattr(self, name):

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 from calibrant.errors import ModelError
 from calibrant.models.changing import place_of, tied
 from calibrant.models.opening import located, open_model
+from calibrant.numerics import type_name
 from calibrant.spec import identity
 from calibrant.system.durable import plain_data
 
@@ -48,7 +49,7 @@ def digest_of(model: PreTrainedModel) -> str:
 
 def _digest_of_folder(model: PreTrainedModel) -> str | None:
     """The digest of the folder that a model was loaded from, if that holds this very model."""
-    dtype = str(model.dtype).removeprefix("torch.")
+    dtype = type_name(model.dtype)
     try:
         # Nothing is downloaded, and only one block of the folder is in memory at a time.
         place = located(model.name_or_path or "")

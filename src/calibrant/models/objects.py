@@ -22,6 +22,7 @@ from calibrant.models.opening import open_model
 from calibrant.models.origin import origin_of, remember_copy
 from calibrant.models.saving import Opened, manifest_folder, read_manifest
 from calibrant.models.viewing import refuse
+from calibrant.numerics import type_name
 from calibrant.spec.foreign import brief
 
 _GIVE: Final = "give a name, a folder, a .gguf file, or a model of transformers with its tokenizer"
@@ -283,7 +284,7 @@ def _with_tokenizer(opened: Opened, tokenizer: Any) -> Opened:
 
 def _check_machine(opened: Opened, dtype: str, device: str) -> None:
     """Raise `ModelError` where another type or device is asked for than an object has."""
-    name = str(opened.dtype).removeprefix("torch.")
+    name = type_name(opened.dtype)
     if dtype != "auto" and resolve_dtype(dtype) != opened.dtype:
         raise ModelError(
             f"the model is {name}, and dtype is {dtype!r}; leave dtype out, or give "

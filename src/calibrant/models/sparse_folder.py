@@ -28,6 +28,7 @@ from calibrant.models.compact import Compact, declared, digest
 from calibrant.models.complete import SPARE, WORDS, StoredTensor, stored_tensors
 from calibrant.models.folder import CONFIG, INDEX, WEIGHTS, check_plain, read_object
 from calibrant.models.quiet import Refusal
+from calibrant.numerics import type_name
 from calibrant.packed import Codes, GgmlBlocks, Packed, from_stored, to_stored
 from calibrant.spec.foreign import brief
 from calibrant.system.durable import usual_rights
@@ -152,7 +153,7 @@ def _checked(
             for layout in _layouts(entry):
                 stored_numbers += prod(declared(layout)[0])
                 used.update(layout["parts"].values())
-            word = WORDS.get(dtype, str(dtype).removeprefix("torch."))
+            word = WORDS.get(dtype, type_name(dtype))
             tensors[name] = StoredTensor(shape, word, SHEET)
     missing = used - stored.keys()
     if missing:
@@ -290,7 +291,7 @@ class SparseWriter:
         """
         description = {
             "shape": list(tensor.shape),
-            "dtype": str(tensor.dtype).removeprefix("torch."),
+            "dtype": type_name(tensor.dtype),
             "sha256": digest(tensor),
         }
         plain = Compact.of(tensor)

@@ -10,6 +10,7 @@ from torch import Tensor
 from calibrant.activations import InputStatistic, Seen
 from calibrant.errors import CalibrantError
 from calibrant.methods import MatrixMethod, methods
+from calibrant.numerics import type_name
 from calibrant.targets import (
     GgmlKind,
     Grid,
@@ -147,7 +148,7 @@ class _Case:
     def require(self, holds: bool, broken: str) -> None:
         """Raise `CalibrantError` that says what is `broken` unless something `holds`."""
         if not holds:
-            dtype = str(self.dtype).removeprefix("torch.")
+            dtype = type_name(self.dtype)
             asked = f"{self.target} of {list(self.shape)} in {dtype}"
             message = f"{self.method}, asked for {asked}: {broken}"
             raise CalibrantError(message, subject=str(self.method))

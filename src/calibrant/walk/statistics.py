@@ -42,7 +42,7 @@ from calibrant.activations import (
 from calibrant.data import TokenBatch
 from calibrant.errors import OutputError
 from calibrant.models import Block, ModelView, Opened, Weight
-from calibrant.numerics import not_finite
+from calibrant.numerics import not_finite, type_name
 from calibrant.results import statistics_purpose
 from calibrant.spec import identity
 from calibrant.system import sealed_tensors
@@ -83,7 +83,7 @@ def statistics_id(opened: Opened, batch: TokenBatch) -> str:
             "statistics": REVISION,
             "model": opened.digest,
             "tokens": batch.fingerprint,
-            "dtype": str(opened.dtype).removeprefix("torch."),
+            "dtype": type_name(opened.dtype),
         }
     )
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from calibrant.cli.screen.lines import labelled, noted, one_line, phases, table_of, tenths
-from calibrant.numerics import counted, decimals, megabytes
+from calibrant.numerics import counted, decimals, gigabytes, megabytes
 from calibrant.spec import parameters
 
 DTYPE_BYTES: Final = {"bfloat16": 2, "float16": 2, "float32": 4, "float64": 8}
@@ -48,7 +48,7 @@ def pruned(result: Mapping[str, Any]) -> Iterator[Any]:
             "left dense": left_dense(result["dense"]),
             "few tokens": _starved(matrices, run),
             "time": phases(provenance.get("seconds", {}), tenths),
-            "peak memory": f"{provenance.get('peak_memory_bytes', 0) / 1e9:.2f} GB",
+            "peak memory": gigabytes(provenance.get("peak_memory_bytes", 0)),
             "note": provenance.get("note", ""),
             "zeros": _halves(run["dtype"], matrices),
             "files": _files(result.get("sizes", {})),

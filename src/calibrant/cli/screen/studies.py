@@ -6,7 +6,7 @@ from typing import Any, Final
 from rich.text import Text
 
 from calibrant.cli.screen.lines import labelled, listed, noted, one_line, phases, table_of
-from calibrant.numerics import counted, duration, megabytes
+from calibrant.numerics import counted, duration, gigabytes, megabytes
 from calibrant.spec.grammar import read_target
 
 BUSY: Final = 1.5
@@ -138,7 +138,7 @@ def finished(result: Mapping[str, Any]) -> Iterator[Any]:
             "computed": f"{computed}; {result['found']:,} were there",
             "propagation": ", ".join(propagations),
             "time": phases(result["seconds"]),
-            "peak memory": f"{result['peak_memory_bytes'] / 1e9:.2f} GB",
+            "peak memory": gigabytes(result["peak_memory_bytes"]),
             "results": f"{result['folder']}, which calibrant report shows",
         }
     )
@@ -172,7 +172,7 @@ def _targets(result: Mapping[str, Any]) -> str:
 
 def _size(count: int) -> str:
     """Bytes as one would say them."""
-    return f"{count / 1e9:,.2f} GB" if count >= 1e9 else megabytes(count)
+    return gigabytes(count) if count >= 1e9 else megabytes(count)
 
 
 # The store.

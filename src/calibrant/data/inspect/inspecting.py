@@ -35,6 +35,7 @@ from calibrant.models import (
     opened_of,
     view,
 )
+from calibrant.numerics import type_name
 from calibrant.options import InspectOptions, with_fields_of
 from calibrant.system.progress import Progress, silent
 from calibrant.walk import walk, walk_blocks
@@ -120,7 +121,7 @@ def _model_facts(opened: Opened, calibration: CalibrationSet, progress: Progress
     facts = {
         "name": opened.name,
         "note": opened.note,
-        "dtype": str(opened.dtype).removeprefix("torch."),
+        "dtype": type_name(opened.dtype),
         "loss": loss(opened, batch, progress),
         "energy": energy(model_view, batch, kinds, progress),
     }

@@ -27,6 +27,7 @@ from calibrant.data.expression import Term, parse_expression
 from calibrant.errors import DataError, SpecError
 from calibrant.models import Opened
 from calibrant.models.cache import cache_folder
+from calibrant.numerics import type_name
 from calibrant.spec import canonical, check_most, identity
 from calibrant.system.durable import put, read_json, sealed, short, text_of_json
 from calibrant.system.progress import Progress, silent
@@ -259,7 +260,7 @@ class Picking(Selector, ABC):
             REVISION,
             canonical(self),
             opened.digest,
-            str(opened.dtype).removeprefix("torch."),
+            type_name(opened.dtype),
             context.draw,
             context.length,
             [row.key for row in rows],

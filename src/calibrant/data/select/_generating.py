@@ -33,7 +33,7 @@ from calibrant.data.select._base import Context, Selection, Selector, read_cache
 from calibrant.errors import DataError
 from calibrant.models import Opened
 from calibrant.models.cache import cache_folder
-from calibrant.numerics import not_finite
+from calibrant.numerics import not_finite, type_name
 from calibrant.spec import canonical, identity
 from calibrant.system.seals import Purpose
 
@@ -485,7 +485,7 @@ class _Generation:
             "generated": REVISION,
             "spec": canonical(selector),
             "model": opened.digest,
-            "dtype": str(opened.dtype).removeprefix("torch."),
+            "dtype": type_name(opened.dtype),
             "draw": context.draw,
             "tokens": context.tokens,
             "length": context.length,

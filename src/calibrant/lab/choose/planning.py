@@ -4,7 +4,6 @@ from calibrant.activations import Gram
 from calibrant.compress.planning import (
     JobPlan,
     free_at,
-    gigabytes,
     held_by_process,
     held_while_opening,
     outline_of_options,
@@ -17,6 +16,7 @@ from calibrant.lab.choose.asking import FIRST, TOKENS
 from calibrant.lab.choose.goal import check_any
 from calibrant.lab.mixtures.aims import aim_of, stand_in_of
 from calibrant.models import is_object
+from calibrant.numerics import gigabytes, type_name
 from calibrant.options import RecommendCommand
 from calibrant.spec.foreign import user_path
 from calibrant.walk.statistics import packed_bytes
@@ -71,7 +71,7 @@ def planned_recommendation(options: RecommendCommand) -> JobPlan:
         numbers=shape.numbers,
         matrices=len(shape.matrices),
         tokens=sources * tokens,
-        dtype=str(outline.dtype).removeprefix("torch."),
+        dtype=type_name(outline.dtype),
         device=str(outline.device),
         memory=memory,
         room=room,

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Final, final
 
 from calibrant.data import CalibrationSet
+from calibrant.errors import OutputError
 from calibrant.handover import WrittenData, as_sum, tool_named, write_over
 from calibrant.lab.choose.advising import (
     advice,
@@ -35,7 +36,9 @@ from calibrant.lab.choose.racing import Race, RaceResult, plain
 from calibrant.lab.mixtures import Mixture
 from calibrant.models import is_object, name_of, only_looks, opened_of, save
 from calibrant.models.hashing import OF_TENSORS, digest_of
+from calibrant.numerics import type_name
 from calibrant.options import RecommendCommand, WriteDataOptions, declaration, with_fields_of
+from calibrant.spec.foreign import user_path
 from calibrant.system.notebook import card, listing
 
 MODELS: Final = "models"
@@ -208,6 +211,7 @@ def recommend(options: RecommendOptions) -> Recommendation:
     calibrant.errors.SpecError: a budget of 0 minutes leaves no time; give some above 0
     """
     check_settings(options)
+    options = replace(options, folder=user_path(options.folder, OutputError))
     budget = TimeBudget(options.minutes, options.now)
     own_name = ""
     if is_object(options.model):
@@ -346,7 +350,7 @@ def _with_name(options: RecommendOptions) -> RecommendOptions:
     return replace(
         options,
         model=name,
-        dtype=str(opened.dtype).removeprefix("torch."),
+        dtype=type_name(opened.dtype),
         device=str(opened.model.device),
     )
 

@@ -37,6 +37,7 @@ from calibrant.models import Opened, only_looks, opened_of, view
 from calibrant.models.cache import cache_folder
 from calibrant.models.gguf_writing import tensor_names
 from calibrant.models.imatrix import check_imatrix_path
+from calibrant.numerics import type_name
 from calibrant.options import MixCommand, declaration, with_fields_of
 from calibrant.results import STATISTICS
 from calibrant.system.clock import Clock
@@ -268,7 +269,7 @@ class _MixtureSearch:
             tokens=tokens,
             length=length,
             seed=seed,
-            dtype=str(opened.dtype).removeprefix("torch."),
+            dtype=type_name(opened.dtype),
             judges=tuple(self.judges),
             rows=rows,
             influence=influence,

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from calibrant.lab.stats import Results, is_rounded
-from calibrant.numerics import decimals
+from calibrant.numerics import decimals, gigabytes
 from calibrant.results import Cell, Record, Score, Store, stored_bits
 from calibrant.results.records import MEASURED, UNTOUCHED
 
@@ -162,7 +162,7 @@ def _machine(records: Sequence[Record]) -> dict[str, str]:
             str(provenance.get("processor", "not recorded")) for provenance in made
         ),
         "threads": _joined(str(provenance.get("threads", "")) for provenance in made),
-        "peak memory": f"{peak / 1e9:.2f} GB" if peak else "",
+        "peak memory": gigabytes(peak) if peak else "",
         "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
     }
 

@@ -27,6 +27,7 @@ from calibrant.lab.study.loaded import room
 from calibrant.lab.study.request import RunRequest
 from calibrant.methods import MatrixMethod
 from calibrant.models import ModelView, Opened, Weight, view
+from calibrant.numerics import type_name
 from calibrant.system.progress import Progress, silent
 from calibrant.walk import TOKENS_PER_PASS, walk, walk_blocks
 from calibrant.walk.statistics import packed_bytes
@@ -238,7 +239,7 @@ def measure_pieces(
     timings = Timings(
         model=opened.name,
         note=opened.note,
-        dtype=str(opened.dtype).removeprefix("torch."),
+        dtype=type_name(opened.dtype),
         blocks=len(model.blocks),
         matrices=len(model.weights),
         inputs=0,
