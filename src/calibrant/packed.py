@@ -299,17 +299,32 @@ def from_stored(facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Pack
 
 
 @dataclass(frozen=True)
+class Change:
+    """What a matrix W lost by becoming Ŵ, where a method finds that out on its way: it saves a
+    record from reading both again.
+
+    `zeros` counts the numbers of Ŵ that are zero. `size` is ‖WX‖² and `lost` ‖(W−Ŵ)X‖², by what the
+    method observes: its Gram, or feature norms with inputs taken to be uncorrelated.
+    """
+
+    zeros: int
+    size: float
+    lost: float
+
+
+@dataclass(frozen=True)
 class Compressed:
     """A new weight, and what the record should know about how it came about (a damping step that
     was needed, …).
 
     `packed` is the same weight as it is stored, where that isn't the dense matrix: `packed.dense()`
-    equals `weight` bit for bit.
+    equals `weight` bit for bit. A `change` of None is computed from both weights.
     """
 
     weight: Float[Tensor, "out in"]
     notes: Mapping[str, Any] = field(default_factory=dict[str, Any])
     packed: Packed | None = None
+    change: Change | None = None
 
 
 def gram_energy(gram: Gram, dtype: torch.dtype) -> Callable[[Tensor], float]:

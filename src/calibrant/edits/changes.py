@@ -15,7 +15,7 @@ from torch import Tensor
 
 from calibrant.activations import FeatureNorms, Gram, Seen, wide
 from calibrant.numerics import finite_number, six_digits
-from calibrant.packed import gram_energy
+from calibrant.packed import Change, gram_energy
 
 SAMPLED: Final = 256
 """Weights of a matrix of which a record says whether they are kept: the overlap of two masks is
@@ -39,16 +39,22 @@ def output_error(
     after: Float[Tensor, "out in"],
     seen: Seen,
     name: str = "the matrix",
+    change: Change | None = None,
 ) -> Mapping[str, Any]:
     """Return `error`, ‖(W−Ŵ)X‖²/‖WX‖², to the six digits that are sure, and `error_from`, the
     statistic that it follows from.
 
     From a `gram` it is tr((W−Ŵ)G(W−Ŵ)ᵀ)/tr(WGWᵀ). From `norms` the inputs are taken to be
-    uncorrelated. Nothing where neither was seen, or where the outputs were all zero. Raises
-    `NumericsError`, with the matrix's `name`, where the outputs overflow.
+    uncorrelated. Nothing where neither was seen, or where the outputs were all zero. A `change`
+    that is known isn't computed again. Raises `NumericsError`, with the matrix's `name`, where the
+    outputs overflow.
     """
     dtype = wide(before.dtype)
-    if Gram in seen:
+    if change is not None:
+        statistic = "gram" if Gram in seen else "norms"
+        size = change.size
+        lost = change.lost
+    elif Gram in seen:
         statistic = "gram"
         energy = gram_energy(seen[Gram], dtype)
         untouched = before.to(dtype)

@@ -119,14 +119,15 @@ class Replace(Edit):
         name = self.weight.name
         after = self.compressed.weight
         packed = self.compressed.packed
-        zeros = zeros_of(after)
+        change = self.compressed.change
+        zeros = zeros_of(after) if change is None else change.zeros
         line: dict[str, Any] = {
             "name": name,
             "shape": list(self.weight.shape),
             "zeros": zeros,
             "sparsity": zeros / after.numel(),
         }
-        line |= output_error(self.weight.get(), after, self.seen, name)
+        line |= output_error(self.weight.get(), after, self.seen, name, change)
         if packed is None:
             line["bits"] = mask_bits(name, after)
         else:
