@@ -24,7 +24,6 @@ from huggingface_hub.errors import (
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from calibrant.errors import ModelError
-from calibrant.models.cache import may_be_kept, path_of
 from calibrant.models.complete import (
     StoredTensor,
     check_complete,
@@ -45,16 +44,15 @@ from calibrant.models.configuring import (
     trusted,
 )
 from calibrant.models.devices import resolve_device, resolve_dtype
+from calibrant.models.digests import file_digests, folder_digest, known_digest
 from calibrant.models.folder import (
     CONFIG,
     PICKLES,
-    file_digest,
-    file_digests,
-    folder_digest,
     read_object,
     weight_files,
 )
 from calibrant.models.gguf_file import gguf_header, gguf_tokenizer, open_gguf
+from calibrant.models.in_packages import path_of
 from calibrant.models.on_disk import open_on_disk
 from calibrant.models.origin import Origin, remember
 from calibrant.models.packed_folder import packed_folder
@@ -112,7 +110,7 @@ def open_model(
             sparse = sparse_folder(path, ref)
             weights = weight_files(path, ref) if sparse is None else sparse.files
             hashed = weights if sparse is None else (*weights, path / SHEET)
-            # A thread hashes the files while this one makes the model of them.
+            # They are hashed while this thread makes the model of them.
             with ThreadPoolExecutor(1) as threads:
                 hashing = threads.submit(file_digests, path, hashed, trust)
                 model, tokenizer, residence = _open_folder(
@@ -125,9 +123,11 @@ def open_model(
             manifest = check_unchanged(path, digests) or {}
             note = str(manifest.get("note", ""))
         else:
-            digest = file_digest(path)
+            with ThreadPoolExecutor(1) as threads:
+                hashing = threads.submit(known_digest, path)
+                model, tokenizer, note = open_gguf(path, resolved)
+            digest = hashing.result()
             check_unchanged(path, {path.name: digest})
-            model, tokenizer, note = open_gguf(path, resolved, digest)
             residence = IN_MEMORY
     forget_quantization(model)
     model = model.eval()
@@ -196,9 +196,8 @@ def _outline_of_gguf(
     with quiet():
         header = gguf_header(path)
     shape = ModelShape.of_gguf(header.values, header.tensors, ref)
-    storage: Storage = "kept" if may_be_kept(shape.numbers, dtype) else "gguf"
     file_bytes = path.stat().st_size
-    return ModelOutline(ref, shape, dtype, device, storage, file_bytes, divisible=False)
+    return ModelOutline(ref, shape, dtype, device, "gguf", file_bytes, divisible=False)
 
 
 def load(folder: str | Path, device: str = "auto") -> PreTrainedModel:
