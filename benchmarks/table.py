@@ -22,6 +22,10 @@ RECORDS: Final = Path(__file__).resolve().parent / "records"
 DOCS: Final = RECORDS.parents[1] / "docs"
 PAGES: Final = (DOCS / "speed.md", DOCS / "reference/growth.md")
 LACKING: Final = "No record is kept yet."
+MODELS: Final = {
+    "smollm2": "SmolLM2-135M (dequantized from Q4_1)",
+    "qwen2.5-coder-1.5b": "Qwen2.5-Coder-1.5B (dequantized from Q4_K_M)",
+}
 NAMES: Final = {"llmcompressor": "llm-compressor", "literal": "the literal loop"}
 
 
@@ -37,10 +41,9 @@ def peers(record: Mapping[str, Any]) -> str:
         f"calibrant {versions['calibrant']}, llm-compressor {versions['llmcompressor']} (with "
         f"torch {versions['peer torch']})"
     )
-    budget = (
-        f"SmolLM2-135M (dequantized from Q4_1), {asked['samples']} × {asked['length']} tokens, "
-        f"{asked['rounds']} rounds"
-    )
+    name = asked.get("model", "smollm2")
+    model = MODELS.get(name, name)
+    budget = f"{model}, {asked['samples']} × {asked['length']} tokens, {asked['rounds']} rounds"
     told = [
         f"{budget}; {said}; {machine.told(record['machine'])}. The products of the model's shapes "
         f"ran at {ran} there. The dense model's loss is "
@@ -69,7 +72,10 @@ def row(case: str, way: str, found: Mapping[str, Any]) -> str:
     seconds, peaks, losses, dtypes = (
         found[key] for key in ("seconds", "peaks", "losses", "dtypes")
     )
-    same, arrival = (found["agreement"][kind][way] for kind in ("same inputs", "arrival"))
+    alike = _percent(found["agreement"]["arrival"][way]["mean"])
+    if "same inputs" in found["agreement"]:
+        same = found["agreement"]["same inputs"][way]
+        alike = f"{_percent(same['mean'])} (first block {_percent(same['first'])}); {alike}"
     both = {one: losses[one][: len(losses[way])] for one in ("calibrant", way)}
     mean, error = difference(both["calibrant"], both[way])
     floor, dtype = statistics.median(found["floors"][found["floor_dtype"]]), found["floor_dtype"]
@@ -79,8 +85,7 @@ def row(case: str, way: str, found: Mapping[str, Any]) -> str:
         f"**{_spread(found['ratios'][way])}",
         f"{statistics.median(found['whole_ratios'][way]):.2f}",
         " / ".join(f"{peaks[one]:,.0f}" for one in both),
-        f"{_percent(same['mean'])} (first block {_percent(same['first'])}); "
-        f"{_percent(arrival['mean'])}",
+        alike,
         " / ".join(f"{statistics.mean(of):.3f}" for of in both.values()),
         f"{mean:+.4f}"
         + (f" ± {error:.4f}, {len(losses[way])} draws" if error is not None else ", one draw"),
