@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
@@ -49,8 +50,20 @@ RANDOM: Final = {
             "vocab_size": 32000,
         },
     ),
+    "random, 8192 inner": (
+        3,
+        {
+            "hidden_size": 1024,
+            "intermediate_size": 8192,
+            "num_attention_heads": 16,
+            "num_key_value_heads": 4,
+            "vocab_size": 32000,
+        },
+    ),
 }
-"""Blocks and shapes: those of TinyLlama and of Llama 2 7B."""
+"""Blocks and shapes: those of TinyLlama and of Llama 2 7B, and one whose inner width is so much
+larger than its outer one that products and cubes can be told apart.
+"""
 METHODS: Final = {
     "wanda": "0.5",
     "sparsegpt": "0.5",
@@ -145,6 +158,16 @@ def ran(asked: argparse.Namespace, model: str, method: str) -> dict[str, Any]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
+def measured_rates(asked: argparse.Namespace) -> dict[str, float]:
+    """The rates of this machine, as a plan measures them."""
+    import torch
+
+    from calibrant.compress.rates import rates_of
+
+    torch.set_num_threads(asked.threads)
+    return asdict(rates_of(getattr(torch, asked.dtype), torch.device("cpu")))
+
+
 def line(case: str, found: Mapping[str, Any]) -> str:
     """What is told of a job: what was planned by what was taken, in all and part by part."""
     planned = found["planned"]
@@ -195,6 +218,8 @@ def fitted(cases: Mapping[str, Any]) -> dict[str, dict[str, float]]:
             columns = dict(unit)
             if sums == "squares" and part != "forward":
                 columns = {"passes": unit["passes"]}
+            elif part == "method":
+                columns["once"] = 1.0
             # What runs blocks again says nothing of a forward.
             if part == "forward" and method == "awq":
                 continue
@@ -230,6 +255,8 @@ def main() -> None:
             print(name, ", ".join(f"{key} {factor:.2f}" for key, factor in factors.items()))
         return
     record = machine.started(asked.out, question, "cases")
+    if "rates" not in record:
+        record["rates"] = measured_rates(asked)
     for model in asked.models:
         with tempfile.TemporaryDirectory() as folder:
             path = model

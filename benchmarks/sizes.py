@@ -1,13 +1,12 @@
 """What models of 7, 32 and 70 billion numbers would take, by the plans of calibrant.compress: the
 tables of docs/cost.md. Nothing is opened; shapes follow from configurations.
 
-    python benchmarks/sizes.py    # prints the tables, with the rates of benchmarks/records/plans.json
+    python benchmarks/table.py    # writes them, with the rates of benchmarks/records/plans.json
 
 The processor's rates are those that `plans.py` measured, and the larger one's a multiple of them.
 Those of the GPUs are assumed: about four tenths of what their makers promise.
 """
 
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,11 +15,11 @@ from typing import Any, Final
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from calibrant.compress import rates
 from calibrant.compress.planning import CompressionPlanner, JobPlan, Machine
 from calibrant.compress.rates import Rates
 from calibrant.numerics import duration
 
-RECORD: Final = Path(__file__).resolve().parent / "records/plans.json"
 MODELS: Final[Mapping[str, Mapping[str, int]]] = {
     "Qwen2.5-7B": {
         "hidden_size": 3584,
@@ -177,8 +176,10 @@ def on_processor(record: Mapping[str, Any]) -> str:
     return table(heads, rows)
 
 
-def on_devices() -> str:
-    """The table of one GPU of 24 and of 80 GB: memory on it and beside it, and time."""
+def on_devices(_: Mapping[str, Any]) -> str:
+    """The table of one GPU of 24 and of 80 GB: memory on it and beside it, and time. Nothing of a
+    record is in it, since no GPU was measured.
+    """
     rows: list[Sequence[str]] = []
     for model in MODELS:
         for method, target in METHODS.items():
@@ -213,10 +214,67 @@ def compressing(plan: JobPlan) -> float:
 
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Rows under heads; the first two columns are names, the others numbers."""
-    rule = ["---", "---", *["---:"] * (len(heads) - 2)]
+    """Rows under heads."""
+    rule = ["---"] * len(heads)
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (heads, rule, *rows))
 
 
-if __name__ == "__main__":
-    print(on_processor(json.loads(RECORD.read_text("utf-8"))), on_devices(), sep="\n\n")
+def assumed(_: Mapping[str, Any]) -> str:
+    """The table of what is assumed of each GPU."""
+    rows: list[list[str]] = [
+        ["memory that a process may hold, GB"],
+        ["products in bfloat16, TFLOP/s"],
+        ["products in float32, TFLOP/s"],
+        ["Grams, TFLOP/s"],
+        ["numbers passed over, billions a second"],
+        ["to the GPU or back, GB/s"],
+        ["beginning a small operation, microseconds"],
+    ]
+    for device in DEVICES.values():
+        assumption = device.rates
+        values = (
+            device.room / 1e9,
+            assumption.products / 1e12,
+            assumption.exact / 1e12,
+            assumption.grams / 1e12,
+            assumption.passes / 1e9,
+            device.link / 1e9,
+            assumption.launch * 1e6,
+        )
+        for row, value in zip(rows, values, strict=True):
+            row.append(f"{value:g}")
+    return table(["of one GPU", *DEVICES], rows)
+
+
+def factors(_: Mapping[str, Any]) -> str:
+    """The table of what each part of a plan needs, as `rates.py` has it."""
+    attention = f"attention at {rates.ATTENTION_SHARE:g} of the rate"
+    record = f"with Grams {rates.RECORD_PRODUCTS:g} · out · in², in float32"
+    rows: list[Sequence[str]] = [
+        (
+            "forward of a block",
+            f"2 · weights · tokens; {attention}",
+            f"{rates.FORWARD_PASSES:g} over each number of a token",
+        ),
+        ("sums of squares", "", f"{rates.SUM_PASSES:g} over each input"),
+        ("Gram", "in² · tokens", f"{rates.GRAM_PASSES:g} over each input"),
+        *map(_factors_of, rates.WORK),
+        ("record", record, f"{rates.RECORD_PASSES:g} over each weight"),
+        ("scores of `evaluate`", "the head's", f"{rates.SCORE_PASSES:g} over each logit"),
+    ]
+    return table(("part", "products", "passes"), rows)
+
+
+def _factors_of(name: str) -> Sequence[str]:
+    work = rates.WORK[name]
+    products: list[str] = []
+    if work.products:
+        products.append(f"{work.products:g} · out · in²")
+    if work.cubes:
+        products.append(f"{work.cubes:g} · in³")
+    text = " and ".join(products)
+    if text:
+        text += ", in float32"
+    if work.again:
+        text = f"a forward of {work.again:,} tokens"
+    return f"`{name}`", text, f"{work.passes:g} over each weight"
