@@ -16,7 +16,12 @@ from calibrant.compress.compression import Compression
 from calibrant.compress.costs import Costs, provenance, shortage_of
 from calibrant.compress.exporting import forms_of, write_forms
 from calibrant.compress.loop import compress
-from calibrant.compress.planning import CompressionPlanner, JobPlan, outline_of_options
+from calibrant.compress.planning import (
+    CompressionPlanner,
+    JobPlan,
+    Machine,
+    outline_of_options,
+)
 from calibrant.compress.recipe import Recipe
 from calibrant.compress.room import (
     fitting,
@@ -220,7 +225,9 @@ def _planned(verb: Verb, options: CompressOptions, recipe: Recipe) -> JobPlan:
     outline = outline_of_options(options)
     memory = in_bytes(options.memory)
     forms = forms_of(options.export)
-    return CompressionPlanner(outline, recipe, calibration, forms, memory, out).plan(verb)
+    machine = Machine.here(outline, out)
+    planner = CompressionPlanner(outline, recipe, calibration, forms, memory, out, machine)
+    return planner.plan(verb)
 
 
 def _calibration(options: CompressOptions, recipe: Recipe) -> CalibrationSet | None:
