@@ -70,8 +70,6 @@ TOKENIZER_FILE_BYTES: Final = 80
 """Bytes that an entry of the vocabulary takes in a tokenizer's files."""
 KERNEL_BYTES: Final = 60_000_000
 """What a compiled kernel and its compiler take, for methods that look at Grams."""
-DEQUANTIZED_BYTES: Final = 12
-"""Bytes that a number takes while its tensor is dequantized: three copies in float32."""
 GGUF_BLOCK: Final = 32
 """Inputs that share a scale in the blocks of GGUF into which codes of grids go."""
 FEWEST_TOKENS: Final = 1024
@@ -317,7 +315,7 @@ class CompressionPlanner:
         promised = self._promised
         if promised is None:
             propagate = self._fitting(needs, self.memory or self._usually_left)
-            return _Course(propagate, self._in_memory(needs, propagate))
+            return _Course(propagate, needs.in_memory(propagate))
         asked = self.recipe.propagate
         in_memory = needs.in_memory(asked)
         blocks_on_disk = in_memory > promised and self._may_be_on_disk
@@ -328,7 +326,7 @@ class CompressionPlanner:
         if blocks_on_disk:
             memory = needs.on_disk(propagate, offload)
         else:
-            memory = self._in_memory(needs, propagate, offload)
+            memory = needs.in_memory(propagate, offload)
         return _Course(propagate, memory, blocks_on_disk, offload)
 
     def _course_beside(self, needs: Needs) -> "_Course":
@@ -393,11 +391,11 @@ class CompressionPlanner:
         dtype = self.outline.dtype
         needs = self._needs(self._tokens, dtype)
         ways: list[str] = []
-        least = self._in_memory(needs, propagate)
+        least = needs.in_memory(propagate)
         if room < least <= self.machine.room:
             ways.append(f"--memory {math.ceil(least / 1e8) / 10:g}")
         if "reference" in self.recipe.method.propagations and propagate == "arrival":
-            least = self._in_memory(needs, "reference")
+            least = needs.in_memory("reference")
             if least <= room:
                 ways.append(f"--propagate reference ({gigabytes(least)})")
         on_disk = needs.on_disk(propagate, offload=True)
@@ -405,23 +403,18 @@ class CompressionPlanner:
             ways.append(f"--memory {in_tenths(room):g}, with blocks on disk")
         tokens = self._tokens // 2
         while tokens >= FEWEST_TOKENS:
-            least = self._in_memory(self._needs(tokens, dtype), propagate)
+            least = self._needs(tokens, dtype).in_memory(propagate)
             if least <= room:
                 ways.append(f"--tokens {tokens} ({gigabytes(least)})")
                 break
             tokens //= 2
         if dtype.itemsize > torch.bfloat16.itemsize:
-            least = self._in_memory(self._needs(self._tokens, torch.bfloat16), propagate)
+            least = self._needs(self._tokens, torch.bfloat16).in_memory(propagate)
             if least <= room:
                 ways.append(f"--dtype bfloat16 ({gigabytes(least)})")
         if not ways:
             return "no option makes it fit: take a smaller model, or a machine with more memory"
         return f"it fits with {' or '.join(ways)}"
-
-    def _in_memory(self, needs: Needs, propagate: Propagation, offload: bool = False) -> int:
-        """How many bytes are held at the peak with the whole model in memory."""
-        opening = held_while_opening(self.outline, needs)
-        return max(needs.in_memory(propagate, offload), opening)
 
     def _written(self) -> dict[str, int]:
         """How many bytes each thing that is written takes."""
@@ -534,16 +527,6 @@ def held_by_process(needs: Needs, outline: ModelOutline, kernel: int = 0) -> Nee
 def tokenizer_bytes(outline: ModelOutline) -> int:
     """Return how many bytes of memory the tokenizer takes, once it is open."""
     return TOKENIZER_BYTES * outline.shape.vocabulary
-
-
-def held_while_opening(outline: ModelOutline, needs: Needs) -> int:
-    """Return how many bytes are held at the most until the model is open."""
-    if outline.storage != "gguf" or outline.device.type != "cpu":
-        return needs.process + needs.model
-    # The file is mapped. Its largest tensor, the embedding, is dequantized before there is much of
-    # the model.
-    dequantized = DEQUANTIZED_BYTES * outline.shape.vocabulary * outline.shape.hidden
-    return needs.process + outline.stored + max(needs.model, dequantized)
 
 
 def bits_a_weight(form: Export, target: Target, inputs: int, dense: int) -> float:

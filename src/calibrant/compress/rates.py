@@ -145,8 +145,8 @@ RECORD_PRODUCTS: Final = 3.8
 """Operations to judge a matrix by its Gram, as a multiple of out · in²."""
 SCORE_PASSES: Final = 65.0
 """Passes over each logit to score a token."""
-DISK: Final = 0.4e9
-"""Bytes a second that a model is opened with: read, hashed and converted."""
+DISK: Final = 1e9
+"""Bytes a second that a folder is opened with: read, hashed and converted."""
 WRITTEN: Final = 0.5e9
 """Bytes a second that are written and flushed."""
 STARTING: Final = 0.5
@@ -155,8 +155,8 @@ TOKENIZER_SECONDS: Final = 11e-6
 """Seconds that an entry of the vocabulary takes while a tokenizer is opened."""
 TOKENIZING: Final = 10e-6
 """Seconds that a token of calibration data takes to be read and tokenized."""
-DEQUANTIZING: Final = 25e-9
-"""Seconds that a number of a GGUF file takes to be dequantized and kept, the first time."""
+DEQUANTIZING: Final = 3e-9
+"""Seconds that a number of a GGUF file takes to be dequantized by llama.cpp."""
 
 
 def work_of(method: Method) -> MethodWork:
@@ -232,8 +232,7 @@ def opening_seconds(outline: ModelOutline) -> float:
     if outline.storage in ("memory", "copied"):
         return 0.0
     shape = outline.shape
-    numbers = shape.numbers * outline.dtype.itemsize
-    seconds = STARTING + TOKENIZER_SECONDS * shape.vocabulary + numbers / DISK
+    seconds = STARTING + TOKENIZER_SECONDS * shape.vocabulary
     if outline.storage == "gguf":
-        seconds += DEQUANTIZING * shape.numbers
-    return seconds
+        return seconds + DEQUANTIZING * shape.numbers
+    return seconds + shape.numbers * outline.dtype.itemsize / DISK

@@ -10,7 +10,6 @@ from calibrant.compress.planning import (
     JobPlan,
     free_at,
     held_by_process,
-    held_while_opening,
     in_tenths,
     room_on,
     room_within,
@@ -82,8 +81,7 @@ def plan_of_measuring(
     room = room_within(memory, outline.device)
     notes: list[str] = []
     problems: list[str] = []
-    opening = max(held_while_opening(each, needs) for each in outlines)
-    peak = max(needs.in_memory("arrival"), opening)
+    peak = needs.in_memory("arrival")
     divisible = all(each.divisible for each in outlines)
     looking = [str(task) for task in tasks if task.looks_inside]
     on_disk = needs.on_disk("arrival")

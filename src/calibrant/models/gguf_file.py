@@ -2,6 +2,7 @@
 saying what their weights were quantized to.
 """
 
+import copy
 import functools
 import mmap
 import re
@@ -403,7 +404,7 @@ def _read_quickly() -> Iterator[set[str]]:
     library = cast(Any, gguf)
     legacy = cast(Any, modeling_gguf_pytorch_utils)
     weights_map = legacy.get_gguf_hf_weights_map
-    load = legacy.load_gguf_checkpoint
+    parse = functools.cache(legacy.load_gguf_checkpoint)
     mapped = gguf_header_reader._mapped
     read_once = functools.cache(_QuickReader)
     used_names: set[str] = set()
@@ -422,7 +423,9 @@ def _read_quickly() -> Iterator[set[str]]:
         model_to_load: Any = None,
         torch_dtype: torch.dtype = torch.float32,
     ) -> dict[str, Any]:
-        parsed = load(path)
+        parsed = dict(parse(path))
+        # Whoever asks for the configuration changes it.
+        parsed["config"] = copy.deepcopy(parsed["config"])
         if return_tensors:
             add_tensors(parsed, Path(path), read(path), model_to_load, torch_dtype)
         return parsed
