@@ -318,13 +318,15 @@ class Compressed:
     was needed, …).
 
     `packed` is the same weight as it is stored, where that isn't the dense matrix: `packed.dense()`
-    equals `weight` bit for bit. A `change` of None is computed from both weights.
+    equals `weight` bit for bit. A `change` of None is computed from both weights. `only_removes`
+    says that every number that isn't zero is the one that was there: a mask brings it back.
     """
 
     weight: Float[Tensor, "out in"]
     notes: Mapping[str, Any] = field(default_factory=dict[str, Any])
     packed: Packed | None = None
     change: Change | None = None
+    only_removes: bool = False
 
 
 def gram_energy(gram: Gram, dtype: torch.dtype) -> Callable[[Tensor], float]:

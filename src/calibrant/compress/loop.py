@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from calibrant.activations import Propagation, Seen, Statistic
-from calibrant.compress.checkpoint import Checkpoint, FinishedStep
+from calibrant.compress.checkpoint import Checkpoint, FinishedStep, StepWriter
 from calibrant.compress.matrices import check_model, edits_of
 from calibrant.compress.recipe import Recipe
 from calibrant.data import TokenBatch
@@ -134,9 +134,13 @@ def compress(
         starving=few_tokens,
     )
     # On disk the model is too large, so what is free is given back at once.
-    with torch.no_grad(), nullcontext() if on_disk else freed_memory_kept():
+    with (
+        torch.no_grad(),
+        nullcontext() if on_disk else freed_memory_kept(),
+        StepWriter() as writer,
+    ):
         for index, step in enumerate(_steps(job, recipe), len(finished)):
-            _settle(job, recipe, index, step, checkpoint)
+            _settle(job, recipe, index, step, checkpoint, writer)
             reports += step.reports
             if keep:
                 edits += step.edits
@@ -201,19 +205,37 @@ def _steps(job: Job, recipe: Recipe) -> Iterator[_Step]:
 
 
 def _settle(
-    job: Job, recipe: Recipe, index: int, step: _Step, checkpoint: Checkpoint | None
+    job: Job,
+    recipe: Recipe,
+    index: int,
+    step: _Step,
+    checkpoint: Checkpoint | None,
+    writer: StepWriter,
 ) -> None:
     """Check that all ranks made the same step, keep it in the checkpoint, and report progress."""
+    on_disk = job.view.residence.on_disk
     job.ranks.agree(f"what became of step {index}", repr(step.reports))
     if checkpoint and job.ranks.first:
         with spent_on("keeping finished blocks"):
-            checkpoint.add(index, [edit.stored() for edit in step.edits], step.reports)
-            change_when_read(job.view, checkpoint, [index])
-    give_back(always=job.view.residence.on_disk)
+            writer.add(checkpoint, index, _stored(step, recipe), step.reports)
+            # A block on disk is freed next, and read again with what was kept of it.
+            if on_disk:
+                writer.wait()
+                change_when_read(job.view, checkpoint, [index])
+    give_back(always=on_disk)
     block = step.edits[-1].block
     if block is not None:
         doing = f"{recipe.method.spec_name()} {recipe.target}"
         job.progress(doing, block + 1, len(job.view.blocks))
+
+
+def _stored(step: _Step, recipe: Recipe) -> list[StoredEdit]:
+    """What is kept of a step. A job that goes on transforms the model again, perhaps with other
+    last bits: so then all numbers are kept.
+    """
+    if recipe.transforms:
+        return [edit.stored() for edit in step.edits]
+    return [edit.stored_briefly() for edit in step.edits]
 
 
 @dataclass(frozen=True)
