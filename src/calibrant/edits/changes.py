@@ -16,6 +16,7 @@ from torch import Tensor
 from calibrant.activations import FeatureNorms, Gram, Seen, wide
 from calibrant.numerics import finite_number, six_digits
 from calibrant.packed import Change, gram_energy
+from calibrant.system.products import full_speed
 
 SAMPLED: Final = 256
 """Weights of a matrix of which a record says whether they are kept: the overlap of two masks is
@@ -61,8 +62,9 @@ def output_error(
         statistic = "gram"
         energy = gram_energy(seen[Gram], dtype)
         untouched = before.to(dtype)
-        size = energy(untouched)
-        lost = energy(untouched - after.to(dtype))
+        with full_speed():
+            size = energy(untouched)
+            lost = energy(untouched - after.to(dtype))
     elif FeatureNorms in seen:
         statistic = "norms"
         squares = seen[FeatureNorms].squares.cpu().double()
