@@ -8,7 +8,8 @@ peak, seconds of each phase, and of each part of compressing. Seconds are those 
 nothing else may run.
 
 `--fit` reads FILE and says which factors in calibrant/compress/rates.py would have been nearest: of
-each part those whose squared relative error is least over all jobs. `--out FILE` keeps the record
+each part those whose squared relative error is least over all jobs. Opening is that of models that aren't
+dequantized any more. `--out FILE` keeps the record
 after every job; jobs that it has of the same machine and the same question stay.
 """
 
@@ -72,6 +73,8 @@ METHODS: Final = {
     "awq": "w4g64",
 }
 USUAL: Final = ("wanda", "sparsegpt", "gptq")
+PULL: Final = 0.03
+"""How much it costs a factor to leave what it is now, as a relative error of one job more."""
 CHOSEN: Final = ("samples", "length", "dtype", "threads")
 """What makes a record answer another question."""
 CHILD: Final = """
@@ -106,12 +109,14 @@ def units(shape: Any, tokens: int, length: int, rates: Any) -> dict[str, dict[st
     """The seconds of what a factor of each part counts, once: of `forward` also its products, whose
     factor is 1.
     """
+    from calibrant.compress.rates import forward_seconds, gram_operations
+
     weights = sum(matrix.numbers for matrix in shape.matrices)
     used = sum(matrix.numbers * matrix.used for matrix in shape.matrices)
     squares = sum(matrix.numbers * matrix.inputs for matrix in shape.matrices)
     cubes = sum(width**3 for width in shape.input_widths)
+    grams = sum(gram_operations(width, tokens) for width in shape.input_widths)
     blocks = len(shape.blocks)
-    a_pass = weights / rates.passes
     return {
         "forward": {
             "products": 2.0 * tokens * used / rates.products,
@@ -119,15 +124,16 @@ def units(shape: Any, tokens: int, length: int, rates: Any) -> dict[str, dict[st
             "passes": tokens * shape.numbers_per_token * blocks / rates.passes,
         },
         "statistics": {
-            "products": tokens * sum(width**2 for width in shape.input_widths) / rates.grams,
+            "grams": grams / rates.grams,
             "passes": tokens * sum(shape.input_widths) / rates.passes,
         },
-        "method": {
-            "passes": a_pass,
+        "method and record": {
+            "passes": weights / rates.passes,
             "products": squares / rates.exact,
             "cubes": cubes / rates.exact,
+            "again": forward_seconds(shape, 1, length, rates),
         },
-        "record": {"passes": a_pass, "products": squares / rates.exact},
+        "open": {"starting": 1.0, "vocabulary": shape.vocabulary, "numbers": shape.numbers},
     }
 
 
@@ -176,59 +182,106 @@ def line(case: str, found: Mapping[str, Any]) -> str:
     seconds = sum(planned["seconds"].values()) / sum(taken["seconds"].values())
     told = [f"{case:<36} planned by taken: memory {memory:.2f}, time {seconds:.2f}"]
     for part, expected in {**planned["seconds"], **planned["parts"]}.items():
-        took = {**taken["seconds"], **taken["parts"]}.get(part, 0.0)
+        took = joined(taken).get(part, 0.0)
         told.append(f"{part} {expected:.1f} / {took:.1f}")
     return "   ".join(told)
 
 
 def nearest(
-    rows: Sequence[Mapping[str, float]], taken: Sequence[float], fixed: str = ""
+    rows: Sequence[Mapping[str, float]], taken: Sequence[float], now: Mapping[str, float]
 ) -> dict[str, float]:
     """The factors, none below 0, with which the sums of `rows` are relatively nearest to what was
-    taken. The factor of the column `fixed` is 1.
+    taken. What few jobs can't tell apart stays near what the factors are `now`; those that are 0
+    stay so.
     """
     import numpy as np
     from scipy.optimize import nnls
 
-    free = [name for name in rows[0] if name != fixed]
-    left = [1 - row.get(fixed, 0.0) / took for row, took in zip(rows, taken, strict=True)]
-    shares: list[list[float]] = []
-    for row, took in zip(rows, taken, strict=True):
-        shares.append([row[name] / took for name in free])
-    factors, _ = nnls(np.array(shares), np.array(left))
-    return dict(zip(free, map(float, factors), strict=True))
+    names = [name for name, factor in now.items() if factor]
+    left = np.ones(len(rows))
+    shares = np.empty((len(rows), len(names)))
+    for at, (row, took) in enumerate(zip(rows, taken, strict=True)):
+        left[at] -= sum(row[name] for name in row if name not in now) / took
+        shares[at] = [row[name] / took for name in names]
+    pulls = np.diag([PULL / now[name] for name in names])
+    aims = np.full(len(names), PULL)
+    factors, _ = nnls(np.vstack([shares, pulls]), np.concatenate([left, aims]))
+    return dict(zip(names, map(float, factors), strict=True))
+
+
+def factors_now() -> dict[str, dict[str, float]]:
+    """The factors that plans have, of each part; what a method does, by the method's name. Of
+    opening they are seconds: to start, for each entry of the vocabulary, and for each number in
+    bfloat16.
+    """
+    from calibrant.compress import rates
+
+    now = {
+        "open": {
+            "starting": rates.STARTING,
+            "vocabulary": rates.TOKENIZER_SECONDS,
+            "numbers": 2 / rates.DISK,
+        },
+        "forward": {"attention": 1 / rates.ATTENTION_SHARE, "passes": rates.FORWARD_PASSES},
+        "sums of squares": {"passes": rates.SUM_PASSES},
+        "Gram": {"grams": rates.GRAM_SHARE, "passes": rates.GRAM_PASSES},
+    }
+    for method in METHODS:
+        work = rates.WORK[method]
+        counted = ("passes", "products", "cubes", "again")
+        now[method] = {name: getattr(work, name) for name in counted}
+    return now
+
+
+def parts_of(case: str) -> dict[str, str]:
+    """What the parts of a job are called among the factors."""
+    method = case.rpartition(", ")[2].split()[0]
+    sums = "sums of squares" if method == "wanda" else "Gram"
+    return {
+        "open": "open",
+        "forward": "forward",
+        "statistics": sums,
+        "method and record": method,
+    }
+
+
+def expected(case: str, found: Mapping[str, Any]) -> dict[str, float]:
+    """The seconds of each part by today's factors, with the rates that were measured at the job."""
+    now = factors_now()
+    seconds: dict[str, float] = {}
+    for part, name in parts_of(case).items():
+        units = found["units"][part]
+        # Products of a forward have no factor of their own.
+        seconds[part] = units["products"] if part == "forward" else 0.0
+        for column, factor in now[name].items():
+            seconds[part] += factor * units[column]
+    return seconds
 
 
 def fitted(cases: Mapping[str, Any]) -> dict[str, dict[str, float]]:
-    """The nearest factors of each part: of the method by its name, of all else by whether Grams are
-    summed.
-    """
+    """The nearest factors of each part, called as `factors_now` calls them."""
+    now = factors_now()
     rows: dict[str, list[Mapping[str, float]]] = {}
     taken: dict[str, list[float]] = {}
     for case, found in cases.items():
-        method = case.rpartition(", ")[2].split()[0]
-        sums = "squares" if method == "wanda" else "Grams"
-        for part, unit in found["units"].items():
-            name = {
-                "forward": "forward",
-                "statistics": f"statistics, {sums}",
-                "method": f"method, {method}",
-                "record": f"record, {sums}",
-            }[part]
-            columns = dict(unit)
-            if sums == "squares" and part != "forward":
-                columns = {"passes": unit["passes"]}
-            elif part == "method":
-                columns["once"] = 1.0
-            # What runs blocks again says nothing of a forward.
-            if part == "forward" and method == "awq":
+        took = joined(found["taken"])
+        parts = parts_of(case)
+        for part, name in parts.items():
+            # It walks in shorter passes, which take longer.
+            if part == "forward" and parts["method and record"] == "awq":
                 continue
-            rows.setdefault(name, []).append(columns)
-            taken.setdefault(name, []).append(found["taken"]["parts"][part])
-    result: dict[str, dict[str, float]] = {}
-    for name in rows:
-        fixed = "products" if name == "forward" else ""
-        result[name] = nearest(rows[name], taken[name], fixed)
+            units = dict(found["units"][part])
+            if name == "sums of squares":
+                units = {"passes": units["passes"]}
+            rows.setdefault(name, []).append(units)
+            taken.setdefault(name, []).append(took[part])
+    return {name: nearest(rows[name], taken[name], now[name]) for name in rows}
+
+
+def joined(taken: Mapping[str, Any]) -> dict[str, float]:
+    """The seconds of phases and parts of a job, called as those of a plan."""
+    result = {**taken["seconds"], **taken["parts"]}
+    result["method and record"] = result.pop("method", 0.0) + result.pop("record", 0.0)
     return result
 
 
@@ -252,7 +305,7 @@ def main() -> None:
     if asked.fit:
         kept = json.loads(asked.out.read_text("utf-8"))
         for name, factors in fitted(kept["cases"]).items():
-            print(name, ", ".join(f"{key} {factor:.2f}" for key, factor in factors.items()))
+            print(name, ", ".join(f"{key} {factor:.3g}" for key, factor in factors.items()))
         return
     record = machine.started(asked.out, question, "cases")
     if "rates" not in record:

@@ -249,7 +249,6 @@ def assumed(_: Mapping[str, Any]) -> str:
 def factors(_: Mapping[str, Any]) -> str:
     """The table of what each part of a plan needs, as `rates.py` has it."""
     attention = f"attention at {rates.ATTENTION_SHARE:g} of the rate"
-    record = f"with Grams {rates.RECORD_PRODUCTS:g} · out · in², in float32"
     rows: list[Sequence[str]] = [
         (
             "forward of a block",
@@ -257,9 +256,8 @@ def factors(_: Mapping[str, Any]) -> str:
             f"{rates.FORWARD_PASSES:g} over each number of a token",
         ),
         ("sums of squares", "", f"{rates.SUM_PASSES:g} over each input"),
-        ("Gram", "in² · tokens", f"{rates.GRAM_PASSES:g} over each input"),
+        ("Gram", f"{rates.GRAM_SHARE:g} · in² · tokens", f"{rates.GRAM_PASSES:g} over each input"),
         *map(_factors_of, rates.WORK),
-        ("record", record, f"{rates.RECORD_PASSES:g} over each weight"),
         ("scores of `evaluate`", "the head's", f"{rates.SCORE_PASSES:g} over each logit"),
     ]
     return table(("part", "products", "passes"), rows)
@@ -276,5 +274,5 @@ def _factors_of(name: str) -> Sequence[str]:
     if text:
         text += ", in float32"
     if work.again:
-        text = f"a forward of {work.again:,} tokens"
+        text += f"; a forward of {work.again:,} tokens"
     return f"`{name}`", text, f"{work.passes:g} over each weight"

@@ -17,6 +17,7 @@ from typing import Any, Final
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks import machine, sizes
 from benchmarks.peers import difference
+from benchmarks.plans import expected
 
 RECORDS: Final = Path(__file__).resolve().parent / "records"
 DOCS: Final = RECORDS.parents[1] / "docs"
@@ -210,13 +211,11 @@ def plans(record: Mapping[str, Any]) -> str:
     rows: list[list[str]] = []
     for case, found in record["cases"].items():
         model, _, job = case.rpartition(", ")
+        memory = [found[when]["memory"] / 1e9 for when in ("planned", "taken")]
+        seconds = [sum(expected(case, found).values()), sum(found["taken"]["seconds"].values())]
         cells = [model, f"`{job}`"]
-        for both in (
-            [found[when]["memory"] / 1e9 for when in ("planned", "taken")],
-            [sum(found[when]["seconds"].values()) for when in ("planned", "taken")],
-        ):
-            expected, took = both
-            cells += [f"{expected:.1f}", f"{took:.1f}", f"{expected / took:.2f}"]
+        for one, other in (memory, seconds):
+            cells += [f"{one:.1f}", f"{other:.1f}", f"{one / other:.2f}"]
         rows.append(cells)
     asked = record["asked"]
     told = f"{asked['samples']} × {asked['length']} tokens, {asked['dtype']}"

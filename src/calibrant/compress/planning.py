@@ -21,7 +21,6 @@ from calibrant.compress.rates import (
     method_seconds,
     opening_seconds,
     rates_of,
-    record_seconds,
     statistics_seconds,
 )
 from calibrant.compress.recipe import Recipe
@@ -454,8 +453,7 @@ class CompressionPlanner:
         parts = {
             "forward": walks * forward_seconds(shape, tokens, length, rates),
             "statistics": statistics_seconds(shape, tokens, method, rates),
-            "method": method_seconds(shape, length, method, rates),
-            "record": record_seconds(shape, method, rates),
+            "method and record": method_seconds(shape, length, method, rates),
         }
         tried = method.tried(len(shape.blocks), self.recipe.target)
         if tried:

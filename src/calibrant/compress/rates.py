@@ -102,11 +102,11 @@ def gram_operations(width: int, tokens: int) -> float:
 @final
 @dataclass(frozen=True)
 class MethodWork:
-    """What a method does to a matrix of `out` × `in`: `passes` over each weight, and operations in
-    float32, as a multiple `products` of out · in² and `cubes` of in³. The cubes are those of
-    factoring a Gram, which is done once for all matrices that share an input. `again` tokens go
-    through each block again. A device other than the processor does `steps` small operations for
-    each column.
+    """What a method does to a matrix of `out` × `in`, and its record to say what the matrix lost:
+    `passes` over each weight, and operations in float32, as a multiple `products` of out · in² and
+    `cubes` of in³. The cubes are those of factoring a Gram, which is done once for all matrices
+    that share an input. `again` tokens go through each block again. A device other than the
+    processor does `steps` small operations for each column.
     """
 
     passes: float
@@ -117,39 +117,40 @@ class MethodWork:
 
 
 WORK: Final[Mapping[str, MethodWork]] = {
-    "none": MethodWork(0.0),
-    "rtn": MethodWork(11.0),
-    "wanda": MethodWork(25.0),
-    "sparsegpt": MethodWork(24.0, 0.7, 2.0, steps=7),
-    "gptq": MethodWork(27.0, 0.7, 2.0, steps=16),
-    "awq": MethodWork(400.0, again=60_000),
-    "refined": MethodWork(150.0, 20.0, 4.0),
-    "alps": MethodWork(150.0, 55.0, 15.0),
+    "none": MethodWork(21.0),
+    "rtn": MethodWork(34.0),
+    "wanda": MethodWork(54.0),
+    "sparsegpt": MethodWork(162.0, 2.7, 1.6, steps=7),
+    "gptq": MethodWork(175.0, 2.6, 1.6, steps=16),
+    "awq": MethodWork(583.0, 5.0, again=45_000),
+    "refined": MethodWork(524.0, 31.0),
+    "alps": MethodWork(168.0, 59.0, 15.0),
 }
-"""What methods do. These factors, and those below, were fitted to runs of smollm2 and gemma3-270m
-on one core of a Xeon with AMX, in processor time, and compared with qwen2.5-coder-1.5b on two
-(docs/log/2026-11-29-what-a-plan-says.md). `alps` follows from `refined` by the ratio of both
-(docs/log/2026-11-27-pruning-speed.md).
+"""What methods do. These factors, and those below, were fitted to the runs of real and random
+models in benchmarks/records/plans.json (`benchmarks/plans.py --fit`). `alps` follows from an older
+fit of `refined` by the ratio of both (docs/log/2026-11-27-pruning-speed.md).
 """
-FORWARD_PASSES: Final = 16.0
+FORWARD_PASSES: Final = 12.5
 """Passes over each number of a token in a block, beside the products: norms, angles, gates."""
-ATTENTION_SHARE: Final = 0.35
+ATTENTION_SHARE: Final = 0.19
 """The share of the products' rate that attention gets."""
-SUM_PASSES: Final = 1.5
+SUM_PASSES: Final = 1.8
 """Passes over each input of a matrix for a sum of squares."""
-GRAM_PASSES: Final = 1.5
-"""Passes over each input of a matrix for a Gram, beside what the rate of Grams has in it."""
-RECORD_PASSES: Final = 18.0
-"""Passes over each weight to say what a matrix lost."""
-RECORD_PRODUCTS: Final = 3.8
-"""Operations to judge a matrix by its Gram, as a multiple of out · in²."""
+GRAM_SHARE: Final = 0.78
+"""The share of a Gram's time, at the width that is timed, that grows with the square of the width;
+the rest are passes.
+"""
+GRAM_PASSES: Final = 8.0
+"""Passes over each input of a matrix for a Gram."""
 SCORE_PASSES: Final = 65.0
 """Passes over each logit to score a token."""
-DISK: Final = 1e9
-"""Bytes a second that a folder is opened with: read, hashed and converted."""
+DISK: Final = 1.9e9
+"""Bytes a second that a model is opened with, where the system has its files in memory: read,
+hashed and converted.
+"""
 WRITTEN: Final = 0.5e9
 """Bytes a second that are written and flushed."""
-STARTING: Final = 0.5
+STARTING: Final = 0.1
 """Seconds until a model's files are found, and its modules are made."""
 TOKENIZER_SECONDS: Final = 11e-6
 """Seconds that an entry of the vocabulary takes while a tokenizer is opened."""
@@ -194,37 +195,25 @@ def statistics_seconds(shape: ModelShape, tokens: int, method: Method, rates: Ra
     if not looks_at_grams(method):
         return SUM_PASSES * numbers / rates.passes
     products = sum(gram_operations(width, tokens) for width in shape.input_widths)
-    return products / rates.grams + GRAM_PASSES * numbers / rates.passes
+    return GRAM_SHARE * products / rates.grams + GRAM_PASSES * numbers / rates.passes
 
 
 def method_seconds(shape: ModelShape, length: int, method: Method, rates: Rates) -> float:
-    """Return the seconds in which a method compresses all matrices; of what it runs again, in
-    windows of `length`.
+    """Return the seconds in which a method compresses all matrices, and the record says what they
+    lost; of what runs again, in windows of `length`.
     """
     work = work_of(method)
-    columns = sum(matrix.inputs for matrix in shape.matrices)
-    cubes = sum(width**3 for width in shape.input_widths)
-    exact = work.products * _squares(shape) + work.cubes * cubes
-    seconds = work.passes * _weights(shape) / rates.passes + exact / rates.exact
+    passes = 0.0
+    exact = 0.0
+    columns = 0
+    for matrix in shape.matrices:
+        passes += work.passes * matrix.numbers
+        exact += work.products * matrix.numbers * matrix.inputs
+        columns += matrix.inputs
+    exact += work.cubes * sum(width**3 for width in shape.input_widths)
+    seconds = passes / rates.passes + exact / rates.exact
     seconds += work.steps * columns * rates.launch
     return seconds + forward_seconds(shape, work.again, length, rates)
-
-
-def record_seconds(shape: ModelShape, method: Method, rates: Rates) -> float:
-    """Return the seconds in which the record says what each matrix lost."""
-    seconds = RECORD_PASSES * _weights(shape) / rates.passes
-    if looks_at_grams(method):
-        seconds += RECORD_PRODUCTS * _squares(shape) / rates.exact
-    return seconds
-
-
-def _weights(shape: ModelShape) -> int:
-    return sum(matrix.numbers for matrix in shape.matrices)
-
-
-def _squares(shape: ModelShape) -> float:
-    """The sum over all matrices of out · in²."""
-    return float(sum(matrix.numbers * matrix.inputs for matrix in shape.matrices))
 
 
 def opening_seconds(outline: ModelOutline) -> float:
