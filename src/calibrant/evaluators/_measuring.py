@@ -70,7 +70,8 @@ def _planned(options: EvaluateOptions) -> JobPlan:
             name = name_of(options.model)
             dense = _known_dense_name(read_manifest(manifest_folder(name)), name)
         outlines.append(outline_of_options(replace(options, model=dense)))
-    return plan_of_measuring(outlines, chosen, in_bytes(options.memory))
+    on_device = room_on_device(options.device_memory, outlines[0].device)
+    return plan_of_measuring(outlines, chosen, in_bytes(options.memory), on_device)
 
 
 def _chosen(options: EvaluateOptions) -> list[Evaluator]:

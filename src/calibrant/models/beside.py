@@ -25,12 +25,13 @@ from calibrant.models.viewing import IN_MEMORY, Residence, block_list
 @final
 @dataclass(frozen=True)
 class _Copy:
-    """A parameter and its copy on the device, and how often each of them had been written to when
-    the copy was made.
+    """A parameter and its copy on the device; where the parameter's numbers were when the copy was
+    made, and how often each of the two had been written to.
     """
 
     original: nn.Parameter
     copy: nn.Parameter
+    address: int
     original_version: int
     copy_version: int
 
@@ -40,7 +41,13 @@ class _Copy:
         numbers = original.detach().to(device, non_blocking=True, copy=True)
         copy = nn.Parameter(numbers, requires_grad=original.requires_grad)
         # `_version` grows with every write in place, also through a view.
-        return cls(original, copy, original._version, copy._version)
+        return cls(original, copy, original.data_ptr(), original._version, copy._version)
+
+    def is_current(self) -> bool:
+        """Return whether nobody changed the parameter since."""
+        if self.original.data_ptr() != self.address:
+            return False
+        return self.original._version == self.original_version
 
     def keep_changes(self) -> None:
         """Write what became of the copy over the original, if it was changed."""
@@ -204,9 +211,7 @@ def _is_current(copies: _Copies, block: nn.Module) -> bool:
     """Whether these are still copies of what the block has."""
     current = {id(parameter): parameter for _, _, parameter in _places(block)}
     for original_id, copy in copies.items():
-        if current.get(original_id) is not copy.original:
-            return False
-        if copy.original._version != copy.original_version:
+        if current.get(original_id) is not copy.original or not copy.is_current():
             return False
     return True
 
