@@ -12,8 +12,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final, final
 
-import torch
-
 from calibrant.errors import DataError
 from calibrant.models.cache import cache_folder
 from calibrant.models.folder import CONFIG, reading
@@ -28,7 +26,10 @@ SETTLED: Final = 2_000_000_000
 systems count time in steps of two seconds: a change within the same step isn't seen.
 """
 
-_CHUNK: Final = 2**25
+SIDE_BY_SIDE: Final = 8
+"""Files of a model that are hashed at the same time, at most."""
+
+_CHUNK: Final = 2**24
 
 
 def file_digest(path: Path) -> str:
@@ -113,7 +114,7 @@ def file_digests(folder: Path, weights: Sequence[Path], with_code: bool = False)
     files = sorted([*weights, folder / CONFIG])
     if with_code:
         files += sorted(folder.rglob("*.py"))
-    with ThreadPoolExecutor(torch.get_num_threads()) as threads:
+    with ThreadPoolExecutor(SIDE_BY_SIDE) as threads:
         digests = threads.map(known_digest, files)
         names = [file.relative_to(folder).as_posix() for file in files]
         return dict(zip(names, digests, strict=True))
