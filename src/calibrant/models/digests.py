@@ -35,11 +35,12 @@ _CHUNK: Final = 2**24
 def file_digest(path: Path) -> str:
     """Return the SHA-256 of a file's bytes, which are read."""
     hashed = hashlib.sha256()
-    # Chunks are large, since a thread waits between them as long as another one runs Python.
-    chunk = memoryview(bytearray(_CHUNK))
     with reading(path), path.open("rb", buffering=0) as file:
-        while size := file.readinto(chunk):
-            hashed.update(chunk[:size])
+        # Chunks are large, since a thread waits between them as long as another one runs Python.
+        size = min(_CHUNK, path.stat().st_size)
+        chunk = memoryview(bytearray(size + 1))
+        while count := file.readinto(chunk):
+            hashed.update(chunk[:count])
     return f"sha256:{hashed.hexdigest()}"
 
 
@@ -69,6 +70,7 @@ def known_digest(path: Path) -> str:
 
 
 def _remember(state: "_FileState", digest: str) -> None:
+    """Note the digest in the cache, where that can be written."""
     text = text_of_json(sealed({"file": state.path, "digest": digest}, state.purpose))
     half = state.note.with_name(f".{os.getpid()}-{state.note.name}")
     with suppress(OSError), replacing(state.note, half, flushed=False) as unfinished:
@@ -89,6 +91,7 @@ class _FileState:
 
     @property
     def purpose(self) -> Purpose:
+        """What a note is sealed for: this very state."""
         return {"kind": "digest of a file", **asdict(self)}
 
     @property
@@ -102,9 +105,9 @@ def _state_of(path: Path) -> _FileState:
     with reading(path):
         whole = path.resolve()
         now = whole.stat()
-    return _FileState(
-        str(whole), now.st_dev, now.st_ino, now.st_size, now.st_mtime_ns, now.st_ctime_ns
-    )
+    # A name may have bytes that are no text.
+    name = os.fsencode(whole).decode("utf-8", "backslashreplace")
+    return _FileState(name, now.st_dev, now.st_ino, now.st_size, now.st_mtime_ns, now.st_ctime_ns)
 
 
 def file_digests(folder: Path, weights: Sequence[Path], with_code: bool = False) -> dict[str, str]:
