@@ -37,8 +37,8 @@ def file_digest(path: Path) -> str:
     hashed = hashlib.sha256()
     with reading(path), path.open("rb", buffering=0) as file:
         # Chunks are large, since a thread waits between them as long as another one runs Python.
-        size = min(_CHUNK, path.stat().st_size)
-        chunk = memoryview(bytearray(size + 1))
+        size = path.stat().st_size
+        chunk = memoryview(bytearray(min(size + 1, _CHUNK)))
         while count := file.readinto(chunk):
             hashed.update(chunk[:count])
     return f"sha256:{hashed.hexdigest()}"
