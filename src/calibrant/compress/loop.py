@@ -143,7 +143,7 @@ def compress(
             _settle(job, recipe, index, step, checkpoint, writer)
             reports += step.reports
             if keep:
-                edits += step.edits
+                edits += _in_memory(view, step.edits)
             # A block on disk is freed with it, before the next one is worked on.
             del step
     # Edits of before an interruption, in `dense`: the walk needed their matrices untouched.
@@ -181,12 +181,20 @@ class _Step:
     edits: list[Edit]
     reports: list[dict[str, Any]]
 
+    def take_back(self, view: ModelView) -> None:
+        """Let the edits hold the model's own numbers again, once their block is let go: until then
+        they held its copies on the device.
+        """
+        if _beside_device(view):
+            self.edits = [edit.applied() for edit in self.edits]
+
 
 def _steps(job: Job, recipe: Recipe) -> Iterator[_Step]:
     """Apply the method's edits, each before the next one is asked for, and yield them by steps."""
     step = _Step([], [])
     for edit in edits_of(recipe.method, job):
         if step.edits and (edit.block is None or edit.block != step.edits[-1].block):
+            step.take_back(job.view)
             yield step
             step = _Step([], [])
         with spent_on("record"):
@@ -201,7 +209,23 @@ def _steps(job: Job, recipe: Recipe) -> Iterator[_Step]:
         # Freed with what the matrix saw, before the next edit is made. `applied` left that out.
         del edit
     if step.edits:
+        step.take_back(job.view)
         yield step
+
+
+def _beside_device(view: ModelView) -> bool:
+    """Whether blocks that aren't held are in the machine's memory, beside the device."""
+    return view.residence.elsewhere and not view.residence.on_disk
+
+
+def _in_memory(view: ModelView, edits: list[Edit]) -> list[Edit]:
+    """The same edits, none of whose numbers are on a device that blocks stay beside: they are kept
+    to the end.
+    """
+    if not _beside_device(view):
+        return edits
+    # What is read is put where the matrix stays.
+    return [read_edit(edit.stored(), view).applied() for edit in edits]
 
 
 def _settle(

@@ -143,7 +143,9 @@ class Replace(Edit):
             "zeros": zeros,
             "sparsity": zeros / after.numel(),
         }
-        line |= output_error(self.weight.get(), after, self.seen, name, change)
+        # A block that isn't held may have its numbers beside the device.
+        before = self.weight.get().to(after.device)
+        line |= output_error(before, after, self.seen, name, change)
         if packed is None:
             line["bits"] = mask_bits(name, after)
         else:

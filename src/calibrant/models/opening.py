@@ -24,6 +24,7 @@ from huggingface_hub.errors import (
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from calibrant.errors import ModelError
+from calibrant.models.beside import BesideDevice
 from calibrant.models.complete import (
     StoredTensor,
     check_complete,
@@ -86,6 +87,7 @@ def open_model(
     device: str = "auto",
     trust_remote_code: bool | None = None,
     on_disk: bool = False,
+    beside: bool = False,
 ) -> Opened:
     """Open the causal language model that `ref` names, in evaluation mode, in `dtype`, on `device`.
 
@@ -96,15 +98,16 @@ def open_model(
     unless `trust_remote_code` says so (None: as `CALIBRANT_TRUST_REMOTE_CODE` does); then `digest`
     covers that code too. With `on_disk` a block's numbers are read from the folder while it is
     worked on (`view(opened.model, opened.residence).held(block)`), and the folder must not change
-    meanwhile. Raises `ModelError` for everything that can't be opened. CUDA and MPS are untested
-    here.
+    meanwhile. With `beside`, or with `on_disk` where another device than the processor computes,
+    blocks stay beside that device, and each is copied to it while it is worked on. Raises
+    `ModelError` for everything that can't be opened. CUDA and MPS are untested here.
     """
     target = resolve_device(device)
     resolved = resolve_dtype(dtype, target)
     trust = trusted(trust_remote_code)
     path = _locate(ref, code=trust)
     if on_disk:
-        _check_on_disk(path, target, ref)
+        _check_on_disk(path, ref)
     with _ONE_AT_A_TIME, quiet():
         if path.is_dir():
             sparse = sparse_folder(path, ref)
@@ -131,8 +134,10 @@ def open_model(
             residence = IN_MEMORY
     forget_quantization(model)
     model = model.eval()
-    # A model with blocks on disk is on the processor, and `to` can't move tensors without numbers.
-    if not on_disk:
+    # `to` can't move tensors without numbers, and a model with blocks on disk is on the processor.
+    if beside or (on_disk and target.type != "cpu"):
+        residence = BesideDevice(model, target, residence)
+    elif not on_disk:
         model = model.to(target)  # pyright: ignore[reportArgumentType]  # `to` is decorated
     remember(model, Origin(ref, note))
     return Opened(model, tokenizer, ref, digest, note, resolved, residence)
@@ -175,8 +180,7 @@ def outline_of(ref: str, dtype: str = "auto", device: str = "auto") -> ModelOutl
     # What it ties is tied here, which transformers leaves for when there are numbers.
     empty.tie_weights()
     shape = ModelShape.of(view(empty, WITHOUT_NUMBERS))
-    divisible = plain and target.type == "cpu"
-    return ModelOutline(ref, shape, resolved, target, storage, file_bytes, divisible)
+    return ModelOutline(ref, shape, resolved, target, storage, file_bytes, divisible=plain)
 
 
 def _is_whole(snapshot: Path, ref: str) -> bool:
@@ -347,20 +351,12 @@ def _from_hub(ref: str, files: Sequence[str], local: bool) -> Path:
     return Path(folder)
 
 
-def _check_on_disk(path: Path, device: torch.device, ref: str) -> None:
-    """Raise `ModelError` unless the blocks of a model at `path` can stay on disk for this
-    device.
-    """
+def _check_on_disk(path: Path, ref: str) -> None:
+    """Raise `ModelError` unless the blocks of a model at `path` can stay on disk."""
     if not path.is_dir():
         raise ModelError(
             f"{ref} is a single file, and only blocks of a folder of safetensors can be left on "
             "disk; allow more memory",
-            subject=ref,
-        )
-    if device.type != "cpu":
-        raise ModelError(
-            "blocks can be left on disk only where the processor computes, not on "
-            f"{device.type}; allow more memory",
             subject=ref,
         )
 
