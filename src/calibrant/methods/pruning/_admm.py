@@ -9,43 +9,46 @@ closest sparse matrix is that of the largest weights.
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from typing import Final
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from calibrant.activations import PANEL, Gram
+from calibrant.activations import Gram
 from calibrant.methods._base import finite
 from calibrant.methods._elimination import by_rows, mean_square
 from calibrant.methods.pruning._gradients import Masked, descend, masked
 
+HALVED_ABOVE: Final = 256
+"""Width above which a matrix is inverted by halves."""
+
+PANEL: Final = 512
+"""Rows of a symmetric product that are multiplied at once: only those left of the diagonal are."""
+
 
 @dataclass(frozen=True)
 class Scaled:
-    """A Gram whose diagonal is 1, by its eigenvalues and eigenvectors; `scale` is D, and 0 for
-    an input that was always zero.
+    """A Gram whose diagonal is 1, `hessian`; `scale` is D, and 0 for an input that was always
+    zero.
     """
 
     scale: Float[Tensor, "in"]
-    eigenvalues: Float[Tensor, "in"]
-    eigenvectors: Float[Tensor, "in in"]
+    hessian: Float[Tensor, "in in"]
 
     def response(self, rho: float) -> Float[Tensor, "in in"]:
         """Return ρ(G̃ + ρI)⁻¹: what is left of a pull at the weights once the others have made
         up for it.
         """
-        # V·diag·Vᵀ, with a root of the diagonal on either side: so it is symmetric to the last bit.
-        half = self.eigenvectors * (rho / (self.eigenvalues + rho)).sqrt()
-        # A product with its own transpose: half of it is multiplied, panel by panel, and mirrored.
-        response = torch.empty_like(half)
-        for start in range(0, len(half), PANEL):
-            panel = slice(start, start + PANEL)
-            torch.mm(half[panel], half[start:].T, out=response[panel, start:])
-            response[start + PANEL :, panel] = response[panel, start + PANEL :].T
-            # Not every processor sums both sides of the diagonal in one order.
-            square = response[panel, panel]
-            square.copy_(square.triu() + square.triu(1).T)
-        return response
+        shifted = self.hessian.clone()
+        shifted.diagonal().add_(rho)
+        response = inverse(shifted)
+        if response is not None:
+            return response.mul_(rho)
+        # Of few tokens and a small ρ: an eigenvalue that rounding left below zero counts as zero.
+        eigenvalues, eigenvectors = torch.linalg.eigh(self.hessian)
+        shares = rho / (eigenvalues.clamp_min(0) + rho)
+        return (eigenvectors * shares) @ eigenvectors.T
 
     def unscaled(
         self, scaled: Float[Tensor, "out in"], dense: Float[Tensor, "out in"]
@@ -55,6 +58,51 @@ class Scaled:
         """
         scale = self.scale.to(scaled.dtype)
         return torch.where(scale > 0, scaled / scale, dense)
+
+
+def inverse(matrix: Float[Tensor, "in in"]) -> Float[Tensor, "in in"] | None:
+    """Return the inverse of a symmetric positive definite matrix, symmetric to the last bit; None
+    for a matrix that isn't positive definite. `matrix` is written over.
+    """
+    if not _invert_root(matrix):
+        return None
+    # WᵀW of the lower triangular W, in place: later panels read only what is below.
+    for start in range(0, len(matrix), PANEL):
+        panel = slice(start, start + PANEL)
+        left = slice(0, start + PANEL)
+        rows = matrix[start:, panel].T @ matrix[start:, left]
+        # Not every processor sums both sides of the diagonal in one order.
+        square = rows[:, panel]
+        square.copy_(square.tril() + square.tril(-1).T)
+        matrix[panel, left] = rows
+        matrix[left, panel] = rows.T
+    return matrix
+
+
+def _invert_root(matrix: Float[Tensor, "in in"]) -> bool:
+    """Put W = L⁻¹ in the place of the matrix LLᵀ, by halves: nearly all of the work is products.
+    Return False for a matrix that isn't positive definite, of which nothing is left.
+    """
+    width = len(matrix)
+    if width <= HALVED_ABOVE:
+        root, failed = torch.linalg.cholesky_ex(matrix)
+        if bool(failed):
+            return False
+        identity = torch.eye(width, dtype=matrix.dtype, device=matrix.device)
+        matrix.copy_(torch.linalg.solve_triangular(root, identity, upper=False))
+        return True
+    # Of [[A, Bᵀ], [B, C]], L₂₁ = BW₁ᵀ; C - L₂₁L₂₁ᵀ gives W₂; and W₂₁ = -W₂L₂₁W₁.
+    first = slice(0, width // 2)
+    last = slice(width // 2, width)
+    if not _invert_root(matrix[first, first]):
+        return False
+    corner = matrix[last, first] @ matrix[first, first].T
+    matrix[last, last].addmm_(corner, corner.T, alpha=-1)
+    if not _invert_root(matrix[last, last]):
+        return False
+    matrix[last, first] = (matrix[last, last] @ corner @ matrix[first, first]).neg_()
+    matrix[first, last] = 0
+    return True
 
 
 def shared_scaled(gram: Gram, damp: float, after_scaling: bool = False) -> Scaled:
@@ -81,10 +129,7 @@ def _scaled(gram: Gram, damp: float, after_scaling: bool) -> Scaled:
     if after_scaling:
         hessian.diagonal().add_(damp)
     hessian.diagonal().masked_fill_(dead, 1)
-    # Eigenvalues serve every ρ: only the diagonal between the vectors changes.
-    eigenvalues, eigenvectors = torch.linalg.eigh(hessian)
-    # Rounding may leave an eigenvalue of few tokens below zero.
-    return Scaled(scale.masked_fill(dead, 0), eigenvalues.clamp_min(0), eigenvectors)
+    return Scaled(scale.masked_fill(dead, 0), hessian)
 
 
 class Directions:

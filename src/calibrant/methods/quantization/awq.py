@@ -32,6 +32,7 @@ from calibrant.methods.quantization._sites import Site, Sites
 from calibrant.methods.quantization._stand_ins import ScaledAlone
 from calibrant.models import ModelView, Stream, Weight
 from calibrant.numerics import six_digits
+from calibrant.packed import gram_energy
 from calibrant.spec import check_most
 from calibrant.system.clock import spent_on
 from calibrant.targets import Grid, Target
@@ -175,7 +176,8 @@ def _divided(seen: Seen, column_scales: Tensor) -> Seen:
     sizes = seen[FeatureSizes]
     gram = seen[Gram]
     factors = column_scales.to(gram.matrix.dtype)
-    matrix = gram.matrix / torch.outer(factors, factors)
+    matrix = torch.outer(factors, factors)
+    torch.div(gram.matrix, matrix, out=matrix)
     squares = sizes.squares / column_scales.square()
     return Seen(
         {
@@ -222,8 +224,7 @@ def linear(seen: Mapping[Weight, Seen]) -> Judge:
         total = 0.0
         for weight, candidate in candidates.items():
             change = candidate - weight.get().to(candidate.dtype)
-            gram = seen[weight][Gram].matrix.to(change.dtype)
-            total += float(((change @ gram) * change).sum())
+            total += gram_energy(seen[weight][Gram], change.dtype)(change)
         return total
 
     return judge
