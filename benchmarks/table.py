@@ -1,5 +1,5 @@
-"""The tables of docs/speed.md and docs/reference/growth.md, made of the records beside this file:
-python benchmarks/table.py
+"""The tables of docs/speed.md, docs/cost.md and docs/reference/growth.md, made of the records
+beside this file: python benchmarks/table.py
 
 `peers.py --out benchmarks/records/peers.json` writes the record of that name, and so do
 `evaluation.py` and `growth.py`. In a page a table stands between `<!-- peers -->` and `<!-- end
@@ -15,13 +15,22 @@ from pathlib import Path
 from typing import Any, Final
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from benchmarks import machine
+from benchmarks import machine, sizes
 from benchmarks.peers import difference
+from benchmarks.plans import expected
 
 RECORDS: Final = Path(__file__).resolve().parent / "records"
 DOCS: Final = RECORDS.parents[1] / "docs"
-PAGES: Final = (DOCS / "speed.md", DOCS / "reference/growth.md")
+PAGES: Final = (DOCS / "speed.md", DOCS / "cost.md", DOCS / "reference/growth.md")
 LACKING: Final = "No record is kept yet."
+MODELS: Final = {
+    "smollm2": "SmolLM2-135M (dequantized from Q4_1)",
+    "qwen2.5-coder-1.5b": "Qwen2.5-Coder-1.5B (dequantized from Q4_K_M)",
+}
+USED: Final = {"calibrant": "calibrant", "llmcompressor": "llm-compressor"}
+"""What took part, by the names under which a record has versions."""
+PER_WEIGHT: Final = ("method", "record", "keeping finished blocks")
+"""Parts that are paid for each weight, not for each token."""
 NAMES: Final = {"llmcompressor": "llm-compressor", "literal": "the literal loop"}
 
 
@@ -37,10 +46,9 @@ def peers(record: Mapping[str, Any]) -> str:
         f"calibrant {versions['calibrant']}, llm-compressor {versions['llmcompressor']} (with "
         f"torch {versions['peer torch']})"
     )
-    budget = (
-        f"SmolLM2-135M (dequantized from Q4_1), {asked['samples']} × {asked['length']} tokens, "
-        f"{asked['rounds']} rounds"
-    )
+    name = asked.get("model", "smollm2")
+    model = MODELS.get(name, name)
+    budget = f"{model}, {asked['samples']} × {asked['length']} tokens, {asked['rounds']} rounds"
     told = [
         f"{budget}; {said}; {machine.told(record['machine'])}. The products of the model's shapes "
         f"ran at {ran} there. The dense model's loss is "
@@ -69,7 +77,10 @@ def row(case: str, way: str, found: Mapping[str, Any]) -> str:
     seconds, peaks, losses, dtypes = (
         found[key] for key in ("seconds", "peaks", "losses", "dtypes")
     )
-    same, arrival = (found["agreement"][kind][way] for kind in ("same inputs", "arrival"))
+    alike = _percent(found["agreement"]["arrival"][way]["mean"])
+    if "same inputs" in found["agreement"]:
+        same = found["agreement"]["same inputs"][way]
+        alike = f"{_percent(same['mean'])} (first block {_percent(same['first'])}); {alike}"
     both = {one: losses[one][: len(losses[way])] for one in ("calibrant", way)}
     mean, error = difference(both["calibrant"], both[way])
     floor, dtype = statistics.median(found["floors"][found["floor_dtype"]]), found["floor_dtype"]
@@ -79,8 +90,7 @@ def row(case: str, way: str, found: Mapping[str, Any]) -> str:
         f"**{_spread(found['ratios'][way])}",
         f"{statistics.median(found['whole_ratios'][way]):.2f}",
         " / ".join(f"{peaks[one]:,.0f}" for one in both),
-        f"{_percent(same['mean'])} (first block {_percent(same['first'])}); "
-        f"{_percent(arrival['mean'])}",
+        alike,
         " / ".join(f"{statistics.mean(of):.3f}" for of in both.values()),
         f"{mean:+.4f}"
         + (f" ± {error:.4f}, {len(losses[way])} draws" if error is not None else ", one draw"),
@@ -96,6 +106,130 @@ def _percent(share: float) -> str:
 def _spread(values: Sequence[float]) -> str:
     """The median, and the range after it."""
     return f"{statistics.median(values):.2f}** ({min(values):.2f} to {max(values):.2f})"
+
+
+def real_sizes(record: Mapping[str, Any]) -> str:
+    """The machine, and a row for each case of a model of real size."""
+    asked = record["asked"]
+    versions = record.get("versions", {})
+    model = MODELS.get(asked["model"], asked["model"])
+    used = [f"{name} {versions[key]}" for key, name in USED.items() if key in versions]
+    told = [
+        f"{model}, {asked['samples']} × {asked['length']} tokens of {asked['data']}, "
+        f"{asked['rounds']} rounds",
+        *used,
+        machine.told(record["machine"]),
+    ]
+    rows: list[list[str]] = []
+    for case, found in record["cases"].items():
+        if case == "opening":
+            rows += _opening(found)
+        elif case == "refined":
+            rows.append(_refined(found))
+        elif case.endswith(" job"):
+            rows += _job(case, asked, found)
+        else:
+            rows.append(_next_to_peer(case, found))
+    heads = ("what", "seconds", "times", "peak MiB", "masks or values equal; loss")
+    return "\n".join([f"{'; '.join(told)}.", "", *_table(heads, rows)])
+
+
+def _next_to_peer(case: str, found: Mapping[str, Any]) -> list[str]:
+    """One case next to llm-compressor: ours comes first where two numbers stand together."""
+    both = ("calibrant", "llmcompressor")
+    seconds = [
+        f"{statistics.median(found['seconds'][way]):.1f} ({found['dtypes'][way]})" for way in both
+    ]
+    ours, theirs = (found["peaks"][way] for way in both)
+    losses = [f"{found['losses'][way][0]:.3f}" for way in both]
+    alike = _percent(found["agreement"]["arrival"]["llmcompressor"]["mean"])
+    return [
+        f"{case}, next to llm-compressor",
+        " / ".join(seconds),
+        f"**{_spread(found['ratios']['llmcompressor'])} faster",
+        f"{ours:,.0f} / {theirs:,.0f} ({ours / theirs:.2f})",
+        f"{alike}; {' / '.join(losses)}",
+    ]
+
+
+def _refined(found: Mapping[str, Any]) -> list[str]:
+    both = ("refined", "sparsegpt")
+    return [
+        "refined 0.5, next to our sparsegpt",
+        " / ".join(f"{statistics.median(found['seconds'][method]):.1f}" for method in both),
+        f"**{_spread(found['ratios'])} as long",
+        " / ".join(f"{found['peaks'][method]:,.0f}" for method in both),
+        "",
+    ]
+
+
+def _job(case: str, asked: Mapping[str, Any], found: Mapping[str, Any]) -> list[list[str]]:
+    """A whole job next to the floor of its products, and what is paid for each weight."""
+    jobs = found["jobs"]
+    seconds = statistics.median(job["seconds"] for job in jobs)
+    floor = statistics.median(job["floor"] for job in jobs)
+    peak = max(job["peak"] for job in jobs)
+    method = case.removesuffix(" job")
+    each = [_nanoseconds(job) for job in jobs]
+    rows = [
+        [
+            f"{method} 0.5, {2 * asked['samples']} × {asked['length']} tokens, next to the floor",
+            f"{seconds:.1f} / {floor:.1f}",
+            f"**{_spread(found['of_floor'])} the floor",
+            f"{peak:,.0f}",
+            "",
+        ]
+    ]
+    if method == "wanda":
+        rows.append(
+            [
+                "its choosing, record and checkpoint, nanoseconds a weight",
+                "",
+                f"**{_spread(each)}",
+                "",
+                "",
+            ]
+        )
+    return rows
+
+
+def _nanoseconds(job: Mapping[str, Any]) -> float:
+    """What a weight took beside the forward and the statistics."""
+    taken = sum(job["parts"].get(part, 0.0) for part in PER_WEIGHT)
+    return 1e9 * taken / job["weights"]
+
+
+def _opening(found: Mapping[str, Any]) -> list[list[str]]:
+    rows: list[list[str]] = []
+    for name, seconds in found["seconds"].items():
+        rows.append([f"opening the {name}", f"{statistics.median(seconds):.1f}", "", "", ""])
+    return rows
+
+
+def plans(record: Mapping[str, Any]) -> str:
+    """The machine, and of each job what was planned and what was taken."""
+    rows: list[list[str]] = []
+    for case, found in record["cases"].items():
+        model, _, job = case.rpartition(", ")
+        memory = [found[when]["memory"] / 1e9 for when in ("planned", "taken")]
+        seconds = [sum(expected(case, found).values()), sum(found["taken"]["seconds"].values())]
+        cells = [model, f"`{job}`"]
+        for one, other in (memory, seconds):
+            cells += [f"{one:.1f}", f"{other:.1f}", f"{one / other:.2f}"]
+        rows.append(cells)
+    asked = record["asked"]
+    told = f"{asked['samples']} × {asked['length']} tokens, {asked['dtype']}"
+    heads = [
+        "model",
+        "job",
+        "planned, GB",
+        "taken, GB",
+        "planned by taken",
+        "planned, s",
+        "taken, s",
+        "planned by taken",
+    ]
+    return "\n".join([f"{told}; {machine.told(record['machine'])}.", "", *_table(heads, rows)])
 
 
 def evaluation(record: Mapping[str, Any]) -> str:
@@ -319,6 +453,12 @@ PARTS: Final[dict[str, Callable[[Mapping[str, Any]], list[str]]]] = {
 TABLES: Final[dict[str, Callable[[Mapping[str, Any]], str]]] = {
     "peers": peers,
     "peers_amx": peers,
+    "real_sizes": real_sizes,
+    "plans": plans,
+    "on_processor": sizes.on_processor,
+    "on_devices": sizes.on_devices,
+    "assumed": sizes.assumed,
+    "factors": sizes.factors,
     "evaluation": evaluation,
     "evaluation_amx": evaluation,
     "imatrix": imatrix,
@@ -327,12 +467,16 @@ TABLES: Final[dict[str, Callable[[Mapping[str, Any]], str]]] = {
 }
 
 
+OF_PLANS: Final = ("on_processor", "on_devices", "assumed", "factors")
+"""Tables that are made of the record of `plans`."""
+
+
 def page(text: str, records: Path = RECORDS) -> str:
     """The page `text` with those tables made anew that it has a place for."""
     for name, table in TABLES.items():
         if f"<!-- {name} -->" not in text:
             continue
-        kept = records / f"{name}.json"
+        kept = records / f"{'plans' if name in OF_PLANS else name}.json"
         made = table(json.loads(kept.read_text("utf-8"))) if kept.is_file() else LACKING
         between = f"<!-- {name} -->\n\n{made}\n\n<!-- end of {name} -->"
         text, count = re.subn(

@@ -9,6 +9,7 @@ until the pruning was done and in all.
 """
 
 import json
+import os
 import resource
 import sys
 import time
@@ -142,13 +143,16 @@ def calibrant(asked: dict[str, Any]) -> dict[str, Any]:
 
     from calibrant import CalibrationSet, prune, quantize
     from calibrant.models import save
+    from calibrant.system.process import own_process
 
+    # As the command line does.
+    own_process()
     data = CalibrationSet(
         asked["data"], samples=asked["samples"], length=asked["length"], seed=asked["seed"]
     )
-    told = {"propagate": asked["propagate"], "dtype": asked["dtype"]}
+    told = {name: asked[name] for name in ("method", "target", "propagate", "dtype")}
     compress = quantize if asked["method"] == "gptq" else prune
-    done = compress(asked["model"], data, asked["method"], asked["target"], **told)
+    done = compress(asked["model"], data=data, **told)
     phases = done.record.provenance["seconds"]
     found = {
         "seconds": sum(
@@ -169,6 +173,47 @@ def calibrant(asked: dict[str, Any]) -> dict[str, Any]:
         "propagate": done.record.run.propagate,
     }
     return {**found, **about, "phases": phases, "versions": versions}
+
+
+def job(asked: dict[str, Any]) -> dict[str, Any]:
+    """A job as the command line does it, checkpoint and folder included: its phases, the parts of
+    compressing, and the floor, which is measured in the same process.
+    """
+    from calibrant import prune, quantize, view
+    from calibrant.system.process import own_process
+
+    own_process()
+    compress = quantize if asked["target"].startswith("w") else prune
+    names = ("data", "method", "target", "samples", "length", "dtype", "out")
+    told = {name: asked[name] for name in names}
+    done = compress(asked["model"], **told, profile=True)
+    costs = done.costs
+    shapes = [weight.shape for weight in view(done.model).weights]
+    return {
+        "seconds": costs.phases["compress"],
+        "phases": dict(costs.phases),
+        "parts": dict(costs.parts),
+        "floor": costs.floor,
+        "rate": costs.peak,
+        "dtype": costs.dtype,
+        "weights": sum(outputs * inputs for outputs, inputs in shapes),
+        "peak": done.record.provenance["peak_memory_bytes"] / 2**20,
+    }
+
+
+def opening(asked: dict[str, Any]) -> dict[str, Any]:
+    """Opening a model, everything imported before; what is kept of it lies in the folder `cache`."""
+    os.environ["CALIBRANT_CACHE"] = asked["cache"]
+    import transformers  # noqa: F401
+
+    from calibrant import open_model
+    from calibrant.system.process import own_process
+
+    own_process()
+    began = time.perf_counter()
+    opened = open_model(asked["model"], asked["dtype"])
+    seconds = time.perf_counter() - began
+    return {"seconds": seconds, "peak": peak(), "numbers": opened.model.num_parameters()}
 
 
 def literal(asked: dict[str, Any]) -> dict[str, Any]:
@@ -203,6 +248,8 @@ def products(asked: dict[str, Any]) -> dict[str, Any]:
 WAYS = {
     "llmcompressor": llmcompressor,
     "calibrant": calibrant,
+    "job": job,
+    "opening": opening,
     "literal": literal,
     "products": products,
 }

@@ -53,11 +53,19 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A local mirror of real data sets is a rare tool too."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """A local mirror of real data sets is a rare tool too. Big models are only tested when `-m`
+    says so, also where they are installed.
+    """
+    big: list[pytest.Item] = []
     for item in items:
         if isinstance(item, pytest.Function) and "real_mirror" in item.fixturenames:
             item.add_marker(pytest.mark.slow)
+        if item.get_closest_marker("big") and "big" not in config.getoption("-m"):
+            big.append(item)
+    if big:
+        config.hook.pytest_deselected(items=big)
+        items[:] = [item for item in items if item not in big]
 
 
 def pytest_collection_finish() -> None:

@@ -76,7 +76,7 @@ def test_a_gram_of_bfloat16_rows_is_as_exact_with_factors_of_that_type(
     """Also without tiles, where the setting is emulated or ignored; it is back afterwards, and
     isn't used for rows that are weighted.
     """
-    monkeypatch.setattr("calibrant.activations._has_tiles", lambda: tiles)
+    monkeypatch.setattr("calibrant.activations.has_tiles", lambda: tiles)
     x, before = (
         rows(2 * CHUNK + 3, 400, dtype=torch.bfloat16),
         torch.backends.mkldnn.matmul.fp32_precision,

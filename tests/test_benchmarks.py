@@ -1,10 +1,17 @@
 """The arithmetic of the benchmarks, and that the page about speed says what their records say."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
-from benchmarks import growth, machine, peers, table
+from benchmarks import growth, machine, peers, plans, sizes, table
+
+from calibrant import view
+from calibrant.compress import rates
+from calibrant.compress.planning import Machine
+from calibrant.models import ModelShape
+from calibrant.testing import tiny_model
 
 
 def test_the_pages_about_speed_are_made_of_the_records():
@@ -59,3 +66,72 @@ def test_of_repeated_points_the_least_stands_and_a_line_says_how_far_its_worst_p
         "slope": pytest.approx(2.5),
         "worst": pytest.approx(0.5),
     }
+
+
+def test_the_shape_of_a_configuration_is_that_of_the_open_model():
+    model = tiny_model("llama", tie_word_embeddings=False)
+    config = {name: getattr(model.config, name) for name in sizes.MODELS["Qwen2.5-7B"]}
+    described = sizes.shape_of(config)
+    shape = ModelShape.of(view(model))
+    assert (described.numbers, described.outside) == (shape.numbers, shape.outside)
+    assert described.input_widths == shape.input_widths
+    sides = [[(each.outputs, each.inputs) for each in one.matrices] for one in (described, shape)]
+    assert sides[0] == sides[1]
+
+
+def test_models_have_as_many_numbers_as_their_names_say():
+    billions = [sizes.shape_of(config).numbers / 1e9 for config in sizes.MODELS.values()]
+    assert billions == pytest.approx([7.62, 32.8, 70.6], rel=0.01)
+
+
+def test_blocks_of_a_model_that_a_gpu_has_no_room_for_stay_beside_it():
+    device = sizes.DEVICES["80 GB"]
+    machine = Machine(device.rates, sizes.PROCESS, sizes.PLENTY, device.room, sizes.PLENTY)
+    numbers = sizes.shape_of(sizes.MODELS["Qwen2.5-7B"]).numbers
+    whole = sizes.planned("Qwen2.5-7B", "wanda", "cuda", machine)
+    parted = sizes.planned("Qwen2.5-7B", "wanda", "cuda", replace(machine, room=15 * 10**9))
+    assert whole.fits
+    assert whole.memory > 2 * numbers
+    assert parted.fits
+    assert parted.memory <= parted.room < 2 * numbers < parted.host
+    assert parted.seconds["compress"] > whole.seconds["compress"]
+    assert not sizes.planned("Qwen2.5-7B", "wanda", "cuda", replace(machine, room=10**9)).fits
+    assert not sizes.planned("Qwen2.5-7B", "wanda", "cuda", replace(machine, memory=10**9)).fits
+
+
+@pytest.mark.parametrize("method", plans.METHODS)
+def test_factors_say_what_a_plan_says(method: str):
+    device = sizes.DEVICES["24 GB"]
+    speed = replace(device.rates, launch=0.0)
+    machine = sizes.machine_of(speed)
+    planned = sizes.planned("Qwen2.5-7B", method, "cpu", machine)
+    shape = sizes.shape_of(sizes.MODELS["Qwen2.5-7B"])
+    units = plans.units(shape, planned.tokens, sizes.LENGTH, speed)
+    parts = plans.expected(f"Qwen2.5-7B, {method} 0.5", {"units": units})
+    assert planned.seconds["open"] == pytest.approx(parts.pop("open"))
+    assert planned.parts == pytest.approx(parts)
+
+
+def test_factors_are_fitted_to_what_jobs_took():
+    """Jobs of several shapes took what other factors than today's say."""
+    true = {"passes": 90.0, "products": 3.0, "cubes": 1.0}
+    speed = rates.Rates(products=9e11, exact=4e11, grams=3e11, passes=3e9)
+    cases: dict[str, Any] = {}
+    for name, config in sizes.MODELS.items():
+        for width in (1, 2, 4):
+            shape = sizes.shape_of({**config, "intermediate_size": width * 4096})
+            units = plans.units(shape, 4096, 512, speed)
+            method = sum(units["method and record"][key] * factor for key, factor in true.items())
+            sums = units["statistics"]
+            parts = {
+                "forward": sum(units["forward"].values()),
+                "statistics": 0.5 * sums["grams"] + 20 * sums["passes"],
+                "method": 0.7 * method,
+                "record": 0.3 * method,
+            }
+            seconds = {"open": 1.0}
+            case = {"units": units, "taken": {"parts": parts, "seconds": seconds}}
+            cases[f"{name} {width}, sparsegpt 0.5"] = case
+    found = plans.fitted(cases)
+    assert found["sparsegpt"] == pytest.approx(true, rel=0.1)
+    assert found["Gram"] == pytest.approx({"grams": 0.5, "passes": 20.0}, rel=0.1)

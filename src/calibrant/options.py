@@ -235,6 +235,12 @@ class MemoryOptions(MachineOptions):
         "GB",
         default=None,
     )
+    device_memory: float | None = option(
+        "What may be held on a GPU; of a larger model each block goes there in turn. [default: "
+        "what is free there]",
+        "GB",
+        default=None,
+    )
 
 
 # Options of one verb. Fields before KW_ONLY may be positional. Fields of the last base come first.

@@ -22,8 +22,8 @@ from calibrant.targets import Grid
 _FORMS: Final = dict[str, type["Packed"]]()
 """Every form that is defined in this process, by its word."""
 
-_ROWS: Final = 256
-"""Rows of a Gram that are multiplied at a time."""
+_COLUMNS: Final = 256
+"""Columns of a Gram that are multiplied at a time."""
 
 
 class Packed(ABC):
@@ -318,30 +318,35 @@ class Compressed:
     was needed, …).
 
     `packed` is the same weight as it is stored, where that isn't the dense matrix: `packed.dense()`
-    equals `weight` bit for bit. A `change` of None is computed from both weights.
+    equals `weight` bit for bit. A `change` of None is computed from both weights. `only_removes`
+    says that every number that isn't zero is the one that was there: a mask brings it back.
     """
 
     weight: Float[Tensor, "out in"]
     notes: Mapping[str, Any] = field(default_factory=dict[str, Any])
     packed: Packed | None = None
     change: Change | None = None
+    only_removes: bool = False
 
 
 def gram_energy(gram: Gram, dtype: torch.dtype) -> Callable[[Tensor], float]:
     """Return what gives tr(WGWᵀ) of a matrix W [out, in] of type `dtype`: its outputs, squared and
     summed over tokens.
     """
-    matrix = gram.matrix
+    matrix = gram.upper
 
     def energy(weight: Float[Tensor, "out in"]) -> float:
         total = 0.0
-        for start in range(0, len(matrix), _ROWS):
-            rows = slice(start, start + _ROWS)
+        for start in range(0, len(matrix), _COLUMNS):
+            columns = slice(start, start + _COLUMNS)
             # From the upper triangle alone, which is half of the work, and all that is kept on
             # disk. So the diagonal counts half, and the sum twice.
-            upper = matrix[rows, start:].to(dtype).triu()
-            upper.diagonal().mul_(0.5)
-            products = (weight[:, rows] @ upper) * weight[:, start:]
+            panel = matrix[: columns.stop, columns].to(dtype, copy=True)
+            corner = panel[start:]
+            corner.triu_()
+            corner.diagonal().mul_(0.5)
+            products = weight[:, : columns.stop] @ panel
+            products *= weight[:, columns]
             total += float(products.sum(1).cpu().double().sum())
         return 2 * total
 

@@ -2,18 +2,19 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from calibrant.activations import Seen
+from calibrant.activations import FeatureNorms, Seen
 from calibrant.methods import MatrixMethod
 from calibrant.methods.pruning.magnitude import Magnitude
 from calibrant.methods.pruning.ria import RIA
 from calibrant.methods.pruning.wanda import Wanda
 from calibrant.targets import NofM, Sparsity, Target
 
-from tests.methods.matrices import seen_of
+from tests.methods.matrices import by_threads, seen_of
 
 TARGETS = [Sparsity(0.5), Sparsity(0.29), Sparsity(0.9), NofM(2, 4), NofM(1, 4), NofM(4, 8)]
 
@@ -64,6 +65,46 @@ def pruned(
     method: MatrixMethod, weight: Tensor, x: Tensor, target: Target, weights: Tensor | None = None
 ) -> Tensor:
     return method.compress(weight, seen_of(x, weights), target).weight
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+@pytest.mark.parametrize(
+    "target", [Sparsity(0), Sparsity(0.5), Sparsity(0.99), NofM(2, 4), NofM(7, 16), NofM(3, 32)]
+)
+def test_in_one_pass_the_mask_and_what_is_lost_are_those_of_loops(
+    dtype: torch.dtype, target: Target
+):
+    """With equal scores, zeros of both signs, and inputs that were always zero."""
+    weight = (torch.randn(70, 96).mul(4).round() / 4).to(dtype)
+    weight[3] = 0
+    weight[5] = -0.0
+    squares = torch.rand(96, dtype=torch.float64).mul(8).round()
+    seen = Seen({FeatureNorms: FeatureNorms(squares, 9, 9.0)})
+    found = Wanda().compress(weight, seen, target)
+    width, gone = 96, math.floor(round(96 * float(target.amount or 0), 9))
+    if isinstance(target, NofM):
+        width, gone = target.m, target.m - target.n
+    expected, size, lost = weight.clone(), [], []
+    for row, values in enumerate(weight.double().tolist()):
+        scores = [
+            float(np.float32(abs(value)) * np.float32(math.sqrt(square)))
+            for value, square in zip(values, squares.tolist(), strict=True)
+        ]
+        for start in range(0, 96, width):
+            group = range(start, start + width)
+            for place in sorted(group, key=lambda place: (scores[place], place))[:gone]:
+                expected[row, place] = 0
+                lost.append(values[place] ** 2 * float(squares[place]))
+        size += [v**2 * s for v, s in zip(values, squares.tolist(), strict=True)]
+    assert torch.equal(found.weight.view(torch.uint8), expected.view(torch.uint8))
+    assert found.change is not None
+    assert found.change.zeros == int((expected == 0).sum())
+    assert found.change.size == pytest.approx(math.fsum(size), rel=1e-12)
+    assert found.change.lost == pytest.approx(math.fsum(lost), rel=1e-12)
+    assert all(
+        torch.equal(found.weight, other)
+        for other in by_threads(lambda: Wanda().compress(weight, seen, target).weight)
+    )
 
 
 @pytest.mark.parametrize("target", TARGETS, ids=str)

@@ -15,7 +15,7 @@ import torch
 
 from calibrant.compress import prune, quantize
 from calibrant.evaluators import evaluate
-from calibrant.models import cache, gguf_of, located, open_model, view
+from calibrant.models import gguf_of, in_packages, located, open_model, view
 from calibrant.spec.named import NAMED, NamedModel
 from calibrant.testing.tiny import tiny_gguf
 
@@ -95,9 +95,7 @@ def test_a_joined_file_that_was_replaced_is_joined_again(
     path = located("in-parts")
     path.write_bytes(bytes(len(with_digest[1])))  # as large as before, and newer
     assert located("in-parts").read_bytes() == with_digest[1]
-    path.with_name("m.gguf.checked").write_bytes(b"\xff")  # a note that can't be read is none
-    assert located("in-parts").read_bytes() == with_digest[1]
-    assert {file.name for file in path.parent.iterdir()} == {"m.gguf", "m.gguf.checked"}
+    assert [file.name for file in path.parent.iterdir()] == ["m.gguf"]
 
 
 def test_parts_that_make_another_file_are_refused_and_nothing_of_them_stays(
@@ -126,10 +124,10 @@ def test_the_joined_file_stays_until_the_new_one_is_ready(
     later = path.stat().st_mtime + 60
     os.utime(tmp_path / "packages" / "part1" / "data" / "m.part1", (later, later))
     with monkeypatch.context() as within:
-        within.setattr(cache, "file_digest", full)
+        within.setattr(in_packages, "file_digest", full)
         assert refusal_of(located, "in-parts").subject == "in-parts"
     assert path.read_bytes() == with_digest[1]
-    assert {file.name for file in own_cache.rglob("*.*")} == {"m.gguf", "m.gguf.checked"}
+    assert [file.name for file in own_cache.rglob("*.*")] == ["m.gguf"]
 
 
 @pytest.mark.skipif(

@@ -38,7 +38,8 @@ class Scripted(MatrixMethod):
         result = weight.masked_fill(~keep, 0) * (
             divisor.to(weight.dtype) if self.breaks == "dead inputs" else 1
         )
-        return Compressed(self._broken(result, weight, norms, keep))
+        broken = self._broken(result, weight, norms, keep)
+        return Compressed(broken, only_removes=self.breaks == "removes")
 
     def _broken(self, result: Tensor, weight: Tensor, norms: Tensor, keep: Tensor) -> Tensor:
         match self.breaks:
@@ -54,7 +55,7 @@ class Scripted(MatrixMethod):
                 result = result.double() if result.dtype == torch.float32 else result.float()
             case "shape":
                 result = result.T
-            case "updates":
+            case "updates" | "removes":
                 result = result * 1.5
             case "rows":
                 result = weight.masked_fill(~keep.roll(1, 0), 0)
@@ -80,6 +81,7 @@ def test_a_sound_method_passes(plugged: Callable[..., None]):
         ("type", "torch.float64"),
         ("shape", "[160, 5]"),
         ("updates", "kept weights"),
+        ("removes", "the result only removes"),
         ("dead inputs", "NaN"),
         ("layout", "transposed"),
     ],

@@ -10,6 +10,7 @@ from random import Random
 from typing import ClassVar, Final, final
 
 import psutil
+import torch
 from torch import Tensor, nn
 
 from calibrant.activations import Seen
@@ -215,28 +216,48 @@ class _Candidates:
                 subject="levels",
             )
         # For each block and level, the compressed copies of the block's parameters.
-        copies = [[dict[nn.Parameter, Tensor]() for _ in menu] for _ in blocks]
+        copies = [[_Copies() for _ in menu] for _ in blocks]
+        memory = None
+        if self._job.view.residence.elsewhere:
+            # Of all blocks they may be more than the device has room for.
+            memory = torch.device("cpu")
         for weight, seen in self._job.walk(self._method.observes):
             for level_copies, target in zip(copies[weight.block], menu, strict=True):
                 compressed = self._method.compress(weight.get(), seen, target)
-                _write_into(level_copies, weight, compressed.weight)
+                _write_into(level_copies, weight, compressed.weight, memory)
             self._job.progress("compressing to each level", weight.block + 1, len(blocks))
         variants: list[tuple[Variant, ...]] = []
         for by_level in copies:
-            compressed_variants = [Variant(numbers=tuple(level.items())) for level in by_level]
-            variants.append((AS_IT_IS, *compressed_variants))
+            variants.append((AS_IT_IS, *map(_variant, by_level)))
         return Variants(self._job.view, variants)
 
 
-def _write_into(copies: dict[nn.Parameter, Tensor], weight: Weight, matrix: Tensor) -> None:
+def _variant(copies: "_Copies") -> Variant:
+    """The variant of a block whose parameters have these numbers."""
+    numbers: list[tuple[nn.Parameter, Tensor]] = []
+    for (owner, key), copy in copies.items():
+        numbers.append((owner.get_parameter(key), copy))
+    return Variant(numbers=tuple(numbers))
+
+
+_Copies = dict[tuple[nn.Module, str], Tensor]
+"""Copies of parameters, by the module that they are in and their key there: a held block may have
+other parameters than one that isn't.
+"""
+
+
+def _write_into(
+    copies: _Copies, weight: Weight, matrix: Tensor, memory: torch.device | None
+) -> None:
     """Write `matrix` into the copy of the parameter that holds this weight, and make the copy
-    first if there is none.
+    first if there is none: in the `memory` where blocks stay.
     """
-    parameter: nn.Parameter = getattr(weight.owner, weight.key)
-    if parameter not in copies:
-        copies[parameter] = parameter.detach().clone()
+    place = weight.owner, weight.key
+    if place not in copies:
+        parameter = weight.owner.get_parameter(weight.key).detach()
+        copies[place] = parameter.to(memory or parameter.device, copy=True)
     # A view into the copy: all experts of a layer may be in one parameter.
-    stored = copies[parameter]
+    stored = copies[place]
     if weight.expert is not None:
         stored = stored[weight.expert]
     if weight.transposed:

@@ -135,5 +135,5 @@ def _scores(weight: Weight, norms: FeatureNorms) -> Tensor:
     """Wanda's scores |W|·‖x‖, [out, in]."""
     matrix = weight.get()
     dtype = wide(matrix.dtype)
-    scores = matrix.abs().to(dtype) * norms.norms().sqrt().to(dtype)
+    scores = matrix.abs().to(dtype) * norms.norms().sqrt().to(matrix.device, dtype)
     return finite(scores, f"the scores of {weight.name}")

@@ -1,19 +1,24 @@
 """What a killed `prune` left: the finished edits, in a folder beside the one it was going to write.
 
 A step is the edits of a block, or one edit that belongs to no block. It is one safetensors file,
-which appears by rename, with a seal for its run and its number. What the method found out by trying
-is in a journal. What is damaged, or is of another run, is made again.
+which appears by rename, with a seal for its run and its number. It is written while the next step
+is made. What the method found out by trying is in a journal. What is damaged, or is of another run,
+is made again.
 """
 
 import shutil
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, final
+
+from torch import Tensor
 
 from calibrant.edits import StoredEdit, as_tensors, from_tensors
 from calibrant.errors import OutputError
+from calibrant.models.changing import Listener
 from calibrant.results.outcomes import Journal
 from calibrant.system import sealed_tensors
 from calibrant.system.durable import reason, short
@@ -138,6 +143,60 @@ class Checkpoint:
 
     def _path(self, index: int) -> Path:
         return self.folder / f"edits-{index:05d}.safetensors"
+
+
+@final
+class StepWriter(Listener):
+    """Writes finished steps while the next one is made, one at a time. Numbers that are being
+    written are waited for before they change.
+
+    An error in writing is raised by what is called next, at the latest at the end.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._writing: Future[None] | None = None
+        self._places: set[int] = set()
+
+    def add(
+        self,
+        checkpoint: Checkpoint,
+        index: int,
+        edits: Sequence[StoredEdit],
+        reports: Sequence[dict[str, Any]],
+    ) -> None:
+        """Begin to keep a step in `checkpoint`, once the step before it is kept."""
+        self.wait()
+        for edit in edits:
+            self._places |= {_place(tensor) for tensor in edit.tensors.values()}
+        self._writing = self._thread.submit(checkpoint.add, index, edits, reports)
+
+    def wait(self) -> None:
+        """Return when all is written. Raises `OutputError` where that can't be done."""
+        writing = self._writing
+        self._writing = None
+        self._places = set()
+        if writing is not None:
+            writing.result()
+
+    def will_change(self, tensor: Tensor) -> None:
+        if _place(tensor) in self._places:
+            self.wait()
+
+    def __enter__(self) -> "StepWriter":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
+        # Also after another error what is finished is kept; that error says more than this one.
+        self._thread.shutdown()
+        if kind is None:
+            self.wait()
+
+
+def _place(tensor: Tensor) -> int:
+    """Where the memory begins that a tensor is a part of."""
+    return tensor.untyped_storage().data_ptr()
 
 
 def _matrix_names(edits: Sequence[StoredEdit]) -> tuple[str, ...]:

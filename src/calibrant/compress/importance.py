@@ -12,6 +12,12 @@ import torch
 
 from calibrant.activations import FeatureNorms, Seen
 from calibrant.compress.costs import shortage_of
+from calibrant.compress.on_device import (
+    device_of,
+    gathered_beside,
+    left_on_device,
+    room_on_device,
+)
 from calibrant.compress.room import gathered_on_disk, in_bytes, offloading, room_for_activations
 from calibrant.data import CalibrationSet, TokenBatch
 from calibrant.data.select import resolved
@@ -87,16 +93,37 @@ def imatrix(options: ImatrixOptions) -> Imatrix:
             raise SpecError(message, subject="memory")
         reason = gathered_on_disk(name, calibration, options.dtype, options.device, promised)
         notes.append(reason)
-    opened = opened_of(model, options.tokenizer, options.dtype, options.device, on_disk=any(notes))
+    on_disk = any(notes)
+    beside = ""
+    on_device = room_on_device(options.device_memory, device_of(model, options.device))
+    if on_device is not None and not is_object(model):
+        name = name_of(model)
+        beside = gathered_beside(name, calibration, options.dtype, options.device, on_device)
+        notes.append(beside)
+    opened = opened_of(
+        model,
+        options.tokenizer,
+        options.dtype,
+        options.device,
+        on_disk=on_disk,
+        beside=bool(beside),
+    )
     model_view = view(opened.model, opened.residence)
     names = tensor_names(model_view)
     _check_names(opened, names)
     check_finite(model_view)
     batch = resolved(calibration, opened, options.progress).tokens(opened.tokenizer)
-    if promised is not None:
-        # Activations can go to disk only beside a file that is written. On a device they aren't in
-        # the memory that was promised.
-        possible = out is not None and opened.model.device.type == "cpu"
+    if opened.residence.elsewhere and on_device is not None:
+        left = left_on_device(on_device, opened, model_view)
+        reason = offloading(
+            left, "dense", None, model_view, batch, opened.dtype, place="in the machine's memory"
+        )
+        notes.append(reason)
+        if reason:
+            model_view.offload = "memory"
+    elif promised is not None and on_device is None:
+        # Activations can go to disk only beside a file that is written.
+        possible = out is not None
         left = room_for_activations(promised, opened, model_view)
         reason = offloading(left, "dense", None, model_view, batch, opened.dtype, possible)
         notes.append(reason)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from calibrant.activations import Propagation, Seen, Statistic
-from calibrant.compress.checkpoint import Checkpoint, FinishedStep
+from calibrant.compress.checkpoint import Checkpoint, FinishedStep, StepWriter
 from calibrant.compress.matrices import check_model, edits_of
 from calibrant.compress.recipe import Recipe
 from calibrant.data import TokenBatch
@@ -134,12 +134,16 @@ def compress(
         starving=few_tokens,
     )
     # On disk the model is too large, so what is free is given back at once.
-    with torch.no_grad(), nullcontext() if on_disk else freed_memory_kept():
+    with (
+        torch.no_grad(),
+        nullcontext() if on_disk else freed_memory_kept(),
+        StepWriter() as writer,
+    ):
         for index, step in enumerate(_steps(job, recipe), len(finished)):
-            _settle(job, recipe, index, step, checkpoint)
+            _settle(job, recipe, index, step, checkpoint, writer)
             reports += step.reports
             if keep:
-                edits += step.edits
+                edits += _in_memory(view, step.edits)
             # A block on disk is freed with it, before the next one is worked on.
             del step
     # Edits of before an interruption, in `dense`: the walk needed their matrices untouched.
@@ -177,12 +181,20 @@ class _Step:
     edits: list[Edit]
     reports: list[dict[str, Any]]
 
+    def take_back(self, view: ModelView) -> None:
+        """Let the edits hold the model's own numbers again, once their block is let go: until then
+        they held its copies on the device.
+        """
+        if _beside_device(view):
+            self.edits = [edit.applied() for edit in self.edits]
+
 
 def _steps(job: Job, recipe: Recipe) -> Iterator[_Step]:
     """Apply the method's edits, each before the next one is asked for, and yield them by steps."""
     step = _Step([], [])
     for edit in edits_of(recipe.method, job):
         if step.edits and (edit.block is None or edit.block != step.edits[-1].block):
+            step.take_back(job.view)
             yield step
             step = _Step([], [])
         with spent_on("record"):
@@ -197,23 +209,57 @@ def _steps(job: Job, recipe: Recipe) -> Iterator[_Step]:
         # Freed with what the matrix saw, before the next edit is made. `applied` left that out.
         del edit
     if step.edits:
+        step.take_back(job.view)
         yield step
 
 
+def _beside_device(view: ModelView) -> bool:
+    """Whether blocks that aren't held are in the machine's memory, beside the device."""
+    return view.residence.elsewhere and not view.residence.on_disk
+
+
+def _in_memory(view: ModelView, edits: list[Edit]) -> list[Edit]:
+    """The same edits, none of whose numbers are on a device that blocks stay beside: they are kept
+    to the end.
+    """
+    if not _beside_device(view):
+        return edits
+    # What is read is put where the matrix stays.
+    return [read_edit(edit.stored(), view).applied() for edit in edits]
+
+
 def _settle(
-    job: Job, recipe: Recipe, index: int, step: _Step, checkpoint: Checkpoint | None
+    job: Job,
+    recipe: Recipe,
+    index: int,
+    step: _Step,
+    checkpoint: Checkpoint | None,
+    writer: StepWriter,
 ) -> None:
     """Check that all ranks made the same step, keep it in the checkpoint, and report progress."""
+    on_disk = job.view.residence.on_disk
     job.ranks.agree(f"what became of step {index}", repr(step.reports))
     if checkpoint and job.ranks.first:
         with spent_on("keeping finished blocks"):
-            checkpoint.add(index, [edit.stored() for edit in step.edits], step.reports)
-            change_when_read(job.view, checkpoint, [index])
-    give_back(always=job.view.residence.on_disk)
+            writer.add(checkpoint, index, _stored(step, recipe), step.reports)
+            # A block on disk is freed next, and read again with what was kept of it.
+            if on_disk:
+                writer.wait()
+                change_when_read(job.view, checkpoint, [index])
+    give_back(always=on_disk)
     block = step.edits[-1].block
     if block is not None:
         doing = f"{recipe.method.spec_name()} {recipe.target}"
         job.progress(doing, block + 1, len(job.view.blocks))
+
+
+def _stored(step: _Step, recipe: Recipe) -> list[StoredEdit]:
+    """What is kept of a step. A job that goes on transforms the model again, perhaps with other
+    last bits: so then all numbers are kept.
+    """
+    if recipe.transforms:
+        return [edit.stored() for edit in step.edits]
+    return [edit.stored_briefly() for edit in step.edits]
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ from calibrant.methods._model_method import (
 )
 from calibrant.models import ModelView, Weight
 from calibrant.system.clock import spent_on
+from calibrant.system.products import full_speed
 from calibrant.targets import Target
 from calibrant.walk.attention import BlockCall, Weigh, attention_received
 from calibrant.walk.walking import together
@@ -41,7 +42,7 @@ def edits_of(method: Method, job: Job) -> Iterator[Edit]:
         return
     method = _matrix_method(method)
     for weight, seen in arrivals(method, job):
-        with failing_at(method, weight.name), spent_on("method"):
+        with failing_at(method, weight.name), spent_on("method"), full_speed():
             compressed = method.compress(weight.get(), seen, job.targets[weight.name])
         yield Replace(weight, compressed, method.judged_by(seen))
         # Grams are large: this one is freed before that of the next matrix is gathered.

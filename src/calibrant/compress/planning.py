@@ -3,7 +3,7 @@
 import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, ParamSpec, final
 
@@ -15,6 +15,7 @@ from calibrant.compress.rates import (
     TOKENIZING,
     WORK,
     WRITTEN,
+    Rates,
     forward_seconds,
     head_seconds,
     method_seconds,
@@ -68,23 +69,61 @@ TOKENIZER_FILE_BYTES: Final = 80
 """Bytes that an entry of the vocabulary takes in a tokenizer's files."""
 KERNEL_BYTES: Final = 60_000_000
 """What a compiled kernel and its compiler take, for methods that look at Grams."""
-DEQUANTIZED_BYTES: Final = 12
-"""Bytes that a number takes while its tensor is dequantized: three copies in float32."""
 GGUF_BLOCK: Final = 32
 """Inputs that share a scale in the blocks of GGUF into which codes of grids go."""
 FEWEST_TOKENS: Final = 1024
 """Fewer tokens than these are no advice."""
+LINK: Final = 12e9
+"""Bytes a second between the machine's own memory and a device beside it. This isn't measured:
+half of what a common slot (PCIe 4, 16 lanes) could do.
+"""
+CPU: Final = torch.device("cpu")
+
+
+@final
+@dataclass(frozen=True)
+class Machine:
+    """The machine that a job is planned for. Its `rates` are those of what computes: the processor,
+    or a device beside it.
+
+    The rest are bytes. The process may hold `memory` of the machine's own, of which it has
+    `process` before it opens anything. On what computes it may hold `room`, which on the processor
+    is the same memory. `disk` are free. A second takes `link` bytes to a device beside the
+    processor, or back.
+    """
+
+    rates: Rates
+    process: int
+    memory: int
+    room: int
+    disk: int
+    link: float = LINK
+
+    @classmethod
+    def here(cls, outline: ModelOutline, out: Path | None) -> "Machine":
+        """Return this machine as it is now."""
+        # Measuring rates takes some memory too, which the job doesn't need.
+        process = held_now()
+        return cls(
+            rates=rates_of(outline.dtype, outline.device),
+            process=process,
+            memory=room_on(CPU),
+            room=room_on(outline.device),
+            disk=free_at(out),
+        )
 
 
 @dataclass(frozen=True)
 class JobPlan:
     """What a job would take.
 
-    `memory` is in bytes at the peak, and the process may hold `room` of them: what this machine has
-    left, and no more than was promised. `disk` says how many bytes each thing that is written
-    takes, and `free` how many there are. `seconds` are those of this machine, by phase. `problems`
-    say what wouldn't fit, and which option makes it fit; `notes` how the job would go on where
-    memory is short, and what isn't counted.
+    `memory` is in bytes at the peak, where the model computes, and the process may hold `room` of
+    them: what this machine has left, and no more than was promised. `host` is what it holds of the
+    machine's own memory while another device computes, and else 0. `disk` says how many bytes each
+    thing that is written takes, and `free` how many there are. `seconds` are those of this machine,
+    by phase, and `parts` those of the phase in which the model is compressed. `problems` say what
+    wouldn't fit, and which option makes it fit; `notes` how the job would go on where memory is
+    short, and what isn't counted.
     """
 
     verb: str
@@ -101,6 +140,8 @@ class JobPlan:
     seconds: Mapping[str, float]
     problems: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    host: int = 0
+    parts: Mapping[str, float] = field(default_factory=dict[str, float])
 
     @property
     def fits(self) -> bool:
@@ -121,11 +162,14 @@ class JobPlan:
         disk = "nothing is written"
         if written:
             disk = f"{', '.join(written)}; {gigabytes(self.free)} free"
+        memory = f"{gigabytes(self.memory)} at the peak; {gigabytes(self.room)} may be held"
+        if self.host:
+            memory = f"on {self.device} {memory}; {gigabytes(self.host)} of the machine's own"
         return {
             "model": f"{self.model}, {self.numbers:,} numbers, {self.matrices:,} matrices",
             "computes": f"in {self.dtype} on {self.device}",
             "tokens": f"{self.tokens:,}" if self.tokens else "",
-            "memory": f"{gigabytes(self.memory)} at the peak; {gigabytes(self.room)} may be held",
+            "memory": memory,
             "disk": disk,
             "time": time,
         }
@@ -187,8 +231,8 @@ def outline_of_options(options: Any) -> ModelOutline:
 @final
 @dataclass(frozen=True)
 class CompressionPlanner:
-    """Estimates a job of `prune` or `quantize`. `memory` is how many bytes are given; for what,
-    `_promised` says.
+    """Estimates a job of `prune` or `quantize`, on this machine or on another. `memory` is how many
+    bytes are given; for what, `_promised` says.
     """
 
     outline: ModelOutline
@@ -197,28 +241,39 @@ class CompressionPlanner:
     forms: Sequence[Export]
     memory: int | None
     out: Path | None
+    machine: Machine
 
     def plan(self, verb: str) -> JobPlan:
         """Return all that is known of the job beforehand."""
         outline = self.outline
-        course = self._course(self._needs(self._tokens, outline.dtype))
+        needs = self._needs(self._tokens, outline.dtype)
+        beside = outline.device.type != "cpu"
+        course = self._course_beside(needs) if beside else self._course(needs)
         notes: list[str] = []
         problems: list[str] = []
         if course.blocks_on_disk:
             notes.append("the blocks of the model stay on disk")
+        if course.blocks_in_turn:
+            notes.append("blocks stay in the machine's own memory, each goes to the device in turn")
         if course.propagate != self.recipe.propagate:
             notes.append("arrival would hold too many activations, so it goes on with reference")
-        if course.activations_on_disk:
-            notes.append("activations are on disk between two blocks")
-        room = room_within(self._promised, outline.device)
+        if course.offloads:
+            place = "in the machine's own memory" if beside else "on disk"
+            notes.append(f"activations are {place} between two blocks")
+        room = self.machine.room
+        if self._promised is not None and not beside:
+            room = min(self._promised, room)
         if course.memory > room:
             ways = self._ways_to_fit(room, course.propagate)
             problems.append(f"{gigabytes(course.memory)} of memory are too much here; {ways}")
+        host = self._host(needs, course) if beside else 0
+        if host > self.machine.memory:
+            problems.append(f"{gigabytes(host)} of the machine's own memory are too much here")
         disk = self._written()
-        free = free_at(self.out)
         in_all = sum(disk.values())
-        if in_all > free:
+        if in_all > self.machine.disk:
             problems.append(f"{gigabytes(in_all)} don't fit on this disk; write to another (--out)")
+        parts = self._parts(needs, course)
         return JobPlan(
             verb=verb,
             model=outline.name,
@@ -230,10 +285,12 @@ class CompressionPlanner:
             memory=course.memory,
             room=room,
             disk=disk,
-            free=free,
-            seconds=self._seconds(course.propagate, in_all),
+            free=self.machine.disk,
+            seconds=self._seconds(sum(parts.values()), in_all),
             problems=tuple(problems),
             notes=(*notes, *self._uncounted()),
+            host=host,
+            parts=parts,
         )
 
     @property
@@ -248,6 +305,7 @@ class CompressionPlanner:
         method = self.recipe.method
         sources = source_count(self.calibration)
         needs = Needs.of(self.outline.shape, tokens, dtype, method, sources, self._length)
+        needs = replace(needs, process=self.machine.process)
         kernel = KERNEL_BYTES if looks_at_grams(method) else 0
         return held_by_process(needs, self.outline, kernel)
 
@@ -256,7 +314,7 @@ class CompressionPlanner:
         promised = self._promised
         if promised is None:
             propagate = self._fitting(needs, self.memory or self._usually_left)
-            return _Course(propagate, self._in_memory(needs, propagate))
+            return _Course(propagate, needs.in_memory(propagate))
         asked = self.recipe.propagate
         in_memory = needs.in_memory(asked)
         blocks_on_disk = in_memory > promised and self._may_be_on_disk
@@ -267,8 +325,33 @@ class CompressionPlanner:
         if blocks_on_disk:
             memory = needs.on_disk(propagate, offload)
         else:
-            memory = self._in_memory(needs, propagate, offload)
+            memory = needs.in_memory(propagate, offload)
         return _Course(propagate, memory, blocks_on_disk, offload)
+
+    def _course_beside(self, needs: Needs) -> "_Course":
+        """How the job would go on a device beside the processor."""
+        asked = self.recipe.propagate
+        taken = needs.in_memory(asked)
+        in_turn = taken > self.machine.room and self.outline.divisible
+        if in_turn:
+            taken = needs.on_disk(asked)
+        left = self.machine.room - (taken - needs.activations(asked))
+        propagate = self._fitting(needs, left)
+        offload = in_turn and propagate != "arrival" and needs.activations(propagate) > left
+        if in_turn:
+            memory = needs.on_disk(propagate, offload)
+        else:
+            memory = needs.in_memory(propagate)
+        return _Course(propagate, memory, offloads=offload, blocks_in_turn=in_turn)
+
+    def _host(self, needs: Needs, course: "_Course") -> int:
+        """How many bytes of the machine's own memory are held while another device computes. A
+        model is opened there, and goes to the device from there.
+        """
+        host = self.machine.process + tokenizer_bytes(self.outline) + self.outline.added
+        if course.offloads:
+            host += needs.between
+        return host
 
     @property
     def _promised(self) -> int | None:
@@ -286,7 +369,7 @@ class CompressionPlanner:
 
     @property
     def _usually_left(self) -> int:
-        return int(free_on(self.outline.device) * ACTIVATIONS_SHARE)
+        return int((self.machine.room - self.machine.process) * ACTIVATIONS_SHARE)
 
     def _fitting(self, needs: Needs, left: int) -> Propagation:
         """The propagation that so many bytes for activations have room for."""
@@ -297,7 +380,8 @@ class CompressionPlanner:
 
     @property
     def _may_be_on_disk(self) -> bool:
-        if not self.outline.divisible or self.out is None:
+        outline = self.outline
+        if not outline.divisible or outline.device.type != "cpu" or self.out is None:
             return False
         return not needs_whole_model(self.recipe, self.calibration, self.forms, ALONE)
 
@@ -306,11 +390,11 @@ class CompressionPlanner:
         dtype = self.outline.dtype
         needs = self._needs(self._tokens, dtype)
         ways: list[str] = []
-        least = self._in_memory(needs, propagate)
-        if room < least <= room_on(self.outline.device):
+        least = needs.in_memory(propagate)
+        if room < least <= self.machine.room:
             ways.append(f"--memory {math.ceil(least / 1e8) / 10:g}")
         if "reference" in self.recipe.method.propagations and propagate == "arrival":
-            least = self._in_memory(needs, "reference")
+            least = needs.in_memory("reference")
             if least <= room:
                 ways.append(f"--propagate reference ({gigabytes(least)})")
         on_disk = needs.on_disk(propagate, offload=True)
@@ -318,23 +402,18 @@ class CompressionPlanner:
             ways.append(f"--memory {in_tenths(room):g}, with blocks on disk")
         tokens = self._tokens // 2
         while tokens >= FEWEST_TOKENS:
-            least = self._in_memory(self._needs(tokens, dtype), propagate)
+            least = self._needs(tokens, dtype).in_memory(propagate)
             if least <= room:
                 ways.append(f"--tokens {tokens} ({gigabytes(least)})")
                 break
             tokens //= 2
         if dtype.itemsize > torch.bfloat16.itemsize:
-            least = self._in_memory(self._needs(self._tokens, torch.bfloat16), propagate)
+            least = self._needs(self._tokens, torch.bfloat16).in_memory(propagate)
             if least <= room:
                 ways.append(f"--dtype bfloat16 ({gigabytes(least)})")
         if not ways:
             return "no option makes it fit: take a smaller model, or a machine with more memory"
         return f"it fits with {' or '.join(ways)}"
-
-    def _in_memory(self, needs: Needs, propagate: Propagation, offload: bool = False) -> int:
-        """How many bytes are held at the peak with the whole model in memory."""
-        opening = held_while_opening(self.outline, needs)
-        return max(needs.in_memory(propagate, offload), opening)
 
     def _written(self) -> dict[str, int]:
         """How many bytes each thing that is written takes."""
@@ -354,26 +433,46 @@ class CompressionPlanner:
         sizes["checkpoint, removed at the end"] = number * weights
         return sizes
 
-    def _seconds(self, propagate: Propagation, written: int) -> dict[str, float]:
-        shape = self.outline.shape
-        method = self.recipe.method
-        rates = rates_of(self.outline.dtype, self.outline.device)
-        tokens = self._tokens
+    def _seconds(self, compress: float, written: int) -> dict[str, float]:
         seconds = {"open": opening_seconds(self.outline)}
-        compress = method_seconds(shape, method, rates)
-        if tokens:
-            seconds["tokenize"] = TOKENIZING * tokens
-            forward = forward_seconds(shape, tokens, self._length, rates)
-            walks = self._walks(propagate)
-            compress += walks * forward + statistics_seconds(shape, tokens, method, rates)
-        tried = method.tried(len(shape.blocks), self.recipe.target)
-        if tried:
-            compress += forward_seconds(shape, tried, self._length, rates)
-            compress += head_seconds(shape, tried, rates)
+        if self._tokens:
+            seconds["tokenize"] = TOKENIZING * self._tokens
         seconds["compress"] = compress
         if written:
             seconds["save"] = written / WRITTEN
         return seconds
+
+    def _parts(self, needs: Needs, course: "_Course") -> dict[str, float]:
+        """The seconds of each part of compressing, called as a profile calls it."""
+        shape = self.outline.shape
+        method = self.recipe.method
+        rates = self.machine.rates
+        tokens = self._tokens
+        length = self._length
+        walks = self._walks(course.propagate)
+        parts = {
+            "forward": walks * forward_seconds(shape, tokens, length, rates),
+            "statistics": statistics_seconds(shape, tokens, method, rates),
+            "method and record": method_seconds(shape, length, method, rates),
+        }
+        tried = method.tried(len(shape.blocks), self.recipe.target)
+        if tried:
+            parts["forward"] += forward_seconds(shape, tried, length, rates)
+            parts["forward"] += head_seconds(shape, tried, rates)
+        moved = self._moved(needs, course, walks)
+        if moved:
+            parts["to the device and back"] = moved / self.machine.link
+        return parts
+
+    def _moved(self, needs: Needs, course: "_Course", walks: int) -> int:
+        """How many bytes go to a device or come back from it, beside the one way at the opening."""
+        moved = 0
+        if course.blocks_in_turn:
+            moved += 2 * (needs.model - needs.outside)
+        if course.offloads and self.outline.device.type != "cpu":
+            # In each walk, and at the end of a block: half of what lies between two blocks.
+            moved += (walks + 1) * len(self.outline.shape.blocks) * needs.between // 2
+        return moved
 
     def _walks(self, propagate: Propagation) -> int:
         """How often all tokens go through the model."""
@@ -401,14 +500,15 @@ class CompressionPlanner:
 @final
 @dataclass(frozen=True)
 class _Course:
-    """How a job would go: with which propagation, how many bytes of `memory` at the peak, and what
-    is on disk meanwhile.
+    """How a job would go: with which propagation, and how many bytes of `memory` at the peak. The
+    blocks may be on disk, or beside the device that computes, and activations with them.
     """
 
     propagate: Propagation
     memory: int
     blocks_on_disk: bool = False
-    activations_on_disk: bool = False
+    offloads: bool = False
+    blocks_in_turn: bool = False
 
 
 def held_by_process(needs: Needs, outline: ModelOutline, kernel: int = 0) -> Needs:
@@ -418,18 +518,13 @@ def held_by_process(needs: Needs, outline: ModelOutline, kernel: int = 0) -> Nee
     """
     process = 0
     if outline.device.type == "cpu":
-        process = needs.process + TOKENIZER_BYTES * outline.shape.vocabulary + kernel
+        process = needs.process + tokenizer_bytes(outline) + kernel
     return replace(needs, process=process, model=outline.added)
 
 
-def held_while_opening(outline: ModelOutline, needs: Needs) -> int:
-    """Return how many bytes are held at the most until the model is open."""
-    if outline.storage != "gguf" or outline.device.type != "cpu":
-        return needs.process + needs.model
-    # The file is mapped. Its largest tensor, the embedding, is dequantized before there is much of
-    # the model.
-    dequantized = DEQUANTIZED_BYTES * outline.shape.vocabulary * outline.shape.hidden
-    return needs.process + outline.stored + max(needs.model, dequantized)
+def tokenizer_bytes(outline: ModelOutline) -> int:
+    """Return how many bytes of memory the tokenizer takes, once it is open."""
+    return TOKENIZER_BYTES * outline.shape.vocabulary
 
 
 def bits_a_weight(form: Export, target: Target, inputs: int, dense: int) -> float:

@@ -16,7 +16,18 @@ from calibrant.compress.compression import Compression
 from calibrant.compress.costs import Costs, provenance, shortage_of
 from calibrant.compress.exporting import forms_of, write_forms
 from calibrant.compress.loop import compress
-from calibrant.compress.planning import CompressionPlanner, JobPlan, outline_of_options
+from calibrant.compress.on_device import (
+    device_of,
+    left_beside,
+    left_on_device,
+    room_on_device,
+)
+from calibrant.compress.planning import (
+    CompressionPlanner,
+    JobPlan,
+    Machine,
+    outline_of_options,
+)
 from calibrant.compress.recipe import Recipe
 from calibrant.compress.room import (
     fitting,
@@ -220,7 +231,9 @@ def _planned(verb: Verb, options: CompressOptions, recipe: Recipe) -> JobPlan:
     outline = outline_of_options(options)
     memory = in_bytes(options.memory)
     forms = forms_of(options.export)
-    return CompressionPlanner(outline, recipe, calibration, forms, memory, out).plan(verb)
+    machine = Machine.here(outline, out)
+    planner = CompressionPlanner(outline, recipe, calibration, forms, memory, out, machine)
+    return planner.plan(verb)
 
 
 def _calibration(options: CompressOptions, recipe: Recipe) -> CalibrationSet | None:
@@ -282,14 +295,16 @@ class _Job:
         """
         memory = in_bytes(options.memory)
         forms = forms_of(options.export)
+        given = is_object(options.model)
         clock = Clock()
         device = ranks.device(options.device)
         looking = calibration if recipe.looks else None
         # Where the result goes to a folder, `memory` is for all of the job. Else the model stays in
         # memory in any case, and it is for activations alone; so does one that is there already.
         promised = None
-        if options.out is not None and not is_object(options.model):
+        if options.out is not None and not given:
             promised = memory
+        on_device = room_on_device(options.device_memory, device_of(options.model, device))
         # A folder that holds a model already is looked at later: it may be this very one.
         if options.out is not None and read_manifest(Path(options.out)) is None:
             check_output(Path(options.out))
@@ -307,13 +322,20 @@ class _Job:
                     ranks,
                 )
                 notes.append(reason)
+            on_disk = any(notes)
+            beside = ""
+            if on_device is not None and not given:
+                name = str(options.model)
+                beside = left_beside(name, recipe, calibration, options.dtype, device, on_device)
+                notes.append(beside)
             opened = opened_of(
                 options.model,
                 options.tokenizer,
                 options.dtype,
                 device,
                 options.copy,
-                on_disk=any(notes),
+                on_disk=on_disk,
+                beside=bool(beside),
             )
             if opened.residence.on_disk and options.out is None:
                 raise SpecError(
@@ -335,20 +357,34 @@ class _Job:
         memory_left = memory
         if promised is not None:
             memory_left = room_for_activations(promised, opened, model_view, recipe.method, looking)
+        if on_device is not None:
+            # Activations are where the model computes.
+            memory_left = left_on_device(on_device, opened, model_view, recipe.method, looking)
         ways = recipe.method.propagations
         fit = fitting(recipe.propagate, model_view, batch, opened.dtype, memory_left, ways)
         # All ranks must go on in the same way, so the one with the least memory decides.
         propagate, reason = _fit_of_all(ranks.gathered([fit]))
         notes.append(reason)
-        if options.out is not None and promised is not None and memory_left is not None:
-            # On a device, activations aren't in the memory that was promised.
-            on_cpu = opened.model.device.type == "cpu"
+        place: Path | Literal["memory"] | None = None
+        limited = options.device_memory is not None or opened.residence.elsewhere
+        if on_device is not None and limited and not opened.residence.on_disk:
+            place = "memory"
+        elif options.out is not None and promised is not None:
+            place = Path(options.out).absolute().parent
+        if place is not None and memory_left is not None:
+            words = "in the machine's memory" if place == "memory" else "on disk"
             reason = offloading(
-                memory_left, propagate, recipe.method, model_view, batch, opened.dtype, on_cpu
+                memory_left,
+                propagate,
+                recipe.method,
+                model_view,
+                batch,
+                opened.dtype,
+                place=words,
             )
             notes.append(reason)
             if reason:
-                model_view.offload = Path(options.out).absolute().parent
+                model_view.offload = place
         return cls(
             options=options,
             recipe=replace(recipe, propagate=propagate),
@@ -454,8 +490,14 @@ class _Job:
                 advice = "name another folder, or delete this one first"
                 raise OutputError(f"{message}; {advice}", subject=str(folder))
         device = self.ranks.device(self.options.device)
-        on_disk = self.model_view.residence.on_disk
-        opened = open_model(str(folder), run.dtype, device, on_disk=on_disk)
+        residence = self.model_view.residence
+        opened = open_model(
+            str(folder),
+            run.dtype,
+            device,
+            on_disk=residence.on_disk,
+            beside=residence.elsewhere and not residence.on_disk,
+        )
         if is_object(self.options.model):
             opened = self.as_in_folder(opened, record)
         if self.ranks.first:

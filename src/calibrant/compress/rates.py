@@ -1,16 +1,17 @@
-"""How long the parts of a job take: three rates of this machine, which are measured, and how much
-of each a job needs.
+"""How long the parts of a job take: rates of a machine, which are measured, and how much of each a
+job needs.
 """
 
 import functools
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final, final
 
 import torch
 
-from calibrant.compress.costs import peak
+from calibrant.activations import Gram
+from calibrant.compress.costs import ROWS, peak
 from calibrant.compress.room import looks_at_grams
 from calibrant.methods import Method
 from calibrant.models import ModelOutline, ModelShape
@@ -19,19 +20,24 @@ from calibrant.models import ModelOutline, ModelShape
 @final
 @dataclass(frozen=True)
 class Rates:
-    """What a device does in a second: operations of `products` in the model's type and of `exact`
-    ones in float32, and `passes` over single numbers.
+    """What a device does in a second: operations of `products` in the model's type, of `exact` ones
+    in float32 and of `grams`, and `passes` over single numbers. Beside a processor each small
+    operation takes `launch` seconds to begin.
     """
 
     products: float
     exact: float
+    grams: float
     passes: float
+    launch: float = 0.0
 
 
 SIDE: Final = 1024
 """Outputs and inputs of the matrix whose products are timed."""
 NUMBERS: Final = 2**20
 """How many numbers one timed pass goes over: few enough that they stay in the cache."""
+LAUNCHES: Final = 100
+"""Small operations that are timed together."""
 TIMED: Final = 0.05
 """Seconds in which a rate is timed again and again. The fastest time counts, since another process
 may have slowed the others.
@@ -40,80 +46,118 @@ may have slowed the others.
 
 @functools.cache
 def rates_of(dtype: torch.dtype, device: torch.device) -> Rates:
-    """Return the rates of a device, which are measured once, in about a sixth of a second."""
+    """Return the rates of a device, which are measured once, in about a fifth of a second."""
     shape = (SIDE, SIDE)
     exact = peak(shape, torch.float32, device, TIMED)
     products = exact
     if dtype != torch.float32:
         products = peak(shape, dtype, device, TIMED)
+    inputs = torch.ones(ROWS, SIDE, dtype=dtype, device=device)
     numbers = torch.ones(NUMBERS, dtype=dtype, device=device)
+    small = numbers[:1]
+
+    def gram() -> None:
+        Gram.of(inputs)
+
+    def one_pass() -> None:
+        # What a feed-forward network does to each of its numbers.
+        torch.nn.functional.silu(numbers)
+
+    def launches() -> None:
+        for _ in range(LAUNCHES):
+            small.add_(1)
+
+    launch = 0.0
+    if device.type != "cpu":
+        launch = _fastest(launches, device) / LAUNCHES
+    return Rates(
+        products=products,
+        exact=exact,
+        grams=gram_operations(SIDE, ROWS) / _fastest(gram, device),
+        passes=NUMBERS / _fastest(one_pass, device),
+        launch=launch,
+    )
+
+
+def _fastest(work: Callable[[], None], device: torch.device) -> float:
+    """The fewest seconds of all the times that `work` is done while it is timed."""
+    # Not timed: the first time may compile, or load kernels.
+    work()
     fastest = float("inf")
     ends = time.perf_counter() + TIMED
     while time.perf_counter() < ends:
         began = time.perf_counter()
-        # What a feed-forward network does to each of its numbers.
-        torch.nn.functional.silu(numbers)
-        if numbers.is_cuda:
+        work()
+        if device.type == "cuda":
             torch.cuda.synchronize()
         fastest = min(fastest, time.perf_counter() - began)
-    return Rates(products, exact, NUMBERS / fastest)
+    return fastest
+
+
+def gram_operations(width: int, tokens: int) -> float:
+    """Return how many operations a Gram is: those of its upper triangle."""
+    return float(tokens) * width**2
 
 
 @final
 @dataclass(frozen=True)
 class MethodWork:
-    """What a method does to a matrix of `out` × `in`: `passes` over each weight, and operations in
-    float32, as a multiple `products` of out · in² and `cubes` of in³. The cubes are those of
-    factoring a Gram, which is done once for all matrices that share an input.
+    """What a method does to a matrix of `out` × `in`, and its record to say what the matrix lost:
+    `passes` over each weight, and operations in float32, as a multiple `products` of out · in² and
+    `cubes` of in³. The cubes are those of factoring a Gram, which is done once for all matrices
+    that share an input. `again` tokens go through each block again. A device other than the
+    processor does `steps` small operations for each column.
     """
 
     passes: float
     products: float = 0.0
     cubes: float = 0.0
+    again: int = 0
+    steps: int = 0
 
 
 WORK: Final[Mapping[str, MethodWork]] = {
-    "none": MethodWork(0.0),
-    "rtn": MethodWork(11.0),
-    "wanda": MethodWork(25.0),
-    "sparsegpt": MethodWork(24.0, 0.7, 2.0),
-    "gptq": MethodWork(27.0, 0.7, 2.0),
-    "refined": MethodWork(150.0, 20.0, 4.0),
-    "alps": MethodWork(150.0, 55.0, 15.0),
+    "none": MethodWork(21.0),
+    "rtn": MethodWork(34.0),
+    "wanda": MethodWork(54.0),
+    "sparsegpt": MethodWork(162.0, 2.7, 1.6, steps=7),
+    "gptq": MethodWork(175.0, 2.6, 1.6, steps=16),
+    "awq": MethodWork(583.0, 5.0, again=45_000),
+    "refined": MethodWork(524.0, 31.0),
+    "alps": MethodWork(168.0, 59.0, 15.0),
 }
-"""What methods do. These factors, and those below, were fitted to runs of smollm2 and gemma3-270m
-on one core of a Xeon with AMX, in processor time, and compared with qwen2.5-coder-1.5b on two
-(docs/log/2026-11-29-what-a-plan-says.md). `alps` follows from `refined` by the ratio of both
-(docs/log/2026-11-27-pruning-speed.md).
+"""What methods do. These factors, and those below, were fitted to the runs of real and random
+models in benchmarks/records/plans.json (`benchmarks/plans.py --fit`). `alps` follows from an older
+fit of `refined` by the ratio of both (docs/log/2026-11-27-pruning-speed.md).
 """
-FORWARD_PASSES: Final = 16.0
+FORWARD_PASSES: Final = 12.5
 """Passes over each number of a token in a block, beside the products: norms, angles, gates."""
-ATTENTION_SHARE: Final = 0.35
+ATTENTION_SHARE: Final = 0.19
 """The share of the products' rate that attention gets."""
-SUM_PASSES: Final = 1.5
+SUM_PASSES: Final = 1.8
 """Passes over each input of a matrix for a sum of squares."""
-GRAM_PASSES: Final = 19.0
-"""Passes over each input of a matrix for a Gram, beside its product."""
-GRAM_SHARE: Final = 0.38
-"""The share of the products' rate that the product of a Gram gets: it is narrow and triangular."""
-RECORD_PASSES: Final = 18.0
-"""Passes over each weight to say what a matrix lost."""
-RECORD_PRODUCTS: Final = 3.8
-"""Operations to judge a matrix by its Gram, as a multiple of out · in²."""
+GRAM_SHARE: Final = 0.78
+"""The share of a Gram's time, at the width that is timed, that grows with the square of the width;
+the rest are passes.
+"""
+GRAM_PASSES: Final = 8.0
+"""Passes over each input of a matrix for a Gram."""
 SCORE_PASSES: Final = 65.0
 """Passes over each logit to score a token."""
-DISK: Final = 0.4e9
-"""Bytes a second that a model is opened with: read, hashed and converted."""
+DISK: Final = 1.9e9
+"""Bytes a second that a model is opened with, where the system has its files in memory: read,
+hashed and converted.
+"""
 WRITTEN: Final = 0.5e9
 """Bytes a second that are written and flushed."""
-STARTING: Final = 0.5
+STARTING: Final = 0.1
 """Seconds until a model's files are found, and its modules are made."""
 TOKENIZER_SECONDS: Final = 11e-6
 """Seconds that an entry of the vocabulary takes while a tokenizer is opened."""
 TOKENIZING: Final = 10e-6
 """Seconds that a token of calibration data takes to be read and tokenized."""
-DEQUANTIZING: Final = 25e-9
-"""Seconds that a number of a GGUF file takes to be dequantized and kept, the first time."""
+DEQUANTIZING: Final = 3e-9
+"""Seconds that a number of a GGUF file takes to be dequantized by llama.cpp."""
 
 
 def work_of(method: Method) -> MethodWork:
@@ -150,21 +194,26 @@ def statistics_seconds(shape: ModelShape, tokens: int, method: Method, rates: Ra
     numbers = float(tokens) * sum(shape.input_widths)
     if not looks_at_grams(method):
         return SUM_PASSES * numbers / rates.passes
-    products = float(tokens) * sum(width**2 for width in shape.input_widths)
-    return products / (GRAM_SHARE * rates.products) + GRAM_PASSES * numbers / rates.passes
+    products = sum(gram_operations(width, tokens) for width in shape.input_widths)
+    return GRAM_SHARE * products / rates.grams + GRAM_PASSES * numbers / rates.passes
 
 
-def method_seconds(shape: ModelShape, method: Method, rates: Rates) -> float:
-    """Return the seconds in which a method compresses all matrices, and the record is made."""
+def method_seconds(shape: ModelShape, length: int, method: Method, rates: Rates) -> float:
+    """Return the seconds in which a method compresses all matrices, and the record says what they
+    lost; of what runs again, in windows of `length`.
+    """
     work = work_of(method)
-    weights = sum(matrix.numbers for matrix in shape.matrices)
-    passes = (work.passes + RECORD_PASSES) * weights
-    products = 0.0
-    if looks_at_grams(method):
-        squares = sum(matrix.numbers * matrix.inputs for matrix in shape.matrices)
-        cubes = sum(width**3 for width in shape.input_widths)
-        products = (work.products + RECORD_PRODUCTS) * squares + work.cubes * cubes
-    return passes / rates.passes + products / rates.exact
+    passes = 0.0
+    exact = 0.0
+    columns = 0
+    for matrix in shape.matrices:
+        passes += work.passes * matrix.numbers
+        exact += work.products * matrix.numbers * matrix.inputs
+        columns += matrix.inputs
+    exact += work.cubes * sum(width**3 for width in shape.input_widths)
+    seconds = passes / rates.passes + exact / rates.exact
+    seconds += work.steps * columns * rates.launch
+    return seconds + forward_seconds(shape, work.again, length, rates)
 
 
 def opening_seconds(outline: ModelOutline) -> float:
@@ -172,8 +221,7 @@ def opening_seconds(outline: ModelOutline) -> float:
     if outline.storage in ("memory", "copied"):
         return 0.0
     shape = outline.shape
-    numbers = shape.numbers * outline.dtype.itemsize
-    seconds = STARTING + TOKENIZER_SECONDS * shape.vocabulary + numbers / DISK
+    seconds = STARTING + TOKENIZER_SECONDS * shape.vocabulary
     if outline.storage == "gguf":
-        seconds += DEQUANTIZING * shape.numbers
-    return seconds
+        return seconds + DEQUANTIZING * shape.numbers
+    return seconds + shape.numbers * outline.dtype.itemsize / DISK

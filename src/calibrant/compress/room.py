@@ -16,7 +16,7 @@ from calibrant.data.select import Selector
 from calibrant.errors import SpecError
 from calibrant.exports import Export
 from calibrant.methods import MatrixMethod, Method, ModelMethod
-from calibrant.models import ModelShape, ModelView, Opened, outline_of
+from calibrant.models import ModelOutline, ModelShape, ModelView, Opened, outline_of
 from calibrant.walk import LONG_PASS, held_between_blocks, tokens_per_pass_of
 from calibrant.walk.ranks import Ranks
 from calibrant.walk.rehearsal import rehearse
@@ -31,6 +31,10 @@ ids, takes one part in so many of it. This stays in memory; most models have les
 BLOCKS_HELD: Final = 3
 """Blocks on disk that are in memory at once: the one that is worked on, the finished one that is
 being kept, and what is converted while reading.
+"""
+DEVICE_BLOCKS: Final = 3
+"""Blocks that are on a device at once where blocks stay beside it: the one that is worked on, the
+finished one whose edits are being kept, and the next one, which is fetched meanwhile.
 """
 ACTIVATIONS_SHARE: Final = 0.8
 """The share of the free memory that activations may fill. A fifth is left for what isn't counted,
@@ -120,6 +124,19 @@ class Needs:
         activations = self.activations(propagate, offload)
         return self.process + self.outside + BLOCKS_HELD * self.block + activations + self.work
 
+    def beside(self, propagate: Propagation, offload: bool = False) -> int:
+        """Return what is needed on a device with blocks beside it, and with `offload` activations
+        too.
+        """
+        activations = self.activations(propagate, offload)
+        return self.outside + DEVICE_BLOCKS * self.block + activations + self.work
+
+    def beside_a_device(self) -> "Needs":
+        """Return what is needed in the machine's memory where another device computes: the model,
+        which comes from there.
+        """
+        return replace(self, arrival=0, between=0, in_a_pass=0, work=0)
+
 
 def in_bytes(memory: float | None) -> int | None:
     """Return in bytes the `memory` that is given in GB; None where none is given. Raises
@@ -158,29 +175,46 @@ def left_on_disk(
     outline = outline_of(model, dtype, device)
     if outline is None or not outline.divisible:
         return ""
-    tokens = budget_of(calibration) if recipe.looks else 0
-    length = calibration.length if calibration else 0
-    needs = Needs.of(
-        outline.shape,
-        tokens,
-        outline.dtype,
-        recipe.method,
-        source_count(calibration),
-        length,
-    )
-    ways: set[Propagation] = {recipe.propagate, *recipe.method.propagations}
-    # A method that yields edits of its own may hold more of a block than its propagation says, so
-    # the most is assumed.
-    estimated: Propagation = recipe.propagate if goes_by_matrix(recipe.method) else "arrival"
+    job = needs_of_job(outline, recipe, calibration)
+    needs = job.needs
+    if outline.device.type != "cpu":
+        needs = needs.beside_a_device()
     return _why_on_disk(
         f"{model} and this job",
         model,
         needs,
-        estimated,
-        ways,
+        job.estimated,
+        job.ways,
         needs_whole_model(recipe, calibration, forms, ranks),
         promised,
     )
+
+
+@final
+@dataclass(frozen=True)
+class JobNeeds:
+    """What a job needs, the propagation by which it is `estimated`, and those that it may go on
+    with.
+    """
+
+    needs: Needs
+    estimated: Propagation
+    ways: frozenset[Propagation]
+
+
+def needs_of_job(
+    outline: ModelOutline, recipe: Recipe, calibration: CalibrationSet | None
+) -> JobNeeds:
+    """Estimate what a job needs, before its model is opened."""
+    tokens = budget_of(calibration) if recipe.looks else 0
+    length = calibration.length if calibration else 0
+    needs = Needs.of(
+        outline.shape, tokens, outline.dtype, recipe.method, source_count(calibration), length
+    )
+    # A method that yields edits of its own may hold more of a block than its propagation says, so
+    # the most is assumed.
+    estimated: Propagation = recipe.propagate if goes_by_matrix(recipe.method) else "arrival"
+    return JobNeeds(needs, estimated, frozenset({recipe.propagate, *recipe.method.propagations}))
 
 
 def looks_at_grams(method: Method) -> bool:
@@ -207,6 +241,8 @@ def gathered_on_disk(
     )
     # Eight bytes of a sum in float64, and eight as it is written.
     sums = 16 * sum(matrix.inputs for matrix in outline.shape.matrices)
+    if outline.device.type != "cpu":
+        needs = needs.beside_a_device()
     return _why_on_disk(
         f"{model} and its importance matrix",
         model,
@@ -307,12 +343,13 @@ def offloading(
     batch: TokenBatch | None,
     dtype: torch.dtype,
     possible: bool = True,
+    place: str = "on disk",
 ) -> str:
-    """Return why activations go to disk between two blocks, in a sentence for the record; empty
-    where the bytes that are `left` of a promise have room for them.
+    """Return why activations go to another `place` between two blocks, in a sentence for the
+    record; empty where the bytes that are `left` of a promise have room for them.
 
-    Raises `SpecError` where there is no room for what stays in memory even so, or where they can't
-    go to disk: without `possible`, in `arrival`, and for models that change their blocks' inputs.
+    Raises `SpecError` where there is no room for what stays even so, or where they can't go
+    elsewhere: without `possible`, in `arrival`, and for models that change their blocks' inputs.
     """
     if batch is None:
         return ""
@@ -332,7 +369,7 @@ def offloading(
         message = f"{holds}, and {left / 1e9:.1f} GB are left for them"
         raise SpecError(f"{message}; allow more memory, or calibrate on fewer tokens", subject=job)
     allowed = f"activations of about {taken / 1e9:.1f} GB may take {left / 1e9:.1f} GB"
-    return f"{allowed}: they were on disk between two blocks"
+    return f"{allowed}: they were {place} between two blocks"
 
 
 def room_for_activations(
@@ -359,7 +396,8 @@ def check_kept(promised: int, opened: Opened) -> None:
     its blocks couldn't be left on disk.
     """
     held = held_now()
-    if held > promised and opened.model.device.type == "cpu":
+    here = opened.model.device.type == "cpu" or opened.residence.elsewhere
+    if here and held > promised:
         holds = f"with {opened.name} open {held / 1e9:.1f} GB are held"
         message = f"{holds}, and memory is {promised / 1e9:.1f}"
         advice = "only blocks of a folder of safetensors can be left on disk, so allow more memory"

@@ -10,12 +10,13 @@ from typing import Any, Final
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from calibrant.activations import FeatureNorms, Gram, Seen, wide
 from calibrant.numerics import finite_number, six_digits
 from calibrant.packed import Change, gram_energy
+from calibrant.system.products import full_speed
 
 SAMPLED: Final = 256
 """Weights of a matrix of which a record says whether they are kept: the overlap of two masks is
@@ -29,6 +30,9 @@ some hundreds are known.
 
 SILENT: Final = -20.0
 """The logarithm that stands for nothing: a feature that was always zero."""
+
+AS_INTEGERS: Final = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+"""Types by whose numbers the bits of others are compared, of as many bytes."""
 
 _ROWS: Final = 256
 """Rows of a matrix that are done at a time."""
@@ -58,8 +62,9 @@ def output_error(
         statistic = "gram"
         energy = gram_energy(seen[Gram], dtype)
         untouched = before.to(dtype)
-        size = energy(untouched)
-        lost = energy(untouched - after.to(dtype))
+        with full_speed():
+            size = energy(untouched)
+            lost = energy(untouched - after.to(dtype))
     elif FeatureNorms in seen:
         statistic = "norms"
         squares = seen[FeatureNorms].squares.cpu().double()
@@ -81,6 +86,26 @@ def zeros_of(matrix: Float[Tensor, "out in"]) -> int:
     # Not `count_nonzero`: torch counts a bfloat16 tensor's numbers one by one, and adds up a mask
     # many at a time.
     return matrix.numel() - int((matrix != 0).sum())
+
+
+def nonzero_bits(matrix: Float[Tensor, "out in"]) -> UInt8[Tensor, "byte"]:
+    """Return which numbers of a matrix aren't zero, a bit each. A negative zero isn't."""
+    as_integers = matrix.contiguous().view(AS_INTEGERS[matrix.element_size()])
+    return torch.from_numpy(np.packbits((as_integers != 0).cpu().numpy()))
+
+
+def kept_alone(
+    matrix: Float[Tensor, "out in"], bits: UInt8[Tensor, "byte"]
+) -> Float[Tensor, "out in"]:
+    """Return a copy of a matrix with zeros where `nonzero_bits` says so. Raises `ValueError` for
+    the bits of another shape.
+    """
+    count = matrix.numel()
+    if len(bits) != -(-count // 8):
+        raise ValueError(f"{len(bits)} bytes are no mask of {count} numbers")
+    nonzero = np.unpackbits(bits.cpu().numpy(), count=count).astype(bool)
+    kept = torch.from_numpy(nonzero.reshape(tuple(matrix.shape))).to(matrix.device)
+    return matrix.masked_fill(~kept, 0)
 
 
 def mask_bits(name: str, matrix: Float[Tensor, "out in"]) -> str:

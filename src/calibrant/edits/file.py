@@ -11,14 +11,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from calibrant.edits.changes import AS_INTEGERS
 from calibrant.edits.kinds import StoredEdit, memory_of
 from calibrant.errors import DataError
 from calibrant.system.durable import from_json, line_of_json
 
 ENTRIES: Final = "edits"
 """The tensor that holds what isn't a tensor, as the bytes of a JSON text."""
-_AS_INTEGERS: Final = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-"""Numbers are compared by their bits, so that a negative zero stays one."""
 
 
 def to_bytes(edits: Sequence[StoredEdit]) -> bytes:
@@ -61,7 +60,8 @@ def _without_zeros(name: str, tensor: Tensor, tensors: dict[str, Tensor]) -> dic
     """Put a tensor into `tensors`, whole or as bits and the numbers that aren't zero, whichever
     is less; return in which form it is there.
     """
-    flat = tensor.flatten().view(_AS_INTEGERS[tensor.element_size()])
+    # By their bits, so that a negative zero stays one.
+    flat = tensor.flatten().view(AS_INTEGERS[tensor.element_size()])
     # A bit for each number says whether it is zero: that is worth it where the zeros would take
     # more than all these bits.
     nonzero = flat != 0

@@ -16,7 +16,14 @@ from typing import Any, ClassVar, Final
 from torch import Tensor
 
 from calibrant.activations import FeatureNorms, InputStatistic, Seen
-from calibrant.edits.changes import input_sizes, mask_bits, output_error, zeros_of
+from calibrant.edits.changes import (
+    input_sizes,
+    kept_alone,
+    mask_bits,
+    nonzero_bits,
+    output_error,
+    zeros_of,
+)
 from calibrant.errors import DataError
 from calibrant.models import ModelView, Weight, drop_experts, expert_layers, overwrite
 from calibrant.packed import Compressed, Packed, from_stored, to_stored
@@ -25,6 +32,9 @@ NORMS: Final = "input norms"
 """The tensor of a kept edit that has the norms of a matrix's inputs. Two words, since tensors of
 packed forms have names of one.
 """
+
+KEPT: Final = "kept numbers"
+"""The tensor of a kept edit that only removes: which numbers stay, a bit each."""
 
 _KINDS: Final = dict[str, type["Edit"]]()
 """Every kind of edit that is defined in this process, by the word that a stored edit says."""
@@ -84,6 +94,12 @@ class Edit(ABC):
     def stored(self) -> StoredEdit:
         """Return all that `read` needs to make an equal edit of it."""
 
+    def stored_briefly(self) -> StoredEdit:
+        """Return what `read` needs for a model that has, where this edit changes them, the very
+        numbers that it was made for. It may be less than `stored`.
+        """
+        return self.stored()
+
     @classmethod
     @abstractmethod
     def read(cls, stored: StoredEdit, view: ModelView) -> "Edit":
@@ -127,7 +143,9 @@ class Replace(Edit):
             "zeros": zeros,
             "sparsity": zeros / after.numel(),
         }
-        line |= output_error(self.weight.get(), after, self.seen, name, change)
+        # A block that isn't held may have its numbers beside the device.
+        before = self.weight.get().to(after.device)
+        line |= output_error(before, after, self.seen, name, change)
         if packed is None:
             line["bits"] = mask_bits(name, after)
         else:
@@ -158,23 +176,35 @@ class Replace(Edit):
             facts["packed"] = packed_facts
         return StoredEdit(self.kind, facts, tensors)
 
+    def stored_briefly(self) -> StoredEdit:
+        stored = self.stored()
+        if self.compressed.packed is not None or not self.compressed.only_removes:
+            return stored
+        tensors = dict(stored.tensors)
+        tensors[KEPT] = nonzero_bits(tensors.pop("weight"))
+        return replace(stored, tensors=tensors)
+
     @classmethod
     def read(cls, stored: StoredEdit, view: ModelView) -> "Replace":
         facts = stored.facts
         weight = view.named[facts["name"]]
         tensors = {name: tensor.to(weight.stored.device) for name, tensor in stored.tensors.items()}
+        packed = None
+        only_removes = KEPT in tensors
         if "packed" in facts:
             packed = from_stored(facts["packed"], tensors)
             numbers = packed.dense()
+        elif only_removes:
+            numbers = kept_alone(weight.get(), tensors[KEPT])
         else:
-            packed = None
             numbers = tensors["weight"]
         norms = facts.get("norms")
         seen = Seen({})
         if norms is not None:
             sizes = FeatureNorms(tensors[NORMS], norms["tokens"], norms["mass"])
             seen = Seen({FeatureNorms: sizes})
-        return cls(weight, Compressed(numbers, facts["notes"], packed), seen)
+        compressed = Compressed(numbers, facts["notes"], packed, only_removes=only_removes)
+        return cls(weight, compressed, seen)
 
 
 def _kept_norms(seen: Seen) -> Seen:

@@ -207,9 +207,9 @@ def _exact(inexact: PreTrainedModel) -> tuple[PreTrainedModel | None, str]:
     if isinstance(inexact, RunByLlamaCpp):
         return inexact.in_torch(room("cpu")), "llama.cpp and torch in float32"
     wider = WIDER.get(inexact.dtype)
-    on_disk = any(parameter.is_meta for parameter in inexact.parameters())
-    # Metal has no float64.
-    if wider is None or on_disk or inexact.device.type == "mps":
+    # A model whose blocks bring their numbers in can't be copied, and Metal has no float64.
+    elsewhere = any("forward" in vars(module) for module in inexact.modules())
+    if wider is None or elsewhere or inexact.device.type == "mps":
         return None, ""
     size = sum(parameter.numel() for parameter in inexact.parameters())
     if size * wider.itemsize > room(inexact.device):

@@ -17,7 +17,7 @@ from calibrant.errors import ModelError, SpecError
 from calibrant.evaluators._base import Evaluator
 from calibrant.llama_cpp import LlamaModel
 from calibrant.models import Opened, gguf_of, open_model
-from calibrant.models.folder import file_digest
+from calibrant.models.digests import file_digest
 from calibrant.models.gguf_file import gguf_tokenizer, read_header
 from calibrant.spec import identity
 from calibrant.spec.foreign import did_you_mean

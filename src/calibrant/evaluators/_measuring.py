@@ -10,6 +10,7 @@ from typing import Any, final
 
 from transformers import PreTrainedModel
 
+from calibrant.compress.on_device import device_of, room_on_device, why_beside
 from calibrant.compress.planning import JobPlan, outline_of_options
 from calibrant.compress.room import check_kept, in_bytes
 from calibrant.data import CalibrationSet, Row, StoredSource
@@ -37,7 +38,7 @@ from calibrant.models import (
 )
 from calibrant.models.cache import cache_folder
 from calibrant.models.hashing import OF_TENSORS
-from calibrant.numerics import type_name
+from calibrant.numerics import gigabytes, type_name
 from calibrant.options import EvaluateCommand, StoreOptions, declaration, with_fields_of
 from calibrant.results.outcomes import Journal, Measurement, Score
 from calibrant.spec import canonical, identity, with_parameters
@@ -69,7 +70,8 @@ def _planned(options: EvaluateOptions) -> JobPlan:
             name = name_of(options.model)
             dense = _known_dense_name(read_manifest(manifest_folder(name)), name)
         outlines.append(outline_of_options(replace(options, model=dense)))
-    return plan_of_measuring(outlines, chosen, in_bytes(options.memory))
+    on_device = room_on_device(options.device_memory, outlines[0].device)
+    return plan_of_measuring(outlines, chosen, in_bytes(options.memory), on_device)
 
 
 def _chosen(options: EvaluateOptions) -> list[Evaluator]:
@@ -184,13 +186,44 @@ def _open(
         )
     if by_llama_cpp and not isinstance(model, Opened):
         return opened_by_llama_cpp(name_of(model))
+    names = [name_of(model)]
+    if dense is not None and not is_object(dense):
+        names.append(name_of(dense))
     on_disk = False
     if promised is not None:
-        names = [name_of(model)]
-        if dense is not None and not is_object(dense):
-            names.append(name_of(dense))
         on_disk = left_on_disk(names, tasks, options.dtype, options.device, promised)
-    return _opened(model, options.tokenizer, options.dtype, options.device, on_disk)
+    on_device = room_on_device(options.device_memory, device_of(model, options.device))
+    beside = False
+    if on_device is not None and not is_object(model):
+        beside = left_beside(names, tasks, options.dtype, options.device, on_device)
+    return _opened(model, options.tokenizer, options.dtype, options.device, on_disk, beside)
+
+
+def left_beside(
+    models: Sequence[str], tasks: Sequence[Evaluator], dtype: str, device: str, allowed: int
+) -> bool:
+    """Return whether the blocks of `models` stay beside the device while `tasks` measure the first,
+    so that no more than the `allowed` bytes are held there.
+
+    Raises `SpecError` where there is no room even so, and for tasks that look into the whole model.
+    """
+    outlines: list[ModelOutline] = []
+    for model in models:
+        outline = outline_of(model, dtype, device)
+        if outline is None:
+            return False
+        outlines.append(outline)
+    needs = needs_of(outlines, tasks)
+    why = why_beside(f"measuring {models[0]}", models[0], needs, "arrival", ["arrival"], allowed)
+    looking = [task for task in tasks if task.looks_inside]
+    if why and looking:
+        raise SpecError(
+            f"measuring {models[0]} takes more than the {gigabytes(allowed)} that may be held on "
+            f"the device, and {looking[0]} looks into the whole model there; allow more "
+            "device_memory, or give device=cpu",
+            subject=models[0],
+        )
+    return bool(why)
 
 
 def left_on_disk(
@@ -210,6 +243,8 @@ def left_on_disk(
             return False
         outlines.append(outline)
     together = needs_of(outlines, tasks)
+    if outlines[0].device.type != "cpu":
+        together = together.beside_a_device()
     taken = together.in_memory("arrival")
     if taken <= promised:
         return False
@@ -287,6 +322,8 @@ def completed(
     }
     if opened.residence.on_disk:
         provenance["blocks"] = "on disk"
+    elif opened.residence.elsewhere:
+        provenance["blocks"] = "beside the device"
     if leaked:
         provenance["leaked"] = leaked
     return replace(
@@ -345,7 +382,9 @@ def reference_of(
     if reference is None:
         reference = _known_dense_name(manifest, opened.name, option)
     if not is_object(reference):
-        return _opened(reference, None, type_name(opened.dtype), device, opened.residence.on_disk)
+        on_disk = opened.residence.on_disk
+        beside = opened.residence.elsewhere and not on_disk
+        return _opened(reference, None, type_name(opened.dtype), device, on_disk, beside)
     # An object has its own type and device; both models are shown the same tokens.
     tokenizer = None if isinstance(reference, Opened) else opened.tokenizer
     dense = opened_of(reference, tokenizer)
@@ -382,9 +421,13 @@ def _dense_name(manifest: Mapping[str, Any] | None) -> str | None:
     return run.get("model_name")
 
 
-def _opened(model: Model, tokenizer: Any, dtype: str, device: str, on_disk: bool) -> Opened:
-    """Return the model, with its blocks in memory or read from disk whenever they run."""
-    opened = opened_of(model, tokenizer, dtype, device, on_disk=on_disk)
+def _opened(
+    model: Model, tokenizer: Any, dtype: str, device: str, on_disk: bool, beside: bool
+) -> Opened:
+    """Return the model, whose blocks bring their numbers in whenever they run, if these aren't
+    where it computes.
+    """
+    opened = opened_of(model, tokenizer, dtype, device, on_disk=on_disk, beside=beside)
     if opened.residence.on_disk:
         read_when_run(opened.model, opened.residence)
     return opened

@@ -10,7 +10,6 @@ from calibrant.compress.planning import (
     JobPlan,
     free_at,
     held_by_process,
-    held_while_opening,
     in_tenths,
     room_on,
     room_within,
@@ -69,10 +68,14 @@ def needs_of(
 
 
 def plan_of_measuring(
-    outlines: Sequence[ModelOutline], tasks: Sequence[Evaluator], memory: int | None
+    outlines: Sequence[ModelOutline],
+    tasks: Sequence[Evaluator],
+    memory: int | None,
+    on_device: int | None = None,
 ) -> JobPlan:
     """Return what it would take to measure the first of these models with `tasks`; the others are
-    what it is compared with. `memory` is how many bytes are promised, if any are.
+    what it is compared with. `memory` is how many bytes are promised, if any are, and `on_device`
+    how many may be held on a device where that computes.
     """
     outline = outlines[0]
     compares = any(task.compares for task in tasks)
@@ -80,20 +83,27 @@ def plan_of_measuring(
     needs = held_by_process(needs_of(outlines, tasks, softmax_bytes), outline)
     needs = replace(needs, model=sum(each.added for each in outlines))
     room = room_within(memory, outline.device)
+    if on_device is not None:
+        room = on_device
     notes: list[str] = []
     problems: list[str] = []
-    opening = max(held_while_opening(each, needs) for each in outlines)
-    peak = max(needs.in_memory("arrival"), opening)
+    peak = needs.in_memory("arrival")
     divisible = all(each.divisible for each in outlines)
     looking = [str(task) for task in tasks if task.looks_inside]
     on_disk = needs.on_disk("arrival")
-    if peak > room and memory is not None and divisible and not looking:
+    if on_device is not None and peak > room and not looking:
+        peak = needs.beside("arrival")
+        if peak <= room:
+            notes.append("blocks stay in the machine's own memory, each goes to the device in turn")
+    elif peak > room and memory is not None and divisible and not looking:
         peak = on_disk
         if peak <= room:
             notes.append("the blocks of the model stay on disk")
     if peak > room:
         way = "take a smaller model, or a machine with more memory"
-        if peak <= room_on(outline.device):
+        if on_device is not None:
+            way = "allow more with --device-memory, or give --device cpu"
+        elif peak <= room_on(outline.device):
             way = f"it fits with --memory {math.ceil(peak / 1e8) / 10:g}"
         elif divisible and not looking and on_disk <= in_tenths(room) * 1e9:
             way = f"it fits with --memory {in_tenths(room):g}, with blocks on disk"

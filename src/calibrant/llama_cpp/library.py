@@ -11,7 +11,16 @@ from calibrant.errors import OutputError
 from calibrant.spec.foreign import visible_name
 from calibrant.system.extras import needed_for
 
-_GGML: Final = """
+_DECODED: Final = (
+    "q4_0 q4_1 q5_0 q5_1 q8_0 q2_K q3_K q4_K q5_K q6_K iq1_s iq1_m iq2_xxs iq2_xs iq2_s iq3_xxs "
+    "iq3_s iq4_nl iq4_xs tq1_0 tq2_0 mxfp4 nvfp4"
+)
+"""Kinds of blocks, as the names of ggml's decoders have them."""
+_DECODERS: Final = "".join(
+    f"void dequantize_row_{kind}(const void * blocks, float * numbers, int64_t count);\n"
+    for kind in _DECODED.split()
+)
+_GGML: Final = f"""{_DECODERS}
 size_t ggml_quantize_chunk(int type, const float * src, void * dst, int64_t start, int64_t nrows,
     int64_t n_per_row, const float * imatrix);
 size_t ggml_row_size(int type, int64_t ne);

@@ -20,10 +20,11 @@ def needs_importance(kind: str) -> bool:
     each input matters.
     """
     _, library = ggml()
-    return bool(library.ggml_quantize_requires_imatrix(_number(kind)))
+    return bool(library.ggml_quantize_requires_imatrix(kind_number(kind)))
 
 
-def _number(kind: str) -> int:
+def kind_number(kind: str) -> int:
+    """Return ggml's number of a kind of blocks such as `q4_k`."""
     return int(gguf.GGMLQuantizationType[kind.upper()])
 
 
@@ -39,7 +40,7 @@ def quantize_matrix(
     an importance, without one.
     """
     ffi, library = ggml()
-    number = _number(kind)
+    number = kind_number(kind)
     if importance is None and needs_importance(kind):
         raise TargetError(
             f"{kind} can't be chosen without knowing which inputs matter; give calibration data",

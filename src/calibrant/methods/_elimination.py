@@ -1,10 +1,12 @@
 """Column elimination: remove weights from left to right, correcting the columns that follow.
 
-The factor of the inverse Hessian, H⁻¹ = UᵀU with U upper, says what a column's removal costs the
-others. It takes one Cholesky and one triangular inverse. Rows don't depend on each other, so on the
-CPU a block of columns is one call of a compiled kernel, many rows shared among as many threads as
-torch has; then one matrix product corrects everything right of the block. Other devices take the
-same steps column by column in torch (tests run those on the CPU; no other device was at hand).
+The root of the Hessian, H = RRᵀ with R upper, says what the changes of some columns do to those
+right of them. It takes one Cholesky from the last column to the first. When a block of columns has
+its turn, one matrix product with the changes of all before it brings it up to date. Inside a block
+the inverse of its own part of R is enough: H⁻¹ = UᵀU with U = R⁻¹, whose blocks on the diagonal are
+the inverses of R's. Rows don't depend on each other, so on the CPU a block is one call of a
+compiled kernel, many rows shared among as many threads as torch has. Other devices take the same
+steps column by column in torch (tests run those on the CPU; no other device was at hand).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -28,17 +30,17 @@ LADDER: Final = (1, 10, 100, 1000)
 the Hessian is positive definite.
 """
 
-HALVED_ABOVE: Final = 128
-"""Width above which a triangular matrix is inverted by halves."""
+ROOT_BLOCK: Final = 256
+"""Columns of a root that are computed together: enough for the full speed of products."""
 
 
 @dataclass(frozen=True)
 class Factor:
-    """`upper` is U; `saliency` is what |W_oi| is multiplied with to give a score, 1/U_ii, and 0
-    for an input that was always zero.
+    """`root` is R, of which the upper triangle counts: what is below may be anything. `saliency` is
+    what |W_oi| is multiplied with to give a score, R_ii, and 0 for an input that was always zero.
     """
 
-    upper: Float[Tensor, "in in"]
+    root: Float[Tensor, "in in"]
     saliency: Float[Tensor, "in"]
     notes: Mapping[str, Any]
 
@@ -51,7 +53,7 @@ def shared_factor(gram: Gram, damp: float) -> Factor:
 
 
 def factorise(gram: Gram, damp: float) -> Factor:
-    """Factor H⁻¹ for H = gram/mass + λI, λ = `damp` · mean diagonal over the inputs that were ever
+    """Factor H = gram/mass + λI, λ = `damp` · mean diagonal over the inputs that were ever
     used.
 
     Inputs that were always zero get a diagonal of 1: they are tied to no other input, so they
@@ -63,22 +65,22 @@ def factorise(gram: Gram, damp: float) -> Factor:
     dead = diagonal == 0
     mean = mean_square(gram)
     ladder = [(torch.float64, multiple) for multiple in LADDER]
-    if gram.matrix.dtype != torch.float64:
+    if gram.upper.dtype != torch.float64:
         # In float32 a Gram of few tokens has eigenvalues that rounding makes negative: the cure is
         # precision, which changes only rounding, and only then more damping.
-        ladder.insert(0, (gram.matrix.dtype, 1))
+        ladder.insert(0, (gram.upper.dtype, 1))
     for dtype, multiple in ladder:
-        upper = _inverse_factor(gram, dead, mean * damp * multiple, dtype)
-        if upper is not None:
+        root = _root(gram, dead, mean * damp * multiple, dtype)
+        if root is not None:
+            root = root.to(gram.upper.device, gram.upper.dtype)
             # Of an input that was always zero any weight may go for nothing.
-            saliency = (1 / upper.diagonal()).masked_fill(dead.to(upper.device), 0)
+            saliency = root.diagonal().masked_fill(dead, 0)
             notes = {
                 "damp": damp * multiple,
                 "precision": type_name(dtype),
                 "dead_inputs": int(dead.count_nonzero()),
             }
-            upper = upper.to(gram.matrix.device, gram.matrix.dtype)
-            return Factor(upper, saliency.to(gram.matrix.device, gram.matrix.dtype), notes)
+            return Factor(root, saliency, notes)
     lowest = float(diagonal.min())
     highest = float(diagonal.max())
     raise NumericsError(
@@ -98,50 +100,49 @@ def mean_square(gram: Gram) -> float:
     return float(diagonal.double().sum()) / gram.mass / used
 
 
-def _inverse_factor(gram: Gram, dead: Tensor, damping: float, dtype: torch.dtype) -> Tensor | None:
-    """Return U, or None if the Hessian isn't positive definite. With J the index reversal and JHJ =
-    LLᵀ, R = JLJ is upper, H = RRᵀ and U = R⁻¹.
-    """
-    device = gram.matrix.device
+def _root(gram: Gram, dead: Tensor, damping: float, dtype: torch.dtype) -> Tensor | None:
+    """Return R, or None if the Hessian isn't positive definite."""
+    device = gram.upper.device
     # Apple's GPUs have no float64.
     if device.type == "mps" and dtype == torch.float64:
         device = torch.device("cpu")
-    # One copy after the other: of the widest matrices of a large model each takes hundreds of
+    # One copy, which becomes the root: of the widest matrices of a large model it takes hundreds of
     # megabytes.
-    hessian = gram.matrix.flip(0, 1).to(device, dtype)
+    hessian = gram.upper.to(device, dtype, copy=True)
     hessian /= gram.mass
-    hessian.diagonal().add_(dead.flip(0).to(device, dtype)).add_(damping)
-    lower, info = torch.linalg.cholesky_ex(hessian)
-    del hessian
-    if int(info) != 0:
-        return None
-    flipped = lower.flip(0, 1)
-    del lower
-    # Row by row, as kernels and those who share it want it.
-    upper = flipped.contiguous()
-    del flipped
-    invert_upper(upper)
-    is_finite = all(bool(extreme.isfinite()) for extreme in upper.aminmax())
-    return upper if is_finite else None
+    hessian.diagonal().add_(dead.to(device, dtype)).add_(damping)
+    return hessian if take_root(hessian) else None
 
 
-def invert_upper(upper: Float[Tensor, "in in"]) -> None:
-    """Put the inverse of an upper triangular matrix in its place, again upper, by halving: a
-    third of the work of solving for a whole identity.
+def take_root(hessian: Float[Tensor, "in in"]) -> bool:
+    """Put R into the upper triangle of H, which alone is read. Return whether H is positive
+    definite; if it isn't, what is left in it is of no use.
     """
-    width = len(upper)
-    if width <= HALVED_ABOVE:
-        identity = torch.eye(width, dtype=upper.dtype, device=upper.device)
-        upper.copy_(torch.linalg.solve_triangular(upper, identity, upper=True))
-        return
-    # [[A, B], [0, D]]⁻¹ = [[A⁻¹, -A⁻¹BD⁻¹], [0, D⁻¹]]
-    left = slice(0, width // 2)
-    right = slice(width // 2, width)
-    invert_upper(upper[left, left])
-    invert_upper(upper[right, right])
-    # Both halves are inverted by now.
-    corner = upper[left, left] @ upper[left, right] @ upper[right, right]
-    upper[left, right] = corner.neg_()
+    width = len(hessian)
+    last = (width - 1) // ROOT_BLOCK * ROOT_BLOCK
+    for start in range(last, -1, -ROOT_BLOCK):
+        stop = min(start + ROOT_BLOCK, width)
+        columns = slice(start, stop)
+        above = slice(0, start)
+        done = slice(stop, width)
+        # What is right of these columns is R already.
+        hessian[:stop, columns].addmm_(hessian[:stop, done], hessian[columns, done].T, alpha=-1)
+        # With J the index reversal and JHJ = LLᵀ, R is JLJ.
+        lower, info = torch.linalg.cholesky_ex(hessian[columns, columns].flip(0, 1))
+        root = lower.flip(0, 1)
+        if int(info) != 0 or not bool(root.isfinite().all()):
+            return False
+        hessian[columns, columns] = root
+        hessian[above, columns] = hessian[above, columns] @ inverse_of(root).T
+    return True
+
+
+def inverse_of(root: Float[Tensor, "span span"]) -> Float[Tensor, "span span"]:
+    """Return the inverse of an upper triangular matrix, of which the upper triangle alone is read.
+    It is made for few columns: what is wide takes long.
+    """
+    identity = torch.eye(len(root), dtype=root.dtype, device=root.device)
+    return torch.linalg.solve_triangular(root, identity, upper=True).contiguous()
 
 
 @dataclass(frozen=True)
@@ -161,9 +162,9 @@ ROWS_PER_THREAD: Final = 1024
 fewer rows are done before they rest.
 """
 
-Step = Callable[[Tensor, Tensor, Tensor, Tensor, Span], Tensor]
-"""Eliminates within a span, in place: (weight, upper, saliency, removed [out, span], span) ->
-errors [out, span]. Fills `removed` if it chooses.
+Step = Callable[[Tensor, Tensor, Tensor, Tensor, Span], None]
+"""Eliminates within a span, in place: (current [out, span], inverse [span, span], saliency [span],
+removed [out, span], span). Fills `removed` if it chooses.
 """
 
 
@@ -180,22 +181,44 @@ def eliminate(
     """
     if step is None:
         step = eliminate_rows if weight.device.type == "cpu" else eliminate_columns
-    corrected = weight.detach().clone(memory_format=torch.contiguous_format)
     # The factor has the Gram's type; the elimination is in the type of the weights.
-    upper = factor.upper.to(corrected.dtype)
-    saliency = factor.saliency.to(corrected.dtype)
-    for span in spans(corrected.shape[1], target, block):
+    root = factor.root.to(weight.dtype)
+    saliency = factor.saliency.to(weight.dtype)
+    original = weight.detach()
+    pruned = torch.empty_like(original, memory_format=torch.contiguous_format)
+    changes = torch.empty_like(pruned)
+    for span in spans(original.shape[1], target, block):
         columns = slice(span.start, span.stop)
-        removed = torch.zeros_like(corrected[:, columns], dtype=torch.bool)
+        inverse = inverse_of(root[columns, columns])
+        current = up_to_date(original, changes, root, inverse, span)
+        removed = torch.zeros_like(current, dtype=torch.bool)
         # Weights of a group are chosen by the step, when the group's turn comes.
         if not span.group:
-            removed = choose(corrected[:, columns].abs() * saliency[columns], target, span)
-        # Algorithm 1 of SparseGPT, lazily: inside the span column by column, right of it in one
-        # product with all the span's errors.
-        errors = step(corrected, upper, saliency, removed.contiguous(), span)
-        if span.stop < corrected.shape[1]:
-            corrected[:, span.stop :].addmm_(errors, upper[columns, span.stop :], alpha=-1)
-    return corrected
+            removed = choose(current.abs() * saliency[columns], target, span)
+        step(current, inverse, saliency[columns], removed.contiguous(), span)
+        pruned[:, columns] = current
+        changes[:, columns] = current - original[:, columns]
+    return pruned
+
+
+def up_to_date(
+    original: Float[Tensor, "out in"],
+    changes: Float[Tensor, "out in"],
+    root: Float[Tensor, "in in"],
+    inverse: Float[Tensor, "span span"],
+    span: Span,
+) -> Float[Tensor, "out span"]:
+    """Return the columns of a span corrected for the `changes` of all columns before it.
+
+    With D the changes so far, the outputs change by ‖DR‖² in all. A column of DR behind D is zero,
+    and so costs nothing, where the weights w of the span become w - (DR)U: algorithm 1 of
+    SparseGPT, put off until the span's turn.
+    """
+    columns = slice(span.start, span.stop)
+    # Row by row in memory, a narrow panel is multiplied a quarter faster.
+    panel = root[: span.start, columns].contiguous()
+    felt = changes[:, : span.start] @ panel
+    return torch.addmm(original[:, columns], felt, inverse, alpha=-1)
 
 
 def spans(columns: int, target: Removal | None, block: int) -> list[Span]:
@@ -228,13 +251,11 @@ def choose(
 
 
 def eliminate_rows(
-    weight: Tensor, upper: Tensor, saliency: Tensor, removed: Tensor, span: Span
-) -> Tensor:
+    current: Tensor, inverse: Tensor, saliency: Tensor, removed: Tensor, span: Span
+) -> None:
     """Eliminate on the CPU, in float32 or float64: a `Step`."""
-    errors = torch.zeros(removed.shape, dtype=weight.dtype)
-    arrays = [part.numpy() for part in (weight, upper, saliency, removed, errors)]
-    by_rows(_kernel(), len(weight), [*arrays, span.start, span.stop, span.group, span.drop])
-    return errors
+    arrays = [part.numpy() for part in (current, inverse, saliency, removed)]
+    by_rows(_kernel(), len(current), [*arrays, span.group, span.drop])
 
 
 def by_rows(
@@ -259,27 +280,23 @@ def by_rows(
 
 
 def eliminate_columns(
-    weight: Tensor, upper: Tensor, saliency: Tensor, removed: Tensor, span: Span
-) -> Tensor:
+    current: Tensor, inverse: Tensor, saliency: Tensor, removed: Tensor, span: Span
+) -> None:
     """Eliminate on any device: a `Step`. A column takes the corrections of all before it when its
     turn comes.
     """
-    columns = slice(span.start, span.stop)
-    block = weight[:, columns]
-    upper = upper[columns, columns]
-    original = block.clone()
-    errors = torch.zeros_like(block)
-    for i in range(block.shape[1]):
+    original = current.clone()
+    errors = torch.zeros_like(current)
+    for i in range(current.shape[1]):
         if span.group and i % span.group == 0:
             members = slice(i, i + span.group)
-            current = original[:, members] - errors[:, :i] @ upper[:i, members]
-            scores = current.abs() * saliency[columns][members]
+            corrected = original[:, members] - errors[:, :i] @ inverse[:i, members]
+            scores = corrected.abs() * saliency[members]
             removed[:, members] = ~keep_highest(scores, span.drop)
         # All at once, which on a device is one product instead of many small steps.
-        column = original[:, i] - errors[:, :i] @ upper[:i, i]
-        errors[:, i] = (column / upper[i, i]).where(removed[:, i], 0)
-        block[:, i] = column.masked_fill(removed[:, i], 0)
-    return errors
+        column = original[:, i] - errors[:, :i] @ inverse[:i, i]
+        errors[:, i] = (column / inverse[i, i]).where(removed[:, i], 0)
+        current[:, i] = column.masked_fill(removed[:, i], 0)
 
 
 @cache

@@ -17,18 +17,16 @@ TILE: Final = 64
 
 
 @compiled
-def correct(
-    column: Any, errors: Any, upper: Any, start: int, j: int, done: int, until: int
-) -> None:
+def correct(column: Any, errors: Any, inverse: Any, j: int, done: int, until: int) -> None:
     """Correct column `j` of the block for the `errors` of its columns `done` to `until`."""
     # Four columns in one pass: a number is loaded and stored once for all four. The brackets keep
     # the order of one after the other, to the last bit.
     p = done
     while p + 4 <= until:
-        u0 = upper[start + p, start + j]
-        u1 = upper[start + p + 1, start + j]
-        u2 = upper[start + p + 2, start + j]
-        u3 = upper[start + p + 3, start + j]
+        u0 = inverse[p, j]
+        u1 = inverse[p + 1, j]
+        u2 = inverse[p + 2, j]
+        u3 = inverse[p + 3, j]
         e0 = errors[p]
         e1 = errors[p + 1]
         e2 = errors[p + 2]
@@ -37,7 +35,7 @@ def correct(
             column[r] = (((column[r] - e0[r] * u0) - e1[r] * u1) - e2[r] * u2) - e3[r] * u3
         p += 4
     while p < until:
-        u0 = upper[start + p, start + j]
+        u0 = inverse[p, j]
         e0 = errors[p]
         for r in range(TILE):
             column[r] -= e0[r] * u0
@@ -45,9 +43,7 @@ def correct(
 
 
 @compiled
-def choose(
-    tile: Any, removed: Any, saliency: Any, start: int, i: int, group: int, drop: int
-) -> None:
+def choose(tile: Any, removed: Any, saliency: Any, i: int, group: int, drop: int) -> None:
     """Of the `group` columns from `i`, mark as `removed` the `drop` with the lowest scores in each
     row; of equal scores the first.
     """
@@ -57,8 +53,8 @@ def choose(
     for member in range(i, i + group):
         before[:] = 0
         for rival in range(i, i + group):
-            saliency_of_member = saliency[start + member]
-            saliency_of_rival = saliency[start + rival]
+            saliency_of_member = saliency[member]
+            saliency_of_rival = saliency[rival]
             for r in range(TILE):
                 score = abs(tile[member, r]) * saliency_of_member
                 rival_score = abs(tile[rival, r]) * saliency_of_rival
@@ -79,25 +75,22 @@ def _remove(column: Any, errors: Any, removed: Any, pivot: Any) -> None:
 
 @compiled
 def eliminate(
-    weight: Any,
-    upper: Any,
+    current: Any,
+    inverse: Any,
     saliency: Any,
     removed: Any,
-    errors: Any,
-    start: int,
-    stop: int,
     group: int,
     drop: int,
     first: int,
     last: int,
 ) -> None:
-    """Eliminate columns `start` to `stop` of rows `first` to `last`, in place; arrays are
+    """Eliminate the columns of a block in rows `first` to `last`, in place; arrays are
     C-contiguous. See `_elimination.Step`.
     """
-    columns = stop - start
+    columns = current.shape[1]
     width = max(group, 1)
-    tile = np.zeros((columns, TILE), weight.dtype)
-    tile_errors = np.zeros((columns, TILE), weight.dtype)
+    tile = np.zeros((columns, TILE), current.dtype)
+    tile_errors = np.zeros((columns, TILE), current.dtype)
     tile_removed = np.zeros((columns, TILE), np.bool_)
     for tile_start in range(first, last, TILE):
         # The last tile may have fewer rows. The rest of it still holds numbers of the tile before:
@@ -105,21 +98,20 @@ def eliminate(
         rows = min(TILE, last - tile_start)
         for i in range(columns):
             for r in range(rows):
-                tile[i, r] = weight[tile_start + r, start + i]
+                tile[i, r] = current[tile_start + r, i]
                 tile_removed[i, r] = removed[tile_start + r, i]
         # Left-looking: a column takes the corrections of all before it when its turn comes, so each
         # is written once. Of N:M the whole group is brought up to date first, because its columns
         # are compared with each other.
         for i in range(0, columns, width):
             for j in range(i, i + width):
-                correct(tile[j], tile_errors, upper, start, j, 0, i)
+                correct(tile[j], tile_errors, inverse, j, 0, i)
             if group > 0:
-                choose(tile, tile_removed, saliency, start, i, group, drop)
+                choose(tile, tile_removed, saliency, i, group, drop)
             for j in range(i, i + width):
-                correct(tile[j], tile_errors, upper, start, j, i, j)
-                _remove(tile[j], tile_errors[j], tile_removed[j], upper[start + j, start + j])
+                correct(tile[j], tile_errors, inverse, j, i, j)
+                _remove(tile[j], tile_errors[j], tile_removed[j], inverse[j, j])
         for r in range(rows):
             for i in range(columns):
-                weight[tile_start + r, start + i] = tile[i, r]
-                errors[tile_start + r, i] = tile_errors[i, r]
+                current[tile_start + r, i] = tile[i, r]
                 removed[tile_start + r, i] = tile_removed[i, r]

@@ -56,6 +56,15 @@ def check_one_process(method: Method, job: Job) -> None:
         raise SpecError(message, subject=str(method))
 
 
+def check_blocks_together(method: Method, job: Job) -> None:
+    """Raise `SpecError` if blocks go to the device in turn, for a method that needs all of them
+    there at once.
+    """
+    if job.view.residence.elsewhere:
+        message = f"{method} needs all blocks on the device at once, and they go there in turn"
+        raise SpecError(f"{message}; allow more device_memory", subject=str(method))
+
+
 @contextmanager
 def failing_at(method: Method, place: str, subject: str = "") -> Iterator[None]:
     """Make errors inside say which method failed at which `place`, such as a matrix.

@@ -11,6 +11,7 @@ with uncollected():
     from calibrant.models.objects import (
         evaluating,
         is_object,
+        model_in,
         name_of,
         only_looks,
         opened_of,
@@ -93,6 +94,7 @@ __all__ = [
     "load",
     "located",
     "manifest_folder",
+    "model_in",
     "name_of",
     "only_looks",
     "open_model",

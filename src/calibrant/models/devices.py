@@ -20,6 +20,7 @@ DTYPES: Final = {
     "float64": torch.float64,
 }
 DEVICES: Final = ("cpu", "cuda", "mps")
+"""The kinds of devices that torch has by itself."""
 _NATIVE_BFLOAT16: Final = ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16")
 _CUDA_WITH_BFLOAT16: Final = (8, 0)
 
@@ -27,6 +28,18 @@ WORTH: Final = 1.2
 """bfloat16 must be so many times as fast as float32 to be chosen. Processors are far above or far
 below, so a busy moment doesn't decide.
 """
+
+
+def device_kinds() -> tuple[str, ...]:
+    """Return the kinds of devices that may be named here: `DEVICES`, and the one that was
+    registered with torch as its "privateuse1" as long as that is there, such as
+    `calibrant.testing.pretended_device`.
+    """
+    registered = torch._C._get_privateuse1_backend_name()
+    module = getattr(torch, registered, None)
+    if module is None or not module.is_available():
+        return DEVICES
+    return (*DEVICES, registered)
 
 
 def resolve_device(device: str) -> torch.device:
@@ -44,17 +57,14 @@ def resolve_device(device: str) -> torch.device:
     kind, colon, number = device.partition(":")
     # Decimal digits of ASCII, as torch takes them.
     numbered = number.isascii() and number.isdecimal()
-    if kind not in DEVICES or (colon and not numbered):
-        hint = did_you_mean(kind, [*DEVICES, "auto"])
+    kinds = device_kinds()
+    if kind not in kinds or (colon and not numbered):
+        hint = did_you_mean(kind, [*kinds, "auto"])
         raise ModelError(
             f"there is no device {device!r}{hint}; use auto, cpu, cuda, cuda:0 or mps",
             subject=device,
         )
-    available = {
-        "cpu": 1,
-        "cuda": torch.cuda.device_count() if torch.cuda.is_available() else 0,
-        "mps": int(torch.backends.mps.is_available()),
-    }[kind]
+    available = _count(kind)
     if int(number or 0) >= available:
         raise ModelError(
             f"device {device!r} isn't available on this machine (it has {available} of kind "
@@ -62,6 +72,17 @@ def resolve_device(device: str) -> torch.device:
             subject=device,
         )
     return torch.device(device)
+
+
+def _count(kind: str) -> int:
+    """How many devices of a kind this machine has."""
+    if kind == "cpu":
+        return 1
+    if kind == "cuda":
+        return torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if kind == "mps":
+        return int(torch.backends.mps.is_available())
+    return torch.get_device_module(kind).device_count()
 
 
 def resolve_dtype(dtype: str, device: str | torch.device = "cpu") -> torch.dtype:

@@ -5,10 +5,9 @@ transformers opens whatever an index or a configuration names, wherever it is. H
 read first. The files that are allowed are hashed and opened, all of them and no others.
 """
 
-import hashlib
 import json
 import stat
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -81,31 +80,6 @@ def check_plain(folder: Path, ref: str) -> list[str]:
             if name.endswith(READ):
                 _check_plain(folder / name, folder, ref)
     return names
-
-
-def file_digests(folder: Path, weights: Sequence[Path], with_code: bool = False) -> dict[str, str]:
-    """Return the SHA-256 of a folder's weights and `config.json`, by their paths in the folder;
-    with `with_code` of its Python files too.
-    """
-    digests = {file.name: file_digest(file) for file in sorted([*weights, folder / CONFIG])}
-    if with_code:
-        for file in sorted(folder.rglob("*.py")):
-            digests[file.relative_to(folder).as_posix()] = file_digest(file)
-    return digests
-
-
-def folder_digest(digests: Mapping[str, str]) -> str:
-    """Return one SHA-256 of files of which these are the names and digests; the order counts."""
-    total = hashlib.sha256()
-    for name, digest in digests.items():
-        total.update(f"{name} {digest}\n".encode())
-    return "sha256:" + total.hexdigest()
-
-
-def file_digest(path: Path) -> str:
-    """Return the SHA-256 of a file's bytes."""
-    with reading(path), path.open("rb") as file:
-        return "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def reading(path: Path) -> Refusal:

@@ -2,6 +2,7 @@
 saying what their weights were quantized to.
 """
 
+import copy
 import functools
 import mmap
 import re
@@ -26,9 +27,9 @@ from transformers import (
     PreTrainedTokenizerFast,
     modeling_gguf_pytorch_utils,
 )
+from transformers.integrations.gguf import reader as gguf_header_reader
 
 from calibrant.errors import ModelError
-from calibrant.models.cache import CachedModel
 from calibrant.models.complete import check_complete, check_fits, outline, refuse_unused
 from calibrant.models.configuring import (
     Room,
@@ -39,6 +40,7 @@ from calibrant.models.configuring import (
     try_out,
 )
 from calibrant.models.folder import reading
+from calibrant.models.gguf_decoding import add_tensors
 from calibrant.models.quiet import Refusal
 from calibrant.models.saving import forget_quantization
 from calibrant.spec.foreign import brief
@@ -52,6 +54,8 @@ LIST: Final = 9
 """The numbers of the types of a text and of a list."""
 SCALARS: Final = dict(enumerate("BbHhIif?")) | {10: "Q", 11: "q", 12: "d"}
 """Types of single values, by their numbers, as the codes of `struct`."""
+SHORT_LIST: Final = 2**12
+"""Entries of a list in a header that all are read. A longer one is a vocabulary."""
 ALIGNMENT: Final = 32
 FLOATS: Final = ("F32", "F16", "BF16", "F64")
 
@@ -175,16 +179,8 @@ class _HeaderReader:
         return [count]
 
     def _skip_texts(self, count: int) -> None:
-        # A vocabulary has a hundred thousand texts, so the loop is kept short: a text that ends
-        # behind the file is noticed once, at the end.
-        length = struct.Struct("<Q").unpack_from
-        place = self._place
-        last = len(self._content) - 8
-        for _ in range(count):
-            if place > last:
-                break
-            place += 8 + length(self._content, place)[0]
-        self._skip(place - self._place)
+        # A text that ends behind the file is noticed once, at the end.
+        self._skip(_after_texts(self._content, self._place, count) - self._place)
 
     def _text(self, longest: int | None = None) -> str:
         length = self._read("Q")
@@ -218,6 +214,20 @@ class _HeaderReader:
             )
 
 
+def _after_texts(content: Any, place: int, count: int) -> int:
+    """The place in a file behind so many texts, which begin at `place`; one behind the end of the
+    file where it is too short.
+    """
+    # A vocabulary has a hundred thousand texts, so the loop is kept short.
+    length = struct.Struct("<Q").unpack_from
+    last = len(content) - 8
+    for _ in range(count):
+        if place > last:
+            return len(content) + 1
+        place += 8 + length(content, place)[0]
+    return place
+
+
 def _scalar(kind: int) -> str:
     if kind not in SCALARS:
         raise ValueError(f"an entry is of the unknown type {kind}")
@@ -225,31 +235,26 @@ def _scalar(kind: int) -> str:
 
 
 def open_gguf(
-    path: Path, dtype: torch.dtype, digest: str
+    path: Path, dtype: torch.dtype
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerFast, str]:
     """Return the model, its tokenizer, and a note such as "dequantized from Q4_1" (empty if nothing
     was quantized).
 
-    `digest` is the file's; under it the dequantized model is kept in the user's cache (`cache`).
     Raises `ModelError` for a file that is no GGUF, is truncated or damaged, holds blocks or tensors
     that the model has no place for, or is of an architecture that transformers can't read.
     """
     header = gguf_header(path)
-    cache = CachedModel(digest, dtype)
-    cached = cache.load()
-    with _parsing_once() as used_names:
-        model, note = cached or _dequantized(path, dtype)
+    with _read_quickly() as used_names:
+        model, note = _dequantized(path, dtype)
         tokenizer = gguf_tokenizer(path)
     forget_quantization(model)
-    # Empty where the model came from the cache. transformers ignores a tensor whose name has no
-    # place in the model in silence.
+    # transformers ignores a tensor whose name has no place in the model in silence. Of an
+    # architecture that it converts in another way, it gives no names.
     if used_names:
         for name in sorted(header.tensors):
             if name not in used_names and not _NO_PLACE.search(name):
                 refuse_unused(name, str(path))
     check_ids(tokenizer, model, str(path))
-    if cached is None:
-        cache.store(model, note)
     model.config.name_or_path = model.name_or_path = str(path.parent)
     # As saving would set it.
     model.config.architectures = [type(model).__name__]
@@ -357,8 +362,8 @@ def _recipe(reader: gguf.GGUFReader) -> str:
 
 @final
 class _QuickReader(gguf.GGUFReader):
-    """gguf's own reader, to which the mapped file is a plain array. It reads a vocabulary in a
-    third of the time.
+    """gguf's own reader, to which the mapped file is a plain array, and a long list so many times
+    its first entry: of a vocabulary transformers wants the length alone.
     """
 
     @property
@@ -369,23 +374,42 @@ class _QuickReader(gguf.GGUFReader):
     def data(self, mapped: np.ndarray) -> None:
         self._bytes = mapped.view(np.ndarray)
 
+    def _get_field_parts(
+        self, orig_offs: int, raw_type: int
+    ) -> tuple[int, list[Any], list[int], list[gguf.GGUFValueType]]:
+        if raw_type != LIST:
+            return super()._get_field_parts(orig_offs, raw_type)
+        inner, count = struct.unpack_from("<IQ", self._bytes, orig_offs)
+        if count <= SHORT_LIST:
+            return super()._get_field_parts(orig_offs, raw_type)
+        first = orig_offs + struct.calcsize("<IQ")
+        if inner == TEXT:
+            end = _after_texts(self._bytes, first, count)
+        else:
+            end = first + count * struct.calcsize(_scalar(inner))
+        _, parts, places, types = super()._get_field_parts(first, inner)
+        return end - orig_offs, parts, places * count, [gguf.GGUFValueType.ARRAY, *types]
+
 
 @contextmanager
-def _parsing_once() -> Iterator[set[str]]:
-    """While it lasts, transformers parses the file once and makes the map of names once, without a
-    progress bar. Gives a set, which gets the names of tensors that have a place in the model.
+def _read_quickly() -> Iterator[set[str]]:
+    """While it lasts, transformers parses the file once, makes the map of names once, and is given
+    the tensors of `add_tensors`. Gives a set, which gets the names of tensors that have a place in
+    the model.
 
-    transformers 5.24 parses the file anew for the configuration and for the weights, and makes the
-    map once for every module: 8 of the 15 seconds that SmolLM2 takes to open. Both are only read,
-    so one copy serves.
+    transformers 5.24 parses the file anew for the configuration and for the weights, makes the map
+    once for every module, and decodes in one thread. What is parsed and mapped is only read, so one
+    copy serves.
     """
     library = cast(Any, gguf)
     legacy = cast(Any, modeling_gguf_pytorch_utils)
     weights_map = legacy.get_gguf_hf_weights_map
+    parse = functools.cache(legacy.load_gguf_checkpoint)
+    mapped = gguf_header_reader._mapped
     read_once = functools.cache(_QuickReader)
     used_names: set[str] = set()
 
-    def reader(path: Any) -> _QuickReader:
+    def read(path: Any) -> _QuickReader:
         return read_once(Path(path))
 
     def noted_map(*arguments: Any, **options: Any) -> dict[str, str]:
@@ -393,14 +417,28 @@ def _parsing_once() -> Iterator[set[str]]:
         used_names.update(names)
         return names
 
-    def without_bar(steps: Any, **_: Any) -> Any:
-        return steps
+    def load_quickly(
+        path: str,
+        return_tensors: bool = False,
+        model_to_load: Any = None,
+        torch_dtype: torch.dtype = torch.float32,
+    ) -> dict[str, Any]:
+        parsed = dict(parse(path))
+        # Whoever asks for the configuration changes it.
+        parsed["config"] = copy.deepcopy(parsed["config"])
+        if return_tensors:
+            add_tensors(parsed, Path(path), read(path), model_to_load, torch_dtype)
+        return parsed
+
+    def mapped_plainly(path: str) -> np.ndarray:
+        return mapped(path).view(np.ndarray)
 
     replacements = [
-        (library, "GGUFReader", reader),
+        (library, "GGUFReader", read),
         (library, "get_tensor_name_map", functools.cache(library.get_tensor_name_map)),
-        (legacy, "tqdm", without_bar),
         (legacy, "get_gguf_hf_weights_map", noted_map),
+        (legacy, "load_gguf_checkpoint", load_quickly),
+        (gguf_header_reader, "_mapped", mapped_plainly),
     ]
     before = [(module, name, getattr(module, name)) for module, name, _ in replacements]
     for module, name, replacement in replacements:

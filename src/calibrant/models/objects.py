@@ -38,6 +38,7 @@ def opened_of(
     device: str = "auto",
     copy: bool = False,
     on_disk: bool = False,
+    beside: bool = False,
 ) -> Opened:
     """Return `model` opened: a name or a path as `open_model` opens it, an `Opened` itself, and
     around a model of transformers an `Opened` that holds this very object.
@@ -49,7 +50,7 @@ def opened_of(
     nothing, for what can't be used.
     """
     if isinstance(model, str | Path):
-        opened = open_model(str(model), dtype, device, on_disk=on_disk)
+        opened = open_model(str(model), dtype, device, on_disk=on_disk, beside=beside)
         return _with_tokenizer(opened, tokenizer)
     if isinstance(model, Opened):
         # Whatever runs it needs the numbers of its blocks.
@@ -305,9 +306,10 @@ def _check_machine(opened: Opened, dtype: str, device: str) -> None:
 
 def _copied(opened: Opened) -> Opened:
     """The same around a copy of the model; where that came from is remembered of the copy too."""
-    if opened.residence.on_disk:
+    if opened.residence.elsewhere:
         raise ModelError(
-            f"the blocks of {opened.name} are on disk, so it can't be copied; give its name",
+            f"the blocks of {opened.name} aren't where it computes, so it can't be copied; give "
+            "its name",
             subject=opened.name,
         )
     model = copying.deepcopy(opened.model)

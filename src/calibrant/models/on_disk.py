@@ -21,7 +21,7 @@ from functools import wraps
 from inspect import signature
 from math import prod
 from pathlib import Path
-from typing import IO, Any, ClassVar, Final, final
+from typing import IO, Any, Final, final
 
 import torch
 from huggingface_hub import split_state_dict_into_shards_factory
@@ -236,19 +236,24 @@ def _index(name: str, layers: str) -> int:
 
 
 def read_when_run(model: PreTrainedModel, residence: Residence) -> None:
-    """Have the numbers of each block read when its forward is called, and freed when that ends.
-    Then any code can run the model. To ask for it twice is to ask for it once.
+    """Have the numbers of each block brought in when its forward is called, and freed when that
+    ends. Then any code can run the model. To ask for it twice is to ask for it once.
     """
-    for index, block in enumerate(model.get_submodule(block_list(model)).children()):
+    blocks = model.get_submodule(block_list(model))
+    for block in blocks.children():
         # Only here a block gets a forward that isn't that of its class.
         if "forward" not in vars(block):
-            block.forward = _holding(residence, index, block.forward)
+            block.forward = _holding(residence, blocks, block)
 
 
-def _holding(residence: Residence, index: int, forward: Callable[..., Any]) -> Callable[..., Any]:
+def _holding(residence: Residence, blocks: nn.Module, block: nn.Module) -> Callable[..., Any]:
+    forward = block.forward
+
     # transformers looks at the names of a forward's parameters.
     @wraps(forward)
     def held_forward(*args: Any, **kwargs: Any) -> Any:
+        # Looked up at each call, since blocks before it may have been dropped.
+        index = list(blocks.children()).index(block)
         with residence.held(index):
             return forward(*args, **kwargs)
 
@@ -259,7 +264,8 @@ def _holding(residence: Residence, index: int, forward: Callable[..., Any]) -> C
 class OnDisk(Residence):
     """The numbers of a model's blocks are read from its folder, each while it is held."""
 
-    on_disk: ClassVar[bool] = True
+    on_disk = True
+    elsewhere = True
 
     def __init__(self, model: PreTrainedModel, parts: Parts) -> None:
         self._model = model

@@ -24,7 +24,7 @@ from huggingface_hub.errors import (
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from calibrant.errors import ModelError
-from calibrant.models.cache import may_be_kept, path_of
+from calibrant.models.beside import BesideDevice
 from calibrant.models.complete import (
     StoredTensor,
     check_complete,
@@ -45,16 +45,15 @@ from calibrant.models.configuring import (
     trusted,
 )
 from calibrant.models.devices import resolve_device, resolve_dtype
+from calibrant.models.digests import file_digests, folder_digest, known_digest
 from calibrant.models.folder import (
     CONFIG,
     PICKLES,
-    file_digest,
-    file_digests,
-    folder_digest,
     read_object,
     weight_files,
 )
 from calibrant.models.gguf_file import gguf_header, gguf_tokenizer, open_gguf
+from calibrant.models.in_packages import path_of
 from calibrant.models.on_disk import open_on_disk
 from calibrant.models.origin import Origin, remember
 from calibrant.models.packed_folder import packed_folder
@@ -88,6 +87,7 @@ def open_model(
     device: str = "auto",
     trust_remote_code: bool | None = None,
     on_disk: bool = False,
+    beside: bool = False,
 ) -> Opened:
     """Open the causal language model that `ref` names, in evaluation mode, in `dtype`, on `device`.
 
@@ -98,21 +98,22 @@ def open_model(
     unless `trust_remote_code` says so (None: as `CALIBRANT_TRUST_REMOTE_CODE` does); then `digest`
     covers that code too. With `on_disk` a block's numbers are read from the folder while it is
     worked on (`view(opened.model, opened.residence).held(block)`), and the folder must not change
-    meanwhile. Raises `ModelError` for everything that can't be opened. CUDA and MPS are untested
-    here.
+    meanwhile. With `beside`, or with `on_disk` where another device than the processor computes,
+    blocks stay beside that device, and each is copied to it while it is worked on. Raises
+    `ModelError` for everything that can't be opened. CUDA and MPS are untested here.
     """
     target = resolve_device(device)
     resolved = resolve_dtype(dtype, target)
     trust = trusted(trust_remote_code)
     path = _locate(ref, code=trust)
     if on_disk:
-        _check_on_disk(path, target, ref)
+        _check_on_disk(path, ref)
     with _ONE_AT_A_TIME, quiet():
         if path.is_dir():
             sparse = sparse_folder(path, ref)
             weights = weight_files(path, ref) if sparse is None else sparse.files
             hashed = weights if sparse is None else (*weights, path / SHEET)
-            # A thread hashes the files while this one makes the model of them.
+            # They are hashed while this thread makes the model of them.
             with ThreadPoolExecutor(1) as threads:
                 hashing = threads.submit(file_digests, path, hashed, trust)
                 model, tokenizer, residence = _open_folder(
@@ -125,14 +126,18 @@ def open_model(
             manifest = check_unchanged(path, digests) or {}
             note = str(manifest.get("note", ""))
         else:
-            digest = file_digest(path)
+            with ThreadPoolExecutor(1) as threads:
+                hashing = threads.submit(known_digest, path)
+                model, tokenizer, note = open_gguf(path, resolved)
+            digest = hashing.result()
             check_unchanged(path, {path.name: digest})
-            model, tokenizer, note = open_gguf(path, resolved, digest)
             residence = IN_MEMORY
     forget_quantization(model)
     model = model.eval()
-    # A model with blocks on disk is on the processor, and `to` can't move tensors without numbers.
-    if not on_disk:
+    # `to` can't move tensors without numbers, and a model with blocks on disk is on the processor.
+    if beside or (on_disk and target.type != "cpu"):
+        residence = BesideDevice(model, target, residence)
+    elif not on_disk:
         model = model.to(target)  # pyright: ignore[reportArgumentType]  # `to` is decorated
     remember(model, Origin(ref, note))
     return Opened(model, tokenizer, ref, digest, note, resolved, residence)
@@ -175,8 +180,7 @@ def outline_of(ref: str, dtype: str = "auto", device: str = "auto") -> ModelOutl
     # What it ties is tied here, which transformers leaves for when there are numbers.
     empty.tie_weights()
     shape = ModelShape.of(view(empty, WITHOUT_NUMBERS))
-    divisible = plain and target.type == "cpu"
-    return ModelOutline(ref, shape, resolved, target, storage, file_bytes, divisible)
+    return ModelOutline(ref, shape, resolved, target, storage, file_bytes, divisible=plain)
 
 
 def _is_whole(snapshot: Path, ref: str) -> bool:
@@ -196,9 +200,8 @@ def _outline_of_gguf(
     with quiet():
         header = gguf_header(path)
     shape = ModelShape.of_gguf(header.values, header.tensors, ref)
-    storage: Storage = "kept" if may_be_kept(shape.numbers, dtype) else "gguf"
     file_bytes = path.stat().st_size
-    return ModelOutline(ref, shape, dtype, device, storage, file_bytes, divisible=False)
+    return ModelOutline(ref, shape, dtype, device, "gguf", file_bytes, divisible=False)
 
 
 def load(folder: str | Path, device: str = "auto") -> PreTrainedModel:
@@ -348,20 +351,12 @@ def _from_hub(ref: str, files: Sequence[str], local: bool) -> Path:
     return Path(folder)
 
 
-def _check_on_disk(path: Path, device: torch.device, ref: str) -> None:
-    """Raise `ModelError` unless the blocks of a model at `path` can stay on disk for this
-    device.
-    """
+def _check_on_disk(path: Path, ref: str) -> None:
+    """Raise `ModelError` unless the blocks of a model at `path` can stay on disk."""
     if not path.is_dir():
         raise ModelError(
             f"{ref} is a single file, and only blocks of a folder of safetensors can be left on "
             "disk; allow more memory",
-            subject=ref,
-        )
-    if device.type != "cpu":
-        raise ModelError(
-            "blocks can be left on disk only where the processor computes, not on "
-            f"{device.type}; allow more memory",
             subject=ref,
         )
 

@@ -20,7 +20,8 @@ from safetensors import SafetensorError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from calibrant.errors import DataError, ModelError, OutputError
-from calibrant.models.folder import CONFIG, file_digest
+from calibrant.models.digests import file_digest
+from calibrant.models.folder import CONFIG
 from calibrant.models.on_disk import write_shards
 from calibrant.models.quiet import quiet, quoted
 from calibrant.models.viewing import IN_MEMORY, Residence

@@ -174,10 +174,9 @@ class ModelShape:
         return widths
 
 
-Storage = Literal["memory", "copied", "folder", "kept", "gguf", "hub"]
+Storage = Literal["memory", "copied", "folder", "gguf", "hub"]
 """Where the numbers of a model come from: they are in memory already, are copied there, or are in a
-folder, in a GGUF file that was dequantized before (`kept`) or wasn't, or on the hub, not downloaded
-yet.
+folder, in a GGUF file, or on the hub, not downloaded yet.
 """
 
 

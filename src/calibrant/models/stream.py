@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from calibrant.errors import ModelError
 from calibrant.models.changing import overwrite
 from calibrant.models.tracing import ELSEWHERE, Flow, Label, Rows, TracedProduct, norms_of, strides
-from calibrant.models.viewing import ModelView, Weight
+from calibrant.models.viewing import Block, ModelView, Weight
 
 PROBE: Final = 8
 """Tokens that are run to see where numbers flow."""
@@ -189,9 +189,14 @@ class _TracedStream:
         weights = [*_outside(view), *view.weights, *_dense_inside(view)]
         self._weights = {weight.name: weight for weight in weights}
         self._vectors = dict(_vectors(view))
-        vectors = {tensor.data_ptr(): name for name, tensor in self._vectors.items()}
+        self._flow = Flow()
+        self._locate()
+
+    def _locate(self) -> None:
+        """Tell the flow where the numbers are now."""
         products: dict[int, TracedProduct] = {}
         holders: dict[int, tuple[TracedProduct, ...]] = {}
+        vectors = {tensor.data_ptr(): name for name, tensor in _vectors(self._view)}
         for name, weight in self._weights.items():
             product = TracedProduct(name, weight.shape, strides(weight.get()))
             # An embedding is a table of vectors that tokens pick, and no factor of a product.
@@ -202,7 +207,7 @@ class _TracedStream:
             if weight.expert is not None:
                 whole = getattr(weight.owner, weight.key).data_ptr()
                 holders[whole] = (*holders.get(whole, ()), product)
-        self._flow = Flow(products, holders, vectors)
+        self._flow.locate(products, holders, vectors)
 
     def stream(self) -> Stream:
         self._trace()
@@ -246,12 +251,29 @@ class _TracedStream:
                 stack.callback(enter.remove)
                 stack.callback(leave.remove)
             for block in blocks:
+                if self._view.residence.elsewhere:
+                    held = stack.enter_context(ExitStack())
+                    bring = partial(self._bring, block, held)
+                    let_go = partial(self._let_go, held)
+                    stack.callback(block.module.register_forward_pre_hook(bring).remove)
+                    stack.callback(block.module.register_forward_hook(let_go).remove)
                 enter = partial(self._enter_block, block.name)
                 handle = block.module.register_forward_pre_hook(enter, with_kwargs=True)
                 stack.callback(handle.remove)
             stack.callback(blocks[-1].module.register_forward_hook(self._leave_blocks).remove)
             with torch.no_grad(), flow:
                 model(input_ids=ids, use_cache=False)
+
+    def _bring(self, block: Block, held: ExitStack, *_: Any) -> None:
+        """Hold a block that is about to run, and learn where its numbers are meanwhile."""
+        with self._flow.looking_away():
+            held.enter_context(self._view.held(block))
+        self._locate()
+
+    def _let_go(self, held: ExitStack, *_: Any) -> None:
+        with self._flow.looking_away():
+            held.close()
+        self._locate()
 
     def _enter_norm(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         self._flow.into_norm()

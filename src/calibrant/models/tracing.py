@@ -9,6 +9,7 @@ architecture is never taken for simpler than it is, whatever its modules are cal
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Final, final
 
@@ -93,12 +94,7 @@ class Flow(TorchDispatchMode):
     are a feed-forward layer's.
     """
 
-    def __init__(
-        self,
-        products: Mapping[int, TracedProduct],
-        holders: Mapping[int, tuple[TracedProduct, ...]],
-        vectors: Mapping[int, str],
-    ) -> None:
+    def __init__(self) -> None:
         super().__init__()
         self.inputs: dict[str, set[str]] = {}
         """For each matrix the norms it read the stream through, an empty name where through
@@ -117,12 +113,34 @@ class Flow(TorchDispatchMode):
         self.mixed: set[str] = set()
         """Matrices of which rows went into more than functions of each row alone."""
         self.place = "before the blocks"
-        self._products = dict(products)
-        self._holders = holders
-        self._vectors = vectors
+        self._products: Mapping[int, TracedProduct] = {}
+        self._holders: Mapping[int, tuple[TracedProduct, ...]] = {}
+        self._vectors: Mapping[int, str] = {}
+        self._copies: dict[int, TracedProduct] = {}
         self._labels: dict[int, tuple[Tensor, Label]] = {}
         self._in_memory: dict[int, set[int]] = {}
         self._inside_norm = 0
+        self._away = False
+
+    def locate(
+        self,
+        products: Mapping[int, TracedProduct],
+        holders: Mapping[int, tuple[TracedProduct, ...]],
+        vectors: Mapping[int, str],
+    ) -> None:
+        """Learn where in memory matrices, experts' tensors and vectors are from now on."""
+        self._products = products
+        self._holders = holders
+        self._vectors = vectors
+
+    @contextmanager
+    def looking_away(self) -> Iterator[None]:
+        """While it lasts, nothing is written down: what runs is no part of the forward."""
+        self._away = True
+        try:
+            yield
+        finally:
+            self._away = False
 
     def label(self, x: Any) -> Label:
         """Return what is known of a tensor; `NOTHING` for any other value."""
@@ -168,6 +186,8 @@ class Flow(TorchDispatchMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
+        if self._away:
+            return func(*args, **kwargs)
         name = func.overloadpacket.__name__
         # Labels are of what went in: they are read before the operation, which may write over its
         # inputs.
@@ -277,7 +297,7 @@ class Flow(TorchDispatchMode):
         if product is not None:
             # A matrix in another type: held, it keeps its place in memory.
             copied = replace(product, strides=strides(outputs[0]))
-            self._products[outputs[0].data_ptr()] = copied
+            self._copies[outputs[0].data_ptr()] = copied
             return [Label(copy=True)]
         if label == NOTHING or label.copy:
             return [NOTHING] * len(outputs)
@@ -293,7 +313,8 @@ class Flow(TorchDispatchMode):
         """The matrix that `x` is, as `[out, in]`."""
         if not isinstance(x, Tensor) or x.dim() != 2:
             return None
-        product = self._products.get(x.data_ptr())
+        address = x.data_ptr()
+        product = self._copies.get(address) or self._products.get(address)
         if product is None or (product.shape, product.strides) != (tuple(x.shape), x.stride()):
             return None
         return product

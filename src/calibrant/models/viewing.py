@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from inspect import signature
 from itertools import chain, pairwise
 from pathlib import Path
-from typing import Any, ClassVar, Final, final
+from typing import Any, Final, Literal, final
 
 import torch
 from jaxtyping import Float
@@ -36,17 +36,22 @@ PLAIN_DTYPES: Final = (torch.bfloat16, torch.float16, torch.float32, torch.float
 
 
 class Residence(ABC):
-    """Says where the numbers of blocks are. While a block is `held` they are in memory; the
-    embedding, norms outside the blocks and the head always are.
+    """Says where the numbers of blocks are. While a block is `held` they are where the model
+    computes; the embedding, norms outside the blocks and the head always are.
     """
 
-    on_disk: ClassVar[bool]
+    on_disk: bool
     """Whether the numbers of a block that isn't held are on disk."""
+    elsewhere: bool
+    """Whether a block that isn't held has its numbers elsewhere: on disk, or beside the device that
+    computes.
+    """
 
     @abstractmethod
     def held(self, index: int) -> AbstractContextManager[None]:
-        """Return a context in which the numbers of the block `index` are in memory. What is written
-        to them may be lost afterwards, unless `changed` is told how to write it again.
+        """Return a context in which the numbers of the block `index` are where the model computes.
+        What is written to blocks on disk is lost afterwards, unless `changed` is told how to write
+        it again.
         """
 
     def absent(self) -> Mapping[int, Collection[str]]:
@@ -65,7 +70,8 @@ class Residence(ABC):
 class InMemory(Residence):
     """All numbers are in memory."""
 
-    on_disk: ClassVar[bool] = False
+    on_disk = False
+    elsewhere = False
 
     def held(self, index: int) -> AbstractContextManager[None]:
         return nullcontext()
@@ -78,7 +84,8 @@ IN_MEMORY = InMemory()
 class WithoutNumbers(Residence):
     """There are no numbers: only names and shapes of a model's outline are looked at."""
 
-    on_disk: ClassVar[bool] = True
+    on_disk = True
+    elsewhere = True
 
     def held(self, index: int) -> AbstractContextManager[None]:
         raise ModelError(
@@ -166,9 +173,9 @@ class ModelView:
 
     blocks: tuple[Block, ...]
     dense: tuple[Dense, ...]
-    offload: Path | None
-    """A folder whose disk takes what passes from block to block in a walk; None where it stays
-    in memory.
+    offload: Path | Literal["memory"] | None
+    """A folder whose disk takes what passes from block to block in a walk, or the machine's memory,
+    beside a device; None where it stays where it is.
     """
     rehearsed: Any
     """What `calibrant.walk.rehearsal` found of a forward through these blocks."""
@@ -205,8 +212,8 @@ class ModelView:
         )
 
     def held(self, block: Block) -> AbstractContextManager[None]:
-        """Return a context in which the numbers of `block` are in memory, wherever they are
-        otherwise.
+        """Return a context in which the numbers of `block` are where the model computes, wherever
+        they are otherwise.
         """
         return self.residence.held(block.index)
 
@@ -564,7 +571,7 @@ def refuse(model: PreTrainedModel, residence: Residence = IN_MEMORY) -> None:
                 )
             if parameter.dtype not in PLAIN_DTYPES:
                 raise _quantized(full, str(parameter.dtype))
-            if type(parameter.data) is not Tensor:
+            if not _is_plain(parameter.data):
                 raise ModelError(
                     f"{full} is a {type(parameter.data).__name__} and no plain tensor; give the "
                     "model before its quantization",
@@ -576,6 +583,14 @@ def _quantized(name: str, kind: str) -> ModelError:
     return ModelError(
         f"{name} is quantized ({kind}); give the model before its quantization", subject=name
     )
+
+
+def _is_plain(numbers: Tensor) -> bool:
+    """Whether a tensor holds its numbers as they are. A class of its own may pack them, unless it
+    says that it doesn't, as that of `calibrant.testing.device` does.
+    """
+    kind = type(numbers)
+    return kind is Tensor or getattr(kind, "holds_plain_numbers", False)
 
 
 def _is_quantized(module: nn.Module) -> bool:

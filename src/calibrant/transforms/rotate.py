@@ -65,10 +65,10 @@ class Rotate(Transform):
         first = stream.readers[0].weight
         size = first.shape[1]
         rotation, kind = orthogonal(size, generator)
-        rotation = rotation.to(first.stored.device)
         # In float64: each matrix is rounded once, when it is stored.
         for weight in _distinct(stream.readers):
-            weight.set(weight.get().double() @ rotation)
+            numbers = weight.get().double()
+            weight.set(numbers @ rotation.to(numbers.device))
         embeddings = {
             id(module) for module in view.model.modules() if isinstance(module, torch.nn.Embedding)
         }
@@ -76,16 +76,16 @@ class Rotate(Transform):
             numbers = weight.get().double()
             # The rows of an embedding are written to the stream, of a matrix its outputs.
             if id(weight.owner) in embeddings:
-                weight.set(numbers @ rotation)
+                weight.set(numbers @ rotation.to(numbers.device))
             else:
-                weight.set(rotation.T @ numbers)
+                weight.set(rotation.T.to(numbers.device) @ numbers)
         for _, vector in stream.vectors:
-            overwrite(vector, vector.detach().double() @ rotation)
+            overwrite(vector, vector.detach().double() @ rotation.to(vector.device))
         rotated = 0
         if self.heads:
             for heads in Heads.of(view).values():
                 head_rotation, _ = orthogonal(heads.width, generator)
-                heads.multiply(head_rotation.to(rotation.device))
+                heads.multiply(head_rotation.to(heads.values.stored.device))
                 rotated += 1
         return {"kind": kind, "size": size, "untied": untied, "heads": rotated}
 

@@ -1,5 +1,5 @@
-"""Keeps what passes from block to block on disk, while it waits between two of them: for a walk
-that must keep to a limit of memory.
+"""Keeps what passes from block to block on disk, or beside a device in the machine's memory, while
+it waits between two of them: for a walk that must keep to a limit.
 
 Between two blocks a micro-batch's forward is a stack of Python frames that wait, and most of what
 they hold is the input of the next block. Its numbers are written to a file and let go; the tensor
@@ -86,12 +86,39 @@ class OffloadFile:
 
 
 @final
+class OffloadMemory:
+    """The machine's memory, beside a device: it keeps bytes as an `OffloadFile` does."""
+
+    def __init__(self) -> None:
+        self._kept: list[np.ndarray | None] = []
+
+    def close(self) -> None:
+        """Give the memory back."""
+        self._kept.clear()
+
+    def reserve(self, size: int) -> int:
+        """Return the number of a new place."""
+        self._kept.append(None)
+        return len(self._kept) - 1
+
+    def write(self, place: int, numbers: np.ndarray) -> None:
+        """Keep these bytes. They are a copy already, as they came from a device."""
+        self._kept[place] = numbers
+
+    def read(self, place: int, numbers: np.ndarray) -> None:
+        """Fill `numbers` with the bytes that are kept."""
+        kept = self._kept[place]
+        assert kept is not None
+        numbers[:] = kept
+
+
+@final
 class Offloaded:
-    """Keeps the numbers of one tensor at a time in a file, while nobody computes with it. Without
-    a file they stay where they are.
+    """Keeps the numbers of one tensor at a time in a file or in the machine's memory, while nobody
+    computes with it. Without either they stay where they are.
     """
 
-    def __init__(self, file: OffloadFile | None) -> None:
+    def __init__(self, file: OffloadFile | OffloadMemory | None) -> None:
         self._file = file
         self._place = 0
         self._size = 0

@@ -171,10 +171,13 @@ class InOrder(Statistic):
 
 
 def _added(parts: Iterable[Any]) -> Any:
-    """Return the sum from left to right; None of nothing."""
+    """Return the sum from left to right, into which the first part may be made; None of nothing."""
     total: Any = None
     for part in parts:
-        total = part if total is None else total + part
+        if total is None:
+            total = part
+        else:
+            total += part
     return total
 
 

@@ -100,11 +100,11 @@ def some_ids(view: ModelView) -> Tensor:
 
 @contextmanager
 def held(view: ModelView, block: Block) -> Iterator[None]:
-    """While it lasts, the numbers of `block` are in memory; the time of reading them from disk is
-    counted.
+    """While it lasts, the numbers of `block` are where the model computes; the time of bringing
+    them in is counted.
     """
     with ExitStack() as stack:
-        with spent_on("reading blocks") if view.residence.on_disk else nullcontext():
+        with spent_on("reading blocks") if view.residence.elsewhere else nullcontext():
             stack.enter_context(view.held(block))
         yield
 
@@ -133,8 +133,8 @@ class _Rehearsing(TorchFunctionMode):
         """For each matrix the first operation besides products that reads it."""
         self._multiplied: set[str] = set()
         """Matrices that the operation which runs now multiplies with."""
-        # A block on disk is located when it is held.
-        self._locate(() if view.residence.on_disk else range(len(view.blocks)))
+        # A block whose numbers are elsewhere is located when it is held.
+        self._locate(() if view.residence.elsewhere else range(len(view.blocks)))
 
     def run(self) -> Rehearsal:
         """Show the tokens, and say what came of it."""
@@ -219,14 +219,14 @@ class _Rehearsing(TorchFunctionMode):
     @contextmanager
     def _held(self, block: Block) -> Iterator[None]:
         """While it lasts, the block counts as running, and its numbers are in memory."""
-        on_disk = self._view.residence.on_disk
+        elsewhere = self._view.residence.elsewhere
         with held(self._view, block):
             self._running.append(block.index)
-            if on_disk:
+            if elsewhere:
                 self._locate(self._running)
             yield
             self._running.pop()
-        if on_disk:
+        if elsewhere:
             self._locate(self._running)
 
     def _show(self, base: nn.Module, inputs: Mapping[str, Any]) -> None:

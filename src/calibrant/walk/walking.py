@@ -26,6 +26,7 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Final, cast
 
 import torch
@@ -37,7 +38,7 @@ from calibrant.models import Block, ModelView, Weight
 from calibrant.walk.attention import Weigh
 from calibrant.walk.block_statistics import BlockStatistics
 from calibrant.walk.micro_batch import Kinds, MicroBatch
-from calibrant.walk.offloading import Alive, Offloaded, OffloadFile
+from calibrant.walk.offloading import Alive, Offloaded, OffloadFile, OffloadMemory
 from calibrant.walk.products import Order, Product, inputs_of
 from calibrant.walk.ranks import ALONE, Ranks
 from calibrant.walk.rehearsal import Rehearsal, held, rehearse
@@ -247,7 +248,9 @@ def _under_way(
     # A block that writes over its input may reach it through another tensor. That one wouldn't see
     # the numbers that come back from the file, so nothing is offloaded then.
     file = None
-    if view.offload is not None and not rehearsal.changes_input:
+    if view.offload == "memory" and not rehearsal.changes_input:
+        file = OffloadMemory()
+    elif isinstance(view.offload, Path) and not rehearsal.changes_input:
         file = OffloadFile(view.offload)
     forwards: list[MicroBatch] = []
     for ids, mask, weights in ranks.share(list(micro_batches(batch, tokens_per_pass))):

@@ -5,7 +5,6 @@ from calibrant.compress.planning import (
     JobPlan,
     free_at,
     held_by_process,
-    held_while_opening,
     outline_of_options,
     room_on,
 )
@@ -52,7 +51,7 @@ def planned_recommendation(options: RecommendCommand) -> JobPlan:
     # Each run begins with the matrices as they were, which are kept beside the model.
     weights = sum(matrix.numbers for matrix in shape.matrices)
     kept = outline.dtype.itemsize * weights
-    memory = max(needs.in_memory(method.propagate) + kept, held_while_opening(outline, needs))
+    memory = needs.in_memory(method.propagate) + kept
     room = room_on(outline.device)
     sources = len(options.sources) or len(FIRST)
     # Those of what the model is for are there too.

@@ -25,7 +25,7 @@ from calibrant.errors import DataError, InputError, Problem
 from calibrant.evaluators import Evaluator, evaluators
 from calibrant.lab.study.request import DENSE, USUAL, Axes, Labels, RunRequest, union
 from calibrant.methods import Method, methods
-from calibrant.models.devices import DEVICES, DTYPES
+from calibrant.models.devices import DTYPES, device_kinds
 from calibrant.options import RENAMED, DataOptions
 from calibrant.spec import Spec, reads_back
 from calibrant.spec.foreign import LARGEST, brief, did_you_mean, user_text
@@ -473,7 +473,7 @@ class StudyReader:
         device = self.entries.get("device")
         if isinstance(device, str):
             device = device.partition(":")[0]
-        self._choice(("device",), device, ("auto", *DEVICES))
+        self._choice(("device",), device, ("auto", *device_kinds()))
         given = self._listed(("transform",), self.entries.get("transform") or ())
         read = [self._spec("transform", path, raw) for path, raw in given]
         self._transforms = tuple(transform for transform in read if transform is not None)

@@ -17,7 +17,12 @@ from calibrant.methods._base import (
     check_least,
     check_positive,
 )
-from calibrant.methods._model_method import PartMethod, parts_of, share_of
+from calibrant.methods._model_method import (
+    PartMethod,
+    check_blocks_together,
+    parts_of,
+    share_of,
+)
 from calibrant.methods._searching import Choice, Space, Trials, eliminate
 from calibrant.methods.experts._condensing import (
     ExpertSearch,
@@ -113,6 +118,7 @@ class CDMoE(PartMethod):
         condensed(view, {layers[0].block: Condensed(dict.fromkeys(range(self.experts), 1.0))})
 
     def edits(self, job: Job) -> Iterator[Edit]:
+        check_blocks_together(self, job)
         if job.done:
             return
         count = self.left_to_drop(job)

@@ -13,7 +13,7 @@ from calibrant.edits import DropExperts, Edit
 from calibrant.errors import SpecError
 from calibrant.job import Job
 from calibrant.methods._base import check_choice, check_least, finite
-from calibrant.methods._model_method import ExpertMethod
+from calibrant.methods._model_method import ExpertMethod, check_blocks_together
 from calibrant.methods.experts._expert_scores import (
     CRITERIA,
     Criterion,
@@ -86,6 +86,8 @@ class MCSuite(ExpertMethod):
         return CRITERIA[self.criterion]
 
     def edits(self, job: Job) -> Iterator[Edit]:
+        if self.steps or self._criterion.gradients:
+            check_blocks_together(self, job)
         if self.steps and job.ranks.size > 1:
             problem = "training after each round takes one process"
             message = f"{problem}; start it without torchrun, or leave steps out"

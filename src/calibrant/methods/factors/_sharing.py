@@ -344,6 +344,7 @@ class Sharing(ModelMethod, ABC):
         hessian = None
         if Gram in seen:
             hessian = damped(observed(seen, Gram), self.damp).to(matrix.dtype)
+            matrix = matrix.to(hessian.device)
         if sharer.reads:
             matrix = matrix.T.contiguous()
         return Member(matrix, hessian, sharer.reads, self.relative)

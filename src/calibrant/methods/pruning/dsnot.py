@@ -100,7 +100,7 @@ class DSnoT(MatrixMethod):
             "before": _mean_loss(means, keep),
             "after": _mean_loss(means, mask),
         }
-        return Compressed(prune(weight, mask), notes)
+        return Compressed(prune(weight, mask), notes, only_removes=True)
 
 
 def _mean_loss(means: Float[Tensor, "out in"], keep: Bool[Tensor, "out in"]) -> float:

@@ -27,4 +27,5 @@ class Magnitude(MatrixMethod):
         doesn't fit the shape.
         """
         scores = finite(weight, "the weight").abs().to(wide(weight.dtype))
-        return Compressed(prune(weight, removal(target).keep(scores, "matrix")))
+        keep = removal(target).keep(scores, "matrix")
+        return Compressed(prune(weight, keep), only_removes=True)

@@ -52,7 +52,7 @@ class RIA(MatrixMethod):
         sizes = finite(weight, "the weight").abs().to(wide(weight.dtype))
         scores = relative(sizes) * norms.sqrt().to(sizes.dtype) ** self.power
         keep = removal(target).keep(finite(scores, "the scores of the weights"), "matrix")
-        return Compressed(prune(weight, keep))
+        return Compressed(prune(weight, keep), only_removes=True)
 
 
 def relative(sizes: Float[Tensor, "out in"]) -> Float[Tensor, "out in"]:

@@ -2,14 +2,15 @@
 input go (Sun et al. 2023, arXiv 2306.11695).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from jaxtyping import Float
 from torch import Tensor
 
-from calibrant.activations import FeatureNorms, Seen, Statistic, wide
+from calibrant.activations import FeatureNorms, Gram, Seen, Statistic, wide
 from calibrant.methods._base import Compressed, MatrixMethod, finite, observed, prune, removal
+from calibrant.methods.pruning._lowest import without_lowest
 from calibrant.targets import Target
 
 
@@ -31,6 +32,11 @@ class Wanda(MatrixMethod):
         """
         # Sums over tokens are float64; the root is taken before they become float32.
         norms = finite(observed(seen, FeatureNorms).norms(), "the squared norms of the inputs")
+        in_one_pass = without_lowest(weight, norms, removal(target))
+        if in_one_pass is not None:
+            # A Gram says more of what was lost than norms do.
+            return replace(in_one_pass, change=None) if Gram in seen else in_one_pass
         sizes = finite(weight, "the weight").abs().to(wide(weight.dtype))
         scores = sizes * norms.sqrt().to(sizes.dtype)
-        return Compressed(prune(weight, removal(target).keep(scores, "row")))
+        keep = removal(target).keep(scores, "row")
+        return Compressed(prune(weight, keep), only_removes=True)

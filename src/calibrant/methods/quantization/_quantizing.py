@@ -23,8 +23,10 @@ from calibrant.methods._elimination import (
     by_rows,
     choose,
     factorise,
+    inverse_of,
     shared_factor,
     spans,
+    up_to_date,
 )
 from calibrant.methods.quantization._rounding import RULES, Scales, scales_by
 from calibrant.packed import Codes
@@ -38,12 +40,13 @@ product.
 
 @dataclass(frozen=True)
 class Work:
-    """A matrix on its way: rounded columns on the left, corrected ones on the right, and the
-    grid of every column's group.
+    """A matrix on its way: as it came, what was changed of its first columns, and the grid of every
+    column's group.
     """
 
-    weight: Float[Tensor, "out in"]
-    upper: Float[Tensor, "in in"]
+    original: Float[Tensor, "out in"]
+    changes: Float[Tensor, "out in"]
+    root: Float[Tensor, "in in"]
     saliency: Float[Tensor, "in"]
     codes: Int[Tensor, "out in"]
     scales: Float[Tensor, "group out"]
@@ -53,9 +56,9 @@ class Work:
     highest: int
 
 
-Step = Callable[[Work, Tensor, Span], Tensor]
-"""Rounds the columns of a span, in place: (work, removed [out, span], span) -> errors [out,
-span]. Fills `removed` where N of M are chosen.
+Step = Callable[[Work, Tensor, Tensor, Tensor, Span], None]
+"""Rounds the columns of a span, in place: (work, current [out, span], inverse [span, span],
+removed [out, span], span). Fills `removed` where N of M are chosen.
 """
 
 
@@ -120,13 +123,13 @@ def quantize(
     work = _work(weight, factor, scales, order)
     for span in spans(weight.shape[1], removal, block):
         columns = slice(span.start, span.stop)
-        current = work.weight[:, columns]
+        inverse = inverse_of(work.root[columns, columns])
+        current = up_to_date(work.original, work.changes, work.root, inverse, span)
         removed = torch.zeros_like(current, dtype=torch.bool)
         if removal is not None and not span.group:
             removed = choose(current.abs() * work.saliency[columns], removal, span)
-        errors = step(work, removed.contiguous(), span)
-        if span.stop < weight.shape[1]:
-            work.weight[:, span.stop :].addmm_(errors, work.upper[columns, span.stop :], alpha=-1)
+        step(work, current, inverse, removed.contiguous(), span)
+        work.changes[:, columns] = current - work.original[:, columns]
     codes = work.codes
     if order is not None:
         codes = codes[:, order.argsort()]
@@ -147,9 +150,9 @@ def _work(weight: Tensor, factor: Factor, scales: Scales, order: Tensor | None) 
     if zeros is None:
         zeros = torch.zeros(rows, groups_in_row, device=weight.device)
     return Work(
-        # A copy, since it is rounded in place.
-        current.to(dtype, copy=True).contiguous(),
-        factor.upper.to(dtype).contiguous(),
+        current.to(dtype),
+        torch.empty(rows, columns, dtype=dtype, device=weight.device),
+        factor.root.to(dtype),
         factor.saliency.to(dtype),
         torch.zeros(rows, columns, dtype=torch.int8, device=weight.device),
         # Group by group, so that the scales of a column lie side by side.
@@ -161,32 +164,32 @@ def _work(weight: Tensor, factor: Factor, scales: Scales, order: Tensor | None) 
     )
 
 
-def round_rows(work: Work, removed: Tensor, span: Span) -> Tensor:
+def round_rows(work: Work, current: Tensor, inverse: Tensor, removed: Tensor, span: Span) -> None:
     """Round on the CPU, in float32 or float64: a `Step`."""
-    errors = torch.zeros(removed.shape, dtype=work.weight.dtype)
-    inputs = (work.weight, work.upper, work.saliency, removed, errors)
-    grids = (work.codes, work.scales, work.zeros, work.groups)
+    columns = slice(span.start, span.stop)
+    codes = work.codes[:, columns]
+    inputs = (current, inverse, work.saliency[columns], removed)
+    grids = (codes, work.scales, work.zeros, work.groups[columns])
     arrays = [part.numpy() for part in (*inputs, *grids)]
-    columns = (span.start, span.stop, span.group, span.drop)
-    by_rows(_kernel(), len(removed), [*arrays, work.lowest, work.highest, *columns])
-    return errors
+    numbers = (work.lowest, work.highest, span.group, span.drop)
+    by_rows(_kernel(), len(removed), [*arrays, *numbers])
 
 
-def round_columns(work: Work, removed: Tensor, span: Span) -> Tensor:
+def round_columns(
+    work: Work, current: Tensor, inverse: Tensor, removed: Tensor, span: Span
+) -> None:
     """Round on any device: a `Step`. A column takes the corrections of all before it when its turn
     comes.
     """
-    columns = slice(span.start, span.stop)
-    upper = work.upper[columns, columns]
-    saliency = work.saliency[columns]
-    original = work.weight[:, columns].clone()
+    saliency = work.saliency[span.start : span.stop]
+    original = current.clone()
     errors = torch.zeros_like(original)
     for i in range(original.shape[1]):
         if span.group and i % span.group == 0:
             members = slice(i, i + span.group)
-            current = original[:, members] - errors[:, :i] @ upper[:i, members]
-            removed[:, members] = ~keep_highest(current.abs() * saliency[members], span.drop)
-        column = original[:, i] - errors[:, :i] @ upper[:i, i]
+            corrected = original[:, members] - errors[:, :i] @ inverse[:i, members]
+            removed[:, members] = ~keep_highest(corrected.abs() * saliency[members], span.drop)
+        column = original[:, i] - errors[:, :i] @ inverse[:i, i]
         group = work.groups[span.start + i]
         scale = work.scales[group]
         zero = work.zeros[group]
@@ -194,10 +197,9 @@ def round_columns(work: Work, removed: Tensor, span: Span) -> Tensor:
         # What goes gets the code of zero, and so is exactly zero.
         code = code.where(~removed[:, i], zero)
         value = (code - zero) * scale
-        errors[:, i] = (column - value) / upper[i, i]
-        work.weight[:, span.start + i] = value
+        errors[:, i] = (column - value) / inverse[i, i]
+        current[:, i] = value
         work.codes[:, span.start + i] = code.to(torch.int8)
-    return errors
 
 
 @cache

@@ -42,50 +42,47 @@ def _round(
 
 @compiled
 def round_columns(
-    weight: Any,
-    upper: Any,
+    current: Any,
+    inverse: Any,
     saliency: Any,
     removed: Any,
-    errors: Any,
     codes: Any,
     scales: Any,
     zeros: Any,
     groups: Any,
     lowest: int,
     highest: int,
-    start: int,
-    stop: int,
     group: int,
     drop: int,
     first: int,
     last: int,
 ) -> None:
-    """Round columns `start` to `stop` of rows `first` to `last`, in place; what is `removed` gets
-    the code of zero. See `_quantizing.Step`.
+    """Round the columns of a block in rows `first` to `last`, in place; what is `removed` gets the
+    code of zero. See `_quantizing.Step`.
 
     `scales` and `zeros` are [group, out], `groups` says which of them is a column's; `group` and
     `drop` are those of N:M, 0 for none.
     """
-    columns = stop - start
+    columns = current.shape[1]
     width = max(group, 1)
-    tile = np.zeros((columns, TILE), weight.dtype)
-    tile_errors = np.zeros((columns, TILE), weight.dtype)
+    tile = np.zeros((columns, TILE), current.dtype)
+    tile_errors = np.zeros((columns, TILE), current.dtype)
     tile_removed = np.zeros((columns, TILE), np.bool_)
-    tile_codes = np.zeros((columns, TILE), weight.dtype)
+    tile_codes = np.zeros((columns, TILE), current.dtype)
     for tile_start in range(first, last, TILE):
         rows = min(TILE, last - tile_start)
         for i in range(columns):
             for r in range(rows):
-                tile[i, r] = weight[tile_start + r, start + i]
+                tile[i, r] = current[tile_start + r, i]
                 tile_removed[i, r] = removed[tile_start + r, i]
         for i in range(0, columns, width):
             for j in range(i, i + width):
-                correct(tile[j], tile_errors, upper, start, j, 0, i)
+                correct(tile[j], tile_errors, inverse, j, 0, i)
             if group > 0:
-                choose(tile, tile_removed, saliency, start, i, group, drop)
+                choose(tile, tile_removed, saliency, i, group, drop)
             for j in range(i, i + width):
-                correct(tile[j], tile_errors, upper, start, j, i, j)
-                its_group = groups[start + j]
+                correct(tile[j], tile_errors, inverse, j, i, j)
+                its_group = groups[j]
                 _round(
                     tile[j],
                     tile_errors[j],
@@ -93,16 +90,15 @@ def round_columns(
                     tile_codes[j],
                     scales[its_group, tile_start:last],
                     zeros[its_group, tile_start:last],
-                    upper[start + j, start + j],
+                    inverse[j, j],
                     lowest,
                     highest,
                     rows,
                 )
         for r in range(rows):
             for i in range(columns):
-                weight[tile_start + r, start + i] = tile[i, r]
-                errors[tile_start + r, i] = tile_errors[i, r]
-                codes[tile_start + r, start + i] = np.int8(tile_codes[i, r])
+                current[tile_start + r, i] = tile[i, r]
+                codes[tile_start + r, i] = np.int8(tile_codes[i, r])
                 removed[tile_start + r, i] = tile_removed[i, r]
 
 

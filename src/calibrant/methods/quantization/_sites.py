@@ -8,6 +8,7 @@ the residual stream, the heads' values, the hidden units, and to which rows thes
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final
 
 import torch
@@ -84,31 +85,36 @@ class _Parameters:
     """
 
     def __init__(self, view: ModelView) -> None:
-        self._names: dict[int, str] = {}
+        # Not by the parameter, which may be another while its block is held.
+        self._names: dict[tuple[int, str], str] = {}
         self._by_address: dict[int, tuple[str, int]] = {}
-        for name, parameter in view.model.named_parameters():
-            self._names[id(parameter)] = name
-            self._by_address[parameter.data_ptr()] = (name, parameter.dim())
+        for path, module in view.model.named_modules():
+            for key, parameter in module.named_parameters(recurse=False):
+                name = f"{path}.{key}"
+                self._names[id(module), key] = name
+                self._by_address.setdefault(parameter.data_ptr(), (name, parameter.dim()))
         self._transposed = {weight.address for weight in view.weights if weight.transposed}
 
     def columns(self, weight: Weight, factors: Float[Tensor, "in"]) -> Scaling:
         """Return what multiplies the columns of a matrix by these factors."""
         axis = -2 if weight.transposed else -1
-        return Scaling(self._names[id(getattr(weight.owner, weight.key))], axis, factors)
+        return Scaling(self._names[id(weight.owner), weight.key], axis, factors)
 
-    def rows(self, stored: Tensor, factors: Float[Tensor, "out"]) -> Scaling:
-        """Return what multiplies the rows of what is `stored`, a matrix or a bias."""
+    def rows(self, stored: Tensor) -> Callable[[Float[Tensor, "out"]], Scaling]:
+        """Return a function that, given factors, returns what multiplies the rows of what is
+        `stored` with them: a matrix or a bias.
+        """
         name, dimensions = self._by_address[stored.data_ptr()]
         # A bias has one axis, and of a transposed matrix [in, out] the outputs are the last.
         last = dimensions == 1 or stored.data_ptr() in self._transposed
-        return Scaling(name, -1 if last else -2, factors)
+        return partial(Scaling, name, -1 if last else -2)
 
     def norm(self, norm: Norm, factors: Float[Tensor, "in"]) -> Iterator[Scaling]:
         """Yield what multiplies the outputs of a norm by these factors."""
         module: Any = norm.module
-        yield Scaling(self._names[id(module.weight)], -1, factors, norm.offset)
+        yield Scaling(self._names[id(module), "weight"], -1, factors, norm.offset)
         if isinstance(getattr(module, "bias", None), Tensor):
-            yield Scaling(self._names[id(module.bias)], -1, factors)
+            yield Scaling(self._names[id(module), "bias"], -1, factors)
 
 
 def _at_norm(
@@ -151,15 +157,17 @@ def _at_values(heads: Heads, parameters: _Parameters) -> Iterator[Site]:
     # Heads that share values would need scales that are equal, which nothing here makes.
     if len(set(heads.first)) < len(heads.first):
         return
+    # Found now, where matrices are where they were when the parameters were listed.
+    scale_rows = [parameters.rows(heads.values.get())]
+    if heads.bias is not None:
+        scale_rows.append(parameters.rows(heads.bias))
 
     def scalings(column_scales: Tensor) -> tuple[Scaling, ...]:
         rows = torch.ones(heads.values.shape[0])
         by_head = column_scales.unflatten(0, (-1, heads.width))
         for first, part in zip(heads.first, by_head, strict=True):
             rows[first : first + heads.width] = 1 / part
-        scaled = [parameters.rows(heads.values.get(), rows)]
-        if heads.bias is not None:
-            scaled.append(parameters.rows(heads.bias, rows))
+        scaled = [scale(rows) for scale in scale_rows]
         return (*scaled, parameters.columns(heads.output, column_scales))
 
     yield Site(heads.values.name, heads.block, (heads.output,), None, scalings)
@@ -183,16 +191,16 @@ def _hidden_site(
     from the row `first` on.
     """
     units = torch.arange(hidden.units) * step + first
-    scaled = [stored]
+    scale_rows = [parameters.rows(stored)]
     # What the bias adds to these rows is divided as well.
     for tensor, start, _ in hidden.rows:
         other = tensor.dim() == 1 and start == first and tensor is not stored
         if other and tensor.data_ptr() == _address_of_bias(up):
-            scaled.append(tensor)
+            scale_rows.append(parameters.rows(tensor))
 
     def scalings(column_scales: Tensor) -> tuple[Scaling, ...]:
         rows = torch.ones(len(stored)).index_put((units,), 1 / column_scales)
-        divided = [parameters.rows(tensor, rows) for tensor in scaled]
+        divided = [scale(rows) for scale in scale_rows]
         return (*divided, parameters.columns(hidden.down, column_scales))
 
     return Site(up.name, hidden.block, (hidden.down,), None, scalings)

@@ -30,7 +30,7 @@ from calibrant.methods._model_method import PRODUCTS, ModelMethod, check_matrice
 from calibrant.methods.quantization._rounding import absmax, clipped, effective, input_scales
 from calibrant.methods.quantization._sites import Site, Sites
 from calibrant.methods.quantization._stand_ins import ScaledAlone
-from calibrant.models import ModelView, Stream, Weight
+from calibrant.models import Block, ModelView, Stream, Weight
 from calibrant.numerics import six_digits
 from calibrant.packed import gram_energy
 from calibrant.spec import check_most
@@ -110,19 +110,25 @@ class AWQ(ModelMethod, MatrixMethod):
 
         for block, seen in by_block(job.view.blocks[job.start :], job.walk(self.observes, keep)):
             sample = samples.pop(block.index, None)
-            scaled = dict(seen)
-            for site in sites.by_block[block.index]:
-                with spent_on("method"):
-                    fold = self._fold(site, scaled, job, sample)
-                if fold is not None:
-                    yield fold
-            for weight, statistics in scaled.items():
-                clip = self.clip and weight.name in sites.clippable
-                target = grid(job.targets[weight.name])
-                with spent_on("method"):
-                    gram = observed(statistics, Gram)
-                    compressed = self._rounded(weight.get(), gram, target, clip)
-                yield Replace(weight, compressed, statistics)
+            # The walk is past this block already.
+            with job.view.held(block):
+                yield from self._edits_of_block(sites, block, dict(seen), job, sample)
+
+    def _edits_of_block(
+        self, sites: Sites, block: Block, seen: dict[Weight, Seen], job: Job, sample: Sample | None
+    ) -> Iterator[Edit]:
+        for site in sites.by_block[block.index]:
+            with spent_on("method"):
+                fold = self._fold(site, seen, job, sample)
+            if fold is not None:
+                yield fold
+        for weight, statistics in seen.items():
+            clip = self.clip and weight.name in sites.clippable
+            target = grid(job.targets[weight.name])
+            with spent_on("method"):
+                gram = observed(statistics, Gram)
+                compressed = self._rounded(weight.get(), gram, target, clip)
+            yield Replace(weight, compressed, statistics)
 
     def _fold(
         self, site: Site, seen: dict[Weight, Seen], job: Job, sample: Sample | None

@@ -1,0 +1,134 @@
+"""How much of a model is at once on the device that computes, where that isn't the processor."""
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+import torch
+
+from calibrant.activations import Propagation
+from calibrant.compress.recipe import Recipe
+from calibrant.compress.room import (
+    DEVICE_BLOCKS,
+    Needs,
+    budget_of,
+    in_bytes,
+    needs_of_job,
+    source_count,
+)
+from calibrant.data import CalibrationSet
+from calibrant.errors import SpecError
+from calibrant.methods import Method
+from calibrant.models import ModelView, Opened, model_in, outline_of, resolve_device
+from calibrant.numerics import gigabytes
+
+
+def device_of(model: object, device: str) -> torch.device:
+    """Return where a model computes, or would once it is opened. An object is where it is."""
+    given = model_in(model)
+    return resolve_device(device) if given is None else given.device
+
+
+def room_on_device(device_memory: float | None, device: torch.device) -> int | None:
+    """Return how many bytes may be held on `device`: the GB that are given, else what is free
+    there. None on the processor, and where what is free isn't known.
+
+    Raises `SpecError` for `device_memory` on the processor, and as `in_bytes` does.
+    """
+    allowed = in_bytes(device_memory)
+    if allowed is not None and device.type == "cpu":
+        raise SpecError(
+            f"device_memory={device_memory:g} is room on a device, and the processor computes; "
+            "give memory instead, or a device such as cuda",
+            subject=str(device_memory),
+        )
+    if allowed is None and device.type == "cuda":
+        allowed, _ = torch.cuda.mem_get_info(device)
+    return allowed
+
+
+def left_beside(
+    model: str,
+    recipe: Recipe,
+    calibration: CalibrationSet | None,
+    dtype: str,
+    device: str,
+    allowed: int,
+) -> str:
+    """Return why the blocks of `model` stay beside the device, in a sentence for the record; empty
+    where the job takes no more than the `allowed` bytes there with the whole model.
+
+    Raises `SpecError` where there is no room even so.
+    """
+    outline = outline_of(model, dtype, device)
+    if outline is None:
+        return ""
+    job = needs_of_job(outline, recipe, calibration)
+    return why_beside(f"{model} and this job", model, job.needs, job.estimated, job.ways, allowed)
+
+
+def gathered_beside(
+    model: str, calibration: CalibrationSet, dtype: str, device: str, allowed: int
+) -> str:
+    """Return why the blocks of `model` stay beside the device while an importance matrix is
+    gathered, as `left_beside` does, and raise as it does.
+    """
+    outline = outline_of(model, dtype, device)
+    if outline is None:
+        return ""
+    tokens = budget_of(calibration)
+    needs = Needs.of(outline.shape, tokens, outline.dtype, length=calibration.length)
+    job = f"{model} and its importance matrix"
+    return why_beside(job, model, needs, "dense", ("dense",), allowed)
+
+
+def why_beside(
+    job: str,
+    model: str,
+    needs: Needs,
+    estimated: Propagation,
+    ways: Iterable[Propagation],
+    allowed: int,
+) -> str:
+    """Return why blocks stay beside the device; empty where all fits there with the propagation
+    `estimated`. With blocks beside it the job may go another of its `ways`.
+
+    Raises `SpecError` where there is no room for two blocks and the rest.
+    """
+    most = replace(needs, process=0).in_memory(estimated)
+    if most <= allowed:
+        return ""
+    estimate = (
+        f"{job} take about {gigabytes(most)} on the device, and {gigabytes(allowed)} may be held "
+        "there"
+    )
+    least = min(needs.beside(way, offload=True) for way in ways)
+    if least > allowed:
+        raise SpecError(
+            f"{estimate}; with one block there after the other it is about {gigabytes(least)}; "
+            "allow so much (device_memory), show fewer tokens, or give device=cpu",
+            subject=model,
+        )
+    return (
+        f"{estimate}: its blocks stayed in the machine's memory, and each went to the device in "
+        "turn"
+    )
+
+
+def left_on_device(
+    allowed: int,
+    opened: Opened,
+    view: ModelView,
+    method: Method | None = None,
+    calibration: CalibrationSet | None = None,
+) -> int:
+    """Return how many of the `allowed` bytes are left for activations, now that the model is
+    open.
+    """
+    length = 0 if calibration is None else calibration.length
+    needs = Needs.of(
+        view, budget_of(calibration), opened.dtype, method, source_count(calibration), length
+    )
+    held = needs.model
+    if view.residence.elsewhere:
+        held = needs.outside + DEVICE_BLOCKS * needs.block
+    return max(0, allowed - held - needs.work)

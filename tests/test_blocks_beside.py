@@ -1,0 +1,231 @@
+"""Blocks beside a device that is smaller than the model: the same files as on the processor, within
+a limit that is held.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import calibrant
+from calibrant.compress import prune, quantize
+from calibrant.errors import SpecError
+from calibrant.evaluators import evaluate
+from calibrant.models import ModelView, Snapshot, open_model, view
+from calibrant.models.beside import BesideDevice
+from calibrant.models.stream import Stream
+from calibrant.testing import FAMILIES, tiny_folder
+from calibrant.testing.device import pretended_device
+from calibrant.walk.rehearsal import rehearse
+
+from tests.usual import two_hundred_lines, usually
+
+SHARE = 0.75
+"""How much of the model's bytes the device may hold, activations and all."""
+FEW: dict[str, Any] = {"samples": 2, "length": 32, "dtype": "float32"}
+JOBS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
+    "wanda": (prune, {"method": "wanda"}),
+    "reference": (prune, {"method": "wanda", "propagate": "reference"}),
+    "sparse": (prune, {"method": "wanda", "target": "2:4", "export": ["sparse"]}),
+    "sparsegpt": (prune, {"method": "sparsegpt"}),
+    "refined": (prune, {"method": "refined"}),
+    "short_gpt": (prune, {"method": "short_gpt", "target": 0.25}),
+    "evopress": (prune, {"method": "evopress(generations=2, offspring=4)", "target": 0.25}),
+    "permute": (prune, {"target": "2:4", "transform": ["permute(n=2, m=4)"]}),
+    "evolved": (prune, {"method": "wanda", "allocation": "evolved(generations=1, offspring=4)"}),
+    "gptq": (quantize, {"method": "gptq", "target": "w4g32"}),
+    "packed": (
+        quantize,
+        {"method": "gptq", "target": "w4g32", "export": ["compressed_tensors"]},
+    ),
+    "awq": (quantize, {"method": "awq", "target": "w4g32"}),
+}
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A tiny model whose blocks are nearly all of it."""
+    place = tmp_path_factory.mktemp("large") / "model"
+    sizes = {"num_hidden_layers": 8, "hidden_size": 128, "intermediate_size": 512}
+    return str(tiny_folder(place, "llama", **sizes))
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return two_hundred_lines(tmp_path_factory.mktemp("texts"))
+
+
+def numbers_in(folder: Path) -> dict[str, bytes]:
+    """The content of all files of numbers in a folder, and in the folders in it."""
+    files = sorted(folder.rglob("*.safetensors"))
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+def bytes_of(model: str) -> int:
+    return (Path(model) / "model.safetensors").stat().st_size
+
+
+@pytest.mark.parametrize("name", usually(JOBS, {"wanda"}))
+def test_a_model_larger_than_the_device_is_compressed_as_on_the_processor(
+    name: str, large: str, texts: str, tmp_path: Path
+) -> None:
+    verb, options = JOBS[name]
+    given = {"data": texts, **FEW, **options}
+    verb(large, out=tmp_path / "here", device="cpu", **given)
+    limit = int(SHARE * bytes_of(large))
+    with pretended_device(limit) as device:
+        done = verb(
+            large,
+            out=tmp_path / "there",
+            device=device.name,
+            device_memory=limit / 1e9,
+            **given,
+        )
+    assert "in turn" in done.record.provenance["note"]
+    assert numbers_in(tmp_path / "there") == numbers_in(tmp_path / "here")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("on_disk", [False, True])
+def test_losses_are_those_of_the_whole_model(large: str, texts: str, on_disk: bool) -> None:
+    task = f"loss(source={texts}, tokens=256, length=32)"
+    (here,) = evaluate(large, tasks=task, dtype="float32", device="cpu")
+    limit = int(SHARE * bytes_of(large))
+    memory = None
+    if on_disk:
+        memory = 2.0
+    with pretended_device(limit) as device:
+        (there,) = evaluate(
+            large,
+            tasks=task,
+            dtype="float32",
+            device=device.name,
+            device_memory=limit / 1e9,
+            memory=memory,
+        )
+    assert there.provenance["blocks"] == "beside the device"
+    assert there.score.value == pytest.approx(here.score.value, rel=1e-6)
+
+
+@pytest.fixture
+def beside(tmp_path: Path) -> ModelView:
+    """A model whose blocks are copied within the processor's memory, the next one ahead."""
+    opened = open_model(str(tiny_folder(tmp_path / "model")), "float32", "cpu")
+    residence = BesideDevice(opened.model, torch.device("cpu"))
+    residence.ahead = True
+    return view(opened.model, residence)
+
+
+def test_what_is_written_to_a_held_block_is_kept(beside: ModelView) -> None:
+    block = beside.blocks[0]
+    weight = block.weights[0]
+    own = weight.owner.get_parameter(weight.key)
+    before = weight.get().clone()
+    snapshot = Snapshot.of(beside)
+    with beside.held(block):
+        assert weight.owner.get_parameter(weight.key) is not own
+        weight.set(before + 1)
+    assert weight.owner.get_parameter(weight.key) is own
+    assert torch.equal(weight.get(), before + 1)
+    snapshot.restore()
+    assert torch.equal(weight.get(), before)
+
+
+@pytest.mark.parametrize("by", ["write", "data"])
+def test_a_block_that_was_fetched_ahead_is_fetched_again_once_it_changed(
+    beside: ModelView, by: str
+) -> None:
+    first, second, *_ = beside.blocks
+    weight = second.weights[0]
+    ones = torch.ones(weight.shape)
+    with beside.held(first):
+        if by == "write":
+            weight.set(ones)
+        else:
+            weight.owner.get_parameter(weight.key).data = ones
+    with beside.held(second):
+        assert torch.equal(weight.get(), ones)
+
+
+def test_parameters_that_a_held_block_gets_stay_with_it(beside: ModelView) -> None:
+    block = beside.blocks[0]
+    weight = block.weights[0]
+    new = nn.Parameter(torch.ones(weight.shape))
+    with beside.held(block):
+        weight.owner.register_parameter(weight.key, new)
+    assert torch.equal(weight.get(), new)
+
+
+@pytest.mark.parametrize("family", usually(FAMILIES, {"llama", "mixtral"}))
+def test_what_is_found_out_of_a_model_is_the_same(family: str, tmp_path: Path) -> None:
+    folder = str(tiny_folder(tmp_path / "model", family))
+    whole = open_model(folder, "float32", "cpu")
+    parted = open_model(folder, "float32", "cpu")
+    here = view(whole.model)
+    there = view(parted.model, BesideDevice(parted.model, torch.device("cpu")))
+    assert rehearse(there) == rehearse(here)
+    assert _readers(there) == _readers(here)
+    ids = torch.arange(12)[None]
+    assert torch.equal(parted.model(ids).logits, whole.model(ids).logits)
+
+
+def _readers(model_view: ModelView) -> list[str] | None:
+    """The matrices that read the stream; None where it isn't understood."""
+    try:
+        stream = Stream.of(model_view)
+    except calibrant.ModelError:
+        return None
+    return [f"{reader.weight.name} {reader.norm and reader.norm.name}" for reader in stream.readers]
+
+
+def test_room_that_is_too_small_is_refused_before_anything_is_read(large: str, texts: str) -> None:
+    with pretended_device() as device, pytest.raises(SpecError, match="device_memory"):
+        prune(large, data=texts, device=device.name, device_memory=1e-4, **FEW)
+
+
+def test_device_memory_is_for_no_processor(large: str, texts: str) -> None:
+    with pytest.raises(SpecError, match="processor"):
+        prune(large, data=texts, device="cpu", device_memory=1.0, **FEW)
+
+
+KILLED = """
+import os, signal, sys
+from calibrant import prune
+from calibrant.compress.checkpoint import Checkpoint
+from calibrant.testing.device import pretended_device
+
+model, texts, out, limit = sys.argv[1:]
+add = Checkpoint.add
+
+def add_and_die(self, index, edits, reports):
+    add(self, index, edits, reports)
+    if index == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+Checkpoint.add = add_and_die
+with pretended_device(int(limit)) as device:
+    prune(model, data=texts, samples=2, length=32, dtype="float32", out=out, device=device.name,
+          method="sparsegpt", device_memory=int(limit) / 1e9)
+"""
+
+
+@pytest.mark.slow
+def test_a_job_that_was_killed_goes_on(large: str, texts: str, tmp_path: Path) -> None:
+    limit = int(SHARE * bytes_of(large))
+    out = tmp_path / "there"
+    command = [sys.executable, "-c", KILLED, large, texts, str(out), str(limit)]
+    killed = subprocess.run(command, env=dict(os.environ), check=False)
+    assert killed.returncode == -signal.SIGKILL
+    given = {"data": texts, "method": "sparsegpt", **FEW}
+    with pretended_device(limit) as device:
+        done = prune(large, out=out, device=device.name, device_memory=limit / 1e9, **given)
+    assert done.continued_from == 4
+    prune(large, out=tmp_path / "here", device="cpu", **given)
+    assert numbers_in(out) == numbers_in(tmp_path / "here")
