@@ -17,14 +17,11 @@ from torch import Tensor
 
 from calibrant.activations import Gram
 from calibrant.methods._base import finite
-from calibrant.methods._elimination import by_rows, mean_square
+from calibrant.methods._elimination import by_rows, inverse_of, mean_square, take_root
 from calibrant.methods.pruning._gradients import Masked, descend, masked
 
-HALVED_ABOVE: Final = 256
-"""Width above which a matrix is inverted by halves."""
-
-PANEL: Final = 512
-"""Rows of a symmetric product that are multiplied at once: only those left of the diagonal are."""
+PANEL: Final = 256
+"""Rows of an inverse that are computed together."""
 
 
 @dataclass(frozen=True)
@@ -64,45 +61,36 @@ def inverse(matrix: Float[Tensor, "in in"]) -> Float[Tensor, "in in"] | None:
     """Return the inverse of a symmetric positive definite matrix, symmetric to the last bit; None
     for a matrix that isn't positive definite. `matrix` is written over.
     """
-    if not _invert_root(matrix):
+    if not take_root(matrix):
         return None
-    # WᵀW of the lower triangular W, in place: later panels read only what is below.
-    for start in range(0, len(matrix), PANEL):
+    invert_upper(matrix.triu_())
+    # With W the inverse of the root, WᵀW: half of it is multiplied, panel by panel, and mirrored.
+    # In place, since an earlier panel needs no row of a later one.
+    for start in reversed(range(0, len(matrix), PANEL)):
         panel = slice(start, start + PANEL)
-        left = slice(0, start + PANEL)
-        rows = matrix[start:, panel].T @ matrix[start:, left]
+        rows = matrix[: start + PANEL, panel].T @ matrix[: start + PANEL, start:]
         # Not every processor sums both sides of the diagonal in one order.
-        square = rows[:, panel]
-        square.copy_(square.tril() + square.tril(-1).T)
-        matrix[panel, left] = rows
-        matrix[left, panel] = rows.T
+        square = rows[:, :PANEL]
+        square.copy_(square.triu() + square.triu(1).T)
+        matrix[panel, start:] = rows
+        matrix[start:, panel] = rows.T
     return matrix
 
 
-def _invert_root(matrix: Float[Tensor, "in in"]) -> bool:
-    """Put W = L⁻¹ in the place of the matrix LLᵀ, by halves: nearly all of the work is products.
-    Return False for a matrix that isn't positive definite, of which nothing is left.
+def invert_upper(root: Float[Tensor, "in in"]) -> None:
+    """Put the inverse of an upper triangular matrix in its place, by halves: nearly all of the work
+    is products.
     """
-    width = len(matrix)
-    if width <= HALVED_ABOVE:
-        root, failed = torch.linalg.cholesky_ex(matrix)
-        if bool(failed):
-            return False
-        identity = torch.eye(width, dtype=matrix.dtype, device=matrix.device)
-        matrix.copy_(torch.linalg.solve_triangular(root, identity, upper=False))
-        return True
-    # Of [[A, Bᵀ], [B, C]], L₂₁ = BW₁ᵀ; C - L₂₁L₂₁ᵀ gives W₂; and W₂₁ = -W₂L₂₁W₁.
-    first = slice(0, width // 2)
-    last = slice(width // 2, width)
-    if not _invert_root(matrix[first, first]):
-        return False
-    corner = matrix[last, first] @ matrix[first, first].T
-    matrix[last, last].addmm_(corner, corner.T, alpha=-1)
-    if not _invert_root(matrix[last, last]):
-        return False
-    matrix[last, first] = (matrix[last, last] @ corner @ matrix[first, first]).neg_()
-    matrix[first, last] = 0
-    return True
+    width = len(root)
+    if width <= PANEL:
+        root.copy_(inverse_of(root))
+        return
+    # [[A, B], [0, D]]⁻¹ = [[A⁻¹, -A⁻¹BD⁻¹], [0, D⁻¹]]
+    left = slice(0, width // 2)
+    right = slice(width // 2, width)
+    invert_upper(root[left, left])
+    invert_upper(root[right, right])
+    root[left, right] = (root[left, left] @ root[left, right] @ root[right, right]).neg_()
 
 
 def shared_scaled(gram: Gram, damp: float, after_scaling: bool = False) -> Scaled:

@@ -179,7 +179,7 @@ def clipped(weight: Float[Tensor, "out in"], grid: Grid, gram: Gram) -> Scales:
     error in the group's outputs is least.
     """
     width = grid.width(weight.shape[1])
-    grams = torch.stack(list(_blocks(gram.matrix, width))).to(wide(weight.dtype))
+    grams = torch.stack(list(_blocks(gram.upper, width))).to(wide(weight.dtype))
     tiles: list[Scales] = []
     for rows in _tiles(weight):
         tiles.append(_clipped(weight[rows], grid, grams))

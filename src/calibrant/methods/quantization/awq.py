@@ -35,6 +35,7 @@ from calibrant.numerics import six_digits
 from calibrant.packed import gram_energy
 from calibrant.spec import check_most
 from calibrant.system.clock import spent_on
+from calibrant.system.products import full_speed
 from calibrant.targets import Grid, Target
 from calibrant.walk.attention import BlockCall
 from calibrant.walk.statistics import by_block
@@ -118,14 +119,14 @@ class AWQ(ModelMethod, MatrixMethod):
         self, sites: Sites, block: Block, seen: dict[Weight, Seen], job: Job, sample: Sample | None
     ) -> Iterator[Edit]:
         for site in sites.by_block[block.index]:
-            with spent_on("method"):
+            with spent_on("method"), full_speed():
                 fold = self._fold(site, seen, job, sample)
             if fold is not None:
                 yield fold
         for weight, statistics in seen.items():
             clip = self.clip and weight.name in sites.clippable
             target = grid(job.targets[weight.name])
-            with spent_on("method"):
+            with spent_on("method"), full_speed():
                 gram = observed(statistics, Gram)
                 compressed = self._rounded(weight.get(), gram, target, clip)
             yield Replace(weight, compressed, statistics)
