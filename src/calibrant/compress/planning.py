@@ -332,7 +332,8 @@ class CompressionPlanner:
         """How the job would go on a device beside the processor."""
         asked = self.recipe.propagate
         taken = needs.in_memory(asked)
-        in_turn = taken > self.machine.room and self.outline.divisible
+        opened = self.outline.storage in ("memory", "copied")
+        in_turn = taken > self.machine.room and not opened
         if in_turn:
             taken = needs.on_disk(asked)
         left = self.machine.room - (taken - needs.activations(asked))

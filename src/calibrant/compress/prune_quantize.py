@@ -232,6 +232,9 @@ def _planned(verb: Verb, options: CompressOptions, recipe: Recipe) -> JobPlan:
     memory = in_bytes(options.memory)
     forms = forms_of(options.export)
     machine = Machine.here(outline, out)
+    on_device = room_on_device(options.device_memory, outline.device)
+    if on_device is not None:
+        machine = replace(machine, room=on_device)
     planner = CompressionPlanner(outline, recipe, calibration, forms, memory, out, machine)
     return planner.plan(verb)
 
