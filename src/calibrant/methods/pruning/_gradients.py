@@ -63,7 +63,8 @@ def masked(
     """
     weight = start.masked_fill(~keep, 0)
     error = dense - weight
-    pull = error @ hessian
+    # H is its own transpose, with which oneDNN's products are a third faster.
+    pull = error @ hessian.T
     return Masked(weight, keep, pull, (error * pull).sum(1))
 
 
@@ -129,7 +130,8 @@ def _descend(
     product = torch.empty_like(direction)
     least_gain = tolerance * float(state.loss.sum())
     for _ in range(steps):
-        torch.mm(direction, hessian, out=product)
+        # As in `masked`, with the transpose.
+        torch.mm(direction, hessian.T, out=product)
         gain = advance(state, direction, product, scale, slope, least_slope)
         state.loss.sub_(gain)
         if not bool(gain.any()) or float(gain.sum()) < least_gain:
