@@ -11,6 +11,7 @@ import psutil
 import torch
 
 from calibrant.activations import Propagation
+from calibrant.compress.on_device import room_on_device
 from calibrant.compress.rates import (
     TOKENIZING,
     WORK,
@@ -100,15 +101,22 @@ class Machine:
     link: float = LINK
 
     @classmethod
-    def here(cls, outline: ModelOutline, out: Path | None) -> "Machine":
-        """Return this machine as it is now."""
+    def here(
+        cls, outline: ModelOutline, out: Path | None, device_memory: float | None = None
+    ) -> "Machine":
+        """Return this machine as it is now, with `device_memory` GB on a device where so many are
+        given.
+        """
+        room = room_on_device(device_memory, outline.device)
+        if room is None:
+            room = room_on(outline.device)
         # Measuring rates takes some memory too, which the job doesn't need.
         process = held_now()
         return cls(
             rates=rates_of(outline.dtype, outline.device),
             process=process,
             memory=room_on(CPU),
-            room=room_on(outline.device),
+            room=room,
             disk=free_at(out),
         )
 
@@ -332,14 +340,14 @@ class CompressionPlanner:
         """How the job would go on a device beside the processor."""
         asked = self.recipe.propagate
         taken = needs.in_memory(asked)
-        in_turn = taken > self.machine.room and self.outline.divisible
+        in_turn = taken > self.machine.room and self._may_be_beside
         if in_turn:
-            taken = needs.on_disk(asked)
+            taken = needs.beside(asked)
         left = self.machine.room - (taken - needs.activations(asked))
         propagate = self._fitting(needs, left)
-        offload = in_turn and propagate != "arrival" and needs.activations(propagate) > left
+        offload = in_turn and needs.activations(propagate) > left and self._may_offload(propagate)
         if in_turn:
-            memory = needs.on_disk(propagate, offload)
+            memory = needs.beside(propagate, offload)
         else:
             memory = needs.in_memory(propagate)
         return _Course(propagate, memory, offloads=offload, blocks_in_turn=in_turn)
@@ -363,9 +371,14 @@ class CompressionPlanner:
         return self.memory
 
     def _may_offload(self, propagate: Propagation) -> bool:
-        """Whether activations may be on disk between two blocks."""
-        on_cpu = self.outline.device.type == "cpu"
-        return on_cpu and propagate != "arrival" and goes_by_matrix(self.recipe.method)
+        """Whether activations may be elsewhere between two blocks."""
+        return propagate != "arrival" and goes_by_matrix(self.recipe.method)
+
+    @property
+    def _may_be_beside(self) -> bool:
+        """Whether blocks may stay beside the device. A model that is open already is there."""
+        outline = self.outline
+        return outline.device.type != "cpu" and outline.storage not in ("memory", "copied")
 
     @property
     def _usually_left(self) -> int:
@@ -394,7 +407,7 @@ class CompressionPlanner:
         if room < least <= self.machine.room:
             ways.append(f"--memory {math.ceil(least / 1e8) / 10:g}")
         if "reference" in self.recipe.method.propagations and propagate == "arrival":
-            least = needs.in_memory("reference")
+            least = self._least(needs, "reference")
             if least <= room:
                 ways.append(f"--propagate reference ({gigabytes(least)})")
         on_disk = needs.on_disk(propagate, offload=True)
@@ -402,18 +415,24 @@ class CompressionPlanner:
             ways.append(f"--memory {in_tenths(room):g}, with blocks on disk")
         tokens = self._tokens // 2
         while tokens >= FEWEST_TOKENS:
-            least = self._needs(tokens, dtype).in_memory(propagate)
+            least = self._least(self._needs(tokens, dtype), propagate)
             if least <= room:
                 ways.append(f"--tokens {tokens} ({gigabytes(least)})")
                 break
             tokens //= 2
         if dtype.itemsize > torch.bfloat16.itemsize:
-            least = self._needs(self._tokens, torch.bfloat16).in_memory(propagate)
+            least = self._least(self._needs(self._tokens, torch.bfloat16), propagate)
             if least <= room:
                 ways.append(f"--dtype bfloat16 ({gigabytes(least)})")
         if not ways:
             return "no option makes it fit: take a smaller model, or a machine with more memory"
         return f"it fits with {' or '.join(ways)}"
+
+    def _least(self, needs: Needs, propagate: Propagation) -> int:
+        """How many bytes are held at the peak, with blocks beside the device where they may be."""
+        if self._may_be_beside:
+            return needs.beside(propagate)
+        return needs.in_memory(propagate)
 
     def _written(self) -> dict[str, int]:
         """How many bytes each thing that is written takes."""

@@ -231,7 +231,7 @@ def _planned(verb: Verb, options: CompressOptions, recipe: Recipe) -> JobPlan:
     outline = outline_of_options(options)
     memory = in_bytes(options.memory)
     forms = forms_of(options.export)
-    machine = Machine.here(outline, out)
+    machine = Machine.here(outline, out, options.device_memory)
     planner = CompressionPlanner(outline, recipe, calibration, forms, memory, out, machine)
     return planner.plan(verb)
 
