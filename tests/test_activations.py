@@ -90,6 +90,20 @@ def test_a_gram_of_bfloat16_rows_is_as_exact_with_factors_of_that_type(
     assert torch.backends.mkldnn.matmul.fp32_precision == before
 
 
+def test_a_gram_that_another_is_added_to_in_place_is_their_sum_and_forgets_what_was_cached() -> (
+    None
+):
+    x = rows(50, 700, dtype=torch.float64)
+    total = Seen({Gram: Gram.of(x[:20])})
+    total[Gram].cached("factor", lambda: 1)
+    total += Seen({Gram: Gram.of(x[20:])})
+    gram = total[Gram]
+    assert torch.allclose(gram.upper.triu(), (x.T @ x).triu())
+    assert torch.allclose(gram.matrix, x.T @ x)
+    assert (gram.tokens, gram.mass) == (50, 50)
+    assert gram.cached("factor", lambda: 2) == 2
+
+
 def test_a_cached_result_is_computed_once() -> None:
     gram, calls = Gram.of(rows(3)), []
     first = gram.cached("factor", lambda: calls.append(1) or len(calls))

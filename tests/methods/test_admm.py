@@ -10,7 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from calibrant.activations import Gram
 from calibrant.methods import MatrixMethod
+from calibrant.methods.pruning._admm import inverse, shared_scaled
 from calibrant.methods.pruning.admm import ADMM
 from calibrant.methods.pruning.alps import ALPS
 from calibrant.methods.pruning.sparsegpt import SparseGPT
@@ -183,3 +185,25 @@ def test_alps_brings_outputs_closer_than_sparsegpt_and_admm_and_those_closer_tha
     assert alps < 0.9 * sparsegpt
     assert alps < admm
     assert sparsegpt < wanda
+
+
+@pytest.mark.parametrize("width", [1, 255, 300, 1100])
+def test_what_is_left_of_a_pull_is_that_of_an_explicit_inverse(width: int):
+    scaled = shared_scaled(Gram.of(features(2 * width, width)), 0.01)
+    identity = torch.eye(width, dtype=torch.float64)
+    for rho in (1.0, 1e-3):
+        response = scaled.response(rho)
+        expected = rho * np.linalg.inv((scaled.hessian + rho * identity).numpy())
+        assert np.allclose(response.numpy(), expected, rtol=1e-8, atol=1e-12)
+        assert torch.equal(response, response.T)
+
+
+def test_of_fewer_tokens_than_inputs_and_hardly_any_damping_something_is_left():
+    """In float32 the Gram isn't positive definite, and its eigenvalues below zero count as zero."""
+    inputs = features(20, 400, torch.float32)
+    scaled = shared_scaled(Gram.of(inputs), 1e-12)
+    assert inverse(scaled.hessian.clone()) is None
+    eigenvalues = torch.linalg.eigvalsh(scaled.response(1e-9).double())
+    assert eigenvalues.isfinite().all()
+    assert eigenvalues.min() > -1e-3
+    assert eigenvalues.max() < 1 + 1e-3

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -129,6 +130,15 @@ def test_a_model_whose_weights_are_known_is_still_itself(tmp_path: Path, read: l
     content[-1] ^= 1
     weights.write_bytes(content)
     assert open_model(str(folder), "float32", "cpu").digest != first.digest
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere names are texts")
+def test_a_name_may_have_bytes_that_are_no_text(tmp_path: Path, read: list[str]) -> None:
+    path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff.safetensors"))
+    path.write_bytes(b"some numbers")
+    wait()
+    assert known_digest(path) == known_digest(path) == digest_of(path)
+    assert len(read) == 1
 
 
 def test_a_file_that_isnt_there_is_refused(tmp_path: Path) -> None:

@@ -12,8 +12,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final, final
 
-import torch
-
 from calibrant.errors import DataError
 from calibrant.models.cache import cache_folder
 from calibrant.models.folder import CONFIG, reading
@@ -28,17 +26,21 @@ SETTLED: Final = 2_000_000_000
 systems count time in steps of two seconds: a change within the same step isn't seen.
 """
 
-_CHUNK: Final = 2**25
+SIDE_BY_SIDE: Final = 8
+"""Files of a model that are hashed at the same time, at most."""
+
+_CHUNK: Final = 2**24
 
 
 def file_digest(path: Path) -> str:
     """Return the SHA-256 of a file's bytes, which are read."""
     hashed = hashlib.sha256()
-    # Chunks are large, since a thread waits between them as long as another one runs Python.
-    chunk = memoryview(bytearray(_CHUNK))
     with reading(path), path.open("rb", buffering=0) as file:
-        while size := file.readinto(chunk):
-            hashed.update(chunk[:size])
+        # Chunks are large, since a thread waits between them as long as another one runs Python.
+        size = path.stat().st_size
+        chunk = memoryview(bytearray(min(size + 1, _CHUNK)))
+        while count := file.readinto(chunk):
+            hashed.update(chunk[:count])
     return f"sha256:{hashed.hexdigest()}"
 
 
@@ -68,6 +70,7 @@ def known_digest(path: Path) -> str:
 
 
 def _remember(state: "_FileState", digest: str) -> None:
+    """Note the digest in the cache, where that can be written."""
     text = text_of_json(sealed({"file": state.path, "digest": digest}, state.purpose))
     half = state.note.with_name(f".{os.getpid()}-{state.note.name}")
     with suppress(OSError), replacing(state.note, half, flushed=False) as unfinished:
@@ -88,6 +91,7 @@ class _FileState:
 
     @property
     def purpose(self) -> Purpose:
+        """What a note is sealed for: this very state."""
         return {"kind": "digest of a file", **asdict(self)}
 
     @property
@@ -101,9 +105,9 @@ def _state_of(path: Path) -> _FileState:
     with reading(path):
         whole = path.resolve()
         now = whole.stat()
-    return _FileState(
-        str(whole), now.st_dev, now.st_ino, now.st_size, now.st_mtime_ns, now.st_ctime_ns
-    )
+    # A name may have bytes that are no text.
+    name = os.fsencode(whole).decode("utf-8", "backslashreplace")
+    return _FileState(name, now.st_dev, now.st_ino, now.st_size, now.st_mtime_ns, now.st_ctime_ns)
 
 
 def file_digests(folder: Path, weights: Sequence[Path], with_code: bool = False) -> dict[str, str]:
@@ -113,7 +117,7 @@ def file_digests(folder: Path, weights: Sequence[Path], with_code: bool = False)
     files = sorted([*weights, folder / CONFIG])
     if with_code:
         files += sorted(folder.rglob("*.py"))
-    with ThreadPoolExecutor(torch.get_num_threads()) as threads:
+    with ThreadPoolExecutor(SIDE_BY_SIDE) as threads:
         digests = threads.map(known_digest, files)
         names = [file.relative_to(folder).as_posix() for file in files]
         return dict(zip(names, digests, strict=True))

@@ -3,7 +3,7 @@ named and ordered as transformers does it.
 """
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final, cast
 
@@ -22,6 +22,9 @@ more than so many in a single thread. Every kind of blocks divides it.
 
 _INTEGERS: Final = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 """Types that have so many bytes."""
+
+_Process = Callable[[str, np.ndarray], tuple[str | None, np.ndarray]]
+"""Gives the name and the numbers of a tensor, from its name and numbers in the file."""
 
 
 def add_tensors(
@@ -57,28 +60,33 @@ def add_tensors(
 
 
 def _processed(
-    path: Path,
-    tensor: gguf.ReaderTensor,
-    dtype: torch.dtype,
-    process: Callable[[str, np.ndarray], tuple[str | None, np.ndarray]],
+    path: Path, tensor: gguf.ReaderTensor, dtype: torch.dtype, process: _Process
 ) -> tuple[str | None, Tensor]:
     """A tensor's name and numbers as `process` gives them; no name where it has put them into
     their place.
     """
-    # Matrices are only reordered, with few exceptions, and that can be done in any type. numpy is
-    # shown opaque bytes in place of the numbers: they can be moved, but not computed with.
     if len(tensor.shape) == 2:
-        integer = _INTEGERS[dtype.itemsize]
-        numbers = decoded(path, tensor, dtype).view(integer).numpy()
         try:
-            name, moved = process(tensor.name, numbers.view(f"V{dtype.itemsize}"))
+            return _moved(path, tensor, dtype, process)
         except TypeError:
             pass  # this one is computed with
-        else:
-            return name, torch.from_numpy(moved.view(numbers.dtype)).view(dtype)
     exact = decoded(path, tensor, torch.float32)
     name, weights = process(tensor.name, exact.numpy())
+    if name is None:
+        return None, exact
     return name, torch.from_numpy(np.copy(weights)).to(dtype)
+
+
+def _moved(
+    path: Path, tensor: gguf.ReaderTensor, dtype: torch.dtype, process: _Process
+) -> tuple[str | None, Tensor]:
+    """The same of a matrix whose numbers are moved and not computed with, as those of nearly all
+    are. So it is decoded into the type that is wanted. Raises `TypeError` for any other.
+    """
+    numbers = decoded(path, tensor, dtype).view(_INTEGERS[dtype.itemsize]).numpy()
+    # In place of numbers numpy is shown opaque bytes.
+    name, moved = process(tensor.name, numbers.view(f"V{dtype.itemsize}"))
+    return name, torch.from_numpy(moved.view(numbers.dtype)).view(dtype)
 
 
 def decoded(path: Path, tensor: gguf.ReaderTensor, dtype: torch.dtype) -> Tensor:
@@ -92,31 +100,38 @@ def decoded(path: Path, tensor: gguf.ReaderTensor, dtype: torch.dtype) -> Tensor
     # GGUF has the fastest dimension first, torch has it last.
     numbers = torch.empty(tensor.shape.tolist()[::-1], dtype=dtype)
     flat = numbers.view(-1)
+    decode = decode_blocks if can_decode(tensor.tensor_type.name) else _decode_by_gguf
     count = torch.get_num_threads()
-    share = max(PIECE, -(-flat.numel() // (PIECE * count)) * PIECE)
+    share = max(PIECE, -(-len(flat) // (PIECE * count)) * PIECE)
     with ThreadPoolExecutor(count) as threads:
-        begun = [
-            threads.submit(_decode, path, tensor, first, flat[first : first + share])
-            for first in range(0, flat.numel(), share)
-        ]
-        for part in begun:
-            part.result()
+        begun: list[Future[None]] = []
+        for first in range(0, len(flat), share):
+            part = flat[first : first + share]
+            begun.append(threads.submit(_fill, part, path, tensor, first, decode))
+        for filled in begun:
+            filled.result()
     return numbers
 
 
-def _decode(path: Path, tensor: gguf.ReaderTensor, first: int, numbers: Tensor) -> None:
+def _fill(
+    numbers: Tensor,
+    path: Path,
+    tensor: gguf.ReaderTensor,
+    first: int,
+    decode: Callable[[np.ndarray, str, np.ndarray], None],
+) -> None:
     """Fill `numbers`, which are those of the tensor from its number `first` on."""
     kind = tensor.tensor_type
     block, size = gguf.GGML_QUANT_SIZES[kind]
-    native = can_decode(kind.name)
     exact = torch.empty(PIECE, dtype=torch.float32)
     with path.open("rb") as file:
         file.seek(tensor.data_offset + first // block * size)
         for piece in numbers.split(PIECE):
             blocks = np.frombuffer(file.read(len(piece) // block * size), dtype=np.uint8)
             values = exact[: len(piece)]
-            if native:
-                decode_blocks(blocks, kind.name, values.numpy())
-            else:
-                values.numpy()[:] = gguf.dequantize(blocks, kind)
+            decode(blocks, kind.name, values.numpy())
             piece.copy_(values)
+
+
+def _decode_by_gguf(blocks: np.ndarray, kind: str, numbers: np.ndarray) -> None:
+    numbers[:] = gguf.dequantize(blocks, gguf.GGMLQuantizationType[kind])

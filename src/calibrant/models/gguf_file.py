@@ -372,11 +372,10 @@ class _QuickReader(gguf.GGUFReader):
 
     @data.setter
     def data(self, mapped: np.ndarray) -> None:
-        self._bytes = mapped.view(np.ndarray)
+        self._bytes: Any = mapped.view(np.ndarray)
 
-    def _get_field_parts(
-        self, orig_offs: int, raw_type: int
-    ) -> tuple[int, list[Any], list[int], list[gguf.GGUFValueType]]:
+    def _get_field_parts(self, orig_offs: Any, raw_type: Any) -> Any:
+        """The size of an entry's value, its parts, which of them are values, and its types."""
         if raw_type != LIST:
             return super()._get_field_parts(orig_offs, raw_type)
         inner, count = struct.unpack_from("<IQ", self._bytes, orig_offs)

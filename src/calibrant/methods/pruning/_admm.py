@@ -9,43 +9,43 @@ closest sparse matrix is that of the largest weights.
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from typing import Final
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from calibrant.activations import PANEL, Gram
+from calibrant.activations import Gram
 from calibrant.methods._base import finite
-from calibrant.methods._elimination import by_rows, mean_square
+from calibrant.methods._elimination import by_rows, inverse_of, mean_square, take_root
 from calibrant.methods.pruning._gradients import Masked, descend, masked
+
+PANEL: Final = 256
+"""Rows of an inverse that are computed together."""
 
 
 @dataclass(frozen=True)
 class Scaled:
-    """A Gram whose diagonal is 1, by its eigenvalues and eigenvectors; `scale` is D, and 0 for
-    an input that was always zero.
+    """A Gram whose diagonal is 1, `hessian`; `scale` is D, and 0 for an input that was always
+    zero.
     """
 
     scale: Float[Tensor, "in"]
-    eigenvalues: Float[Tensor, "in"]
-    eigenvectors: Float[Tensor, "in in"]
+    hessian: Float[Tensor, "in in"]
 
     def response(self, rho: float) -> Float[Tensor, "in in"]:
         """Return ρ(G̃ + ρI)⁻¹: what is left of a pull at the weights once the others have made
         up for it.
         """
-        # V·diag·Vᵀ, with a root of the diagonal on either side: so it is symmetric to the last bit.
-        half = self.eigenvectors * (rho / (self.eigenvalues + rho)).sqrt()
-        # A product with its own transpose: half of it is multiplied, panel by panel, and mirrored.
-        response = torch.empty_like(half)
-        for start in range(0, len(half), PANEL):
-            panel = slice(start, start + PANEL)
-            torch.mm(half[panel], half[start:].T, out=response[panel, start:])
-            response[start + PANEL :, panel] = response[panel, start + PANEL :].T
-            # Not every processor sums both sides of the diagonal in one order.
-            square = response[panel, panel]
-            square.copy_(square.triu() + square.triu(1).T)
-        return response
+        shifted = self.hessian.clone()
+        shifted.diagonal().add_(rho)
+        response = inverse(shifted)
+        if response is not None:
+            return response.mul_(rho)
+        # Of few tokens and a small ρ: an eigenvalue that rounding left below zero counts as zero.
+        eigenvalues, eigenvectors = torch.linalg.eigh(self.hessian)
+        shares = rho / (eigenvalues.clamp_min(0) + rho)
+        return (eigenvectors * shares) @ eigenvectors.T
 
     def unscaled(
         self, scaled: Float[Tensor, "out in"], dense: Float[Tensor, "out in"]
@@ -55,6 +55,42 @@ class Scaled:
         """
         scale = self.scale.to(scaled.dtype)
         return torch.where(scale > 0, scaled / scale, dense)
+
+
+def inverse(matrix: Float[Tensor, "in in"]) -> Float[Tensor, "in in"] | None:
+    """Return the inverse of a symmetric positive definite matrix, symmetric to the last bit; None
+    for a matrix that isn't positive definite. `matrix` is written over.
+    """
+    if not take_root(matrix):
+        return None
+    invert_upper(matrix.triu_())
+    # With W the inverse of the root, WᵀW: half of it is multiplied, panel by panel, and mirrored.
+    # In place, since an earlier panel needs no row of a later one.
+    for start in reversed(range(0, len(matrix), PANEL)):
+        panel = slice(start, start + PANEL)
+        rows = matrix[: start + PANEL, panel].T @ matrix[: start + PANEL, start:]
+        # Not every processor sums both sides of the diagonal in one order.
+        square = rows[:, :PANEL]
+        square.copy_(square.triu() + square.triu(1).T)
+        matrix[panel, start:] = rows
+        matrix[start:, panel] = rows.T
+    return matrix
+
+
+def invert_upper(root: Float[Tensor, "in in"]) -> None:
+    """Put the inverse of an upper triangular matrix in its place, by halves: nearly all of the work
+    is products.
+    """
+    width = len(root)
+    if width <= PANEL:
+        root.copy_(inverse_of(root))
+        return
+    # [[A, B], [0, D]]⁻¹ = [[A⁻¹, -A⁻¹BD⁻¹], [0, D⁻¹]]
+    left = slice(0, width // 2)
+    right = slice(width // 2, width)
+    invert_upper(root[left, left])
+    invert_upper(root[right, right])
+    root[left, right] = (root[left, left] @ root[left, right] @ root[right, right]).neg_()
 
 
 def shared_scaled(gram: Gram, damp: float, after_scaling: bool = False) -> Scaled:
@@ -81,10 +117,7 @@ def _scaled(gram: Gram, damp: float, after_scaling: bool) -> Scaled:
     if after_scaling:
         hessian.diagonal().add_(damp)
     hessian.diagonal().masked_fill_(dead, 1)
-    # Eigenvalues serve every ρ: only the diagonal between the vectors changes.
-    eigenvalues, eigenvectors = torch.linalg.eigh(hessian)
-    # Rounding may leave an eigenvalue of few tokens below zero.
-    return Scaled(scale.masked_fill(dead, 0), eigenvalues.clamp_min(0), eigenvectors)
+    return Scaled(scale.masked_fill(dead, 0), hessian)
 
 
 class Directions:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from functools import cache
+from typing import Final
 
 import numpy as np
 import torch
@@ -13,8 +14,10 @@ from calibrant.methods._elimination import by_rows
 from calibrant.packed import Change, Compressed
 from calibrant.targets import NofM, Removal, Sparsity
 
-LEAST_ROWS = 64
-"""Rows worth another thread."""
+LEAST_NUMBERS: Final = 2**22
+"""Weights worth another thread: two milliseconds of work. It has to wait about as long for torch's
+own threads, which go on turning for a moment after a product.
+"""
 
 
 def without_lowest(
@@ -61,7 +64,7 @@ def without_lowest(
         kept.view(bits).numpy(),
         sums,
     ]
-    by_rows(_kernel(), rows, arguments, LEAST_ROWS)
+    by_rows(_kernel(), rows, arguments, least_rows=-(-LEAST_NUMBERS // width))
     zeros, size, lost = sums.sum(0).tolist()
     # So it is if all weights are finite, since their squares can't overflow in float64.
     if not math.isfinite(size):

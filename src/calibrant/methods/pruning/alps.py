@@ -109,7 +109,6 @@ class ALPS(MatrixMethod):
         gram = observed(seen, Gram)
         checked = finite(weight, "the weight").to(wide(weight.dtype)).contiguous()
         scaled = shared_scaled(gram, self.damp)
-        hessian = damped(gram, self.damp).to(checked.dtype)
         dense = checked * scaled.scale.to(checked.dtype)
         # A weight's size says how much it matters once it is scaled.
         largest = removal(target).keep(dense.abs(), self._group)
@@ -117,6 +116,7 @@ class ALPS(MatrixMethod):
             notes = {"iterations": 0, "rho": self.rho, "changing": 0.0}
             return Compressed(weight.detach().clone(), notes)
         directions, notes = self._directions(dense, largest, scaled, removal(target))
+        hessian = damped(gram, self.damp).to(checked.dtype)
         result = chosen(checked, largest, directions, scaled, hessian, self.steps).weight
         return Compressed(finite(result.to(weight.dtype), "the fitted weight"), notes)
 

@@ -61,10 +61,11 @@ class SparseGPT(MatrixMethod):
     threshold, so at least one weight more in each block, and all ties), with block quotas whose
     sums are exact, so that the matrix loses ⌊out·in·s⌋ weights; inputs that were always zero are
     removed first, but beyond the quota they keep their weights (the code zeroes all of them: more
-    than asked), and they don't count in the mean diagonal; one Cholesky of the reversed H and one
-    triangular inverse instead of Cholesky, inverse and Cholesky; H isn't doubled, which changes
-    nothing; a Gram that isn't positive definite climbs the ladder of `factorise`, and the notes say
-    how far.
+    than asked), and they don't count in the mean diagonal; one Cholesky of the reversed H instead
+    of Cholesky, inverse and Cholesky, and corrections that follow from the changes of the columns
+    before instead of from their errors (see `up_to_date`), which are equal; H isn't doubled, which
+    changes nothing; a Gram that isn't positive definite climbs the ladder of `factorise`, and the
+    notes say how far.
     """
 
     accepts: ClassVar[tuple[type[Target], ...]] = (Removal, SparseGrid)

@@ -32,8 +32,10 @@ from calibrant.methods.quantization._sites import Site, Sites
 from calibrant.methods.quantization._stand_ins import ScaledAlone
 from calibrant.models import Block, ModelView, Stream, Weight
 from calibrant.numerics import six_digits
+from calibrant.packed import gram_energy
 from calibrant.spec import check_most
 from calibrant.system.clock import spent_on
+from calibrant.system.products import full_speed
 from calibrant.targets import Grid, Target
 from calibrant.walk.attention import BlockCall
 from calibrant.walk.statistics import by_block
@@ -117,14 +119,14 @@ class AWQ(ModelMethod, MatrixMethod):
         self, sites: Sites, block: Block, seen: dict[Weight, Seen], job: Job, sample: Sample | None
     ) -> Iterator[Edit]:
         for site in sites.by_block[block.index]:
-            with spent_on("method"):
+            with spent_on("method"), full_speed():
                 fold = self._fold(site, seen, job, sample)
             if fold is not None:
                 yield fold
         for weight, statistics in seen.items():
             clip = self.clip and weight.name in sites.clippable
             target = grid(job.targets[weight.name])
-            with spent_on("method"):
+            with spent_on("method"), full_speed():
                 gram = observed(statistics, Gram)
                 compressed = self._rounded(weight.get(), gram, target, clip)
             yield Replace(weight, compressed, statistics)
@@ -181,7 +183,8 @@ def _divided(seen: Seen, column_scales: Tensor) -> Seen:
     sizes = seen[FeatureSizes]
     gram = seen[Gram]
     factors = column_scales.to(gram.matrix.dtype)
-    matrix = gram.matrix / torch.outer(factors, factors)
+    matrix = torch.outer(factors, factors)
+    torch.div(gram.matrix, matrix, out=matrix)
     squares = sizes.squares / column_scales.square()
     return Seen(
         {
@@ -228,8 +231,7 @@ def linear(seen: Mapping[Weight, Seen]) -> Judge:
         total = 0.0
         for weight, candidate in candidates.items():
             change = candidate - weight.get().to(candidate.dtype)
-            gram = seen[weight][Gram].matrix.to(change.dtype)
-            total += float(((change @ gram) * change).sum())
+            total += gram_energy(seen[weight][Gram], change.dtype)(change)
         return total
 
     return judge

@@ -1,0 +1,20 @@
+"""How float32 products are computed: faster, but of float32 numbers."""
+
+import torch
+
+from calibrant.system.products import full_speed
+
+
+def test_at_full_speed_float32_numbers_are_multiplied_as_they_are() -> None:
+    before = torch.backends.mkldnn.matmul.fp32_precision
+    generator = torch.Generator().manual_seed(0)
+    left = torch.randn(300, 500, generator=generator)
+    right = torch.randn(500, 200, generator=generator)
+    with full_speed():
+        product = left @ right
+        added = torch.ones(300, 200).addmm_(left, right)
+    exact = left.double() @ right.double()
+    # Rounded to bfloat16, factors would be a thousand times as far away.
+    assert float((product - exact).abs().max() / exact.abs().max()) < 2e-6
+    assert float((added - 1 - exact).abs().max() / exact.abs().max()) < 2e-6
+    assert torch.backends.mkldnn.matmul.fp32_precision == before
