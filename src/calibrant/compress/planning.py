@@ -31,7 +31,6 @@ from calibrant.compress.room import (
     budget_of,
     goes_by_matrix,
     held_now,
-    looks_at_grams,
     needs_whole_model,
     source_count,
 )
@@ -69,7 +68,7 @@ TOKENIZER_BYTES: Final = 500
 TOKENIZER_FILE_BYTES: Final = 80
 """Bytes that an entry of the vocabulary takes in a tokenizer's files."""
 KERNEL_BYTES: Final = 60_000_000
-"""What a compiled kernel and its compiler take, for methods that look at Grams."""
+"""What a compiled kernel and its compiler take, for methods that look at activations."""
 GGUF_BLOCK: Final = 32
 """Inputs that share a scale in the blocks of GGUF into which codes of grids go."""
 FEWEST_TOKENS: Final = 1024
@@ -314,7 +313,7 @@ class CompressionPlanner:
         sources = source_count(self.calibration)
         needs = Needs.of(self.outline.shape, tokens, dtype, method, sources, self._length)
         needs = replace(needs, process=self.machine.process)
-        kernel = KERNEL_BYTES if looks_at_grams(method) else 0
+        kernel = KERNEL_BYTES if method.observes else 0
         return held_by_process(needs, self.outline, kernel)
 
     def _course(self, needs: Needs) -> "_Course":
