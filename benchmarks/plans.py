@@ -8,8 +8,7 @@ peak, seconds of each phase, and of each part of compressing. Seconds are those 
 nothing else may run.
 
 `--fit` reads FILE and says which factors in calibrant/compress/rates.py would have been nearest: of
-each part those whose squared relative error is least over all jobs. Opening is that of models that aren't
-dequantized any more. `--out FILE` keeps the record
+each part those whose squared relative error is least over all jobs. `--out FILE` keeps the record
 after every job; jobs that it has of the same machine and the same question stay.
 """
 
@@ -100,14 +99,16 @@ print(json.dumps({
         "seconds": dict(done.costs.phases), "parts": dict(done.costs.parts),
     },
     "floor": done.costs.floor,
-    "units": units(outline.shape, planned.tokens, options["length"], rates),
+    "units": units(outline.shape, outline.storage, planned.tokens, options["length"], rates),
 }))
 """
 
 
-def units(shape: Any, tokens: int, length: int, rates: Any) -> dict[str, dict[str, float]]:
+def units(
+    shape: Any, storage: str, tokens: int, length: int, rates: Any
+) -> dict[str, dict[str, float]]:
     """The seconds of what a factor of each part counts, once: of `forward` also its products, whose
-    factor is 1.
+    factor is 1. Of opening, what is counted.
     """
     from calibrant.compress.rates import forward_seconds, gram_operations
 
@@ -133,7 +134,12 @@ def units(shape: Any, tokens: int, length: int, rates: Any) -> dict[str, dict[st
             "cubes": cubes / rates.exact,
             "again": forward_seconds(shape, 1, length, rates),
         },
-        "open": {"starting": 1.0, "vocabulary": shape.vocabulary, "numbers": shape.numbers},
+        "open": {
+            "starting": 1.0,
+            "vocabulary": shape.vocabulary,
+            "read": 0 if storage == "gguf" else shape.numbers,
+            "dequantized": shape.numbers if storage == "gguf" else 0,
+        },
     }
 
 
@@ -211,8 +217,8 @@ def nearest(
 
 def factors_now() -> dict[str, dict[str, float]]:
     """The factors that plans have, of each part; what a method does, by the method's name. Of
-    opening they are seconds: to start, for each entry of the vocabulary, and for each number in
-    bfloat16.
+    opening they are seconds: to start, for each entry of the vocabulary, and for each number that
+    is read in bfloat16 or dequantized.
     """
     from calibrant.compress import rates
 
@@ -220,7 +226,8 @@ def factors_now() -> dict[str, dict[str, float]]:
         "open": {
             "starting": rates.STARTING,
             "vocabulary": rates.TOKENIZER_SECONDS,
-            "numbers": 2 / rates.DISK,
+            "read": 2 / rates.DISK,
+            "dequantized": rates.DEQUANTIZING,
         },
         "forward": {"attention": 1 / rates.ATTENTION_SHARE, "passes": rates.FORWARD_PASSES},
         "sums of squares": {"passes": rates.SUM_PASSES},

@@ -106,7 +106,7 @@ def test_factors_say_what_a_plan_says(method: str):
     machine = sizes.machine_of(speed)
     planned = sizes.planned("Qwen2.5-7B", method, "cpu", machine)
     shape = sizes.shape_of(sizes.MODELS["Qwen2.5-7B"])
-    units = plans.units(shape, planned.tokens, sizes.LENGTH, speed)
+    units = plans.units(shape, "folder", planned.tokens, sizes.LENGTH, speed)
     parts = plans.expected(f"Qwen2.5-7B, {method} 0.5", {"units": units})
     assert planned.seconds["open"] == pytest.approx(parts.pop("open"))
     assert planned.parts == pytest.approx(parts)
@@ -120,7 +120,7 @@ def test_factors_are_fitted_to_what_jobs_took():
     for name, config in sizes.MODELS.items():
         for width in (1, 2, 4):
             shape = sizes.shape_of({**config, "intermediate_size": width * 4096})
-            units = plans.units(shape, 4096, 512, speed)
+            units = plans.units(shape, "folder", 4096, 512, speed)
             method = sum(units["method and record"][key] * factor for key, factor in true.items())
             sums = units["statistics"]
             parts = {

@@ -346,7 +346,9 @@ def test_a_full_disk_leaves_nothing_half_written(
     assert not (tmp_path / "a").exists()
 
 
-def test_numbers_that_are_being_written_are_waited_for(folder: Path, tmp_path: Path) -> None:
+def test_numbers_that_are_being_written_are_waited_for(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     _, seen_by = opened_view(folder)
     first, second = seen_by.blocks[0].weights[:2]
     before = first.get().clone()
@@ -357,7 +359,7 @@ def test_numbers_that_are_being_written_are_waited_for(folder: Path, tmp_path: P
         may_write.wait()
         add(*step)
 
-    kept.add = late
+    monkeypatch.setattr(kept, "add", late)
     with StepWriter() as writer:
         writer.add(kept, 0, [as_it_is(first).stored()], [])
         second.set(second.get() * 2)

@@ -11,6 +11,7 @@ import psutil
 import torch
 
 from calibrant.activations import Propagation
+from calibrant.compress.on_device import room_on_device
 from calibrant.compress.rates import (
     TOKENIZING,
     WORK,
@@ -30,7 +31,6 @@ from calibrant.compress.room import (
     budget_of,
     goes_by_matrix,
     held_now,
-    looks_at_grams,
     needs_whole_model,
     source_count,
 )
@@ -68,7 +68,7 @@ TOKENIZER_BYTES: Final = 500
 TOKENIZER_FILE_BYTES: Final = 80
 """Bytes that an entry of the vocabulary takes in a tokenizer's files."""
 KERNEL_BYTES: Final = 60_000_000
-"""What a compiled kernel and its compiler take, for methods that look at Grams."""
+"""What a compiled kernel and its compiler take, for methods that look at activations."""
 GGUF_BLOCK: Final = 32
 """Inputs that share a scale in the blocks of GGUF into which codes of grids go."""
 FEWEST_TOKENS: Final = 1024
@@ -100,15 +100,22 @@ class Machine:
     link: float = LINK
 
     @classmethod
-    def here(cls, outline: ModelOutline, out: Path | None) -> "Machine":
-        """Return this machine as it is now."""
+    def here(
+        cls, outline: ModelOutline, out: Path | None, device_memory: float | None = None
+    ) -> "Machine":
+        """Return this machine as it is now, with `device_memory` GB on a device where so many are
+        given.
+        """
+        room = room_on_device(device_memory, outline.device)
+        if room is None:
+            room = room_on(outline.device)
         # Measuring rates takes some memory too, which the job doesn't need.
         process = held_now()
         return cls(
             rates=rates_of(outline.dtype, outline.device),
             process=process,
             memory=room_on(CPU),
-            room=room_on(outline.device),
+            room=room,
             disk=free_at(out),
         )
 
@@ -306,7 +313,7 @@ class CompressionPlanner:
         sources = source_count(self.calibration)
         needs = Needs.of(self.outline.shape, tokens, dtype, method, sources, self._length)
         needs = replace(needs, process=self.machine.process)
-        kernel = KERNEL_BYTES if looks_at_grams(method) else 0
+        kernel = KERNEL_BYTES if method.observes else 0
         return held_by_process(needs, self.outline, kernel)
 
     def _course(self, needs: Needs) -> "_Course":
@@ -332,15 +339,14 @@ class CompressionPlanner:
         """How the job would go on a device beside the processor."""
         asked = self.recipe.propagate
         taken = needs.in_memory(asked)
-        opened = self.outline.storage in ("memory", "copied")
-        in_turn = taken > self.machine.room and not opened
+        in_turn = taken > self.machine.room and self._may_be_beside
         if in_turn:
-            taken = needs.on_disk(asked)
+            taken = needs.beside(asked)
         left = self.machine.room - (taken - needs.activations(asked))
         propagate = self._fitting(needs, left)
-        offload = in_turn and propagate != "arrival" and needs.activations(propagate) > left
+        offload = in_turn and needs.activations(propagate) > left and self._may_offload(propagate)
         if in_turn:
-            memory = needs.on_disk(propagate, offload)
+            memory = needs.beside(propagate, offload)
         else:
             memory = needs.in_memory(propagate)
         return _Course(propagate, memory, offloads=offload, blocks_in_turn=in_turn)
@@ -364,9 +370,14 @@ class CompressionPlanner:
         return self.memory
 
     def _may_offload(self, propagate: Propagation) -> bool:
-        """Whether activations may be on disk between two blocks."""
-        on_cpu = self.outline.device.type == "cpu"
-        return on_cpu and propagate != "arrival" and goes_by_matrix(self.recipe.method)
+        """Whether activations may be elsewhere between two blocks."""
+        return propagate != "arrival" and goes_by_matrix(self.recipe.method)
+
+    @property
+    def _may_be_beside(self) -> bool:
+        """Whether blocks may stay beside the device. A model that is open already is there."""
+        outline = self.outline
+        return outline.device.type != "cpu" and outline.storage not in ("memory", "copied")
 
     @property
     def _usually_left(self) -> int:
@@ -395,7 +406,7 @@ class CompressionPlanner:
         if room < least <= self.machine.room:
             ways.append(f"--memory {math.ceil(least / 1e8) / 10:g}")
         if "reference" in self.recipe.method.propagations and propagate == "arrival":
-            least = needs.in_memory("reference")
+            least = self._least(needs, "reference")
             if least <= room:
                 ways.append(f"--propagate reference ({gigabytes(least)})")
         on_disk = needs.on_disk(propagate, offload=True)
@@ -403,18 +414,24 @@ class CompressionPlanner:
             ways.append(f"--memory {in_tenths(room):g}, with blocks on disk")
         tokens = self._tokens // 2
         while tokens >= FEWEST_TOKENS:
-            least = self._needs(tokens, dtype).in_memory(propagate)
+            least = self._least(self._needs(tokens, dtype), propagate)
             if least <= room:
                 ways.append(f"--tokens {tokens} ({gigabytes(least)})")
                 break
             tokens //= 2
         if dtype.itemsize > torch.bfloat16.itemsize:
-            least = self._needs(self._tokens, torch.bfloat16).in_memory(propagate)
+            least = self._least(self._needs(self._tokens, torch.bfloat16), propagate)
             if least <= room:
                 ways.append(f"--dtype bfloat16 ({gigabytes(least)})")
         if not ways:
             return "no option makes it fit: take a smaller model, or a machine with more memory"
         return f"it fits with {' or '.join(ways)}"
+
+    def _least(self, needs: Needs, propagate: Propagation) -> int:
+        """How many bytes are held at the peak, with blocks beside the device where they may be."""
+        if self._may_be_beside:
+            return needs.beside(propagate)
+        return needs.in_memory(propagate)
 
     def _written(self) -> dict[str, int]:
         """How many bytes each thing that is written takes."""

@@ -231,10 +231,7 @@ def _planned(verb: Verb, options: CompressOptions, recipe: Recipe) -> JobPlan:
     outline = outline_of_options(options)
     memory = in_bytes(options.memory)
     forms = forms_of(options.export)
-    machine = Machine.here(outline, out)
-    on_device = room_on_device(options.device_memory, outline.device)
-    if on_device is not None:
-        machine = replace(machine, room=on_device)
+    machine = Machine.here(outline, out, options.device_memory)
     planner = CompressionPlanner(outline, recipe, calibration, forms, memory, out, machine)
     return planner.plan(verb)
 
