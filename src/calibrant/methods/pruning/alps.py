@@ -95,7 +95,7 @@ class ALPS(MatrixMethod):
         return "row" if self.per == "row" else "matrix"
 
     def squares(self, sources: int) -> int:
-        return 7
+        return 5
 
     def compress(self, weight: Float[Tensor, "out in"], seen: Seen, target: Target) -> Compressed:
         """Notes: how many `iterations` it took, the last `rho`, and the share of the support that
