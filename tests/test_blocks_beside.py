@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 import calibrant
-from calibrant.compress import prune, quantize
+from calibrant.compress import prune, prune_quantize, quantize
 from calibrant.errors import SpecError
 from calibrant.evaluators import evaluate
 from calibrant.models import ModelView, Snapshot, open_model, view
@@ -53,7 +53,7 @@ JOBS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
 def large(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A tiny model whose blocks are nearly all of it."""
     place = tmp_path_factory.mktemp("large") / "model"
-    sizes = {"num_hidden_layers": 8, "hidden_size": 128, "intermediate_size": 512}
+    sizes = {"num_hidden_layers": 16, "hidden_size": 128, "intermediate_size": 512}
     return str(tiny_folder(place, "llama", **sizes))
 
 
@@ -93,14 +93,32 @@ def test_a_model_larger_than_the_device_is_compressed_as_on_the_processor(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("on_disk", [False, True])
-def test_losses_are_those_of_the_whole_model(large: str, texts: str, on_disk: bool) -> None:
-    task = f"loss(source={texts}, tokens=256, length=32)"
+@pytest.mark.parametrize("propagate", ["arrival", "reference"])
+def test_blocks_may_stay_on_disk_and_go_to_the_device_from_there(
+    propagate: str, large: str, texts: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = {"data": texts, "method": "wanda", "propagate": propagate, **FEW}
+    prune(large, out=tmp_path / "here", device="cpu", **given)
+    limit = int(SHARE * bytes_of(large))
+    monkeypatch.setattr(prune_quantize, "left_on_disk", lambda *_: "its blocks stayed on disk")
+    with pretended_device(limit) as device:
+        done = prune(
+            large,
+            out=tmp_path / "there",
+            device=device.name,
+            memory=1000.0,
+            device_memory=limit / 1e9,
+            **given,
+        )
+    assert done.opened.residence.on_disk
+    assert numbers_in(tmp_path / "there") == numbers_in(tmp_path / "here")
+
+
+@pytest.mark.slow
+def test_losses_are_those_of_the_whole_model(large: str) -> None:
+    task = "loss(source=python_docs, tokens=256, length=32)"
     (here,) = evaluate(large, tasks=task, dtype="float32", device="cpu")
     limit = int(SHARE * bytes_of(large))
-    memory = None
-    if on_disk:
-        memory = 2.0
     with pretended_device(limit) as device:
         (there,) = evaluate(
             large,
@@ -108,7 +126,6 @@ def test_losses_are_those_of_the_whole_model(large: str, texts: str, on_disk: bo
             dtype="float32",
             device=device.name,
             device_memory=limit / 1e9,
-            memory=memory,
         )
     assert there.provenance["blocks"] == "beside the device"
     assert there.score.value == pytest.approx(here.score.value, rel=1e-6)

@@ -186,7 +186,8 @@ class Flow(TorchDispatchMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
-        if self._away:
+        # A class of tensors may be asked by an operator where it is; that reads nothing.
+        if self._away or func is torch.ops.prim.device.default:
             return func(*args, **kwargs)
         name = func.overloadpacket.__name__
         # Labels are of what went in: they are read before the operation, which may write over its
