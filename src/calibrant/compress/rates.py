@@ -133,7 +133,7 @@ from an older fit of `refined` by the ratio of both (docs/log/2026-11-27-pruning
 """
 FORWARD_PASSES: Final = 11.0
 """Passes over each number of a token in a block, beside the products: norms, angles, gates."""
-ATTENTION_SHARE: Final = 0.12
+ATTENTION_SHARE: Final = 0.24
 """The share of the products' rate that attention gets."""
 SUM_PASSES: Final = 1.8
 """Passes over each input of a matrix for a sum of squares."""
