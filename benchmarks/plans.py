@@ -121,7 +121,7 @@ def units(
     return {
         "forward": {
             "products": 2.0 * tokens * used / rates.products,
-            "attention": 2.0 * tokens * length * shape.hidden * blocks / rates.products,
+            "attention": 4.0 * tokens * length * shape.hidden * blocks / rates.products,
             "passes": tokens * shape.numbers_per_token * blocks / rates.passes,
         },
         "statistics": {

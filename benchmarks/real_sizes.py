@@ -99,13 +99,15 @@ def opening(setting: peers.Setting, record: Found) -> Found:
     dtype = setting.asked.saved_dtype
     folder = str(setting.folder / "model")
     seconds: dict[str, list[float]] = {"file": [], "folder": [], "folder again": []}
+    numbers = 0
     for _ in range(setting.asked.rounds):
         with tempfile.TemporaryDirectory() as cache:
             for name, model in zip(seconds, (setting.asked.model, folder, folder), strict=True):
                 found = peers.child(setting, "opening", cache=cache, model=model, dtype=dtype)
                 seconds[name].append(found["seconds"])
+                numbers = found["numbers"]
                 told(f"opening the {name} {found['seconds']:.1f} s")
-    return {"seconds": seconds, "numbers": found["numbers"]}
+    return {"seconds": seconds, "numbers": numbers}
 
 
 def told(text: str) -> None:

@@ -188,6 +188,7 @@ def job(asked: dict[str, Any]) -> dict[str, Any]:
     told = {name: asked[name] for name in names}
     done = compress(asked["model"], **told, profile=True)
     costs = done.costs
+    assert costs is not None, "a job with a profile has costs"
     shapes = [weight.shape for weight in view(done.model).weights]
     return {
         "seconds": costs.phases["compress"],

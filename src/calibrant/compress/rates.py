@@ -119,28 +119,29 @@ class MethodWork:
 WORK: Final[Mapping[str, MethodWork]] = {
     "none": MethodWork(21.0),
     "rtn": MethodWork(34.0),
-    "wanda": MethodWork(54.0),
-    "sparsegpt": MethodWork(162.0, 2.7, 1.6, steps=7),
-    "gptq": MethodWork(175.0, 2.6, 1.6, steps=16),
+    "wanda": MethodWork(24.0),
+    "sparsegpt": MethodWork(180.0, 1.15, 0.3, steps=7),
+    "gptq": MethodWork(170.0, 1.0, 0.3, steps=16),
     "awq": MethodWork(583.0, 5.0, again=45_000),
     "refined": MethodWork(524.0, 31.0),
     "alps": MethodWork(168.0, 59.0, 15.0),
 }
 """What methods do. These factors, and those below, were fitted to the runs of real and random
-models in benchmarks/records/plans.json (`benchmarks/plans.py --fit`). `alps` follows from an older
-fit of `refined` by the ratio of both (docs/log/2026-11-27-pruning-speed.md).
+models in benchmarks/records/plans.json (`benchmarks/plans.py --fit`); those of `awq` and `refined`
+to earlier runs of the two smallest (docs/log/2026-11-29-plans-of-other-machines.md). `alps` follows
+from an older fit of `refined` by the ratio of both (docs/log/2026-11-27-pruning-speed.md).
 """
-FORWARD_PASSES: Final = 12.5
+FORWARD_PASSES: Final = 11.0
 """Passes over each number of a token in a block, beside the products: norms, angles, gates."""
-ATTENTION_SHARE: Final = 0.19
+ATTENTION_SHARE: Final = 0.24
 """The share of the products' rate that attention gets."""
 SUM_PASSES: Final = 1.8
 """Passes over each input of a matrix for a sum of squares."""
-GRAM_SHARE: Final = 0.78
+GRAM_SHARE: Final = 1.0
 """The share of a Gram's time, at the width that is timed, that grows with the square of the width;
 the rest are passes.
 """
-GRAM_PASSES: Final = 8.0
+GRAM_PASSES: Final = 2.5
 """Passes over each input of a matrix for a Gram."""
 SCORE_PASSES: Final = 65.0
 """Passes over each logit to score a token."""
