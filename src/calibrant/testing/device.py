@@ -129,6 +129,13 @@ class PretendedTensor(Tensor):
         with torch._C.DisableTorchFunction():
             return _computed(operator, args, kwargs or {})
 
+    @property
+    def device(self) -> torch.device:
+        """Where it says it is. Asked of torch, it would be an operation that the caller's modes
+        see.
+        """
+        return torch.device(NAME)
+
     def numpy(self, *, force: bool = False) -> Any:
         """Return the numbers with `force`; else raise `TypeError`, as a tensor on a GPU does."""
         if force:
@@ -150,37 +157,38 @@ class PretendedTensor(Tensor):
 def _computed(operator: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     """What an operator gives, computed on the processor, on the device where it belongs."""
     _refuse_mixture(operator, args, kwargs)
-    pretended: dict[int, PretendedTensor] = {}
-    processors: set[int] = set()
+    on_device: dict[int, PretendedTensor] = {}
+    """What was given of the device's, by the `id` of the same memory on the processor."""
+    elsewhere: set[int] = set()
 
-    def plain(value: Any) -> Any:
+    def moved_here(value: Any) -> Any:
         if isinstance(value, PretendedTensor):
             numbers = _on_processor(value)
-            pretended[id(numbers)] = value
+            on_device[id(numbers)] = value
             return numbers
         if isinstance(value, Tensor):
-            processors.add(id(value))
+            elsewhere.add(id(value))
         return value
 
-    plain_args, plain_kwargs = tree_map(plain, (tuple(args), dict(kwargs)))
-    stays = True
-    if plain_kwargs.get("device") is not None:
-        stays = torch.device(plain_kwargs["device"]).type == KIND
-        plain_kwargs["device"] = "cpu"
-    result = operator(*plain_args, **plain_kwargs)
-
-    def placed(value: Any) -> Any:
-        if not isinstance(value, Tensor) or id(value) in processors:
+    def moved_back(value: Any) -> Any:
+        if not isinstance(value, Tensor) or id(value) in elsewhere:
             return value
-        if id(value) in pretended:
-            return pretended[id(value)]
+        if id(value) in on_device:
+            return on_device[id(value)]
         return _on_device(value) if stays else value
 
-    # An operator may have given a tensor that it writes to another shape.
-    for value in tree_leaves((plain_args, plain_kwargs)):
-        if id(value) in pretended:
-            _reshaped(pretended[id(value)], value)
-    return tree_map(placed, result)
+    given = tree_map(moved_here, (tuple(args), dict(kwargs)))
+    plain_args, plain_kwargs = given
+    asked_for = plain_kwargs.get("device")
+    stays = asked_for is None or torch.device(asked_for).type == KIND
+    if asked_for is not None and stays:
+        plain_kwargs["device"] = "cpu"
+    result = operator(*plain_args, **plain_kwargs)
+    # An operator may give what it writes to another shape.
+    for value in tree_leaves(given):
+        if id(value) in on_device:
+            _reshaped(on_device[id(value)], value)
+    return tree_map(moved_back, result)
 
 
 def _refuse_mixture(operator: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
@@ -190,23 +198,26 @@ def _refuse_mixture(operator: Any, args: Sequence[Any], kwargs: Mapping[str, Any
         return
     for place, argument in enumerate(operator._schema.arguments):
         value = args[place] if place < len(args) else kwargs.get(argument.name)
+        if name in _INDEXING and argument.name == "indices":
+            continue
         written = argument.alias_info is not None and argument.alias_info.is_write
-        index = name in _INDEXING and argument.name == "indices"
         for leaf in tree_leaves(value):
-            if isinstance(leaf, torch.Generator):
-                raise RuntimeError(
-                    f"{operator}: expected a generator of {KIND}, and found one of "
-                    f"{leaf.device.type}"
-                )
-            if not isinstance(leaf, Tensor) or isinstance(leaf, PretendedTensor):
-                # Numbers on the processor can't be indexed by what is on a device.
-                continue
-            if index or (leaf.dim() == 0 and not written):
+            if _belongs(leaf, written):
                 continue
             raise RuntimeError(
-                f"{operator}: expected all tensors to be on the same device, but found at least "
+                f"{operator}: expected everything to be on the same device, but found at least "
                 f"two devices, {NAME} and {leaf.device} ({argument.name})"
             )
+
+
+def _belongs(value: Any, written: bool) -> bool:
+    """Whether an operator on the device takes a value, which it may write to."""
+    if isinstance(value, torch.Generator):
+        return False
+    if isinstance(value, PretendedTensor) or not isinstance(value, Tensor):
+        return True
+    # A number of the processor's goes along with any operation.
+    return value.dim() == 0 and not written
 
 
 def _on_processor(tensor: PretendedTensor) -> Tensor:
@@ -333,4 +344,6 @@ def _attention(*args: Any, **kwargs: Any) -> Tensor:
     if wants_gradients and torch.is_grad_enabled():
         result, _ = torch.ops.aten._scaled_dot_product_attention_math.default(*args, **kwargs)
         return result
-    return _computed(torch.ops.aten.scaled_dot_product_attention.default, args, kwargs)
+    # As one operation, which modes of the caller's see.
+    with torch._C._AutoDispatchBelowAutograd():
+        return torch.ops.aten.scaled_dot_product_attention.default(*args, **kwargs)
