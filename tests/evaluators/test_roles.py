@@ -209,7 +209,6 @@ def test_what_is_no_conversation_has_no_roles(
         "{% for m in messages %}{{ m.content | upper }}{% endfor %}",
         "{% for m in messages[1:] %}{{ m.content }}{% endfor %}",
         "{% for m in messages %}{{ m.content }}{{ m.content | length }}{% endfor %}",
-        "{{ messages[1].content }}{{ messages[0].content }}",
     ],
 )
 def test_a_template_that_changes_what_is_said_is_refused(
