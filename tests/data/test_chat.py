@@ -39,8 +39,8 @@ ROLE_OF_LETTER = {letter: role for role, letters in SCRIPTS.items() for letter i
 OPTIONS = {
     "": {},
     "generation_prompt=true": {"add_generation_prompt": True},
-    "tools='none'": {},
-    "thinking='strip'": {"enable_thinking": False, "thinking": False},
+    "tools=none": {},
+    "thinking=strip": {"enable_thinking": False, "thinking": False},
     "system='しさ'": {},
 }
 
@@ -173,8 +173,8 @@ SPOKEN = re.compile(r"<\|im_start\|>assistant\n((?!<\|im_end\|>).*?<\|im_end\|>)
 @pytest.mark.parametrize("family", ["qwen2", "qwen3", "smollm2", "smollm3", "hermes"])
 def test_only_what_the_assistant_writes_counts_where_that_is_asked(family: str) -> None:
     tokenizer = FAMILIES[family].tokenizer()
-    batch = drawn("weigh='assistant'").tokens(tokenizer)
-    shares = drawn("weigh='answer', others=0.25").tokens(tokenizer)
+    batch = drawn("weigh=assistant").tokens(tokenizer)
+    shares = drawn("weigh=answer, others=0.25").tokens(tokenizer)
     assert len(batch.rows) > len(ROWS) / 2
     for row, ids, mask, weights, share in zip(
         batch.rows, batch.ids, batch.mask, batch.weights, shares.weights, strict=True
@@ -208,7 +208,7 @@ def test_a_set_in_which_nothing_counts_is_refused() -> None:
         CalibrationSet(f"{as_source(CONVERSATIONS)}:chat(weigh='answer')@one", length=8).tokens(
             tokenizer
         )
-    for wrong in ("weigh='user'", "others=2.0", "tools='all'", "thinking='much'"):
+    for wrong in ("weigh=user", "others=2.0", "tools=all", "thinking=much"):
         with pytest.raises(SpecError):
             drawn(wrong)
 

@@ -125,10 +125,10 @@ class RowReader:
 
     def _reason(self, missing: str, record: Mapping[str, Any]) -> str:
         """Say why a record is left out that lacks a field."""
-        column = self._columns.fields.get("turns", "")
-        messages = record.get(column)
-        if messages and field_value("turns", messages) is None:
-            return "with a message that says nothing"
+        if "turns" in self._columns.fields:
+            messages = record.get(self._columns.fields["turns"])
+            if messages and field_value("turns", messages) is None:
+                return "with a message that says nothing"
         article = "an" if missing[0] in "aeiou" else "a"
         return f"without {article} {missing}"
 

@@ -78,7 +78,7 @@ def written(
         pass
     if places is None:
         if keep_reasoning:
-            raise not_found(subject, "thinking='keep'")
+            raise not_found(subject, "thinking=keep")
         return Written(text)
     template = _Template.of(tokenizer, conversation)
     found = _Found(text, places, template.generated(conversation, options))
@@ -266,7 +266,7 @@ def _with_reasoning(
         text += found.text[place.begin : place.end]
         places.append(place._replace(begin=begin, end=len(text)))
     if thoughts:
-        raise not_found(subject, "thinking='keep'")
+        raise not_found(subject, "thinking=keep")
     spans: list[tuple[int, int]] = []
     for begin, end in found.spans:
         before = sum(letters for place, letters in inserted if place < begin)

@@ -48,7 +48,7 @@ class Chat(Format):
     """
 
     system: str = ""
-    tools: str = later("keep")
+    tools: str | None = later("keep")
     thinking: str = later("template")
     generation_prompt: bool = later(False)
     weigh: str = later("all")
@@ -57,7 +57,12 @@ class Chat(Format):
     needs = ("question", "answer")
 
     def __post_init__(self) -> None:
-        check_choice("tools", self.tools, ("keep", "none"))
+        if self.tools not in ("keep", None):
+            raise SpecError(
+                f"chat(tools={self.tools!r}): a conversation is shown with its tools or without; "
+                "write tools=keep or tools=none",
+                subject="tools",
+            )
         check_choice("thinking", self.thinking, ("template", "keep", "strip"))
         check_choice("weigh", self.weigh, tuple(_COUNTED))
         if not 0 <= self.others <= 1:
@@ -92,7 +97,7 @@ class Chat(Format):
             keep_reasoning=self.thinking == "keep",
         )
         if self.weigh != "all" and not result.stretches:
-            raise not_found(row.key, f"weigh={self.weigh!r}")
+            raise not_found(row.key, f"weigh={self.weigh}")
         return result
 
     def conversation(self, row: Row) -> Conversation:
@@ -110,7 +115,7 @@ class Chat(Format):
             messages = [message.with_reasoning_apart() for message in messages]
         if self.thinking == "strip":
             messages = [replace(message, reasoning="") for message in messages]
-        if self.tools == "none":
+        if self.tools is None:
             return Conversation(tuple(_without_calls(messages)))
         return Conversation(tuple(messages), row.tools)
 
