@@ -113,7 +113,7 @@ class Marks:
         return replace(message, content=content, reasoning=reasoning, calls=tuple(calls))
 
     def _content(self, message: Message, content: str, number: int) -> str:
-        role = _ROLE_OF_SPEAKER.get(message.role, "template")
+        role: Role = _ROLE_OF_SPEAKER.get(message.role, "template")
         if message.role != "assistant":
             return self._mark(content, role, number)
         # Templates look for these tags, so they stay.

@@ -87,7 +87,7 @@ def templated(
 
     Raises `RefusedError` if it refuses them or is broken, `DataError` if it goes on without end.
     """
-    offered = None
+    offered: list[Any] | None = None
     if tools is not None:
         offered = list(tools)
     try:

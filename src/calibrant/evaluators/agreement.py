@@ -435,7 +435,7 @@ def _measured_stretches(stretches: Sequence[Stretch]) -> list[Stretch]:
     """Return the stretches with the roles that are measured; those of one role in a row are one."""
     joined: list[Stretch] = []
     for stretch in stretches:
-        role = _MEASURED_AS.get(stretch.role, "template")
+        role: Role = _MEASURED_AS.get(stretch.role, "template")
         begin = stretch.begin
         if joined and joined[-1].role == role:
             begin = joined.pop().begin
