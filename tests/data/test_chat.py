@@ -113,6 +113,22 @@ def test_the_tokens_are_those_of_the_tokenizers_own_template(family: str, form: 
     assert facts["unclear"] == 0
 
 
+@pytest.mark.parametrize("family", ["hermes", "smollm2"])
+def test_windows_hold_whole_conversations_as_the_tokenizer_writes_them(family: str) -> None:
+    tokenizer = FAMILIES[family].tokenizer()
+    # SmolLM2 has the token that opens a turn as its start token too.
+    if family == "smollm2":
+        tokenizer.bos_token = "<|im_start|>"
+    batch = CalibrationSet(f"{as_source(CONVERSATIONS)}:chat@whole", length=2048).tokens(tokenizer)
+    own: list[int] = []
+    for row in batch.rows:
+        conversation = ROWS[row.key]
+        tools = conversation.get("tools")
+        own += tokenizer.apply_chat_template(conversation["messages"], tools=tools)["input_ids"]
+    assert batch.ids[batch.mask].tolist() == own
+    assert batch.facts["parts"][0]["truncated"] == 0
+
+
 @pytest.mark.parametrize("thinking", ["template", "keep"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_each_letter_is_known_by_who_writes_it(family: str, thinking: str) -> None:

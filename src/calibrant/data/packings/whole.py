@@ -13,7 +13,8 @@ class Whole(Packing):
     """As many texts as fit, one after the other, and none of them cut; the rest of the window is
     empty.
 
-    Only a text that is longer than a window is cut, at its end, and counted. So is the first of the
+    Each begins with its start token. Only a text that is longer than a window is cut, at its end,
+    and counted. So is the first of the
     last window, where an exact number of tokens leaves that less room.
     """
 
@@ -22,6 +23,10 @@ class Whole(Packing):
     @property
     def fills(self) -> bool:
         return False
+
+    @property
+    def alone(self) -> bool:
+        return True
 
     def windows(
         self, texts: Iterator[TokenizedText], sizes: Iterator[int], frame: Frame
