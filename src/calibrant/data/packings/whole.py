@@ -14,8 +14,8 @@ class Whole(Packing):
     empty.
 
     Each begins with its start token. Only a text that is longer than a window is cut, at its end,
-    and counted. So is the first of the
-    last window, where an exact number of tokens leaves that less room.
+    and counted. So is the first of the last window, where an exact number of tokens leaves that
+    less room.
     """
 
     bos: str = "tokenizer"
