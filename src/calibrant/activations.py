@@ -240,8 +240,8 @@ class Gram(InputStatistic):
 
     @property
     def upper(self) -> Float[Tensor, "in in"]:
-        """The matrix as far as it is there without mirroring: its upper triangle, with the
-        diagonal. What is below may be anything.
+        """The matrix of which only the upper triangle, with the diagonal, may be read: it is there
+        without mirroring. What is below may be anything.
         """
         return self._numbers
 
@@ -277,7 +277,7 @@ class Gram(InputStatistic):
     def __iadd__(self, other: "Gram") -> "Gram":
         if self._panel != other._panel:
             return self + other
-        # In place: two of the widest Grams fit where a third wouldn't.
+        # In place, and so two Grams are in memory, not three.
         self._numbers += other._numbers
         self._cache.clear()
         self.tokens += other.tokens
@@ -295,23 +295,31 @@ class Gram(InputStatistic):
         return self._numbers.diagonal()
 
     def symmetric(self) -> Float[Tensor, "in in"]:
-        """Return the matrix with its upper triangle mirrored: a product may have rounded the two
-        triangles differently.
+        """Return a copy of the matrix with its upper triangle mirrored: a product may have rounded
+        the two triangles differently.
         """
-        return torch.where(_upper(len(self.matrix), self.matrix.device), self.matrix, self.matrix.T)
+        numbers = self._numbers
+        return torch.where(_upper(len(numbers), numbers.device), numbers, numbers.T)
 
     def packed(self) -> Float[Tensor, "pair"]:
         """Return the upper triangle, row by row: all there is to keep."""
-        return self.matrix[_upper(len(self.matrix), self.matrix.device)]
+        # Not by a mask: the places that it stands for take four times the memory of the numbers.
+        rows = [numbers[place:] for place, numbers in enumerate(self._numbers)]
+        return torch.cat(rows)
 
     @classmethod
     def unpacked(cls, packed: Float[Tensor, "pair"], tokens: int, mass: float) -> "Gram":
         """Return the Gram whose upper triangle `packed` is, mirrored."""
         # A triangle of n rows has n(n + 1)/2 numbers.
         width = (math.isqrt(8 * len(packed) + 1) - 1) // 2
-        matrix = torch.zeros(width, width, dtype=packed.dtype, device=packed.device)
-        matrix[_upper(width, packed.device)] = packed
-        return Gram(Gram(matrix, tokens, mass).symmetric(), tokens, mass)
+        matrix = packed.new_empty(width, width)
+        start = 0
+        for place in range(width):
+            stop = start + width - place
+            matrix[place, place:] = packed[start:stop]
+            matrix[place:, place] = packed[start:stop]
+            start = stop
+        return Gram(matrix, tokens, mass)
 
     def cached(self, key: Any, compute: Callable[[], T]) -> T:
         """`compute()`, once for each `key`: matrices that saw the same input share this Gram,

@@ -16,7 +16,7 @@ from functools import cache
 from typing import Any, Final
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from calibrant.activations import Gram
@@ -90,6 +90,14 @@ def factorise(gram: Gram, damp: float) -> Factor:
     )
 
 
+def factorise_in_order(gram: Gram, order: Int[Tensor, "in"], damp: float) -> Factor:
+    """Factor the Gram of the inputs in this order, as `factorise` does. The Gram in that order is
+    let go before the factor is used.
+    """
+    reordered = Gram(gram.matrix[order][:, order], gram.tokens, gram.mass)
+    return factorise(reordered, damp)
+
+
 def mean_square(gram: Gram) -> float:
     """Return the mean of x² over tokens, and over the inputs that were ever used: what a damping is
     relative to.
@@ -139,7 +147,7 @@ def take_root(hessian: Float[Tensor, "in in"]) -> bool:
 
 def inverse_of(root: Float[Tensor, "span span"]) -> Float[Tensor, "span span"]:
     """Return the inverse of an upper triangular matrix, of which the upper triangle alone is read.
-    It is made for few columns: what is wide takes long.
+    For more than a few hundred columns it is slow.
     """
     identity = torch.eye(len(root), dtype=root.dtype, device=root.device)
     return torch.linalg.solve_triangular(root, identity, upper=True).contiguous()
@@ -210,9 +218,10 @@ def up_to_date(
 ) -> Float[Tensor, "out span"]:
     """Return the columns of a span corrected for the `changes` of all columns before it.
 
-    With D the changes so far, the outputs change by ‖DR‖² in all. A column of DR behind D is zero,
-    and so costs nothing, where the weights w of the span become w - (DR)U: algorithm 1 of
-    SparseGPT, put off until the span's turn.
+    Changes D of all columns lose ‖DR‖² of the outputs. Of the columns so far, what D makes of DR in
+    the span is `felt`. Weights w of the span that become w - `felt`·U, U the `inverse` of the
+    span's own part of R, make DR zero there. This is algorithm 1 of SparseGPT, put off until the
+    span's turn.
     """
     columns = slice(span.start, span.stop)
     # Row by row in memory, a narrow panel is multiplied a quarter faster.

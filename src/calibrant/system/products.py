@@ -1,4 +1,6 @@
-"""How this processor multiplies float32 matrices: at its full speed, and as exactly as asked."""
+"""Which of its libraries torch multiplies float32 matrices with on the processor, and whether they
+may round what they multiply.
+"""
 
 import functools
 import threading
@@ -11,8 +13,10 @@ import torch
 
 @contextmanager
 def full_speed() -> Iterator[None]:
-    """Let float32 products on the processor be oneDNN's where those are of float32 numbers too. On
-    processors that aren't Intel's they are twice as fast as MKL's, which torch takes else.
+    """While it lasts, oneDNN makes the float32 products of the processor, where it rounds no factor
+    either. Else MKL makes them, which on processors that aren't Intel's takes twice as long.
+
+    The order of sums is another one, so results may differ from MKL's in their last bits.
     """
     if not _onednn_is_exact():
         yield
@@ -23,8 +27,8 @@ def full_speed() -> Iterator[None]:
 
 @contextmanager
 def rounding_factors() -> Iterator[None]:
-    """Let float32 products round their factors to bfloat16, where that is faster: what came from a
-    bfloat16 forward stays as it is. Sums stay float32.
+    """While it lasts, float32 products may round their factors to bfloat16, where that is faster.
+    Sums stay float32. It is for factors that came from a bfloat16 forward: they are what they were.
 
     torch has one such setting for all threads. It is put back when the last of them leaves.
     """
@@ -72,15 +76,16 @@ def has_tiles() -> bool:
 
 @functools.cache
 def _onednn_is_exact() -> bool:
-    """Return whether oneDNN multiplies float32 numbers as they are even where it may round them: it
-    does so with vectors of 512 bits and without tiles. It is tried, since nothing promises it.
+    """Return whether oneDNN multiplies float32 numbers as they are, even where it may round them.
+
+    With vectors of 512 bits and without tiles it does. Nothing promises that, so it is tried.
     """
     capabilities = torch.cpu.get_capabilities()
     if has_tiles() or not capabilities.get("avx512_f", False):
         return False
-    # As bfloat16 it would be 1.
-    fine = torch.full((256, 256), 1 + 2**-12)
+    # Rounded to bfloat16, the number would be 1.
+    number = 1 + 2**-12
+    factor = torch.full((256, 256), number)
     with rounding_factors():
-        product = fine @ fine
-    exact = 256 * (1 + 2**-12) ** 2
-    return bool((product - exact).abs().max() < 1e-3)
+        product = factor @ factor
+    return bool((product - 256 * number**2).abs().max() < 1e-3)

@@ -37,15 +37,21 @@ class Scaled:
         """Return ρ(G̃ + ρI)⁻¹: what is left of a pull at the weights once the others have made
         up for it.
         """
-        shifted = self.hessian.clone()
-        shifted.diagonal().add_(rho)
-        response = inverse(shifted)
-        if response is not None:
+        response = self._shifted(rho)
+        if invert(response):
             return response.mul_(rho)
+        # It is of no use now, and eigenvectors take several times its memory.
+        del response
         # Of few tokens and a small ρ: an eigenvalue that rounding left below zero counts as zero.
         eigenvalues, eigenvectors = torch.linalg.eigh(self.hessian)
         shares = rho / (eigenvalues.clamp_min(0) + rho)
         return (eigenvectors * shares) @ eigenvectors.T
+
+    def _shifted(self, rho: float) -> Float[Tensor, "in in"]:
+        """Return G̃ + ρI."""
+        shifted = self.hessian.clone()
+        shifted.diagonal().add_(rho)
+        return shifted
 
     def unscaled(
         self, scaled: Float[Tensor, "out in"], dense: Float[Tensor, "out in"]
@@ -57,12 +63,12 @@ class Scaled:
         return torch.where(scale > 0, scaled / scale, dense)
 
 
-def inverse(matrix: Float[Tensor, "in in"]) -> Float[Tensor, "in in"] | None:
-    """Return the inverse of a symmetric positive definite matrix, symmetric to the last bit; None
-    for a matrix that isn't positive definite. `matrix` is written over.
+def invert(matrix: Float[Tensor, "in in"]) -> bool:
+    """Put the inverse of a symmetric matrix in its place, symmetric to the last bit. Return whether
+    the matrix is positive definite; if it isn't, what is left in it is of no use.
     """
     if not take_root(matrix):
-        return None
+        return False
     invert_upper(matrix.triu_())
     # With W the inverse of the root, WᵀW: half of it is multiplied, panel by panel, and mirrored.
     # In place, since an earlier panel needs no row of a later one.
@@ -74,12 +80,12 @@ def inverse(matrix: Float[Tensor, "in in"]) -> Float[Tensor, "in in"] | None:
         square.copy_(square.triu() + square.triu(1).T)
         matrix[panel, start:] = rows
         matrix[start:, panel] = rows.T
-    return matrix
+    return True
 
 
 def invert_upper(root: Float[Tensor, "in in"]) -> None:
-    """Put the inverse of an upper triangular matrix in its place, by halves: nearly all of the work
-    is products.
+    """Put the inverse of an upper triangular matrix, with zeros below its diagonal, in its place.
+    It is made by halves, so that nearly all of the work is products.
     """
     width = len(root)
     if width <= PANEL:
@@ -107,7 +113,7 @@ def shared_scaled(gram: Gram, damp: float, after_scaling: bool = False) -> Scale
 def _scaled(gram: Gram, damp: float, after_scaling: bool) -> Scaled:
     diagonal = finite(gram.norms(), "the squared norms of the inputs")
     dead = diagonal == 0
-    hessian = gram.symmetric() / gram.mass
+    hessian = gram.symmetric().div_(gram.mass)
     if not after_scaling:
         hessian.diagonal().add_(mean_square(gram) * damp)
     # An input that was always zero is tied to no other: with a diagonal of 1 it neither gives nor

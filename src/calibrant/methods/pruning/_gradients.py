@@ -45,7 +45,7 @@ def damped(gram: Gram, damp: float) -> Float[Tensor, "in in"]:
 def _damped(gram: Gram, damp: float) -> Tensor:
     diagonal = finite(gram.norms(), "the squared norms of the inputs").double()
     # By the upper triangle alone, which is what is kept on disk: so both give the same bits.
-    hessian = gram.symmetric() / gram.mass
+    hessian = gram.symmetric().div_(gram.mass)
     # `mean_square`, but λ is rounded in another order: published numbers hang on its last bit.
     used = max(1, int(diagonal.count_nonzero()))
     hessian.diagonal().add_(damp * float(diagonal.sum()) / gram.mass / used)

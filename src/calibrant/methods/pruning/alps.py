@@ -133,12 +133,9 @@ class ALPS(MatrixMethod):
         changing = 1.0
         iterations = 0
         while iterations < self.iterations:
-            response = scaled.response(rho).to(dense.dtype)
-            # All steps with one ρ share its response, which costs a product of two squares.
-            for _ in range(min(CHECKED_EVERY, self.iterations - iterations)):
-                state.pull(response)
-                state.keep = target.keep(state.pulled.abs(), self._group)
-                iterations += 1
+            steps = min(CHECKED_EVERY, self.iterations - iterations)
+            self._step(state, scaled, rho, target, steps)
+            iterations += steps
             changing = int((state.keep ^ previous).count_nonzero()) / max(kept, 1)
             previous = state.keep
             # The first ρ held the weights where they started: begin again with a smaller one.
@@ -161,6 +158,17 @@ class ALPS(MatrixMethod):
             state.rescale(1 / growth)
         notes = {"iterations": iterations, "rho": six_digits(rho), "changing": six_digits(changing)}
         return state, notes
+
+    def _step(
+        self, state: Directions, scaled: Scaled, rho: float, target: Removal, steps: int
+    ) -> None:
+        """Go on by so many steps with one ρ. They share its response, which costs an inverse, and
+        which is let go before the next ρ has its own.
+        """
+        response = scaled.response(rho).to(state.dense.dtype)
+        for _ in range(steps):
+            state.pull(response)
+            state.keep = target.keep(state.pulled.abs(), self._group)
 
 
 def _growth_of(changing: float) -> float:

@@ -22,7 +22,13 @@ from calibrant.methods._base import (
     observed,
     removal,
 )
-from calibrant.methods._elimination import choose, eliminate, shared_factor, spans
+from calibrant.methods._elimination import (
+    choose,
+    eliminate,
+    factorise_in_order,
+    shared_factor,
+    spans,
+)
 from calibrant.methods.quantization._quantizing import quantize
 from calibrant.methods.quantization._rounding import RULES, scales_by
 from calibrant.spec import check_most, later
@@ -120,9 +126,8 @@ class SparseGPT(MatrixMethod):
             factor = shared_factor(gram, self.damp)
             pruned = eliminate(checked, factor, target, self.block)
         else:
-            # A Gram of its own: the order is this matrix's, and other matrices share the Gram.
-            reordered = Gram(gram.matrix[order][:, order], gram.tokens, gram.mass)
-            factor = shared_factor(reordered, self.damp)
+            # Not shared: the order is this matrix's.
+            factor = factorise_in_order(gram, order, self.damp)
             pruned = eliminate(checked[:, order], factor, target, self.block)[:, order.argsort()]
         notes = {**factor.notes, "reordered": order is not None}
         return Compressed(finite(pruned.to(weight.dtype), "the corrected weight"), notes)

@@ -22,7 +22,7 @@ from calibrant.methods._elimination import (
     Span,
     by_rows,
     choose,
-    factorise,
+    factorise_in_order,
     inverse_of,
     shared_factor,
     spans,
@@ -40,8 +40,9 @@ product.
 
 @dataclass(frozen=True)
 class Work:
-    """A matrix on its way: as it came, what was changed of its first columns, and the grid of every
-    column's group.
+    """A matrix on its way. `original` is the matrix as it came, in the order in which its columns
+    are taken, and `changes` what rounding changed of the columns so far. `groups` says which row of
+    `scales` and `zeros` is a column's.
     """
 
     original: Float[Tensor, "out in"]
@@ -97,8 +98,7 @@ def by_activation(gram: Gram, damp: float) -> tuple[Int[Tensor, "in"], Factor]:
     def compute() -> tuple[Tensor, Factor]:
         # Stable, so that ties don't depend on the device.
         order = gram.norms().argsort(descending=True, stable=True)
-        ordered = Gram(gram.matrix[order][:, order], gram.tokens, gram.mass)
-        return order, factorise(ordered, damp)
+        return order, factorise_in_order(gram, order, damp)
 
     return gram.cached(("factor", damp, "activation"), compute)
 

@@ -41,7 +41,9 @@ LEAST: Final = 1e-4
 """The least m^α of an input: the code of AWQ's paper divides by no less."""
 
 TILE_NUMBERS: Final = 2**18
-"""Numbers of the rows that are worked on together: in float32 they fit into a core's cache."""
+"""How many numbers the rows have together that are worked on at a time: in float32 they fit into a
+core's cache.
+"""
 
 _ROWS_PER_THREAD: Final = 128
 """Rows whose search is worth another thread."""
@@ -194,7 +196,7 @@ def clipped(weight: Float[Tensor, "out in"], grid: Grid, gram: Gram) -> Scales:
 def _clipped(
     weight: Float[Tensor, "out in"], grid: Grid, grams: Float[Tensor, "group width width"]
 ) -> Scales:
-    """Do the same for a few rows, given the Grams of the groups."""
+    """Return what `clipped` does, for a few rows, given the Grams of the groups."""
     smallest, largest = extremes(weight, grid)
     reach = torch.maximum(largest, -smallest)
     width = grams.shape[-1]
@@ -229,7 +231,9 @@ def _tiles(weight: Float[Tensor, "out in"]) -> Iterator[slice]:
 
 
 def _blocks(matrix: Float[Tensor, "in in"], width: int) -> Iterator[Float[Tensor, "width width"]]:
-    """Yield the squares of `width` along the diagonal, each by its upper triangle alone."""
+    """Yield the squares of `width` along the diagonal, each with its upper triangle mirrored, which
+    alone is read.
+    """
     for start in range(0, len(matrix), width):
         columns = slice(start, start + width)
         square = matrix[columns, columns]

@@ -90,7 +90,7 @@ class _Parameters:
         self._by_address: dict[int, tuple[str, int]] = {}
         for path, module in view.model.named_modules():
             for key, parameter in module.named_parameters(recurse=False):
-                name = f"{path}.{key}"
+                name = f"{path}.{key}".removeprefix(".")
                 self._names[id(module), key] = name
                 self._by_address.setdefault(parameter.data_ptr(), (name, parameter.dim()))
         self._transposed = {weight.address for weight in view.weights if weight.transposed}
@@ -101,8 +101,8 @@ class _Parameters:
         return Scaling(self._names[id(weight.owner), weight.key], axis, factors)
 
     def rows(self, stored: Tensor) -> Callable[[Float[Tensor, "out"]], Scaling]:
-        """Return a function that, given factors, returns what multiplies the rows of what is
-        `stored` with them: a matrix or a bias.
+        """Return what makes, of factors, the scaling of the rows of what is `stored`: a matrix or a
+        bias.
         """
         name, dimensions = self._by_address[stored.data_ptr()]
         # A bias has one axis, and of a transposed matrix [in, out] the outputs are the last.

@@ -113,11 +113,14 @@ class AWQ(ModelMethod, MatrixMethod):
             sample = samples.pop(block.index, None)
             # The walk is past this block already.
             with job.view.held(block):
-                yield from self._edits_of_block(sites, block, dict(seen), job, sample)
+                yield from self._edits_of_block(sites, block, seen, job, sample)
 
     def _edits_of_block(
         self, sites: Sites, block: Block, seen: dict[Weight, Seen], job: Job, sample: Sample | None
     ) -> Iterator[Edit]:
+        """Yield the folds of a block, and then its matrices, clipped and rounded. What a matrix saw
+        is replaced in `seen` by what it sees after a fold.
+        """
         for site in sites.by_block[block.index]:
             with spent_on("method"), full_speed():
                 fold = self._fold(site, seen, job, sample)
@@ -153,13 +156,11 @@ class AWQ(ModelMethod, MatrixMethod):
         alpha, column_scales, errors = best_strength(readers, sizes, self.steps, judge)
         if alpha == 0:
             return None
-        shared: dict[int, Seen] = {}
+        # Matrices that share their inputs go on sharing them.
+        before = {id(seen[weight]): seen[weight] for weight in readers}
+        after = {key: _divided(statistics, column_scales) for key, statistics in before.items()}
         for weight in readers:
-            # Matrices that share their inputs go on sharing them.
-            before = seen[weight]
-            if id(before) not in shared:
-                shared[id(before)] = _divided(before, column_scales)
-            seen[weight] = shared[id(before)]
+            seen[weight] = after[id(seen[weight])]
         notes = {
             "site": site.name,
             "alpha": alpha,
@@ -183,6 +184,7 @@ def _divided(seen: Seen, column_scales: Tensor) -> Seen:
     sizes = seen[FeatureSizes]
     gram = seen[Gram]
     factors = column_scales.to(gram.matrix.dtype)
+    # What the Gram is divided by, and then the quotient, in one place.
     matrix = torch.outer(factors, factors)
     torch.div(gram.matrix, matrix, out=matrix)
     squares = sizes.squares / column_scales.square()
