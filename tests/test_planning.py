@@ -19,6 +19,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import calibrant
 from calibrant.compress import planning
+from calibrant.compress.checkpoint import Checkpoint
 from calibrant.compress.costs import peak_memory
 from calibrant.errors import ModelError, SpecError, TargetError
 from calibrant.models import open_model, opening, outline_of, view
@@ -121,6 +122,38 @@ def test_codes_take_as_much_as_planned(tmp_path: Path):
     calibrant.quantize(path, out=out, **asked)
     packed = bytes_of_weights(out / "compressed_tensors")
     assert planned.disk["compressed_tensors"] == pytest.approx(packed, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("verb", "method", "target"),
+    [
+        ("prune", "wanda", "0.5"),
+        ("prune", "sparsegpt", "0.5"),
+        ("quantize", "gptq", "w4g64"),
+    ],
+)
+def test_a_checkpoint_is_as_large_as_planned(
+    verb: str, method: str, target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    sizes = {"hidden_size": 256, "intermediate_size": 512}
+    path = str(tiny_folder(tmp_path / "model", "llama", **sizes))
+    # It is there until the job is done.
+    monkeypatch.setattr(Checkpoint, "remove", lambda _: None)
+    asked: dict[str, Any] = {
+        "data": two_hundred_lines(tmp_path),
+        "method": method,
+        "target": target,
+        "tokens": 512,
+        "length": 64,
+        "dtype": "bfloat16",
+        "out": tmp_path / "out",
+    }
+    compress = getattr(calibrant, verb)
+    planned = calibrant.plan(compress, path, **asked)
+    compress(path, **asked)
+    (place,) = tmp_path.glob(".out.*")
+    expected = planned.disk[planning.CHECKPOINT]
+    assert expected == pytest.approx(bytes_of_weights(place), rel=0.1)
 
 
 @pytest.fixture

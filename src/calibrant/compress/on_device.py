@@ -13,7 +13,7 @@ from calibrant.compress.room import (
     budget_of,
     in_bytes,
     needs_of_job,
-    source_count,
+    needs_of_open,
 )
 from calibrant.data import CalibrationSet
 from calibrant.errors import SpecError
@@ -124,10 +124,7 @@ def left_on_device(
     """Return how many of the `allowed` bytes are left for activations, now that the model is
     open.
     """
-    length = 0 if calibration is None else calibration.length
-    needs = Needs.of(
-        view, budget_of(calibration), opened.dtype, method, source_count(calibration), length
-    )
+    needs = needs_of_open(opened, view, method, calibration)
     held = needs.model
     if view.residence.elsewhere:
         held = needs.outside + DEVICE_BLOCKS * needs.block
