@@ -24,6 +24,7 @@ from calibrant.compress.costs import peak_memory
 from calibrant.errors import ModelError, SpecError, TargetError
 from calibrant.models import open_model, opening, outline_of, view
 from calibrant.testing import FAMILIES, tiny_folder, tiny_gguf, tiny_model, tiny_tokenizer
+from calibrant.testing.device import pretended_device
 
 from tests.refusing import refused
 from tests.usual import two_hundred_lines, usually
@@ -303,6 +304,25 @@ def test_what_cannot_be_planned_is_refused(folder: str, tmp_path: Path):
         calibrant.plan(calibrant.prune, folder)
     with refused(ModelError, tmp_path / "nothing"):
         calibrant.plan(calibrant.prune, str(tmp_path / "nothing"), data=WORDS)
+
+
+def test_what_is_held_beside_a_device_is_planned(tmp_path: Path):
+    large = {"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 12}
+    path = str(tiny_folder(tmp_path / "model", "llama", **large))
+    asked: dict[str, Any] = {"data": WORDS, "tokens": 512, "length": 64, "out": tmp_path / "out"}
+    with pretended_device() as device:
+        asked |= {"device": device.name, "dtype": "float32"}
+        whole = calibrant.plan(calibrant.prune, path, **asked)
+        promised = (whole.host - 60_000_000) / 1e9
+        parted = calibrant.plan(calibrant.prune, path, memory=promised, **asked)
+        tasks = ["loss(tokens=4096, length=64)"]
+        measured = calibrant.plan(calibrant.evaluate, path, tasks=tasks, device=device.name)
+    assert whole.fits
+    assert parted.fits
+    assert any("on disk" in note for note in parted.notes)
+    assert parted.host < promised * 1e9 < whole.host
+    assert parted.memory < whole.memory
+    assert measured.host > 2 * measured.numbers
 
 
 ONE_RUN = """

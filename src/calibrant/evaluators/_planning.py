@@ -50,8 +50,8 @@ def needs_of(
     it is compared with. A logit's log-softmax takes `softmax_bytes`.
     """
     lengths = [getattr(task, "length", TOKENS) for task in tasks]
-    tokens = max([TOKENS, *lengths])
-    longest = max(lengths, default=tokens)
+    longest = max(lengths, default=TOKENS)
+    tokens = max(map(_tokens_at_once, tasks), default=TOKENS)
     needs: list[Needs] = []
     logits = 0
     for outline in outlines:
@@ -69,6 +69,15 @@ def needs_of(
         in_a_pass=0,
         work=logits,
     )
+
+
+def _tokens_at_once(task: Evaluator) -> int:
+    """The tokens of the largest batch of a task: all that it reads, where they are few."""
+    length = getattr(task, "length", TOKENS)
+    budget = getattr(task, "tokens", None)
+    if budget is None:
+        return max(TOKENS, length)
+    return max(min(TOKENS, budget), length)
 
 
 def plan_of_measuring(
