@@ -137,7 +137,12 @@ class Needs:
         too.
         """
         activations = self.activations(propagate, offload)
-        return self.outside + DEVICE_BLOCKS * self.block + activations + self.work
+        return self.model_beside + activations + self.work
+
+    @property
+    def model_beside(self) -> int:
+        """How much of the model is on a device at once with its blocks beside it."""
+        return self.outside + DEVICE_BLOCKS * self.block
 
     def beside_a_device(self) -> "Needs":
         """Return what is needed in the machine's memory where another device computes: the model,
