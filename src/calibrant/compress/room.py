@@ -25,6 +25,12 @@ from calibrant.walk.starving import AS_SEEN
 CPU: Final = torch.device("cpu")
 MOST_GB: Final = 1_000_000
 """Memory at most that can be promised."""
+PANEL: Final = 256
+"""Columns of a Gram that are factored together."""
+PANELS: Final = 4
+"""Squares of so many columns that factoring takes beside the Gram: of a narrow one they are as
+large as itself.
+"""
 HANDED_ALONG: Final = 16
 """What passes between blocks beside their inputs, such as the angles of positions, masks and token
 ids, takes one part in so many of it. This stays in memory; most models have less.
@@ -87,12 +93,14 @@ class Needs:
             # What statistics are summed from is made float32 so many rows at a time.
             rows = min(in_a_pass, CHUNK)
             squares = 0
+            panels = 0
             if looks_at_grams(method):
                 rows = min(in_a_pass, EXACT_CHUNK)
                 squares = method.squares(sources)
+                panels = PANELS * min(widest, PANEL) ** 2
             copies = method.copies_on(device) * max(matrix.numbers for matrix in shape.matrices)
             # All of it is in float32, four bytes a number.
-            work = 4 * (copies + squares * widest**2 + rows * widest)
+            work = 4 * (copies + squares * widest**2 + panels + rows * widest)
         per_token = shape.numbers_per_token * dtype.itemsize
         return cls(
             process=held_now(),
