@@ -3,20 +3,21 @@
 
 SmolLM2 or the model that `--model` names, the same saved folder and the same tokens (Python's help
 topics, or `--data`) for every way. Each runs in a process of its own (`ways.py`); they take turns,
-the first of a pair by turns too, so that a slow moment of the machine meets both. Timed is the pruning, from the open model and its tokens to
-the pruned model in memory, with everything that our record needs; no way writes what it finished to
-the disk meanwhile. The seconds of the whole process, from its start to the saved folder, stand
-beside it. In every round a further process measures the machine's product peak for the shapes of
+the first of a pair by turns too, so that a slow moment of the machine meets both. Timed is the
+pruning, from the open model and its tokens to the pruned model in memory, with everything that our
+record needs; no way writes what it finished to the disk meanwhile. The seconds of the whole
+process, from its start to the saved folder, stand beside it. In every round a further process measures the machine's product peak for the shapes of
 the model's matrices, in float32 and bfloat16: the floor is the time of all those products, once, in
 the type that is faster.
 
 Masks, or the values of weights that were rounded, are compared matrix by matrix. Ours see inputs
 that come from everything upstream already pruned, and the peer's the inputs of a block before it
 is; so a further run, which isn't timed, works with `reference` in float32, as the peer does.
-Held-out loss is measured by the same evaluator in float32 (`--loss-dtype`) for all. `--draws K` compresses K − 1
-more draws of tokens by each, once, and gives the mean difference of the losses ± its standard
-error. For a large model `--without-reference` leaves out the further run. `--peer-dtype faster` lets
-the peer prune a quarter of the tokens in float32 and in bfloat16, and takes its faster type.
+Held-out loss is measured by the same evaluator in float32 (`--loss-dtype`) for all. `--draws K`
+compresses K − 1 more draws of tokens by each, once, and gives the mean difference of the losses ±
+its standard error. For a large model `--without-reference` leaves out the further run.
+`--peer-dtype faster` lets the peer prune a quarter of the tokens in float32 and in bfloat16, and
+takes its faster type.
 
 llm-compressor has a virtual environment of its own, .venv-peer, which is made when there is none,
 or the one whose interpreter `--peer` names. `--out FILE` keeps the record after every case; cases
@@ -222,6 +223,18 @@ def faster_type(setting: Setting) -> dict[str, float]:
         shutil.rmtree(out)
         print(f"  the peer in {dtype}: {seconds[dtype]:.1f} s", file=sys.stderr, flush=True)
     return seconds
+
+
+def choose_peer_type(setting: Setting, record: dict[str, Any]) -> None:
+    """Put the peer's faster type in the place of `faster`, if that was asked for. What it took in
+    each is kept in the record, and not measured again.
+    """
+    if setting.asked.peer_dtype != FASTER:
+        return
+    if "probe" not in record:
+        record["probe"] = faster_type(setting)
+    seconds: dict[str, float] = record["probe"]
+    setting.asked.peer_dtype = min(seconds, key=lambda dtype: seconds[dtype])
 
 
 def outcomes(folder: Path, names: Iterable[str], case: str) -> dict[str, Any]:
@@ -461,9 +474,7 @@ def main() -> None:
             f"{machine.told(question['machine'])}",
             flush=True,
         )
-        if asked.peer_dtype == FASTER:
-            record.setdefault("probe", faster_type(setting))
-            asked.peer_dtype = min(record["probe"], key=record["probe"].get)
+        choose_peer_type(setting, record)
         for case in asked.cases:
             ways = (
                 "llmcompressor",

@@ -21,11 +21,15 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks import machine
 from benchmarks.larger import write_model
+
+if TYPE_CHECKING:
+    from calibrant.compress.rates import Rates
+    from calibrant.models import ModelShape
 
 DATA: Final = "python_docs"
 NAMED: Final = ("smollm2", "gemma3-270m", "qwen2.5-coder-1.5b")
@@ -105,10 +109,10 @@ print(json.dumps({
 
 
 def units(
-    shape: Any, storage: str, tokens: int, length: int, rates: Any
+    shape: "ModelShape", storage: str, tokens: int, length: int, rates: "Rates"
 ) -> dict[str, dict[str, float]]:
-    """The seconds of what a factor of each part counts, once: of `forward` also its products, whose
-    factor is 1. Of opening, what is counted.
+    """For each part of a job, what is multiplied with each of its factors: seconds of this machine,
+    and of opening the numbers themselves. The products of `forward` have the factor 1.
     """
     from calibrant.compress.rates import forward_seconds, gram_operations
 
@@ -257,11 +261,11 @@ def expected(case: str, found: Mapping[str, Any]) -> dict[str, float]:
     now = factors_now()
     seconds: dict[str, float] = {}
     for part, name in parts_of(case).items():
-        units = found["units"][part]
+        counted = found["units"][part]
         # Products of a forward have no factor of their own.
-        seconds[part] = units["products"] if part == "forward" else 0.0
-        for column, factor in now[name].items():
-            seconds[part] += factor * units[column]
+        seconds[part] = counted["products"] if part == "forward" else 0.0
+        for counts, factor in now[name].items():
+            seconds[part] += factor * counted[counts]
     return seconds
 
 
@@ -277,10 +281,10 @@ def fitted(cases: Mapping[str, Any]) -> dict[str, dict[str, float]]:
             # It walks in shorter passes, which take longer.
             if part == "forward" and parts["method and record"] == "awq":
                 continue
-            units = dict(found["units"][part])
+            counted = dict(found["units"][part])
             if name == "sums of squares":
-                units = {"passes": units["passes"]}
-            rows.setdefault(name, []).append(units)
+                counted = {"passes": counted["passes"]}
+            rows.setdefault(name, []).append(counted)
             taken.setdefault(name, []).append(took[part])
     return {name: nearest(rows[name], taken[name], now[name]) for name in rows}
 

@@ -36,10 +36,7 @@ CHOSEN: Final = ("model", "data", "samples", "length", "rounds", "dtype")
 
 def against_peer(case: str, setting: peers.Setting, record: Found) -> Found:
     """One case next to llm-compressor."""
-    asked = setting.asked
-    if asked.peer_dtype == peers.FASTER:
-        record.setdefault("probe", peers.faster_type(setting))
-        asked.peer_dtype = min(record["probe"], key=record["probe"].get)
+    peers.choose_peer_type(setting, record)
     ways = ("llmcompressor", "calibrant")
     rounds = peers.timed(setting, case, ways)
     versions = rounds[0]["llmcompressor"]["versions"]

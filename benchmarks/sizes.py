@@ -13,11 +13,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+import torch
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from calibrant.compress import rates
-from calibrant.compress.planning import CompressionPlanner, JobPlan, Machine
+from calibrant.compress.exporting import forms_of
+from calibrant.compress.planning import IN_TURN, CompressionPlanner, JobPlan, Machine
 from calibrant.compress.rates import Rates
+from calibrant.compress.recipe import Recipe
+from calibrant.data import CalibrationSet
+from calibrant.models import ModelOutline, ModelShape
+from calibrant.models.shape import BlockShape, MatrixShape
 from calibrant.numerics import duration
 
 MODELS: Final[Mapping[str, Mapping[str, int]]] = {
@@ -60,9 +67,7 @@ LENGTH: Final = 2048
 PROCESS: Final = 700_000_000
 """Bytes that a process has taken before it opens a model: torch and transformers."""
 CORES: Final = 16
-"""How many times as fast as the two cores that were measured a processor of 32 cores is assumed to
-be.
-"""
+"""A processor of 32 cores is assumed to be so many times as fast as the two that were measured."""
 PROMISED: Final = 32_000_000_000
 """The `--memory` of the processor's second column of memory."""
 PLENTY: Final = 10**15
@@ -84,10 +89,8 @@ DEVICES: Final = {
 }
 
 
-def shape_of(config: Mapping[str, int]) -> Any:
+def shape_of(config: Mapping[str, int]) -> ModelShape:
     """The shape of a Llama with this configuration. Biases are left out."""
-    from calibrant.models.shape import BlockShape, MatrixShape, ModelShape
-
     width = config["hidden_size"]
     inner = config["intermediate_size"]
     keys = width // config["num_attention_heads"] * config["num_key_value_heads"]
@@ -117,13 +120,6 @@ def planned(
     model: str, method: str, device: str, machine: Machine, memory: int | None = None
 ) -> JobPlan:
     """The plan of one job on a machine that isn't here; with `memory` so many bytes are promised."""
-    import torch
-
-    from calibrant.compress.exporting import forms_of
-    from calibrant.compress.recipe import Recipe
-    from calibrant.data import CalibrationSet
-    from calibrant.models import ModelOutline
-
     shape = shape_of(MODELS[model])
     outline = ModelOutline(
         name=model,
@@ -198,7 +194,7 @@ def device_cells(plan: JobPlan) -> list[str]:
     """Memory on a GPU, memory beside it, and time."""
     if not plan.fits:
         return [f"{plan.memory / 1e9:,.0f}, too much", "", ""]
-    where = " in turn" if any("in turn" in note for note in plan.notes) else ""
+    where = " in turn" if IN_TURN in plan.notes else ""
     memory = f"{plan.memory / 1e9:,.0f}{where}"
     return [memory, f"{plan.host / 1e9:,.0f}", duration(compressing(plan))]
 

@@ -244,11 +244,22 @@ def test_needs_are_those_of_the_shapes(tmp_path: Path, monkeypatch: pytest.Monke
     )
     block, outside = 2 * (2 * 32 * 32 + 2 * 16 * 32 + 3 * 32 * 64 + 2 * 32), 2 * (2 * 259 * 32 + 32)
     inside = 2 * 64 * 2 * (3 * 32 + 64 + 64)
-    assert found.work == 4 * (4 * 32 * 64 + 64 * 64)
-    assert alps.work == 4 * (7 * 32 * 64 + 5 * 64 * 64 + 64 * 64)
-    assert robust.work == 4 * (4 * 32 * 64 + 15 * 64 * 64 + 64 * 64)
+    assert found.work == 4 * (2 * 32 * 64 + 64 * 64)
+    assert alps.work == 4 * (7 * 32 * 64 + (5 + 4) * 64 * 64 + 64 * 64)
+    for method in ("sparsegpt", "gptq"):
+        assert needs(folder, method=method).work == 4 * (4 * 32 * 64 + (3 + 4) * 64 * 64 + 64 * 64)
+    assert robust.work == 4 * (4 * 32 * 64 + (15 + 4) * 64 * 64 + 64 * 64)
     assert found.in_memory("arrival") == 1000 + 5 * block + outside + inside + found.work
     assert found.on_disk("arrival") == 1000 + BLOCKS_HELD * block + outside + inside + found.work
+
+
+def test_a_device_needs_copies_that_a_compiled_kernel_does_not_make(tmp_path: Path) -> None:
+    outline = outline_of(str(tiny_folder(tmp_path / "model", "llama")), "bfloat16", "cpu")
+    assert outline is not None
+    settings = (outline.shape, 64, outline.dtype, methods.build("wanda"))
+    here = Needs.of(*settings, device=torch.device("cpu"))
+    there = Needs.of(*settings, device=torch.device("cuda"))
+    assert there.work == here.work + 4 * 2 * 32 * 64
 
 
 def test_the_promise_decides_where_blocks_are_and_how_it_goes_on(

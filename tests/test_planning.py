@@ -19,10 +19,12 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import calibrant
 from calibrant.compress import planning
+from calibrant.compress.checkpoint import Checkpoint
 from calibrant.compress.costs import peak_memory
 from calibrant.errors import ModelError, SpecError, TargetError
 from calibrant.models import open_model, opening, outline_of, view
 from calibrant.testing import FAMILIES, tiny_folder, tiny_gguf, tiny_model, tiny_tokenizer
+from calibrant.testing.device import pretended_device
 
 from tests.refusing import refused
 from tests.usual import two_hundred_lines, usually
@@ -121,6 +123,38 @@ def test_codes_take_as_much_as_planned(tmp_path: Path):
     calibrant.quantize(path, out=out, **asked)
     packed = bytes_of_weights(out / "compressed_tensors")
     assert planned.disk["compressed_tensors"] == pytest.approx(packed, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("verb", "method", "target"),
+    [
+        ("prune", "wanda", "0.5"),
+        ("prune", "sparsegpt", "0.5"),
+        ("quantize", "gptq", "w4g64"),
+    ],
+)
+def test_a_checkpoint_is_as_large_as_planned(
+    verb: str, method: str, target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    sizes = {"hidden_size": 256, "intermediate_size": 512}
+    path = str(tiny_folder(tmp_path / "model", "llama", **sizes))
+    # It is there until the job is done.
+    monkeypatch.setattr(Checkpoint, "remove", lambda _: None)
+    asked: dict[str, Any] = {
+        "data": two_hundred_lines(tmp_path),
+        "method": method,
+        "target": target,
+        "tokens": 512,
+        "length": 64,
+        "dtype": "bfloat16",
+        "out": tmp_path / "out",
+    }
+    compress = getattr(calibrant, verb)
+    planned = calibrant.plan(compress, path, **asked)
+    compress(path, **asked)
+    (place,) = tmp_path.glob(".out.*")
+    expected = planned.disk[planning.CHECKPOINT]
+    assert expected == pytest.approx(bytes_of_weights(place), rel=0.1)
 
 
 @pytest.fixture
@@ -270,6 +304,25 @@ def test_what_cannot_be_planned_is_refused(folder: str, tmp_path: Path):
         calibrant.plan(calibrant.prune, folder)
     with refused(ModelError, tmp_path / "nothing"):
         calibrant.plan(calibrant.prune, str(tmp_path / "nothing"), data=WORDS)
+
+
+def test_what_is_held_beside_a_device_is_planned(tmp_path: Path):
+    large = {"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 12}
+    path = str(tiny_folder(tmp_path / "model", "llama", **large))
+    asked: dict[str, Any] = {"data": WORDS, "tokens": 512, "length": 64, "out": tmp_path / "out"}
+    with pretended_device() as device:
+        asked |= {"device": device.name, "dtype": "float32"}
+        whole = calibrant.plan(calibrant.prune, path, **asked)
+        promised = (whole.host - 60_000_000) / 1e9
+        parted = calibrant.plan(calibrant.prune, path, memory=promised, **asked)
+        tasks = ["loss(tokens=4096, length=64)"]
+        measured = calibrant.plan(calibrant.evaluate, path, tasks=tasks, device=device.name)
+    assert whole.fits
+    assert parted.fits
+    assert any("on disk" in note for note in parted.notes)
+    assert parted.host < promised * 1e9 < whole.host
+    assert parted.memory < whole.memory
+    assert measured.host > 2 * measured.numbers
 
 
 ONE_RUN = """

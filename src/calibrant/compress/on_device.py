@@ -8,12 +8,11 @@ import torch
 from calibrant.activations import Propagation
 from calibrant.compress.recipe import Recipe
 from calibrant.compress.room import (
-    DEVICE_BLOCKS,
     Needs,
     budget_of,
     in_bytes,
     needs_of_job,
-    source_count,
+    needs_of_open,
 )
 from calibrant.data import CalibrationSet
 from calibrant.errors import SpecError
@@ -92,7 +91,7 @@ def why_beside(
     """Return why blocks stay beside the device; empty where all fits there with the propagation
     `estimated`. With blocks beside it the job may go another of its `ways`.
 
-    Raises `SpecError` where there is no room for two blocks and the rest.
+    Raises `SpecError` where there is no room even so.
     """
     most = replace(needs, process=0).in_memory(estimated)
     if most <= allowed:
@@ -108,10 +107,8 @@ def why_beside(
             "allow so much (device_memory), show fewer tokens, or give device=cpu",
             subject=model,
         )
-    return (
-        f"{estimate}: its blocks stayed in the machine's memory, and each went to the device in "
-        "turn"
-    )
+    # Beside it is the machine's memory, or the disk.
+    return f"{estimate}: its blocks stayed beside it, and each went there in turn"
 
 
 def left_on_device(
@@ -124,11 +121,8 @@ def left_on_device(
     """Return how many of the `allowed` bytes are left for activations, now that the model is
     open.
     """
-    length = 0 if calibration is None else calibration.length
-    needs = Needs.of(
-        view, budget_of(calibration), opened.dtype, method, source_count(calibration), length
-    )
+    needs = needs_of_open(opened, view, method, calibration)
     held = needs.model
     if view.residence.elsewhere:
-        held = needs.outside + DEVICE_BLOCKS * needs.block
+        held = needs.model_beside
     return max(0, allowed - held - needs.work)

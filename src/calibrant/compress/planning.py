@@ -27,8 +27,10 @@ from calibrant.compress.rates import (
 from calibrant.compress.recipe import Recipe
 from calibrant.compress.room import (
     ACTIVATIONS_SHARE,
+    CPU,
     Needs,
     budget_of,
+    estimated_by,
     goes_by_matrix,
     held_now,
     needs_whole_model,
@@ -37,6 +39,7 @@ from calibrant.compress.room import (
 from calibrant.data import CalibrationSet
 from calibrant.errors import ModelError, SpecError
 from calibrant.exports import Export
+from calibrant.methods import MatrixMethod
 from calibrant.models import (
     ModelOutline,
     ModelShape,
@@ -55,6 +58,7 @@ from calibrant.targets import (
     GgufRecipe,
     Grid,
     NofM,
+    Removal,
     SparseGrid,
     Sparsity,
     Target,
@@ -71,13 +75,22 @@ KERNEL_BYTES: Final = 60_000_000
 """What a compiled kernel and its compiler take, for methods that look at activations."""
 GGUF_BLOCK: Final = 32
 """Inputs that share a scale in the blocks of GGUF into which codes of grids go."""
+CHECKPOINT: Final = "checkpoint, removed at the end"
+"""What a plan calls the finished blocks that are kept until the model is saved."""
+CODE_BITS: Final = 8
+"""Bits of a code in a checkpoint, whatever its grid."""
+NORM_BITS: Final = 64
+"""Bits of the norm of an input, which a checkpoint keeps beside its matrix."""
 FEWEST_TOKENS: Final = 1024
 """Fewer tokens than these are no advice."""
+IN_TURN: Final = "blocks stay in the machine's own memory, each goes to the device in turn"
+"""The note of a plan whose model is larger than the device."""
+IN_TURN_FROM_DISK: Final = "blocks stay on disk, and each goes to the device in turn"
+"""The same where memory is too little for the model as well."""
 LINK: Final = 12e9
 """Bytes a second between the machine's own memory and a device beside it. This isn't measured:
 half of what a common slot (PCIe 4, 16 lanes) could do.
 """
-CPU: Final = torch.device("cpu")
 
 
 @final
@@ -258,14 +271,18 @@ class CompressionPlanner:
         course = self._course_beside(needs) if beside else self._course(needs)
         notes: list[str] = []
         problems: list[str] = []
-        if course.blocks_on_disk:
+        if course.blocks_on_disk and course.blocks_in_turn:
+            notes.append(IN_TURN_FROM_DISK)
+        elif course.blocks_on_disk:
             notes.append("the blocks of the model stay on disk")
-        if course.blocks_in_turn:
-            notes.append("blocks stay in the machine's own memory, each goes to the device in turn")
+        elif course.blocks_in_turn:
+            notes.append(IN_TURN)
         if course.propagate != self.recipe.propagate:
             notes.append("arrival would hold too many activations, so it goes on with reference")
         if course.offloads:
-            place = "in the machine's own memory" if beside else "on disk"
+            place = "on disk"
+            if beside and not course.blocks_on_disk:
+                place = "in the machine's own memory"
             notes.append(f"activations are {place} between two blocks")
         room = self.machine.room
         if self._promised is not None and not beside:
@@ -274,8 +291,8 @@ class CompressionPlanner:
             ways = self._ways_to_fit(room, course.propagate)
             problems.append(f"{gigabytes(course.memory)} of memory are too much here; {ways}")
         host = self._host(needs, course) if beside else 0
-        if host > self.machine.memory:
-            problems.append(f"{gigabytes(host)} of the machine's own memory are too much here")
+        if host > self._host_room:
+            problems.append(too_much_beside(host, self._host_room))
         disk = self._written()
         in_all = sum(disk.values())
         if in_all > self.machine.disk:
@@ -293,7 +310,7 @@ class CompressionPlanner:
             room=room,
             disk=disk,
             free=self.machine.disk,
-            seconds=self._seconds(sum(parts.values()), in_all),
+            seconds=self._seconds(sum(parts.values()), in_all - disk.get(CHECKPOINT, 0)),
             problems=tuple(problems),
             notes=(*notes, *self._uncounted()),
             host=host,
@@ -311,10 +328,12 @@ class CompressionPlanner:
     def _needs(self, tokens: int, dtype: torch.dtype) -> Needs:
         method = self.recipe.method
         sources = source_count(self.calibration)
-        needs = Needs.of(self.outline.shape, tokens, dtype, method, sources, self._length)
+        outline = self.outline
+        length = self._length
+        needs = Needs.of(outline.shape, tokens, dtype, method, sources, length, outline.device)
         needs = replace(needs, process=self.machine.process)
         kernel = KERNEL_BYTES if method.observes else 0
-        return held_by_process(needs, self.outline, kernel)
+        return held_by_process(needs, outline, kernel)
 
     def _course(self, needs: Needs) -> "_Course":
         """How the job would go, as `prune` and `quantize` decide it."""
@@ -338,10 +357,11 @@ class CompressionPlanner:
     def _course_beside(self, needs: Needs) -> "_Course":
         """How the job would go on a device beside the processor."""
         asked = self.recipe.propagate
-        taken = needs.in_memory(asked)
-        in_turn = taken > self.machine.room and self._may_be_beside
-        if in_turn:
-            taken = needs.beside(asked)
+        promised = self._promised
+        on_disk = promised is not None and self._host_whole > promised and self._may_stay_on_disk
+        most = needs.in_memory(estimated_by(self.recipe))
+        in_turn = on_disk or (most > self.machine.room and self._may_be_beside)
+        taken = needs.beside(asked) if in_turn else needs.in_memory(asked)
         left = self.machine.room - (taken - needs.activations(asked))
         propagate = self._fitting(needs, left)
         offload = in_turn and needs.activations(propagate) > left and self._may_offload(propagate)
@@ -349,16 +369,28 @@ class CompressionPlanner:
             memory = needs.beside(propagate, offload)
         else:
             memory = needs.in_memory(propagate)
-        return _Course(propagate, memory, offloads=offload, blocks_in_turn=in_turn)
+        return _Course(propagate, memory, on_disk, offload, in_turn)
 
     def _host(self, needs: Needs, course: "_Course") -> int:
-        """How many bytes of the machine's own memory are held while another device computes. A
-        model is opened there, and goes to the device from there.
-        """
-        host = self.machine.process + tokenizer_bytes(self.outline) + self.outline.added
+        """How many bytes of the machine's own memory are held while another device computes."""
+        host = self._host_whole
+        if course.blocks_on_disk:
+            return host - needs.model + needs.model_on_disk
         if course.offloads:
             host += needs.between
         return host
+
+    @property
+    def _host_whole(self) -> int:
+        """The same with the whole model, and no activations."""
+        return held_beside([self.outline], self.machine.process)
+
+    @property
+    def _host_room(self) -> int:
+        """How many bytes of the machine's own memory may be held."""
+        if self._promised is None:
+            return self.machine.memory
+        return min(self._promised, self.machine.memory)
 
     @property
     def _promised(self) -> int | None:
@@ -392,8 +424,13 @@ class CompressionPlanner:
 
     @property
     def _may_be_on_disk(self) -> bool:
-        outline = self.outline
-        if not outline.divisible or outline.device.type != "cpu" or self.out is None:
+        """Whether a promise lets blocks stay on disk while the processor computes."""
+        return self.outline.device.type == "cpu" and self._may_stay_on_disk
+
+    @property
+    def _may_stay_on_disk(self) -> bool:
+        """Whether blocks may stay on disk, wherever they compute: nothing needs the whole model."""
+        if not self.outline.divisible or self.out is None:
             return False
         return not needs_whole_model(self.recipe, self.calibration, self.forms, ALONE)
 
@@ -445,19 +482,30 @@ class CompressionPlanner:
         for form in self.forms[1:]:
             bits = 0.0
             for matrix in shape.matrices:
-                a_weight = bits_a_weight(form, self.recipe.target, matrix.inputs, 8 * number)
+                a_weight = bits_a_weight(form, self.recipe.target, matrix.inputs, 8.0 * number)
                 bits += a_weight * matrix.numbers
             sizes[str(form)] = math.ceil(bits / 8) + number * (shape.numbers - weights) + tokenizer
-        sizes["checkpoint, removed at the end"] = number * weights
+        sizes[CHECKPOINT] = self._checkpoint_bytes()
         return sizes
 
-    def _seconds(self, compress: float, written: int) -> dict[str, float]:
+    def _checkpoint_bytes(self) -> int:
+        """How many bytes the finished blocks take that a checkpoint keeps."""
+        norms = NORM_BITS if self.recipe.method.observes else 0
+        bits = 0.0
+        for matrix in self.outline.shape.matrices:
+            dense = 8.0 * self.outline.dtype.itemsize
+            bits += kept_bits(self.recipe, matrix.inputs, dense) * matrix.numbers
+            bits += norms * matrix.inputs
+        return math.ceil(bits / 8)
+
+    def _seconds(self, compress: float, saved: int) -> dict[str, float]:
         seconds = {"open": opening_seconds(self.outline)}
         if self._tokens:
             seconds["tokenize"] = TOKENIZING * self._tokens
         seconds["compress"] = compress
-        if written:
-            seconds["save"] = written / WRITTEN
+        # A checkpoint is written while the next block is worked on.
+        if saved:
+            seconds["save"] = saved / WRITTEN
         return seconds
 
     def _parts(self, needs: Needs, course: "_Course") -> dict[str, float]:
@@ -540,12 +588,31 @@ def held_by_process(needs: Needs, outline: ModelOutline, kernel: int = 0) -> Nee
     return replace(needs, process=process, model=outline.added)
 
 
+def held_beside(outlines: Sequence[ModelOutline], process: int) -> int:
+    """Return how many bytes of the machine's own memory are held while another device computes:
+    those that the `process` has already, and the models, which are opened there and go to the
+    device from there.
+    """
+    held = process
+    for outline in outlines:
+        held += tokenizer_bytes(outline) + outline.added
+    return held
+
+
+def too_much_beside(held: int, room: int) -> str:
+    """Return in a sentence that what is held beside a device is more than the `room` there."""
+    return (
+        f"{gigabytes(held)} of the machine's own memory are too much: {gigabytes(room)} may be "
+        "held; allow more with --memory, or take a machine with more"
+    )
+
+
 def tokenizer_bytes(outline: ModelOutline) -> int:
     """Return how many bytes of memory the tokenizer takes, once it is open."""
     return TOKENIZER_BYTES * outline.shape.vocabulary
 
 
-def bits_a_weight(form: Export, target: Target, inputs: int, dense: int) -> float:
+def bits_a_weight(form: Export, target: Target, inputs: int, dense: float) -> float:
     """Return how many bits a weight of a matrix takes in this form, with scales; `dense` are those
     of a plain number.
     """
@@ -562,18 +629,41 @@ def bits_a_weight(form: Export, target: Target, inputs: int, dense: int) -> floa
     if isinstance(grid, Grid):
         if name == "gguf":
             return gguf_bits(grid, inputs, dense)
-        scales = dense / grid.width(inputs)
-        if not grid.symmetric:
-            # A zero point is about half as wide as a scale.
-            scales += scales / 2
-        return grid.bits + scales
+        return grid.bits + scale_bits(grid, inputs, dense)
     if name == "sparse" and isinstance(removal, Sparsity | NofM):
         # A bit for each number says whether it is left.
         return min(dense, dense * kept_share(removal) + 1)
     return dense
 
 
-def gguf_bits(grid: Grid, inputs: int, dense: int) -> float:
+def kept_bits(recipe: Recipe, inputs: int, dense: float) -> float:
+    """Return how many bits a weight of a matrix takes in a checkpoint; `dense` are those of a plain
+    number.
+    """
+    method = recipe.method
+    target = recipe.target
+    if isinstance(target, SparseGrid):
+        target = target.grid
+    if isinstance(target, Grid):
+        return CODE_BITS + scale_bits(target, inputs, dense)
+    by_matrix = isinstance(method, MatrixMethod) and goes_by_matrix(method)
+    only_removes = by_matrix and method.prunes and not method.updates
+    # The numbers that stay are those of the model, unless a transform changes them first.
+    if only_removes and isinstance(target, Removal) and not recipe.transforms:
+        return 1.0
+    return dense
+
+
+def scale_bits(grid: Grid, inputs: int, dense: float) -> float:
+    """Return how many bits a weight takes for the scales of its grid, and their zero points."""
+    scales = dense / grid.width(inputs)
+    if grid.symmetric:
+        return scales
+    # A zero point is about half as wide as a scale.
+    return 1.5 * scales
+
+
+def gguf_bits(grid: Grid, inputs: int, dense: float) -> float:
     """Return how many bits a weight takes in a GGUF file: its blocks have 4 or 8, and a scale of
     float16; what doesn't fit them stays dense.
     """

@@ -22,8 +22,15 @@ from calibrant.walk.ranks import Ranks
 from calibrant.walk.rehearsal import rehearse
 from calibrant.walk.starving import AS_SEEN
 
+CPU: Final = torch.device("cpu")
 MOST_GB: Final = 1_000_000
 """Memory at most that can be promised."""
+PANEL: Final = 256
+"""Columns of a Gram that are factored together."""
+PANELS: Final = 4
+"""Squares of so many columns that factoring takes beside the Gram: of a narrow one they are as
+large as itself.
+"""
 HANDED_ALONG: Final = 16
 """What passes between blocks beside their inputs, such as the angles of positions, masks and token
 ids, takes one part in so many of it. This stays in memory; most models have less.
@@ -71,9 +78,11 @@ class Needs:
         method: Method | None = None,
         sources: int = 1,
         length: int = 0,
+        device: torch.device = CPU,
     ) -> "Needs":
         """Estimate what a job needs: `tokens` of so many sources are shown, in windows of `length`.
-        Of the model only shapes are looked at. `dtype` is what its numbers will have.
+        Of the model only shapes are looked at. `dtype` is what its numbers will have, and `device`
+        what computes.
         """
         shape = ModelShape.of(model) if isinstance(model, ModelView) else model
         # A window isn't divided, however long it is.
@@ -84,12 +93,14 @@ class Needs:
             # What statistics are summed from is made float32 so many rows at a time.
             rows = min(in_a_pass, CHUNK)
             squares = 0
+            panels = 0
             if looks_at_grams(method):
                 rows = min(in_a_pass, EXACT_CHUNK)
                 squares = method.squares(sources)
-            copies = method.copies * max(matrix.numbers for matrix in shape.matrices)
+                panels = PANELS * min(widest, PANEL) ** 2
+            copies = method.copies_on(device) * max(matrix.numbers for matrix in shape.matrices)
             # All of it is in float32, four bytes a number.
-            work = 4 * (copies + squares * widest**2 + rows * widest)
+            work = 4 * (copies + squares * widest**2 + panels + rows * widest)
         per_token = shape.numbers_per_token * dtype.itemsize
         return cls(
             process=held_now(),
@@ -122,14 +133,24 @@ class Needs:
     def on_disk(self, propagate: Propagation, offload: bool = False) -> int:
         """Return what is needed with blocks on disk, and with `offload` activations too."""
         activations = self.activations(propagate, offload)
-        return self.process + self.outside + BLOCKS_HELD * self.block + activations + self.work
+        return self.process + self.model_on_disk + activations + self.work
+
+    @property
+    def model_on_disk(self) -> int:
+        """How much of the model is in memory at once with its blocks on disk."""
+        return self.outside + BLOCKS_HELD * self.block
 
     def beside(self, propagate: Propagation, offload: bool = False) -> int:
         """Return what is needed on a device with blocks beside it, and with `offload` activations
         too.
         """
         activations = self.activations(propagate, offload)
-        return self.outside + DEVICE_BLOCKS * self.block + activations + self.work
+        return self.model_beside + activations + self.work
+
+    @property
+    def model_beside(self) -> int:
+        """How much of the model is on a device at once with its blocks beside it."""
+        return self.outside + DEVICE_BLOCKS * self.block
 
     def beside_a_device(self) -> "Needs":
         """Return what is needed in the machine's memory where another device computes: the model,
@@ -209,12 +230,40 @@ def needs_of_job(
     tokens = budget_of(calibration) if recipe.looks else 0
     length = calibration.length if calibration else 0
     needs = Needs.of(
-        outline.shape, tokens, outline.dtype, recipe.method, source_count(calibration), length
+        outline.shape,
+        tokens,
+        outline.dtype,
+        recipe.method,
+        source_count(calibration),
+        length,
+        outline.device,
     )
+    ways: frozenset[Propagation] = frozenset({recipe.propagate, *recipe.method.propagations})
+    return JobNeeds(needs, estimated_by(recipe), ways)
+
+
+def estimated_by(recipe: Recipe) -> Propagation:
+    """Return the propagation by whose activations it is decided where blocks stay."""
     # A method that yields edits of its own may hold more of a block than its propagation says, so
     # the most is assumed.
-    estimated: Propagation = recipe.propagate if goes_by_matrix(recipe.method) else "arrival"
-    return JobNeeds(needs, estimated, frozenset({recipe.propagate, *recipe.method.propagations}))
+    return recipe.propagate if goes_by_matrix(recipe.method) else "arrival"
+
+
+def needs_of_open(
+    opened: Opened, view: ModelView, method: Method | None, calibration: CalibrationSet | None
+) -> Needs:
+    """Estimate what a job needs whose model is open; without a `method`, one that only shows it
+    the calibration set.
+    """
+    return Needs.of(
+        view,
+        budget_of(calibration),
+        opened.dtype,
+        method,
+        source_count(calibration),
+        0 if calibration is None else calibration.length,
+        opened.model.device,
+    )
 
 
 def looks_at_grams(method: Method) -> bool:
@@ -383,10 +432,7 @@ def room_for_activations(
     Raises `SpecError` where the model alone takes more.
     """
     check_kept(promised, opened)
-    length = 0 if calibration is None else calibration.length
-    needs = Needs.of(
-        view, budget_of(calibration), opened.dtype, method, source_count(calibration), length
-    )
+    needs = needs_of_open(opened, view, method, calibration)
     held = BLOCKS_HELD * needs.block if view.residence.on_disk else 0
     return max(0, promised - needs.process - needs.work - held)
 

@@ -7,15 +7,19 @@ from itertools import islice
 from typing import Final
 
 from calibrant.compress.planning import (
+    IN_TURN,
+    IN_TURN_FROM_DISK,
     JobPlan,
     free_at,
+    held_beside,
     held_by_process,
     in_tenths,
     room_on,
     room_within,
+    too_much_beside,
 )
 from calibrant.compress.rates import forward_seconds, head_seconds, opening_seconds, rates_of
-from calibrant.compress.room import Needs
+from calibrant.compress.room import CPU, Needs, held_now
 from calibrant.data import Row
 from calibrant.evaluators._base import Evaluator
 from calibrant.models import ModelOutline
@@ -46,8 +50,8 @@ def needs_of(
     it is compared with. A logit's log-softmax takes `softmax_bytes`.
     """
     lengths = [getattr(task, "length", TOKENS) for task in tasks]
-    tokens = max([TOKENS, *lengths])
-    longest = max(lengths, default=tokens)
+    longest = max(lengths, default=TOKENS)
+    tokens = max(map(_tokens_at_once, tasks), default=TOKENS)
     needs: list[Needs] = []
     logits = 0
     for outline in outlines:
@@ -67,6 +71,15 @@ def needs_of(
     )
 
 
+def _tokens_at_once(task: Evaluator) -> int:
+    """The tokens of the largest batch of a task: all that it reads, where they are few."""
+    length = getattr(task, "length", TOKENS)
+    budget = getattr(task, "tokens", None)
+    if budget is None:
+        return max(TOKENS, length)
+    return max(min(TOKENS, budget), length)
+
+
 def plan_of_measuring(
     outlines: Sequence[ModelOutline],
     tasks: Sequence[Evaluator],
@@ -82,8 +95,12 @@ def plan_of_measuring(
     softmax_bytes = SOFTMAX_BYTES if compares else USUAL_SOFTMAX_BYTES
     needs = held_by_process(needs_of(outlines, tasks, softmax_bytes), outline)
     needs = replace(needs, model=sum(each.added for each in outlines))
-    room = room_within(memory, outline.device)
-    if on_device is not None:
+    beside = outline.device.type != "cpu"
+    if not beside:
+        room = room_within(memory, outline.device)
+    elif on_device is None:
+        room = room_on(outline.device)
+    else:
         room = on_device
     notes: list[str] = []
     problems: list[str] = []
@@ -91,17 +108,30 @@ def plan_of_measuring(
     divisible = all(each.divisible for each in outlines)
     looking = [str(task) for task in tasks if task.looks_inside]
     on_disk = needs.on_disk("arrival")
-    if on_device is not None and peak > room and not looking:
+    host = 0
+    from_disk = False
+    if beside:
+        host = held_beside(outlines, held_now())
+        from_disk = memory is not None and host > memory and divisible and not looking
+        if from_disk:
+            host -= needs.model - needs.model_on_disk
+            notes.append(IN_TURN_FROM_DISK)
+        host_room = room_within(memory, CPU)
+        if host > host_room:
+            problems.append(too_much_beside(host, host_room))
+    if from_disk:
+        peak = needs.beside("arrival")
+    elif on_device is not None and peak > room and not looking:
         peak = needs.beside("arrival")
         if peak <= room:
-            notes.append("blocks stay in the machine's own memory, each goes to the device in turn")
-    elif peak > room and memory is not None and divisible and not looking:
+            notes.append(IN_TURN)
+    elif not beside and peak > room and memory is not None and divisible and not looking:
         peak = on_disk
         if peak <= room:
             notes.append("the blocks of the model stay on disk")
     if peak > room:
         way = "take a smaller model, or a machine with more memory"
-        if on_device is not None:
+        if beside:
             way = "allow more with --device-memory, or give --device cpu"
         elif peak <= room_on(outline.device):
             way = f"it fits with --memory {math.ceil(peak / 1e8) / 10:g}"
@@ -130,6 +160,7 @@ def plan_of_measuring(
         seconds=seconds,
         problems=tuple(problems),
         notes=tuple(notes),
+        host=host,
     )
 
 

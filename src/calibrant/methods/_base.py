@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Final, NamedTuple, TypeVar
 
+import torch
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
@@ -165,6 +166,12 @@ class MatrixMethod(Method, ABC):
     def judged_by(self, seen: Seen) -> Seen:
         """Return the statistics that a record judges the matrix's error by."""
         return seen
+
+    def copies_on(self, device: torch.device) -> int:
+        """Return how many copies of the matrix in float32 are in memory at once where `device`
+        computes.
+        """
+        return self.copies
 
     def squares(self, sources: int) -> int:
         """Return how many square matrices in float32, as large as a Gram, are in memory at once,

@@ -4,11 +4,12 @@ from calibrant.activations import Gram
 from calibrant.compress.planning import (
     JobPlan,
     free_at,
+    held_beside,
     held_by_process,
     outline_of_options,
     room_on,
 )
-from calibrant.compress.room import Needs
+from calibrant.compress.room import Needs, held_now
 from calibrant.errors import OutputError, SpecError
 from calibrant.handover import tool_named
 from calibrant.lab.choose.asking import FIRST, TOKENS
@@ -46,12 +47,22 @@ def planned_recommendation(options: RecommendCommand) -> JobPlan:
     outline = outline_of_options(options)
     shape = outline.shape
     tokens = options.tokens or TOKENS
-    needs = Needs.of(shape, tokens, outline.dtype, stand_in.method, length=options.length)
+    needs = Needs.of(
+        shape,
+        tokens,
+        outline.dtype,
+        stand_in.method,
+        length=options.length,
+        device=outline.device,
+    )
     needs = held_by_process(needs, outline)
     # Each run begins with the matrices as they were, which are kept beside the model.
     weights = sum(matrix.numbers for matrix in shape.matrices)
     kept = outline.dtype.itemsize * weights
     memory = needs.in_memory(method.propagate) + kept
+    host = 0
+    if outline.device.type != "cpu":
+        host = held_beside([outline], held_now())
     room = room_on(outline.device)
     sources = len(options.sources) or len(FIRST)
     # Those of what the model is for are there too.
@@ -78,5 +89,6 @@ def planned_recommendation(options: RecommendCommand) -> JobPlan:
         free=free,
         seconds={"at most": 60 * options.minutes},
         problems=tuple(problems),
+        host=host,
         notes=("the first call says what its minutes will buy, once the model is open",),
     )

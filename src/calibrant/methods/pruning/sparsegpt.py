@@ -96,6 +96,10 @@ class SparseGPT(MatrixMethod):
             message = f"{self} can't be asked for {target}: {reason}"
             raise TargetError(message, subject=str(target))
 
+    def squares(self, sources: int) -> int:
+        # The Gram, a Gram that is added to it, and the root. An order takes another Gram.
+        return 3 if self.order == "natural" else 4
+
     def compress(self, weight: Float[Tensor, "out in"], seen: Seen, target: Target) -> Compressed:
         """Notes: the `damp` and the `precision` that the factorisation took, and how many
         `dead_inputs` were always zero; with `order=loss` whether the columns were `reordered`.
