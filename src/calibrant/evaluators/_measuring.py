@@ -103,7 +103,8 @@ def evaluate(options: EvaluateOptions) -> list[Measurement]:
     With `engine="llama_cpp"` a GGUF file is measured as llama.cpp runs it, which rounds activations
     too; `loss` and `agreement` can be. `memory` is how many GB the process may hold: where the
     model doesn't fit, its blocks stay on disk and are read whenever they run; the scores are the
-    same.
+    same. `device_memory` is how many GB may be held on a GPU, by default what is free there: the
+    blocks of a larger model stay beside it, and each goes there whenever it runs.
 
     `store` is a folder of results into which each measurement goes as soon as it is done, and in
     which `report` and `compare` read it; what is there already isn't measured again. A model that
@@ -214,7 +215,8 @@ def left_beside(
             return False
         outlines.append(outline)
     needs = needs_of(outlines, tasks)
-    why = why_beside(f"measuring {models[0]}", models[0], needs, "arrival", ["arrival"], allowed)
+    job = f"{models[0]} and its measurement"
+    why = why_beside(job, models[0], needs, "arrival", ["arrival"], allowed)
     looking = [task for task in tasks if task.looks_inside]
     if why and looking:
         raise SpecError(
