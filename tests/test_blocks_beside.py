@@ -216,7 +216,7 @@ def test_device_memory_is_for_no_processor(large: str, texts: str) -> None:
         prune(large, data=texts, device="cpu", device_memory=1.0, **FEW)
 
 
-@pytest.mark.parametrize("memory", [0, -1.0, float("nan"), 1e9])
+@pytest.mark.parametrize("memory", [0.0, -1.0, float("nan"), 1e9])
 def test_room_that_is_none_is_refused_by_its_own_name(memory: float) -> None:
     with pytest.raises(SpecError, match="device_memory=") as refused:
         room_on_device(memory, torch.device("cuda"))
@@ -237,6 +237,21 @@ def test_what_is_free_on_a_gpu_is_also_what_torch_keeps(monkeypatch: pytest.Monk
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: 50)
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: 30)
     assert room_on_device(None, torch.device("cuda")) == 120
+
+
+@pytest.mark.parametrize("task", ["words(source=python_docs)", "lape(sources=python_docs)"])
+def test_what_looks_into_a_whole_model_takes_none_whose_blocks_are_elsewhere(
+    task: str, tmp_path: Path
+) -> None:
+    opened = open_model(str(tiny_folder(tmp_path / "model")), "float32", "cpu", beside=True)
+    with pytest.raises(SpecError, match="looks into"):
+        evaluate(opened, reference=opened, tasks=task)
+
+
+def test_room_on_a_device_is_for_a_model_that_is_opened(tmp_path: Path) -> None:
+    opened = open_model(str(tiny_folder(tmp_path / "model")), "float32", "cpu")
+    with pytest.raises(SpecError, match="device_memory"):
+        evaluate(opened, tasks="loss(source=python_docs)", device_memory=1.0)
 
 
 KILLED = """

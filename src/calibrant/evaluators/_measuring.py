@@ -179,12 +179,14 @@ def _open(
     """
     model = options.model
     by_llama_cpp = options.engine == "llama_cpp"
-    if promised is not None and (is_object(model) or by_llama_cpp):
-        raise SpecError(
-            "memory is for a model that is opened here, by torch; "
-            "leave it out, or give the model's name and no engine",
-            subject="memory",
-        )
+    limits = {"memory": promised, "device_memory": options.device_memory}
+    for option, limit in limits.items():
+        if limit is not None and (is_object(model) or by_llama_cpp):
+            raise SpecError(
+                f"{option} is for a model that is opened here, by torch; "
+                "leave it out, or give the model's name and no engine",
+                subject=option,
+            )
     if by_llama_cpp and not isinstance(model, Opened):
         return opened_by_llama_cpp(name_of(model))
     names = [name_of(model)]
@@ -197,7 +199,16 @@ def _open(
     beside = False
     if on_device is not None and not is_object(model):
         beside = left_beside(names, tasks, options.dtype, options.device, on_device)
-    return _opened(model, options.tokenizer, options.dtype, options.device, on_disk, beside)
+    opened = _opened(model, options.tokenizer, options.dtype, options.device, on_disk, beside)
+    looking = [task for task in tasks if task.looks_inside]
+    # One that was handed over may have its blocks elsewhere already.
+    if looking and opened.residence.elsewhere:
+        raise SpecError(
+            f"{looking[0]} looks into the whole model, and the blocks of {opened.name} aren't "
+            "where it computes; save it, and open it where there is room for all of it",
+            subject=opened.name,
+        )
+    return opened
 
 
 def left_beside(
