@@ -177,7 +177,7 @@ def test_of_what_only_removes_a_mask_is_enough_to_the_bit(tmp_path: Path, dtype:
     numbers[0, :2] = torch.tensor([0.0, -0.0])
     weight.set(numbers)
     keep = torch.rand(weight.shape) < 0.5
-    keep[0, :2] = True
+    keep[0, :2] = torch.tensor([True, False])
     pruned = numbers.masked_fill(~keep, 0)
     edit = Replace(weight, Compressed(pruned, only_removes=True))
     stored = edit.stored_briefly()
@@ -191,6 +191,23 @@ def test_of_what_only_removes_a_mask_is_enough_to_the_bit(tmp_path: Path, dtype:
     other = {name: tensor[1:] for name, tensor in stored.tensors.items()}
     with refused(DataError, "replace"):
         read_edit(replace(stored, tensors=other), seen_by)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_removed_negative_number_stays_removed_if_its_zero_is_negative(
+    tmp_path: Path, dtype: torch.dtype
+) -> None:
+    """As multiplying by a mask makes it."""
+    seen_by = view(open_model(str(tiny_folder(tmp_path / "model")), type_name(dtype)).model)
+    weight = seen_by.weights[0]
+    pruned = weight.get() * (torch.rand(weight.shape) < 0.5)
+    assert bool(pruned[pruned == 0].signbit().any())
+    again = read_edit(
+        Replace(weight, Compressed(pruned, only_removes=True)).stored_briefly(), seen_by
+    )
+    assert isinstance(again, Replace)
+    assert torch.equal(again.compressed.weight.signbit(), pruned.signbit())
+    assert torch.equal(again.compressed.weight, pruned)
 
 
 @pytest.mark.parametrize("kind", ["replace", "drop_blocks", "drop_experts"])

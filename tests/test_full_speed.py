@@ -2,7 +2,7 @@
 
 import torch
 
-from calibrant.system.products import full_speed
+from calibrant.system.products import full_speed, rounding_factors
 
 
 def test_at_full_speed_float32_numbers_are_multiplied_as_they_are() -> None:
@@ -17,4 +17,15 @@ def test_at_full_speed_float32_numbers_are_multiplied_as_they_are() -> None:
     # Rounded to bfloat16, factors would be a thousand times as far away.
     assert float((product - exact).abs().max() / exact.abs().max()) < 2e-6
     assert float((added - 1 - exact).abs().max() / exact.abs().max()) < 2e-6
+    assert torch.backends.mkldnn.matmul.fp32_precision == before
+
+
+def test_the_setting_is_put_back_when_the_last_thread_leaves() -> None:
+    before = torch.backends.mkldnn.matmul.fp32_precision
+    first, second = rounding_factors(), rounding_factors()
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert torch.backends.mkldnn.matmul.fp32_precision == "bf16"
+    second.__exit__(None, None, None)
     assert torch.backends.mkldnn.matmul.fp32_precision == before

@@ -198,6 +198,7 @@ PART |= {
     "row_lengths": [3, 4, 5, 9, 9],
     "empty": 0,
     "passed_over": 0,
+    "refused": {},
 }
 PART |= {
     "histogram": [[0, 4, 1], [5, 9, 3]],

@@ -79,7 +79,7 @@ def catalogue(kind: str) -> list[Named]:
     doesn't exist.
 
     >>> [entry.name for entry in catalogue("packings")]
-    ['crop', 'imatrix', 'legacy', 'many', 'one']
+    ['crop', 'imatrix', 'legacy', 'many', 'one', 'whole']
     >>> next(entry for entry in catalogue("methods") if entry.name == "sparsegpt").facts
     {'accepts': '0.5, 2:4 or 2:4+w4g64', 'looks_at': 'gram'}
     """
@@ -105,7 +105,7 @@ def names(kind: str) -> list[str]:
     """List the names alone of one of `KINDS`; not even the files are read.
 
     >>> names("packings")
-    ['crop', 'imatrix', 'legacy', 'many', 'one']
+    ['crop', 'imatrix', 'legacy', 'many', 'one', 'whole']
     """
     if kind == "models":
         return list(_MODELS)

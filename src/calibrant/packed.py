@@ -319,7 +319,8 @@ class Compressed:
 
     `packed` is the same weight as it is stored, where that isn't the dense matrix: `packed.dense()`
     equals `weight` bit for bit. A `change` of None is computed from both weights. `only_removes`
-    says that every number that isn't zero is the one that was there: a mask brings it back.
+    says that every number that isn't zero is the one that was there, so that a mask is enough to
+    make `weight` again.
     """
 
     weight: Float[Tensor, "out in"]

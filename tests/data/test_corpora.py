@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from datasets import config
 
-from calibrant.data import PARTS, Row, parse_source, sources
+from calibrant.data import PARTS, Message, Row, parse_source, sources
 from calibrant.errors import DataError
 from calibrant.spec import canonical
 from calibrant.testing.sources import check_source
@@ -406,18 +406,22 @@ def test_ultrachat_from_the_hub(publish: Publish):
         "Who?": Row(
             question="Who?",
             answer="You.",
-            turns=(("system", "Be short."), ("user", "Who?"), ("assistant", "You.")),
+            turns=(
+                Message("system", "Be short."),
+                Message("user", "Who?"),
+                Message("assistant", "You."),
+            ),
         ),
         "Question 3?": Row(
             question="Question 3?",
             answer="Again.",
-            turns=(("user", "Question 3?"), ("assistant", "Again.")),
+            turns=(Message("user", "Question 3?"), Message("assistant", "Again.")),
         ),
     }
     shown = [row for part in ("calibrate", "exemplars") for row in source.rows(part)]
     assert {row.question for row in shown} == {f"Question {i}?" for i in range(40) if i != 3}
     assert {len(row.turns) for row in shown} == {4}
-    assert shown[0].turns[2:] == (("user", "And now?"), ("assistant", "No."))
+    assert shown[0].turns[2:] == (Message("user", "And now?"), Message("assistant", "No."))
     assert source.default == "chat"
 
 

@@ -3,7 +3,7 @@
 import pytest
 from transformers import PreTrainedTokenizerBase
 
-from calibrant.data import Row, formats
+from calibrant.data import Message, Row, formats
 from calibrant.data.formats.chat import Chat
 from calibrant.data.formats.cot import CoT
 from calibrant.errors import DataError, SpecError
@@ -77,10 +77,9 @@ def test_chat_speaks_in_the_models_own_template(tokenizer: PreTrainedTokenizerBa
     assert Chat().render(PAIR, tokenizer) == words(
         ("user", "Premise: It rains.\nHypothesis: It is wet."), ("assistant", "entailment")
     )
-    talk = Row(
-        turns=(("user", "Hi"), ("assistant", "Hello"), ("user", "Bye"), ("assistant", "See you"))
-    )
-    assert Chat().render(talk, tokenizer) == words(*talk.turns)
+    said = (("user", "Hi"), ("assistant", "Hello"), ("user", "Bye"), ("assistant", "See you"))
+    talk = Row(turns=tuple(Message(role, content) for role, content in said))
+    assert Chat().render(talk, tokenizer) == words(*said)
     assert (
         Chat(system="Be brief.").render(SUM, tokenizer).startswith(words(("system", "Be brief.")))
     )

@@ -5,11 +5,12 @@ import re
 import numpy as np
 import pytest
 
-from calibrant.data import Crop, Many, One
+from calibrant.data import CalibrationSet, Crop, Many, One, Whole, as_source
 from calibrant.data.packings._base import PAD, Frame, Packing, TokenizedText, Window
 from calibrant.data.packings.imatrix import ImatrixChunks
 from calibrant.data.packings.legacy import Legacy
 from calibrant.errors import SpecError
+from calibrant.testing import tiny_tokenizer
 
 
 def encode(text: str) -> np.ndarray:
@@ -18,6 +19,9 @@ def encode(text: str) -> np.ndarray:
 
 def texts(*given: str):
     return iter([TokenizedText(text, encode(text)) for text in given])
+
+
+FRAME = Frame(4, encode)
 
 
 def cut(packing, given, sizes, length=4, draw=0) -> list[str]:
@@ -40,6 +44,38 @@ def test_many_joins_with_the_separator_and_wastes_nothing():
     assert cut(Many(separator=""), given, [4, 2]) == ["abcd", "ef"]
     assert next(given).key == "ijkl", "a text was taken that isn't needed"
     assert cut(Many(), texts("abcdefghij"), [4, 4, 4]) == ["abcd", "efgh", "ij"]
+
+
+def test_whole_cuts_no_text_that_fits_a_window():
+    given = texts("ab", "cd", "e", "fghi", "jk")
+    assert cut(Whole(), given, [4, 4, 4, 4]) == ["abcd", "e", "fghi", "jk"]
+    # Only what is longer than a window is cut, and so is the first text of a smaller last window.
+    assert cut(Whole(), texts("abcdef", "g"), [4, 4]) == ["abcd", "g"]
+    assert cut(Whole(), texts("abc", "def"), [4, 2]) == ["abc", "de"]
+    ended = [
+        window.broken for window in Whole().windows(texts("ab", "cdefgh"), iter([4, 4]), FRAME)
+    ]
+    assert ended == [False, True]
+    given = texts("abcd", "efgh")
+    assert cut(Whole(), given, [4]) == ["abcd"]
+    assert next(given).key == "efgh", "a text was taken that isn't needed"
+
+
+def test_a_row_that_no_longer_fits_is_none_of_the_draw():
+    rows = [f"{number:04}" for number in range(40)]
+    source = as_source(rows)
+    first = CalibrationSet(f"{source}:text@whole(bos='none')", samples=3, length=10)
+    tokenizer = tiny_tokenizer()
+    batch = first.tokens(tokenizer)
+    assert batch.mask.sum(1).tolist() == [8, 8, 8]
+    shown = {tokenizer.decode(row)[:4] for row in batch.ids}
+    shown |= {tokenizer.decode(row)[4:8] for row in batch.ids}
+    assert {row.text for row in batch.rows} == shown
+    assert batch.facts["parts"][0]["rows"] == 6
+    later = first.redrawn(1).tokens(tokenizer)
+    assert not {row.text for row in later.rows} & shown
+    exact = CalibrationSet(f"{source}:text@whole(bos='none')", tokens=21, length=10)
+    assert exact.tokens(tokenizer).mask.sum(1).tolist() == [8, 8, 4, 1]
 
 
 def test_crop_passes_short_texts_over_and_cuts_within_long_ones():

@@ -12,7 +12,7 @@ import datasets
 import pyarrow
 import pytest
 
-from calibrant.data import PARTS, CalibrationSet, Row, parse_source
+from calibrant.data import PARTS, CalibrationSet, Message, Row, parse_source
 from calibrant.data.user_file import UserFile
 from calibrant.errors import DataError
 from calibrant.testing.sources import check_source
@@ -263,7 +263,11 @@ def test_a_conversation_survives(tmp_path: Path, column: str, role: str, content
         {"turns": column},
     )
     assert rows_of(source) == [
-        Row(question="q", answer="a", turns=(("system", "s"), ("user", "q"), ("assistant", "a")))
+        Row(
+            question="q",
+            answer="a",
+            turns=(Message("system", "s"), Message("user", "q"), Message("assistant", "a")),
+        )
     ]
 
 
@@ -271,8 +275,8 @@ def test_other_speakers_and_texts_in_pieces_are_understood(jsonl: Callable[..., 
     pieces = [{"type": "text", "text": "one"}, {"type": "text", "text": "two"}]
     human = [{"from": "human", "value": pieces}, {"from": "gpt", "value": "a"}]
     assert rows_of(UserFile(str(jsonl([{"Messages": human}]))))[0].turns == (
-        ("user", "one\ntwo"),
-        ("assistant", "a"),
+        Message("user", "one\ntwo"),
+        Message("assistant", "a"),
     )
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from calibrant.data import Chat, Row, held_out, start_tokens
+from calibrant.data import Chat, Message, Row, held_out, start_tokens
 from calibrant.errors import DataError, SpecError
 from calibrant.evaluators import Subject, evaluators
 from calibrant.evaluators.agreement import Agreement, token_roles
@@ -74,7 +74,12 @@ def test_each_token_has_the_role_of_its_letters(tokenizer: PreTrainedTokenizerBa
     _, roles = written(row)
     assert token_roles(row, Chat(), tokenizer) == roles
     # What the system is told is no question; the template takes spaces off what is said.
-    turns = (("system", "Be 5."), ("user", " 5 "), ("assistant", "5\n"), ("user", "user"))
+    turns = (
+        Message("system", "Be 5."),
+        Message("user", " 5 "),
+        Message("assistant", "5\n"),
+        Message("user", "user"),
+    )
     ids = tokenizer("[system]Be 5.\n[user]5\n[assistant]5\n[user]user\n").input_ids
     found = token_roles(Row(turns=turns), Chat(), tokenizer)
     assert len(found) == len(ids)
@@ -86,7 +91,8 @@ def test_each_token_has_the_role_of_its_letters(tokenizer: PreTrainedTokenizerBa
         tokenizer.chat_template = (
             "{% for m in messages %}[{{ m.content.WAY() }}]{% endfor %}".replace("WAY", way)
         )
-        found = token_roles(Row(turns=(("user", " hi "), ("assistant", "yes"))), Chat(), tokenizer)
+        talk = Row(turns=(Message("user", " hi "), Message("assistant", "yes")))
+        found = token_roles(talk, Chat(), tokenizer)
         assert found == [
             "template",
             *["question"] * len(said),
@@ -203,7 +209,6 @@ def test_what_is_no_conversation_has_no_roles(
         "{% for m in messages %}{{ m.content | upper }}{% endfor %}",
         "{% for m in messages[1:] %}{{ m.content }}{% endfor %}",
         "{% for m in messages %}{{ m.content }}{{ m.content | length }}{% endfor %}",
-        "{{ messages[1].content }}{{ messages[0].content }}",
     ],
 )
 def test_a_template_that_changes_what_is_said_is_refused(

@@ -195,6 +195,14 @@ ODD: Final[dict[str, tuple[str, ...]]] = {
         "permute(n=4, m=4)",
         "rotated",
     ),
+    "format": (
+        "chat(system='')",
+        "chat(system=7)",
+        "chat(weigh=assistant)",
+        "chat(weigh=answer, others=0.25)",
+        "chat(thinking=keep, tools=none)",
+        "chat(weigh=user)",
+    ),
     "export": (
         "gguf(plain=f16)",
         "gguf(plain=q4)",

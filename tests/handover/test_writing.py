@@ -11,8 +11,8 @@ import torch
 from pyarrow import parquet
 
 from calibrant import CalibrationSet, InputError, prune, write_data
-from calibrant.data import Chat
-from calibrant.errors import ModelError, OutputError
+from calibrant.data import Chat, as_source
+from calibrant.errors import DataError, ModelError, OutputError
 from calibrant.handover import ScriptFacts, tool_named, tools
 from calibrant.models import open_model, open_tokenizer
 from calibrant.system.durable import put
@@ -97,6 +97,27 @@ def test_conversations_are_those_that_the_windows_were_made_of(
     form = Chat(system="Be brief.")
     used = calibration.rows(tokenizer)[0]
     assert rendered == [form.render(row, tokenizer) for row in used]
+
+
+def test_calls_go_into_lines_and_into_no_table(folder: Path, tmp_path: Path) -> None:
+    function = {"name": "weather", "arguments": {"town": "Jena"}}
+    call = {"type": "function", "function": function}
+    offered = [{"type": "function", "function": {"name": "weather", "parameters": {}}}]
+    messages = [
+        {"role": "user", "content": "How warm is it?"},
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "content": "20"},
+        {"role": "assistant", "content": "20 degrees."},
+    ]
+    talk = {"messages": messages, "tools": offered}
+    calibration = CalibrationSet(f"{as_source([talk])}:chat(thinking=keep)@one", length=512)
+    done = write_data(folder, data=calibration, form="conversations", out=tmp_path / "a.jsonl")
+    assert list(rows_of(done.out)) == [talk]
+    assert any("thinking='keep'" in note for note in done.notes)
+    with pytest.raises(DataError) as caught:
+        write_data(folder, data=calibration, form="conversations", out=tmp_path / "b.parquet")
+    assert caught.value.subject == "b.parquet"
+    assert not (tmp_path / "b.parquet").exists()
 
 
 def test_what_a_file_cannot_carry_is_said(folder: Path, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from calibrant.data import Row, lettered, sources
+from calibrant.data import Message, Row, lettered, sources
 from calibrant.data._words import words
 from calibrant.data.inspect.leaks import COMMON, Leak, find_leaks, ngrams, serious
 
@@ -88,7 +88,7 @@ def test_a_short_row_is_found_by_its_runs_of_eight_inside_a_long_one_and_a_very_
         Row(question=text(20, 1), answer="x"),
         Row(question="why?", answer=text(20, 1)),
         Row(question="why?", answer="x", rationale=text(20, 1)),
-        Row(turns=(("user", "why?"), ("assistant", text(20, 1)))),
+        Row(turns=(Message("user", "why?"), Message("assistant", text(20, 1)))),
     ],
 )
 def test_everything_that_a_model_would_learn_from_is_compared(row: Row):
@@ -110,15 +110,19 @@ def test_marks_letters_and_repeated_fields_are_no_content():
     chat = Row(
         question=text(15, 4),
         answer=text(15, 5),
-        turns=(("user", text(15, 4)), ("assistant", text(15, 5))),
+        turns=(Message("user", text(15, 4)), Message("assistant", text(15, 5))),
     )
     assert only([Row(text=f"{text(15, 4)} {text(15, 5)}")], [chat]).share == 1.0
 
 
 def test_what_most_measured_rows_share_is_boilerplate():
     system = text(60, "system")
-    measured = [Row(turns=(("system", system), ("user", text(20, i)))) for i in range(COMMON + 1)]
-    calibration = [Row(turns=(("system", system), ("user", text(20, -1 - i)))) for i in range(5)]
+
+    def told(number: int) -> Row:
+        return Row(turns=(Message("system", system), Message("user", text(20, number))))
+
+    measured = [told(i) for i in range(COMMON + 1)]
+    calibration = [told(-1 - i) for i in range(5)]
     assert find_leaks(calibration, measured) == []
     assert len(find_leaks(calibration, measured[1:])) == 5 * COMMON
     files = [Row(text=f"{text(40, 'licence')}\n{text(200, i)}") for i in range(4)]

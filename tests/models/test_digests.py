@@ -117,6 +117,14 @@ def test_where_nothing_can_be_written_every_file_is_read(
         assert len(read) == number
 
 
+def test_a_user_without_a_home_has_every_file_read(
+    file: Path, read: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CALIBRANT_CACHE", "~nobody-of-that-name/cache")
+    assert known_digest(file) == known_digest(file) == digest_of(file)
+    assert len(read) == 2
+
+
 def test_a_model_whose_weights_are_known_is_still_itself(tmp_path: Path, read: list[str]) -> None:
     folder = tiny_folder(tmp_path / "tiny")
     wait()

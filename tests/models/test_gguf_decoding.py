@@ -88,7 +88,7 @@ def test_a_file_that_ends_too_soon_is_noticed(tmp_path: Path) -> None:
     path = file_of(tmp_path, "llama", {"some": (numbers, "Q8_0")})
     tensor = gguf.GGUFReader(path).tensors[0]
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(ValueError, match=r"\d"):
+    with pytest.raises(ValueError, match="some"):
         gguf_decoding.decoded(path, tensor, torch.bfloat16)
 
 

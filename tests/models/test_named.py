@@ -78,6 +78,15 @@ def test_a_part_that_is_not_installed_says_how_to_bring_it(
     assert "gemma3-270m" in str(refusal_of(open_model, "gema3-270m"))
 
 
+def test_parts_that_cannot_be_joined_say_how_to_name_another_folder(
+    in_parts: tuple[NamedModel, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CALIBRANT_CACHE", os.devnull)
+    said = refusal_of(open_model, in_parts[0].name)
+    assert said.subject == "in-parts"
+    assert "CALIBRANT_CACHE" in str(said)
+
+
 @pytest.fixture
 def with_digest(
     in_parts: tuple[NamedModel, bytes], monkeypatch: pytest.MonkeyPatch

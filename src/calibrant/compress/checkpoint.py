@@ -147,8 +147,8 @@ class Checkpoint:
 
 @final
 class StepWriter(Listener):
-    """Writes finished steps while the next one is made, one at a time. Numbers that are being
-    written are waited for before they change.
+    """Writes finished steps while the next one is made, one at a time. Whoever is about to change
+    numbers that are being written waits until they are.
 
     An error in writing is raised by what is called next, at the latest at the end.
     """
@@ -166,7 +166,9 @@ class StepWriter(Listener):
         edits: Sequence[StoredEdit],
         reports: Sequence[dict[str, Any]],
     ) -> None:
-        """Begin to keep a step in `checkpoint`, once the step before it is kept."""
+        """Begin to keep a step in `checkpoint`, once the step before it is kept. Raises
+        `OutputError` where that one can't be.
+        """
         self.wait()
         for edit in edits:
             self._places |= {_place(tensor) for tensor in edit.tensors.values()}
@@ -195,7 +197,7 @@ class StepWriter(Listener):
 
 
 def _place(tensor: Tensor) -> int:
-    """Where the memory begins that a tensor is a part of."""
+    """The address of the memory that a tensor is a part of."""
     return tensor.untyped_storage().data_ptr()
 
 

@@ -219,8 +219,8 @@ def _beside_device(view: ModelView) -> bool:
 
 
 def _in_memory(view: ModelView, edits: list[Edit]) -> list[Edit]:
-    """The same edits, none of whose numbers are on a device that blocks stay beside: they are kept
-    to the end.
+    """The same edits, with no numbers on a device that blocks stay beside: edits are kept to the
+    end, and would fill it.
     """
     if not _beside_device(view):
         return edits
@@ -254,10 +254,13 @@ def _settle(
 
 
 def _stored(step: _Step, recipe: Recipe) -> list[StoredEdit]:
-    """What is kept of a step. A job that goes on transforms the model again, perhaps with other
-    last bits: so then all numbers are kept.
+    """What is kept of a step: masks where a job that goes on finds the numbers that they are for.
+
+    It transforms the model again, perhaps with other last bits. In `dense` it reads all edits
+    before it applies them, so a matrix mustn't have had another edit before.
     """
-    if recipe.transforms:
+    edited_once = isinstance(recipe.method, MatrixMethod)
+    if recipe.transforms or (recipe.propagate == "dense" and not edited_once):
         return [edit.stored() for edit in step.edits]
     return [edit.stored_briefly() for edit in step.edits]
 

@@ -578,7 +578,7 @@ class _Job:
     def remember(self, name: str, record: Record) -> None:
         """Remember what the model was made from and calibrated on, for whoever measures it."""
         manifest = {"id": record.run.id, "record": record.plain()}
-        origin = Origin(name, self.opened.note, manifest, self.rows)
+        origin = Origin(name, self.opened.note, manifest, self.rows, self.opened.residence)
         remember(self.opened.model, origin)
 
     @cached_property

@@ -18,7 +18,10 @@ from calibrant.data._base import (
 )
 from calibrant.data._batching import by_length, divided, micro_batches, padded
 from calibrant.data._encoding import start_tokens
-from calibrant.data._templates import ROLES, Role, Stretch, templated
+from calibrant.data._marks import ROLES, Role
+from calibrant.data._messages import Conversation, FunctionCall, Message
+from calibrant.data._templates import templated
+from calibrant.data._written import Stretch, Written, roles_of_tokens
 from calibrant.data.calibration import CalibrationSet, TokenBatch
 from calibrant.data.expression import held_out, parse_source, selectors
 from calibrant.data.formats import formats
@@ -31,6 +34,7 @@ from calibrant.data.packings._base import Packing
 from calibrant.data.packings.crop import Crop
 from calibrant.data.packings.many import Many
 from calibrant.data.packings.one import One
+from calibrant.data.packings.whole import Whole
 from calibrant.data.sources import sources
 
 __all__ = [
@@ -38,11 +42,14 @@ __all__ = [
     "ROLES",
     "CalibrationSet",
     "Chat",
+    "Conversation",
     "Crop",
     "Data",
     "Format",
+    "FunctionCall",
     "HubDataset",
     "Many",
+    "Message",
     "One",
     "Packing",
     "Part",
@@ -55,6 +62,8 @@ __all__ = [
     "StoredSource",
     "Stretch",
     "TokenBatch",
+    "Whole",
+    "Written",
     "as_set",
     "as_source",
     "by_length",
@@ -68,6 +77,7 @@ __all__ = [
     "packings",
     "padded",
     "parse_source",
+    "roles_of_tokens",
     "selectors",
     "sources",
     "start_tokens",

@@ -7,10 +7,11 @@ from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from string import ascii_uppercase
-from typing import ClassVar, Final, Literal, get_args
+from typing import Any, ClassVar, Final, Literal, get_args
 
 from transformers import PreTrainedTokenizerBase
 
+from calibrant.data._messages import Message
 from calibrant.data.hub import HubDataset, mirror
 from calibrant.errors import DataError
 from calibrant.spec import Spec
@@ -20,7 +21,7 @@ Part = Literal["calibrate", "measure", "exemplars"]
 PARTS: Final[tuple[Part, ...]] = get_args(Part)
 FIELDS: Final = (
     *("text", "question", "answer", "rationale"),
-    *("choices", "turns", "integers", "ids"),
+    *("choices", "turns", "tools", "integers", "ids"),
 )
 
 
@@ -29,9 +30,10 @@ class Row:
     """One example of a data set.
 
     `answer` is what stands in the text after the question: a label if the choices are listed
-    (`labels` then says what each is called), else the choice itself. `turns` are a conversation's
-    (role, content) pairs. `integers` stand for text where a control chooses tokens itself: they are
-    mapped onto the vocabulary. `ids` are tokens as a user gave them.
+    (`labels` then says what each is called), else the choice itself. `turns` are the messages of a
+    conversation, and `tools` the functions that it offers, as a `Conversation` has them. `integers`
+    stand for text where a control chooses tokens itself: they are mapped onto the vocabulary. `ids`
+    are tokens as a user gave them.
 
     How the example is put is no part of its content: `frame` is what stands before the question and
     what asks for the answer, `steps` counts the steps of the rationale by its set's own marks.
@@ -42,7 +44,8 @@ class Row:
     answer: str | None = None
     rationale: str | None = None
     choices: tuple[str, ...] = ()
-    turns: tuple[tuple[str, str], ...] = ()
+    turns: tuple[Message, ...] = ()
+    tools: tuple[str, ...] = ()
     integers: tuple[int, ...] | None = None
     ids: tuple[int, ...] | None = None
     labels: tuple[str, ...] = field(default=(), compare=False)
@@ -55,6 +58,8 @@ class Row:
         order.
         """
         content = {name: getattr(self, name) for name in self.present}
+        if self.turns:
+            content["turns"] = [_content_of(message) for message in self.turns]
         text = json.dumps(content, sort_keys=True, ensure_ascii=False, allow_nan=False)
         return _sha256(text)
 
@@ -69,6 +74,11 @@ class Row:
     def present(self) -> tuple[str, ...]:
         """The fields that this row has."""
         return tuple(name for name in FIELDS if getattr(self, name) not in (None, ()))
+
+    @property
+    def said(self) -> tuple[str, ...]:
+        """All that is said in the conversation, a text for each message."""
+        return tuple(message.said for message in self.turns)
 
     @property
     def subject(self) -> str:
@@ -333,6 +343,15 @@ def question_text(row: Row) -> str:
 def joined(*notes: str) -> str:
     """Return notes as one sentence; empty ones are passed over."""
     return "; ".join(filter(None, notes))
+
+
+def _content_of(message: Message) -> Any:
+    """Return what identifies a message. Most are a role and a text, and are hashed as a pair, as
+    they were before there were others.
+    """
+    if message.plain:
+        return [message.role, message.content]
+    return message.record()
 
 
 def _sha256(text: str) -> str:

@@ -7,7 +7,13 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from calibrant.data._base import lettered
-from calibrant.data._files import short
+from calibrant.data._conversations import (
+    encodable,
+    is_conversation,
+    read_calls,
+    read_messages,
+    read_tools,
+)
 
 USUAL: Final[Mapping[str, Sequence[str]]] = {
     "text": ("text", "content", "document", "body", "article", "passage", "raw_content", "story"),
@@ -36,23 +42,26 @@ USUAL: Final[Mapping[str, Sequence[str]]] = {
 }
 """What the columns of each field are called, the likeliest first; whatever their case."""
 
-_ROLES: Final = {
-    "human": "user",
-    "gpt": "assistant",
-    "bot": "assistant",
-    "model": "assistant",
-    "chatgpt": "assistant",
+BESIDE: Final[Mapping[str, Sequence[str]]] = {
+    "input": ("input",),
+    "calls": ("answers", "tool_calls", "function_calls"),
+    "tools": ("tools", "functions"),
+    "system": ("system", "system_prompt"),
 }
-_TURNS: Final = "a list of turns such as {'role': 'user', 'content': …}"
+"""What goes with a question or with messages: what an instruction is about, the calls that answer
+it, the functions that are offered, and what the system says.
+"""
 
 
 @dataclass(frozen=True)
 class Columns:
-    """The column of each field, in `fields`. `guessed` are those of them that nobody asked for;
-    `passed_over` are other columns that a guessed field might have had.
+    """The column of each field, in `fields`, and of what goes with one, in `beside`. `guessed` are
+    those of them that nobody asked for; `passed_over` are other columns that a guessed field might
+    have had.
     """
 
     fields: Mapping[str, str]
+    beside: Mapping[str, str] = field(default_factory=dict[str, str])
     guessed: Mapping[str, str] = field(default_factory=dict[str, str])
     passed_over: Mapping[str, Sequence[str]] = field(default_factory=dict[str, Sequence[str]])
 
@@ -64,7 +73,7 @@ class Columns:
         guesses: list[str] = []
         for name, column in self.guessed.items():
             guess = f"{name} from {column!r}"
-            others = ", ".join(map(repr, self.passed_over[name]))
+            others = ", ".join(map(repr, self.passed_over.get(name, ())))
             if others:
                 guess += f" (and not {others})"
             guesses.append(guess)
@@ -110,25 +119,35 @@ def assign(records: Sequence[Mapping[str, Any]], requested: Mapping[str, str]) -
             guess(name)
     elif "turns" not in columns:
         guess("text")
+    beside = _beside(columns, values)
+    for name, column in beside.items():
+        if column != name:
+            guessed[name] = column
+    for name, others in passed_over.items():
+        passed_over[name] = [column for column in others if column not in beside.values()]
     ordered = {name: columns[name] for name in USUAL if name in columns}
-    return Columns(ordered, guessed, passed_over)
+    return Columns(ordered, beside, guessed, passed_over)
 
 
 def field_value(name: str, value: Any) -> Any:
-    """Return a value as the field holds it: a text, choices or turns; None if there is nothing
-    in it. `ValueError` says what it must be.
+    """Return a value as the field holds it: a text, choices, turns, calls or tools; None if there
+    is nothing in it. `ValueError` says what it must be.
     """
     if _is_empty(value):
         return None
+    if name == "calls":
+        return read_calls(value) or None
+    if name == "tools":
+        return read_tools(value) or None
     if name == "turns":
-        return _turns(value)
+        return read_messages(value)
     if name == "choices":
         return _choices(value)
     # The answer to a word problem is a number in many files; pandas makes floats of them.
     if name == "answer" and isinstance(value, int | float) and abs(value) != float("inf"):
         value = str(value)
     if isinstance(value, str):
-        return _encodable(value)
+        return encodable(value)
     if name == "answer":
         raise ValueError("a text or a finite number")
     raise ValueError("a text")
@@ -152,17 +171,6 @@ def letter_of(answer: str, choices: tuple[str, ...], column: Any) -> str:
     return answer
 
 
-def first_exchange(turns: Iterable[tuple[str, str]]) -> tuple[str | None, str | None]:
-    """Return the first thing that a user says and what the assistant answers."""
-    question = None
-    for role, text in turns:
-        if role == "user" and question is None:
-            question = text
-        elif role == "assistant" and question is not None:
-            return question, text
-    return question, None
-
-
 def _first_values(records: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     """Return each column's first value that is one, in the order of the columns."""
     values: dict[str, Any] = {}
@@ -183,7 +191,31 @@ def _candidates(name: str, values: Mapping[str, Any]) -> list[str]:
     return candidates
 
 
+def _beside(columns: Mapping[str, str], values: Mapping[str, Any]) -> dict[str, str]:
+    """Return the columns of what goes with the fields that have one."""
+    beside: dict[str, str] = {}
+
+    def look_for(name: str) -> None:
+        for column, value in values.items():
+            usual = column.strip().casefold() in BESIDE[name]
+            if usual and column not in columns.values() and _fits(name, value):
+                beside.setdefault(name, column)
+
+    question = columns.get("question", "").strip().casefold()
+    if question == "instruction" and "answer" in columns:
+        look_for("input")
+    if question and "answer" not in columns and "turns" not in columns:
+        look_for("calls")
+    if "turns" in columns or "calls" in beside:
+        look_for("tools")
+        look_for("system")
+    return beside
+
+
 def _fits(name: str, value: Any) -> bool:
+    # What is plainly a conversation is read as one, so that its fault is told.
+    if name == "turns" and is_conversation(value):
+        return True
     try:
         return field_value(name, value) is not None
     except ValueError:
@@ -208,44 +240,4 @@ def _choices(value: Any) -> tuple[str, ...]:
         raise ValueError("a list of texts")
     if len(value) > 26:
         raise ValueError("a list of at most 26 texts")
-    return tuple(map(_encodable, value))
-
-
-def _turns(value: Any) -> tuple[tuple[str, str], ...] | None:
-    """Return a conversation of the form {role, content} or {from, value}; None if somebody says
-    nothing, as where a tool is called.
-    """
-    if not isinstance(value, list) or not all(isinstance(turn, dict) for turn in value):
-        raise ValueError(_TURNS)
-    turns: list[tuple[str, str]] = []
-    for turn in value:
-        role = turn.get("role", turn.get("from"))
-        text = turn.get("content", turn.get("value"))
-        if isinstance(text, list) and all(map(_is_text_part, text)):
-            text = "\n".join(part["text"] for part in text)
-        if not isinstance(role, str) or not isinstance(text, str | None):
-            raise ValueError(f"{_TURNS}, and holds {short(turn)}")
-        # A turn without text calls a tool, which a conversation in text can't show.
-        if text is None or not text.strip():
-            return None
-        turns.append((_ROLES.get(role.casefold(), _encodable(role)), _encodable(text)))
-    return tuple(turns)
-
-
-def _is_text_part(part: Any) -> bool:
-    """Return whether this is one text of a turn of several, where others may be pictures."""
-    if not isinstance(part, dict):
-        return False
-    return part.get("type") == "text" and isinstance(part.get("text"), str)
-
-
-def _encodable(text: str) -> str:
-    """Return the text, unless half of a surrogate pair is in it, which stands for no character
-    and which no tokenizer takes.
-    """
-    try:
-        if not text.isascii():
-            text.encode()
-    except UnicodeEncodeError as error:
-        raise ValueError(f"text without half surrogates such as {text[error.start]!r}") from error
-    return text
+    return tuple(map(encodable, value))

@@ -3,6 +3,7 @@ until the rows are used up.
 """
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
@@ -14,12 +15,15 @@ import numpy as np
 
 from calibrant.data._base import Format, Part, PartRows, PerDraw, Row, Source, StoredSource, digest
 from calibrant.data._encoding import Encoder
+from calibrant.data._templates import RefusedError
 from calibrant.data.expression import Term
 from calibrant.data.packings._base import PAD, Frame, TokenizedText, Window
 from calibrant.errors import DataError
 
 _PATIENCE: Final = 100
-"""How often each row may come, on average, before a draw with replacement is given up."""
+"""How often each row may come, on average, before a draw with replacement is given up; and how many
+rows a chat template may refuse before it takes one.
+"""
 
 
 @dataclass(frozen=True)
@@ -41,14 +45,16 @@ class PartDraw:
     """What one part of a set gave in one draw.
 
     `rows` are those that the windows were made of, and `lengths` how many tokens each has.
-    `passed_over` counts rows that the format can't render. `tokens` counts the windows' real
-    tokens, start tokens among them, pads not.
+    `passed_over` counts rows that the format can't render, `refused` those that the model's chat
+    template doesn't take, by its reason. `tokens` counts the windows' real tokens, start tokens
+    among them, pads not.
     """
 
     windows: list[Window] = field(default_factory=list[Window])
     rows: list[Row] = field(default_factory=list[Row])
     lengths: list[int] = field(default_factory=list[int])
     passed_over: int = 0
+    refused: Counter[str] = field(default_factory=Counter[str])
     tokens: int = 0
 
 
@@ -192,17 +198,27 @@ def draw_part(term: Term, quota: Quota, deck: Deck, encoder: Encoder, frame: Fra
     `frame.length` is that of a whole window. Raises `TooFew` if the source doesn't hold enough.
     """
     part_draw = PartDraw()
+    first_refusal: RefusedError | None = None
     text_start, window_start = encoder.starts(term.packing, term.format)
 
     # Texts and sizes are generators that a packing pulls from in turn, so that no row is read
     # before its tokens are needed, and the size of the next window is known only when the one
     # before it is counted.
     def texts() -> Iterator[TokenizedText]:
+        nonlocal first_refusal
         for row in deck.deal(term.format, term.packing.replacement):
             if row is None:
                 part_draw.passed_over += 1
                 continue
-            ids = encoder.row(row, term.format)
+            try:
+                ids = encoder.row(row, term.format)
+            except RefusedError as error:
+                part_draw.refused[error.reason] += 1
+                # A control has no end of rows.
+                if not part_draw.rows and part_draw.refused.total() == _PATIENCE:
+                    raise
+                first_refusal = first_refusal or error
+                continue
             part_draw.rows.append(row)
             part_draw.lengths.append(len(ids))
             if len(ids):
@@ -228,6 +244,11 @@ def draw_part(term: Term, quota: Quota, deck: Deck, encoder: Encoder, frame: Fra
         borders = tuple(len(window_start) + border for border in window.borders)
         part_draw.windows.append(replace(window, ids=ids, borders=borders))
         part_draw.tokens += int((ids != PAD).sum())
+    if part_draw.windows and part_draw.windows[-1].read_ahead:
+        part_draw.rows.pop()
+        part_draw.lengths.pop()
+    if first_refusal is not None and not part_draw.rows:
+        raise first_refusal
     if tokens_left() > 0:
         raise _too_few(term, quota, deck, part_draw, inner_frame, frame.length)
     return part_draw
@@ -249,6 +270,10 @@ def _too_few(
     message += f" in windows of {length}"
     if part_draw.passed_over:
         message += f" ({part_draw.passed_over} rows are no {term.format})"
+    if part_draw.refused:
+        reason, _ = part_draw.refused.most_common(1)[0]
+        count = part_draw.refused.total()
+        message += f" ({count} rows the model's chat template doesn't take: {reason})"
     message += f"; lower {quota.flags}"
     if part_draw.windows:
         message += f": the most that works is {most}"

@@ -8,7 +8,10 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from calibrant.data._base import Format, Row
+from calibrant.data._marks import ROLES
 from calibrant.data._templates import templated
+from calibrant.data._written import Stretch, Written, roles_of_tokens
+from calibrant.data.formats.chat import Chat
 from calibrant.data.packings._base import Ids, Packing
 from calibrant.errors import DataError
 
@@ -54,8 +57,8 @@ class Encoder(ABC):
         """Return the number of the start token, or nothing if the tokenizer has none."""
 
     @abstractmethod
-    def _numbers_of_text(self, row: Row, text: str) -> Ids:
-        """Return the numbers of `text`, which is what a format made of the row."""
+    def _numbers_of_text(self, row: Row, form: Format) -> Ids:
+        """Return the numbers of the text that a format makes of the row."""
 
     @abstractmethod
     def _numbers_of_ids(self, ids: Ids) -> Ids:
@@ -67,8 +70,7 @@ class Encoder(ABC):
 
     def row(self, row: Row, form: Format) -> Ids:
         """Return the numbers of a row's text, or of the tokens that its integers stand for."""
-        # Frame and labels change the text, and are no part of the row's key.
-        cache_key = (str(form), row.key, row.frame, row.labels)
+        cache_key = _cache_key(row, form)
         if cache_key not in self._encoded:
             self._encoded[cache_key] = self._numbers_of_row(row, form)
         return self._encoded[cache_key]
@@ -103,7 +105,7 @@ class Encoder(ABC):
             return self._numbers_of_ids(np.array(row.ids, dtype=np.int32))
         if row.integers is not None:
             return self._numbers_of_integers(row.integers)
-        return self._numbers_of_text(row, self._text_of(row, form))
+        return self._numbers_of_text(row, form)
 
     def _check_ids(self, ids: tuple[int, ...]) -> None:
         """Raise `DataError` for tokens that the vocabulary hasn't."""
@@ -120,14 +122,16 @@ class Encoder(ABC):
         return max(self.tokenizer.get_vocab().values())
 
     def _text_of(self, row: Row, form: Format) -> str:
-        text = form.render(row, self.tokenizer)
+        return self._without_start(form.render(row, self.tokenizer), form)
+
+    def _without_start(self, text: str, form: Format) -> str:
         if self._begins_with_start(form):
-            text = text.removeprefix(str(self.tokenizer.bos_token))
+            return text.removeprefix(str(self.tokenizer.bos_token))
         return text
 
     def _begins_with_start(self, form: Format) -> bool:
         """Return whether the format is a chat whose template begins with the start token."""
-        return form.spec_name() == "chat" and self._template_begins_with_start
+        return isinstance(form, Chat) and self._template_begins_with_start
 
     @cached_property
     def _template_begins_with_start(self) -> bool:
@@ -160,8 +164,8 @@ class IdEncoder(Encoder):
             return np.zeros(0, dtype=np.int32)
         return np.array([start], dtype=np.int32)
 
-    def _numbers_of_text(self, row: Row, text: str) -> Ids:
-        return self.text(text)
+    def _numbers_of_text(self, row: Row, form: Format) -> Ids:
+        return self.text(self._text_of(row, form))
 
     def _numbers_of_ids(self, ids: Ids) -> Ids:
         return ids
@@ -193,7 +197,8 @@ class KindEncoder(Encoder):
     def start(self) -> Ids:
         return np.full_like(self._ids.start(), KINDS.index("start"))
 
-    def _numbers_of_text(self, row: Row, text: str) -> Ids:
+    def _numbers_of_text(self, row: Row, form: Format) -> Ids:
+        text = self._text_of(row, form)
         encoded = self.tokenizer(
             text, add_special_tokens=False, return_offsets_mapping=True, verbose=False
         )
@@ -225,19 +230,70 @@ class KindEncoder(Encoder):
         return IdEncoder(self.tokenizer)
 
 
+class RoleEncoder(Encoder):
+    """Gives each token the index in `ROLES` of what it is of. Separators are template.
+
+    Rows are cut as those of an `IdEncoder` are.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        super().__init__(tokenizer)
+        self._written: dict[tuple[object, ...], Written] = {}
+
+    def written(self, row: Row, form: Chat) -> Written:
+        """Return what the template wrote of a row."""
+        cache_key = _cache_key(row, form)
+        if cache_key not in self._written:
+            self._written[cache_key] = form.written(row, self.tokenizer)
+        return self._written[cache_key]
+
+    def text(self, text: str) -> Ids:
+        return np.full_like(self._ids.text(text), ROLES.index("template"))
+
+    def start(self) -> Ids:
+        return np.full_like(self._ids.start(), ROLES.index("template"))
+
+    def _numbers_of_text(self, row: Row, form: Format) -> Ids:
+        if not isinstance(form, Chat):
+            return self._numbers_of_ids(self._ids.text(self._text_of(row, form)))
+        result = self.written(row, form)
+        text = self._without_start(result.text, form)
+        taken = len(result.text) - len(text)
+        encoded = self.tokenizer(
+            text, add_special_tokens=False, return_offsets_mapping=True, verbose=False
+        )
+        offsets = [(begin + taken, end + taken) for begin, end in encoded["offset_mapping"]]
+        # What isn't known to be anyone's is the template's.
+        stretches = result.stretches or [Stretch(0, len(result.text), "template")]
+        roles = roles_of_tokens(offsets, stretches)
+        return np.array([ROLES.index(role) for role in roles], dtype=np.int32)
+
+    def _numbers_of_ids(self, ids: Ids) -> Ids:
+        return np.full_like(ids, ROLES.index("text"))
+
+    def _numbers_of_integers(self, integers: tuple[int, ...]) -> Ids:
+        return np.full(len(integers), ROLES.index("text"), dtype=np.int32)
+
+    @cached_property
+    def _ids(self) -> IdEncoder:
+        return IdEncoder(self.tokenizer)
+
+
+def _cache_key(row: Row, form: Format) -> tuple[object, ...]:
+    # Frame and labels change the text, and are no part of the row's key.
+    return (str(form), row.key, row.frame, row.labels)
+
+
 def content_spans(text: str, row: Row) -> list[tuple[int, int]]:
     """Return where in a rendered text the row's own fields stand, as (begin, end).
 
     A field is looked for behind the one before it, then anywhere.
     """
-    fields = [
-        row.text,
-        *(content for _, content in row.turns),
-        row.question,
-        *row.choices,
-        row.rationale,
-        row.answer,
-    ]
+    fields = [row.text]
+    for message in row.turns:
+        fields += [message.reasoning, message.content]
+        fields += [call.name for call in message.calls]
+    fields += [row.question, *row.choices, row.rationale, row.answer]
     spans: list[tuple[int, int]] = []
     cursor = 0
     for field in fields:

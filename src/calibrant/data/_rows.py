@@ -9,9 +9,11 @@ from itertools import chain
 from typing import Any, Final
 
 from calibrant.data._base import Row, lettered
-from calibrant.data._columns import USUAL, Columns, assign, field_value, first_exchange, letter_of
+from calibrant.data._columns import USUAL, Columns, assign, field_value, letter_of
+from calibrant.data._conversations import check_words_alone, conversation_of, first_exchange
 from calibrant.data._files import short
 from calibrant.data._limits import MOST_COLUMNS
+from calibrant.data._messages import Message
 from calibrant.errors import DataError
 from calibrant.spec.foreign import did_you_mean, visible
 
@@ -82,6 +84,9 @@ def layout_of(
     counts = Counter(chain.from_iterable(usable))
     always = tuple(field for field in USUAL if counts[field] == len(usable))
     sometimes = tuple(field for field in USUAL if 0 < counts[field] < len(usable))
+    # Of the columns beside a field this one alone is a field of its own.
+    if counts["tools"]:
+        sometimes += ("tools",)
     return Layout(columns, always, sometimes)
 
 
@@ -100,9 +105,8 @@ class RowReader:
     def note(self) -> str:
         """How many rows were left out and why: `3 of 200 rows without a question left out`."""
         clauses: list[str] = []
-        for name, count in sorted(self._missing.items()):
-            article = "an" if name[0] in "aeiou" else "a"
-            clauses.append(f"{count} of {self._count} rows without {article} {name} left out")
+        for reason, count in sorted(self._missing.items()):
+            clauses.append(f"{count} of {self._count} rows {reason} left out")
         return "; ".join(clauses)
 
     def rows(self, records: Numbered) -> Iterator[Row]:
@@ -112,31 +116,42 @@ class RowReader:
             values = values_of(record, self._columns, place)
             missing = [name for name in self._needed if name not in values]
             if missing:
-                self._missing[missing[0]] += 1
+                self._missing[self._reason(missing[0], record)] += 1
                 continue
             # A line is a step: the marks of a file that we know nothing of.
             lines = values.get("rationale", "").splitlines()
             steps = sum(bool(line.strip()) for line in lines)
             yield Row(**values, steps=steps)
 
+    def _reason(self, missing: str, record: Mapping[str, Any]) -> str:
+        """Say why a record is left out that lacks a field."""
+        if "turns" in self._columns.fields:
+            messages = record.get(self._columns.fields["turns"])
+            if messages and field_value("turns", messages) is None:
+                return "with a message that says nothing"
+        article = "an" if missing[0] in "aeiou" else "a"
+        return f"without {article} {missing}"
+
 
 def values_of(record: Mapping[str, Any], columns: Columns, place: str) -> dict[str, Any]:
     """Return the fields of a record that have something in them, with labels if there are
     choices. `DataError` for what a field can't hold.
     """
-    values: dict[str, Any] = {}
-    for name, column in columns.fields.items():
-        try:
-            value = field_value(name, record.get(column))
-        except ValueError as error:
-            found = short(record[column])
-            raise DataError(
-                f"{place}: {column!r} is {found!r}; it must be {error}", subject=place
-            ) from error
-        if value is not None:
-            values[name] = value
+    values = _read_columns(record, columns.fields, place)
+    beside = _read_columns(record, columns.beside, place)
+    if "input" in beside and "question" in values:
+        values["question"] += f"\n\n{beside['input']}"
+    if "calls" in beside and "question" in values:
+        calling = Message("assistant", calls=beside["calls"])
+        values["turns"] = (Message("user", values["question"]), calling)
     if "turns" in values:
-        question, answer = first_exchange(values["turns"])
+        conversation = conversation_of(
+            values["turns"], beside.get("tools", ()), beside.get("system", "")
+        )
+        values["turns"] = conversation.messages
+        if conversation.tools:
+            values["tools"] = conversation.tools
+        question, answer = first_exchange(conversation.messages)
         if question is not None and "question" not in columns.fields:
             values["question"] = question
         if answer is not None and "answer" not in columns.fields:
@@ -147,6 +162,25 @@ def values_of(record: Mapping[str, Any], columns: Columns, place: str) -> dict[s
         if "answer" in values:
             column = record.get(columns.fields["choices"])
             values["answer"] = letter_of(values["answer"], choices, column)
+    return values
+
+
+def _read_columns(
+    record: Mapping[str, Any], columns: Mapping[str, str], place: str
+) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for name, column in columns.items():
+        try:
+            value = field_value(name, record.get(column))
+            if name == "turns":
+                check_words_alone(record)
+        except ValueError as error:
+            found = short(record[column])
+            raise DataError(
+                f"{place}: {column!r} is {found!r}; it must be {error}", subject=place
+            ) from error
+        if value is not None:
+            values[name] = value
     return values
 
 

@@ -1,4 +1,4 @@
-"""Puts conversations into a tokenizer's chat template, and tells where in the text their turns are.
+"""Puts conversations into a tokenizer's chat template.
 
 A template is a program that came with the model, and may be broken in any way. jinja2's sandbox
 keeps it from the machine, but not from running on: three nested loops are ten to the fifteenth
@@ -7,15 +7,16 @@ conversation with its steps counted.
 """
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache, wraps
-from typing import Any, Final, Literal, NamedTuple, cast, final, get_args
+from typing import Any, Final, cast, final
 
 from jinja2 import TemplateError, nodes
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import chat_template_utils
 
 from calibrant.data._limits import LONGEST_MADE, TEMPLATE_STEPS
+from calibrant.data._messages import Conversation, FunctionCall, Message
 from calibrant.errors import DataError
 
 FAULTS: Final = (
@@ -31,12 +32,6 @@ FAULTS: Final = (
 """What a template's own arithmetic, look-ups and recursion raise, beside the errors that jinja2
 has for it.
 """
-Role = Literal["template", "question", "answer"]
-ROLES: Final[tuple[Role, ...]] = get_args(Role)
-"""What a letter is of: the template, with what the system is told; a user's turn; the
-assistant's.
-"""
-
 _LETTERS_PER_STEP: Final = 100
 """How many letters that a template makes count as one step."""
 _LARGE_NUMBER: Final = re.compile(r"\d{7}")
@@ -51,10 +46,21 @@ _FILTERS_WITH_SIZES: Final = (
     "slice",
 )
 """Filters whose argument may say how long their result is to be."""
-_TURNS: Final = ({"role": "user", "content": "a"}, {"role": "assistant", "content": "b"})
-_ROLE_OF_SPEAKER: Final[Mapping[str, Role]] = {"user": "question", "assistant": "answer"}
+_TRIED: Final = (
+    Conversation((Message("user", "a"), Message("assistant", "b"))),
+    Conversation(
+        (
+            Message("system", "a"),
+            Message("user", "b"),
+            Message("assistant", calls=(FunctionCall("c", '{"d": "e"}', "123456789"),)),
+            Message("tool", "f", call_id="123456789", name="c"),
+            Message("assistant", "g", reasoning="h"),
+        ),
+        ('{"type": "function", "function": {"name": "c", "description": "i", "parameters": {}}}',),
+    ),
+)
+"""What a template writes to show that it comes to an end."""
 _BROKEN: Final = "use qa, or a tokenizer whose template works"
-_UNCLEAR: Final = "so its own tokens can't be told from theirs; leave out roles=true"
 
 
 @final
@@ -62,107 +68,67 @@ class EndlessError(TemplateError):
     """A template that goes on too long, or makes something too large."""
 
 
-class Stretch(NamedTuple):
-    """Letters from `begin` to `end` that have one role."""
+class RefusedError(DataError):
+    """A conversation that a template doesn't write; `reason` is what the template says."""
 
-    begin: int
-    end: int
-    role: Role
+    def __init__(self, message: str, *, subject: str, reason: str) -> None:
+        super().__init__(message, subject=subject)
+        self.reason = reason
 
 
 def templated(
     tokenizer: PreTrainedTokenizerBase,
-    messages: Sequence[dict[str, str]],
+    messages: Sequence[dict[str, Any]],
     subject: str = "chat",
+    tools: Sequence[dict[str, Any]] | None = None,
     **options: Any,
 ) -> str:
-    """Return the messages as the tokenizer's template writes them.
+    """Return the messages as the tokenizer's template writes them; `options` are the template's.
 
-    Raises `DataError` if it refuses them, is broken, or goes on without end.
+    Raises `RefusedError` if it refuses them or is broken, `DataError` if it goes on without end.
     """
+    offered: list[Any] | None = None
+    if tools is not None:
+        offered = list(tools)
     try:
         special = {name: str(value) for name, value in tokenizer.special_tokens_map.items()}
-        _check_halts(str(tokenizer.get_chat_template()), tuple(sorted(special.items())))
-        return str(tokenizer.apply_chat_template(list(messages), tokenize=False, **options))
+        template = str(tokenizer.get_chat_template(tools=offered))
+        _check_halts(template, tuple(sorted(special.items())))
+        return str(
+            tokenizer.apply_chat_template(list(messages), tools=offered, tokenize=False, **options)
+        )
     except EndlessError as error:
         message = f"the model's chat template {error}; {_BROKEN}"
         raise DataError(message, subject=subject) from error
     except TemplateError as error:
-        message = f"the model's chat template refuses a row: {error}"
-        raise DataError(message, subject=subject) from error
+        reason = _line(error)
+        message = f"the model's chat template refuses a row: {reason}"
+        raise RefusedError(message, subject=subject, reason=reason) from error
     except FAULTS as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = _line(error)
         message = f"the model's chat template is broken ({reason}); {_BROKEN}"
-        raise DataError(message, subject=subject) from error
+        raise RefusedError(message, subject=subject, reason=reason) from error
 
 
-def stretches(
-    tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, str]], subject: str
-) -> tuple[str, list[Stretch]]:
-    """Return the conversation as the tokenizer's template writes it, and its stretches in order.
-
-    Raises `DataError` for a template that refuses it, or writes a turn otherwise than as it is.
-    """
-    # The template is asked twice: with the turns, and with a mark in the place of each. What stands
-    # between the marks is the template's own.
-    text = templated(tokenizer, messages, subject)
-    marks = [_mark(number) for number in range(len(messages))]
-    marked = [message | {"content": mark} for message, mark in zip(messages, marks, strict=True)]
-    pieces = _pieces(templated(tokenizer, marked, subject), marks)
-    located: list[Stretch] = []
-    if len(pieces) == len(messages) + 1:
-        located = list(_located(text, pieces, messages))
-    if not located or located[-1].end != len(text):
-        turns = f"the turns of row {subject[:16]}"
-        message = f"the model's chat template doesn't write {turns} as they are, {_UNCLEAR}"
-        raise DataError(message, subject=subject)
-    return text, [stretch for stretch in located if stretch.begin < stretch.end]
-
-
-def _mark(number: int) -> str:
-    """Return letters for private use, which no text holds and no template takes off."""
-    return f"\ue000{number}\ue001"
-
-
-def _pieces(marked: str, marks: Sequence[str]) -> list[str]:
-    """Return what stands before, between and behind the marks; fewer pieces where one is lost."""
-    pieces: list[str] = []
-    for mark in marks:
-        piece, found, marked = marked.partition(mark)
-        if not found:
-            return pieces
-        pieces.append(piece)
-    return [*pieces, marked]
-
-
-def _located(
-    text: str, pieces: Sequence[str], messages: Sequence[dict[str, str]]
-) -> Iterator[Stretch]:
-    """Yield the stretches as far as the text is the template's pieces with the turns between."""
-    place = len(pieces[0])
-    if not text.startswith(pieces[0]):
-        return
-    yield Stretch(0, place, "template")
-    for message, piece in zip(messages, pieces[1:], strict=True):
-        content = message["content"]
-        # Many templates take space off around a turn, some on one side only.
-        for written in (content, content.lstrip(), content.rstrip(), content.strip()):
-            if text.startswith(written + piece, place):
-                break
-        else:
-            return
-        end = place + len(written)
-        yield Stretch(place, end, _ROLE_OF_SPEAKER.get(message["role"], "template"))
-        place = end + len(piece)
-        yield Stretch(end, place, "template")
+def _line(error: Exception) -> str:
+    """Return what an error says in one line."""
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 @lru_cache(maxsize=64)
 def _check_halts(template: str, special: tuple[tuple[str, str], ...]) -> None:
-    """Raise `EndlessError` for a template that takes too many steps for two short turns.
+    """Raise `EndlessError` for a template that takes too many steps for a few short messages.
 
     Whatever else is wrong with it, its use will show.
     """
+    for conversation in _TRIED:
+        _check_writes(template, special, conversation)
+
+
+def _check_writes(
+    template: str, special: tuple[tuple[str, str], ...], conversation: Conversation
+) -> None:
+    record = conversation.record()
     meter = _Meter()
     environment = meter.environment()
     try:
@@ -174,8 +140,8 @@ def _check_halts(template: str, special: tuple[tuple[str, str], ...]) -> None:
         template_globals = environment.make_globals(None)
         writer = environment.template_class.from_code(environment, code, template_globals)
         pieces = writer.generate(
-            messages=list(_TURNS),
-            tools=None,
+            messages=record["messages"],
+            tools=record.get("tools"),
             documents=None,
             add_generation_prompt=False,
             **dict(special),

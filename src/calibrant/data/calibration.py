@@ -3,6 +3,7 @@
 import copy
 import hashlib
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from fractions import Fraction
@@ -19,10 +20,12 @@ from transformers import PreTrainedTokenizerBase
 
 from calibrant.data._base import Part, PerDraw, Row, Source, family_of
 from calibrant.data._draw import Deck, PartDraw, Quota, TooFew, draw_part
-from calibrant.data._encoding import KINDS, Encoder, IdEncoder, KindEncoder
+from calibrant.data._encoding import KINDS, Encoder, IdEncoder, KindEncoder, RoleEncoder
 from calibrant.data._files import known_suffix
 from calibrant.data._limits import LAST_DRAW, LONGEST_WINDOW, MOST_TOKENS
+from calibrant.data._marks import ROLES
 from calibrant.data.expression import Term, term_of, text_of_source, written
+from calibrant.data.formats.chat import Chat, weighs
 from calibrant.data.given import Given, OwnData, as_source
 from calibrant.data.packings._base import PAD, Frame
 from calibrant.data.packings.one import One
@@ -48,9 +51,10 @@ class TokenBatch:
     each other.
 
     `mask` is true on real tokens; elsewhere ids and weights are 0. `weights` are 1 on real tokens,
-    unless the parts of a weighted sum would not have exactly their shares otherwise. `fingerprint`
-    is the tagged SHA-256 of all three. `facts` are plain data about where the tokens come from: a
-    list `parts` with rows, tokens, overlap, digest, licence, … `examples` are the `Row.example` of
+    unless the parts of a weighted sum would not have exactly their shares otherwise, or a chat
+    weighs the roles. A token of weight 0 is read, and is as if it weren't counted. `fingerprint` is
+    the tagged SHA-256 of all three. `facts` are plain data about where the tokens come from: a list
+    `parts` with rows, tokens, overlap, digest, licence, … `examples` are the `Row.example` of
     all rows, sorted, and `rows` the rows themselves. Where the original study's packing makes pads
     count, `pads` is true on them, and so is `mask`.
 
@@ -339,6 +343,8 @@ class CalibrationSet:
         by_part = np.array([fact["weight"] for fact in part_facts], dtype=np.float32)
         by_sequence = np.repeat(by_part, [fact["sequences"] for fact in part_facts])
         weights = by_sequence[:, None] * mask
+        if any(isinstance(term.format, Chat) for term in self.parts):
+            self._weigh_roles(tokenizer, part_facts, mask, weights)
         counted_pads = None
         if pads.any():
             counted_pads = torch.from_numpy(pads)
@@ -381,6 +387,60 @@ class CalibrationSet:
         kinds, mask = self._ids_and_mask(drawn)
         kinds = np.maximum(kinds, 0)  # a pad that counts is `PAD`, which is below 0
         return torch.from_numpy(np.where(mask, kinds, 0).astype(np.int8))
+
+    def roles(self, tokenizer: PreTrainedTokenizerBase) -> Int8[Tensor, "sample position"]:
+        """Return what each token of `tokens(tokenizer).ids` is of, as an index into `ROLES`; 0
+        where there is none, and for texts that are no conversation.
+        """
+        if self.mixed:
+            return torch.cat([member.roles(tokenizer) for member in self.mixed])
+        return torch.from_numpy(self._roles(RoleEncoder(tokenizer))[0])
+
+    def _roles(self, encoder: RoleEncoder) -> tuple[np.ndarray, list[PartDraw]]:
+        """Return the role of each token, and what every part gave; dealt again, as kinds are."""
+        _, drawn = self._own_draw(encoder)
+        roles, mask = self._ids_and_mask(drawn)
+        roles = np.maximum(roles, 0)  # a pad that counts is `PAD`, which is below 0
+        return np.where(mask, roles, 0).astype(np.int8), drawn
+
+    def _weigh_roles(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        part_facts: Sequence[dict[str, Any]],
+        mask: np.ndarray,
+        weights: np.ndarray,
+    ) -> None:
+        """Weigh the tokens of each chat in place, and add to its facts how many there are of each
+        role, and what the model's template didn't write.
+        """
+        weighing = [term for term in self.parts if weighs(term.format)]
+        if not tokenizer.is_fast:
+            if weighing:
+                raise DataError(
+                    f"{weighing[0]} weighs tokens by who says them, and this model's tokenizer "
+                    "doesn't tell where in a text they stand; leave out weigh",
+                    subject=str(weighing[0]),
+                )
+            return
+        encoder = RoleEncoder(tokenizer)
+        roles, drawn = self._roles(encoder)
+        end = 0
+        for term, part_draw, facts in zip(self.parts, drawn, part_facts, strict=True):
+            begin = end
+            end = begin + facts["sequences"]
+            if not isinstance(term.format, Chat):
+                continue
+            counts = np.bincount(roles[begin:end][mask[begin:end]], minlength=len(ROLES))
+            facts |= _chat_facts(part_draw.rows, term.format, encoder)
+            facts["roles"] = dict(zip(ROLES, counts.tolist(), strict=True))
+            if weighs(term.format):
+                weights[begin:end] *= term.format.weights()[roles[begin:end]]
+                if not weights[begin:end].any():
+                    raise DataError(
+                        f"none of the {part_draw.tokens:,} tokens of {term} is of what it weighs; "
+                        "raise --length, so that the answers fit, or give others=0.1",
+                        subject=str(term),
+                    )
 
     def most_tokens(self, tokenizer: PreTrainedTokenizerBase, most: int) -> int:
         """Return the largest budget in real tokens, up to `most`, for which the sources hold one
@@ -745,6 +805,7 @@ def _facts(term: Term, part_draw: PartDraw, deck: Deck, weight: float) -> dict[s
         "tokens": part_draw.tokens,
         "rows": len(part_draw.rows),
         "passed_over": part_draw.passed_over,
+        "refused": dict(part_draw.refused),
         "truncated": sum(window.broken for window in part_draw.windows),
         "bos": term.packing.bos,
         "rows_held": rows_held,
@@ -758,3 +819,16 @@ def _facts(term: Term, part_draw: PartDraw, deck: Deck, weight: float) -> dict[s
         "hub": hub,
         "licence": term.source.licence,
     }
+
+
+def _chat_facts(rows: Sequence[Row], form: Chat, encoder: RoleEncoder) -> dict[str, Any]:
+    """Return what a record keeps about the conversations of a part: how many texts of each role the
+    template left out, and in how many rows it isn't known who says what.
+    """
+    unwritten = Counter[str]()
+    unclear = 0
+    for row in rows:
+        result = encoder.written(row, form)
+        unwritten.update(result.unwritten)
+        unclear += not result.stretches
+    return {"unwritten": dict(unwritten), "unclear": unclear}

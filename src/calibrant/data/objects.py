@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from calibrant.data._base import Row, Source
+from calibrant.data._messages import Conversation
 from calibrant.data.calibration import CalibrationSet
 from calibrant.data.expression import Term, written
 from calibrant.data.given import Given
@@ -81,7 +82,9 @@ def write_rows(path: Path, rows: Iterable[Row]) -> None:
 
 def record(row: Row) -> dict[str, Any]:
     """Return a row as a file has it that reads back as the same row."""
-    values = {name: getattr(row, name) for name in row.present if name != "turns"}
+    values = {name: getattr(row, name) for name in row.present}
     if row.turns:
-        values["turns"] = [{"role": role, "content": content} for role, content in row.turns]
+        conversation = Conversation(row.turns, row.tools).record()
+        values["turns"] = conversation.pop("messages")
+        values |= conversation
     return values

@@ -42,7 +42,10 @@ class UserFile(StoredSource):
 
     **Columns** called text, question, answer, rationale, choices and turns are found by name, else
     by the names that others use, such as `prompt` or `messages`; `path(question=Q)` says that the
-    questions are in the column `Q`. Of a conversation the first exchange is question and answer.
+    questions are in the column `Q`. Of a conversation the first exchange is question and answer;
+    functions in `tools` and a prompt in `system` beside it belong to it. What an `instruction` is
+    about, in `input`, is a part of the question; `query` and the calls in `answers` are a
+    conversation.
     Where the answer is one of the choices, the letter of that choice is taken.
 
     **Parts**: files or splits called train, validation and test are used as on the hub: train

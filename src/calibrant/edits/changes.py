@@ -14,6 +14,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from calibrant.activations import FeatureNorms, Gram, Seen, wide
+from calibrant.models.compact import AS_INTEGERS
 from calibrant.numerics import finite_number, six_digits
 from calibrant.packed import Change, gram_energy
 from calibrant.system.products import full_speed
@@ -30,9 +31,6 @@ some hundreds are known.
 
 SILENT: Final = -20.0
 """The logarithm that stands for nothing: a feature that was always zero."""
-
-AS_INTEGERS: Final = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-"""Types by whose numbers the bits of others are compared, of as many bytes."""
 
 _ROWS: Final = 256
 """Rows of a matrix that are done at a time."""
@@ -88,9 +86,15 @@ def zeros_of(matrix: Float[Tensor, "out in"]) -> int:
     return matrix.numel() - int((matrix != 0).sum())
 
 
-def nonzero_bits(matrix: Float[Tensor, "out in"]) -> UInt8[Tensor, "byte"]:
-    """Return which numbers of a matrix aren't zero, a bit each. A negative zero isn't."""
+def nonzero_bits(matrix: Float[Tensor, "out in"]) -> UInt8[Tensor, "byte"] | None:
+    """Return which numbers of a matrix aren't zero, a bit each. None where one is a negative zero:
+    it may have been there before, or be what multiplying by a mask made of a negative number.
+    """
     as_integers = matrix.contiguous().view(AS_INTEGERS[matrix.element_size()])
+    lowest = torch.iinfo(as_integers.dtype).min
+    # A comparison of all numbers with that of a negative zero would take sixty times as long.
+    if as_integers.numel() and int(as_integers.min()) == lowest:
+        return None
     return torch.from_numpy(np.packbits((as_integers != 0).cpu().numpy()))
 
 

@@ -11,9 +11,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from calibrant.edits.changes import AS_INTEGERS
 from calibrant.edits.kinds import StoredEdit, memory_of
 from calibrant.errors import DataError
+from calibrant.models.compact import AS_INTEGERS
 from calibrant.system.durable import from_json, line_of_json
 
 ENTRIES: Final = "edits"

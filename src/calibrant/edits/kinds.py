@@ -34,7 +34,7 @@ packed forms have names of one.
 """
 
 KEPT: Final = "kept numbers"
-"""The tensor of a kept edit that only removes: which numbers stay, a bit each."""
+"""The tensor of a stored edit that only removes: which numbers stay, a bit each."""
 
 _KINDS: Final = dict[str, type["Edit"]]()
 """Every kind of edit that is defined in this process, by the word that a stored edit says."""
@@ -181,7 +181,10 @@ class Replace(Edit):
         if self.compressed.packed is not None or not self.compressed.only_removes:
             return stored
         tensors = dict(stored.tensors)
-        tensors[KEPT] = nonzero_bits(tensors.pop("weight"))
+        kept = nonzero_bits(tensors.pop("weight"))
+        if kept is None:
+            return stored
+        tensors[KEPT] = kept
         return replace(stored, tensors=tensors)
 
     @classmethod

@@ -165,5 +165,5 @@ def tokens_read(task: Evaluator) -> int:
 
 def _characters(row: Row) -> int:
     texts = [row.text, row.question, row.answer, row.rationale, *row.choices]
-    texts += [content for _, content in row.turns]
+    texts += row.said
     return sum(len(text) for text in texts if text)

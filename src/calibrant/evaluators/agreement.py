@@ -37,8 +37,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from calibrant.data import ROLES, Chat, Role, Row, Stretch, start_tokens
-from calibrant.errors import ModelError, NumericsError, SpecError
+from calibrant.data import Chat, Role, Row, Stretch, roles_of_tokens, start_tokens
+from calibrant.errors import DataError, ModelError, NumericsError, SpecError
 from calibrant.evaluators._base import Subject, items_of, mean_of
 from calibrant.evaluators._dense import NoiseFloor, dense_predictions, noise_floor
 from calibrant.evaluators._windows import (
@@ -74,6 +74,18 @@ ROLE_METRICS: Final[tuple[tuple[str, str, str, Literal["lower", "higher"]], ...]
     ("loss", "nats", "nats/token", "lower"),
 )
 """Of each role: what a score is called, of which sums it is made, its unit, and what is better."""
+
+MEASURED_ROLES: Final[tuple[Role, ...]] = ("template", "question", "answer")
+"""The roles that are told apart: the template, with what the system is told; a user's turn; what
+the assistant writes.
+"""
+_MEASURED_AS: Final[Mapping[Role, Role]] = {
+    "question": "question",
+    "answer": "answer",
+    "reasoning": "answer",
+    "call": "answer",
+}
+"""The measured role of each other one that isn't the template."""
 
 WindowRoles = Mapping[str, Sequence[Role]]
 """The role of each scored token of a window, by the window's name."""
@@ -252,7 +264,7 @@ def _by_role(
     outcomes: Sequence[Outcome], measured: str, facts: Mapping[str, Any]
 ) -> Iterator[Score]:
     """Yield the scores of each role that has a token, over its own tokens and their documents."""
-    for role in ROLES:
+    for role in MEASURED_ROLES:
         tokens = f"tokens_{role}"
         # A document without a token of the role says nothing of it, and would lessen the error.
         having = [outcome for outcome in outcomes if outcome.facts[tokens]]
@@ -354,7 +366,7 @@ def _chunk(
 
 def role_sums(roles: Sequence[Role], tokens: Sequence[TokenDivergence]) -> dict[str, RoleSums]:
     """Return the sums of a window's scored tokens by their role."""
-    sums: dict[str, RoleSums] = {role: RoleSums() for role in ROLES}
+    sums: dict[str, RoleSums] = {role: RoleSums() for role in MEASURED_ROLES}
     for role, token in zip(roles, tokens, strict=True):
         sums[role] = sums[role].plus(1, *token)
     return sums
@@ -364,9 +376,9 @@ def facts_of(windows: Iterable[Mapping[str, Sequence[Any]]]) -> dict[str, int | 
     """Return the facts of a document's outcome: the sums over its windows, by role and by what is
     summed. `windows` are `RoleSums` by role, or their lists from a journal.
     """
-    total = {role: RoleSums() for role in ROLES}
+    total = {role: RoleSums() for role in MEASURED_ROLES}
     for by_role in windows:
-        for role in ROLES:
+        for role in MEASURED_ROLES:
             total[role] = total[role].plus(*by_role[role])
     facts: dict[str, int | float] = {}
     for role, sums in total.items():
@@ -403,29 +415,29 @@ def window_roles(
 
 def token_roles(row: Row, form: Chat, tokenizer: PreTrainedTokenizerBase) -> list[Role]:
     """Return the role of each token of a row's conversation: that of most of its letters."""
-    text, stretches = form.stretches(row, tokenizer)
-    _, offsets = token_offsets(tokenizer, text)
-    roles: list[Role] = []
-    first = 0
-    for begin, end in offsets:
-        # Tokens come in order, so stretches that ended are over for good.
-        while first + 1 < len(stretches) and stretches[first].end <= begin:
-            first += 1
-        roles.append(_role(begin, end, stretches[first:]))
-    return roles
+    result = form.written(row, tokenizer)
+    if not result.stretches or _leaves_out_turns(result.unwritten):
+        turns = f"the turns of row {row.name}"
+        raise DataError(
+            f"the model's chat template doesn't write {turns} as they are, so its own tokens can't "
+            "be told from theirs; leave out roles=true",
+            subject=row.key,
+        )
+    _, offsets = token_offsets(tokenizer, result.text)
+    return roles_of_tokens(offsets, _measured_stretches(result.stretches))
 
 
-def _role(begin: int, end: int, stretches: Sequence[Stretch]) -> Role:
-    """Return the role of most letters from `begin` to `end`; of as many, the first one's. The
-    first of the stretches goes beyond `begin`.
-    """
-    role: Role = stretches[0].role
-    most = 0
+def _leaves_out_turns(unwritten: Sequence[Role]) -> bool:
+    return "question" in unwritten or "answer" in unwritten
+
+
+def _measured_stretches(stretches: Sequence[Stretch]) -> list[Stretch]:
+    """Return the stretches with the roles that are measured; those of one role in a row are one."""
+    joined: list[Stretch] = []
     for stretch in stretches:
-        if stretch.begin >= end:
-            break
-        letters = min(end, stretch.end) - max(begin, stretch.begin)
-        if letters > most:
-            role = stretch.role
-            most = letters
-    return role
+        role: Role = _MEASURED_AS.get(stretch.role, "template")
+        begin = stretch.begin
+        if joined and joined[-1].role == role:
+            begin = joined.pop().begin
+        joined.append(Stretch(begin, stretch.end, role))
+    return joined

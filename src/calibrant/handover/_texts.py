@@ -71,7 +71,7 @@ def conversations_of(
     for term, rows in zip(parts, rows_of_parts, strict=True):
         assert isinstance(term.format, Chat)
         for row in rows:
-            conversations.append({"messages": term.format.messages(row)})
+            conversations.append(term.format.conversation(row).record())
     return conversations
 
 

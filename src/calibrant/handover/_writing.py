@@ -4,14 +4,14 @@ script.
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, final
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from calibrant.data import CalibrationSet, TokenBatch
+from calibrant.data import CalibrationSet, Chat, TokenBatch
 from calibrant.data.expression import written
 from calibrant.data.select import resolved
 from calibrant.errors import DataError, ModelError, OutputError, SpecError
@@ -288,8 +288,33 @@ def _rows(
         return rows, _changed(changed, len(windows), "a file of ids keeps them all")
     if places.form == "conversations":
         rows = conversations_of(calibration.parts, calibration.rows(tokenizer))
-        return rows, ["these are whole conversations, which windows may cut or join"]
+        _check_table(rows, places)
+        return rows, _about_conversations(calibration)
     return [{"input_ids": window} for window in windows], []
+
+
+def _check_table(conversations: Sequence[Mapping[str, Any]], places: _Places) -> None:
+    """Raise `DataError` for calls of functions that would be written as a table."""
+    if places.ending == ".jsonl":
+        return
+    for conversation in conversations:
+        calls = any("tool_calls" in message for message in conversation["messages"])
+        if calls or "tools" in conversation:
+            raise DataError(
+                f"the conversations call functions, and in {places.out.name!r}, a table, each call "
+                "would have the arguments of all; write a .jsonl file, or ids",
+                subject=places.out.name,
+            )
+
+
+def _about_conversations(calibration: CalibrationSet) -> list[str]:
+    """Return what conversations alone don't say."""
+    notes = ["these are whole conversations, which windows may cut or join"]
+    for term in calibration.parts:
+        form = term.format
+        if isinstance(form, Chat) and (form.thinking != "template" or form.generation_prompt):
+            notes.append(f"left out: what {form} asks of the model's template; ids have it")
+    return notes
 
 
 def _changed(changed: int, windows: int, remedy: str) -> list[str]:
@@ -306,7 +331,7 @@ def _not_carried(batch: TokenBatch) -> list[str]:
     most = float(weights.max())
     if least != most:
         notes.append(
-            f"left out: weights of {least:.3f} to {most:.3f} that give each part exactly its share"
+            f"left out: weights of {least:.3f} to {most:.3f}, which say how much each token counts"
         )
     if batch.pads is not None:
         notes.append(f"{int(batch.pads.sum())} of the tokens are pads that count as tokens")

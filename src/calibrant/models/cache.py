@@ -11,9 +11,12 @@ CACHE: Final = "CALIBRANT_CACHE"
 
 def cache_folder() -> Path:
     """Return `$CALIBRANT_CACHE`, or `calibrant` in `$XDG_CACHE_HOME` or in `~/.cache`; it needn't
-    exist. `CALIBRANT_CACHE=/dev/null` keeps nothing.
+    exist. `CALIBRANT_CACHE=/dev/null` keeps nothing, and neither does a user without a home folder.
     """
     chosen = os.environ.get(CACHE)
-    if chosen:
-        return Path(chosen).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "calibrant"
+    caches = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    folder = Path(chosen) if chosen else Path(caches) / "calibrant"
+    try:
+        return folder.expanduser()
+    except RuntimeError:
+        return Path(os.devnull)

@@ -35,8 +35,10 @@ _TYPES: Final = "float64 float32 float16 bfloat16 int64 int32 int16 int8 uint8 b
 DTYPES: Final[Mapping[str, torch.dtype]] = {name: getattr(torch, name) for name in _TYPES.split()}
 """The types of tensors that are stored, by the names that they have in a file."""
 
-# Integers of as many bytes, in which bits are compared.
-_AS_INTEGERS: Final = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+AS_INTEGERS: Final = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+"""Integers of so many bytes, as which the bits of numbers are looked at: a negative zero isn't zero
+then, but the lowest integer.
+"""
 _AT_ONCE: Final = 2**18
 """How many numbers or groups have their bits unpacked at a time. A multiple of 8, so that every
 piece but the last fills its bytes.
@@ -238,7 +240,7 @@ def same(left: Shaped[Tensor, "..."], right: Shaped[Tensor, "..."]) -> bool:
 def _bits_of(tensor: Tensor) -> Tensor:
     """The same bits as integers: then a negative zero isn't zero, and NaN equals itself."""
     flat = tensor.detach().cpu().contiguous().flatten()
-    return flat.view(_AS_INTEGERS[flat.element_size()])
+    return flat.view(AS_INTEGERS[flat.element_size()])
 
 
 def _unpack_mask(bits: Tensor, count: int) -> Bool[Tensor, "number"]:

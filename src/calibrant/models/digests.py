@@ -20,10 +20,11 @@ from calibrant.system.durable import read_json, replacing, sealed, text_of_json
 from calibrant.system.seals import Purpose
 
 REMEMBERED: Final = 2**26
-"""Bytes of a file at least whose digest is remembered. A smaller one is hashed in no time."""
+"""Bytes of a file from which on its digest is remembered. A smaller one is hashed in no time."""
+
 SETTLED: Final = 2_000_000_000
-"""Nanoseconds for which a file hasn't changed, at least, when it begins to be hashed. Some file
-systems count time in steps of two seconds: a change within the same step isn't seen.
+"""Nanoseconds that must have passed since a file changed. Some file systems count time in steps of
+two seconds, and a second change within the same step isn't seen.
 """
 
 SIDE_BY_SIDE: Final = 8
@@ -33,7 +34,9 @@ _CHUNK: Final = 2**24
 
 
 def file_digest(path: Path) -> str:
-    """Return the SHA-256 of a file's bytes, which are read."""
+    """Return the SHA-256 of a file's bytes, which are read. Raises `ModelError` where they can't
+    be.
+    """
     hashed = hashlib.sha256()
     with reading(path), path.open("rb", buffering=0) as file:
         # Chunks are large, since a thread waits between them as long as another one runs Python.
@@ -49,9 +52,10 @@ def known_digest(path: Path) -> str:
     device, inode, size and times are those that it had.
 
     A program can set the time at which a file was modified, but not that at which its inode was
-    changed (`st_ctime`). So who changes a file and puts its time back is noticed, but for Windows,
-    which has no such time, and for writes to a disk past its file system. With
-    `CALIBRANT_CACHE=/dev/null` every file is read.
+    changed (`st_ctime`). So it is noticed if a file was changed and its time put back. It isn't on
+    Windows, which has no such time, nor where the disk was written past its file system. With
+    `CALIBRANT_CACHE=/dev/null` every file is read. Raises `ModelError` for a file that can't be
+    read.
     """
     before = _state_of(path)
     if before.size < REMEMBERED:

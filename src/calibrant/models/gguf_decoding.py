@@ -2,6 +2,7 @@
 named and ordered as transformers does it.
 """
 
+import math
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -14,14 +15,13 @@ from torch import Tensor
 from transformers import PreTrainedModel, modeling_gguf_pytorch_utils
 
 from calibrant.llama_cpp import can_decode, decode_blocks
+from calibrant.models.compact import AS_INTEGERS
+from calibrant.spec.foreign import brief
 
 PIECE: Final = 2**15
-"""How many numbers are decoded at a time. They stay in a processor's cache, and torch converts no
-more than so many in a single thread. Every kind of blocks divides it.
+"""How many numbers are decoded at a time. They stay in a processor's cache, and torch would convert
+more of them in threads of its own. The size of every kind of block divides it.
 """
-
-_INTEGERS: Final = {2: torch.int16, 4: torch.int32, 8: torch.int64}
-"""Types that have so many bytes."""
 
 _Process = Callable[[str, np.ndarray], tuple[str | None, np.ndarray]]
 """Gives the name and the numbers of a tensor, from its name and numbers in the file."""
@@ -62,14 +62,14 @@ def add_tensors(
 def _processed(
     path: Path, tensor: gguf.ReaderTensor, dtype: torch.dtype, process: _Process
 ) -> tuple[str | None, Tensor]:
-    """A tensor's name and numbers as `process` gives them; no name where it has put them into
-    their place.
+    """A tensor's name and numbers as `process` gives them. There is no name where it has put them
+    into their place itself.
     """
     if len(tensor.shape) == 2:
         try:
             return _moved(path, tensor, dtype, process)
         except TypeError:
-            pass  # this one is computed with
+            pass  # it is computed with
     exact = decoded(path, tensor, torch.float32)
     name, weights = process(tensor.name, exact.numpy())
     if name is None:
@@ -80,10 +80,10 @@ def _processed(
 def _moved(
     path: Path, tensor: gguf.ReaderTensor, dtype: torch.dtype, process: _Process
 ) -> tuple[str | None, Tensor]:
-    """The same of a matrix whose numbers are moved and not computed with, as those of nearly all
-    are. So it is decoded into the type that is wanted. Raises `TypeError` for any other.
+    """The name and numbers of a matrix whose numbers are moved and not computed with, as those of
+    nearly all are: it is decoded into the type that is wanted. Raises `TypeError` for any other.
     """
-    numbers = decoded(path, tensor, dtype).view(_INTEGERS[dtype.itemsize]).numpy()
+    numbers = decoded(path, tensor, dtype).view(AS_INTEGERS[dtype.itemsize]).numpy()
     # In place of numbers numpy is shown opaque bytes.
     name, moved = process(tensor.name, numbers.view(f"V{dtype.itemsize}"))
     return name, torch.from_numpy(moved.view(numbers.dtype)).view(dtype)
@@ -102,7 +102,8 @@ def decoded(path: Path, tensor: gguf.ReaderTensor, dtype: torch.dtype) -> Tensor
     flat = numbers.view(-1)
     decode = decode_blocks if can_decode(tensor.tensor_type.name) else _decode_by_gguf
     count = torch.get_num_threads()
-    share = max(PIECE, -(-len(flat) // (PIECE * count)) * PIECE)
+    # Whole pieces, so that each part begins with a block.
+    share = max(1, math.ceil(len(flat) / (PIECE * count))) * PIECE
     with ThreadPoolExecutor(count) as threads:
         begun: list[Future[None]] = []
         for first in range(0, len(flat), share):
@@ -127,7 +128,10 @@ def _fill(
     with path.open("rb") as file:
         file.seek(tensor.data_offset + first // block * size)
         for piece in numbers.split(PIECE):
-            blocks = np.frombuffer(file.read(len(piece) // block * size), dtype=np.uint8)
+            packed = file.read(len(piece) // block * size)
+            if len(packed) < len(piece) // block * size:
+                raise ValueError(f"it ends within the tensor {brief(tensor.name)}")
+            blocks = np.frombuffer(packed, dtype=np.uint8)
             values = exact[: len(piece)]
             decode(blocks, kind.name, values.numpy())
             piece.copy_(values)

@@ -392,13 +392,13 @@ class _QuickReader(gguf.GGUFReader):
 
 @contextmanager
 def _read_quickly() -> Iterator[set[str]]:
-    """While it lasts, transformers parses the file once, makes the map of names once, and is given
-    the tensors of `add_tensors`. Gives a set, which gets the names of tensors that have a place in
-    the model.
+    """Have transformers parse the file once, make the map of names once, and take the tensors of
+    `add_tensors`, as long as the context lasts. Yield a set, which gets the names of tensors that
+    have a place in the model.
 
     transformers 5.24 parses the file anew for the configuration and for the weights, makes the map
     once for every module, and decodes in one thread. What is parsed and mapped is only read, so one
-    copy serves.
+    copy is enough.
     """
     library = cast(Any, gguf)
     legacy = cast(Any, modeling_gguf_pytorch_utils)

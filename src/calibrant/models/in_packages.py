@@ -6,13 +6,14 @@ import importlib.util
 import os
 import shutil
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Final
 
 from calibrant.errors import ModelError
 from calibrant.models.cache import cache_folder
 from calibrant.models.digests import file_digest, known_digest
+from calibrant.numerics import gigabytes
 from calibrant.spec.named import NamedModel
 from calibrant.system.durable import reason, replacing
 
@@ -23,8 +24,8 @@ def path_of(model: NamedModel) -> Path:
     """Return the file of a model with a short name. Installed packages have it, which are read as
     data and never imported. A file in parts is joined once, in the user's cache.
 
-    Raises `ModelError` where a package isn't installed, and where the joined file isn't the one
-    whose digest is known.
+    Raises `ModelError` where a package isn't installed, where its parts can't be joined, and where
+    the joined file isn't the one whose digest is known.
     """
     parts: list[Path] = []
     for name in model.parts:
@@ -58,31 +59,37 @@ def _joined(model: NamedModel, parts: Sequence[Path]) -> Path:
         return whole
     try:
         whole.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with _rewriting(whole) as unfinished:
-                _join(unfinished, parts)
-                if model.digest and file_digest(unfinished) != model.digest:
-                    raise ModelError(
-                        f"the parts of {model.name} make another file than the model; install "
-                        f"them again with: {model.pip} --force-reinstall",
-                        subject=model.name,
-                    )
-        except ModelError:
-            # The file that was there isn't the model either: it doesn't fit the parts, or has
-            # another digest.
-            whole.unlink(missing_ok=True)
-            raise
+        with _rewriting(whole) as unfinished:
+            _join(unfinished, parts)
+            _check_digest(unfinished, model)
+    except ModelError:
+        # The file that was there isn't the model either: it doesn't fit the parts, or has another
+        # digest.
+        with suppress(OSError):
+            whole.unlink()
+        raise
     except OSError as error:
+        size = gigabytes(sum(part.stat().st_size for part in parts))
         raise ModelError(
             f"{model.name} is in parts and can't be joined in {str(whole.parent)!r} "
-            f"({reason(error)})",
+            f"({reason(error)}); set CALIBRANT_CACHE to a folder that has room for {size}",
             subject=model.name,
         ) from error
     return whole
 
 
+def _check_digest(joined: Path, model: NamedModel) -> None:
+    """Raise `ModelError` unless the joined file is the model, as far as its digest is known."""
+    if model.digest and file_digest(joined) != model.digest:
+        raise ModelError(
+            f"the parts of {model.name} make another file than the model; install them again "
+            f"with: {model.pip} --force-reinstall",
+            subject=model.name,
+        )
+
+
 def _rewriting(file: Path) -> AbstractContextManager[Path]:
-    """Give a file that takes the place of `file` at the end; no other process writes to it."""
+    """Yield a file that takes the place of `file` at the end; no other process writes to it."""
     return replacing(file, file.with_name(f".{os.getpid()}-{file.name}"), flushed=False)
 
 

@@ -21,7 +21,7 @@ from calibrant.models.on_disk import read_when_run
 from calibrant.models.opening import open_model
 from calibrant.models.origin import origin_of, remember_copy
 from calibrant.models.saving import Opened, manifest_folder, read_manifest
-from calibrant.models.viewing import refuse
+from calibrant.models.viewing import IN_MEMORY, Residence, refuse
 from calibrant.numerics import type_name
 from calibrant.spec.foreign import brief
 
@@ -159,7 +159,9 @@ def _refuse_hashing(name: str) -> NoReturn:
 
 def _around(model: object, tokenizer: Any) -> Opened:
     """An `Opened` that holds this very object. Raises `ModelError` for one that can't be used."""
-    checked = _checked(model)
+    origin = origin_of(model)
+    residence = IN_MEMORY if origin is None else origin.residence
+    checked = _checked(model, residence)
     name = name_of(checked)
     if tokenizer is None:
         raise ModelError(
@@ -168,18 +170,19 @@ def _around(model: object, tokenizer: Any) -> Opened:
             subject="tokenizer",
         )
     _check_tokenizer(tokenizer, checked, name)
-    origin = origin_of(checked)
     if origin is None:
         manifest = read_manifest(manifest_folder(name)) or {}
         note = str(manifest.get("note", ""))
     else:
         note = origin.note
     hashed = partial(digest_of, checked)
-    return Opened(checked, tokenizer, name, hashed, note, checked.dtype)
+    return Opened(checked, tokenizer, name, hashed, note, checked.dtype, residence)
 
 
-def _checked(model: object) -> PreTrainedModel:
-    """The model, if it is a plain causal language model whose numbers are all here."""
+def _checked(model: object, residence: Residence) -> PreTrainedModel:
+    """The model, if it is a plain causal language model whose numbers are all here, or beside the
+    device that computes.
+    """
     kind = type(model).__name__
     if kind == "OptimizedModule":
         raise ModelError(
@@ -202,7 +205,7 @@ def _checked(model: object) -> PreTrainedModel:
     refuse(model)
     _check_causal(model)
     devices = {str(parameter.device) for parameter in model.parameters()}
-    if len(devices) > 1:
+    if len(devices) > 1 and not residence.elsewhere:
         raise ModelError(
             f"{kind} is on several devices ({', '.join(sorted(devices))}); load it on one, "
             "without device_map",

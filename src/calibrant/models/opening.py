@@ -139,7 +139,7 @@ def open_model(
         residence = BesideDevice(model, target, residence)
     elif not on_disk:
         model = model.to(target)  # pyright: ignore[reportArgumentType]  # `to` is decorated
-    remember(model, Origin(ref, note))
+    remember(model, Origin(ref, note, residence=residence))
     return Opened(model, tokenizer, ref, digest, note, resolved, residence)
 
 

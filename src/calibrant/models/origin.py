@@ -1,22 +1,23 @@
 """Remembers of a model object what its numbers don't say: where it came from, on what it was
-calibrated, and whether it was changed since. It is forgotten with the object.
+calibrated, where its blocks are, and whether it was changed since. It is forgotten with the object.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, TypeAlias, final
 from weakref import WeakKeyDictionary
 
 from transformers import PreTrainedModel
 
 from calibrant.models.saving import Opened
+from calibrant.models.viewing import IN_MEMORY, Residence
 
 
 @final
 @dataclass(frozen=True)
 class Origin:
     """Where a model came from: the name that it was opened by, and the `note` that its results
-    repeat.
+    repeat. `residence` is that of its blocks.
 
     Of one that was compressed in memory, `manifest` is what a saved folder's `calibrant.json` would
     say, and `rows` are the `RowFingerprints` of what it was calibrated on.
@@ -26,6 +27,7 @@ class Origin:
     note: str = ""
     manifest: Mapping[str, Any] | None = None
     rows: Any = None
+    residence: Residence = IN_MEMORY
 
 
 State: TypeAlias = Mapping[str, tuple[Any, ...]]
@@ -37,6 +39,9 @@ _STATES: Final = WeakKeyDictionary[PreTrainedModel, State]()
 
 def remember(model: PreTrainedModel, origin: Origin) -> None:
     """Remember where a model came from, and its numbers as they are now, as long as it lives."""
+    # A residence on disk holds the model, which would live on with what is remembered of it.
+    if origin.residence.on_disk:
+        origin = replace(origin, residence=IN_MEMORY)
     _ORIGINS[model] = origin
     _STATES[model] = state_of(model)
 

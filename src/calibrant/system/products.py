@@ -1,8 +1,10 @@
 """How this processor multiplies float32 matrices: at its full speed, and as exactly as asked."""
 
 import functools
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any, final
 
 import torch
 
@@ -23,13 +25,41 @@ def full_speed() -> Iterator[None]:
 def rounding_factors() -> Iterator[None]:
     """Let float32 products round their factors to bfloat16, where that is faster: what came from a
     bfloat16 forward stays as it is. Sums stay float32.
+
+    torch has one such setting for all threads. It is put back when the last of them leaves.
     """
-    before = torch.backends.mkldnn.matmul.fp32_precision  # pyright: ignore[reportAttributeAccessIssue]  # missing in torch's types
-    torch.backends.mkldnn.matmul.fp32_precision = "bf16"  # pyright: ignore[reportAttributeAccessIssue]
+    _rounding.enter()
     try:
         yield
     finally:
-        torch.backends.mkldnn.matmul.fp32_precision = before  # pyright: ignore[reportAttributeAccessIssue]
+        _rounding.leave()
+
+
+@final
+class _Rounding:
+    """Whether factors are rounded now, and how many contexts want it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._contexts = 0
+        self._before = ""
+
+    def enter(self) -> None:
+        with self._lock:
+            if not self._contexts:
+                self._before = _matmul.fp32_precision
+                _matmul.fp32_precision = "bf16"
+            self._contexts += 1
+
+    def leave(self) -> None:
+        with self._lock:
+            self._contexts -= 1
+            if not self._contexts:
+                _matmul.fp32_precision = self._before
+
+
+_matmul: Any = torch.backends.mkldnn.matmul  # pyright: ignore[reportAttributeAccessIssue]  # missing in torch's types
+_rounding = _Rounding()
 
 
 @functools.cache

@@ -204,6 +204,9 @@ def _left_out(part: Mapping[str, Any]) -> str:
     counts = f"{part['duplicates_dropped']} duplicates, {measured} also measured"
     if part["passed_over"]:
         counts += f", {part['passed_over']} that are no {part['format']}"
+    if part["refused"]:
+        refused = sum(part["refused"].values())
+        counts += f", {refused} that the model's chat template doesn't take"
     return counts
 
 

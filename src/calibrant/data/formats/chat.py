@@ -1,12 +1,26 @@
 """A conversation in the model's own words."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any, Final
 
+import numpy as np
+from jaxtyping import Float32
 from transformers import PreTrainedTokenizerBase
 
 from calibrant.data._base import Format, Row, question_text
-from calibrant.data._templates import Stretch, stretches, templated
-from calibrant.errors import DataError
+from calibrant.data._marks import ROLES, Role
+from calibrant.data._messages import Conversation, Message
+from calibrant.data._templates import templated
+from calibrant.data._written import ASSISTANT, THINKING, Written, not_found, written
+from calibrant.data.packings._base import check_choice
+from calibrant.errors import DataError, SpecError
+from calibrant.spec import later
+
+_COUNTED: Final[dict[str, tuple[Role, ...]]] = {
+    "all": ROLES,
+    "assistant": ASSISTANT,
+    "answer": ("answer",),
+}
 
 
 @dataclass(frozen=True, repr=False)
@@ -15,37 +29,127 @@ class Chat(Format):
     template.
 
     A question with listed choices is put with them, without `Question:` and `Answer:`, for which a
-    chat has no use. `system` comes first where it is given. What the template adds of itself (a
-    default system prompt, for one) stays, because that is what the model meets in use.
+    chat has no use. `system` comes first where it is given, in place of the conversation's own.
+    What the template adds of itself (a default system prompt, for one) stays, because that is what
+    the model meets in use.
+
+    `tools`: `keep`, or `none` to show no functions, and no calls and results either.
+
+    `thinking`: `template` gives reasoning to the template, which decides; many drop that of earlier
+    turns. `keep` puts what it drops where it would stand, and asks for thinking. `strip` takes all
+    reasoning away, that in `<think>` tags too, and asks for none.
+
+    `weigh`: which tokens count. `assistant`: what the assistant writes, its reasoning and calls and
+    the token that ends its turn included; where the template has `{% generation %}`, what that
+    says. `answer`: what it says to the user. Others have the weight `others`; with 0 they are as if
+    they weren't counted, and are still read.
+
+    `generation_prompt` writes behind the conversation what asks the model to answer.
     """
 
     system: str = ""
+    tools: str | None = later("keep")
+    thinking: str = later("template")
+    generation_prompt: bool = later(False)
+    weigh: str = later("all")
+    others: float = later(0.0)
 
     needs = ("question", "answer")
+
+    def __post_init__(self) -> None:
+        if self.tools not in ("keep", None):
+            raise SpecError(
+                f"chat(tools={self.tools!r}): a conversation is shown with its tools or without; "
+                "write tools=keep or tools=none",
+                subject="tools",
+            )
+        check_choice("thinking", self.thinking, ("template", "keep", "strip"))
+        check_choice("weigh", self.weigh, tuple(_COUNTED))
+        if not 0 <= self.others <= 1:
+            raise SpecError(
+                f"chat(others={self.others}): the weight of other tokens is 0 to 1; give 0 to "
+                "leave them out",
+                subject="others",
+            )
 
     def takes(self, row: Row) -> bool:
         return bool(row.turns) or super().takes(row)
 
     def render(self, row: Row, tokenizer: PreTrainedTokenizerBase | None = None) -> str:
-        return templated(_with_template(tokenizer), self.messages(row), row.key)
+        asked = _with_template(tokenizer)
+        # Only these ask where in the text something stands.
+        if self.thinking == "keep" or self.weigh != "all":
+            return self.written(row, asked).text
+        record = self.conversation(row).record()
+        return templated(asked, record["messages"], row.key, record.get("tools"), **self._options())
 
-    def stretches(self, row: Row, tokenizer: PreTrainedTokenizerBase) -> tuple[str, list[Stretch]]:
-        """Return what `render` gives, and where in it template, questions and answers stand.
+    def written(self, row: Row, tokenizer: PreTrainedTokenizerBase) -> Written:
+        """Return what `render` gives, whose each letter of it is, and what the template left out.
 
-        Raises `DataError` where they can't be told apart.
+        Raises `DataError` for a row that the template refuses, or in which isn't found what these
+        options ask for.
         """
-        return stretches(_with_template(tokenizer), self.messages(row), row.key)
+        result = written(
+            _with_template(tokenizer),
+            self.conversation(row),
+            row.key,
+            self._options(),
+            keep_reasoning=self.thinking == "keep",
+        )
+        if self.weigh != "all" and not result.stretches:
+            raise not_found(row.key, f"weigh={self.weigh}")
+        return result
 
-    def messages(self, row: Row) -> list[dict[str, str]]:
-        """Return what is said, as chat templates take it: `role` and `content` of each turn."""
-        turns = list(row.turns)
-        if not turns:
+    def conversation(self, row: Row) -> Conversation:
+        """Return the messages and tools that the template is given."""
+        messages = list(row.turns)
+        if not messages:
             before, after = row.frame
             question = question_text(row).removeprefix(before.strip()).removesuffix(after).strip()
-            turns = [("user", question), ("assistant", row.need("answer"))]
+            messages = [Message("user", question), Message("assistant", row.need("answer"))]
         if self.system:
-            turns.insert(0, ("system", self.system))
-        return [{"role": role, "content": content} for role, content in turns]
+            if messages[0].role == "system":
+                del messages[0]
+            messages.insert(0, Message("system", self.system))
+        if self.thinking != "template":
+            messages = [message.with_reasoning_apart() for message in messages]
+        if self.thinking == "strip":
+            messages = [replace(message, reasoning="") for message in messages]
+        if self.tools is None:
+            return Conversation(tuple(_without_calls(messages)))
+        return Conversation(tuple(messages), row.tools)
+
+    def weights(self) -> Float32[np.ndarray, "role"]:
+        """Return how much a token of each of `ROLES` counts."""
+        counted = _COUNTED[self.weigh]
+        weights = [1.0 if role in counted else self.others for role in ROLES]
+        return np.array(weights, dtype=np.float32)
+
+    def _options(self) -> dict[str, Any]:
+        """Return what the template is told beside the conversation."""
+        options: dict[str, Any] = {}
+        if self.generation_prompt:
+            options["add_generation_prompt"] = True
+        if self.thinking == "keep":
+            options |= THINKING
+        if self.thinking == "strip":
+            options |= dict.fromkeys(THINKING, False)
+        return options
+
+
+def weighs(form: Format) -> bool:
+    """Return whether a format gives tokens of some roles another weight."""
+    return isinstance(form, Chat) and form.weigh != "all"
+
+
+def _without_calls(messages: list[Message]) -> list[Message]:
+    """Return the messages without calls and their results."""
+    kept: list[Message] = []
+    for message in messages:
+        said = replace(message, calls=())
+        if message.role != "tool" and said.said:
+            kept.append(said)
+    return kept
 
 
 def _with_template(tokenizer: PreTrainedTokenizerBase | None) -> PreTrainedTokenizerBase:

@@ -440,7 +440,7 @@ def _words_to_compare(row: Row) -> Numbers:
     # A letter that stands for a choice gives nothing away.
     if not row.labels:
         texts.append(row.answer)
-    texts += [content for _, content in row.turns]
+    texts += row.said
     # The first exchange of a conversation may stand in question and answer too: each text is read
     # once.
     return numbered(words("\n".join(filter(None, dict.fromkeys(texts)))))

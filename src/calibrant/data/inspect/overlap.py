@@ -57,7 +57,7 @@ Signatures = UInt64[np.ndarray, "text place"]
 def row_content(row: Row, form: Format) -> str:
     """Return what a format shows of the row itself, without its own words."""
     if form.spec_name() == "chat" and row.turns:
-        return "\n".join(text for _, text in row.turns)
+        return "\n".join(row.said)
     fields = [getattr(row, name) for name in form.needs]
     texts = [text for text in fields if isinstance(text, str)]
     if row.labels and "question" in form.needs:

@@ -36,12 +36,14 @@ class TokenizedText:
 @dataclass(frozen=True)
 class Window:
     """One window's tokens. `borders` are the positions where a text begins that can't see what
-    is before it; `broken`, that its end cuts a text.
+    is before it; `broken`, that its end cuts a text; `read_ahead`, that one more text was read,
+    which no longer fitted.
     """
 
     ids: Ids
     borders: tuple[int, ...] = ()
     broken: bool = False
+    read_ahead: bool = False
 
     def sequences(self) -> list[Ids]:
         """Return the window in pieces that don't see each other."""

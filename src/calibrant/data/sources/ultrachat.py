@@ -6,6 +6,7 @@ from itertools import pairwise
 from typing import Any, Final
 
 from calibrant.data._base import Row, SourceRows, StoredSource, train_and_test
+from calibrant.data._messages import Message
 from calibrant.data.hub import HubDataset, records
 from calibrant.errors import DataError
 
@@ -20,8 +21,8 @@ class UltraChat(StoredSource):
     It stands for what a chat model meets in use, and is the usual set to calibrate one with. The
     front of train_sft calibrates, that of test_sft measures. The hub has the fields prompt,
     prompt_id and messages, a list of {content, role}. All messages are the row's turns, the first
-    request and its answer are its question and answer: `Row(question=…, answer=…, turns=(("user",
-    …), ("assistant", …), …))`.
+    request and its answer are its question and answer: `Row(question=…, answer=…,
+    turns=(Message("user", …), Message("assistant", …), …))`.
     """
 
     kind = "questions"
@@ -46,15 +47,19 @@ def conversations(entries: Iterable[dict[str, Any]]) -> Iterator[Row]:
     for record in entries:
         try:
             messages = record["messages"]
-            turns = tuple((message["role"], message["content"].strip()) for message in messages)
+            turns = tuple(_message(message) for message in messages)
         except (KeyError, TypeError, AttributeError) as error:
             raise DataError(
                 f"a record of ultrachat has no messages of role and content: {str(record)[:60]!r}",
                 subject="ultrachat",
             ) from error
         # What counts is the first request, whatever stands before it, and what comes right after.
-        for (speaker, question), (listener, answer) in pairwise(turns):
-            if speaker == "user" and question:
-                if listener == "assistant" and answer:
-                    yield Row(question=question, answer=answer, turns=turns)
+        for request, reply in pairwise(turns):
+            if request.role == "user" and request.content:
+                if reply.role == "assistant" and reply.content:
+                    yield Row(question=request.content, answer=reply.content, turns=turns)
                 break
+
+
+def _message(message: dict[str, Any]) -> Message:
+    return Message(message["role"], message["content"].strip())

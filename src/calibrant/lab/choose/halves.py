@@ -144,7 +144,7 @@ def in_common(source: UserFile) -> float:
 def whole_text(row: Row) -> str:
     """Return all that a row says."""
     texts = [row.text, row.question, row.rationale, row.answer]
-    texts += [content for _, content in row.turns]
+    texts += row.said
     return "\n".join(filter(None, texts))
 
 

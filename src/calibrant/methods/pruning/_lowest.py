@@ -15,16 +15,16 @@ from calibrant.packed import Change, Compressed
 from calibrant.targets import NofM, Removal, Sparsity
 
 LEAST_NUMBERS: Final = 2**22
-"""Weights worth another thread: two milliseconds of work. It has to wait about as long for torch's
-own threads, which go on turning for a moment after a product.
+"""Weights that are worth another thread: two milliseconds of work. A thread may have to wait that
+long for those of torch, which stay busy for a moment after a product.
 """
 
 
 def without_lowest(
     weight: Float[Tensor, "out in"], squares: Float[Tensor, "in"], target: Removal
 ) -> Compressed | None:
-    """Return the matrix without what scores lowest in each row, |W_oi|·√`squares`_i, and what it
-    lost. The mask is that of `target.keep`.
+    """Return the matrix without the weights of each row that score lowest, and what it lost by
+    that. A score is |W_oi|·√`squares`_i. The mask is that of `target.keep`.
 
     None where the kernel can't do it: on a device, for float64, for other targets, and for numbers
     that aren't finite. Raises `TargetError` if `target` doesn't fit.
@@ -46,27 +46,27 @@ def without_lowest(
         return None
     # numba has no numbers of 16 bits. Those of bfloat16 are the upper half of a float32.
     numbers = weight.detach().contiguous()
-    bits = torch.int16
+    integers = torch.int16
     shift = 16
     if weight.dtype != torch.bfloat16:
         numbers = numbers.float()
-        bits = torch.int32
+        integers = torch.int32
         shift = 0
     kept = torch.empty_like(numbers)
     sums = np.zeros((rows, 3))
     arguments = [
-        numbers.view(bits).numpy(),
+        numbers.view(integers).numpy(),
         shift,
         roots.numpy(),
         squares.double().numpy(),
         group,
         quota,
-        kept.view(bits).numpy(),
+        kept.view(integers).numpy(),
         sums,
     ]
     by_rows(_kernel(), rows, arguments, least_rows=-(-LEAST_NUMBERS // width))
     zeros, size, lost = sums.sum(0).tolist()
-    # So it is if all weights are finite, since their squares can't overflow in float64.
+    # It is finite if all weights are, since their squares can't overflow in float64.
     if not math.isfinite(size):
         return None
     change = Change(int(zeros), size, lost)

@@ -1,9 +1,9 @@
 """Removal of the lowest scores of each row, compiled: scores, choice, pruned row and what it lost
 in one pass. Importing this imports numba, which takes longer than listing methods may.
 
-Scores aren't negative, so their bits as whole numbers have their order. A threshold is found by
-halving: each step counts a row's scores below it, which are in the nearest cache, many at once. So
-a row is neither sorted nor moved.
+No score is negative, so the bits of scores, read as whole numbers, have the order of the scores. A
+threshold is found by halving. Each step counts the scores of a row below it, many at once, and they
+stay in the nearest cache. So a row is neither sorted nor moved.
 """
 
 from typing import Any, Final
@@ -17,7 +17,9 @@ GONE: Final = -1
 SIZE: Final = 0x7FFFFFFF
 """All bits of a float32 but its sign."""
 RANKED_UP_TO: Final = 16
-"""Members of a group in which each is compared with all others. In wider ones halving is faster."""
+"""Weights of a group, at most, that are ranked by comparing each with all others. In wider groups
+halving is faster.
+"""
 ANY_ORDER: Final = {"reassoc"}
 """Lets the processor add up many numbers at once."""
 
@@ -25,7 +27,8 @@ ANY_ORDER: Final = {"reassoc"}
 @compiled
 def score(numbers: Any, shift: int, roots: Any, sizes: Any, size_bits: Any, scores: Any) -> None:
     """Set `sizes` to a row's absolute values, and `scores` to those times the `roots`. `numbers`
-    are the bits of the row, which become float32 where they are moved up by `shift`.
+    are the bits of the row; moved up by `shift` they are those of float32. `size_bits` is the
+    memory of `sizes`, as integers.
     """
     for j in range(len(roots)):
         size_bits[j] = (np.int32(numbers[j]) << shift) & SIZE
@@ -35,8 +38,8 @@ def score(numbers: Any, shift: int, roots: Any, sizes: Any, size_bits: Any, scor
 
 @compiled
 def count_up_to(keys: Any, most: int) -> int:
-    """Return how many keys are at most so large."""
-    # In 32 bits, as the keys are: so as many are counted at once as compared.
+    """Return how many keys are at most as large as `most`."""
+    # The count has 32 bits as the keys have: then as many are counted at once as are compared.
     limit = np.int32(most)
     count = np.uint32(0)
     for j in range(len(keys)):

@@ -1,0 +1,340 @@
+"""Reads conversations in the forms that are in use: OpenAI's messages, ShareGPT's, and those of
+sets for function calling.
+"""
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Final
+
+from calibrant.data._files import short
+from calibrant.data._messages import Conversation, FunctionCall, Message, object_text
+
+_FORM: Final = "a list of turns such as {'role': 'user', 'content': …}"
+_CALL_FORM: Final = "calls such as {'name': 'weather', 'arguments': {'town': 'Jena'}}"
+_ROLES: Final[Mapping[str, str]] = {
+    "human": "user",
+    "gpt": "assistant",
+    "bot": "assistant",
+    "model": "assistant",
+    "chatgpt": "assistant",
+    "function_call": "assistant",
+    "tool_call": "assistant",
+    "function": "tool",
+    "observation": "tool",
+    "function_response": "tool",
+    "tool_response": "tool",
+}
+"""What speakers are called elsewhere, and their role here."""
+_CALLERS: Final = ("function_call", "tool_call")
+"""Speakers of ShareGPT whose text is a call."""
+_REASONING: Final = ("reasoning_content", "reasoning", "thinking")
+_TEXT_PARTS: Final = ("text", "input_text", "output_text")
+_MEDIA: Final[Mapping[str, str]] = {
+    "image": "an image",
+    "image_url": "an image",
+    "input_image": "an image",
+    "audio": "audio",
+    "audio_url": "audio",
+    "input_audio": "audio",
+    "video": "a video",
+    "video_url": "a video",
+}
+"""Parts of a message that are no text, and columns beside messages."""
+_LISTED: Final = re.compile(r"<tools>(.*?)</tools>", re.DOTALL)
+_CALLED: Final = re.compile(r"<tool_call>(.*?)</tool_call>", re.DOTALL)
+_ANSWERED: Final = re.compile(r"\s*<tool_response>(.*)</tool_response>\s*", re.DOTALL)
+
+
+def is_conversation(value: Any) -> bool:
+    """Return whether this is a list of messages, each of a speaker, whatever they hold."""
+    if not isinstance(value, list) or not value:
+        return False
+    for turn in value:
+        if not isinstance(turn, Mapping) or not {"role", "from"} & turn.keys():
+            return False
+    return True
+
+
+def read_messages(value: Any) -> tuple[Message, ...] | None:
+    """Return a list of messages; None if one of them says nothing.
+
+    A system's message without a word is left out, and the empty result of a tool is a result.
+    `ValueError` says what the list must be.
+    """
+    if not isinstance(value, list) or not all(isinstance(turn, Mapping) for turn in value):
+        raise ValueError(_FORM)
+    messages: list[Message] = []
+    for turn in value:
+        message = _message(turn)
+        if message.said.strip():
+            messages.append(message)
+        elif message.role == "tool":
+            messages.append(replace(message, content=message.content or ""))
+        elif message.role != "system":
+            return None
+    return tuple(messages)
+
+
+def read_tools(value: Any) -> tuple[str, ...]:
+    """Return the functions that are offered, each as the text of an object; of a list, or of the
+    text of one. `ValueError` says what it must be.
+    """
+    tools: list[str] = []
+    for tool in _listed(value, "a list of functions with a name"):
+        if isinstance(tool, Mapping) and isinstance(tool.get("function"), Mapping):
+            described = dict(tool)
+        elif isinstance(tool, Mapping) and isinstance(tool.get("name"), str):
+            described = {"type": "function", "function": _with_schema(tool)}
+        else:
+            raise ValueError(f"a list of functions with a name, and holds {short(tool)}")
+        tools.append(_json(described))
+    return tuple(tools)
+
+
+def read_calls(value: Any) -> tuple[FunctionCall, ...]:
+    """Return the calls of a list, of one alone, or of the text of either. `ValueError` says what it
+    must be.
+    """
+    if isinstance(value, Mapping):
+        value = [value]
+    calls: list[FunctionCall] = []
+    for entry in _listed(value, _CALL_FORM):
+        if not isinstance(entry, Mapping):
+            raise ValueError(f"{_CALL_FORM}, and holds {short(entry)}")
+        function = entry.get("function")
+        if not isinstance(function, Mapping):
+            function = entry
+        name = function.get("name")
+        arguments = function.get("arguments", function.get("parameters"))
+        if not isinstance(name, str) or not isinstance(arguments, Mapping | str | None):
+            raise ValueError(f"{_CALL_FORM}, and holds {short(entry)}")
+        call_id = entry.get("id")
+        if not isinstance(call_id, str):
+            call_id = ""
+        if isinstance(arguments, str):
+            arguments_text = encodable(object_text(arguments))
+        else:
+            arguments_text = _json(dict(arguments or {}))
+        calls.append(FunctionCall(encodable(name), arguments_text, call_id))
+    return tuple(calls)
+
+
+def calls_text(calls: Iterable[FunctionCall]) -> str:
+    """Return calls as the text of a list, for formats that show an answer as text."""
+    return _json([call.record()["function"] for call in calls])
+
+
+def conversation_of(
+    messages: Sequence[Message], tools: Sequence[str] = (), system: str = ""
+) -> Conversation:
+    """Return messages with what stands beside them in a record. Where the system's message lists
+    the functions as Hermes does, they become tools, and calls and results in tags what they are.
+    """
+    offered = tuple(tools)
+    if messages and messages[0].role == "system":
+        listed = _functions_listed(messages[0].content or "")
+        if listed:
+            offered = offered or listed
+            messages = [_without_tags(message) for message in messages[1:]]
+    elif system:
+        messages = [Message("system", system), *messages]
+    return Conversation(tuple(messages), offered)
+
+
+def check_words_alone(record: Mapping[str, Any]) -> None:
+    """Raise `ValueError` where images or sound stand in columns beside the messages."""
+    for column, value in record.items():
+        kind = column.casefold().removesuffix("s")
+        # A set of texts with a column for images has no image in most rows.
+        if kind in _MEDIA and value is not None and value not in ([], ""):
+            raise ValueError(_no_media(_MEDIA[kind], column))
+
+
+def first_exchange(messages: Iterable[Message]) -> tuple[str | None, str | None]:
+    """Return the first thing that a user says and what the assistant answers, a call as its
+    text.
+    """
+    question = None
+    for message in messages:
+        if message.role == "user" and question is None:
+            question = message.content
+        elif message.role == "assistant" and question is not None:
+            if message.content:
+                return question, message.content
+            if message.calls:
+                return question, calls_text(message.calls)
+    return question, None
+
+
+def encodable(text: str) -> str:
+    """Return the text, unless half of a surrogate pair is in it, which stands for no character
+    and which no tokenizer takes.
+    """
+    try:
+        if not text.isascii():
+            text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"text without half surrogates such as {text[error.start]!r}") from error
+    return text
+
+
+def _message(turn: Mapping[str, Any]) -> Message:
+    speaker = turn.get("role", turn.get("from"))
+    content = turn.get("content", turn.get("value"))
+    reasoning = ""
+    if isinstance(content, list):
+        content, reasoning = _joined_parts(content)
+    if not isinstance(speaker, str) or not isinstance(content, str | None):
+        raise ValueError(f"{_FORM}, and holds {short(dict(turn))}")
+    role = _ROLES.get(speaker.casefold(), encodable(speaker))
+    calls = _calls_of(turn)
+    if content is not None:
+        content = encodable(content)
+        if speaker.casefold() in _CALLERS:
+            calls = _calls_in(content)
+            if calls:
+                content = None
+    return Message(
+        role,
+        content,
+        reasoning=_reasoning_of(turn) or reasoning,
+        calls=calls,
+        call_id=_text_in(turn, "tool_call_id"),
+        name=_text_in(turn, "name"),
+    )
+
+
+def _joined_parts(parts: list[Any]) -> tuple[str, str]:
+    """Return the texts of a message of several parts, and its reasoning."""
+    texts: list[str] = []
+    thoughts: list[str] = []
+    for part in parts:
+        kind = None
+        if isinstance(part, Mapping):
+            kind = part.get("type")
+        if kind in _TEXT_PARTS and isinstance(part.get("text"), str):
+            texts.append(part["text"])
+        elif kind == "thinking" and isinstance(part.get("thinking"), str):
+            thoughts.append(encodable(part["thinking"]))
+        elif kind in _MEDIA:
+            raise ValueError(_no_media(_MEDIA[str(kind)], str(kind)))
+        else:
+            raise ValueError(f"{_FORM}, and holds {short(part)}")
+    return "\n".join(texts), "\n".join(thoughts)
+
+
+def _no_media(kind: str, name: str) -> str:
+    return (
+        f"words alone, and holds {kind} ({name!r}), which isn't read: leave such rows out, or give "
+        "a text in its place"
+    )
+
+
+def _reasoning_of(turn: Mapping[str, Any]) -> str:
+    for name in _REASONING:
+        reasoning = _text_in(turn, name)
+        if reasoning.strip():
+            return reasoning
+    return ""
+
+
+def _calls_of(turn: Mapping[str, Any]) -> tuple[FunctionCall, ...]:
+    # A table gives every message every column, most of them empty. OpenAI's first form has one call
+    # in `function_call`.
+    for name in ("tool_calls", "function_call"):
+        if turn.get(name):
+            return read_calls(turn[name])
+    return ()
+
+
+def _calls_in(text: str) -> tuple[FunctionCall, ...]:
+    """Return the calls that a text is; nothing where it is none."""
+    try:
+        return read_calls(text)
+    except ValueError:
+        return ()
+
+
+def _functions_listed(text: str) -> tuple[str, ...]:
+    """Return the functions between the tags of a system's message; nothing where they can't be
+    read.
+    """
+    found = _LISTED.search(text)
+    # Hermes explains its tags in the same message, with an empty pair.
+    while found and not found[1].strip():
+        found = _LISTED.search(text, found.end())
+    if not found:
+        return ()
+    listed = found[1].strip()
+    if not listed.startswith("["):
+        # One function a line.
+        listed = f"[{','.join(listed.splitlines())}]"
+    try:
+        return read_tools(listed)
+    except ValueError:
+        return ()
+
+
+def _without_tags(message: Message) -> Message:
+    """Return the message with the calls and results that stand in tags taken out of its text."""
+    content = message.content or ""
+    if message.role == "tool":
+        found = _ANSWERED.fullmatch(content)
+        if found:
+            return replace(message, content=found[1].strip())
+    if message.role != "assistant" or message.calls:
+        return message
+    calls: list[FunctionCall] = []
+    for written in _CALLED.findall(content):
+        read = _calls_in(written.strip())
+        # A call that can't be read stays as it is written, with all others.
+        if not read:
+            return message
+        calls += read
+    if not calls:
+        return message
+    rest = _CALLED.sub("", content).strip()
+    return replace(message, content=rest or None, calls=tuple(calls))
+
+
+def _with_schema(tool: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a function whose parameters are a schema, as templates expect: xLAM has the bare
+    properties.
+    """
+    function = dict(tool)
+    parameters = function.get("parameters")
+    if isinstance(parameters, Mapping) and not {"type", "properties"} & parameters.keys():
+        function["parameters"] = {"type": "object", "properties": dict(parameters)}
+    return function
+
+
+def _listed(value: Any, form: str) -> list[Any]:
+    """Return a list, or that which a text is."""
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(form) from error
+        if isinstance(value, Mapping):
+            value = [value]
+    if not isinstance(value, list):
+        raise ValueError(form)
+    return value
+
+
+def _json(value: Any) -> str:
+    """Return the text of an object; `ValueError` for what JSON doesn't have, such as a date."""
+    try:
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ValueError("what JSON has: texts, numbers, lists and objects") from error
+    return encodable(text)
+
+
+def _text_in(turn: Mapping[str, Any], name: str) -> str:
+    value = turn.get(name)
+    if not isinstance(value, str):
+        return ""
+    return encodable(value)

@@ -1,0 +1,214 @@
+"""Conversations in the forms in which people keep them are read as the same messages, and none is
+lost without a word.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from calibrant.data import FunctionCall, Message, Row, as_source
+from calibrant.data.objects import record
+from calibrant.data.user_file import UserFile
+from calibrant.errors import DataError
+
+TOOL = {
+    "type": "function",
+    "function": {
+        "name": "weather",
+        "description": "How warm it is.",
+        "parameters": {"type": "object", "properties": {"town": {"type": "string"}}},
+    },
+}
+CALL = {"name": "weather", "arguments": {"town": "Jena"}}
+ASKED = Message("user", "How warm is Jena?")
+CALLED = Message("assistant", calls=(FunctionCall("weather", '{"town": "Jena"}'),))
+TOLD = Message("tool", '{"warm": 20}')
+SAID = Message("assistant", "It has 20 degrees.")
+HERMES = f"You call functions. In <tools> </tools> they are: <tools>\n{json.dumps(TOOL)}\n</tools>"
+
+FORMS: dict[str, dict[str, Any]] = {
+    "OpenAI": {
+        "messages": [
+            {"role": "user", "content": "How warm is Jena?"},
+            {
+                "role": "assistant",
+                "content": None,
+                "tool_calls": [
+                    {"type": "function", "function": {**CALL, "arguments": '{"town":"Jena"}'}}
+                ],
+            },
+            {"role": "tool", "content": '{"warm": 20}'},
+            {"role": "assistant", "content": "It has 20 degrees.", "tool_calls": None},
+        ],
+        "tools": [TOOL],
+    },
+    "OpenAI's first": {
+        "messages": [
+            {"role": "user", "content": "How warm is Jena?"},
+            {"role": "assistant", "content": None, "function_call": CALL},
+            {"role": "function", "content": '{"warm": 20}'},
+            {"role": "assistant", "content": "It has 20 degrees."},
+        ],
+        "functions": [TOOL["function"]],
+    },
+    "ShareGPT": {
+        "conversations": [
+            {"from": "human", "value": "How warm is Jena?"},
+            {"from": "function_call", "value": json.dumps(CALL)},
+            {"from": "observation", "value": '{"warm": 20}'},
+            {"from": "gpt", "value": "It has 20 degrees."},
+        ],
+        "system": "",
+        "tools": json.dumps([TOOL]),
+    },
+    "Hermes": {
+        "conversations": [
+            {"from": "system", "value": HERMES},
+            {"from": "human", "value": "How warm is Jena?"},
+            {"from": "gpt", "value": f"<tool_call>\n{json.dumps(CALL)}\n</tool_call>"},
+            {"from": "tool", "value": '<tool_response>\n{"warm": 20}\n</tool_response>'},
+            {"from": "gpt", "value": "It has 20 degrees."},
+        ],
+    },
+}
+
+
+def read(*records: Any) -> list[Row]:
+    return list(as_source(list(records)).rows("calibrate"))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_each_form_is_read_as_the_same_conversation(form: str, tmp_path: Path) -> None:
+    path = tmp_path / "talks.jsonl"
+    path.write_text(json.dumps(FORMS[form]) + "\n")
+    parts = UserFile(str(path)).read().rows
+    from_file = [row for part in parts.values() for row in part]
+    for (row,) in (read(FORMS[form]), from_file):
+        assert row.turns == (ASKED, CALLED, TOLD, SAID)
+        assert [json.loads(tool) for tool in row.tools] == [TOOL]
+        assert row.question == "How warm is Jena?"
+        assert json.loads(row.answer or "") == [CALL]
+
+
+def test_columns_for_function_calling_are_a_conversation() -> None:
+    xlam = {
+        "query": "How warm is Jena?",
+        "answers": json.dumps([CALL]),
+        "tools": json.dumps(
+            [
+                {
+                    "name": "weather",
+                    "description": "How warm it is.",
+                    "parameters": {"town": {"type": "string"}},
+                }
+            ]
+        ),
+    }
+    (row,) = read(xlam)
+    assert row.turns == (ASKED, CALLED)
+    assert [json.loads(tool) for tool in row.tools] == [TOOL]
+
+
+def test_what_an_instruction_is_about_is_a_part_of_the_question() -> None:
+    rows = read(
+        {"instruction": "Translate.", "input": "Hallo", "output": "Hello"},
+        {"instruction": "Sing.", "input": "", "output": "La"},
+    )
+    assert {row.question for row in rows} == {"Translate.\n\nHallo", "Sing."}
+    assert all(not row.turns for row in rows)
+
+
+@pytest.mark.parametrize("name", ["reasoning_content", "reasoning", "thinking"])
+def test_reasoning_is_read_under_all_its_names(name: str) -> None:
+    answer = {"role": "assistant", "content": "42", name: "6 times 7"}
+    (row,) = read({"messages": [{"role": "user", "content": "6 * 7?"}, answer]})
+    assert row.turns[1] == Message("assistant", "42", reasoning="6 times 7")
+    parts = [{"type": "thinking", "thinking": "6 times 7"}, {"type": "text", "text": "42"}]
+    (other,) = read(
+        {
+            "messages": [
+                {"role": "user", "content": "6 * 7?"},
+                {**answer, name: None, "content": parts},
+            ]
+        }
+    )
+    assert other == row
+
+
+def test_a_system_prompt_stands_beside_the_messages_or_first_among_them() -> None:
+    messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
+    beside = {"system": "Be brief.", "messages": messages}
+    first = {"messages": [{"role": "system", "content": "Be brief."}, *messages]}
+    both = {"system": "Be long.", **first}
+    assert read(beside) == read(first) == read(both)
+
+
+def test_a_conversation_is_what_it_was_before_there_were_calls() -> None:
+    messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "<think>"}]
+    (row,) = read({"messages": messages})
+    told = '{"answer": "<think>", "question": "Hi", "turns": [["user", "Hi"], ["assistant", "<think>"]]}'
+    assert row.key == hashlib.sha256(told.encode()).hexdigest()
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_row_is_written_so_that_it_reads_back(form: str) -> None:
+    (row,) = read(FORMS[form])
+    (again,) = read(json.loads(json.dumps(record(row))))
+    assert (again.key, again.turns, again.tools) == (row.key, row.turns, row.tools)
+    thinking = Row(turns=(ASKED, Message("assistant", "20", "hm", name="b")), question="q")
+    (again,) = read(record(thinking))
+    assert again.turns == thinking.turns
+
+
+def test_no_conversation_is_left_out_without_a_word() -> None:
+    user = {"role": "user", "content": "Hi"}
+    source = as_source(
+        [
+            {"messages": [user, {"role": "assistant", "content": "Hello"}]},
+            {"messages": [user, {"role": "assistant", "content": " "}]},
+            {"messages": [user]},
+            {
+                "messages": [
+                    user,
+                    {"role": "tool", "content": ""},
+                    {"role": "assistant", "content": "a"},
+                ]
+            },
+            {"messages": []},
+        ]
+    )
+    assert len(list(source.rows("calibrate"))) == 2
+    note = source.part("calibrate").note
+    for counted in (
+        "1 of 5 rows with a message that says nothing",
+        "1 of 5 rows without an answer",
+    ):
+        assert counted in note
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"type": "image_url", "image_url": {"url": "a.png"}},
+        {"type": "input_audio", "input_audio": {"data": ""}},
+        {"type": "video", "video": "a.mp4"},
+    ],
+)
+def test_images_and_sound_are_refused_by_name(
+    part: dict[str, Any], jsonl: Callable[..., Path]
+) -> None:
+    content = [{"type": "text", "text": "What is this?"}, part]
+    answer = {"role": "assistant", "content": "A cat."}
+    talk = {"messages": [{"role": "user", "content": content}, answer]}
+    with pytest.raises(DataError) as caught:
+        UserFile(str(jsonl([talk])))
+    assert repr(part["type"]) in str(caught.value)
+    words = {"messages": [{"role": "user", "content": "<image> What?"}, answer]}
+    with pytest.raises(DataError) as caught:
+        as_source([{**words, "images": ["a.png"]}])
+    assert "'images'" in str(caught.value)
+    assert len(read({**words, "images": []}, {**words, "images": None})) == 1
