@@ -16,6 +16,7 @@ from torch import nn
 
 import calibrant
 from calibrant.compress import prune, prune_quantize, quantize
+from calibrant.compress.on_device import room_on_device
 from calibrant.errors import ModelError, SpecError
 from calibrant.evaluators import evaluate
 from calibrant.models import ModelView, Snapshot, open_model, view
@@ -122,6 +123,7 @@ def test_blocks_may_stay_on_disk_and_go_to_the_device_from_there(
             **given,
         )
     assert done.opened.residence.on_disk
+    assert "machine's memory" not in done.record.provenance["note"]
     assert numbers_in(tmp_path / "there") == numbers_in(tmp_path / "here")
 
 
@@ -247,6 +249,43 @@ def test_room_that_is_too_small_is_refused_before_anything_is_read(large: str, t
 def test_device_memory_is_for_no_processor(large: str, texts: str) -> None:
     with pytest.raises(SpecError, match="processor"):
         prune(large, data=texts, device="cpu", device_memory=1.0, **FEW)
+
+
+@pytest.mark.parametrize("memory", [0.0, -1.0, float("nan"), 1e9])
+def test_room_that_is_none_is_refused_by_its_own_name(memory: float) -> None:
+    with pytest.raises(SpecError, match="device_memory=") as refused:
+        room_on_device(memory, torch.device("cuda"))
+    assert refused.value.subject == str(memory)
+
+
+def test_activations_that_are_too_many_for_a_device_ask_for_room_there(
+    large: str, texts: str
+) -> None:
+    with pretended_device() as device:
+        opened = open_model(large, "float32", device.name)
+        with pytest.raises(SpecError, match="device_memory"):
+            prune(opened, data=texts, device_memory=bytes_of(large) / 1e9, samples=2, length=32)
+
+
+def test_what_is_free_on_a_gpu_is_also_what_torch_keeps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (100, 1000))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: 50)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: 30)
+    assert room_on_device(None, torch.device("cuda")) == 120
+
+
+def test_what_looks_into_a_whole_model_takes_none_whose_blocks_are_elsewhere(
+    tmp_path: Path,
+) -> None:
+    opened = open_model(str(tiny_folder(tmp_path / "model")), "float32", "cpu", beside=True)
+    with pytest.raises(SpecError, match="looks into"):
+        evaluate(opened, reference=opened, tasks="words(source=python_docs)")
+
+
+def test_room_on_a_device_is_for_a_model_that_is_opened(tmp_path: Path) -> None:
+    opened = open_model(str(tiny_folder(tmp_path / "model")), "float32", "cpu")
+    with pytest.raises(SpecError, match="device_memory"):
+        evaluate(opened, tasks="loss(source=python_docs)", device_memory=1.0)
 
 
 KILLED = """

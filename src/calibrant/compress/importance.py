@@ -70,7 +70,8 @@ def imatrix(options: ImatrixOptions) -> Imatrix:
     disk, and where what passes between them is too much as well, it is on disk meanwhile, beside
     `out`; the numbers are the same, and `note` in the result says so. It is about opening a model,
     so it goes with a model's name. A model of transformers, with its `tokenizer`, is left as it
-    was.
+    was. `device_memory` is how many GB may be held on a GPU, by default what is free there; of a
+    larger model each block goes there in turn.
 
     Raises an `InputError` for anything that can't be used, before any work: an architecture that
     llama.cpp has no names for too.
@@ -95,7 +96,7 @@ def imatrix(options: ImatrixOptions) -> Imatrix:
         notes.append(reason)
     on_disk = any(notes)
     beside = ""
-    on_device = room_on_device(options.device_memory, device_of(model, options.device))
+    on_device = room_on_device(options.device_memory, device_of(model, options.device), model)
     if on_device is not None and not is_object(model):
         name = name_of(model)
         beside = gathered_beside(name, calibration, options.dtype, options.device, on_device)
@@ -116,7 +117,14 @@ def imatrix(options: ImatrixOptions) -> Imatrix:
     if opened.residence.elsewhere and on_device is not None:
         left = left_on_device(on_device, opened, model_view)
         reason = offloading(
-            left, "dense", None, model_view, batch, opened.dtype, place="in the machine's memory"
+            left,
+            "dense",
+            None,
+            model_view,
+            batch,
+            opened.dtype,
+            place="in the machine's memory",
+            option="device_memory",
         )
         notes.append(reason)
         if reason:

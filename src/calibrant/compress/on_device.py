@@ -27,13 +27,16 @@ def device_of(model: object, device: str) -> torch.device:
     return resolve_device(device) if given is None else given.device
 
 
-def room_on_device(device_memory: float | None, device: torch.device) -> int | None:
-    """Return how many bytes may be held on `device`: the GB that are given, else what is free
-    there. None on the processor, and where what is free isn't known.
+def room_on_device(
+    device_memory: float | None, device: torch.device, model: object = None
+) -> int | None:
+    """Return how many bytes may be held on `device`: the GB that are given, else what is free there
+    and what a `model` that is open already has there. None on the processor, and where what is free
+    isn't known.
 
     Raises `SpecError` for `device_memory` on the processor, and as `in_bytes` does.
     """
-    allowed = in_bytes(device_memory)
+    allowed = in_bytes(device_memory, "device_memory")
     if allowed is not None and device.type == "cpu":
         raise SpecError(
             f"device_memory={device_memory:g} is room on a device, and the processor computes; "
@@ -41,8 +44,20 @@ def room_on_device(device_memory: float | None, device: torch.device) -> int | N
             subject=str(device_memory),
         )
     if allowed is None and device.type == "cuda":
-        allowed, _ = torch.cuda.mem_get_info(device)
+        free, _ = torch.cuda.mem_get_info(device)
+        # torch keeps memory that it was given once, and uses it again.
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        allowed = free + kept + _held_on(device, model)
     return allowed
+
+
+def _held_on(device: torch.device, model: object) -> int:
+    """How many bytes on `device` are parameters of a model that is open; 0 for a name."""
+    opened = model_in(model)
+    if opened is None:
+        return 0
+    there = [parameter for parameter in opened.parameters() if parameter.device == device]
+    return sum(parameter.nbytes for parameter in there)
 
 
 def left_beside(

@@ -136,6 +136,10 @@ def prune(options: PruneOptions) -> Compression:
     memory, which its `save` writes later. There, and for a model that is in memory already,
     `memory` is room for activations alone.
 
+    `device_memory` is how many GB may be held on a GPU, by default what is free there. Of a model
+    that is named and doesn't fit, the blocks stay beside the GPU, and each goes there while it is
+    worked on; `opened` in the result has them so too. What is written is the same.
+
     Processes that torchrun started calibrate together, each on its share of the micro-batches, and
     all of them get the model; the first one alone writes, and tells `progress`. One that fails ends
     all: the others raise its error, or `RankError`.
@@ -304,7 +308,11 @@ class _Job:
         promised = None
         if options.out is not None and not given:
             promised = memory
-        on_device = room_on_device(options.device_memory, device_of(options.model, device))
+        # A copy is held beside the model that it is of.
+        already_there = None if options.copy else options.model
+        on_device = room_on_device(
+            options.device_memory, device_of(options.model, device), already_there
+        )
         # A folder that holds a model already is looked at later: it may be this very one.
         if options.out is not None and read_manifest(Path(options.out)) is None:
             check_output(Path(options.out))
@@ -366,6 +374,8 @@ class _Job:
         propagate, reason = _fit_of_all(ranks.gathered([fit]))
         notes.append(reason)
         place: Path | Literal["memory"] | None = None
+        # Nobody promised to hold no more than what is free on a device. For a whole model there,
+        # the job then just tries.
         limited = options.device_memory is not None or opened.residence.elsewhere
         if on_device is not None and limited and not opened.residence.on_disk:
             place = "memory"
@@ -381,6 +391,7 @@ class _Job:
                 batch,
                 opened.dtype,
                 place=words,
+                option="memory" if on_device is None else "device_memory",
             )
             notes.append(reason)
             if reason:

@@ -159,15 +159,15 @@ class Needs:
         return replace(self, arrival=0, between=0, in_a_pass=0, work=0)
 
 
-def in_bytes(memory: float | None) -> int | None:
-    """Return in bytes the `memory` that is given in GB; None where none is given. Raises
+def in_bytes(memory: float | None, option: str = "memory") -> int | None:
+    """Return in bytes the `memory` that an `option` gives in GB; None where none is given. Raises
     `SpecError` for what isn't above 0 or is more than any machine has.
     """
     if memory is None:
         return None
     if not 0 < memory <= MOST_GB:
         advice = f"give GB above 0 and up to {MOST_GB:,}, or leave it out"
-        message = f"memory={memory:g} is no room to work in; {advice}"
+        message = f"{option}={memory:g} is no room to work in; {advice}"
         raise SpecError(message, subject=str(memory))
     return int(memory * 1e9)
 
@@ -393,9 +393,10 @@ def offloading(
     dtype: torch.dtype,
     possible: bool = True,
     place: str = "on disk",
+    option: str = "memory",
 ) -> str:
     """Return why activations go to another `place` between two blocks, in a sentence for the
-    record; empty where the bytes that are `left` of a promise have room for them.
+    record; empty where the bytes that are `left` of what `option` allows have room for them.
 
     Raises `SpecError` where there is no room for what stays even so, or where they can't go
     elsewhere: without `possible`, in `arrival`, and for models that change their blocks' inputs.
@@ -416,7 +417,8 @@ def offloading(
         job = "imatrix" if method is None else str(method)
         holds = f"{job} with {propagate} holds about {least / 1e9:.1f} GB of activations"
         message = f"{holds}, and {left / 1e9:.1f} GB are left for them"
-        raise SpecError(f"{message}; allow more memory, or calibrate on fewer tokens", subject=job)
+        advice = f"allow more {option}, or calibrate on fewer tokens"
+        raise SpecError(f"{message}; {advice}", subject=job)
     allowed = f"activations of about {taken / 1e9:.1f} GB may take {left / 1e9:.1f} GB"
     return f"{allowed}: they were {place} between two blocks"
 

@@ -32,6 +32,7 @@ from calibrant.errors import NumericsError
 from calibrant.evaluators._base import Evaluator
 from calibrant.evaluators._engines import RunByLlamaCpp
 from calibrant.evaluators._windows import ScoredWindow, predictions
+from calibrant.models.on_disk import brings_blocks_in
 from calibrant.numerics import type_name
 from calibrant.spec import canonical, identity
 
@@ -207,9 +208,8 @@ def _exact(inexact: PreTrainedModel) -> tuple[PreTrainedModel | None, str]:
     if isinstance(inexact, RunByLlamaCpp):
         return inexact.in_torch(room("cpu")), "llama.cpp and torch in float32"
     wider = WIDER.get(inexact.dtype)
-    # A model whose blocks bring their numbers in can't be copied, and Metal has no float64.
-    elsewhere = any("forward" in vars(module) for module in inexact.modules())
-    if wider is None or elsewhere or inexact.device.type == "mps":
+    # Metal has no float64.
+    if wider is None or brings_blocks_in(inexact) or inexact.device.type == "mps":
         return None, ""
     size = sum(parameter.numel() for parameter in inexact.parameters())
     if size * wider.itemsize > room(inexact.device):

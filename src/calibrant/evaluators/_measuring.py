@@ -103,7 +103,8 @@ def evaluate(options: EvaluateOptions) -> list[Measurement]:
     With `engine="llama_cpp"` a GGUF file is measured as llama.cpp runs it, which rounds activations
     too; `loss` and `agreement` can be. `memory` is how many GB the process may hold: where the
     model doesn't fit, its blocks stay on disk and are read whenever they run; the scores are the
-    same.
+    same. `device_memory` is how many GB may be held on a GPU, by default what is free there: the
+    blocks of a larger model stay beside it, and each goes there whenever it runs.
 
     `store` is a folder of results into which each measurement goes as soon as it is done, and in
     which `report` and `compare` read it; what is there already isn't measured again. A model that
@@ -178,12 +179,14 @@ def _open(
     """
     model = options.model
     by_llama_cpp = options.engine == "llama_cpp"
-    if promised is not None and (is_object(model) or by_llama_cpp):
-        raise SpecError(
-            "memory is for a model that is opened here, by torch; "
-            "leave it out, or give the model's name and no engine",
-            subject="memory",
-        )
+    limits = {"memory": promised, "device_memory": options.device_memory}
+    for option, limit in limits.items():
+        if limit is not None and (is_object(model) or by_llama_cpp):
+            raise SpecError(
+                f"{option} is for a model that is opened here, by torch; "
+                "leave it out, or give the model's name and no engine",
+                subject=option,
+            )
     if by_llama_cpp and not isinstance(model, Opened):
         return opened_by_llama_cpp(name_of(model))
     names = [name_of(model)]
@@ -196,7 +199,16 @@ def _open(
     beside = False
     if on_device is not None and not is_object(model):
         beside = left_beside(names, tasks, options.dtype, options.device, on_device)
-    return _opened(model, options.tokenizer, options.dtype, options.device, on_disk, beside)
+    opened = _opened(model, options.tokenizer, options.dtype, options.device, on_disk, beside)
+    looking = [task for task in tasks if task.looks_inside]
+    # One that was handed over may have its blocks elsewhere already.
+    if looking and opened.residence.elsewhere:
+        raise SpecError(
+            f"{looking[0]} looks into the whole model, and the blocks of {opened.name} aren't "
+            "where it computes; save it, and open it where there is room for all of it",
+            subject=opened.name,
+        )
+    return opened
 
 
 def left_beside(
@@ -214,7 +226,8 @@ def left_beside(
             return False
         outlines.append(outline)
     needs = needs_of(outlines, tasks)
-    why = why_beside(f"measuring {models[0]}", models[0], needs, "arrival", ["arrival"], allowed)
+    job = f"{models[0]} and its measurement"
+    why = why_beside(job, models[0], needs, "arrival", ["arrival"], allowed)
     looking = [task for task in tasks if task.looks_inside]
     if why and looking:
         raise SpecError(

@@ -202,7 +202,7 @@ def _check_apart(blocks: nn.Module) -> None:
             if users.setdefault(id(parameter), block) is not block:
                 raise ModelError(
                     f"block {name} shares its {key} with a block before it, so the two can't go to "
-                    "the device in turn; allow more memory there",
+                    "the device in turn; allow more device_memory",
                     subject=name,
                 )
 

@@ -246,6 +246,13 @@ def read_when_run(model: PreTrainedModel, residence: Residence) -> None:
             block.forward = _holding(residence, blocks, block)
 
 
+def brings_blocks_in(model: PreTrainedModel) -> bool:
+    """Return whether `read_when_run` was asked for this model, or another tool does the same. Then
+    a copy of it would run the blocks of the model itself.
+    """
+    return any("forward" in vars(module) for module in model.modules())
+
+
 def _holding(residence: Residence, blocks: nn.Module, block: nn.Module) -> Callable[..., Any]:
     forward = block.forward
 

@@ -2,7 +2,7 @@
 it waits between two of them: for a walk that must keep to a limit.
 
 Between two blocks a micro-batch's forward is a stack of Python frames that wait, and most of what
-they hold is the input of the next block. Its numbers are written to a file and let go; the tensor
+they hold is the input of the next block. Its numbers are kept elsewhere and let go; the tensor
 itself stays, so that whoever holds it finds the same numbers in it afterwards. What else they hold
 (masks, angles of positions, embeddings that a model keeps) stays in memory; `Alive` measures it.
 """
@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import IO, Any, final
+from typing import IO, Any, ClassVar, final
 
 import numpy as np
 import torch
@@ -28,6 +28,8 @@ from calibrant.system.durable import reason, short
 @final
 class OffloadFile:
     """A file in `folder` that has no name, so that it goes with the process, however that ends."""
+
+    phase: ClassVar = "activations on disk"
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -89,6 +91,8 @@ class OffloadFile:
 class OffloadMemory:
     """The machine's memory, beside a device: it keeps bytes as an `OffloadFile` does."""
 
+    phase: ClassVar = "activations beside the device"
+
     def __init__(self) -> None:
         self._kept: list[np.ndarray | None] = []
 
@@ -122,15 +126,15 @@ class Offloaded:
         self._file = file
         self._place = 0
         self._size = 0
-        self._on_disk: list[tuple[Tensor, torch.Size, tuple[int, ...]]] = []
+        self._empty: list[tuple[Tensor, torch.Size, tuple[int, ...]]] = []
 
     def offload(self, tensor: Tensor) -> None:
-        """Write the tensor's numbers to the file and free their memory. A tensor that is a part of
+        """Keep the tensor's numbers elsewhere and free their memory. A tensor that is a part of
         a larger memory stays as it is.
         """
         if self._file is None or tensor.numel() == 0 or not _fills_its_memory(tensor):
             return
-        with spent_on("activations on disk"):
+        with spent_on(self._file.phase):
             numbers = _bytes_of(tensor)
             # The same place serves from block to block, as long as it is large enough.
             if numbers.nbytes > self._size:
@@ -141,24 +145,24 @@ class Offloaded:
 
     def fetch(self) -> None:
         """Give the tensor its numbers back, with the strides that it had."""
-        on_disk = self._on_disk
-        self._on_disk = []
-        if self._file is None or not on_disk:
+        empty = self._empty
+        self._empty = []
+        if self._file is None or not empty:
             return
-        with spent_on("activations on disk"):
-            tensor, shape, strides = on_disk[0]
+        with spent_on(self._file.phase):
+            tensor, shape, strides = empty[0]
             read = torch.empty_strided(shape, strides, dtype=tensor.dtype)
             self._file.read(self._place, _bytes_of(read))
             numbers = read.to(tensor.device)
-            for alias, shape, strides in on_disk:
+            for alias, shape, strides in empty:
                 alias.data = numbers.as_strided(shape, strides)
 
     @contextmanager
     def in_memory(self) -> Iterator[None]:
-        """While it lasts, the tensor has its numbers. They aren't written to the file again, so
-        nobody may change them.
+        """While it lasts, the tensor has its numbers. They aren't written again, so nobody may
+        change them.
         """
-        tensor = self._on_disk[0][0] if self._on_disk else None
+        tensor = self._empty[0][0] if self._empty else None
         self.fetch()
         try:
             yield
@@ -169,7 +173,7 @@ class Offloaded:
     def _let_go(self, tensor: Tensor) -> None:
         # Where the tensor is a view, its base holds the same memory, so both must let it go.
         aliases = [tensor] if tensor._base is None else [tensor, tensor._base]
-        self._on_disk = [(alias, alias.shape, alias.stride()) for alias in aliases]
+        self._empty = [(alias, alias.shape, alias.stride()) for alias in aliases]
         for alias in aliases:
             alias.data = alias.new_empty(0)
 
