@@ -41,7 +41,8 @@ JOBS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "reference": (prune, {"method": "wanda", "propagate": "reference"}),
     "sparse": (prune, {"method": "wanda", "target": "2:4", "export": ["sparse"]}),
     "sparsegpt": (prune, {"method": "sparsegpt"}),
-    "refined": (prune, {"method": "refined"}),
+    "refined": (prune, {"method": "refined(swaps=4, steps=2, rounds=1)"}),
+    "alps": (prune, {"method": "alps(iterations=4)"}),
     "short_gpt": (prune, {"method": "short_gpt", "target": 0.25}),
     "evopress": (prune, {"method": "evopress(generations=1, offspring=4)", "target": 0.25}),
     "permute": (prune, {"target": "2:4", "transform": ["permute(n=2, m=4)"]}),
@@ -54,7 +55,7 @@ JOBS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
         quantize,
         {"method": "gptq", "target": "w4g32", "export": ["compressed_tensors"]},
     ),
-    "awq": (quantize, {"method": "awq", "target": "w4g32"}),
+    "awq": (quantize, {"method": "awq(steps=4)", "target": "w4g32"}),
 }
 
 

@@ -245,7 +245,7 @@ def test_needs_are_those_of_the_shapes(tmp_path: Path, monkeypatch: pytest.Monke
     block, outside = 2 * (2 * 32 * 32 + 2 * 16 * 32 + 3 * 32 * 64 + 2 * 32), 2 * (2 * 259 * 32 + 32)
     inside = 2 * 64 * 2 * (3 * 32 + 64 + 64)
     assert found.work == 4 * (4 * 32 * 64 + 64 * 64)
-    assert alps.work == 4 * (7 * 32 * 64 + 7 * 64 * 64 + 64 * 64)
+    assert alps.work == 4 * (7 * 32 * 64 + 5 * 64 * 64 + 64 * 64)
     assert robust.work == 4 * (4 * 32 * 64 + 15 * 64 * 64 + 64 * 64)
     assert found.in_memory("arrival") == 1000 + 5 * block + outside + inside + found.work
     assert found.on_disk("arrival") == 1000 + BLOCKS_HELD * block + outside + inside + found.work

@@ -85,6 +85,7 @@ SHARED = {
     "device": (str, "auto"),
     "progress": (Progress, silent),
     "memory": (float | None, None),
+    "device_memory": (float | None, None),
     "profile": (bool, False),
     "copy": (bool, False),
 }
