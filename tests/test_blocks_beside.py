@@ -35,6 +35,8 @@ SHARE = 0.65
 """How much of the model's bytes the device may hold: three of its 16 blocks, activations, and what
 the methods work with.
 """
+MORE = {"reconstructed": 0.85}
+"""The share for a job that needs more: an optimizer holds a block's numbers several times."""
 FEW: dict[str, Any] = {"samples": 2, "length": 16, "dtype": "float32"}
 JOBS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "wanda": (prune, {"method": "wanda"}),
@@ -71,7 +73,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> str:
 def wide(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A small model whose blocks are large beside what a batch of `evaluate` takes in them."""
     place = tmp_path_factory.mktemp("wide") / "model"
-    sizes = {"num_hidden_layers": 16, "hidden_size": 256, "intermediate_size": 256}
+    sizes = {"num_hidden_layers": 16, "hidden_size": 384, "intermediate_size": 384}
     return str(tiny_folder(place, "llama", **sizes))
 
 
@@ -99,7 +101,7 @@ def test_a_model_larger_than_the_device_is_compressed_as_if_it_fitted(
     # On a device methods compute in other ways than on the processor, with other last bits.
     with pretended_device() as device:
         verb(large, out=tmp_path / "here", device=device.name, **given)
-    limit = int(SHARE * bytes_of(large))
+    limit = int(MORE.get(name, SHARE) * bytes_of(large))
     with pretended_device(limit) as device:
         done = verb(
             large,
