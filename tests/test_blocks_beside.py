@@ -43,12 +43,19 @@ JOBS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "reference": (prune, {"method": "wanda", "propagate": "reference"}),
     "sparse": (prune, {"method": "wanda", "target": "2:4", "export": ["sparse"]}),
     "sparsegpt": (prune, {"method": "sparsegpt"}),
-    "refined": (prune, {"method": "refined(swaps=4, steps=2, rounds=1)"}),
+    "refined": (prune, {"method": "refined(swaps=2, steps=1, rounds=1)"}),
     "alps": (prune, {"method": "alps(iterations=4)"}),
     "short_gpt": (prune, {"method": "short_gpt", "target": 0.25}),
-    "evopress": (prune, {"method": "evopress(generations=1, offspring=4)", "target": 0.25}),
+    # A search holds the logits of several candidates, which are large beside these blocks.
+    "evopress": (
+        prune,
+        {"method": "evopress(generations=1, offspring=4)", "target": 0.25, "length": 4},
+    ),
     "permute": (prune, {"target": "2:4", "transform": ["permute(n=2, m=4)"]}),
-    "evolved": (prune, {"method": "wanda", "allocation": "evolved(generations=1, offspring=4)"}),
+    "evolved": (
+        prune,
+        {"method": "wanda", "allocation": "evolved(generations=1, offspring=4)", "length": 4},
+    ),
     "rotate": (prune, {"method": "wanda", "transform": ["rotate"]}),
     "reconstructed": (prune, {"method": "reconstructed(steps=2)"}),
     "svd": (prune, {"method": "svd", "target": "numbers 0.2"}),
@@ -57,7 +64,7 @@ JOBS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
         quantize,
         {"method": "gptq", "target": "w4g32", "export": ["compressed_tensors"]},
     ),
-    "awq": (quantize, {"method": "awq(steps=4)", "target": "w4g32"}),
+    "awq": (quantize, {"method": "awq(steps=2)", "target": "w4g32"}),
 }
 
 
