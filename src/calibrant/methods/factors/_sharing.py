@@ -284,17 +284,22 @@ class Sharing(ModelMethod, ABC):
         job = replace(job, done=earlier)
         position = {weight.name: number for number, weight in enumerate(job.view.weights)}
         can_group_more = self.can_group_more(job.view)
+        waiting: set[str] = set()
+        for sharers in remaining:
+            waiting.update(sharer.weight.name for sharer in sharers)
         seen: dict[str, Seen] = {}
         for block, arrived in by_block(job.view.blocks[job.start :], job.walk(self.observes)):
+            # Grams are large, and those of other matrices aren't needed.
             for weight, matrix_seen in arrived.items():
-                seen[weight.name] = matrix_seen
+                if weight.name in waiting:
+                    seen[weight.name] = matrix_seen
             replacements: dict[int, Replace] = {}
             for sharers in remaining:
                 if max(_blocks(sharers)) == block.index:
                     with spent_on("method"):
                         for edit in self._replacements(sharers, seen, job.target, can_group_more):
                             replacements[position[edit.weight.name]] = edit
-                    # Grams are large, and these aren't needed any more.
+                    # These aren't needed any more.
                     for sharer in sharers:
                         seen.pop(sharer.weight.name, None)
             # In the order of the model, whatever set a matrix belongs to.
