@@ -130,7 +130,7 @@ class PretendedTensor(Tensor):
             return _computed(operator, args, kwargs or {})
 
     @property
-    def device(self) -> torch.device:
+    def device(self) -> torch.device:  # pyright: ignore[reportIncompatibleVariableOverride]  # torch's types say that it is no property
         """Where it says it is. Asked of torch, it would be an operation that the caller's modes
         see.
         """
