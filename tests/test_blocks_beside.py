@@ -163,6 +163,25 @@ def test_losses_are_those_of_the_whole_model(wide: str) -> None:
 
 
 @pytest.mark.slow
+def test_a_measure_that_looks_into_the_whole_model_is_refused(wide: str, texts: str) -> None:
+    limit = SHARE * bytes_of(wide) / 1e9
+    task = f"words(source={texts!r}, length=32)"
+    with pretended_device() as device, pytest.raises(SpecError, match="words"):
+        evaluate(wide, tasks=task, dtype="float32", device=device.name, device_memory=limit)
+
+
+@pytest.mark.parametrize("method", ["cd_moe(experts=2)", "mc_suite(steps=1)"])
+def test_a_method_that_needs_all_blocks_at_once_is_refused(
+    method: str, texts: str, tmp_path: Path
+) -> None:
+    folder = str(tiny_folder(tmp_path / "model", "qwen3_moe"))
+    opened = open_model(folder, "float32", "cpu", beside=True)
+    with pytest.raises(SpecError) as error:
+        prune(opened, data=texts, method=method, samples=2, length=16)
+    assert error.value.subject.startswith(method.partition("(")[0])
+
+
+@pytest.mark.slow
 def test_what_a_job_leaves_in_memory_is_measured_and_saved(
     large: str, texts: str, tmp_path: Path
 ) -> None:
