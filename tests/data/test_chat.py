@@ -5,8 +5,10 @@ The reference asks the tokenizer with the messages as they were given. Whose a l
 says.
 """
 
+import json
 import random
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -34,6 +36,7 @@ from tests.data.conversations import (
 from tests.effort import quick
 
 CONVERSATIONS = conversations()
+TALK = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yes"}]
 LENGTH = 4096
 ROLE_OF_LETTER = {letter: role for role, letters in SCRIPTS.items() for letter in letters}
 OPTIONS = {
@@ -252,6 +255,57 @@ def test_a_template_that_refuses_everything_says_why() -> None:
         with quick(), pytest.raises(DataError) as caught:
             CalibrationSet(data, samples=2, length=64).tokens(tokenizer)
         assert "nobody may speak" in str(caught.value)
+
+
+def test_what_a_template_says_of_a_row_is_short_and_can_be_printed() -> None:
+    tokenizer = FAMILIES["qwen2"].tokenizer()
+    tokenizer.chat_template = (
+        "{% if messages[0].role != 'user' %}"
+        "{{ raise_exception('no ' + messages[0].role + 'x' * 1000) }}{% endif %}a"
+    )
+    source = as_source([{"messages": [{"role": "\x1b[2J", "content": "a"}, *TALK]}])
+    with pytest.raises(RefusedError) as caught:
+        CalibrationSet(f"{source}:chat", length=64).tokens(tokenizer)
+    assert caught.value.reason.startswith("no \\x1b[2Jx")
+    assert len(caught.value.reason) < 300
+    assert "tools=none" in str(caught.value)
+
+
+def test_a_template_that_has_no_end_only_with_an_option_is_stopped() -> None:
+    tokenizer = FAMILIES["qwen2"].tokenizer()
+    tokenizer.chat_template = (
+        "{% if add_generation_prompt %}{% for a in range(99999) %}{% for b in range(99999) %}"
+        "{% endfor %}{% endfor %}{% endif %}a"
+    )
+    source = as_source([{"messages": TALK}])
+    with pytest.raises(DataError) as caught:
+        CalibrationSet(f"{source}:chat(generation_prompt=true)", length=64).tokens(tokenizer)
+    assert "too long" in str(caught.value)
+
+
+def test_a_text_that_looks_like_a_mark_is_none() -> None:
+    call = {"function": {"name": "f", "arguments": {"zqx99xqz": 1}}}
+    messages = [TALK[0], {"role": "assistant", "content": "\n", "tool_calls": [call]}, TALK[1]]
+    source = as_source([{"messages": messages}])
+    tokenizer = FAMILIES["qwen2"].tokenizer()
+    batch = CalibrationSet(f"{source}:chat", length=256).tokens(tokenizer)
+    assert batch.facts["parts"][0]["unclear"] == 1
+    # Of a message that only calls, nothing is left.
+    (row,) = batch.rows
+    assert [turn.role for turn in Chat(tools=None).conversation(row).messages] == [
+        "user",
+        "assistant",
+    ]
+
+
+def test_tools_of_a_chat_are_no_column_of_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "talks.jsonl"
+    path.write_text(json.dumps({"messages": TALK}) + "\n")
+    (term,) = CalibrationSet(f"{path}:chat(tools=none)@whole", length=64).parts
+    assert term.format == Chat(tools=None)
+    with pytest.raises(SpecError) as caught:
+        CalibrationSet(f"{path}:chat(tools='none')@whole", length=64)
+    assert "without quotes" in str(caught.value)
 
 
 def test_a_template_that_changes_texts_is_told_and_not_weighed() -> None:

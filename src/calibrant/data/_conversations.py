@@ -60,7 +60,8 @@ def is_conversation(value: Any) -> bool:
 def read_messages(value: Any) -> tuple[Message, ...] | None:
     """Return a list of messages; None if one of them says nothing.
 
-    A system's message without a word is left out, and the empty result of a tool is a result.
+    A message of the system or the developer without a word is left out, and the empty result of a
+    tool is a result.
     `ValueError` says what the list must be.
     """
     if not isinstance(value, list) or not all(isinstance(turn, Mapping) for turn in value):
@@ -72,7 +73,7 @@ def read_messages(value: Any) -> tuple[Message, ...] | None:
             messages.append(message)
         elif message.role == "tool":
             messages.append(replace(message, content=message.content or ""))
-        elif message.role != "system":
+        elif message.role not in ("system", "developer"):
             return None
     return tuple(messages)
 
@@ -129,8 +130,10 @@ def calls_text(calls: Iterable[FunctionCall]) -> str:
 def conversation_of(
     messages: Sequence[Message], tools: Sequence[str] = (), system: str = ""
 ) -> Conversation:
-    """Return messages with what stands beside them in a record. Where the system's message lists
-    the functions as Hermes does, they become tools, and calls and results in tags what they are.
+    """Return messages with what stands beside them in a record.
+
+    Where the system's message lists the functions as Hermes does, they become tools, and that
+    message goes, since the template writes its own. Calls and results in tags become what they are.
     """
     offered = tuple(tools)
     if messages and messages[0].role == "system":

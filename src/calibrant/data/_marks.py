@@ -163,6 +163,9 @@ def located(text: str, marked: str, values: Sequence[Value]) -> list[Place] | No
     places: list[Place] = []
     for digits, following in zip(pieces[1::2], pieces[2::2], strict=True):
         number = int(digits)
+        # A text of the conversation's own that looks like a mark.
+        if number >= len(values):
+            return None
         value = values[number]
         shown = _shown(text, cursor, value.text, following)
         if shown is None:

@@ -7,7 +7,7 @@ conversation with its steps counted.
 """
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache, wraps
 from typing import Any, Final, cast, final
 
@@ -18,6 +18,7 @@ from transformers.utils import chat_template_utils
 from calibrant.data._limits import LONGEST_MADE, TEMPLATE_STEPS
 from calibrant.data._messages import Conversation, FunctionCall, Message
 from calibrant.errors import DataError
+from calibrant.spec.foreign import visible
 
 FAULTS: Final = (
     ArithmeticError,
@@ -60,7 +61,9 @@ _TRIED: Final = (
     ),
 )
 """What a template writes to show that it comes to an end."""
+_LONGEST_REASON: Final = 200
 _BROKEN: Final = "use qa, or a tokenizer whose template works"
+_REFUSED: Final = "leave such rows out, or calls of functions with chat(tools=none), or use qa"
 
 
 @final
@@ -93,7 +96,7 @@ def templated(
     try:
         special = {name: str(value) for name, value in tokenizer.special_tokens_map.items()}
         template = str(tokenizer.get_chat_template(tools=offered))
-        _check_halts(template, tuple(sorted(special.items())))
+        _check_halts(template, tuple(sorted(special.items())), tuple(sorted(options.items())))
         return str(
             tokenizer.apply_chat_template(list(messages), tools=offered, tokenize=False, **options)
         )
@@ -102,7 +105,7 @@ def templated(
         raise DataError(message, subject=subject) from error
     except TemplateError as error:
         reason = _line(error)
-        message = f"the model's chat template refuses a row: {reason}"
+        message = f"the model's chat template refuses a row: {reason}; {_REFUSED}"
         raise RefusedError(message, subject=subject, reason=reason) from error
     except FAULTS as error:
         reason = _line(error)
@@ -111,23 +114,30 @@ def templated(
 
 
 def _line(error: Exception) -> str:
-    """Return what an error says in one line."""
-    return " ".join(str(error).split()) or type(error).__name__
+    """Return what an error says in one short line that can be printed: a template may repeat in it
+    what a row holds.
+    """
+    line = " ".join(visible(str(error)[: 2 * _LONGEST_REASON]).split())
+    if len(line) > _LONGEST_REASON:
+        return line[:_LONGEST_REASON] + "…"
+    return line or type(error).__name__
 
 
 @lru_cache(maxsize=64)
-def _check_halts(template: str, special: tuple[tuple[str, str], ...]) -> None:
-    """Raise `EndlessError` for a template that takes too many steps for a few short messages.
+def _check_halts(
+    template: str, special: tuple[tuple[str, str], ...], options: tuple[tuple[str, Any], ...]
+) -> None:
+    """Raise `EndlessError` for a template that takes too many steps for a few short messages, with
+    the options with which it is used.
 
     Whatever else is wrong with it, its use will show.
     """
+    variables = {"add_generation_prompt": False, **dict(special), **dict(options)}
     for conversation in _TRIED:
-        _check_writes(template, special, conversation)
+        _check_writes(template, variables, conversation)
 
 
-def _check_writes(
-    template: str, special: tuple[tuple[str, str], ...], conversation: Conversation
-) -> None:
+def _check_writes(template: str, variables: Mapping[str, Any], conversation: Conversation) -> None:
     record = conversation.record()
     meter = _Meter()
     environment = meter.environment()
@@ -143,8 +153,7 @@ def _check_writes(
             messages=record["messages"],
             tools=record.get("tools"),
             documents=None,
-            add_generation_prompt=False,
-            **dict(special),
+            **variables,
         )
         for piece in pieces:
             meter.text(piece)

@@ -10,7 +10,8 @@ from fractions import Fraction
 from types import MappingProxyType
 from typing import Any, Final
 
-from calibrant.data._base import FIELDS, Format, PerDraw, Source, family_of
+from calibrant.data._base import Format, PerDraw, Source, family_of
+from calibrant.data._columns import USUAL
 from calibrant.data.formats import formats
 from calibrant.data.given import Given
 from calibrant.data.packings import packings
@@ -279,8 +280,8 @@ def term_of(part: Part) -> Term:
 
 def _columns_in(call: Call) -> tuple[dict[str, Any], Call]:
     """Return the columns of a file that `icl(question="Q", answer="A")` names, and the rest."""
-    columns = {name: value for name, value in call.arguments.items() if name in FIELDS}
-    others = {name: value for name, value in call.arguments.items() if name not in FIELDS}
+    columns = {name: value for name, value in call.arguments.items() if name in USUAL}
+    others = {name: value for name, value in call.arguments.items() if name not in USUAL}
     return columns, Call(call.name, others)
 
 

@@ -60,7 +60,7 @@ class Chat(Format):
         if self.tools not in ("keep", None):
             raise SpecError(
                 f"chat(tools={self.tools!r}): a conversation is shown with its tools or without; "
-                "write tools=keep or tools=none",
+                "write tools=keep, or tools=none without quotes (None in Python)",
                 subject="tools",
             )
         check_choice("thinking", self.thinking, ("template", "keep", "strip"))
@@ -77,17 +77,17 @@ class Chat(Format):
 
     def render(self, row: Row, tokenizer: PreTrainedTokenizerBase | None = None) -> str:
         asked = _with_template(tokenizer)
-        # Only these ask where in the text something stands.
+        # Only `keep` and `weigh` ask where in the text something stands.
         if self.thinking == "keep" or self.weigh != "all":
             return self.written(row, asked).text
         record = self.conversation(row).record()
         return templated(asked, record["messages"], row.key, record.get("tools"), **self._options())
 
     def written(self, row: Row, tokenizer: PreTrainedTokenizerBase) -> Written:
-        """Return what `render` gives, whose each letter of it is, and what the template left out.
+        """Return what `render` gives, whose each letter is, and what the template left out.
 
-        Raises `DataError` for a row that the template refuses, or in which isn't found what these
-        options ask for.
+        Raises `RefusedError` for a row that the template refuses, or in which `thinking=keep` or
+        `weigh` needs the places of texts that aren't found.
         """
         result = written(
             _with_template(tokenizer),
@@ -108,7 +108,7 @@ class Chat(Format):
             question = question_text(row).removeprefix(before.strip()).removesuffix(after).strip()
             messages = [Message("user", question), Message("assistant", row.need("answer"))]
         if self.system:
-            if messages[0].role == "system":
+            if messages[0].role in ("system", "developer"):
                 del messages[0]
             messages.insert(0, Message("system", self.system))
         if self.thinking != "template":
@@ -146,9 +146,9 @@ def _without_calls(messages: list[Message]) -> list[Message]:
     """Return the messages without calls and their results."""
     kept: list[Message] = []
     for message in messages:
-        said = replace(message, calls=())
-        if message.role != "tool" and said.said:
-            kept.append(said)
+        uncalled = replace(message, calls=())
+        if message.role != "tool" and uncalled.said.strip():
+            kept.append(uncalled)
     return kept
 
 
