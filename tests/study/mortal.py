@@ -1,6 +1,7 @@
 """Workers that are in this process, do what real ones do, and die when a test wants them to."""
 
 import tempfile
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -25,6 +26,9 @@ class Mortal(Worker):
     """
 
     born = 0
+    # One after the other: torch has one setting of float32 products for all threads of a process,
+    # and what one of them sets would change the last bits of another one's forward.
+    _turn = threading.Lock()
 
     def __init__(self, job: Mapping[str, Any], deadly: Callable[[str, str], bool]) -> None:
         Mortal.born += 1
@@ -39,7 +43,8 @@ class Mortal(Worker):
                 raise Died
 
         try:
-            do_job(self._job, report)
+            with Mortal._turn:
+                do_job(self._job, report)
         except Died:
             yield from map(received, sent)
             raise WorkerError(f"{self._name} fell", subject=self._name) from None

@@ -70,7 +70,7 @@ class Marks:
         """Return the conversation with a mark for each text."""
         tools: list[str] = []
         for tool in conversation.tools:
-            tools.append(json.dumps(self._tool(json.loads(tool))))
+            tools.append(json.dumps(self._tool(json.loads(tool)), allow_nan=False))
         messages: list[Message] = []
         for number, message in enumerate(conversation.messages):
             messages.append(self._message(message, number))
@@ -108,7 +108,7 @@ class Marks:
             name = self._mark(call.name, "call", number)
             arguments = self._argument(record["arguments"], number)
             if not isinstance(arguments, str):
-                arguments = json.dumps(arguments)
+                arguments = json.dumps(arguments, allow_nan=False)
             calls.append(FunctionCall(name, arguments, call.id))
         return replace(message, content=content, reasoning=reasoning, calls=tuple(calls))
 
@@ -196,6 +196,6 @@ def _forms(value: str) -> Iterator[str]:
     )
     yield from trimmed
     for form in dict.fromkeys(trimmed):
-        yield json.dumps(form, ensure_ascii=False)[1:-1]
-        yield json.dumps(form)[1:-1]
+        yield json.dumps(form, ensure_ascii=False, allow_nan=False)[1:-1]
+        yield json.dumps(form, allow_nan=False)[1:-1]
         yield repr(form)[1:-1]

@@ -30,7 +30,8 @@ def rounding_factors() -> Iterator[None]:
     """While it lasts, float32 products may round their factors to bfloat16, where that is faster.
     Sums stay float32. It is for factors that came from a bfloat16 forward: they are what they were.
 
-    torch has one such setting for all threads. It is put back when the last of them leaves.
+    torch has one such setting for all threads. It is put back when the last of them leaves. Until
+    then the products of other threads are made so too, with other last bits.
     """
     _rounding.enter()
     try:
