@@ -16,7 +16,7 @@ FLOORS = [
     ["targets", "llama_cpp", "activations"],
     ["packed", "results"],
     ["data", "models"],
-    ["walk", "edits"],
+    ["walk", "edits", "decoding"],
     ["job"],
     ["methods"],
     ["allocations", "transforms", "exports", "data.select"],

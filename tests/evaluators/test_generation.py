@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from calibrant.data import Row, parse_source
+from calibrant.decoding import Decoder, Generated
 from calibrant.errors import DataError, NumericsError
 from calibrant.evaluators import Subject
-from calibrant.evaluators._decoding import Decoder, Generated
 from calibrant.evaluators._prompts import draw_exemplars
 from calibrant.evaluators.generation import Generation
 from calibrant.models import Opened
@@ -220,7 +220,7 @@ def test_the_limit_leaves_room_for_the_longest_answer(opened: Opened, says) -> N
 def test_a_killed_one_goes_on(
     opened: Opened, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("calibrant.evaluators._decoding.TOKENS_PER_BATCH", 300)
+    monkeypatch.setattr("calibrant.decoding.TOKENS_PER_BATCH", 300)
     generation = Generation(shots=2, limit=12, max_tokens=6)
     whole = generation.measure(Subject(opened.model, opened.tokenizer))
     run, batches = Decoder.run, list[int]()

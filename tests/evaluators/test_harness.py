@@ -556,7 +556,7 @@ def test_what_was_asked_before_a_kill_is_not_asked_again(
 def test_generations_are_kept_too(
     opened: Opened, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("calibrant.evaluators._decoding.TOKENS_PER_BATCH", 300)
+    monkeypatch.setattr("calibrant.decoding.TOKENS_PER_BATCH", 300)
     task, path, counts = (
         Harness(task="tiny_answer", include_path=str(folder)),
         tmp_path / "j",

@@ -18,9 +18,9 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from calibrant.data import templated
+from calibrant.decoding import Decoder
 from calibrant.errors import DataError, SpecError
 from calibrant.evaluators._base import Steps
-from calibrant.evaluators._decoding import Decoder
 from calibrant.evaluators._scoring import Request, Scored, score_named
 from calibrant.models import open_model
 from calibrant.results.outcomes import Journal

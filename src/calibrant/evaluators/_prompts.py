@@ -41,7 +41,7 @@ from transformers import PreTrainedTokenizerBase
 from calibrant.data import Row, lettered, start_tokens
 from calibrant.data._base import question_text
 from calibrant.evaluators._scoring import Request
-from calibrant.evaluators._windows import common_length, token_ids
+from calibrant.evaluators._windows import token_ids
 
 STYLES: Final = ("cloze", "letters")
 BETWEEN: Final = "\n\n"

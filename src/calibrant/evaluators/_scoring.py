@@ -29,9 +29,10 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from calibrant.data import by_length
+from calibrant.decoding import accepted, common_length
 from calibrant.errors import DataError, NumericsError
 from calibrant.evaluators._base import Steps
-from calibrant.evaluators._windows import ScoredWindow, accepted, common_length, predictions, wide
+from calibrant.evaluators._windows import ScoredWindow, predictions, wide
 from calibrant.results.outcomes import Journal
 
 LOGITS: Final = 2**25

@@ -2,7 +2,6 @@
 running text share.
 """
 
-import inspect
 import itertools
 from abc import ABC
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -15,6 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from calibrant.data import Format, Row, Source, by_length, held_out, padded, start_tokens
+from calibrant.decoding import accepted
 from calibrant.errors import DataError
 from calibrant.evaluators._base import (
     LONGEST_WINDOW,
@@ -255,19 +255,3 @@ def nats_by_token(
     return torch.nn.functional.cross_entropy(
         wide(logits), ids.to(logits.device), reduction="none"
     ).double()
-
-
-def accepted(model: PreTrainedModel, **arguments: Any) -> dict[str, Any]:
-    """Return those of the arguments that the model's forward names: not every family has every
-    one.
-    """
-    parameters = inspect.signature(model.forward).parameters
-    return {name: value for name, value in arguments.items() if name in parameters}
-
-
-def common_length(first: Sequence[int], second: Sequence[int]) -> int:
-    """Return how many tokens both begin with."""
-    for place, (token, other) in enumerate(zip(first, second, strict=False)):
-        if token != other:
-            return place
-    return min(len(first), len(second))

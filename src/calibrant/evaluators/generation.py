@@ -23,14 +23,15 @@ import itertools
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 from transformers import PreTrainedTokenizerBase
 
 from calibrant.data import Format, Row, Source, held_out, start_tokens
+from calibrant.data._answers import kind_of, read_answer
 from calibrant.data._base import question_text
+from calibrant.decoding import Decoder, Generated
 from calibrant.errors import DataError
-from calibrant.evaluators._answers import normalised, number_of, read_choice, read_number, same
 from calibrant.evaluators._base import (
     MOST_SHOTS,
     MOST_WRITTEN,
@@ -40,7 +41,6 @@ from calibrant.evaluators._base import (
     check_least,
     mean_of,
 )
-from calibrant.evaluators._decoding import Decoder, Generated
 from calibrant.evaluators._prompts import BETWEEN, draw_exemplars
 from calibrant.evaluators._windows import token_ids
 from calibrant.results.outcomes import MOST, Measurement, Outcome, Score
@@ -52,8 +52,6 @@ TOKENS_OF_ANSWER: Final = 20
 """The limit of an answer alone, unless a right answer is longer."""
 TO_SPARE: Final = 8
 """Tokens of the limit beyond the longest right answer."""
-
-Kind = Literal["number", "choice", "words"]
 
 
 @dataclass(frozen=True, repr=False)
@@ -267,38 +265,14 @@ class _AnswerReader:
 
     def _verdict(self, row: Row, text: str) -> tuple[str, bool]:
         """Return what was read, as a short word, and whether it is right."""
-        answer = row.need("answer")
-        kind = kind_of(row)
-        if kind == "number":
-            number = read_number(text)
-            gold = number_of(answer)
-            if number is None or gold is None:
-                return str(number or ""), False
-            return str(number), same(number, gold)
-        if kind == "choice":
-            chosen = read_choice(text, row.choices, row.labels)
-            if chosen is None:
-                return "", False
-            names = row.labels or row.choices
-            right = chosen == names.index(answer)
-            # A label, or a choice that all questions have, says nothing of the data set's text.
-            if row.labels or self.same_choices:
-                return names[chosen], right
-            # The choice's own words would be text of the data set, so its number is kept.
-            return str(chosen + 1), right
-        words = normalised(text)
-        if not words:
-            return "", False
-        return hashlib.sha256(words.encode()).hexdigest()[:16], words == normalised(answer)
-
-
-def kind_of(row: Row) -> Kind:
-    """Return what the right answer is: one of the choices if there are any, else a number if it
-    can be read as one, else words.
-    """
-    if row.choices and row.answer in (row.labels or row.choices):
-        return "choice"
-    return "number" if number_of(row.need("answer")) else "words"
+        reading = read_answer(row, text)
+        # The words of an answer or of a choice would be text of the data set, which isn't kept. A
+        # label, or a choice that all questions have, says nothing of it.
+        if reading.kind == "words" and reading.said:
+            return hashlib.sha256(reading.said.encode()).hexdigest()[:16], reading.right
+        if reading.choice is not None and not row.labels and not self.same_choices:
+            return str(reading.choice + 1), reading.right
+        return reading.said, reading.right
 
 
 def _opener(row: Row) -> str:

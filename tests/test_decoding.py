@@ -6,8 +6,8 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from calibrant.evaluators import _decoding
-from calibrant.evaluators._decoding import Decoder, Generated, remembers
+from calibrant import decoding
+from calibrant.decoding import Decoder, Generated, remembers
 from calibrant.testing import FAMILIES, tiny_model
 
 from tests.usual import usually
@@ -75,9 +75,9 @@ def test_the_result_does_not_depend_on_the_batch(monkeypatch: pytest.MonkeyPatch
         "some should end before others, or this shows little"
     )
     for size in (1, 100, 150):
-        monkeypatch.setattr(_decoding, "TOKENS_PER_BATCH", size)
+        monkeypatch.setattr(decoding, "TOKENS_PER_BATCH", size)
         assert decoded(model, given) == together
-    monkeypatch.setattr(_decoding, "TOKENS_PER_BATCH", 1)
+    monkeypatch.setattr(decoding, "TOKENS_PER_BATCH", 1)
     assert decoded(model, given[:1]) == together[:1], "nor on what else is asked"
 
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from calibrant.evaluators._answers import number_of, numbers, read_choice, read_number, same
+from calibrant.data._answers import number_of, numbers, read_choice, read_number, same
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,11 @@ their words. Nothing is ever executed.
 import re
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Final
+from typing import Final, Literal
+
+from calibrant.data._base import Row
+
+Kind = Literal["number", "choice", "words"]
 
 LONGEST: Final = 40
 """Characters of a number; a longer one is no answer."""
@@ -44,6 +48,53 @@ class Number:
         if self.decimals is not None and self.decimals <= 12:
             return f"{float(self.value):.{self.decimals}f}"
         return str(self.value)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a text says the answer to a question is: a number, which of the choices, or words.
+
+    `said` is empty where nothing could be read. `choice` is the place among the row's choices.
+    """
+
+    kind: Kind
+    said: str
+    right: bool
+    choice: int | None = None
+
+
+def read_answer(row: Row, text: str) -> Reading:
+    """Return what a text answers to the question of a row that knows the answer.
+
+    >>> row = Row(question="How many legs have 3 hens?", answer="6")
+    >>> read_answer(row, "Each has 2. The answer is 6.")
+    Reading(kind='number', said='6', right=True, choice=None)
+    """
+    answer = row.need("answer")
+    kind = kind_of(row)
+    if kind == "number":
+        number = read_number(text)
+        gold = number_of(answer)
+        if number is None or gold is None:
+            return Reading(kind, str(number or ""), right=False)
+        return Reading(kind, str(number), same(number, gold))
+    if kind == "choice":
+        chosen = read_choice(text, row.choices, row.labels)
+        if chosen is None:
+            return Reading(kind, "", right=False)
+        names = row.labels or row.choices
+        return Reading(kind, names[chosen], chosen == names.index(answer), chosen)
+    words = normalised(text)
+    return Reading(kind, words, bool(words) and words == normalised(answer))
+
+
+def kind_of(row: Row) -> Kind:
+    """Return what the right answer is: one of the choices if there are any, else a number if it
+    can be read as one, else words.
+    """
+    if row.choices and row.answer in (row.labels or row.choices):
+        return "choice"
+    return "number" if number_of(row.need("answer")) else "words"
 
 
 def numbers(text: str) -> list[Number]:
