@@ -232,6 +232,17 @@ def test_a_set_in_which_nothing_counts_is_refused() -> None:
             drawn(wrong)
 
 
+def test_a_question_can_be_answered_with_the_way_to_it() -> None:
+    row = Row(question="How many legs have 3 hens?", rationale="3 * 2 is 6", answer="6")
+    form = Chat(worked=True)
+    messages = form.conversation(row).messages
+    assert messages[1].content == "3 * 2 is 6. The answer is 6."
+    assert not form.takes(replace(row, rationale=None))
+    turns = (Message("user", "Hello"), Message("assistant", "Good day."))
+    assert form.takes(Row(turns=turns))
+    assert form.conversation(Row(turns=turns)).messages == turns
+
+
 def test_roles_stand_where_the_tokens_do() -> None:
     tokenizer = FAMILIES["qwen2"].tokenizer()
     data = CalibrationSet(f"{as_source(CONVERSATIONS)}:chat@many", tokens=9000, length=256)
