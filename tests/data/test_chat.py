@@ -8,6 +8,7 @@ says.
 import json
 import random
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,15 @@ from jinja2 import TemplateError
 from torch import Tensor, nn
 
 from calibrant.activations import Gram
-from calibrant.data import ROLES, CalibrationSet, Chat, Row, as_source, micro_batches
+from calibrant.data import (
+    ROLES,
+    CalibrationSet,
+    Chat,
+    Message,
+    Row,
+    as_source,
+    micro_batches,
+)
 from calibrant.data._templates import RefusedError
 from calibrant.errors import DataError, SpecError
 from calibrant.models import view
