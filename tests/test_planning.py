@@ -315,6 +315,7 @@ def test_what_is_held_beside_a_device_is_planned(tmp_path: Path):
         whole = calibrant.plan(calibrant.prune, path, **asked)
         promised = (whole.host - 60_000_000) / 1e9
         parted = calibrant.plan(calibrant.prune, path, memory=promised, **asked)
+        small = calibrant.plan(calibrant.prune, path, device_memory=0.001, **asked)
         tasks = ["loss(tokens=4096, length=64)"]
         measured = calibrant.plan(calibrant.evaluate, path, tasks=tasks, device=device.name)
     assert whole.fits
@@ -322,6 +323,7 @@ def test_what_is_held_beside_a_device_is_planned(tmp_path: Path):
     assert any("on disk" in note for note in parted.notes)
     assert parted.host < promised * 1e9 < whole.host
     assert parted.memory < whole.memory
+    assert "--device-memory" in small.problems[0]
     assert measured.host > 2 * measured.numbers
 
 

@@ -8,6 +8,7 @@ says.
 import json
 import random
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,15 @@ from jinja2 import TemplateError
 from torch import Tensor, nn
 
 from calibrant.activations import Gram
-from calibrant.data import ROLES, CalibrationSet, Chat, Row, as_source, micro_batches
+from calibrant.data import (
+    ROLES,
+    CalibrationSet,
+    Chat,
+    Message,
+    Row,
+    as_source,
+    micro_batches,
+)
 from calibrant.data._templates import RefusedError
 from calibrant.errors import DataError, SpecError
 from calibrant.models import view
@@ -230,6 +239,17 @@ def test_a_set_in_which_nothing_counts_is_refused() -> None:
     for wrong in ("weigh=user", "others=2.0", "tools=all", "thinking=much"):
         with pytest.raises(SpecError):
             drawn(wrong)
+
+
+def test_a_question_can_be_answered_with_the_way_to_it() -> None:
+    row = Row(question="How many legs have 3 hens?", rationale="3 * 2 is 6", answer="6")
+    form = Chat(worked=True)
+    messages = form.conversation(row).messages
+    assert messages[1].content == "3 * 2 is 6. The answer is 6."
+    assert not form.takes(replace(row, rationale=None))
+    turns = (Message("user", "Hello"), Message("assistant", "Good day."))
+    assert form.takes(Row(turns=turns))
+    assert form.conversation(Row(turns=turns)).messages == turns
 
 
 def test_roles_stand_where_the_tokens_do() -> None:

@@ -5,6 +5,7 @@ joined without importing anything.
 import errno
 import hashlib
 import os
+import subprocess
 import sys
 from dataclasses import replace
 from importlib.util import find_spec
@@ -62,6 +63,19 @@ def test_parts_are_joined_once_in_the_users_cache(
     opened = open_model("in-parts", "float32", "cpu")
     assert (opened.name, opened.note) == ("in-parts", "dequantized from Q8_0")
     assert gguf_of("in-parts") == path
+
+
+def test_what_a_killed_process_left_half_joined_goes(
+    in_parts: tuple[NamedModel, bytes], own_cache: Path
+) -> None:
+    path = located("in-parts")
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    left = path.with_name(f".m.gguf-{ended.pid}-joining")
+    left.write_bytes(b"half")
+    path.unlink()
+    assert located("in-parts").read_bytes() == in_parts[1]
+    assert not left.exists()
 
 
 def test_a_part_that_is_not_installed_says_how_to_bring_it(

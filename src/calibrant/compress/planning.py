@@ -449,6 +449,10 @@ class CompressionPlanner:
         on_disk = needs.on_disk(propagate, offload=True)
         if self._may_be_on_disk and on_disk <= in_tenths(room) * 1e9:
             ways.append(f"--memory {in_tenths(room):g}, with blocks on disk")
+        if self._may_be_beside:
+            least = needs.beside(propagate, self._may_offload(propagate))
+            allowed = math.ceil(least / 1e8) / 10
+            ways.append(f"--device-memory {allowed:g} where the device has so much")
         tokens = self._tokens // 2
         while tokens >= FEWEST_TOKENS:
             least = self._least(self._needs(tokens, dtype), propagate)

@@ -15,7 +15,7 @@ from calibrant.models.cache import cache_folder
 from calibrant.models.digests import file_digest, known_digest
 from calibrant.numerics import gigabytes
 from calibrant.spec.named import NamedModel
-from calibrant.system.durable import reason, replacing
+from calibrant.system.durable import reason, remove_left, replacing
 
 _CHUNK: Final = 2**20
 
@@ -59,6 +59,7 @@ def _joined(model: NamedModel, parts: Sequence[Path]) -> Path:
         return whole
     try:
         whole.parent.mkdir(parents=True, exist_ok=True)
+        remove_left(whole.parent, _beginning(whole))
         with _rewriting(whole) as unfinished:
             _join(unfinished, parts)
             _check_digest(unfinished, model)
@@ -90,7 +91,13 @@ def _check_digest(joined: Path, model: NamedModel) -> None:
 
 def _rewriting(file: Path) -> AbstractContextManager[Path]:
     """Yield a file that takes the place of `file` at the end; no other process writes to it."""
-    return replacing(file, file.with_name(f".{os.getpid()}-{file.name}"), flushed=False)
+    unfinished = f"{_beginning(file)}{os.getpid()}-joining"
+    return replacing(file, file.with_name(unfinished), flushed=False)
+
+
+def _beginning(file: Path) -> str:
+    """How the names of files begin that aren't whole yet; the number of their process follows."""
+    return f".{file.name}-"
 
 
 def _join(whole: Path, parts: Sequence[Path]) -> None:

@@ -19,7 +19,7 @@ from typing import Any, Final
 from urllib.parse import quote
 
 from calibrant.errors import CalibrantError, DataError, OutputError
-from calibrant.system.durable import flush, short, undoing
+from calibrant.system.durable import flush, remove_left, short, undoing
 
 PATIENCE: Final = 60.0
 """Seconds that a writer waits for another one."""
@@ -231,16 +231,7 @@ class Database:
 
     def _remove_halves(self) -> None:
         """Remove what processes left that were killed while they made the file."""
-        beginning = f"{self.path.name}{HALF_SUFFIX}"
-        left = list(self.path.parent.glob(f"{beginning}*"))
-        if not left:
-            return
-        import psutil  # which is needed so rarely that nobody else waits for it
-
-        for path in left:
-            process = path.name.removeprefix(beginning).partition("-")[0]
-            if process.isdecimal() and not psutil.pid_exists(int(process)):
-                path.unlink(missing_ok=True)
+        remove_left(self.path.parent, f"{self.path.name}{HALF_SUFFIX}")
 
     def _prepare(self, connection: sqlite3.Connection) -> None:
         """Make the tables in a new file. Who opens one of another version asks for `version`."""

@@ -267,6 +267,21 @@ def replacing(path: Path, half: Path | None = None, flushed: bool = True) -> Ite
             half.unlink()
 
 
+def remove_left(folder: Path, beginning: str) -> None:
+    """Remove files that processes left which were killed while they wrote them. Their names have a
+    `beginning`, then the number of the process and a hyphen.
+    """
+    left = list(folder.glob(f"{beginning}*"))
+    if not left:
+        return
+    import psutil  # which is needed so rarely that nobody else waits for it
+
+    for path in left:
+        process, _, _ = path.name.removeprefix(beginning).partition("-")
+        if process.isdecimal() and not psutil.pid_exists(int(process)):
+            path.unlink(missing_ok=True)
+
+
 @contextmanager
 def appearing(folder: Path, half: Path) -> Iterator[Path]:
     """Yield an empty folder `half` to fill, which becomes `folder` at the end by one rename; on any

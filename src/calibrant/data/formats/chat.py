@@ -12,6 +12,7 @@ from calibrant.data._marks import ROLES, Role
 from calibrant.data._messages import Conversation, Message
 from calibrant.data._templates import templated
 from calibrant.data._written import ASSISTANT, THINKING, Written, not_found, written
+from calibrant.data.formats.cot import worked_answer
 from calibrant.data.packings._base import check_choice
 from calibrant.errors import DataError, SpecError
 from calibrant.spec import later
@@ -45,6 +46,9 @@ class Chat(Format):
     they weren't counted, and are still read.
 
     `generation_prompt` writes behind the conversation what asks the model to answer.
+
+    `worked` lets a question be answered as `cot` does: first the way to the answer, then "The
+    answer is N." It takes only rows that have such a way. Turns stay as they are.
     """
 
     system: str = ""
@@ -53,6 +57,7 @@ class Chat(Format):
     generation_prompt: bool = later(False)
     weigh: str = later("all")
     others: float = later(0.0)
+    worked: bool = later(False)
 
     needs = ("question", "answer")
 
@@ -73,7 +78,11 @@ class Chat(Format):
             )
 
     def takes(self, row: Row) -> bool:
-        return bool(row.turns) or super().takes(row)
+        if row.turns:
+            return True
+        if self.worked and row.rationale is None:
+            return False
+        return super().takes(row)
 
     def render(self, row: Row, tokenizer: PreTrainedTokenizerBase | None = None) -> str:
         asked = _with_template(tokenizer)
@@ -106,7 +115,10 @@ class Chat(Format):
         if not messages:
             before, after = row.frame
             question = question_text(row).removeprefix(before.strip()).removesuffix(after).strip()
-            messages = [Message("user", question), Message("assistant", row.need("answer"))]
+            answer = row.need("answer")
+            if self.worked:
+                answer = worked_answer(row)
+            messages = [Message("user", question), Message("assistant", answer)]
         if self.system:
             if messages[0].role in ("system", "developer"):
                 del messages[0]

@@ -36,8 +36,13 @@ class CoT(Format):
         return super().takes(row) and self.steps in (None, row.steps)
 
     def render(self, row: Row, tokenizer: PreTrainedTokenizerBase | None = None) -> str:
-        rationale = row.need("rationale")
-        # A sentence that lacks its full stop would run into the next one.
-        if rationale[-1:].isalnum():
-            rationale += "."
-        return f"{question_text(row)} {rationale} The answer is {row.need('answer')}."
+        return f"{question_text(row)} {worked_answer(row)}"
+
+
+def worked_answer(row: Row) -> str:
+    """Return the way to a row's answer, and the answer."""
+    rationale = row.need("rationale")
+    # A sentence that lacks its full stop would run into the next one.
+    if rationale[-1:].isalnum():
+        rationale += "."
+    return f"{rationale} The answer is {row.need('answer')}."
