@@ -32,7 +32,6 @@ LARGE: Final = {"float": (1e308,), "int": (10**9, 10**15)}
 """By what a parameter holds: one that holds both is given both."""
 
 NEEDED: Final = {
-    "chat_form": "source=ultrachat",
     "cluster": "source=c4",
     "cola": "source=c4",
     "generation": "name=gsm8k",
