@@ -148,7 +148,7 @@ def plan_of_measuring(
         read = tokens_read(task)
         tokens += read + tokens_written(task)
         seconds[str(task)] = _measuring_seconds(task, read, outlines)
-    notes.append("answers count with max_tokens each, and not where a task doesn't say them")
+    notes.append("answers are counted with max_tokens each; without max_tokens they aren't counted")
     return JobPlan(
         verb="evaluate",
         model=outline.name,

@@ -128,9 +128,7 @@ class ChatForm(SourceEvaluator):
         asked = [request.prompt for request in requests]
         find = partial(self._forms, reference, "dense", requests, turn, subject)
         dense = found_once(reference, self, asked, find)
-        ours = dense
-        if subject.model is not reference:
-            ours = self._forms(subject.model, "own", requests, turn, subject)
+        ours = self._forms(subject.model, "own", requests, turn, subject)
         outcomes: list[Outcome] = []
         for request, their_form, our_form in zip(requests, dense, ours, strict=True):
             facts = {**our_form, "dense": is_well_formed(their_form)}
