@@ -208,7 +208,6 @@ def test_in_the_template_the_question_is_asked_as_a_chat(
     opened: Opened, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tokenizer = FAMILIES["qwen3"].tokenizer()
-    subject = Subject(opened.model, tokenizer)
 
     def worked_out(model: object, prompt: str) -> str:
         right = asked(prompt) + 1000
@@ -216,7 +215,8 @@ def test_in_the_template_the_question_is_asked_as_a_chat(
         return f"<think>\nIt is 5.\n</think>\n\nLet's see.\n\nIt is {right}.<|im_end|>Or 7."
 
     prompts = answering.says(monkeypatch, tokenizer, worked_out)
-    measured = Generation(shots=0, limit=5, template=True).measure(subject)
+    generation = Generation(shots=0, limit=5, template=True)
+    measured = generation.measure(Subject(opened.model, tokenizer))
     assert measured.score.value == 1
     assert measured.score.measured == "gsm8k, 0-shot, in the template"
     assert measured.score.facts["max_tokens"] == 512
@@ -226,7 +226,7 @@ def test_in_the_template_the_question_is_asked_as_a_chat(
     )
     # Reasoning that goes on to the limit says nothing.
     answering.says(monkeypatch, tokenizer, lambda model, prompt: f"<think>{asked(prompt) + 1000}")
-    thinking = Generation(shots=0, limit=5, template=True).measure(subject)
+    thinking = generation.measure(Subject(opened.model, tokenizer))
     assert (thinking.score.value, thinking.score.facts["answered"]) == (0, 0)
 
 
