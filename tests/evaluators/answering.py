@@ -22,7 +22,7 @@ def says(
         return [written(self, number) for number in batch]
 
     def written(decoder: Decoder, number: int) -> Generated:
-        prompts.append(tokenizer.decode(decoder.prompts[number]))
+        prompts.append(str(tokenizer.decode(decoder.prompts[number])))
         text = answer(decoder.model, prompts[-1])
         ids: list[int] = []
         for token in tokenizer(text, add_special_tokens=False).input_ids:

@@ -136,8 +136,8 @@ def test_reasoning_may_begin_in_the_prompt() -> None:
 def test_tags_of_the_template_may_be_special_tokens() -> None:
     tokenizer = tiny_tokenizer()
     special = ["<|im_start|>", "<|im_end|>", "[THINK]", "[/THINK]"]
-    added = [AddedToken(token, special=True, normalized=False) for token in special]
-    tokenizer.add_tokens(added, special_tokens=True)
+    for token in special:
+        tokenizer.add_tokens(AddedToken(token, special=True, normalized=False), special_tokens=True)
     own_tags = BEGINS_THINKING.replace("<think>\\n", "[THINK]").replace("\\n</think>", "[/THINK]")
     tokenizer.chat_template = own_tags.replace("assistant\\n[THINK]", "assistant\\n")
     assert failing(tokenizer, "[THINK]Two.[/THINK]\n\nFive.<|im_end|>") == set()

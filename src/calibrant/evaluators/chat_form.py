@@ -70,7 +70,7 @@ _CALL_TAG: Final = re.compile(r"</?tool_call>")
 
 
 @dataclass(frozen=True)
-class _Request:
+class _AskedRow:
     """What a model is asked: the row's name, the prompt's tokens, the names of the tools."""
 
     name: str
@@ -145,13 +145,13 @@ class ChatForm(SourceEvaluator):
             if request is not None:
                 yield row, request
 
-    def _requests(self, subject: Subject, form: Chat) -> tuple[list[_Request], int]:
+    def _requests(self, subject: Subject, form: Chat) -> tuple[list[_AskedRow], int]:
         """Return what is asked, and how many rows are left out before that: the template refuses
         them, or the model has no room for them. `DataError` for nothing to ask.
         """
         config = subject.model.config.get_text_config()
         room = getattr(config, "max_position_embeddings", None)
-        requests: list[_Request] = []
+        requests: list[_AskedRow] = []
         left_out = 0
         for row, request in self._asked(form):
             try:
@@ -162,7 +162,7 @@ class ChatForm(SourceEvaluator):
             if isinstance(room, int) and len(prompt) + self.max_tokens > room:
                 left_out += 1
                 continue
-            requests.append(_Request(row.name, prompt, tool_names(request)))
+            requests.append(_AskedRow(row.name, prompt, tool_names(request)))
             if len(requests) == self.limit:
                 break
         if not requests:
@@ -177,7 +177,7 @@ class ChatForm(SourceEvaluator):
         self,
         model: PreTrainedModel,
         kind: str,
-        requests: Sequence[_Request],
+        requests: Sequence[_AskedRow],
         turn: AssistantTurn,
         subject: Subject,
     ) -> Forms:
