@@ -286,6 +286,19 @@ def test_measuring_counts_what_is_read_and_both_models(folder: str):
         calibrant.plan(calibrant.evaluate, folder, tasks=asked)
 
 
+def test_what_is_written_counts_with_the_most_that_it_may_be(folder: str):
+    short, long = (
+        calibrant.plan(
+            calibrant.evaluate,
+            folder,
+            tasks=[f"generation(name='arithmetic', limit=10, max_tokens={most})"],
+        )
+        for most in (10, 1_000)
+    )
+    assert long.tokens - short.tokens == 10 * 990
+    assert sum(long.seconds.values()) > sum(short.seconds.values())
+
+
 def test_a_recommendation_takes_its_minutes(folder: str, tmp_path: Path):
     planned = calibrant.plan(
         calibrant.recommend, folder, goal="gsm8k", minutes=3.0, folder=tmp_path / "advice"

@@ -60,6 +60,7 @@ SELECTORS: Final = {
 """Selectors that need more than a source and a number of candidates."""
 TASKS: Final = {
     "agreement": "agreement(source='mine.jsonl', tokens=300, length=64)",
+    "chat_form": "chat_form(source='arithmetic', limit=2, max_tokens=4)",
     "loss": "loss(source='mine.jsonl', tokens=300, length=64)",
     "perplexity": "perplexity(source='mine.jsonl', tokens=300, length=64)",
     "words": "words(source='mine.jsonl', tokens=900, length=64, least=2)",

@@ -9,15 +9,17 @@ import pytest
 
 from calibrant.data import Row, parse_source
 from calibrant.decoding import Decoder, Generated
-from calibrant.errors import DataError, NumericsError
-from calibrant.evaluators import Subject
+from calibrant.errors import DataError, NumericsError, SpecError
+from calibrant.evaluators import Subject, evaluators
 from calibrant.evaluators._prompts import draw_exemplars
 from calibrant.evaluators.generation import Generation
 from calibrant.models import Opened
 from calibrant.results.items import from_bytes, outcomes_of, table_of, to_bytes
 from calibrant.results.outcomes import Journal
 
+from tests.data.chat_templates import FAMILIES
 from tests.databases import forget_last
+from tests.evaluators import answering
 from tests.evaluators.refusals import overflowing
 from tests.refusing import refused
 
@@ -82,25 +84,10 @@ def says(
     """
 
     def put(answer: Callable[[str], str]) -> list[str]:
-        prompts: list[str] = []
-
-        def run(self: Decoder, batch: Sequence[int]) -> list[Generated]:
-            return [written(self, number) for number in batch]
-
-        def written(decoder: Decoder, number: int) -> Generated:
-            prompts.append(opened.tokenizer.decode(decoder.prompts[number]))
-            ids: list[int] = []
-            for token in [
-                *opened.tokenizer(answer(prompts[-1]), add_special_tokens=False).input_ids,
-                opened.tokenizer.eos_token_id,
-            ]:
-                ids.append(token)
-                if len(ids) >= decoder.most or decoder.ended(ids):
-                    break
-            return Generated(tuple(ids), cut=not decoder.ended(ids))
-
-        monkeypatch.setattr(Decoder, "run", run)
-        return prompts
+        end = opened.tokenizer.eos_token
+        return answering.says(
+            monkeypatch, opened.tokenizer, lambda model, prompt: answer(prompt) + end
+        )
 
     return put
 
@@ -215,6 +202,72 @@ def test_the_limit_leaves_room_for_the_longest_answer(opened: Opened, says) -> N
     assert {o.facts["tokens"] for o in fewer.outcomes} == {5}
     nli = Generation(name="esnli", limit=3).measure(Subject(opened.model, opened.tokenizer))
     assert nli.score.facts["max_tokens"] == len(" contradiction") + 8
+
+
+def test_in_the_template_the_question_is_asked_as_a_chat(
+    opened: Opened, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = FAMILIES["qwen3"].tokenizer()
+
+    def worked_out(model: object, prompt: str) -> str:
+        right = asked(prompt) + 1000
+        # A line break and a blank line don't end it, and what is thought isn't read.
+        return f"<think>\nIt is 5.\n</think>\n\nLet's see.\n\nIt is {right}.<|im_end|>Or 7."
+
+    prompts = answering.says(monkeypatch, tokenizer, worked_out)
+    generation = Generation(shots=0, limit=5, template=True)
+    measured = generation.measure(Subject(opened.model, tokenizer))
+    assert measured.score.value == 1
+    assert measured.score.measured == "gsm8k, 0-shot, in the template"
+    assert measured.score.facts["max_tokens"] == 512
+    question = f"Add {asked(prompts[0])} and 1,000?"
+    assert prompts[0] == tokenizer.apply_chat_template(
+        [{"role": "user", "content": question}], tokenize=False, add_generation_prompt=True
+    )
+    # Reasoning that goes on to the limit says nothing.
+    answering.says(monkeypatch, tokenizer, lambda model, prompt: f"<think>{asked(prompt) + 1000}")
+    thinking = generation.measure(Subject(opened.model, tokenizer))
+    assert (thinking.score.value, thinking.score.facts["answered"]) == (0, 0)
+
+
+@pytest.mark.parametrize("cot", [False, True])
+def test_in_the_template_shots_are_earlier_turns(
+    opened: Opened, monkeypatch: pytest.MonkeyPatch, cot: bool
+) -> None:
+    tokenizer = FAMILIES["qwen3"].tokenizer()
+    prompts = answering.says(monkeypatch, tokenizer, lambda model, prompt: "no<|im_end|>")
+    generation = Generation(shots=2, limit=1, cot=cot, template=True, thinking="strip")
+    measured = generation.measure(Subject(opened.model, tokenizer))
+    assert measured.score.facts["max_tokens"] == 256
+    messages: list[dict[str, str]] = []
+    for row in generation.exemplars(parse_source("gsm8k")):
+        answer = row.need("answer")
+        if cot:
+            answer = f"{row.rationale}. The answer is {answer}."
+        messages.append({"role": "user", "content": row.need("question")})
+        messages.append({"role": "assistant", "content": answer})
+    messages.append({"role": "user", "content": f"Add {asked(prompts[0])} and 1,000?"})
+    assert prompts[0] == tokenizer.apply_chat_template(
+        messages, tokenize=False, add_generation_prompt=True, enable_thinking=False
+    )
+
+
+def test_a_label_is_read_out_of_a_chat(opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = FAMILIES["qwen2"].tokenizer()
+    answering.says(monkeypatch, tokenizer, lambda model, prompt: "**Neutral**<|im_end|>")
+    generation = Generation(name="esnli", shots=0, template=True)
+    measured = generation.measure(Subject(opened.model, tokenizer))
+    assert measured.score.value == pytest.approx(1 / 3)
+    assert measured.score.facts["max_tokens"] == 256
+
+
+def test_what_the_template_cannot_be_asked(opened: Opened) -> None:
+    with refused(SpecError, "thinking"):
+        evaluators.build("generation(thinking=keep)")
+    tokenizer = FAMILIES["qwen2"].tokenizer()
+    tokenizer.chat_template = None
+    with refused(DataError, "chat"):
+        Generation(shots=0, limit=1, template=True).measure(Subject(opened.model, tokenizer))
 
 
 def test_a_killed_one_goes_on(

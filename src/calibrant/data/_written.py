@@ -90,6 +90,17 @@ def written(
     return Written(found.text, tuple(stretches), tuple(value.role for value in missing))
 
 
+def tags_of(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
+    """Return the tags that a tokenizer's template writes before and behind reasoning; those of
+    `<think>` where it has no words for it.
+    """
+    before, behind = _Template.of(tokenizer, Conversation(())).tags
+    closing = behind.strip() or _TAGS[1].strip()
+    # A template that asks for an answer with the opening tag hides it in the prompt.
+    opening = before.strip() or closing.replace("/", "", 1)
+    return opening, closing
+
+
 def not_found(subject: str, option: str) -> RefusedError:
     """Return what is raised where an option needs the places of texts that aren't found."""
     return RefusedError(

@@ -39,6 +39,10 @@ MOST_ROWS: Final = 20_000
 """Rows that are counted at most, where a task measures all of them."""
 CHARACTERS: Final = 4
 """Characters of a token, about."""
+WRITING: Final = 4.0
+"""How many times as long as a token that is read one takes that is written, since only as many are
+computed at once as there are answers in a batch.
+"""
 
 
 def needs_of(
@@ -142,9 +146,9 @@ def plan_of_measuring(
     tokens = 0
     for task in tasks:
         read = tokens_read(task)
-        tokens += read
+        tokens += read + tokens_written(task)
         seconds[str(task)] = _measuring_seconds(task, read, outlines)
-    notes.append("answers that are written token by token aren't counted")
+    notes.append("answers are counted with max_tokens each; without max_tokens they aren't counted")
     return JobPlan(
         verb="evaluate",
         model=outline.name,
@@ -170,11 +174,13 @@ def _measuring_seconds(task: Evaluator, tokens: int, outlines: Sequence[ModelOut
     length = getattr(task, "length", TOKENS)
     # Of questions only the answers are scored, which are short.
     scored = getattr(task, "tokens", 0)
+    written = tokens_written(task)
     seconds = 0.0
     for outline in running:
         rates = rates_of(outline.dtype, outline.device)
         seconds += forward_seconds(outline.shape, tokens, length, rates)
-        seconds += head_seconds(outline.shape, scored, rates)
+        seconds += head_seconds(outline.shape, scored + written, rates)
+        seconds += WRITING * forward_seconds(outline.shape, written, length, rates)
     return seconds
 
 
@@ -192,6 +198,15 @@ def tokens_read(task: Evaluator) -> int:
     characters = sum(_characters(row) for row in sample) / max(1, len(sample))
     shots = getattr(task, "shots", 0)
     return round((items + shots) * characters / CHARACTERS)
+
+
+def tokens_written(task: Evaluator) -> int:
+    """Return how many tokens the answers to a task may have together; 0 where it doesn't say."""
+    items = getattr(task, "limit", None)
+    most = getattr(task, "max_tokens", None)
+    if items is None or most is None:
+        return 0
+    return items * most
 
 
 def _characters(row: Row) -> int:

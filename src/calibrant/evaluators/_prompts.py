@@ -40,6 +40,7 @@ from transformers import PreTrainedTokenizerBase
 
 from calibrant.data import Row, lettered, start_tokens
 from calibrant.data._base import question_text
+from calibrant.decoding import common_length
 from calibrant.evaluators._scoring import Request
 from calibrant.evaluators._windows import token_ids
 

@@ -33,7 +33,8 @@ class ScoredWindow:
     """A stretch of a document: its token ids, how many of the first ones aren't scored, and the
     bytes of those that are.
 
-    In a joined text, `until` is the place of the letter behind the window.
+    In a joined text, `until` is the place of the letter behind the window. `places` are those of
+    the tokens that are scored where only some are, among those that could be.
     """
 
     document: str
@@ -42,6 +43,7 @@ class ScoredWindow:
     unscored: int
     size: int
     until: int = 0
+    places: tuple[int, ...] | None = None
 
     @property
     def name(self) -> str:
@@ -51,12 +53,17 @@ class ScoredWindow:
     @property
     def scored(self) -> int:
         """The number of its tokens that are scored."""
+        if self.places is not None:
+            return len(self.places)
         return len(self.ids) - self.unscored
 
     @property
     def targets(self) -> list[int]:
         """The ids of the scored tokens."""
-        return self.ids[self.unscored :]
+        targets = self.ids[self.unscored :]
+        if self.places is not None:
+            return [targets[place] for place in self.places]
+        return targets
 
 
 @dataclass(frozen=True, repr=False)
@@ -224,7 +231,11 @@ def predictions(
     begin = longest - logits.shape[1]
     for window, row in zip(batch, logits, strict=True):
         # The token before a scored one predicts it.
-        yield row[window.unscored - 1 - begin : len(window.ids) - 1 - begin]
+        predicting = row[window.unscored - 1 - begin : len(window.ids) - 1 - begin]
+        if window.places is None:
+            yield predicting
+        else:
+            yield predicting[list(window.places)]
 
 
 def wide(logits: Tensor) -> Tensor:

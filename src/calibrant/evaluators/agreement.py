@@ -37,10 +37,16 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from calibrant.data import Chat, Role, Row, Stretch, roles_of_tokens, start_tokens
-from calibrant.errors import DataError, ModelError, NumericsError, SpecError
+from calibrant.data import Chat, Role, Row, Stretch, roles_of_tokens
+from calibrant.errors import DataError, ModelError, NumericsError
 from calibrant.evaluators._base import Subject, items_of, mean_of
 from calibrant.evaluators._dense import NoiseFloor, dense_predictions, noise_floor
+from calibrant.evaluators._roles import (
+    WindowRoles,
+    conversation_format,
+    window_roles,
+    written_as_said,
+)
 from calibrant.evaluators._windows import (
     ScoredWindow,
     TextEvaluator,
@@ -86,9 +92,6 @@ _MEASURED_AS: Final[Mapping[Role, Role]] = {
     "call": "answer",
 }
 """The measured role of each other one that isn't the template."""
-
-WindowRoles = Mapping[str, Sequence[Role]]
-"""The role of each scored token of a window, by the window's name."""
 
 
 class TokenDivergence(NamedTuple):
@@ -151,7 +154,7 @@ class Agreement(TextEvaluator):
     def check(self) -> None:
         super().check()
         if self.roles:
-            self._conversation()
+            conversation_format(self, "roles")
 
     def measure(self, subject: Subject) -> Measurement:
         """Return the divergence with one outcome per document: `value` its summed nats, `weight`
@@ -170,8 +173,9 @@ class Agreement(TextEvaluator):
         measured = self.measured
         roles = None
         if self.roles:
-            form = self._conversation()
-            roles = window_roles(windows, self.rows(), form, subject.tokenizer)
+            form = conversation_format(self, "roles")
+            roles_of = partial(token_roles, form=form, tokenizer=subject.tokenizer)
+            roles = window_roles(windows, self.rows(), subject.tokenizer, roles_of)
         compare = partial(_compared, subject.model, reference, measured=measured, roles=roles)
         entry = "{} by role" if self.roles else "{} with its loss"
         scored = score_windows(windows, TOKENS_PER_BATCH, compare, subject, str(self), entry)
@@ -188,17 +192,6 @@ class Agreement(TextEvaluator):
         for window in windows:
             by_token += compared[window.name].by_token
         return self._measurement(tuple(outcomes), by_token, measured, floor)
-
-    def _conversation(self) -> Chat:
-        """Return the format, which must be a conversation's: in other texts no token has a role."""
-        _, form = self.held_out()
-        if not isinstance(form, Chat):
-            raise SpecError(
-                f"{self}: roles are those of a conversation, and the format {str(form)!r} writes "
-                f"none; give format=chat, or leave roles out",
-                subject=str(self),
-            )
-        return form
 
     def _outcome(self, document: str, tokens: int, parts: Sequence[_Compared]) -> Outcome:
         divergence = sum(part.divergence for part in parts)
@@ -389,34 +382,10 @@ def facts_of(windows: Iterable[Mapping[str, Sequence[Any]]]) -> dict[str, int | 
     return facts
 
 
-def window_roles(
-    windows: Sequence[ScoredWindow],
-    rows: Iterable[Row],
-    form: Chat,
-    tokenizer: PreTrainedTokenizerBase,
-) -> WindowRoles:
-    """Return the roles of the windows' tokens; `rows` hold the documents they were cut from."""
-    waiting = {window.document for window in windows}
-    by_row: dict[str, list[Role]] = {}
-    for row in rows:
-        if row.name in waiting:
-            waiting.remove(row.name)
-            by_row[row.name] = token_roles(row, form, tokenizer)
-        if not waiting:
-            break
-    # A window begins with start tokens, which have no place in the document.
-    starts = len(start_tokens(tokenizer))
-    by_window: dict[str, list[Role]] = {}
-    for window in windows:
-        end = window.begin + len(window.ids) - starts
-        by_window[window.name] = by_row[window.document][end - window.scored : end]
-    return by_window
-
-
 def token_roles(row: Row, form: Chat, tokenizer: PreTrainedTokenizerBase) -> list[Role]:
     """Return the role of each token of a row's conversation: that of most of its letters."""
-    result = form.written(row, tokenizer)
-    if not result.stretches or _leaves_out_turns(result.unwritten):
+    result = written_as_said(row, form, tokenizer)
+    if result is None:
         turns = f"the turns of row {row.name}"
         raise DataError(
             f"the model's chat template doesn't write {turns} as they are, so its own tokens can't "
@@ -425,10 +394,6 @@ def token_roles(row: Row, form: Chat, tokenizer: PreTrainedTokenizerBase) -> lis
         )
     _, offsets = token_offsets(tokenizer, result.text)
     return roles_of_tokens(offsets, _measured_stretches(result.stretches))
-
-
-def _leaves_out_turns(unwritten: Sequence[Role]) -> bool:
-    return "question" in unwritten or "answer" in unwritten
 
 
 def _measured_stretches(stretches: Sequence[Stretch]) -> list[Stretch]:

@@ -16,38 +16,49 @@ number, or the choice that stands first. Nothing is executed.
 An answer that can't be read is wrong, as in the study; `answered` says how many could be. `cut` are
 those that the limit of tokens ended: by default 256 with `cot` and 20 without, or so many that the
 longest right answer fits with 8 to spare.
+
+With `template=true` the question is asked in the model's own chat template, as it is in use, and
+what asks for the answer stands behind it. Shots are earlier turns then. Most instruct models know
+what to do without, so give `shots=0`. An answer ends at a special token or at the limit alone, and
+is read without its reasoning (`<think>…</think>`, or the template's own tags). The limit is 256
+tokens, or 512 where the template writes reasoning. `thinking=strip` asks for none, `keep` for some;
+`template` leaves that to the template.
 """
 
 import hashlib
 import itertools
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Any, Final, final
 
 from transformers import PreTrainedTokenizerBase
 
-from calibrant.data import Format, Row, Source, held_out, start_tokens
+from calibrant.data import Chat, Format, Message, Row, Source, held_out, start_tokens
 from calibrant.data._answers import kind_of, read_answer
 from calibrant.data._base import question_text
+from calibrant.data.packings._base import check_choice
 from calibrant.decoding import Decoder, Generated
-from calibrant.errors import DataError
+from calibrant.errors import DataError, SpecError
 from calibrant.evaluators._base import (
     MOST_SHOTS,
     MOST_WRITTEN,
     SourceEvaluator,
-    Steps,
     Subject,
     check_least,
     mean_of,
 )
 from calibrant.evaluators._prompts import BETWEEN, draw_exemplars
+from calibrant.evaluators._turns import AssistantTurn, decode_all, prompt_ids, special_ids
 from calibrant.evaluators._windows import token_ids
 from calibrant.results.outcomes import MOST, Measurement, Outcome, Score
-from calibrant.spec import check_most, identity
+from calibrant.spec import check_most, identity, later
 
 TOKENS_OF_REASONING: Final = 256
-"""The limit of an answer with its reasoning, in tokens."""
+"""The limit of an answer with its reasoning, or in a chat template, in tokens."""
+TOKENS_OF_THINKING: Final = 512
+"""The limit of an answer in a chat template that writes reasoning between tags."""
 TOKENS_OF_ANSWER: Final = 20
 """The limit of an answer alone, unless a right answer is longer."""
 TO_SPARE: Final = 8
@@ -57,7 +68,7 @@ TO_SPARE: Final = 8
 @dataclass(frozen=True, repr=False)
 class Generation(SourceEvaluator):
     """How often the answer that a model writes is the right one: greedy decoding after examples,
-    exact match of what is read out of it.
+    exact match of what is read out of it. `template=true`: asked as a chat.
     """
 
     name: str = "gsm8k"
@@ -66,10 +77,19 @@ class Generation(SourceEvaluator):
     cot: bool = False
     max_tokens: int | None = None
     seed: int = 0
+    template: bool = later(False)
+    thinking: str = later("template")
 
     def __post_init__(self) -> None:
         check_most(self, shots=MOST_SHOTS, limit=MOST, max_tokens=MOST_WRITTEN)
         check_least(self, shots=0, limit=1, max_tokens=1)
+        check_choice("thinking", self.thinking, ("template", "keep", "strip"))
+        if self.thinking != "template" and not self.template:
+            raise SpecError(
+                f"{self}: only a chat template is told whether to think; give template=true, or "
+                "leave thinking out",
+                subject="thinking",
+            )
 
     def held_out(self) -> tuple[Source, Format]:
         return held_out(self.name, "qa")
@@ -91,32 +111,26 @@ class Generation(SourceEvaluator):
         other words; empty where nothing could be read.
         """
         source, _ = self.held_out()
-        journal = subject.journal
         rows = list(itertools.islice(self.rows(), self.limit))
         if not rows:
             raise DataError(
                 f"{source} has no question with an answer to measure on", subject=str(source)
             )
         exemplars = self.exemplars(source)
-        reader = _AnswerReader(subject.tokenizer, rows, self.cot)
-        most = self.max_tokens or reader.most()
+        reader = self._reader(subject, rows)
+        most = self.max_tokens or reader.most
         prompts = self._prompts(exemplars, rows, subject.tokenizer)
         decoder = Decoder(subject.model, prompts, most, reader.ended, f"generation of {source}")
-        steps = Steps(subject.progress, f"measuring {self}", len(rows))
-        for batch in decoder.batches():
-            # A batch of which only a part is kept is decoded again as a whole, so that a run that
-            # was killed ends as one that wasn't.
-            if not all(rows[number].name in journal for number in batch):
-                entries: dict[str, Any] = {}
-                for number, answer in zip(batch, decoder.run(batch), strict=True):
-                    entries[rows[number].name] = reader.read(rows[number], answer)
-                journal.add(entries)
-            steps.add(len(batch))
+
+        def read(number: int, answer: Generated) -> dict[str, Any]:
+            return reader.read(rows[number], answer)
+
+        names = [row.name for row in rows]
+        results = decode_all(decoder, names, read, subject, f"measuring {self}")
         outcomes: list[Outcome] = []
-        for row in rows:
-            result = journal[row.name]
+        for name, result in zip(names, results, strict=True):
             facts = {fact: result[fact] for fact in ("extracted", "tokens", "cut")}
-            outcomes.append(Outcome(row.name, float(result["right"]), 1.0, facts))
+            outcomes.append(Outcome(name, float(result["right"]), 1.0, facts))
         score = self._score(source, rows, exemplars, outcomes, most)
         return Measurement(score, tuple(outcomes))
 
@@ -144,14 +158,34 @@ class Generation(SourceEvaluator):
     def _form(self, cot: bool) -> Format:
         return held_out(self.name, "cot" if cot else "qa")[1]
 
+    def _reader(self, subject: Subject, rows: Sequence[Row]) -> "_AnswerReader":
+        if not self.template:
+            return _TextReader(subject.tokenizer, rows, self.cot)
+        turn = AssistantTurn.of(subject.model, subject.tokenizer, self._chat)
+        return _TurnReader(rows, turn, self.thinking)
+
+    @property
+    def _chat(self) -> Chat:
+        """The format in which questions are asked in the model's template."""
+        return Chat(thinking=self.thinking, generation_prompt=True)
+
     def _prompts(
         self, exemplars: Sequence[Row], rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase
     ) -> list[list[int]]:
         # Without exemplars nothing shows the model how to reason.
         form = self._form(self.cot and len(exemplars) > 0)
         examples = [form.render(example) for example in exemplars]
-        start = start_tokens(tokenizer)
         prompts: list[list[int]] = []
+        if self.template:
+            turns: list[Message] = []
+            for exemplar, example in zip(exemplars, examples, strict=True):
+                answer = example.removeprefix(question_text(exemplar)).strip()
+                turns += [_asked(exemplar), Message("assistant", answer)]
+            for row in rows:
+                asked = Row(turns=(*turns, _asked(row)))
+                prompts.append(prompt_ids(asked, self._chat, tokenizer))
+            return prompts
+        start = start_tokens(tokenizer)
         for row in rows:
             text = BETWEEN.join([*examples, question_text(row)])
             prompts.append([*start, *token_ids(tokenizer, text)])
@@ -182,6 +216,8 @@ class Generation(SourceEvaluator):
         measured = f"{source}, {self.shots}-shot"
         if self.cot:
             measured += ", cot"
+        if self.template:
+            measured += ", in the template"
         right, error = mean_of(outcomes)
         return Score(
             measured=measured,
@@ -196,24 +232,66 @@ class Generation(SourceEvaluator):
         )
 
 
-class _AnswerReader:
+class _AnswerReader(ABC):
     """Reads answers out of what a model wrote, and knows when there is nothing more to read."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row], cot: bool) -> None:
-        self.tokenizer = tokenizer
+    def __init__(self, rows: Sequence[Row]) -> None:
         self.rows = rows
+        self.same_choices = len({row.choices for row in rows}) == 1
+
+    @property
+    @abstractmethod
+    def most(self) -> int:
+        """How many tokens an answer may have."""
+
+    @abstractmethod
+    def ended(self, ids: Sequence[int]) -> bool:
+        """Return whether these tokens hold a whole answer."""
+
+    @abstractmethod
+    def _said(self, ids: Sequence[int]) -> str:
+        """Return the text out of which the answer is read."""
+
+    def read(self, row: Row, answer: Generated) -> dict[str, Any]:
+        """Return what is kept of an answer."""
+        extracted, right = self._verdict(row, self._said(answer.ids))
+        return {
+            "right": right,
+            "extracted": extracted,
+            "tokens": len(answer.ids),
+            "cut": answer.cut,
+        }
+
+    def _verdict(self, row: Row, text: str) -> tuple[str, bool]:
+        """Return what was read, as a short word, and whether it is right."""
+        reading = read_answer(row, text)
+        # The words of an answer or of a choice would be text of the data set, which isn't kept. A
+        # label, or a choice that all questions have, says nothing of it.
+        if reading.kind == "words" and reading.said:
+            return hashlib.sha256(reading.said.encode()).hexdigest()[:16], reading.right
+        if reading.choice is not None and not row.labels and not self.same_choices:
+            return str(reading.choice + 1), reading.right
+        return reading.said, reading.right
+
+
+@final
+class _TextReader(_AnswerReader):
+    """Reads what stands behind `Answer:`. It ends at a special token, or before text that nobody
+    reads on behind.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row], cot: bool) -> None:
+        super().__init__(rows)
+        self.tokenizer = tokenizer
         self.cot = cot
-        added = tokenizer.added_tokens_decoder.items()
-        special = {number for number, token in added if token.special}
-        self.special = frozenset({*tokenizer.all_special_ids, *special})
+        self.special = special_ids(tokenizer)
         openers = sorted(set(map(_opener, rows)))
         self.question_opening = re.compile(
             "|".join(rf"(?:^|\n){re.escape(word)}" for word in openers)
         )
-        self.same_choices = len({row.choices for row in rows}) == 1
 
+    @property
     def most(self) -> int:
-        """Return how many tokens an answer may have."""
         if self.cot:
             return TOKENS_OF_REASONING
         answers: set[str] = set()
@@ -225,21 +303,11 @@ class _AnswerReader:
         return max(TOKENS_OF_ANSWER, longest + TO_SPARE)
 
     def ended(self, ids: Sequence[int]) -> bool:
-        """Return whether these tokens hold a whole answer: a special token came, or text that
-        nobody reads on behind.
-        """
         return ids[-1] in self.special or self._end(self._text(ids)) is not None
 
-    def read(self, row: Row, answer: Generated) -> dict[str, Any]:
-        """Return what is kept of an answer."""
-        text = self._text(answer.ids)
-        extracted, right = self._verdict(row, text[: self._end(text)].strip())
-        return {
-            "right": right,
-            "extracted": extracted,
-            "tokens": len(answer.ids),
-            "cut": answer.cut,
-        }
+    def _said(self, ids: Sequence[int]) -> str:
+        text = self._text(ids)
+        return text[: self._end(text)].strip()
 
     def _text(self, ids: Sequence[int]) -> str:
         written = ids[:-1] if ids[-1] in self.special else ids
@@ -263,16 +331,33 @@ class _AnswerReader:
             ends.append(stop)
         return min(ends, default=None)
 
-    def _verdict(self, row: Row, text: str) -> tuple[str, bool]:
-        """Return what was read, as a short word, and whether it is right."""
-        reading = read_answer(row, text)
-        # The words of an answer or of a choice would be text of the data set, which isn't kept. A
-        # label, or a choice that all questions have, says nothing of it.
-        if reading.kind == "words" and reading.said:
-            return hashlib.sha256(reading.said.encode()).hexdigest()[:16], reading.right
-        if reading.choice is not None and not row.labels and not self.same_choices:
-            return str(reading.choice + 1), reading.right
-        return reading.said, reading.right
+
+@final
+class _TurnReader(_AnswerReader):
+    """Reads an answer in a chat template, without its reasoning."""
+
+    def __init__(self, rows: Sequence[Row], turn: AssistantTurn, thinking: str) -> None:
+        super().__init__(rows)
+        self.turn = turn
+        self.thinking = thinking
+
+    @property
+    def most(self) -> int:
+        if self.turn.thinks and self.thinking != "strip":
+            return TOKENS_OF_THINKING
+        return TOKENS_OF_REASONING
+
+    def ended(self, ids: Sequence[int]) -> bool:
+        return self.turn.ended(ids)
+
+    def _said(self, ids: Sequence[int]) -> str:
+        return self.turn.answer(self.turn.text(ids))
+
+
+def _asked(row: Row) -> Message:
+    """Return a row's question as a user asks it in a chat."""
+    conversation = Chat().conversation(replace(row, turns=()))
+    return conversation.messages[0]
 
 
 def _opener(row: Row) -> str:
