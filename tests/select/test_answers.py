@@ -1,7 +1,7 @@
 """The model answers prompts in its own template, and what is kept is what it wrote."""
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -155,14 +155,14 @@ Script = Callable[..., None]
 
 
 @pytest.fixture
-def script(monkeypatch: pytest.MonkeyPatch) -> Iterator[Script]:
+def script(monkeypatch: pytest.MonkeyPatch) -> Script:
     """Has the model write the texts that are given."""
 
     def put(*texts: str, family: str = "qwen2") -> None:
         scripted = Scripted(texts, chatting(family).tokenizer)
         monkeypatch.setattr("calibrant.data.select.answers.Decoder", scripted.decoder)
 
-    yield put
+    return put
 
 
 def file_of(folder: Path, rows: Sequence[dict[str, Any]]) -> str:
@@ -181,7 +181,6 @@ def sums(tmp_path: Path) -> str:
 RIGHT = "The answer is 7."
 LONG = "That is easy to say, so I say it: the answer is 7."
 WRONG = "The answer is 8."
-BAD = (" \n", "ha " * 30, "I think that…", "so " * 300 + "it goes on", WRONG)
 
 
 def test_what_is_left_out_is_counted(script: Script, sums: str) -> None:
@@ -257,12 +256,9 @@ def test_it_stands_where_a_source_stands_and_is_rendered_as_it_was_asked() -> No
 
 
 def test_it_says_what_it_can_not_do(script: Script, sums: str, tmp_path: Path) -> None:
-    bare = replace(
-        opened(),
-        tokenizer=chatting().tokenizer.__class__(
-            tokenizer_object=opened().tokenizer.backend_tokenizer
-        ),
-    )
+    silent = FAMILIES["qwen2"].tokenizer()
+    silent.chat_template = None
+    bare = replace(opened(), tokenizer=silent)
     with pytest.raises(DataError, match="chat template") as caught:
         SHORT.select(given(bare))
     assert caught.value.subject == str(SHORT)
