@@ -373,7 +373,10 @@ def pick(
     # Sorted probabilities are few numbers: the rest is done where float64 is at hand.
     scores, tokens = scores.topk(count, dim=1)
     _check_finite(scores)
-    return drawn(scores.softmax(1).cpu().double(), tokens, chance, sampling.top_p)
+    probabilities = nucleus(scores.softmax(1).cpu().double(), sampling.top_p)
+    # A number in [0, 1) falls on each token as often as its share of what is left. Both sides are
+    # multiplied by the sum, so that nothing is divided.
+    return _drawn(probabilities, tokens, chance * probabilities.cumsum(1)[:, -1])
 
 
 def pick_likely(
@@ -387,15 +390,26 @@ def pick_likely(
     """
     scores = logits / temperature
     vocabulary = scores.shape[1]
-    whole = scores.logsumexp(1, keepdim=True)
+    log_masses = scores.logsumexp(1, keepdim=True)
+    chosen = torch.zeros(len(scores), dtype=torch.long, device=scores.device)
+    rows = torch.arange(len(scores))  # the texts whose token isn't found yet
     count = min(_LIKELY, vocabulary)
-    while True:
-        likely, tokens = scores.topk(count, dim=1)
+    while len(rows):
+        likely, tokens = scores[rows].topk(count, dim=1)
         _check_finite(likely)
-        probabilities = (likely - whole).exp().cpu().double()
-        if count == vocabulary or bool((probabilities.sum(1) >= top_p).all()):
-            return drawn(probabilities, tokens, chance, top_p)
+        probabilities = nucleus((likely - log_masses[rows]).exp().cpu().double(), top_p)
+        mass = probabilities.sum(1)
+        place = chance[rows]
+        found = mass > place
+        if top_p < 1:
+            place = place * mass
+            found = mass >= top_p
+        if count == vocabulary:
+            found = torch.ones_like(found)
+        chosen[rows[found]] = _drawn(probabilities, tokens, place)[found]
+        rows = rows[~found]
         count = min(count * _LIKELY, vocabulary)
+    return chosen
 
 
 def most_likely(logits: Float[Tensor, "text token"]) -> Int[Tensor, " text"]:
@@ -405,20 +419,15 @@ def most_likely(logits: Float[Tensor, "text token"]) -> Int[Tensor, " text"]:
     return tokens[:, 0]
 
 
-def drawn(
+def _drawn(
     probabilities: Float64[Tensor, "text rank"],
     tokens: Int[Tensor, "text rank"],
-    chance: Float64[Tensor, " text"],
-    top_p: float,
+    place: Float64[Tensor, " text"],
 ) -> Int[Tensor, " text"]:
-    """Return the token of each text on which `chance` falls, of those before which there isn't
-    `top_p` already; the most likely come first.
+    """Return the token of each text on which `place` falls, counted from the first of its sorted
+    probabilities: inverse transform sampling.
     """
-    probabilities = nucleus(probabilities, top_p)
-    sums = probabilities.cumsum(1)
-    # Inverse transform sampling: a number in [0, 1) falls on each token as often as its share of
-    # what is left. Both sides are multiplied by the sum, so that nothing is divided.
-    rank = torch.searchsorted(sums, (chance * sums[:, -1])[:, None], right=True)
+    rank = torch.searchsorted(probabilities.cumsum(1), place[:, None], right=True)
     # Rounding may put the number behind the last token that is left.
     rank = torch.minimum(rank, (probabilities > 0).sum(1, keepdim=True) - 1)
     return tokens.gather(1, rank.to(tokens.device))[:, 0]
