@@ -14,7 +14,7 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from calibrant.data import CalibrationSet
+from calibrant.data import CalibrationSet, parse_source
 from calibrant.data.select import Context, resolved
 from calibrant.data.select.answers import Answers
 from calibrant.decoding import Generated
@@ -32,13 +32,13 @@ SHORT = Answers(source="arithmetic", max_tokens=40, candidates=12, batch=6)
 
 @cache
 def chatting(family: str = "qwen2") -> Opened:
-    """The trained model with the tokens of a template, none of which it knows; an answer ends
-    where a sentence does.
+    """The trained model with the tokens of a template, none of which it knows; some letters end an
+    answer.
     """
     tokenizer = FAMILIES[family].tokenizer()
     model = trained_model()
     model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-    ends = tokenizer(".,\n", add_special_tokens=False)["input_ids"]
+    ends = tokenizer(".,gw", add_special_tokens=False)["input_ids"]
     model.generation_config.eos_token_id = ends
     return Opened(model, tokenizer, "trained", f"sha256:chatting {family}", "", torch.float32)
 
@@ -86,17 +86,17 @@ def test_a_row_is_in_the_template_what_the_model_wrote(own_cache: Path, family: 
 
 def test_without_chance_it_writes_what_transformers_generates(own_cache: Path) -> None:
     model = chatting()
-    found = replace(SHORT, temperature=0.0).select(given(tokens=1000))
-    answers = {row.question: row.turns[:-1] for row in found.rows}
+    replace(SHORT, temperature=0.0).select(given(tokens=200))
     drafts = [ids for ids, _ in kept_answers(own_cache)]
-    assert len(answers) >= 3
-    for turns in answers.values():
-        messages = [message.record() for message in turns]
+    assert len(drafts) > 3
+    rows = parse_source("arithmetic").rows("calibrate")
+    for row, draft in zip(rows, drafts, strict=False):
+        messages = [{"role": "user", "content": row.question}]
         asked = torch.tensor([templated(model.tokenizer, messages, add_generation_prompt=True)])
         written = model.model.generate(
             asked, attention_mask=torch.ones_like(asked), do_sample=False, max_new_tokens=40
         )
-        assert written[0, asked.shape[1] :].tolist() in drafts
+        assert written[0, asked.shape[1] :].tolist() == draft
 
 
 def test_the_same_draw_has_the_same_answers_and_another_has_other_prompts(own_cache: Path) -> None:
@@ -209,18 +209,17 @@ def test_what_is_left_out_is_counted(script: Script, sums: str) -> None:
 def test_reasoning_and_calls_stand_apart_and_read_as_they_were_written(
     script: Script, tmp_path: Path
 ) -> None:
-    turns = [
-        {"role": "system", "content": "Be brief."},
-        {"role": "user", "content": "How warm is it?"},
-        {"role": "assistant", "content": "Where?"},
-        {"role": "user", "content": "In Jena."},
-        {"role": "assistant", "content": "I don't know."},
-    ]
-    rows = [
-        {"messages": [*turns[:3], {"role": "user", "content": f"In town {i}."}, turns[4]]}
-        for i in range(20)
-    ]
-    asked = Answers(source=file_of(tmp_path, [{**row, "tools": TOOLS} for row in rows]))
+    rows: list[dict[str, Any]] = []
+    for number in range(20):
+        turns = [
+            {"role": "system", "content": "Be brief."},
+            {"role": "user", "content": f"How warm is it on day {number}?"},
+            {"role": "assistant", "content": "Where?"},
+            {"role": "user", "content": "In Jena."},
+            {"role": "assistant", "content": "I don't know."},
+        ]
+        rows.append({"messages": turns, "tools": TOOLS})
+    asked = Answers(source=file_of(tmp_path, rows))
     call = '<tool_call>\n{"name": "weather", "arguments": {"town": "Jena"}}\n</tool_call>'
     script(f"<think>\nI look it up.\n</think>\n\n\n{call}", family="qwen3")
     found = asked.select(given(chatting("qwen3"), tokens=600))
@@ -231,15 +230,16 @@ def test_reasoning_and_calls_stand_apart_and_read_as_they_were_written(
         assert [(used.name, used.arguments) for used in said.calls] == [
             ("weather", '{"town": "Jena"}')
         ]
-        assert [message.role for message in row.turns[:-1]] == [turn["role"] for turn in turns[:4]]
+        roles = [message.role for message in row.turns]
+        assert roles == ["system", "user", "assistant", "user", "assistant"]
+        assert said.content is None
         assert len(row.tools) == len(TOOLS)
     script("It is warm.", family="qwen3")
     brief = replace(asked, system="Say one word.", thinking="strip")
     found = brief.select(given(chatting("qwen3"), tokens=600))
-    assert [message.content for message in found.rows[0].turns[:2]] == [
-        "Say one word.",
-        "How warm is it?",
-    ]
+    contents = [message.content for message in found.rows[0].turns]
+    assert contents[0] == "Say one word."
+    assert contents[2:] == ["Where?", "In Jena.", "It is warm."]
     assert "other tokens" not in found.note
 
 
@@ -256,7 +256,7 @@ def test_it_stands_where_a_source_stands_and_is_rendered_as_it_was_asked() -> No
     assert part["tokens"] == 500
     assert part["note"].startswith("wrote ")
     assert str(asked.parts[0].format) == "chat(thinking='strip')"
-    assert CalibrationSet(str(asked)) == asked
+    assert str(CalibrationSet(str(asked))) == str(asked)
     assert [str(source) for source in asked.parts[0].source.origins] == ["arithmetic"]
     assert "<think>\n\n</think>" in model.tokenizer.decode(batch.ids[0])
 

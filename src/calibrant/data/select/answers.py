@@ -169,7 +169,7 @@ class Answers(Selector):
 
     def _check_source(self) -> None:
         source = self._term.source
-        if len(parsed_terms(self.source)) > 1 or str(self._term) != str(source):
+        if parsed_terms(self.source) != parsed_terms(str(source)):
             raise SpecError(
                 f"answers(source={self.source!r}): prompts come from one source, and the template "
                 "is their format; name a source alone, such as gsm8k",
