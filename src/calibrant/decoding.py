@@ -181,7 +181,7 @@ class Decoder:
                 for whole, part in zip(aligned, pair, strict=True):
                     whole[row, :, width - part.shape[2] : width] = part[0]
         cache = DynamicCache()
-        cache.layers = [ReservedLayer(keys, values, width) for keys, values in layers]
+        cache.layers.extend(ReservedLayer(keys, values, width) for keys, values in layers)
         return torch.cat(logits), cache
 
     def _forward(

@@ -197,7 +197,7 @@ class Answers(Selector):
 
 
 @dataclass(frozen=True)
-class _Prompt:
+class _Asked:
     """What the model is asked: the row that it comes from, the conversation so far, and its tokens
     in the template, with what asks for an answer.
     """
@@ -310,7 +310,7 @@ class _Answering:
         selector = self._selector
         if selector.greedy:
             count = min(count, len(self._prompts) - self._asked)
-        prompts: list[_Prompt] = []
+        prompts: list[_Asked] = []
         for number in range(self._asked, self._asked + count):
             prompts += [self._prompts[number % len(self._prompts)]] * selector.n
         texts = self._batches.batch(len(prompts), partial(self._write, prompts))
@@ -321,7 +321,7 @@ class _Answering:
             self._keep(answers[begin : begin + selector.n])
         self._asked += count
 
-    def _write(self, prompts: Sequence[_Prompt], seed: int) -> list[list[Any]]:
+    def _write(self, prompts: Sequence[_Asked], seed: int) -> list[list[Any]]:
         """Return the tokens of an answer to each prompt, and whether the limit ended it."""
         generator = torch.Generator().manual_seed(seed)
         # A row of chance for each answer, so that it doesn't matter when others end.
@@ -356,7 +356,7 @@ class _Answering:
         own_chance = chance[list(numbers), step]
         return pick_likely(logits, own_chance, self._selector.temperature, self._selector.top_p)
 
-    def _read(self, prompt: _Prompt, ids: Sequence[int], cut: bool) -> _Answer:
+    def _read(self, prompt: _Asked, ids: Sequence[int], cut: bool) -> _Answer:
         """Return the conversation with what the model wrote."""
         content = list(ids)
         if not cut:
@@ -422,12 +422,12 @@ class _Answering:
             notes.append(f"{inexact} that the template writes in other tokens than the model")
         return "; ".join(notes)
 
-    def _all_prompts(self) -> list[_Prompt]:
+    def _all_prompts(self) -> list[_Asked]:
         """Return the prompts of the draw. `DataError` if there are none."""
         selector = self._selector
         form = replace(self._form, system=selector.system, generation_prompt=True)
         rows = dealt_rows(selector.origins[0], self._context.draw, selector.candidates)
-        prompts: list[_Prompt] = []
+        prompts: list[_Asked] = []
         for row in rows:
             asked = Row(turns=_turns_before_answer(row), tools=row.tools)
             fault = ""
@@ -444,7 +444,7 @@ class _Answering:
                 self._faults[f"prompts {_REFUSED}"] += 1
                 continue
             if self._fits(len(ids)):
-                prompts.append(_Prompt(row, form.conversation(asked), ids))
+                prompts.append(_Asked(row, form.conversation(asked), ids))
             else:
                 self._faults[f"prompts {_TOO_LONG}"] += 1
         if not prompts:
