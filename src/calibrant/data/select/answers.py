@@ -1,5 +1,5 @@
 """Own answers: the model that is to be compressed answers prompts in its chat template (on-policy
-data, as in Ghosal et al. 2025, arXiv 2509.12464).
+data, as in RAC, arXiv 2509.12464).
 """
 
 import math
