@@ -1,4 +1,4 @@
-"""Greedy decoding of batches against one prompt, one token and one whole forward at a time."""
+"""Decoding of batches against one prompt, one token and one whole forward at a time."""
 
 from collections.abc import Sequence
 
@@ -79,6 +79,44 @@ def test_the_result_does_not_depend_on_the_batch(monkeypatch: pytest.MonkeyPatch
         assert decoded(model, given) == together
     monkeypatch.setattr(decoding, "TOKENS_PER_BATCH", 1)
     assert decoded(model, given[:1]) == together[:1], "nor on what else is asked"
+
+
+@pytest.mark.parametrize("family", usually(FAMILIES, {"llama", "gemma3"}))
+def test_tokens_that_are_chosen_are_those_that_each_prompt_gets_alone(family: str) -> None:
+    """The choice: of the eight likeliest the one whose rank is the prompt's number and the step."""
+    model, given = tiny_model(family, torch.float64), prompts(3)
+
+    def choose(logits: torch.Tensor, numbers: Sequence[int], step: int) -> torch.Tensor:
+        ranks = torch.tensor([(number + step) % 8 for number in numbers])
+        return logits.topk(8).indices.gather(1, ranks[:, None])[:, 0]
+
+    decoder = Decoder(model, given, MOST, ended, "a test", choose)
+    together = decoder.run(range(len(given)))
+    assert len({len(answer.ids) for answer in together}) > 1
+    for number, prompt in enumerate(given):
+        written: list[int] = []
+        while len(written) < MOST and not (written and ended(written)):
+            with torch.no_grad():
+                logits = model(torch.tensor([prompt + written]), use_cache=False).logits[0, -1]
+            likely = sorted(range(len(logits)), key=lambda i: -float(logits[i]))
+            written.append(likely[(number + len(written)) % 8])
+        assert list(together[number].ids) == written
+
+
+def test_a_prompt_that_comes_several_times_is_read_once() -> None:
+    model, given = tiny_model("llama", torch.float64), prompts(4)[:3]
+    several = [given[0], given[1], given[0], given[2], given[0]]
+    read: list[tuple[int, ...]] = []
+
+    def noted(module: torch.nn.Module, arguments: object, named: dict[str, torch.Tensor]) -> None:
+        read.append(tuple(named["input_ids"].shape))
+
+    model.register_forward_pre_hook(noted, with_kwargs=True)
+    found = Decoder(model, several, 1, lambda ids: False, "a test").run(range(5))
+    beginning = (1, 4)
+    assert read == [beginning, *((1, len(prompt) - 4) for prompt in given)]
+    alone = Decoder(model, given, 1, lambda ids: False, "a test").run(range(3))
+    assert found == [alone[place] for place in (0, 1, 0, 2, 0)]
 
 
 def test_a_recurrent_model_is_shown_everything_anew() -> None:

@@ -1,13 +1,13 @@
-"""Greedy decoding of many prompts at once. What they all begin with is computed once, and nothing
-depends on which of them are decoded together.
+"""Decoding of many prompts at once. What they all begin with is computed once, so is a prompt that
+comes several times, and nothing depends on which of them are decoded together.
 
 A prompt is read by itself behind the common beginning, without padding, so that what is remembered
 of it is the same in every batch. Then the memories of a batch are aligned on the right: what a
 shorter prompt lacks is left out before it, never in the middle. What a new token sees, and how far
 away it is, is what it would be alone, windows of attention included.
 
-The most probable token is always taken, whatever the model's own generation settings say: no
-sampling, no penalties.
+The most probable token is taken unless `choose` takes another, whatever the model's own generation
+settings say.
 
 Why not transformers' `generate`: it computes the common beginning anew for each prompt, and pads
 prompts, so that what is scored would depend on the batch. For 8 prompts of 290 tokens, 20 to be
@@ -18,15 +18,18 @@ import inspect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from typing import Any, Final
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
+from transformers.cache_utils import DynamicLayer
 
 from calibrant.data import by_length
 from calibrant.errors import DataError, NumericsError
+from calibrant.system.products import full_speed
 
 TOKENS_PER_BATCH: Final = 16_384
 """Tokens, shown or to come, whose keys and values are held at once; the result doesn't depend on
@@ -37,6 +40,14 @@ REMEMBERED: Final = frozenset({"full_attention", "sliding_attention"})
 
 Ended = Callable[[Sequence[int]], bool]
 """Says whether these tokens, the last of them new, are a whole answer."""
+
+Choose = Callable[
+    [Float[Tensor, "prompt word"], Sequence[int], int],
+    Int[Tensor, " prompt"],
+]
+"""Returns the next token of prompts from their logits, their numbers, and how many tokens each has
+written.
+"""
 
 
 @dataclass(frozen=True)
@@ -51,7 +62,7 @@ class Generated:
 
 class Decoder:
     """Continues `prompts` (token ids, at least one each) by up to `most` tokens, a batch at a time,
-    each until `ended` says so.
+    each until `ended` says so. `choose` takes the next tokens; without it the most probable is.
 
     Raises `DataError` if the longest doesn't fit into the model's positions; `run` raises
     `NumericsError` for outputs that aren't finite. A model that remembers more than keys and
@@ -66,12 +77,14 @@ class Decoder:
         most: int,
         ended: Ended,
         measured: str,
+        choose: Choose | None = None,
     ) -> None:
         self.model = model
         self.prompts = [list(prompt) for prompt in prompts]
         self.most = most
         self.ended = ended
         self.measured = measured
+        self.choose = choose or self._most_probable
         self.remembers = remembers(model)
         longest = max(map(len, self.prompts))
         room = getattr(model.config.get_text_config(), "max_position_embeddings", None)
@@ -98,67 +111,78 @@ class Decoder:
     @torch.no_grad()
     def run(self, batch: Sequence[int]) -> list[Generated]:
         """Return what the model writes after each of these prompts."""
-        prompts = [self.prompts[number] for number in batch]
-        if self.remembers:
-            return self._with_cache(prompts)
-        return [self._without_cache(prompt) for prompt in prompts]
+        with full_speed():
+            if self.remembers:
+                return self._with_cache(batch)
+            return [self._without_cache(number) for number in batch]
 
-    def _with_cache(self, prompts: Sequence[list[int]]) -> list[Generated]:
+    def _with_cache(self, batch: Sequence[int]) -> list[Generated]:
+        prompts = [self.prompts[number] for number in batch]
         width = max(map(len, prompts))
-        new_tokens, cache = self._read(prompts, width)
+        logits, cache = self._read(prompts, width)
         left_out = [width - len(prompt) for prompt in prompts]
         shifts = torch.tensor(left_out, device=self.model.device)
         written: list[list[int]] = [[] for _ in prompts]
         unfinished = list(range(len(prompts)))
+        step = 0
         while True:
-            for number, token in zip(unfinished, new_tokens.tolist(), strict=True):
-                written[number].append(token)
+            numbers = [batch[place] for place in unfinished]
+            new_tokens = self.choose(logits, numbers, step)
+            for place, token in zip(unfinished, new_tokens.tolist(), strict=True):
+                written[place].append(token)
             # Rows of the batch whose answers aren't finished.
             remaining: list[int] = []
-            for row, number in enumerate(unfinished):
-                if not self._is_finished(written[number]):
+            for row, place in enumerate(unfinished):
+                if not self._is_finished(written[place]):
                     remaining.append(row)
             if not remaining:
                 return [self._generated(ids) for ids in written]
             if len(remaining) < len(unfinished):
                 # Finished answers leave the batch; what they remembered goes with them.
-                kept = torch.tensor(remaining, device=new_tokens.device)
+                order = moved_together(remaining)
+                kept = torch.tensor(order, device=new_tokens.device)
                 cache.batch_select_indices(kept)
                 shifts = shifts[kept]
                 new_tokens = new_tokens[kept]
-                unfinished = [unfinished[row] for row in remaining]
+                unfinished = [unfinished[row] for row in order]
             width += 1
+            step += 1
             logits = self._forward(new_tokens[:, None], width, shifts, cache)
-            new_tokens = self._most_probable(logits)
 
     def _read(
         self, prompts: Sequence[list[int]], width: int
-    ) -> tuple[Int[Tensor, " prompt"], DynamicCache]:
-        """Return the first token after each prompt, and what is remembered of them, aligned on the
-        right in `width` columns.
+    ) -> tuple[Float[Tensor, "prompt word"], DynamicCache]:
+        """Return the logits after each prompt, and what is remembered of them, aligned on the
+        right in `width` columns. Behind these there is room for what is to be written.
         """
-        first_tokens: list[Tensor] = []
+        logits: list[Tensor] = []
         layers: list[list[Tensor]] = []
+        rows_read: dict[tuple[int, ...], int] = {}
         for row, prompt in enumerate(prompts):
+            row_read = rows_read.setdefault(tuple(prompt), row)
+            if row_read < row:
+                logits.append(logits[row_read])
+                for whole in chain.from_iterable(layers):
+                    whole[row] = whole[row_read]
+                continue
             prompt_cache = DynamicCache()
             for layer, (keys, values) in enumerate(self._beginning):
                 prompt_cache.update(keys, values, layer)
             ids = torch.tensor([prompt[self.shared :]], device=self.model.device)
             no_shift = torch.zeros(1, dtype=torch.long, device=ids.device)
-            logits = self._forward(ids, len(prompt), no_shift, prompt_cache)
-            first_tokens.append(self._most_probable(logits))
+            logits.append(self._forward(ids, len(prompt), no_shift, prompt_cache))
             pairs = _pairs(prompt_cache)
             if not layers:
-                layers = [[_columns(part, len(prompts), width) for part in pair] for pair in pairs]
+                columns = width + self.most
+                layers = [
+                    [_columns(part, len(prompts), columns) for part in pair] for pair in pairs
+                ]
             for aligned, pair in zip(layers, pairs, strict=True):
                 for whole, part in zip(aligned, pair, strict=True):
-                    whole[row, :, width - part.shape[2] :] = part[0]
+                    whole[row, :, width - part.shape[2] : width] = part[0]
         cache = DynamicCache()
-        for layer, pair in enumerate(layers):
-            cache.update(pair[0], pair[1], layer)
-            # The cache has a copy: two of all layers would take twice the memory.
-            pair.clear()
-        return torch.cat(first_tokens), cache
+        cache.layers.extend(ReservedLayer(keys, values, width) for keys, values in layers)
+        return torch.cat(logits), cache
 
     def _forward(
         self,
@@ -181,20 +205,24 @@ class Decoder:
         )
         return output.logits[:, -1]
 
-    def _without_cache(self, prompt: list[int]) -> Generated:
+    def _without_cache(self, number: int) -> Generated:
         """Continue one prompt without a memory: every token is predicted from all before it, shown
         again.
         """
+        prompt = self.prompts[number]
         written: list[int] = []
         limit = accepted(self.model, logits_to_keep=1)
         # `ended` looks at the last token, so there must be one.
         while not written or not self._is_finished(written):
             ids = torch.tensor([prompt + written], device=self.model.device)
             logits = self.model(input_ids=ids, use_cache=False, **limit).logits[:, -1]
-            written.append(int(self._most_probable(logits)))
+            written.append(int(self.choose(logits, [number], len(written))))
         return self._generated(written)
 
-    def _most_probable(self, logits: Float[Tensor, "row word"]) -> Int[Tensor, " row"]:
+    def _most_probable(
+        self, logits: Float[Tensor, "row word"], numbers: Sequence[int], step: int
+    ) -> Int[Tensor, " row"]:
+        del numbers, step
         highest_logits, chosen = logits.max(-1)
         if not bool(highest_logits.isfinite().all()):
             raise NumericsError(
@@ -222,6 +250,68 @@ class Decoder:
         limit = accepted(self.model, logits_to_keep=1)
         self.model(input_ids=ids, cache=cache, use_cache=True, **limit)
         return _pairs(cache)
+
+
+class ReservedLayer(DynamicLayer):
+    """Keys and values `[row, head, position, feature]` with positions reserved for those to come.
+    The usual layer copies all of them at every step.
+
+    The first `filled` positions are filled.
+    """
+
+    def __init__(self, keys: Tensor, values: Tensor, filled: int) -> None:
+        super().__init__()
+        self.lazy_initialization(keys, values)
+        self._all_keys = keys
+        self._all_values = values
+        self._show(filled)
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        begin = self.get_seq_length()
+        end = begin + key_states.shape[2]
+        # In place: the layer shows a view of what is filled so far.
+        self._all_keys[:, :, begin:end] = key_states
+        self._all_values[:, :, begin:end] = value_states
+        return self._show(end)
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        end = self.get_seq_length()
+        count = len(indices)
+        places = torch.arange(count, device=indices.device)
+        # Rows that stay where they are needn't be copied, and those that go are just not shown.
+        moved = (indices != places).nonzero()[:, 0]
+        for whole in (self._all_keys, self._all_values):
+            part = whole[:, :, :end]
+            part[moved] = part[indices[moved]]
+        self._all_keys = self._all_keys[:count]
+        self._all_values = self._all_values[:count]
+        self._show(end)
+
+    def _show(self, end: int) -> tuple[Tensor, Tensor]:
+        self.keys = self._all_keys[:, :, :end]
+        self.values = self._all_values[:, :, :end]
+        return self.keys, self.values
+
+
+def moved_together(remaining: Sequence[int]) -> list[int]:
+    """Return the rows that remain in an order in which few of them move: the last ones take the
+    places of those that are gone.
+
+    >>> moved_together([0, 2, 4, 5])
+    [0, 5, 2, 4]
+    """
+    staying = set(remaining)
+    count = len(remaining)
+    moving = [row for row in remaining if row >= count]
+    order: list[int] = []
+    for place in range(count):
+        if place in staying:
+            order.append(place)
+        else:
+            order.append(moving.pop())
+    return order
 
 
 def remembers(model: PreTrainedModel) -> bool:

@@ -28,8 +28,14 @@ PLACES = [
 MORE = {"similar": "to='arithmetic:question'", "cluster": "k=3", "cola": "k=4"}
 """What a selector can't do without, or has too much of for a few candidates."""
 
-MAKERS = {"selfgen": "selfgen(prefix=python_docs, candidates=8)", "selfcal": "selfcal"}
+MAKERS = {
+    "answers": "answers(source='sums.jsonl', candidates=8, max_tokens=24, batch=8)",
+    "selfgen": "selfgen(prefix=python_docs, candidates=8)",
+    "selfcal": "selfcal",
+}
 """Selectors that pick from nothing, and have more to say than a name."""
+LONGER = {"answers": 80}
+"""Windows that hold a whole conversation of bytes."""
 
 
 def expressions(name: str) -> list[str]:
@@ -59,7 +65,13 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for word in ("cat", "Ship")
     ]
     (folder / "mine.jsonl").write_text("\n".join(lines))
+    sums = [json.dumps({"question": f"{i}+{i}?", "answer": str(2 * i)}) for i in range(60)]
+    (folder / "sums.jsonl").write_text("\n".join(sums))
     tiny_folder(folder / "model")
+    # A random model would hardly ever end what it writes.
+    settings = folder / "model" / "generation_config.json"
+    ends = {"eos_token_id": list(range(2, 259, 12))}
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | ends))
     return folder
 
 
@@ -74,11 +86,14 @@ def model(folder: str) -> Opened:
     return open_model(folder, "float32", "cpu")
 
 
+def length_of(text: str) -> int:
+    return max([LENGTH, *(length for name, length in LONGER.items() if f"{name}(" in text)])
+
+
 def tokens(text: str, seed: int = 0) -> TokenBatch:
     opened = model(str(Path.cwd() / "model"))
-    return resolved(CalibrationSet(text, tokens=TOKENS, length=LENGTH, seed=seed), opened).tokens(
-        opened.tokenizer
-    )
+    asked = CalibrationSet(text, tokens=TOKENS, length=length_of(text), seed=seed)
+    return resolved(asked, opened).tokens(opened.tokenizer)
 
 
 @pytest.mark.parametrize("text", usually(EXPRESSIONS, USUAL))
@@ -116,7 +131,7 @@ def test_it_serves_every_method(text: str, method: str) -> None:
         method=method,
         target=0.5,
         tokens=TOKENS,
-        length=LENGTH,
+        length=length_of(text),
         dtype="float32",
         device="cpu",
     ).record

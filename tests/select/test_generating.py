@@ -29,6 +29,7 @@ from calibrant.data.select._generating import (
     Sampling,
     filter_texts,
     pick,
+    pick_likely,
     selection,
     write,
 )
@@ -95,6 +96,19 @@ def test_a_token_is_drawn_as_transformers_would_weigh_it(way: dict[str, float]) 
     assert pick(logits, before, chances, sampling(**way)).tolist() == slowly(
         chances.tolist(), likely
     )
+
+
+@pytest.mark.parametrize("spread", [0.01, 3.0], ids=["as likely", "few likely"])
+@pytest.mark.parametrize("top_p", [1e-3, 0.7, 1.0])
+def test_of_a_large_vocabulary_a_token_is_drawn_as_of_a_small_one(
+    spread: float, top_p: float
+) -> None:
+    torch.manual_seed(1)
+    logits = spread * torch.randn(32, 500, dtype=torch.float64)
+    chances = torch.rand(32, dtype=torch.float64)
+    way = {"top_p": top_p, "temperature": 0.7}
+    likely = probabilities(logits, torch.zeros(32, 1, dtype=torch.long), way)
+    assert pick_likely(logits, chances, 0.7, top_p).tolist() == slowly(chances.tolist(), likely)
 
 
 def test_logits_that_are_not_finite_are_named() -> None:

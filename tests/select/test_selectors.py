@@ -21,7 +21,7 @@ COUNTING = [
     "similar(source=python_docs, to=python_code, candidates=20)",
     "zipcal(source=python_docs)",
 ]
-WRITING = ["selfcal", "selfgen(prefix=python_docs)"]
+WRITING = ["selfcal", "selfgen(prefix=python_docs)", "answers(source=arithmetic)"]
 
 
 @pytest.mark.parametrize("spec", [*READING, *COUNTING])
@@ -75,6 +75,16 @@ REFUSED = [
     ("selfgen(prefix=random_tokens)", "random_tokens"),
     ("selfgen(prefix='selfcal')", "selfcal"),
     ("selfgen(prefix=wikipeda)", "wikipeda"),
+    ("answers(n=0)", "n"),
+    ("answers(n=2, temperature=0)", "n"),
+    ("answers(temperature=-1)", "temperature"),
+    ("answers(keep=best)", "best"),
+    ("answers(thinking=maybe)", "maybe"),
+    ("answers(source=wikitext)", "wikitext"),
+    ("answers(source=random_tokens)", "random_tokens"),
+    ("answers(source='gsm8k:cot')", "gsm8k:cot"),
+    ("answers(source='gsm8k + svamp')", "gsm8k + svamp"),
+    ("answers(source='longest(source=gsm8k)')", "longest(source=gsm8k)"),
 ]
 
 

@@ -140,7 +140,7 @@ def conversation_of(
         listed = _functions_listed(messages[0].content or "")
         if listed:
             offered = offered or listed
-            messages = [_without_tags(message) for message in messages[1:]]
+            messages = [without_tags(message) for message in messages[1:]]
     elif system:
         messages = [Message("system", system), *messages]
     return Conversation(tuple(messages), offered)
@@ -280,7 +280,7 @@ def _functions_listed(text: str) -> tuple[str, ...]:
         return ()
 
 
-def _without_tags(message: Message) -> Message:
+def without_tags(message: Message) -> Message:
     """Return the message with the calls and results that stand in tags taken out of its text."""
     content = message.content or ""
     if message.role == "tool":

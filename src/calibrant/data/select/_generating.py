@@ -15,9 +15,10 @@ a forward for the losses 3.1 s more, where `write` takes 7.4 s.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
 from itertools import cycle, islice
 from typing import Any, Final
 
@@ -30,6 +31,7 @@ from transformers.cache_utils import DynamicLayer
 from calibrant.activations import wide
 from calibrant.data import Row
 from calibrant.data.select._base import Context, Selection, Selector, read_cached, write_cached
+from calibrant.decoding import ReservedLayer
 from calibrant.errors import DataError
 from calibrant.models import Opened
 from calibrant.models.cache import cache_folder
@@ -56,6 +58,11 @@ as it may be.
 
 LEAST: Final = 1e-3
 """The smallest temperature, penalty or share of likely tokens: nothing may be divided by zero."""
+
+_LIKELY: Final = 64
+"""How many of the likeliest tokens are looked at first, and how many times as many where these
+aren't enough.
+"""
 
 LEAST_DISTINCT: Final = 0.3
 """A text whose distinct-3 is below this is a loop."""
@@ -145,6 +152,7 @@ def selection(selector: Selector, context: Context, request: GenerationRequest) 
     _check_length(selector, opened, request)
     generation = _Generation(selector, context, opened, request)
     wanted_tokens = context.tokens * MARGIN
+    expected_tokens = request.length * request.keeps
     most_texts = PATIENCE * math.ceil(wanted_tokens / request.length) + 2 * request.batch
     texts: list[GeneratedText] = []
     written_texts = 0
@@ -160,7 +168,9 @@ def selection(selector: Selector, context: Context, request: GenerationRequest) 
                 "temperature or prefix, a lower drop, or loops='keep'",
                 subject=str(selector),
             )
-        count = _texts_of_round(wanted_tokens - kept_tokens, kept_tokens, written_texts, request)
+        count = texts_of_round(
+            wanted_tokens - kept_tokens, kept_tokens, written_texts, expected_tokens, request.batch
+        )
         drafts = generation.batch(written_texts, count, kept_tokens)
         written_texts += len(drafts)
         for draft in drafts:
@@ -291,7 +301,7 @@ def write(
         last = logits[:, -1]
         earlier_ids = ids[unfinished.to(ids.device), : prefix_length + step]
         chosen = pick(
-            _known_logits(last, vocabulary), earlier_ids, chance[unfinished, step], sampling, step
+            known_logits(last, vocabulary), earlier_ids, chance[unfinished, step], sampling, step
         )
         continues = torch.tensor([token not in ends for token in chosen.tolist()])
         nats[unfinished] += torch.where(continues, _nats_of_tokens(last, chosen), 0.0)
@@ -320,7 +330,18 @@ def _reserve(cache: Any, positions: int) -> None:
         return
     for place, layer in enumerate(cache.layers):
         if type(layer) is DynamicLayer and layer.keys is not None and layer.values is not None:
-            cache.layers[place] = _ReservedLayer(layer.keys, layer.values, positions)
+            keys = _with_room(layer.keys, positions)
+            values = _with_room(layer.values, positions)
+            cache.layers[place] = ReservedLayer(keys, values, layer.get_seq_length())
+
+
+def _with_room(
+    part: Float[Tensor, "text head position feature"], positions: int
+) -> Float[Tensor, "text head room feature"]:
+    """Return keys or values at the beginning of so many positions."""
+    whole = part.new_empty(*part.shape[:2], positions, part.shape[3])
+    whole[:, :, : part.shape[2]] = part
+    return whole
 
 
 def pick(
@@ -351,16 +372,71 @@ def pick(
     count = min(sampling.top_k or scores.shape[1], scores.shape[1])
     # Sorted probabilities are few numbers: the rest is done where float64 is at hand.
     scores, tokens = scores.topk(count, dim=1)
-    if not scores[:, 0].isfinite().all():
-        raise not_finite("the model's logits of the next token", "logits")
+    _check_finite(scores)
     probabilities = nucleus(scores.softmax(1).cpu().double(), sampling.top_p)
-    sums = probabilities.cumsum(1)
-    # Inverse transform sampling: a number in [0, 1) falls on each token as often as its share of
-    # what is left. Both sides are multiplied by the sum, so that nothing is divided.
-    rank = torch.searchsorted(sums, (chance * sums[:, -1])[:, None], right=True)
+    # A number in [0, 1) falls on each token as often as its share of what is left. Both sides are
+    # multiplied by the sum, so that nothing is divided.
+    return _drawn(probabilities, tokens, chance * probabilities.cumsum(1)[:, -1])
+
+
+def pick_likely(
+    logits: Float[Tensor, "text token"],
+    chance: Float64[Tensor, " text"],
+    temperature: float,
+    top_p: float,
+) -> Int[Tensor, " text"]:
+    """Return what `pick` gives without penalty and top-k, but for rounding. A few tokens are most
+    of what is likely, so a vocabulary is hardly ever sorted whole.
+    """
+    scores = logits / temperature
+    vocabulary = scores.shape[1]
+    log_masses = scores.logsumexp(1, keepdim=True)
+    chosen = torch.zeros(len(scores), dtype=torch.long, device=scores.device)
+    rows = torch.arange(len(scores))  # the texts whose token isn't found yet
+    count = min(_LIKELY, vocabulary)
+    while len(rows):
+        likely, tokens = scores[rows].topk(count, dim=1)
+        _check_finite(likely)
+        probabilities = nucleus((likely - log_masses[rows]).exp().cpu().double(), top_p)
+        mass = probabilities.sum(1)
+        place = chance[rows]
+        found = mass > place
+        if top_p < 1:
+            place = place * mass
+            found = mass >= top_p
+        if count == vocabulary:
+            found = torch.ones_like(found)
+        chosen[rows[found]] = _drawn(probabilities, tokens, place)[found]
+        rows = rows[~found]
+        count = min(count * _LIKELY, vocabulary)
+    return chosen
+
+
+def most_likely(logits: Float[Tensor, "text token"]) -> Int[Tensor, " text"]:
+    """Return the most likely next token of each text."""
+    highest, tokens = logits.max(1, keepdim=True)
+    _check_finite(highest)
+    return tokens[:, 0]
+
+
+def _drawn(
+    probabilities: Float64[Tensor, "text rank"],
+    tokens: Int[Tensor, "text rank"],
+    place: Float64[Tensor, " text"],
+) -> Int[Tensor, " text"]:
+    """Return the token of each text on which `place` falls, counted from the first of its sorted
+    probabilities: inverse transform sampling.
+    """
+    rank = torch.searchsorted(probabilities.cumsum(1), place[:, None], right=True)
     # Rounding may put the number behind the last token that is left.
     rank = torch.minimum(rank, (probabilities > 0).sum(1, keepdim=True) - 1)
     return tokens.gather(1, rank.to(tokens.device))[:, 0]
+
+
+def _check_finite(scores: Float[Tensor, "text rank"]) -> None:
+    """Raise `NumericsError` where the highest score of a text isn't finite."""
+    if not scores[:, 0].isfinite().all():
+        raise not_finite("the model's logits of the next token", "logits")
 
 
 def nucleus(
@@ -375,7 +451,7 @@ def nucleus(
     return torch.where(stays, probabilities, 0.0)
 
 
-def _known_logits(
+def known_logits(
     logits: Float[Tensor, "text token"], vocabulary: int | None
 ) -> Float[Tensor, "text token"]:
     """Return the logits without those of tokens that the tokenizer lacks: many models have more
@@ -394,20 +470,20 @@ def _nats_of_tokens(
     return (logits.logsumexp(-1) - chosen_logits).double().cpu()
 
 
-def _texts_of_round(
-    missing_tokens: Fraction, kept_tokens: int, written_texts: int, request: GenerationRequest
+def texts_of_round(
+    missing_tokens: Fraction, kept_tokens: int, written_texts: int, expected: float, batch: int
 ) -> int:
     """Return how many texts the next round writes: what is missing, as the texts before it have
-    gone, and at most a batch.
+    gone, and at most `batch`. The first are expected to have so many tokens that are kept.
     """
     if written_texts and not kept_tokens:
-        return request.batch
-    tokens_of_a_text = request.length * request.keeps
+        return batch
+    tokens_of_a_text = expected
     if kept_tokens:
         tokens_of_a_text = kept_tokens / written_texts
     # In fractions: a count that depends on rounding would change the texts.
     texts = SURPLUS * missing_tokens / Fraction(tokens_of_a_text)
-    return min(request.batch, 1 + math.ceil(texts))
+    return min(batch, 1 + math.ceil(texts))
 
 
 def _check_length(selector: Selector, opened: Opened, request: GenerationRequest) -> None:
@@ -435,41 +511,36 @@ def _readable(context: Context, draft: Draft, request: GenerationRequest) -> Gen
     return GeneratedText(draft, text, len(encoded["input_ids"]))
 
 
-class _ReservedLayer(DynamicLayer):
-    """Keys and values with positions reserved for those to come. The usual layer copies all of
-    them at every step.
+class Batches:
+    """The batches of one generation, each from the user's cache where it is there. `facts` are all
+    that the texts depend on.
     """
 
-    def __init__(self, keys: Tensor, values: Tensor, positions: int) -> None:
-        super().__init__()
-        self.lazy_initialization(keys, values)
-        self._all_keys = keys.new_empty(*keys.shape[:2], positions, keys.shape[3])
-        self._all_values = values.new_empty(*values.shape[:2], positions, values.shape[3])
-        self.update(keys, values)
+    def __init__(self, facts: Mapping[str, Any]) -> None:
+        self._name = identity(facts)
+        self._folder = cache_folder() / "generated" / self._name.removeprefix("sha256:")
+        self._number = 0
 
-    def update(
-        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
-    ) -> tuple[Tensor, Tensor]:
-        begin = self.get_seq_length()
-        end = begin + key_states.shape[2]
-        # In place: the layer shows a view of what is filled so far.
-        self._all_keys[:, :, begin:end] = key_states
-        self._all_values[:, :, begin:end] = value_states
-        return self._show(end)
-
-    def batch_select_indices(self, indices: Tensor) -> None:
-        self._all_keys = self._all_keys[indices]
-        self._all_values = self._all_values[indices]
-        self._show(self.get_seq_length())
-
-    def _show(self, end: int) -> tuple[Tensor, Tensor]:
-        self.keys = self._all_keys[:, :, :end]
-        self.values = self._all_values[:, :, :end]
-        return self.keys, self.values
+    def batch(self, count: int, write: Callable[[int], list[list[Any]]]) -> list[list[Any]]:
+        """Return the next `count` texts: plain data, as `write` gives them for a seed."""
+        path = self._folder / f"batch-{self._number:05d}.json"
+        purpose: Purpose = {"kind": "written texts", "of": self._name, "batch": self._number}
+        stored = read_cached(path, purpose, "what the model wrote")
+        # A file with another number of texts is of a generation that went another way.
+        if stored is not None and len(stored["texts"]) == count:
+            texts = stored["texts"]
+        else:
+            # The seed is made of the request, so a batch has the same chance wherever it is
+            # written.
+            digits = identity([self._name, self._number]).removeprefix("sha256:")
+            texts = write(int(digits[:15], 16))
+            write_cached(path, purpose, {"texts": texts})
+        self._number += 1
+        return texts
 
 
 class _Generation:
-    """The batches of one generation, from the disk where they are there."""
+    """The texts of one generation, batch by batch."""
 
     def __init__(
         self, selector: Selector, context: Context, opened: Opened, request: GenerationRequest
@@ -477,10 +548,9 @@ class _Generation:
         self._context = context
         self._opened = opened
         self._request = request
-        self._ends = _end_tokens(opened)
+        self._ends = end_tokens(opened)
         self._vocabulary = len(context.tokenizer)
         self._label = f"writing text for {selector}"
-        self._number = 0
         facts = {
             "generated": REVISION,
             "spec": canonical(selector),
@@ -493,37 +563,26 @@ class _Generation:
             "ends": sorted(self._ends),
             "vocabulary": self._vocabulary,
         }
-        self._name = identity(facts)
-        self._folder = cache_folder() / "generated" / self._name.removeprefix("sha256:")
+        self._batches = Batches(facts)
 
     def batch(self, written_texts: int, count: int, kept_tokens: int) -> list[Draft]:
-        """Return the next `count` texts, after `written` ones of which `have` tokens are left."""
-        path = self._folder / f"batch-{self._number:05d}.json"
-        purpose: Purpose = {"kind": "written texts", "of": self._name, "batch": self._number}
-        stored = read_cached(path, purpose, "what the model wrote")
-        # A file with another number of texts is of a generation that went another way.
-        if stored is not None and len(stored["texts"]) == count:
-            drafts = [Draft(tuple(ids), nats) for ids, nats in stored["texts"]]
-        else:
-            drafts = self._write(written_texts, count, kept_tokens)
-            texts = [[list(draft.ids), draft.nats] for draft in drafts]
-            write_cached(path, purpose, {"texts": texts})
-        self._number += 1
-        return drafts
+        """Return the next `count` texts, after `written_texts` of which `kept_tokens` are left."""
+        write = partial(self._write, written_texts, count, kept_tokens)
+        return [Draft(tuple(ids), nats) for ids, nats in self._batches.batch(count, write)]
 
-    def _write(self, written_texts: int, count: int, kept_tokens: int) -> list[Draft]:
+    def _write(
+        self, written_texts: int, count: int, kept_tokens: int, seed: int
+    ) -> list[list[Any]]:
         request = self._request
         target = self._context.tokens
         prefixes = list(islice(cycle(request.prefixes), written_texts, written_texts + count))
-        # The seed is made of the request, so a batch has the same chance wherever it is written.
-        seed = int(identity([self._name, self._number]).removeprefix("sha256:")[:15], 16)
 
         def on_step(step: int) -> None:
             self._context.progress(
                 self._label, min(kept_tokens + count * (step + 1), target), target
             )
 
-        return write(
+        drafts = write(
             self._opened.model,
             torch.tensor(prefixes),
             request.length,
@@ -534,9 +593,10 @@ class _Generation:
             self._vocabulary,
             on_step,
         )
+        return [[list(draft.ids), draft.nats] for draft in drafts]
 
 
-def _end_tokens(opened: Opened) -> frozenset[int]:
+def end_tokens(opened: Opened) -> frozenset[int]:
     """Return the tokens that end a text: the tokenizer's end token, and those that the model's
     own settings for generation name.
     """
