@@ -248,6 +248,35 @@ def test_roles_stand_where_the_tokens_do() -> None:
     assert set(found.tolist()) == {ROLES.index("answer")}
 
 
+def test_a_tokenizer_that_does_not_tell_where_its_tokens_stand_is_named(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tokenizer = FAMILIES["qwen2"].tokenizer()
+    monkeypatch.setattr(type(tokenizer), "is_fast", False)
+    data = CalibrationSet(f"{as_source(CONVERSATIONS)}:chat@many", tokens=500, length=100)
+    assert "roles" not in data.tokens(tokenizer).facts["parts"][0]
+    for ask in (data.roles, data.kinds):
+        with pytest.raises(DataError) as caught:
+            ask(tokenizer)
+        assert caught.value.subject == type(tokenizer).__name__
+
+
+def test_windows_that_end_within_reasoning_are_counted() -> None:
+    tokenizer = FAMILIES["qwen3"].tokenizer()
+    thoughts = as_source([reasoning_in_turns(Speaker(random.Random(i))) for i in range(30)])
+    data = CalibrationSet(f"{thoughts}:chat(thinking=keep)@one(bos='none')", samples=20, length=150)
+    batch = data.tokens(tokenizer)
+    wanted = 0
+    for row, ids in zip(batch.rows, batch.ids, strict=True):
+        text = Chat(thinking="keep").render(row, tokenizer).removeprefix(str(tokenizer.bos_token))
+        shown = text.encode()[: len(tokenizer.decode(ids).encode())].decode(errors="ignore")
+        # Armenian is reasoning.
+        last = shown[-1]
+        wanted += last in SCRIPTS["reasoning"] and len(shown) < len(text)
+    assert batch.facts["parts"][0]["cut_reasoning"] == wanted
+    assert 0 < wanted < 20
+
+
 def test_a_template_that_refuses_everything_says_why() -> None:
     tokenizer = FAMILIES["qwen2"].tokenizer()
     tokenizer.chat_template = "{{ raise_exception('nobody may speak') }}"

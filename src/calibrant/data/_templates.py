@@ -116,8 +116,7 @@ def templated(
 
 
 def begins_with(tokenizer: PreTrainedTokenizerBase, start: str) -> bool:
-    """Return whether what the tokenizer's template writes begins with this text, as far as it takes
-    one of a few made-up conversations.
+    """Return whether what the tokenizer's template writes begins with its start token, `start`.
 
     Raises `DataError` if it goes on without end.
     """
@@ -128,7 +127,9 @@ def begins_with(tokenizer: PreTrainedTokenizerBase, start: str) -> bool:
         except RefusedError:
             continue
         return text.startswith(start)
-    return False
+    # It may refuse all that is made up, and take what is meant for it.
+    template = str(tokenizer.chat_template)
+    return "bos_token" in template or start in template
 
 
 def _line(error: Exception) -> str:

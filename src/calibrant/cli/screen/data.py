@@ -207,7 +207,7 @@ def _conversations(found: Mapping[str, Any]) -> Iterator[Any]:
     held = [f"{name} in {found[name]:,}" for name in ("tools", "calls", "reasoning") if found[name]]
     facts["conversations"] = "; ".join([f"{found['count']:,}", *held])
     turns = " ≤ ".join(f"{count:,}" for count in found["turns"])
-    facts["messages"] = f"{turns} a conversation (least, quarters, most)"
+    facts["turns"] = f"{turns} (least, quarters, most)"
     yield from labelled(facts)
     if found["roles"]:
         table = table_of("role", *found["roles"])

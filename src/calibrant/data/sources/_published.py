@@ -76,7 +76,7 @@ def read_split(hub: HubDataset, split: Split, make: Make, lacking: str = "a labe
     return SplitRows(rows, origin, joined(_mirror_note(split, origin, len(made)), left_out))
 
 
-def divided(hub: HubDataset, folder: str, make: Make, lacking: str) -> SourceRows:
+def one_split(hub: HubDataset, folder: str, make: Make, lacking: str) -> SourceRows:
     """Return the train split, which is all there is or all that is read, divided by hash; `folder`
     is where a mirror keeps it. Records without what is `lacking` are left out and counted.
     """

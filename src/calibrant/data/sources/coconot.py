@@ -5,7 +5,7 @@ from typing import Any, Final
 
 from calibrant.data._base import Row, SourceRows, StoredSource
 from calibrant.data.hub import HubDataset
-from calibrant.data.sources._published import answered, divided
+from calibrant.data.sources._published import answered, one_split
 
 HUB: Final = HubDataset("allenai/coconot", "original")
 UNSAFE: Final = "Requests with safety concerns"
@@ -31,7 +31,7 @@ class CoCoNot(StoredSource):
     fields = ("question", "answer")
 
     def read(self) -> SourceRows:
-        return divided(HUB, "coconot", refusal, "a safety concern and an answer")
+        return one_split(HUB, "coconot", refusal, "a safety concern and an answer")
 
 
 def refusal(record: dict[str, Any]) -> Row | None:

@@ -7,7 +7,7 @@ from calibrant.data._base import Row, SourceRows, StoredSource
 from calibrant.data._columns import Columns
 from calibrant.data._rows import values_of
 from calibrant.data.hub import HubDataset
-from calibrant.data.sources._published import divided
+from calibrant.data.sources._published import one_split
 
 HUB: Final = HubDataset("NousResearch/hermes-function-calling-v1", "func_calling")
 COLUMNS: Final = Columns({"turns": "conversations"})
@@ -35,7 +35,7 @@ class HermesTools(StoredSource):
     fields = ("question", "answer", "turns", "tools")
 
     def read(self) -> SourceRows:
-        return divided(HUB, "hermes_tools", conversation, "functions and calls that can be read")
+        return one_split(HUB, "hermes_tools", conversation, "functions and calls that can be read")
 
 
 def conversation(record: dict[str, Any]) -> Row | None:

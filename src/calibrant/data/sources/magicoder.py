@@ -5,7 +5,7 @@ from typing import Any, Final
 
 from calibrant.data._base import Row, SourceRows, StoredSource
 from calibrant.data.hub import HubDataset
-from calibrant.data.sources._published import answered, divided
+from calibrant.data.sources._published import answered, one_split
 
 HUB: Final = HubDataset("ise-uiuc/Magicoder-Evol-Instruct-110K", first=20_000)
 
@@ -15,7 +15,7 @@ class Magicoder(StoredSource):
     """Wei et al. 2023 (arXiv:2312.02120): requests that were made harder step by step, and answers
     with programs in many languages, both written by a model.
 
-    It stands for a model that writes code on request. The first 20,000 of 111,183 records, divided
+    It stands for a model that writes code on request. The first 20,000 of 111,183 records, one_split
     by hash. Its makers took out what shares words with HumanEval and MBPP; tasks of those that are
     told in other words may have stayed. The hub has the fields instruction and response:
     `Row(question=instruction, answer=response)`.
@@ -30,7 +30,7 @@ class Magicoder(StoredSource):
     fields = ("question", "answer")
 
     def read(self) -> SourceRows:
-        return divided(HUB, "magicoder", request, "an answer")
+        return one_split(HUB, "magicoder", request, "an answer")
 
 
 def request(record: dict[str, Any]) -> Row | None:

@@ -7,7 +7,7 @@ from calibrant.data._base import Row, SourceRows, StoredSource
 from calibrant.data._messages import Message
 from calibrant.data.hub import HubDataset
 from calibrant.data.sources._corpus import text_field
-from calibrant.data.sources._published import answered, divided
+from calibrant.data.sources._published import answered, one_split
 
 HUB: Final = HubDataset("simplescaling/s1K-1.1")
 
@@ -33,7 +33,7 @@ class S1K(StoredSource):
     fields = ("question", "answer", "turns")
 
     def read(self) -> SourceRows:
-        return divided(HUB, "s1k", trace, "reasoning and an answer")
+        return one_split(HUB, "s1k", trace, "reasoning and an answer")
 
 
 def trace(record: dict[str, Any]) -> Row | None:
