@@ -15,7 +15,7 @@ class Magicoder(StoredSource):
     """Wei et al. 2023 (arXiv:2312.02120): requests that were made harder step by step, and answers
     with programs in many languages, both written by a model.
 
-    It stands for a model that writes code on request. The first 20,000 of 111,183 records, one_split
+    It stands for a model that writes code on request. The first 20,000 of 111,183 records, divided
     by hash. Its makers took out what shares words with HumanEval and MBPP; tasks of those that are
     told in other words may have stayed. The hub has the fields instruction and response:
     `Row(question=instruction, answer=response)`.
