@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from calibrant.data import ROLES, CalibrationSet, as_source
-from calibrant.data.inspect import inspect, inspect_tokens
+from calibrant.data.inspect import inspect_tokens
 
 from tests.data.chat_templates import FAMILIES
 from tests.data.conversations import SCRIPTS, conversations
@@ -35,7 +35,6 @@ def test_what_conversations_hold_is_counted(family: str) -> None:
     assert found["turns"] == [lengths[int(share * 39)] for share in (0, 0.25, 0.5, 0.75, 1)]
     for name, role in (("tools", "tools"), ("calls", "call"), ("reasoning", "reasoning")):
         assert found[name] == sum(has(conversation, role) for conversation in CONVERSATIONS)
-    # In a tokenizer of bytes a share of tokens is one of bytes.
     counts = Counter(ROLES[role] for role in data.roles(tokenizer)[data.tokens(tokenizer).mask])
     assert found["roles"] == {role: counts[role] / counts.total() for role in ROLES if counts[role]}
     assert sum(found["roles"].values()) == pytest.approx(1)
@@ -57,15 +56,15 @@ def test_advice_on_reasoning_keeps_its_word() -> None:
 
 def test_advice_on_windows_that_cut_reasoning_keeps_its_word() -> None:
     tokenizer = FAMILIES["qwen3"].tokenizer()
-    thoughtful = [talk for talk in CONVERSATIONS if has(talk, "reasoning")] * 3
-    for number, talk in enumerate(thoughtful):
+    thoughtful: list[dict[str, Any]] = []
+    for number in range(40):
         question = {"role": "user", "content": f"{number}"}
-        thoughtful[number] = {**talk, "messages": [question, *talk["messages"][1:]]}
+        answer = {"role": "assistant", "content": "да", "reasoning_content": "ա " * 60}
+        thoughtful.append({"messages": [question, answer]})
     expression = f"{as_source(thoughtful)}:chat(thinking=keep)@many(separator='')"
     inspection = inspect_tokens(CalibrationSet(expression, samples=12, length=200), tokenizer)
     part = inspection.parts[0]
-    if not part["conversations"]["cut_reasoning"]:
-        pytest.fail("no window ends within reasoning")
+    assert part["conversations"]["cut_reasoning"] > 2
     (said,) = [sentence for sentence in inspection.verdict if "end within reasoning" in sentence]
     assert part["conversations"]["uncut"] in said
     length = int(said.rsplit(" ", 1)[1])
@@ -91,10 +90,9 @@ def test_a_template_without_words_for_functions_is_named() -> None:
 
 
 def test_a_set_without_conversations_says_nothing_of_them() -> None:
-    inspection = inspect("python_docs", samples=2, length=64)
-    (part,) = inspection.parts
-    assert part["conversations"] is None
-    mixed = inspect(f"0.5*python_docs + 0.5*{as_source(CONVERSATIONS)}:chat", samples=4, length=64)
-    assert [bool(part["conversations"]) for part in mixed.parts] == [False, True]
-    told = mixed.to_json()["parts"][1]["conversations"]
-    assert sum(told["roles"].values()) == pytest.approx(1)
+    data = f"0.5*python_docs + 0.5*{as_source(CONVERSATIONS)}:chat"
+    tokenizer = FAMILIES["qwen2"].tokenizer()
+    mixed = inspect_tokens(CalibrationSet(data, samples=4, length=64), tokenizer)
+    plain, told = mixed.to_json()["parts"]
+    assert plain["conversations"] is None
+    assert sum(told["conversations"]["roles"].values()) == pytest.approx(1)
