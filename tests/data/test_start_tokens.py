@@ -132,11 +132,13 @@ def test_a_template_that_wants_a_system_prompt_refuses_rows_and_not_the_set(
     jsonl: Callable[..., Path], letters: PreTrainedTokenizerBase, monkeypatch
 ):
     monkeypatch.setattr(letters, "chat_template", SYSTEM_FIRST.strip() + BEGINS)
-    asked = {"role": "user", "content": "What is it?"}
-    told = {"role": "assistant", "content": "It is that."}
-    talks = [{"messages": [asked, {**told, "content": f"It is {i}."}]} for i in range(20)]
     system = {"role": "system", "content": "Be brief."}
-    talks += [{"messages": [system, {**asked, "content": f"Is it {i}?"}, told]} for i in range(40)]
+    told = {"role": "assistant", "content": "It is that."}
+    talks: list[dict[str, list[dict[str, str]]]] = []
+    for number in range(60):
+        asked = {"role": "user", "content": f"Is it {number}?"}
+        messages = [system, asked, told]
+        talks.append({"messages": messages[number % 3 == 0 :]})
     path = jsonl(talks)
     batch = CalibrationSet(f"{path}:chat@one", samples=12, length=96).tokens(letters)
     assert sum(batch.facts["parts"][0]["refused"].values()) > 0

@@ -11,7 +11,6 @@ from calibrant.data._base import Row, SourceRows, divide, joined, train_and_test
 from calibrant.data.hub import HubDataset, records
 from calibrant.data.sources._corpus import text_field
 from calibrant.errors import DataError
-from calibrant.numerics import counted
 
 Make = Callable[[dict[str, Any]], Row | None]
 """A record as a row; none if it lacks what makes it one, usually its label."""
@@ -109,7 +108,8 @@ def _left_out(count: int, origin: str, lacking: str) -> str:
     """Return the note on records that were left out; nothing if none was."""
     if not count:
         return ""
-    return f"{counted(count, 'record')} of {origin} without {lacking} left out"
+    noun = "record" if count == 1 else "records"
+    return f"{count:,} {noun} of {origin} without {lacking} left out"
 
 
 def _mirror_note(split: Split, origin: str, number: int) -> str:
