@@ -137,8 +137,10 @@ def test_a_template_that_wants_a_system_prompt_refuses_rows_and_not_the_set(
     talks: list[dict[str, list[dict[str, str]]]] = []
     for number in range(60):
         asked = {"role": "user", "content": f"Is it {number}?"}
-        messages = [system, asked, told]
-        talks.append({"messages": messages[number % 3 == 0 :]})
+        messages = [asked, told]
+        if number % 3:
+            messages.insert(0, system)
+        talks.append({"messages": messages})
     path = jsonl(talks)
     batch = CalibrationSet(f"{path}:chat@one", samples=12, length=96).tokens(letters)
     assert sum(batch.facts["parts"][0]["refused"].values()) > 0
