@@ -17,8 +17,8 @@ class S1K(StoredSource):
     """Muennighoff et al. 2025 (arXiv:2501.19393): 1,000 questions, most of mathematics, with
     DeepSeek-R1's reasoning and answers (s1K-1.1).
 
-    It stands for a model that reasons before it answers. Reasoning is long, several thousand tokens
-    a row, so give windows that hold it: `s1k:chat(thinking=keep)@whole` with `--length 8192`. One
+    It stands for a model that reasons before it answers. Reasoning is long, some 30,000 letters a
+    row, so give windows that hold it: `s1k:chat(thinking=keep)@whole` with `--length 16384`. One
     split, divided by hash. The hub has the fields question, solution, deepseek_thinking_trajectory,
     deepseek_attempt, and those of Gemini, which aren't used. `Row(question=…, answer=…, turns=
     (Message("user", …), Message("assistant", …, reasoning=…)))`.
