@@ -13,10 +13,13 @@ import numpy as np
 import pytest
 import torch
 
+from calibrant.data import CalibrationSet, as_source
 from calibrant.evaluators import evaluate
-from calibrant.models import located, open_model, view
+from calibrant.models import located, open_model, open_tokenizer, view
 from calibrant.models.gguf_decoding import decoded
 from calibrant.spec.named import NAMED
+
+from tests.data.conversations import Conversation, conversations
 
 pytestmark = pytest.mark.big
 
@@ -56,6 +59,29 @@ def test_each_kind_of_its_tensors_is_decoded_as_gguf_does_it(name: str) -> None:
         expected = gguf.dequantize(np.array(tensor.data), kind)
         found = decoded(path, tensor, torch.bfloat16)
         assert torch.equal(found, torch.from_numpy(expected).to(torch.bfloat16))
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_its_conversations_are_those_of_its_own_template(name: str) -> None:
+    tokenizer, _ = open_tokenizer(name)
+    spoken = conversations(60)
+    wanted: dict[str, Conversation] = {}
+    for conversation in spoken:
+        (row,) = as_source([conversation]).rows("calibrate")
+        wanted[row.key] = conversation
+    data = CalibrationSet(f"{as_source(spoken)}:chat@one(bos='none')", samples=60, length=4096)
+    batch = data.tokens(tokenizer)
+    assert {row.key for row in batch.rows} == wanted.keys()
+    assert any(row.tools for row in batch.rows)
+    for row, ids, mask in zip(batch.rows, batch.ids, batch.mask, strict=True):
+        conversation = wanted[row.key]
+        encoded = tokenizer.apply_chat_template(
+            conversation["messages"], tools=conversation.get("tools"), return_dict=True
+        )
+        assert ids[mask].tolist() == encoded["input_ids"]
+    (facts,) = batch.facts["parts"]
+    assert facts["unclear"] == 0
+    assert not facts["refused"]
 
 
 ONE_RUN: Final = """

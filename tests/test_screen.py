@@ -208,6 +208,7 @@ PART |= {
     "digest": "sha256:1",
 }
 PART |= {
+    "conversations": None,
     "duplicates_dropped": 2,
     "overlapping_dropped": 1,
     "special_texts": {},
@@ -337,6 +338,37 @@ def test_a_set_shows_its_numbers_and_what_is_out_of_order():
         "for research only",
     ):
         assert told in said
+
+
+def test_conversations_show_what_is_lost_of_them_and_whose_the_tokens_are():
+    found = {
+        "count": 40,
+        "turns": [2, 2, 4, 6, 8],
+        "tools": 12,
+        "calls": 0,
+        "reasoning": 34,
+        "left_out": {"reasoning": 31, "call": 2},
+        "unclear": 1,
+        "cut_reasoning": 3,
+        "roles": {"template": 0.25, "answer": 0.75},
+    }
+    said = inspected({"conversations": found})
+    for told in (
+        "reasoning of 31, call of 2",
+        "who says what in 1",
+        "the end of 3 windows",
+        "40; tools in 12; reasoning in 34",
+        "2 ≤ 2 ≤ 4 ≤ 6 ≤ 8",
+        "25.0%",
+        "75.0%",
+    ):
+        assert told in said
+    assert said.index("not written") < said.index("conversations")
+    sound = {**found, "left_out": {}, "unclear": 0, "cut_reasoning": 0, "roles": {}}
+    said = inspected({"conversations": sound})
+    for absent in ("not written", "unclear", "cut reasoning", "of the tokens"):
+        assert absent not in said
+    assert "turns" not in inspected()
 
 
 OF = {

@@ -268,6 +268,40 @@ def test_roles_stand_where_the_tokens_do() -> None:
     assert set(found.tolist()) == {ROLES.index("answer")}
 
 
+def test_a_tokenizer_that_does_not_tell_where_its_tokens_stand_is_named(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tokenizer = FAMILIES["qwen2"].tokenizer()
+    monkeypatch.setattr(type(tokenizer), "is_fast", False)
+    data = CalibrationSet(f"{as_source(CONVERSATIONS)}:chat@many", tokens=500, length=100)
+    assert "roles" not in data.tokens(tokenizer).facts["parts"][0]
+    for ask in (data.roles, data.kinds):
+        with pytest.raises(DataError) as caught:
+            ask(tokenizer)
+        assert caught.value.subject == type(tokenizer).__name__
+
+
+def test_windows_that_end_within_reasoning_are_counted() -> None:
+    tokenizer = FAMILIES["qwen3"].tokenizer()
+    thoughts = [
+        [
+            {"role": "user", "content": f"{number}"},
+            {"role": "assistant", "content": "да" * 20, "reasoning_content": "ա" * number},
+        ]
+        for number in range(1, 100)
+    ]
+    data = CalibrationSet(f"{as_source(thoughts)}:chat@one(bos='none')", samples=60, length=150)
+    batch = data.tokens(tokenizer)
+    wanted = 0
+    for row, mask in zip(batch.rows, batch.mask, strict=True):
+        text = Chat().render(row, tokenizer).removeprefix(str(tokenizer.bos_token))
+        offsets = tokenizer(text, return_offsets_mapping=True)["offset_mapping"]
+        begin, _ = offsets[int(mask.sum()) - 1]
+        wanted += text[begin] == "ա"
+    assert batch.facts["parts"][0]["cut_reasoning"] == wanted
+    assert 5 < wanted < 60
+
+
 def test_a_template_that_refuses_everything_says_why() -> None:
     tokenizer = FAMILIES["qwen2"].tokenizer()
     tokenizer.chat_template = "{{ raise_exception('nobody may speak') }}"

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from calibrant.data import FunctionCall, Message, Row, as_source
+from calibrant.data._conversations import read_calls
 from calibrant.data.objects import record
 from calibrant.data.user_file import UserFile
 from calibrant.errors import DataError
@@ -74,6 +75,15 @@ FORMS: dict[str, dict[str, Any]] = {
             {"from": "gpt", "value": "It has 20 degrees."},
         ],
     },
+    "Hermes in Python's notation": {
+        "conversations": [
+            {"from": "system", "value": f"<tools>\n{[TOOL]}\n</tools>"},
+            {"from": "human", "value": "How warm is Jena?"},
+            {"from": "gpt", "value": f"<tool_call>\n{CALL}\n</tool_call>\n"},
+            {"from": "tool", "value": '<tool_response>\n{"warm": 20}\n</tool_response>\n'},
+            {"from": "gpt", "value": "It has 20 degrees."},
+        ],
+    },
 }
 
 
@@ -92,6 +102,27 @@ def test_each_form_is_read_as_the_same_conversation(form: str, tmp_path: Path) -
         assert [json.loads(tool) for tool in row.tools] == [TOOL]
         assert row.question == "How warm is Jena?"
         assert json.loads(row.answer or "") == [CALL]
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        "weather(town='Jena')",
+        "{'name': 'weather', 'arguments': {'town': b'Jena'}}",
+        "{'name': 'weather', 'arguments': {('a', 'b'): 1}}",
+        "{'name': 'weather', 'arguments': {{}: 1}}",
+        "[" * 50_000,
+        "-" * 50_000 + "1",
+        "1" + "+1" * 50_000,
+        "{'name': 'weather', 'arguments': {'town': '" + "a" * 300_000 + "'}}",
+        "\x00",
+        "\ud800",
+    ],
+    ids=lambda text: text[:20],
+)
+def test_what_is_no_call_in_any_notation_is_none(written: str) -> None:
+    with pytest.raises(ValueError, match=r"calls such as|surrogates|what JSON has"):
+        read_calls(written)
 
 
 def test_columns_for_function_calling_are_a_conversation() -> None:

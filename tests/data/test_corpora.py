@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from datasets import config
 
-from calibrant.data import PARTS, Message, Row, parse_source, sources
+from calibrant.data import PARTS, FunctionCall, Message, Row, Source, parse_source, sources
 from calibrant.errors import DataError
 from calibrant.spec import canonical
 from calibrant.testing.sources import check_source
@@ -39,6 +39,11 @@ OURS = [
     "mc4",
     "ultrachat",
     "open_platypus",
+    "hermes_tools",
+    "s1k",
+    "magicoder",
+    "aya",
+    "coconot",
 ]
 MIRRORED = ["c4", "pile", "redpajama", "dolma", "wikipedia", "flores", "xquad"]
 
@@ -454,6 +459,168 @@ def test_open_platypus_from_the_hub(publish: Publish):
         "What is missing?": "Nothing.",
     }
     assert (source.default, source.shown) == ("chat", False)
+
+
+def rows_of(source: Source) -> dict[str | None, Row]:
+    return {row.question: row for part in PARTS for row in source.rows(part)}
+
+
+def clock(number: int, call: str, functions: str) -> Record:
+    """A record of Hermes' function calling."""
+    return {
+        "id": f"{number}",
+        "conversations": [
+            {"from": "system", "value": f"You call functions.\n<tools>\n{functions}\n</tools>\n"},
+            {"from": "human", "value": f"What time is it in town {number}?"},
+            {"from": "gpt", "value": f"<tool_call>\n{call}\n</tool_call>\n"},
+            {"from": "tool", "value": '<tool_response>\n{"hour": 7}\n</tool_response>\n'},
+            {"from": "gpt", "value": "It is seven.\n"},
+        ],
+        "category": "Time",
+        "subcategory": "Clocks",
+        "task": "Ask",
+    }
+
+
+def test_hermes_tools_from_the_hub(publish: Publish):
+    function = {"name": "clock", "description": "The hour.", "parameters": {"type": "object"}}
+    tool = {"type": "function", "function": function}
+    call = {"arguments": {"town": "Jena", "exact": True}, "name": "clock"}
+    records = [
+        clock(0, str(call), str([tool])),
+        clock(1, json.dumps(call), json.dumps([tool])),
+        clock(2, "clock(town='Jena')", str([tool])),
+        clock(3, str(call), "clock: tells the hour"),
+    ]
+    records += [clock(number, str(call), str([tool])) for number in range(4, 44)]
+    files = {"func-calling.json": records, "json-mode.json": records[:1]}
+    publish(
+        "hermes_tools",
+        files,
+        configs={
+            "json_mode": {"train": "json-mode.json"},
+            "func_calling": {"train": "func-calling.json"},
+        },
+    )
+    source = parse_source("hermes_tools")
+    found = rows_of(source)
+    assert len(found) == 42
+    assert "2 records of" in source.part("measure").note
+    for number in (0, 1):
+        row = found[f"What time is it in town {number}?"]
+        assert [json.loads(text) for text in row.tools] == [tool]
+        assert [turn.role for turn in row.turns] == ["user", "assistant", "tool", "assistant"]
+        (called,) = row.turns[1].calls
+        assert called.name == "clock"
+        assert json.loads(called.arguments) == call["arguments"]
+        assert row.turns[1].content is None
+        assert row.turns[2].content == '{"hour": 7}'
+        assert json.loads(row.answer or "") == [{"name": "clock", "arguments": call["arguments"]}]
+    assert isinstance(found["What time is it in town 0?"].turns[1].calls[0], FunctionCall)
+
+
+def test_s1k_from_the_hub(publish: Publish):
+    records = [
+        {
+            "question": f"What is {number} and 1? ",
+            "solution": f"{number + 1}",
+            "deepseek_thinking_trajectory": f"One more than {number}.\n",
+            "deepseek_attempt": f"\\boxed{{{number + 1}}}",
+        }
+        for number in range(40)
+    ]
+    records.append({**records[0], "question": "Why?", "deepseek_thinking_trajectory": " "})
+    publish("s1k", {"data/train-00000-of-00001.parquet": records})
+    source = parse_source("s1k")
+    found = rows_of(source)
+    assert found.keys() == {f"What is {number} and 1?" for number in range(40)}
+    assert found["What is 3 and 1?"].turns == (
+        Message("user", "What is 3 and 1?"),
+        Message("assistant", "\\boxed{4}", reasoning="One more than 3."),
+    )
+    assert "1 record of" in source.part("measure").note
+
+
+def test_magicoder_from_the_hub(publish: Publish):
+    records = [
+        {"instruction": f"Write {number}. ", "response": f"print({number})"} for number in range(60)
+    ]
+    publish("magicoder", {"data-evol_instruct-decontaminated.jsonl": records}, first=40)
+    source = parse_source("magicoder")
+    found = {question: row.answer for question, row in rows_of(source).items()}
+    assert found == {f"Write {number}.": f"print({number})" for number in range(40)}
+    assert source.part("measure").origin.endswith("first 40 records")
+
+
+def test_coconot_from_the_hub(publish: Publish):
+    unsafe = "Requests with safety concerns"
+    records = [
+        {"id": "a", "category": unsafe, "prompt": f"Harm {number}!", "response": "I won't."}
+        for number in range(40)
+    ]
+    records += [
+        {**records[0], "prompt": "Unanswered", "response": ""},
+        {**records[0], "category": "Incomplete requests", "prompt": "Fix it"},
+    ]
+    train = "original/train-00000-of-00001.parquet"
+    publish("coconot", {train: records}, configs={"original": {"train": train}})
+    source = parse_source("coconot")
+    found = {question: row.answer for question, row in rows_of(source).items()}
+    assert found == {f"Harm {number}!": "I won't." for number in range(40)}
+    assert "2 records of" in source.part("measure").note
+
+
+def test_aya_from_the_hub(publish: Publish):
+    records = [
+        {"inputs": f"Frage {number}?", "targets": "Ja.", "language_code": "deu"}
+        for number in range(30)
+    ]
+    records += [
+        {"inputs": f"Question {number}?", "targets": "Yes.", "language_code": "eng"}
+        for number in range(30)
+    ]
+    test = [{"inputs": "Measured elsewhere?", "targets": "Yes.", "language_code": "eng"}]
+    publish(
+        "aya",
+        {
+            "data/train-00000-of-00001.parquet": records,
+            "data/test-00000-of-00001.parquet": test,
+        },
+    )
+    german = {f"Frage {number}?" for number in range(30)}
+    assert rows_of(parse_source("aya(language=de)")).keys() == german
+    assert rows_of(parse_source("aya")).keys() == german | {f"Question {i}?" for i in range(30)}
+    assert parse_source("aya(language=de)") == parse_source("aya(language=deu)")
+    for language in ("xyz", "german"):
+        with pytest.raises(DataError) as caught:
+            parse_source(f"aya(language={language})").rows("measure")
+        assert caught.value.subject == "language"
+
+
+@pytest.mark.parametrize("name", ["hermes_tools", "s1k", "magicoder", "aya", "coconot"])
+@pytest.mark.parametrize("record", [{"body": "x"}, {"conversations": 3, "language_code": None}])
+def test_another_data_set_in_the_place_of_conversations_is_named(
+    jsonl: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    name: str,
+    record: Record,
+):
+    monkeypatch.setenv("CALIBRANT_DATA", str(tmp_path))
+    jsonl([record], f"{name}/train.jsonl")
+    with pytest.raises(DataError) as caught:
+        sources.build(name).rows("calibrate")
+    assert name in str(caught.value)
+
+
+def test_half_a_character_in_a_record_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setenv("CALIBRANT_DATA", str(tmp_path))
+    (tmp_path / "magicoder").mkdir()
+    line = '{"instruction": "a\\ud800", "response": "b"}'
+    (tmp_path / "magicoder" / "train.jsonl").write_text(line)
+    with pytest.raises(DataError) as caught:
+        sources.build("magicoder").rows("calibrate")
+    assert "half surrogates" in str(caught.value)
 
 
 @pytest.mark.parametrize("name", [*OURS, "gsm8k"])

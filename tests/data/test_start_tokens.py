@@ -102,6 +102,53 @@ def test_a_chat_has_exactly_one_start_token(
         assert heads.count(BOS) == wanted * len(heads)
 
 
+DEMANDING = """\
+{% if messages[0].content in ("a", "b") %}{{ raise_exception("too short") }}{% endif %}
+"""
+
+
+@pytest.mark.parametrize("template", [BEGINS, PLAIN])
+def test_a_template_that_refuses_short_messages_takes_others(
+    pairs: Path, template: str, letters: PreTrainedTokenizerBase, monkeypatch
+):
+    monkeypatch.setattr(letters, "chat_template", DEMANDING.strip() + template)
+    data = CalibrationSet(f"{pairs}:chat@one(bos='none')", samples=3, length=48)
+    batch = data.tokens(letters)
+    texts = [letters.decode(row, skip_special_tokens=False) for row in rows(batch)]
+    assert all("[user]" in text for text in texts)
+    (facts,) = batch.facts["parts"]
+    assert facts["rows"] == 3
+    assert not any(text.startswith("<s>") for text in texts)
+    batch = CalibrationSet(f"{pairs}:chat@one", samples=3, length=48).tokens(letters)
+    assert [row.count(BOS) for row in rows(batch)] == [int(template == BEGINS)] * 3
+
+
+SYSTEM_FIRST = """\
+{% if messages[0].role != "system" %}{{ raise_exception("no system prompt") }}{% endif %}
+"""
+
+
+def test_a_template_that_wants_a_system_prompt_refuses_rows_and_not_the_set(
+    jsonl: Callable[..., Path], letters: PreTrainedTokenizerBase, monkeypatch
+):
+    monkeypatch.setattr(letters, "chat_template", SYSTEM_FIRST.strip() + BEGINS)
+    system = {"role": "system", "content": "Be brief."}
+    told = {"role": "assistant", "content": "It is that."}
+    talks: list[dict[str, list[dict[str, str]]]] = []
+    for number in range(60):
+        asked = {"role": "user", "content": f"Is it {number}?"}
+        messages = [asked, told]
+        if number % 3:
+            messages.insert(0, system)
+        talks.append({"messages": messages})
+    path = jsonl(talks)
+    batch = CalibrationSet(f"{path}:chat@one", samples=12, length=96).tokens(letters)
+    assert sum(batch.facts["parts"][0]["refused"].values()) > 0
+    for row in rows(batch):
+        assert row[:1] == [BOS]
+        assert row.count(BOS) == 1
+
+
 def test_kinds_say_what_each_token_is(jsonl: Callable[..., Path], started: PreTrainedTokenizerBase):
     path = jsonl({"question": f"{i}+{i}?", "answer": f"{2 * i}"} for i in range(40))
     chosen = CalibrationSet(f"{path}:qa@many(separator='--')", samples=2, length=48)

@@ -32,6 +32,22 @@ PART: dict[str, Any] = {
     "weight": 1.0,
     "empty": 0,
     "special_texts": {},
+    "refused": {},
+    "conversations": None,
+}
+CONVERSATIONS: dict[str, Any] = {
+    "count": 40,
+    "turns": [2, 2, 4, 6, 8],
+    "tools": 12,
+    "calls": 10,
+    "reasoning": 34,
+    "left_out": {},
+    "unclear": 0,
+    "cut_reasoning": 0,
+    "roles": {"template": 0.25, "answer": 0.75},
+    "with_reasoning": "svamp:chat(thinking='keep')",
+    "without_tools": "svamp:chat(tools=none)",
+    "uncut": "svamp:chat@whole",
 }
 SOUND: dict[str, Any] = {
     "budget": {"flag": "--tokens", "amount": 8192},
@@ -115,6 +131,10 @@ def leaks(number: int) -> Change:
 
 def halves(number: int) -> Change:
     return lambda facts: facts["overlap_checks"][0].update(half=number, given_away=2)
+
+
+def chat(**changes: Any) -> Change:
+    return part(conversations={**CONVERSATIONS, **changes})
 
 
 OWN = part(own=True, source="mine.jsonl")

@@ -6,7 +6,7 @@ import pytest
 
 from calibrant.data.inspect.verdict import verdict
 
-from tests.inspect.sound import LEGACY, Change, both, found, leaks, part, whole
+from tests.inspect.sound import LEGACY, Change, both, chat, found, leaks, part, whole
 
 CONTROL = part(kind="control")
 SILENT: dict[str, Change] = {
@@ -32,6 +32,10 @@ SILENT: dict[str, Change] = {
     "a few near-duplicates": whole(near_duplicates={"examined": 1000, "rows": 50, "pairs": []}),
     "no rows to compare": whole(near_duplicates={"examined": 0, "rows": 0, "pairs": []}),
     "a tokenizer of bytes": whole(vocabulary={"size": 259, "even": 12.0}),
+    "conversations of which nothing is lost": chat(),
+    "the end of one window in reasoning": both(
+        chat(cut_reasoning=1), part(windows=40, truncated=1, fills=False)
+    ),
     "words in common are no leak": lambda facts: facts["overlap_checks"][0].update(slight=50),
 }
 

@@ -15,6 +15,7 @@ from tests.inspect.sound import (
     OWN,
     Change,
     both,
+    chat,
     energy,
     experts,
     found,
@@ -26,6 +27,38 @@ from tests.inspect.sound import (
 )
 
 SPOKEN: list[tuple[str, Change, str]] = [
+    (
+        "reasoning that is left out",
+        chat(left_out={"reasoning": 34}),
+        "leaves out reasoning of 34 of 40 conversations of svamp:icl: svamp:chat(thinking='keep')",
+    ),
+    (
+        "calls that are left out",
+        chat(left_out={"call": 10, "tools": 12}),
+        "functions, calls or their results of 12 of 40 …: use svamp:chat(tools=none)",
+    ),
+    (
+        "words that are left out",
+        chat(left_out={"system": 5}),
+        "(system) in 5 of 40 conversations of svamp:icl: use another source",
+    ),
+    (
+        "refused conversations",
+        both(chat(), part(refused={"no system prompt": 1, "one call at a time": 11}), OWN),
+        "doesn't take 12 conversations of svamp:icl (one call at a time): remove such rows from "
+        "mine.jsonl, or try svamp:chat(tools=none)",
+    ),
+    (
+        "unclear conversations",
+        chat(unclear=3),
+        "writes 3 of 40 conversations of svamp:icl otherwise …: read the windows",
+    ),
+    (
+        "cut reasoning",
+        both(chat(cut_reasoning=2), part(truncated=4, fills=False)),
+        "50% of the windows of svamp:icl end within reasoning, …: use svamp:chat@whole with "
+        "--length 200",
+    ),
     (
         "draws",
         whole(disjoint_draws=3, enough=4900),
@@ -80,6 +113,11 @@ SPOKEN: list[tuple[str, Change, str]] = [
         "50% of the windows of svamp:icl …: raise --length to 200, or use svamp:icl",
     ),
     (
+        "cut rows",
+        both(chat(), part(fills=False, packing="whole", truncated=2)),
+        "50% of the windows of svamp:icl …: raise --length to 200",
+    ),
+    (
         "repeated windows",
         whole(repeated_windows=3),
         "3 windows repeat an earlier one word for word: use another source",
@@ -128,7 +166,7 @@ SPOKEN: list[tuple[str, Change, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("name", "change", "telling"), SPOKEN, ids=[name for name, _, _ in SPOKEN])
+@pytest.mark.parametrize(("name", "change", "telling"), SPOKEN)
 def test_a_rule_says_what_is_wrong_and_what_to_type(
     name: str, change: Change, telling: str
 ) -> None:

@@ -2,8 +2,10 @@
 sets for function calling.
 """
 
+import ast
 import json
 import re
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
@@ -45,6 +47,10 @@ _MEDIA: Final[Mapping[str, str]] = {
 _LISTED: Final = re.compile(r"<tools>(.*?)</tools>", re.DOTALL)
 _CALLED: Final = re.compile(r"<tool_call>(.*?)</tool_call>", re.DOTALL)
 _ANSWERED: Final = re.compile(r"\s*<tool_response>(.*)</tool_response>\s*", re.DOTALL)
+_LONGEST_LITERAL: Final = 200_000
+"""Letters of functions or calls in Python's notation: its reader takes some hundred times as much
+memory.
+"""
 
 
 def is_conversation(value: Any) -> bool:
@@ -317,14 +323,33 @@ def _listed(value: Any, form: str) -> list[Any]:
     """Return a list, or that which a text is."""
     if isinstance(value, str):
         try:
-            value = json.loads(value)
-        except (ValueError, RecursionError) as error:
+            value = _value_of(value)
+        except ValueError as error:
             raise ValueError(form) from error
         if isinstance(value, Mapping):
             value = [value]
     if not isinstance(value, list):
         raise ValueError(form)
     return value
+
+
+def _value_of(text: str) -> Any:
+    """Return what a text in JSON says, or one in Python's notation, which sets for function calling
+    have too: `{'name': 'weather'}`. `ValueError` for another.
+    """
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        if len(text) > _LONGEST_LITERAL:
+            raise ValueError("a shorter text") from None
+    try:
+        with warnings.catch_warnings():
+            # Python has a word to say about "\\d", which is no program here.
+            warnings.simplefilter("ignore")
+            # This reads numbers, texts, lists and the like, and runs nothing.
+            return ast.literal_eval(text.strip())
+    except (SyntaxError, TypeError, MemoryError, RecursionError) as error:
+        raise ValueError("JSON") from error
 
 
 def _json(value: Any) -> str:

@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from calibrant.data._base import Format, Row
 from calibrant.data._marks import ROLES
-from calibrant.data._templates import templated
+from calibrant.data._templates import begins_with
 from calibrant.data._written import Stretch, Written, roles_of_tokens
 from calibrant.data.formats.chat import Chat
 from calibrant.data.packings._base import Ids, Packing
@@ -137,8 +137,7 @@ class Encoder(ABC):
     def _template_begins_with_start(self) -> bool:
         if not self.tokenizer.chat_template or self.tokenizer.bos_token is None:
             return False
-        turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-        return templated(self.tokenizer, turns).startswith(str(self.tokenizer.bos_token))
+        return begins_with(self.tokenizer, str(self.tokenizer.bos_token))
 
     @cached_property
     def special(self) -> frozenset[int]:
@@ -199,14 +198,10 @@ class KindEncoder(Encoder):
 
     def _numbers_of_text(self, row: Row, form: Format) -> Ids:
         text = self._text_of(row, form)
-        encoded = self.tokenizer(
-            text, add_special_tokens=False, return_offsets_mapping=True, verbose=False
-        )
+        ids, offsets = _with_offsets(self.tokenizer, text)
         spans = content_spans(text, row)
         kinds: list[int] = []
-        for token, (begin, end) in zip(
-            encoded["input_ids"], encoded["offset_mapping"], strict=True
-        ):
+        for token, (begin, end) in zip(ids, offsets, strict=True):
             if token in self.special:
                 kind = "special"
             # A token may stand across a border: if it is partly the row's own, it is content.
@@ -259,10 +254,8 @@ class RoleEncoder(Encoder):
         result = self.written(row, form)
         text = self._without_start(result.text, form)
         taken = len(result.text) - len(text)
-        encoded = self.tokenizer(
-            text, add_special_tokens=False, return_offsets_mapping=True, verbose=False
-        )
-        offsets = [(begin + taken, end + taken) for begin, end in encoded["offset_mapping"]]
+        _, found = _with_offsets(self.tokenizer, text)
+        offsets = [(begin + taken, end + taken) for begin, end in found]
         # What isn't known to be anyone's is the template's.
         stretches = result.stretches or [Stretch(0, len(result.text), "template")]
         roles = roles_of_tokens(offsets, stretches)
@@ -277,6 +270,23 @@ class RoleEncoder(Encoder):
     @cached_property
     def _ids(self) -> IdEncoder:
         return IdEncoder(self.tokenizer)
+
+
+def _with_offsets(
+    tokenizer: PreTrainedTokenizerBase, text: str
+) -> tuple[list[int], list[tuple[int, int]]]:
+    """Return the ids of a text's tokens, and where in it each begins and ends. `DataError` for a
+    tokenizer that doesn't tell.
+    """
+    if not tokenizer.is_fast:
+        name = type(tokenizer).__name__
+        raise DataError(
+            f"{name} doesn't tell where in a text its tokens stand, so it can't be said what each "
+            "is of; use the model's fast tokenizer (use_fast=True)",
+            subject=name,
+        )
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    return encoded["input_ids"], encoded["offset_mapping"]
 
 
 def _cache_key(row: Row, form: Format) -> tuple[object, ...]:

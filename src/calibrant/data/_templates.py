@@ -49,6 +49,8 @@ _FILTERS_WITH_SIZES: Final = (
 """Filters whose argument may say how long their result is to be."""
 _TRIED: Final = (
     Conversation((Message("user", "a"), Message("assistant", "b"))),
+    Conversation((Message("user", "a"),)),
+    Conversation((Message("system", "a"), Message("user", "b"), Message("assistant", "c"))),
     Conversation(
         (
             Message("system", "a"),
@@ -111,6 +113,23 @@ def templated(
         reason = _line(error)
         message = f"the model's chat template is broken ({reason}); {_BROKEN}"
         raise RefusedError(message, subject=subject, reason=reason) from error
+
+
+def begins_with(tokenizer: PreTrainedTokenizerBase, start: str) -> bool:
+    """Return whether what the tokenizer's template writes begins with its start token, `start`.
+
+    Raises `DataError` if it goes on without end.
+    """
+    for conversation in _TRIED:
+        record = conversation.record()
+        try:
+            text = templated(tokenizer, record["messages"], tools=record.get("tools"))
+        except RefusedError:
+            continue
+        return text.startswith(start)
+    # It may refuse all that is made up, and take what is meant for it.
+    template = str(tokenizer.chat_template)
+    return "bos_token" in template or start in template
 
 
 def _line(error: Exception) -> str:

@@ -23,11 +23,11 @@ from calibrant.data._draw import Deck, PartDraw, Quota, TooFew, draw_part
 from calibrant.data._encoding import KINDS, Encoder, IdEncoder, KindEncoder, RoleEncoder
 from calibrant.data._files import known_suffix
 from calibrant.data._limits import LAST_DRAW, LONGEST_WINDOW, MOST_TOKENS
-from calibrant.data._marks import ROLES
+from calibrant.data._marks import ROLES, Role
 from calibrant.data.expression import Term, term_of, text_of_source, written
 from calibrant.data.formats.chat import Chat, weighs
 from calibrant.data.given import Given, OwnData, as_source
-from calibrant.data.packings._base import PAD, Frame
+from calibrant.data.packings._base import PAD, Frame, Window
 from calibrant.data.packings.one import One
 from calibrant.errors import DataError, InputError
 from calibrant.spec.foreign import LONGEST_TEXT, brief
@@ -391,6 +391,9 @@ class CalibrationSet:
     def roles(self, tokenizer: PreTrainedTokenizerBase) -> Int8[Tensor, "sample position"]:
         """Return what each token of `tokens(tokenizer).ids` is of, as an index into `ROLES`; 0
         where there is none, and for texts that are no conversation.
+
+        Raises `DataError` for conversations where the tokenizer isn't fast: it doesn't tell where
+        in a text its tokens stand.
         """
         if self.mixed:
             return torch.cat([member.roles(tokenizer) for member in self.mixed])
@@ -433,6 +436,7 @@ class CalibrationSet:
             counts = np.bincount(roles[begin:end][mask[begin:end]], minlength=len(ROLES))
             facts |= _chat_facts(part_draw.rows, term.format, encoder)
             facts["roles"] = dict(zip(ROLES, counts.tolist(), strict=True))
+            facts["cut_reasoning"] = _cut_within("reasoning", part_draw.windows)
             if weighs(term.format):
                 weights[begin:end] *= term.format.weights()[roles[begin:end]]
                 if not weights[begin:end].any():
@@ -819,6 +823,15 @@ def _facts(term: Term, part_draw: PartDraw, deck: Deck, weight: float) -> dict[s
         "hub": hub,
         "licence": term.source.licence,
     }
+
+
+def _cut_within(role: Role, windows: Sequence[Window]) -> int:
+    """Return how many windows, of roles in place of ids, cut a text within what is of this role."""
+    count = 0
+    for window in windows:
+        if window.broken and window.ids[-1] == ROLES.index(role):
+            count += 1
+    return count
 
 
 def _chat_facts(rows: Sequence[Row], form: Chat, encoder: RoleEncoder) -> dict[str, Any]:

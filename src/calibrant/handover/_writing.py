@@ -331,7 +331,9 @@ def _not_carried(batch: TokenBatch) -> list[str]:
     most = float(weights.max())
     if least != most:
         notes.append(
-            f"left out: weights of {least:.3f} to {most:.3f}, which say how much each token counts"
+            f"left out: weights of {least:.3f} to {most:.3f}, which say how much each token "
+            "counts; no file has a place for them, so calibrate with the set itself in Calibrant "
+            "where they matter"
         )
     if batch.pads is not None:
         notes.append(f"{int(batch.pads.sum())} of the tokens are pads that count as tokens")

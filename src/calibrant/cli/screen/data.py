@@ -156,7 +156,7 @@ def inspected(result: Mapping[str, Any]) -> Iterator[Any]:
     yield from listed("what to fix", result["verdict"] or ["nothing to fix"])
 
 
-def _part(part: Mapping[str, Any]) -> Iterator[Text]:
+def _part(part: Mapping[str, Any]) -> Iterator[Any]:
     rows = f"{part['rows']:,} rows without end"
     if part["rows_held"] is not None:
         rows = f"{part['rows']:,} of {part['rows_held']:,} rows held"
@@ -183,6 +183,8 @@ def _part(part: Mapping[str, Any]) -> Iterator[Text]:
         lengths = " ≤ ".join(f"{length:,}" for length in part["row_lengths"])
         facts["row lengths"] = f"{lengths} tokens (least, quarters, most)"
     yield from labelled(facts)
+    if part["conversations"]:
+        yield from _conversations(part["conversations"])
     for line in _histogram(part["histogram"]):
         yield Text(f"  {line}")
     if part["unshown"]:
@@ -190,6 +192,27 @@ def _part(part: Mapping[str, Any]) -> Iterator[Text]:
     for number, text in enumerate(part["texts"], 1):
         shown = visible(text).replace("\n", "\n  │ ")
         yield Text(f"  ╷ window {number}\n  │ {shown}", style="dim")
+
+
+def _conversations(found: Mapping[str, Any]) -> Iterator[Any]:
+    """What is lost of conversations, what they hold, and whose the tokens are."""
+    facts: dict[str, str] = {}
+    if found["left_out"]:
+        left_out = [f"{role} of {count:,}" for role, count in found["left_out"].items()]
+        facts["not written"] = f"by the template: {', '.join(left_out)}"
+    if found["unclear"]:
+        facts["unclear"] = f"who says what in {found['unclear']:,}"
+    if found["cut_reasoning"]:
+        facts["cut reasoning"] = f"at the end of {counted(found['cut_reasoning'], 'window')}"
+    held = [f"{name} in {found[name]:,}" for name in ("tools", "calls", "reasoning") if found[name]]
+    facts["conversations"] = "; ".join([f"{found['count']:,}", *held])
+    turns = " ≤ ".join(f"{count:,}" for count in found["turns"])
+    facts["turns"] = f"{turns} (least, quarters, most)"
+    yield from labelled(facts)
+    if found["roles"]:
+        table = table_of("role", *found["roles"])
+        table.add_row("of the tokens", *map(_percent, found["roles"].values()))
+        yield table
 
 
 def _draws(count: int | None) -> str:

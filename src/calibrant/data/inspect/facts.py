@@ -19,6 +19,7 @@ from calibrant.data.calibration import CalibrationSet, TokenBatch
 from calibrant.data.expression import Term
 from calibrant.data.formats import formats
 from calibrant.data.given import OwnData
+from calibrant.data.inspect.conversing import conversation_facts
 from calibrant.data.inspect.overlap import measurable, overlaps, repeats, row_content
 from calibrant.data.inspect.profiling import quoted, text_tokens
 from calibrant.data.inspect.verdict import ENOUGH_DRAWS, verdict
@@ -45,8 +46,9 @@ class Inspection:
     Each of `parts` has the facts of its batch (rows, tokens, duplicates and overlapping rows that
     were left out, licence, digest, …) and more: `histogram`, the lengths of its rows in tokens as
     [least, most, rows]; `empty`, rows that came to no token; `special_texts`, in how many rows each
-    special token stands as text; `texts`, the beginnings of its first windows as a model is shown
-    them, none where `unshown` says why.
+    special token stands as text; `conversations`, in the format `chat` alone, what they hold and
+    what the model's template makes of them; `texts`, the beginnings of its first windows as a model
+    is shown them, none where `unshown` says why.
 
     `near_duplicates` are rows that are almost alike. `overlap_checks` compare each part with what
     is measured: how many of its rows are the `same` example as a measured one, hold `half` of one
@@ -257,6 +259,7 @@ def _parts(
             "fitting_length": fitting_length,
             "empty": lengths.count(0),
             "special_texts": _special_texts(term, rows, special),
+            "conversations": conversation_facts(term, facts, rows, tokenizer),
             "texts": texts,
             "unshown": unshown,
         }

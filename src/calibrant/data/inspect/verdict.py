@@ -22,6 +22,73 @@ def verdict(facts: Facts) -> tuple[str, ...]:
     return tuple(dict.fromkeys(sentences))
 
 
+def _left_out_reasoning(facts: Facts) -> Iterator[str]:
+    for part, conversations in _chats(facts):
+        count = conversations["left_out"].get("reasoning", 0)
+        if count:
+            yield (
+                f"the model's chat template leaves out reasoning of {_of_all(count, part)}: "
+                f"{conversations['with_reasoning']} shows it"
+            )
+
+
+def _left_out_calls(facts: Facts) -> Iterator[str]:
+    for part, conversations in _chats(facts):
+        left_out = conversations["left_out"]
+        count = max(left_out.get(role, 0) for role in ("tools", "call", "result"))
+        if count:
+            yield (
+                "the model's chat template leaves out functions, calls or their results of "
+                f"{_of_all(count, part)}: use {conversations['without_tools']}"
+            )
+
+
+def _left_out_words(facts: Facts) -> Iterator[str]:
+    for part, conversations in _chats(facts):
+        for role in ("system", "question", "answer"):
+            count = conversations["left_out"].get(role, 0)
+            if count:
+                yield (
+                    f"the model's chat template leaves out what is said ({role}) in "
+                    f"{_of_all(count, part)}: {_row_remedy(part, 'such rows')}"
+                )
+
+
+def _refused_conversations(facts: Facts) -> Iterator[str]:
+    for part, conversations in _chats(facts):
+        count = sum(part["refused"].values())
+        if count:
+            reason = max(part["refused"], key=part["refused"].get)
+            remedy = _row_remedy(part, "such rows")
+            if conversations["tools"]:
+                remedy += f", or try {conversations['without_tools']}"
+            yield (
+                f"the model's chat template doesn't take {_counted(count, 'conversation')} of "
+                f"{part['data']} ({reason}): {remedy}"
+            )
+
+
+def _unclear_conversations(facts: Facts) -> Iterator[str]:
+    for part, conversations in _chats(facts):
+        count = conversations["unclear"]
+        if count:
+            yield (
+                f"the model's chat template writes {_of_all(count, part)} otherwise than as they "
+                "are, so it can't be told who says what: read the windows, and don't use weigh, "
+                "which leaves such rows out"
+            )
+
+
+def _cut_reasoning(facts: Facts) -> Iterator[str]:
+    for part, conversations in _chats(facts):
+        if _cuts_reasoning(part):
+            share = conversations["cut_reasoning"] / part["windows"]
+            yield (
+                f"{_percent(share)} of the windows of {part['data']} end within reasoning, before "
+                f"its answer: use {conversations['uncut']} with --length {part['fitting_length']}"
+            )
+
+
 def _few_draws(facts: Facts) -> Iterator[str]:
     draws = facts["disjoint_draws"]
     if (
@@ -142,14 +209,17 @@ def _near_duplicates(facts: Facts) -> Iterator[str]:
 def _cut_rows(facts: Facts) -> Iterator[str]:
     for part in facts["parts"]:
         few = part["truncated"] <= 0.1 * part["windows"]
-        if part["fills"] or part["replacement"] or few:
+        if part["fills"] or part["replacement"] or few or _cuts_reasoning(part):
             continue
-        longer = ""
-        if part["packing"].startswith("one"):
-            longer = f"raise --length to {part['fitting_length']:,}, or "
+        longer = f"raise --length to {part['fitting_length']:,}"
+        remedy = f"use {part['filled']}"
+        if part["conversations"]:
+            remedy = longer
+        elif part["packing"].startswith("one"):
+            remedy = f"{longer}, or {remedy}"
         yield (
             f"{_percent(part['truncated'] / part['windows'])} of the windows of {part['data']} cut "
-            f"off the end of a text: {longer}use {part['filled']}"
+            f"off the end of a text: {remedy}"
         )
 
 
@@ -241,6 +311,12 @@ def _energy_of(facts: Facts, kind: str, noun: str) -> Iterator[str]:
 
 
 RULES: Final[Mapping[str, Callable[[Facts], Iterator[str]]]] = {
+    "reasoning that is left out": _left_out_reasoning,
+    "calls that are left out": _left_out_calls,
+    "words that are left out": _left_out_words,
+    "refused conversations": _refused_conversations,
+    "unclear conversations": _unclear_conversations,
+    "cut reasoning": _cut_reasoning,
     "draws": _few_draws,
     "overlapping draw": _overlapping_draws,
     "padding": _padding,
@@ -262,8 +338,8 @@ RULES: Final[Mapping[str, Callable[[Facts], Iterator[str]]]] = {
     "energy of special": _energy_of_special,
     "energy of template": _energy_of_template,
 }
-"""In the order in which they are said: what spoils a comparison first, what only wastes tokens
-after it.
+"""In the order in which they are said: what the model isn't shown, what spoils a comparison, and
+what only wastes tokens.
 """
 
 
@@ -278,6 +354,24 @@ def _counted(number: int, noun: str) -> str:
     if number != 1:
         noun += "s"
     return f"{number:,} {noun}"
+
+
+def _chats(facts: Facts) -> Iterator[tuple[Facts, Facts]]:
+    """Yield the parts that are conversations, and what there is to tell of those."""
+    for part in facts["parts"]:
+        if part["conversations"]:
+            yield part, part["conversations"]
+
+
+def _of_all(count: int, part: Facts) -> str:
+    whole = _counted(part["conversations"]["count"], "conversation")
+    return f"{count:,} of {whole} of {part['data']}"
+
+
+def _cuts_reasoning(part: Facts) -> bool:
+    """Return whether more than a few windows end within reasoning."""
+    conversations = part["conversations"]
+    return bool(conversations) and conversations["cut_reasoning"] > 0.1 * part["windows"]
 
 
 def _has_content(part: Facts) -> bool:

@@ -18,6 +18,7 @@ from calibrant.data._base import (
     train_and_test,
     train_part_of,
 )
+from calibrant.data._conversations import encodable
 from calibrant.data.hub import HubDataset, records
 from calibrant.errors import DataError
 from calibrant.spec.foreign import did_you_mean
@@ -60,11 +61,15 @@ def text_rows(
 
 def text_field(record: dict[str, Any], where: str, *names: str) -> str:
     """Return the text in the first of the fields `names` that a record has; `DataError` if it
-    has none of them.
+    has none of them, or one that can't be encoded.
     """
     for name in names:
         if isinstance(record.get(name), str):
-            return record[name]
+            try:
+                return encodable(record[name])
+            except ValueError as error:
+                message = f"{where}: {name!r} of a record must be {error}"
+                raise DataError(message, subject=where) from error
     wanted = " or ".join(map(repr, names))
     present = ", ".join(record) or "nothing"
     raise DataError(

@@ -1,5 +1,5 @@
 """What published question sets share: what their splits are called and hold, which choice a record
-says is right, and the questions of natural language inference.
+says is right, requests with their answers, and the questions of natural language inference.
 """
 
 import re
@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, TypeVar
 
-from calibrant.data._base import Row, SourceRows, joined, train_and_test
+from calibrant.data._base import Row, SourceRows, divide, joined, train_and_test
 from calibrant.data.hub import HubDataset, records
+from calibrant.data.sources._corpus import text_field
 from calibrant.errors import DataError
 
 Make = Callable[[dict[str, Any]], Row | None]
@@ -70,12 +71,18 @@ def read_split(hub: HubDataset, split: Split, make: Make, lacking: str = "a labe
     entries, origin = records(hub, split.name, list(split.places))
     made = make_each(entries, origin, make)
     rows = [row for row in made if row is not None]
-    note = _mirror_note(split, origin, len(made))
-    left_out = len(made) - len(rows)
-    if left_out:
-        noun = "record" if left_out == 1 else "records"
-        note = joined(note, f"{left_out:,} {noun} of {origin} without {lacking} left out")
-    return SplitRows(rows, origin, note)
+    left_out = _left_out(len(made) - len(rows), origin, lacking)
+    return SplitRows(rows, origin, joined(_mirror_note(split, origin, len(made)), left_out))
+
+
+def one_split(hub: HubDataset, folder: str, make: Make, lacking: str) -> SourceRows:
+    """Return the train split, which is all there is or all that is read, divided by hash; `folder`
+    is where a mirror keeps it. Records without what is `lacking` are left out and counted.
+    """
+    entries, origin = records(hub, "train", [(folder, "train")])
+    made = make_each(entries, origin, make)
+    rows = [row for row in made if row is not None]
+    return SourceRows(divide(rows), origin, _left_out(len(made) - len(rows), origin, lacking))
 
 
 def make_each(
@@ -95,6 +102,14 @@ def make_each(
                 subject=origin,
             ) from error
     return made
+
+
+def _left_out(count: int, origin: str, lacking: str) -> str:
+    """Return the note on records that were left out; nothing if none was."""
+    if not count:
+        return ""
+    noun = "record" if count == 1 else "records"
+    return f"{count:,} {noun} of {origin} without {lacking} left out"
 
 
 def _mirror_note(split: Split, origin: str, number: int) -> str:
@@ -163,6 +178,17 @@ def multiple_choice(
         labels=labels,
         frame=frame,
     )
+
+
+def answered(record: dict[str, Any], where: str, request: str, answer: str) -> Row | None:
+    """Return a request and its answer, which stand in the fields of these names; None where one of
+    them is blank.
+    """
+    asked = text_field(record, where, request).strip()
+    said = text_field(record, where, answer).strip()
+    if not asked or not said:
+        return None
+    return Row(question=asked, answer=said)
 
 
 def with_rationale(row: Row, rationale: str | None) -> Row:
