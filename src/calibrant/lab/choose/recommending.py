@@ -198,6 +198,11 @@ def recommend(options: RecommendOptions) -> Recommendation:
     (`recommend.halves`): a set that holds the file is judged by what it does on one half when it
     was calibrated on the other. That figure decides; `sibling=False` leaves it out.
 
+    A model with a chat template is measured in it where the goal is conversations or questions: by
+    its divergence from the dense model, beside it by role. Without `sources` the same rows are
+    tried in the template, as plain text and answered by the model itself. The text says what the
+    template was worth.
+
     `tokens` (8,192 unless given) of each set in windows of `length` are lowered to what the goal
     and every candidate hold. `minutes` are kept: the costs are measured, or known from an earlier
     call, and what they will buy is said before it begins, to `say`; `now` is the clock. Where the
