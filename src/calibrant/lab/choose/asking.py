@@ -278,7 +278,8 @@ def asked(options: RecommendCommand, budget: TimeBudget) -> Prepared:
     no_template = ""
     if opened.tokenizer.chat_template:
         goal, no_template = _in_template(goals, goal, opened, options.length)
-    own_sets = _canonical(goal.sources, folder)
+    as_text = plain_forms(goal.conversations).values()
+    own_sets = _canonical([*goal.sources, *as_text], folder)
     candidates = named
     spare: list[str] = []
     if not named:
@@ -323,8 +324,7 @@ def asked(options: RecommendCommand, budget: TimeBudget) -> Prepared:
     # What the user named is never left out.
     needed = candidates
     if not named:
-        as_text = plain_forms(goal.conversations).values()
-        needed = list(dict.fromkeys([*own_sets, *as_text, baseline]))
+        needed = list(dict.fromkeys([*own_sets, baseline]))
     identity_parts: list[Any] = [
         opened.digest,
         str(method),
