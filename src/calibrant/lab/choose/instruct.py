@@ -13,7 +13,7 @@ from calibrant.data.expression import parse_expression, parse_source, selectors
 from calibrant.data.select import Picking, Selector
 from calibrant.errors import DataError
 from calibrant.evaluators import Evaluator
-from calibrant.evaluators.agreement import Agreement, window_roles
+from calibrant.evaluators.agreement import Agreement, token_roles
 from calibrant.lab.choose.goal import Goal, readable
 from calibrant.spec import Call
 
@@ -40,9 +40,11 @@ def _tells_roles(measure: Agreement, tokenizer: PreTrainedTokenizerBase) -> bool
     """Whether it is known of each token that is measured who says it."""
     _, form = measure.held_out()
     assert isinstance(form, Chat), f"{measure} has roles, so its format is a conversation's"
-    windows = measure.windows(tokenizer)
+    measured = {window.document for window in measure.windows(tokenizer)}
     try:
-        window_roles(windows, measure.rows(), form, tokenizer)
+        for row in measure.rows():
+            if row.name in measured:
+                token_roles(row, form, tokenizer)
     except DataError:
         return False
     return True
