@@ -131,7 +131,7 @@ def prepared(model: Path, goal: str, **options: Any) -> Prepared:
         # What is plain, or is said to be, stays so.
         (["told.jsonl"], ()),
         (["asked.jsonl:icl"], ()),
-        (["asked.jsonl", "loss(source=told.jsonl)"], ()),
+        (["asked.jsonl", "loss(source='told.jsonl')"], ()),
     ],
 )
 def test_conversations_and_questions_are_measured_in_the_template(
@@ -218,7 +218,8 @@ COSTS = StepCosts(
 def test_answers_are_written_where_there_is_time_for_them(halves: bool) -> None:
     question: dict[str, Any] = {"sources": 9, "least": 3, "tokens": 8192, "halves": halves}
     ample = planned(COSTS, 1e5, **question, written=1, spare=True, rounds=2)
-    without = planned(COSTS, 1e5, **(question | {"sources": 8}), rounds=2)
+    fewer: dict[str, Any] = question | {"sources": 8}
+    without = planned(COSTS, 1e5, **fewer, rounds=2)
     assert (ample.written, ample.sources, without.sources) == (1, 9, 8)
     # One draw for the prediction and the first round, and another for the second.
     sets = 3 if halves else 1
