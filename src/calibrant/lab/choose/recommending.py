@@ -385,8 +385,8 @@ def _with_answers(
     if prepared.spare and not plan.written:
         seconds = duration(plan.tokens * costs.write * len(prepared.spare))
         names = in_own_names(", ".join(prepared.spare), prepared.own_names())
-        why = f"the model would write about {seconds} for each draw, and the time is too short"
-        options.say(f"left out: {names}; {why} (--budget)")
+        why = f"writing a draw takes about {seconds}, and to predict and measure it as any other"
+        options.say(f"left out: {names}; {why}: the time is too short (--budget)")
         return prepared.without(prepared.spare), costs
     for data in filter(is_written, prepared.candidates):
         began = budget.spent
