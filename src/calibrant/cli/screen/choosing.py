@@ -127,6 +127,11 @@ def recommended(result: Mapping[str, Any]) -> Iterator[Any]:
             f"predicted by what comes near {one_line(result['method'])}: {result['predicted_by']}; "
             "what was measured is the method itself"
         )
+    if _any_role(result):
+        yield (
+            "lost: how far predictions are from the dense model's (KL), in the chat template; "
+            "template, question, answer: on the tokens of each alone"
+        )
     if _any_divergence(result):
         yield (
             "KL: how far predictions are from the dense model's, in nats a token, on text like the "
@@ -173,6 +178,10 @@ def _any_divergence(result: Mapping[str, Any]) -> bool:
     return any(candidate["divergence"] for candidate in result["candidates"])
 
 
+def _any_role(result: Mapping[str, Any]) -> bool:
+    return any(candidate["by_role"] for candidate in result["candidates"])
+
+
 def _candidates(result: Mapping[str, Any]) -> Table:
     diverging = _any_divergence(result)
     heads = ["predicted", f"lost, {result['unit']}"]
@@ -182,6 +191,10 @@ def _candidates(result: Mapping[str, Any]) -> Table:
     heads.append(f"worse than {one_line(result['baseline'])}")
     if diverging:
         heads.append("KL")
+    roles: list[str] = []
+    if _any_role(result):
+        roles = list(result["candidates"][0]["by_role"])
+    heads += roles
     table = table_of("calibrated on", *heads, "draws", "")
     for candidate in result["candidates"]:
         figures = [_share(candidate["predicted"]), _interval(candidate["increase"])]
@@ -192,6 +205,9 @@ def _candidates(result: Mapping[str, Any]) -> Table:
         if diverging:
             divergence = candidate["divergence"]
             figures.append(decimals(divergence["value"]) if divergence else "")
+        for role in roles:
+            value = candidate["by_role"].get(role)
+            figures.append("" if value is None else decimals(value))
         status = candidate["status"]
         if candidate["dropped"]:
             status = f"behind since round {candidate['dropped']}"

@@ -7,13 +7,14 @@ from fractions import Fraction
 from typing import Any, Final
 
 from calibrant.compress.prune_quantize import TARGETS_OF, Verb
-from calibrant.data import CalibrationSet, mirror
+from calibrant.data import CalibrationSet, PerDraw, mirror
 from calibrant.handover import file_stem
 from calibrant.lab.choose.budget import ROUNDS
 from calibrant.lab.choose.fitting import own_files
 from calibrant.lab.choose.goal import Goal
 from calibrant.lab.choose.halves import COMMON, Halves, in_common
-from calibrant.lab.choose.racing import RaceResult, Standing, plain
+from calibrant.lab.choose.predicting import Prediction
+from calibrant.lab.choose.racing import Race, RaceResult, Standing, plain
 from calibrant.lab.mixtures import Mixture
 from calibrant.lab.stats import LEVEL
 from calibrant.methods import methods
@@ -67,8 +68,11 @@ def advice(
         tokens += " of each part"
     sentences = [
         f"{task} for {goal.text}, calibrate on {short(best.data)}, with {tokens}.",
-        _expected(best, baseline, race),
+        _expected(best, goal, baseline, race),
     ]
+    if best.by_role:
+        by_role = [f"{role} {value:.3f}" for role, value in best.by_role.items()]
+        sentences.append(f"By role: {', '.join(by_role)}.")
     if best.divergence is not None:
         apart = f"{best.divergence.value:.3f} nats a token from the dense model's (KL)"
         sentences.append(f"Its predictions are {apart}.")
@@ -86,6 +90,43 @@ def advice(
         sentences.append(f"Clearly behind: {', '.join(behind)}.")
     sentences.append(f"{ENDS[race.why]} ({race.rounds} of {most} rounds).")
     return " ".join(sentences)
+
+
+def template_worth(
+    race: Race,
+    standings: Sequence[Standing],
+    predicted: Mapping[str, Prediction],
+    in_template: str,
+    as_text: str,
+) -> str:
+    """Say what a chat template is worth: a set in it against the same rows `as_text`, measured
+    where both were raced, else predicted; nothing where one of them isn't even predicted.
+    """
+    increases = {standing.data: plain(standing.deciding) for standing in standings}
+    difference = race.worse(as_text, in_template)
+    if difference is None:
+        return _predicted_worth(predicted, in_template, as_text)
+    text_increase = with_interval(increases[as_text])
+    template_increase = with_interval(increases[in_template])
+    figures = (
+        f"Calibrated on the same rows as plain text ({as_text}), the increase was {text_increase}; "
+        f"in the template {template_increase}"
+    )
+    if not difference.over_draws:
+        return f"{figures}: too little was measured to say what the template is worth."
+    verdict = f"significant at {LEVEL:.0%}" if difference.significant() else "not significant"
+    return f"{figures}: plain text is {with_interval(plain(difference))} worse, {verdict}."
+
+
+def _predicted_worth(predicted: Mapping[str, Prediction], in_template: str, as_text: str) -> str:
+    if not predicted.keys() >= {in_template, as_text}:
+        return ""
+    text_error = predicted[as_text].value
+    template_error = predicted[in_template].value
+    return (
+        f"Predicted and not measured: calibrated on the same rows as plain text ({as_text}), it "
+        f"loses {text_error:.2%} of the outputs' energy; in the template {template_error:.2%}."
+    )
 
 
 def command(
@@ -165,10 +206,12 @@ def in_own_names(text: str, names: Mapping[str, str]) -> str:
     return text
 
 
-def _expected(best: Standing, baseline: str, race: RaceResult) -> str:
+def _expected(best: Standing, goal: Goal, baseline: str, race: RaceResult) -> str:
     """What the best set is expected to lose, and how that compares with the baseline."""
-    expected_loss = f"Expect to lose {with_interval(plain(best.deciding))} {race.unit}"
-    increase = f"{expected_loss} against the dense model"
+    expected_loss = f"{with_interval(plain(best.deciding))} {race.unit}"
+    increase = f"Expect to lose {expected_loss} against the dense model"
+    if goal.conversations:
+        increase = f"Expect predictions {expected_loss} from the dense model's (KL)"
     if race.sibling and best.sibling != best.increase:
         increase += " on rows whose templates it was not calibrated on"
     if best.data == baseline:
@@ -214,6 +257,9 @@ def _siblings(race: RaceResult, halves: Sequence[Halves]) -> list[str]:
 def _same_file(data: CalibrationSet, goal: Goal) -> list[str]:
     """Say that the judge comes from the best set's own file; nothing where it doesn't."""
     sources = {term.source for term in data.parts}
+    for term in data.parts:
+        if isinstance(term.source, PerDraw):
+            sources.update(term.source.origins)
     shared_files = [file for file in own_files(goal.sources) if file in sources]
     if not shared_files:
         return []

@@ -5,7 +5,7 @@ and then the time.
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final, cast, final
+from typing import Any, Final, cast, final
 
 import psutil
 
@@ -13,8 +13,9 @@ from calibrant.compress import check_model
 from calibrant.compress.prune_quantize import TARGETS_OF
 from calibrant.data import CalibrationSet, Data
 from calibrant.data.objects import as_expression
+from calibrant.data.select import resolved
 from calibrant.data.user_file import UserFile
-from calibrant.errors import InputError
+from calibrant.errors import DataError, InputError
 from calibrant.evaluators import Evaluator
 from calibrant.evaluators.agreement import Agreement
 from calibrant.evaluators.loss import Loss
@@ -30,7 +31,15 @@ from calibrant.lab.choose.budget import (
 )
 from calibrant.lab.choose.fitting import Fitted, fit, own_files
 from calibrant.lab.choose.goal import Goal, budget_of, default_sources, parse_goal
-from calibrant.lab.choose.halves import Halves, halves_of
+from calibrant.lab.choose.halves import Halves, halves_of, swapped
+from calibrant.lab.choose.instruct import (
+    GENERAL_CHAT,
+    instruct_candidates,
+    is_written,
+    measured_in_template,
+    own_answers,
+    plain_forms,
+)
 from calibrant.lab.choose.predicting import Prediction, of_mixture, with_siblings
 from calibrant.lab.choose.timing import measured_costs
 from calibrant.lab.mixtures import Mixture, aim_of, expression, mix, stand_in_of, uniform
@@ -79,6 +88,7 @@ FIRST: Final = (
 """The order in which default sources are kept when the time is short: first those that differ most
 from one another.
 """
+_FIRST_OF_ALL: Final = (GENERAL_CHAT, *FIRST)
 
 
 @final
@@ -87,11 +97,13 @@ class Prepared:
     """What was asked, as it can be had.
 
     Of the `candidates`, `needed` are those that stay however short the time, and `own_sets` those
-    of the goal. `baseline` is what others are compared with. `stand_in` predicts the method.
+    of the goal. `spare` are answers of the model itself, which go where there is no time to write
+    them. `baseline` is what others are compared with. `stand_in` predicts the method.
     `export` is the form in which the result is deployed, empty where that is the folder. `template`
     is the study that the race is, without its rounds. `fixed` says that the user gave the tokens.
     `identity` is the same for a later call that asks the same. `no_sibling` says why the goal has
-    no held-out sibling. `opening_seconds` is how long it took to open the model.
+    no held-out sibling, `no_template` why it isn't measured in the model's chat template, empty
+    where it is or there is none. `opening_seconds` is how long it took to open the model.
     """
 
     opened: Opened
@@ -110,6 +122,8 @@ class Prepared:
     fixed: bool
     no_sibling: str
     opening_seconds: float
+    spare: tuple[str, ...] = ()
+    no_template: str = ""
 
     def own_names(self) -> dict[str, str]:
         """Return what sentences call data that came as objects, by the texts of the files that they
@@ -126,6 +140,11 @@ class Prepared:
         return names
 
     @property
+    def written(self) -> int:
+        """How many of the candidates the model writes itself."""
+        return sum(map(is_written, self.candidates))
+
+    @property
     def race_folder(self) -> Path:
         """Where the race's store is, and the statistics that predictions are made of."""
         return self.folder / "race"
@@ -139,6 +158,7 @@ class Prepared:
             effort_of(self.stand_in.method),
             len(self.candidates),
             self.opening_seconds,
+            any(map(is_written, self.candidates)),
             progress,
         )
 
@@ -158,6 +178,8 @@ class Prepared:
             halves=bool(self.fitted.halves),
             fixed=self.fixed,
             rounds=self.fitted.rounds,
+            written=self.written,
+            spare=bool(self.spare),
         )
 
     def within(self, plan: TimePlan) -> "Prepared":
@@ -174,6 +196,25 @@ class Prepared:
         template = replace(self.template, evaluate=evaluate, tokens=plan.tokens, length=length)
         return replace(self, fitted=fitted, template=template)
 
+    def without(self, sets: Sequence[str]) -> "Prepared":
+        """Return the same without these of the spare candidates."""
+        candidates = [data for data in self.candidates if data not in sets]
+        spare = [data for data in self.spare if data not in sets]
+        return replace(self, candidates=tuple(candidates), spare=tuple(spare))
+
+    def write(self, data: str, tokens: int, progress: Progress = silent) -> None:
+        """Have the model write a set's rows, which predictions and the race find again.
+
+        Raises `DataError` where it doesn't write enough that can be used.
+        """
+        halves = self.fitted.halves
+        versions = [data]
+        if halves:
+            versions += [swapped(data, halves, 0), swapped(data, halves, 1)]
+        for version in dict.fromkeys(versions):
+            calibration = CalibrationSet(version, length=self.fitted.length, tokens=tokens)
+            resolved(calibration, self.opened, progress).tokens(self.opened.tokenizer)
+
     def without_sibling(self, reason: str) -> "Prepared":
         """Return the same without a held-out sibling of the goal."""
         return replace(self, fitted=replace(self.fitted, halves=()), no_sibling=reason)
@@ -186,7 +227,7 @@ class Prepared:
         """
         goal = self.fitted.goal
         by_difference = sorted(self.candidates, key=_by_difference)
-        wanted = list(dict.fromkeys([*self.needed, *by_difference]))
+        wanted = list(dict.fromkeys([*self.needed, *self.spare, *by_difference]))
         mixture = mix(
             self.opened,
             # A mixture has two sources at least.
@@ -228,9 +269,23 @@ def asked(options: RecommendCommand, budget: TimeBudget) -> Prepared:
     method, target = aim_of(options.method, options.target)
     stand_in = stand_in_of(method, target)
     folder = Path(options.folder)
-    goal = parse_goal(_goals(options.goal, folder), TOKENS, ITEMS, options.length)
-    own_sets = _canonical(goal.sources, folder)
-    candidates = _canonical(options.sources or default_sources(goal), folder)
+    goals = _goals(options.goal, folder)
+    goal = parse_goal(goals, TOKENS, ITEMS, options.length)
+    named = _canonical(options.sources, folder)
+    began = budget.spent
+    opened = opened_of(options.model, options.tokenizer, options.dtype, options.device)
+    opening_seconds = budget.spent - began
+    no_template = ""
+    if opened.tokenizer.chat_template:
+        goal, no_template = _in_template(goals, goal, opened, options.length)
+    as_text = plain_forms(goal.conversations).values()
+    own_sets = _canonical([*goal.sources, *as_text], folder)
+    candidates = named
+    spare: list[str] = []
+    if not named:
+        defaults = [*goal.sources, *instruct_candidates(goal.conversations), *default_sources(goal)]
+        candidates = _canonical(defaults, folder)
+        spare = own_answers(goal.conversations)
     if options.baseline:
         baseline = str(CalibrationSet(options.baseline))
     elif BASELINE in candidates:
@@ -238,9 +293,6 @@ def asked(options: RecommendCommand, budget: TimeBudget) -> Prepared:
     else:
         baseline = candidates[0]
     candidates = list(dict.fromkeys([*candidates, baseline]))
-    began = budget.spent
-    opened = opened_of(options.model, options.tokenizer, options.dtype, options.device)
-    opening_seconds = budget.spent - began
     model_view = view(opened.model)
     check_model(method, model_view, target, dict.fromkeys(model_view.named, target))
     export = _deployed(method, target, opened)
@@ -271,9 +323,9 @@ def asked(options: RecommendCommand, budget: TimeBudget) -> Prepared:
     )
     # What the user named is never left out.
     needed = candidates
-    if not options.sources:
+    if not named:
         needed = list(dict.fromkeys([*own_sets, baseline]))
-    identity_parts = [
+    identity_parts: list[Any] = [
         opened.digest,
         str(method),
         str(target),
@@ -286,6 +338,8 @@ def asked(options: RecommendCommand, budget: TimeBudget) -> Prepared:
         options.device,
         options.sibling,
     ]
+    if goal.conversations:
+        identity_parts.append(goal.conversations)
     return Prepared(
         opened=opened,
         method=method,
@@ -303,6 +357,8 @@ def asked(options: RecommendCommand, budget: TimeBudget) -> Prepared:
         fixed=options.tokens is not None,
         no_sibling=no_sibling,
         opening_seconds=opening_seconds,
+        spare=tuple(spare),
+        no_template=no_template,
     )
 
 
@@ -313,6 +369,15 @@ def _goals(goal: str | Sequence[str] | Data, folder: Path) -> list[str]:
     if isinstance(goal, list | tuple) and all(isinstance(text, str) for text in goal):
         return list(cast("Sequence[str]", goal))
     return [as_expression(cast("Data", goal), folder / GIVEN)]
+
+
+def _in_template(goals: Sequence[str], goal: Goal, opened: Opened, length: int) -> tuple[Goal, str]:
+    """Return the goal as an instruct model is measured on it; or as it was, and the reason why."""
+    in_template = parse_goal(goals, TOKENS, ITEMS, length, template=True)
+    try:
+        return measured_in_template(in_template, opened.tokenizer), ""
+    except DataError as error:
+        return goal, str(error)
 
 
 def _canonical(sets: Sequence[Data], folder: Path) -> list[str]:
@@ -400,5 +465,7 @@ def _smaller_budget(measure: Evaluator, share: float) -> int:
 
 
 def _by_difference(data: str) -> int:
-    """The place of a source in `FIRST`; others come behind."""
-    return FIRST.index(data) if data in FIRST else len(FIRST)
+    """The place of a source in the order of default ones; others come behind."""
+    if data in _FIRST_OF_ALL:
+        return _FIRST_OF_ALL.index(data)
+    return len(_FIRST_OF_ALL)

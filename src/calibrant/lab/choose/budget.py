@@ -63,6 +63,7 @@ class StepCosts:
     `search` is a search of mixtures, `compress` a run whose statistics are there, and `measure` all
     measurements of one run. `again` is for a token of a run that sees its inputs itself, as methods
     do that update weights. It is 0 for methods that read what was gathered for a set and draw.
+    `write` is for a token of a set that the model writes itself, 0 where it writes none.
     """
 
     opened: float
@@ -72,6 +73,7 @@ class StepCosts:
     compress: float
     measure: float
     again: float = 0.0
+    write: float = 0.0
 
     def predicting(self, sources: int, judges: int, tokens: int) -> float:
         """Return the seconds until all candidates are predicted: a walk for each source and
@@ -80,14 +82,23 @@ class StepCosts:
         walking = sources * self.walk + judges * self.judge
         return tokens * walking + judges * self.search
 
-    def round(self, runs: int, walks: int, parts: int, tokens: int, share: float = 1.0) -> float:
+    def round(
+        self,
+        runs: int,
+        walks: int,
+        parts: int,
+        tokens: int,
+        share: float = 1.0,
+        written: int = 0,
+    ) -> float:
         """Return the seconds of a round of so many runs, on a `share` of the items.
 
         The statistics of `walks` sets have to be gathered. Where runs see their inputs themselves,
-        they walk through `parts` sets in all.
+        they walk through `parts` sets in all. The model has to write `written` sets first.
         """
-        walking = parts * self.again if self.again else walks * self.walk
-        return self.opened + runs * (self.compress + share * self.measure) + tokens * walking
+        by_token = parts * self.again if self.again else walks * self.walk
+        by_token += written * self.write
+        return self.opened + runs * (self.compress + share * self.measure) + tokens * by_token
 
     def scaled(self, predicting: float = 1.0, racing: float = 1.0) -> "StepCosts":
         """Return the costs where the two parts of the work took so many times as long."""
@@ -99,6 +110,7 @@ class StepCosts:
             compress=self.compress * racing,
             measure=self.measure * racing,
             again=self.again * racing,
+            write=self.write * racing,
         )
 
     def keep(self, folder: Path, question: str) -> None:
@@ -156,7 +168,7 @@ class TimePlan:
     draws of `tokens` each. That takes `seconds`, and one draw more takes `another`. Of what is
     measured by, `share` is used. `halves` says whether a held-out sibling is judged by too. `fits`
     says whether even this is within the time: there is nothing smaller. `done` are draws that an
-    earlier call made.
+    earlier call made. `written` of the sources are the model's own answers.
     """
 
     sources: int
@@ -169,13 +181,17 @@ class TimePlan:
     another: float
     fits: bool = True
     done: int = 0
+    written: int = 0
 
     def sentence(self, minutes: float) -> str:
         """Say it, before it begins."""
         draws = f"{self.rounds} draws each"
         if self.rounds == 1:
             draws = "one draw only: no interval over draws"
-        work = f"{self.sources} candidates predicted, {self.sets} sets measured, {draws}"
+        candidates = f"{self.sources} candidates predicted"
+        if self.written:
+            candidates += ", the model's own answers among them"
+        work = f"{candidates}, {self.sets} sets measured, {draws}"
         work += f", with {self.tokens:,} tokens a set"
         if self.share < 1:
             work += f", on {self.share:.0%} of the held-out items"
@@ -210,16 +226,17 @@ def kept_plan(folder: Path, question: str, minutes: float) -> TimePlan | None:
     stored = _stored(folder / PLAN, question)
     if stored is None or not minutes < 3 * float(stored.get("minutes", 0)):
         return None
+    # What a plan of an earlier release doesn't say is as it is by default.
+    known = {field.name: stored[field.name] for field in fields(TimePlan) if field.name in stored}
     try:
-        return TimePlan(**{field.name: stored[field.name] for field in fields(TimePlan)})
-    except KeyError:
+        return TimePlan(**known)
+    except TypeError:
         return None
 
 
 def continued(plan: TimePlan, costs: StepCosts, seconds: float, rounds: int) -> TimePlan:
     """Return a kept plan with the draws that `seconds` buy beside those that are there."""
-    runs = runs_of(plan.sets, plan.halves)
-    another = costs.round(runs, runs, _parts(runs, plan.sources), plan.tokens, plan.share)
+    another = _another_draw(costs, plan)
     searches = 3 if plan.halves else 1
     starting = 2 * costs.opened + costs.search * searches
     # Every second is planned as if it took `MARGIN` times as long.
@@ -244,18 +261,22 @@ def planned(
     *,
     fixed: bool = False,
     rounds: int = ROUNDS,
+    written: int = 0,
+    spare: bool = False,
 ) -> TimePlan:
     """Return the largest plan that ends within `seconds`.
 
     It is for `sources` candidates, of which `least` must stay; `halves` asks for a held-out
     sibling. Two draws of fewer sets come before one draw of more, and fewer candidates before fewer
     items and fewer tokens, which stay where they are `fixed`. The sibling goes last. `rounds` is
-    the most.
+    the most. The model writes `written` of the candidates itself; where they are `spare`, they go
+    before others do.
     """
     chosen: TimePlan | None = None
     fits = False
     # The most wanted shapes come first; the last one is taken even where it doesn't fit.
-    for shape in _shapes(sources, least, tokens, halves, fixed, min(2, rounds)):
+    draws = min(2, rounds)
+    for shape in _shapes(sources, least, tokens, halves, fixed, draws, written, spare):
         chosen = _plan(costs, shape)
         fits = chosen.seconds * MARGIN <= seconds
         if fits:
@@ -273,9 +294,13 @@ def planned(
     )
 
 
-def least_with_sibling(costs: StepCosts, sources: int, least: int, tokens: int) -> float:
-    """Return the seconds of the smallest plan that has a held-out sibling."""
-    shapes = _shapes(sources, least, tokens, halves=True, fixed=True, rounds=1)
+def least_with_sibling(
+    costs: StepCosts, sources: int, least: int, tokens: int, written: int = 0
+) -> float:
+    """Return the seconds of the smallest plan that has a held-out sibling; the model writes
+    `written` of its sources.
+    """
+    shapes = _shapes(sources, least, tokens, halves=True, fixed=True, rounds=1, written=written)
     with_sibling = [shape for shape in shapes if shape.halves]
     return MARGIN * _plan(costs, with_sibling[-1]).seconds
 
@@ -310,10 +335,18 @@ class _Shape:
     tokens: int
     share: float
     halves: bool
+    written: int
 
 
 def _shapes(
-    sources: int, least: int, tokens: int, halves: bool, fixed: bool, rounds: int
+    sources: int,
+    least: int,
+    tokens: int,
+    halves: bool,
+    fixed: bool,
+    rounds: int,
+    written: int = 0,
+    spare: bool = False,
 ) -> Iterator[_Shape]:
     """The sizes that a plan may have, the most wanted first."""
     budgets = [tokens]
@@ -328,21 +361,34 @@ def _shapes(
         return -budget / tokens * share
 
     budget_shares.sort(key=order)
+    # Each size with the sets that the model writes; where they are spare, then without them.
+    sizes: list[tuple[int, int, int]] = []
+    without_written = _sizes(sources - written, least)
+    needed = least + written if spare else least
+    for place, (sets, count) in enumerate(_sizes(sources, needed)):
+        sizes.append((sets, count, written))
+        if spare:
+            sizes.append((*without_written[place], 0))
+    for sibling in dict.fromkeys((halves, False)):
+        for draws in dict.fromkeys((rounds, 1)):
+            for budget, share in budget_shares:
+                for sets, count, answers in sizes:
+                    raced = min(sets, count + 2)
+                    yield _Shape(count, raced, draws, budget, share, sibling, answers)
+
+
+def _sizes(sources: int, least: int) -> list[tuple[int, int]]:
+    """Sets that are measured and candidates that are predicted, the most wanted first."""
     all_sources = max(least, sources)
     half_sources = max(least, min(sources, (sources + 1) // 2))
     few_sources = max(least, min(sources, LEAST))
-    sizes = [
+    return [
         (RACED, all_sources),
         (4, all_sources),
         (4, half_sources),
         (LEAST, half_sources),
         (LEAST, few_sources),
     ]
-    for sibling in dict.fromkeys((halves, False)):
-        for draws in dict.fromkeys((rounds, 1)):
-            for budget, share in budget_shares:
-                for sets, count in sizes:
-                    yield _Shape(count, min(sets, count + 2), draws, budget, share, sibling)
 
 
 def _plan(costs: StepCosts, shape: _Shape) -> TimePlan:
@@ -351,11 +397,25 @@ def _plan(costs: StepCosts, shape: _Shape) -> TimePlan:
     # With a sibling, the halves are two sources more and two judges more.
     sibling_walks = 2 if shape.halves else 0
     predicting = costs.predicting(shape.sources + sibling_walks, 1 + sibling_walks, shape.tokens)
-    another = costs.round(runs, runs, parts, shape.tokens, shape.share)
+    writing = shape.tokens * costs.write * _written_sets(shape)
+    another = _another_draw(costs, shape)
     # The first round finds the statistics of the prediction, and measures the dense model too.
     first_round = costs.round(runs + 1, 0, parts, shape.tokens, shape.share)
     racing = first_round + (shape.rounds - 1) * another
-    return TimePlan(**asdict(shape), seconds=predicting + racing, another=another)
+    return TimePlan(**asdict(shape), seconds=predicting + writing + racing, another=another)
+
+
+def _another_draw(costs: StepCosts, size: "_Shape | TimePlan") -> float:
+    """The seconds of one draw more, in which the model writes other answers."""
+    runs = runs_of(size.sets, size.halves)
+    parts = _parts(runs, size.sources)
+    written = _written_sets(size)
+    return costs.round(runs, runs, parts, size.tokens, size.share, written)
+
+
+def _written_sets(size: "_Shape | TimePlan") -> int:
+    """How many sets the model writes for a draw: with a sibling, those of both halves too."""
+    return 3 * size.written if size.halves else size.written
 
 
 def duration(seconds: float) -> str:

@@ -13,6 +13,7 @@ from calibrant.data.expression import parse_expression
 from calibrant.data.user_file import UserFile
 from calibrant.errors import DataError
 from calibrant.evaluators import Evaluator
+from calibrant.evaluators.agreement import Agreement
 from calibrant.evaluators.loss import Loss
 from calibrant.lab.choose.budget import ROUNDS
 from calibrant.lab.choose.goal import Goal
@@ -70,6 +71,8 @@ def fit(
     possible = [tokens, _for_two_draws(in_half)]
     supplies: dict[str, int] = {}
     for name in candidates:
+        if CalibrationSet(name).per_draw:
+            continue  # how much a selector finds or writes isn't known before
         is_of_own_file = name in own_sets
         supplied = supply.tokens(name, 2 * tokens if is_of_own_file else tokens)
         if supplied < LEAST:
@@ -133,8 +136,8 @@ class _Supply:
         return data.held_out().most_tokens(self.tokenizer, most)
 
     def measured(self, measure: Evaluator) -> int:
-        """What a measure can use: tokens of a loss, or items."""
-        if not isinstance(measure, Loss):
+        """What a measure can use: tokens of a text, or items."""
+        if not isinstance(measure, Loss | Agreement):
             return sum(1 for _ in measure.rows())
         data = CalibrationSet(f"{measure.source}:{measure.format}", length=self.length)
         return data.held_out().most_tokens(self.tokenizer, measure.tokens) or 1

@@ -8,10 +8,11 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any, Final, final
 
-from calibrant.data import Source, hub
+from calibrant.data import Chat, Source, hub
 from calibrant.data.expression import Term, parse_expression, term_of, written
 from calibrant.errors import DataError, SpecError
 from calibrant.evaluators import Evaluator, evaluators
+from calibrant.evaluators.agreement import Agreement
 from calibrant.evaluators.loss import Loss
 from calibrant.evaluators.task import Task
 from calibrant.spec import Call
@@ -38,7 +39,9 @@ class Goal:
 
     `measures` are evaluators with their weights, which sum to one. `judge` is an expression whose
     held-out part is like it. `sources` are those that it names: each is a candidate too. `given`
-    are the texts of measures that the user wrote, whose budgets stay.
+    are the texts of measures that the user wrote, whose budgets stay. `conversations` are those of
+    the sources that are measured in the model's chat template; where there are any, all texts are
+    measured by their divergence from the dense model.
     """
 
     text: str
@@ -46,6 +49,7 @@ class Goal:
     judge: str
     sources: tuple[str, ...]
     given: frozenset[str] = frozenset()
+    conversations: tuple[str, ...] = ()
 
     @property
     def texts(self) -> tuple[str, ...]:
@@ -68,8 +72,8 @@ class Goal:
 
 
 def budget_of(measure: Evaluator) -> int | None:
-    """Return on how much a measure measures: tokens of a loss, items of a task, None of others."""
-    if isinstance(measure, Loss):
+    """Return on how much a measure measures: tokens of a text, items of a task, None of others."""
+    if isinstance(measure, Loss | Agreement):
         return measure.tokens
     if isinstance(measure, Task):
         return measure.limit
@@ -82,13 +86,19 @@ def check_any(goals: Any) -> None:
         raise SpecError(f"no goal was given; {_EXAMPLE}", subject="for")
 
 
-def parse_goal(goals: Sequence[str], tokens: int, items: int, length: int) -> Goal:
+def parse_goal(
+    goals: Sequence[str], tokens: int, items: int, length: int, template: bool = False
+) -> Goal:
     """Read what the model is for.
 
-    A loss is measured on `tokens` tokens in windows of `length`, a task on `items` items. Raises
-    `SpecError` for what can't be read, `DataError` for what can't be had here.
+    A loss is measured on `tokens` tokens in windows of `length`, a task on `items` items. With
+    `template` the model has a chat template, in which conversations and questions are measured.
+    Raises `SpecError` for what can't be read, `DataError` for what can't be had here.
     """
     check_any(goals)
+    conversations: list[str] = []
+    if template:
+        conversations = conversations_in(goals)
     # What is named twice is measured once, with both weights.
     measures: dict[str, Evaluator] = {}
     weights: dict[str, Fraction] = {}
@@ -102,7 +112,10 @@ def parse_goal(goals: Sequence[str], tokens: int, items: int, length: int) -> Go
         if part == Part(Call(GENERAL)):
             parts = _general_parts()
         for single in parts:
-            evaluator, term = _measure(single, tokens, items, length)
+            if conversations:
+                evaluator, term = _divergence(single, tokens, length)
+            else:
+                evaluator, term = _measure(single, tokens, items, length)
             measures.setdefault(str(evaluator), evaluator)
             terms.setdefault(str(term), term)
             share = weight / len(parts)
@@ -114,7 +127,31 @@ def parse_goal(goals: Sequence[str], tokens: int, items: int, length: int) -> Go
     weighted = [(float(weight / whole), measures[name]) for name, weight in weights.items()]
     judged = [replace(term, share=shares[name] / whole) for name, term in terms.items()]
     sources = tuple(terms)
-    return Goal(", ".join(goals), tuple(weighted), written(judged), sources, frozenset(given_texts))
+    return Goal(
+        ", ".join(goals),
+        tuple(weighted),
+        written(judged),
+        sources,
+        frozenset(given_texts),
+        tuple(dict.fromkeys(conversations)),
+    )
+
+
+def conversations_in(goals: Sequence[str]) -> list[str]:
+    """Return the goals that an instruct model meets in its chat template, as sets in it:
+    conversations, and questions with answers, for which no other format is given.
+
+    There are none where a goal is a measure: then the user says how the model is measured.
+    """
+    conversations: list[str] = []
+    for text in goals:
+        _, part = _weighted_part(text)
+        if _is_measure(part):
+            return []
+        term = None if part == Part(Call(GENERAL)) else _conversation(part)
+        if term is not None:
+            conversations.append(str(term))
+    return conversations
 
 
 def default_sources(goal: Goal) -> list[str]:
@@ -174,6 +211,39 @@ def _measure(part: Part, tokens: int, items: int, length: int) -> tuple[Evaluato
     measure = Loss(source=str(judge.source), format=str(judge.format), tokens=tokens, length=length)
     measure.check()
     return measure, judge
+
+
+def _divergence(part: Part, tokens: int, length: int) -> tuple[Evaluator, Term]:
+    """Return what measures a goal of an instruct model, and the set whose held-out part is like
+    it.
+
+    It is a divergence, since such a model's loss misleads: it may fall where the model forgets how
+    it answers.
+    """
+    judge = _conversation(part) or term_of(part)
+    measure = Agreement(
+        source=str(judge.source),
+        format=str(judge.format),
+        tokens=tokens,
+        length=length,
+        roles=isinstance(judge.format, Chat),
+    )
+    measure.check()
+    return measure, judge
+
+
+def _conversation(part: Part) -> Term | None:
+    """Return a part of a goal as a conversation in the model's chat template; None for what is
+    none, or is to have another format.
+    """
+    chat = Chat.spec_name()
+    if part.format is not None:
+        return term_of(part) if part.format.name == chat else None
+    source = term_of(part).source
+    has_answers = source.kind == "questions" and "answer" in source.fields
+    if not has_answers and "turns" not in source.fields:
+        return None
+    return term_of(replace(part, format=Call(chat)))
 
 
 def _is_measure(part: Part) -> bool:

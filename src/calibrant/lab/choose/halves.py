@@ -17,12 +17,12 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, cast
 
 import numpy as np
 from jaxtyping import Float, Int
 
-from calibrant.data import CalibrationSet, Row, Source
+from calibrant.data import CalibrationSet, PerDraw, Row, Source
 from calibrant.data._words import words
 from calibrant.data.expression import parse_source
 from calibrant.data.objects import with_sources, write_rows
@@ -71,7 +71,12 @@ class Halves:
         half = parse_source(self.folders[side])
 
         def halved(source: Source) -> Source:
-            return half if source == self.source else source
+            if source == self.source:
+                return half
+            # A selector takes its rows, or what the model is asked, from the half.
+            if isinstance(source, PerDraw) and getattr(source, "source", "") == str(self.source):
+                return replace(cast(Any, source), source=str(half))
+            return source
 
         return with_sources(CalibrationSet(data), halved)
 

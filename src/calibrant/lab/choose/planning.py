@@ -1,5 +1,8 @@
 """What a recommendation would take, said before anything is loaded."""
 
+from collections.abc import Sequence
+from typing import cast
+
 from calibrant.activations import Gram
 from calibrant.compress.planning import (
     JobPlan,
@@ -13,9 +16,10 @@ from calibrant.compress.room import Needs, held_now
 from calibrant.errors import OutputError, SpecError
 from calibrant.handover import tool_named
 from calibrant.lab.choose.asking import FIRST, TOKENS
-from calibrant.lab.choose.goal import check_any
+from calibrant.lab.choose.goal import check_any, conversations_in
+from calibrant.lab.choose.instruct import instruct_candidates
 from calibrant.lab.mixtures.aims import aim_of, stand_in_of
-from calibrant.models import is_object
+from calibrant.models import is_object, name_of, open_tokenizer, opened_of
 from calibrant.numerics import gigabytes, type_name
 from calibrant.options import RecommendCommand
 from calibrant.spec.foreign import user_path
@@ -64,7 +68,17 @@ def planned_recommendation(options: RecommendCommand) -> JobPlan:
     if outline.device.type != "cpu":
         host = held_beside([outline], held_now())
     room = room_on(outline.device)
+    notes = ["the first call says what its minutes will buy, once the model is open"]
     sources = len(options.sources) or len(FIRST)
+    conversations = _conversations(options)
+    if conversations:
+        # It is compared with the dense model, a copy of which is held.
+        memory += outline.dtype.itemsize * shape.numbers
+        notes.append(f"measured in the model's chat template: {', '.join(conversations)}")
+    if conversations and not options.sources:
+        added = instruct_candidates(conversations)
+        sources += len(added)
+        notes.append(f"candidates for its chat template: {', '.join(added)}")
     # Those of what the model is for are there too.
     statistics = (sources + 1) * sum(packed_bytes(width, Gram) for width in shape.input_widths)
     folder = user_path(options.folder, OutputError)
@@ -90,5 +104,24 @@ def planned_recommendation(options: RecommendCommand) -> JobPlan:
         seconds={"at most": 60 * options.minutes},
         problems=tuple(problems),
         host=host,
-        notes=("the first call says what its minutes will buy, once the model is open",),
+        notes=tuple(notes),
     )
+
+
+def _conversations(options: RecommendCommand) -> list[str]:
+    """Return the goals that an instruct model is measured on in its chat template; none of a base
+    model. Of goals that are objects nothing is said, since nothing is written yet.
+    """
+    goals = options.goal
+    if isinstance(goals, str):
+        goals = [goals]
+    if not isinstance(goals, list | tuple) or not all(isinstance(text, str) for text in goals):
+        return []
+    if is_object(options.model):
+        opened = opened_of(options.model, options.tokenizer, options.dtype, options.device)
+        tokenizer = opened.tokenizer
+    else:
+        tokenizer, _ = open_tokenizer(name_of(options.model))
+    if not tokenizer.chat_template:
+        return []
+    return conversations_in(cast("Sequence[str]", goals))

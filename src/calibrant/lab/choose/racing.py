@@ -8,16 +8,18 @@ all sets and all rounds. So the field isn't halved by rank (successive halving, 
 Talwalkar 2016): what cannot be distinguished stays, and that is an answer too.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, final
 
 from calibrant.data import CalibrationSet
 from calibrant.errors import DataError
+from calibrant.evaluators.agreement import MEASURED_ROLES
 from calibrant.lab.choose.budget import LEAST, MARGIN, ROUNDS, StepCosts, TimeBudget
 from calibrant.lab.choose.goal import Goal
 from calibrant.lab.choose.halves import Halves, held_out_side, swapped
+from calibrant.lab.choose.instruct import is_written
 from calibrant.lab.stats import LEVEL, Estimate, read
 from calibrant.lab.stats.crossed import Side, combination
 from calibrant.lab.stats.results import DENSE, GroupResults, Results, grouped
@@ -46,7 +48,8 @@ class Standing:
     `sibling` is the increase on the goal's held-out sibling, None where there is none. Where
     there is one, the comparisons are made with it. For a set that holds nothing of the goal's
     file the two are the same. `divergence` is that from the dense model (KL, nats a token), None
-    where it isn't measured.
+    where it isn't measured. `by_role` is the increase on tokens of the template, of questions and
+    of answers, where a conversation's roles were told apart.
     """
 
     data: str
@@ -57,6 +60,7 @@ class Standing:
     dropped: int | None = None
     sibling: Estimate | None = None
     divergence: Estimate | None = None
+    by_role: Mapping[str, float] = field(default_factory=dict[str, float])
 
     @property
     def deciding(self) -> Estimate:
@@ -130,6 +134,7 @@ class Race:
         for weight, evaluator in goal.measures:
             self._weights[str(evaluator)] = weight
         self._bits: float | None = None
+        self._compared: _Sides | None = None
 
     def run(self, budget: TimeBudget) -> RaceResult:
         """Race until one of four things: the leader is clear, no difference is large enough to
@@ -154,6 +159,14 @@ class Race:
                     sibling=bool(self._halves),
                     bits=self._bits,
                 )
+
+    def worse(self, name: str, other: str) -> Estimate | None:
+        """Return how much worse one set is than another, pair by pair; None before both are
+        measured.
+        """
+        if self._compared is None or not self._compared.sides.keys() >= {name, other}:
+            return None
+        return self._compared.worse(name, other)
 
     def another_draw(self) -> float:
         """Return the seconds that one more draw of all sets that are still in would take."""
@@ -193,7 +206,9 @@ class Race:
             compressed = len(runs)
             gathered = len(set(parts))
         tokens = self._template.tokens or 0
-        return self.costs.round(compressed, gathered, len(parts), tokens, self._share)
+        # Draws of earlier rounds, and that of the prediction, are written already.
+        written = sum(is_written(part) for part in set(parts)) if number else 0
+        return self.costs.round(compressed, gathered, len(parts), tokens, self._share, written)
 
     def _run_round(self, budget: TimeBudget) -> tuple[tuple[str, ...], bool]:
         """Run a round, or as many of its sets as can end in time.
@@ -266,13 +281,15 @@ class Race:
         unit = common_unit(scores)
         deciding = self._deciding_sides(cells, results, group, measured)
         compared = _Sides(deciding, self._coefficients(group))
+        self._compared = compared
         leader = self._leader(compared)
         self._drop_behind(compared, leader)
         standings: list[Standing] = []
         for name in deciding:
             if name != DENSE:
+                by_role = self._by_role(cells, results, name)
                 standing = self._standing(name, compared, leader, group, beside)
-                standings.append(standing)
+                standings.append(replace(standing, by_role=by_role))
         standings.sort(key=_order)
         return standings, unit
 
@@ -301,6 +318,19 @@ class Race:
             )
             raise DataError(message, subject=", ".join(self._names))
         return sides
+
+    def _by_role(self, cells: Sequence[Cell], results: Results, name: str) -> dict[str, float]:
+        """Return a set's divergence on tokens of each role, over its draws and the goal's
+        conversations by their weights.
+        """
+        sums: dict[str, float] = {}
+        weights: dict[str, float] = {}
+        for text, weight in self._weights.items():
+            for score in _scores_beside(cells, results, name, text):
+                role = score.metric.removeprefix("kl_")
+                sums[role] = sums.get(role, 0.0) + weight * score.value
+                weights[role] = weights.get(role, 0.0) + weight
+        return {role: sums[role] / weights[role] for role in MEASURED_ROLES if role in sums}
 
     def _coefficients(self, group: GroupResults) -> dict[str, float]:
         """The weight of each measure of the goal, positive where more is worse."""
@@ -373,6 +403,16 @@ class Race:
         if len(self._rounds) == self._most_rounds:
             return "draws"
         return "time" if is_late else ""
+
+
+def _scores_beside(
+    cells: Sequence[Cell], results: Results, name: str, text: str
+) -> Iterator[Score]:
+    """Yield what stands beside a measure of a set, draw by draw."""
+    for cell in cells:
+        measured = results.items.get(cell.run, {})
+        if cell.data == name and cell.measures.get(text, "") in measured:
+            yield from measured[cell.measures[text]].beside
 
 
 @dataclass(frozen=True)

@@ -5,18 +5,19 @@ best, and the advice.
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import KW_ONLY, asdict, dataclass, replace
+from dataclasses import KW_ONLY, asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, final
 
 from calibrant.data import CalibrationSet
-from calibrant.errors import OutputError
+from calibrant.errors import DataError, OutputError
 from calibrant.handover import WrittenData, as_sum, tool_named, write_over
 from calibrant.lab.choose.advising import (
     advice,
     command,
     in_own_names,
     short,
+    template_worth,
     verb_of,
     with_interval,
 )
@@ -26,10 +27,12 @@ from calibrant.lab.choose.budget import (
     StepCosts,
     TimeBudget,
     TimePlan,
+    duration,
     kept_costs,
     least_with_sibling,
 )
 from calibrant.lab.choose.halves import Halves, swapped
+from calibrant.lab.choose.instruct import is_written, plain_forms
 from calibrant.lab.choose.planning import check_settings, planned_recommendation
 from calibrant.lab.choose.predicting import Prediction
 from calibrant.lab.choose.racing import Race, RaceResult, plain
@@ -59,8 +62,10 @@ class Candidate:
     The differences are how much *worse* it is, with their intervals. Where the goal has a
     held-out sibling, `predicted_sibling` and `sibling` are the figures on it, and the differences
     are of those. `divergence` is that of its predictions from the dense model's (KL, nats a token);
-    it is measured where a model is rounded. `status` is `best`, `not significant` (its difference
-    to the best), `behind` (left out after round `dropped`) or `not raced`.
+    it is measured where a model is rounded. `by_role` is the increase on tokens of the chat
+    template, of questions and of answers, of an instruct model. `status` is `best`, `not
+    significant` (its difference to the best), `behind` (left out after round `dropped`) or `not
+    raced`.
     """
 
     data: str
@@ -75,6 +80,7 @@ class Candidate:
     predicted_sibling: float | None = None
     sibling: Mapping[str, Any] | None = None
     divergence: Mapping[str, Any] | None = None
+    by_role: Mapping[str, float] = field(default_factory=dict[str, float])
 
 
 @dataclass(frozen=True, repr=False)
@@ -192,6 +198,11 @@ def recommend(options: RecommendOptions) -> Recommendation:
     (`recommend.halves`): a set that holds the file is judged by what it does on one half when it
     was calibrated on the other. That figure decides; `sibling=False` leaves it out.
 
+    A model with a chat template is measured in it where the goal is conversations or questions: by
+    its divergence from the dense model, beside it by role. Without `sources` the same rows are
+    tried in the template, as plain text and answered by the model itself. The text says what the
+    template was worth.
+
     `tokens` (8,192 unless given) of each set in windows of `length` are lowered to what the goal
     and every candidate hold. `minutes` are kept: the costs are measured, or known from an earlier
     call, and what they will buy is said before it begins, to `say`; `now` is the clock. Where the
@@ -225,6 +236,8 @@ def recommend(options: RecommendOptions) -> Recommendation:
         names[prepared.opened.name] = own_name
     if prepared.fitted.said:
         options.say(in_own_names(prepared.fitted.said, names))
+    if prepared.no_template:
+        options.say(f"measured out of the chat template: {prepared.no_template}")
     costs = kept_costs(prepared.folder, prepared.identity) or prepared.costs(options.progress)
     plan = prepared.plan(costs, budget, options.minutes)
     options.say(plan.sentence(options.minutes))
@@ -233,6 +246,7 @@ def recommend(options: RecommendOptions) -> Recommendation:
         reason = _too_short(prepared, costs, plan, budget)
         prepared = prepared.without_sibling(reason)
         options.say(f"no held-out sibling: {reason}")
+    prepared, costs = _with_answers(prepared, costs, plan, budget, options)
     began = budget.spent
     mixture, predicted = prepared.predicted(plan, options.progress)
     predicting = budget.spent
@@ -261,6 +275,9 @@ def recommend(options: RecommendOptions) -> Recommendation:
     plan.keep(prepared.folder, prepared.identity, options.minutes, result.rounds)
     best = result.standings[0].data
     text = advice(mixture, fitted.goal, prepared.baseline, result, fitted.rounds, fitted.halves)
+    for in_template, as_text in plain_forms(fitted.goal.conversations).items():
+        worth = template_worth(race, result.standings, predicted, in_template, as_text)
+        text = f"{text} {worth}".strip()
     mixture = replace(mixture, model=in_own_names(mixture.model, names))
     propagate = prepared.template.propagation(prepared.method)
     return Recommendation(
@@ -355,9 +372,44 @@ def _with_name(options: RecommendOptions) -> RecommendOptions:
     )
 
 
+def _with_answers(
+    prepared: Prepared,
+    costs: StepCosts,
+    plan: TimePlan,
+    budget: TimeBudget,
+    options: RecommendOptions,
+) -> tuple[Prepared, StepCosts]:
+    """Have the model write its own answers, and return what is left of the candidates, with what
+    writing costs.
+    """
+    if prepared.spare and not plan.written:
+        seconds = duration(plan.tokens * costs.write * len(prepared.spare))
+        names = in_own_names(", ".join(prepared.spare), prepared.own_names())
+        why = f"writing a draw takes about {seconds}, and to predict and measure it as any other"
+        options.say(f"left out: {names}; {why}: the time is too short (--budget)")
+        return prepared.without(prepared.spare), costs
+    for data in filter(is_written, prepared.candidates):
+        began = budget.spent
+        try:
+            prepared.write(data, plan.tokens, options.progress)
+        except DataError as error:
+            if data not in prepared.spare:
+                raise
+            options.say(f"left out: {in_own_names(str(error), prepared.own_names())}")
+            prepared = prepared.without([data])
+            continue
+        # It takes longer than was foreseen, or was written by an earlier call.
+        written = 3 if prepared.fitted.halves else 1
+        seconds_of_token = (budget.spent - began) / (plan.tokens * written)
+        costs = replace(costs, write=max(costs.write, seconds_of_token))
+    return prepared, costs
+
+
 def _too_short(prepared: Prepared, costs: StepCosts, plan: TimePlan, budget: TimeBudget) -> str:
     """Why there is no sibling, and which budget is enough for one."""
-    least = least_with_sibling(costs, len(prepared.candidates), len(prepared.needed), plan.tokens)
+    written = 0 if prepared.spare else prepared.written
+    sources = len(prepared.candidates) - len(prepared.spare)
+    least = least_with_sibling(costs, sources, len(prepared.needed), plan.tokens, written)
     # Seconds as minutes, rounded up to a tenth.
     minutes = math.ceil((least + budget.spent) / 6) / 10
     return f"the time is too short for one; --budget {minutes:g} is enough"
@@ -431,6 +483,7 @@ def _candidates(
             predicted_sibling=prediction.sibling,
             sibling=plain(standing.sibling),
             divergence=plain(standing.divergence),
+            by_role=standing.by_role,
         )
         candidates.append(candidate)
     raced = {standing.data for standing in race.standings}

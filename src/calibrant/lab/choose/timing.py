@@ -1,7 +1,7 @@
 """What the pieces of a recommendation cost on this machine, each timed once and small."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -12,6 +12,7 @@ import torch
 from calibrant.activations import Gram, Seen
 from calibrant.compress import edits_of
 from calibrant.data import CalibrationSet, TokenBatch
+from calibrant.decoding import Decoder
 from calibrant.edits import Replace
 from calibrant.job import Job
 from calibrant.lab.choose.budget import StepCosts
@@ -32,6 +33,10 @@ _HALVES: Final = 6
 """Sets of pieces that the meter of tokens compresses for each source, of one Gram: two halves,
 of one, two and four pieces each.
 """
+_ANSWERS: Final = 16
+"""Answers that are written together to time one."""
+_WRITTEN: Final = 16
+"""Tokens of each, and of what they answer."""
 
 
 def measured_costs(
@@ -41,13 +46,14 @@ def measured_costs(
     effort: Effort,
     sources: int,
     seconds: float,
+    writes: bool = False,
     progress: Progress = silent,
 ) -> StepCosts:
     """Time a forward of a block, its compression, its prediction, and a small measurement, and
     return the costs.
 
     `seconds` opened the model, `stand_in` predicts the method with an `effort`, for so many
-    `sources`. The model stays as it was.
+    `sources`; with `writes` the model is to write some of them. The model stays as it was.
     """
     statistic = statistic_of(stand_in.method)
     model = view(opened.model)
@@ -85,6 +91,7 @@ def measured_costs(
         compress=piece_times.blocks * compress,
         measure=sum(piece_times.measure.values()),
         again=piece_times.blocks * walking_again,
+        write=_writing_seconds(opened) if writes else 0.0,
     )
 
 
@@ -122,6 +129,24 @@ def _search_seconds(
     if isinstance(stand_in.target, Removal):
         metered_blocks = effort.meter.blocks * (sources + 1) * _HALVES
     return seconds * (search_blocks + judged_blocks + metered_blocks)
+
+
+def _writing_seconds(opened: Opened) -> float:
+    """Return the seconds of a token that the model writes, from a batch of short answers."""
+    tokens = _ANSWERS * _WRITTEN
+    prompts = CalibrationSet("random_tokens", tokens=tokens, length=_WRITTEN)
+    ids = prompts.tokens(opened.tokenizer).ids.tolist()
+    decoder = Decoder(opened.model, ids, _WRITTEN, _never, "the time that answers take")
+    seconds = 0.0
+    for batch in decoder.batches():
+        seconds += _timed(partial(decoder.run, batch))
+    return seconds / tokens
+
+
+def _never(written: Sequence[int]) -> bool:
+    """Answers that are timed end at their limit."""
+    del written
+    return False
 
 
 def _whole_file_seconds(
