@@ -342,7 +342,7 @@ def test_what_needs_the_whole_model_is_refused_by_name(folder: Path, texts: str)
     whole, both = (HuggingFace(),), (HuggingFace(), Sparse())
     assert needs_whole_model(wanda, data, whole, ALONE) == ""
     asked_of = {
-        "transforms": (Recipe.parse("wanda", 0.5, transform=("rotate",)), data, whole),
+        "rotate": (Recipe.parse("wanda", 0.5, transform=("rotate",)), data, whole),
         "greedy": (Recipe.parse("greedy", 0.34), data, whole),
         "reconstructed": (Recipe.parse("reconstructed", 0.5), data, whole),
         "short_gpt": (Recipe.parse("short_gpt", 0.34), data, whole),
