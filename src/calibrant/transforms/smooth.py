@@ -71,9 +71,11 @@ class Smooth(Transform):
         """
         found = Sites.of(view, norms_only=self.sites == "norms")
         if not any(found.by_block.values()):
+            kind = type(view.model).__name__
             raise ModelError(
-                f"{self} finds no inputs of a {type(view.model).__name__} that it can smooth; "
-                "leave the transform out, or choose other sites"
+                f"{self} finds no inputs of a {kind} that it can smooth; leave the transform out, "
+                "or choose other sites",
+                subject=kind,
             )
         left = dict(found.left)
         smoothed = 0
