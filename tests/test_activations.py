@@ -7,6 +7,7 @@ import torch
 from calibrant.activations import (
     CHUNK,
     BlockChange,
+    FeatureMaxima,
     FeatureMoments,
     FeatureNorms,
     FeatureSizes,
@@ -22,10 +23,10 @@ def rows(
     return torch.randn(tokens, features, generator=torch.Generator().manual_seed(seed)).to(dtype)
 
 
-@pytest.mark.parametrize("kind", [FeatureNorms, FeatureSizes, FeatureMoments])
+@pytest.mark.parametrize("kind", [FeatureNorms, FeatureSizes, FeatureMoments, FeatureMaxima])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 def test_feature_norms_are_the_weighted_sum_of_squares(
-    dtype: torch.dtype, kind: type[FeatureNorms | FeatureSizes | FeatureMoments]
+    dtype: torch.dtype, kind: type[FeatureNorms | FeatureSizes | FeatureMoments | FeatureMaxima]
 ) -> None:
     x, weights = rows(7, dtype=dtype), [1.0, 0.5, 2.0, 1.0, 0.25, 3.0, 1.0]
     by_hand = [
@@ -182,6 +183,7 @@ def test_what_is_not_finite_is_noticed(bad: float) -> None:
     x = rows(3)
     x[1, 2] = bad
     assert not FeatureNorms.of(x).finite()
+    assert not FeatureMaxima.of(x).finite()
     assert not Gram.of(x).finite()
     assert Gram.of(rows(3)).finite()
 
@@ -231,3 +233,20 @@ def test_feature_moments_are_weighted_means_and_variances(dtype: torch.dtype) ->
     assert parts.tokens == 7
     constant = FeatureMoments.of(torch.full((1000, 3), 0.1)).variances()
     assert 0 <= constant.min() <= constant.max() < 1e-8
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_feature_maxima_are_the_largest_sizes_whatever_tokens_weigh(dtype: torch.dtype) -> None:
+    x, weights = rows(CHUNK + 7, dtype=dtype), torch.rand(CHUNK + 7)
+    by_hand = [max(abs(float(row[i])) for row in x.double()) for i in range(5)]
+    seen = FeatureMaxima.of(x, weights)
+    assert seen.maxima.tolist() == by_hand
+    assert seen.largest() == max(by_hand)
+    parts = (
+        FeatureMaxima.of(x[:300], weights[:300]) * 0.25
+        + FeatureMaxima.of(x[300:], weights[300:]) * 0.25
+    )
+    assert parts.maxima.tolist() == by_hand
+    assert torch.allclose(parts.norms(), seen.norms() / 4)
+    assert (parts.tokens, parts.mass) == (CHUNK + 7, pytest.approx(float(weights.sum()) / 4))
+    assert FeatureMaxima.of(x[:0]).maxima.tolist() == [0.0] * 5

@@ -58,6 +58,7 @@ JOBS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
         {"method": "wanda", "allocation": "evolved(generations=1, offspring=4)", "length": 4},
     ),
     "rotate": (prune, {"method": "wanda", "transform": ["rotate"]}),
+    "smooth": (quantize, {"target": "w4g32", "transform": ["smooth(sites=all)"]}),
     "reconstructed": (prune, {"method": "reconstructed(steps=2)"}),
     "svd": (prune, {"method": "svd", "target": "numbers 0.2"}),
     "basis_sharing": (prune, {"method": "basis_sharing", "target": "numbers 0.2"}),

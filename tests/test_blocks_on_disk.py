@@ -186,6 +186,29 @@ def test_killed_at_any_block_it_goes_on_and_computes_nothing_twice(
     assert not list(tmp_path.glob(".parted*")), "nothing is left to continue"
 
 
+@pytest.mark.parametrize("family", usually(FAMILIES, {"gemma2", "mixtral"}))
+def test_a_smoothed_model_gives_the_same_files_also_after_a_kill(
+    family: str, texts: str, tmp_path: Path
+) -> None:
+    if family == "olmo2":
+        return  # it has no norm before its matrices
+    folder = tiny_folder(tmp_path / "model", family)
+    job = (str(folder), None, texts, "gptq", "w4g16")
+    how: dict[str, Any] = {**SMALL, "transform": ("smooth",)}
+    quantize(*job, tmp_path / "whole", **how)
+    with killed_behind(1):
+        quantize(*job, tmp_path / "in memory", **how)
+    assert quantize(*job, tmp_path / "in memory", **how).continued_from == 2
+    with blocks_on_disk():
+        with killed_behind(0):
+            quantize(*job, tmp_path / "parted", **how)
+        done = quantize(*job, tmp_path / "parted", **how)
+    assert done.continued_from == 1
+    assert done.opened.residence.on_disk
+    assert files(tmp_path / "in memory") == files(tmp_path / "whole")
+    assert files(tmp_path / "parted") == files(tmp_path / "whole")
+
+
 def test_a_job_of_blocks_on_disk_goes_on_in_memory_and_the_other_way_round(
     folder: Path, texts: str, tmp_path: Path
 ) -> None:
@@ -341,8 +364,11 @@ def test_what_needs_the_whole_model_is_refused_by_name(folder: Path, texts: str)
     selected = CalibrationSet("cluster(source=python_docs)", samples=4, length=16)
     whole, both = (HuggingFace(),), (HuggingFace(), Sparse())
     assert needs_whole_model(wanda, data, whole, ALONE) == ""
+    smoothed = Recipe.parse("wanda", 0.5, transform=("smooth",))
+    assert needs_whole_model(smoothed, data, whole, ALONE) == ""
     asked_of = {
-        "transforms": (Recipe.parse("wanda", 0.5, transform=("rotate",)), data, whole),
+        "rotate": (Recipe.parse("wanda", 0.5, transform=("rotate",)), data, whole),
+        "smooth": (Recipe.parse("rtn", "w4", transform="smooth(sites=all)"), data, whole),
         "greedy": (Recipe.parse("greedy", 0.34), data, whole),
         "reconstructed": (Recipe.parse("reconstructed", 0.5), data, whole),
         "short_gpt": (Recipe.parse("short_gpt", 0.34), data, whole),

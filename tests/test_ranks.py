@@ -22,7 +22,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from calibrant import __version__
-from calibrant.activations import BlockChange, Routing, Seen
+from calibrant.activations import BlockChange, FeatureMaxima, Routing, Seen
 from calibrant.cli import _frame
 from calibrant.compress import prune
 from calibrant.data import TokenBatch
@@ -121,6 +121,14 @@ def behaved(ranks: Ranks) -> dict[tuple[str, str], list[dict[str, Any]]]:
                 {kind.__name__: vars(one) for kind, one in seen.items()} for seen in several
             ]
     return found
+
+
+def largest(ranks: Ranks) -> dict[str, Tensor]:
+    """The largest inputs of the matrices of a tiny model."""
+    tokens_per_pass, weighted = BATCHES["weighted, five"]
+    asked = view(tiny_model("mixtral", **SIZES["mixtral"])), padded_batch(weighted)
+    arrivals = walk(*asked, (FeatureMaxima,), "dense", tokens_per_pass=tokens_per_pass, ranks=ranks)
+    return {weight.name: seen[FeatureMaxima].maxima for weight, seen in arrivals}
 
 
 def failure(of: Callable[[], object]) -> tuple[str, str]:
@@ -224,6 +232,7 @@ def main(folder: Path, every: bool) -> None:
     rank, found = int(os.environ["RANK"]), dict[str, Any]()
     with joined() as ranks:
         found["pruned"], found["behaved"] = all_pruned(ranks, every), behaved(ranks)
+        found["largest"] = largest(ranks)
     found["failures"], found["interrupted"], found["codes"] = (
         failures(rank, folder),
         interrupted(folder),
@@ -365,6 +374,14 @@ def test_what_blocks_and_routers_did_is_one_processs_to_the_bit(
                         for n, v in sums.items()
                     ]
                     assert all(same), (case, kind)
+
+
+def test_the_largest_inputs_are_one_processs_to_the_bit(found: list[dict[str, Any]]) -> None:
+    expected = largest(ALONE)
+    for rank in found:
+        assert rank["largest"].keys() == expected.keys()
+        for name, maxima in expected.items():
+            assert torch.equal(rank["largest"][name], maxima), name
 
 
 def test_sparsegpt_keeps_the_same_weights(

@@ -7,18 +7,20 @@ Everything is float64, so that a mask that differs is a mistake and not rounding
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from calibrant.activations import BlockChange, FeatureNorms, Gram, Seen
+from calibrant.activations import BlockChange, FeatureMaxima, FeatureNorms, Gram, Seen
 from calibrant.data import TokenBatch, micro_batches
 from calibrant.errors import ModelError, NumericsError, WalkError
-from calibrant.models import ModelView, Weight, view
+from calibrant.models import ModelView, Opened, Weight, view
 from calibrant.testing import FAMILIES, tiny_model
 from calibrant.walk.rehearsal import rehearse
+from calibrant.walk.statistics import untouched
 from calibrant.walk.walking import walk, walk_blocks
 
 from tests.usual import usually
@@ -264,6 +266,37 @@ def test_dense_sees_the_untouched_model_token_by_token(family: str) -> None:
         assert torch.allclose(
             found[name][Gram].matrix, x.T @ (x * w[:, None]), rtol=1e-9, atol=1e-9
         ), name
+
+
+@pytest.mark.parametrize("family", usually(FAMILIES, {"opt", "qwen3_moe"}))
+def test_the_largest_inputs_are_those_of_a_loop_over_tokens_also_of_a_mix(family: str) -> None:
+    weights = torch.rand(len(LENGTHS), max(LENGTHS), generator=torch.Generator().manual_seed(5))
+    weights[weights < 0.4] = 0.0
+    batch = padded_batch(weights)
+    oracle, seen_by = Oracle(model_of(family), batch), view(model_of(family))
+    opened = Opened(seen_by.model, None, "tiny", "sha256:0", "", torch.float64)
+    parts: list[tuple[float, TokenBatch]] = []
+    for share, samples in ((0.1, slice(0, 2)), (0.9, slice(2, 5))):
+        tensors = batch.ids[samples], batch.mask[samples], batch.weights[samples]
+        parts.append((share, TokenBatch(*tensors, fingerprint=f"sha256:{share}", facts={})))
+    kinds = (FeatureMaxima,)
+    alone = {
+        weight.name: seen[FeatureMaxima]
+        for weight, seen in walk(seen_by, batch, kinds, "dense", tokens_per_pass=24)
+    }
+    mixed = {
+        weight.name: seen[FeatureMaxima]
+        for weight, seen in untouched(opened, seen_by, replace(batch, mixed=tuple(parts)), kinds)
+    }
+    checked = 0
+    for block in range(len(seen_by.blocks)):
+        for name, (x, _) in oracle.inputs(block).items():
+            largest = [max(abs(value) for value in column) for column in x.T.tolist()]
+            for found in (alone[name], mixed[name]):
+                assert found.maxima.tolist() == pytest.approx(largest, rel=1e-9, abs=1e-12), name
+                assert found.largest() == pytest.approx(max(largest), rel=1e-9)
+            checked += 1
+    assert checked == len(alone) == len(mixed)
 
 
 @pytest.mark.parametrize(

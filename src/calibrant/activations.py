@@ -1,9 +1,10 @@
 """What a matrix saw: sums over the tokens that reached it.
 
 Every statistic is a plain sum over real tokens (never a running mean), so `a + b` is what one pass
-over both would give, and `a * 0.5` weighs one. Padding and tokens of weight zero never arrive: the
-walk removes them. Sums are kept in float32 or better, whatever the activations' type: a Gram
-accumulated in bfloat16 isn't positive definite already in the first block of a small model.
+over both would give, and `a * 0.5` weighs one. Of two maxima the sum is the larger. Padding and
+tokens of weight zero never arrive: the walk removes them. Sums are kept in float32 or better,
+whatever the activations' type: a Gram accumulated in bfloat16 isn't positive definite already in
+the first block of a small model.
 
 Shapes: `token` rows that reached the matrix, `in` its inputs.
 """
@@ -54,7 +55,7 @@ class Statistic(ABC):
     """A sum over tokens: two are added, and one is scaled by a number.
 
     `tokens` is how many arrived, `mass` the sum of their weights. A subclass is made of the numbers
-    that it holds under public names, all of them sums.
+    that it holds under public names. All of them are sums, unless it adds in a way of its own.
     """
 
     tokens: int
@@ -207,6 +208,52 @@ class FeatureMoments(InputStatistic):
     def variances(self) -> Float[Tensor, "in"]:
         """Return the weighted variance of x; 0 where rounding would leave it below."""
         return (self.squares / self.mass - self.means().square()).clamp_min(0)
+
+
+class FeatureMaxima(InputStatistic):
+    """The largest |x| of each input feature, and Σ w·x²: what quantized inputs have to reach to.
+
+    A maximum is no sum: of two the larger stays, and weights make no difference to it.
+
+    >>> seen = FeatureMaxima.of(torch.tensor([[1.0, -2.0], [3.0, 0.0]]))
+    >>> seen.maxima.tolist(), seen.largest()
+    ([3.0, 2.0], 3.0)
+    >>> (seen * 0.5 + FeatureMaxima.of(torch.tensor([[0.0, 4.0]]))).maxima.tolist()
+    [3.0, 4.0]
+    """
+
+    def __init__(
+        self, maxima: Float[Tensor, "in"], squares: Float[Tensor, "in"], tokens: int, mass: float
+    ) -> None:
+        self.maxima = maxima
+        self.squares = squares
+        self.tokens = tokens
+        self.mass = mass
+
+    @classmethod
+    def of(
+        cls, x: Float[Tensor, "token in"], weights: Float[Tensor, "token"] | None = None
+    ) -> "FeatureMaxima":
+        norms = FeatureNorms.of(x, weights)
+        maxima = torch.zeros(x.shape[1], dtype=wide(x.dtype), device=x.device)
+        for rows, _ in _chunks(x, None):
+            maxima = torch.maximum(maxima, rows.abs().amax(0))
+        return FeatureMaxima(maxima, norms.squares, norms.tokens, norms.mass)
+
+    def __add__(self, other: "FeatureMaxima") -> "FeatureMaxima":
+        maxima = torch.maximum(self.maxima, other.maxima)
+        squares = self.squares + other.squares
+        return FeatureMaxima(maxima, squares, self.tokens + other.tokens, self.mass + other.mass)
+
+    def __mul__(self, factor: float) -> "FeatureMaxima":
+        return FeatureMaxima(self.maxima, self.squares * factor, self.tokens, self.mass * factor)
+
+    def norms(self) -> Float[Tensor, "in"]:
+        return self.squares
+
+    def largest(self) -> float:
+        """Return the largest |x| of all features."""
+        return float(self.maxima.max())
 
 
 class Gram(InputStatistic):

@@ -15,11 +15,11 @@ from calibrant.activations import Gram
 from calibrant.compress import edits_of
 from calibrant.data import TokenBatch
 from calibrant.edits import Fold, Replace
+from calibrant.edits.sites import Sites
 from calibrant.errors import ModelError
 from calibrant.job import Job
 from calibrant.methods import methods
 from calibrant.methods.quantization._rounding import clipped
-from calibrant.methods.quantization._sites import Sites
 from calibrant.models import Opened, view
 from calibrant.targets import Grid, parse_target
 from calibrant.testing.tiny import tiny_folder, tiny_model

@@ -20,7 +20,13 @@ ALL = ["rtn(scales=importance)", "gptq", "rsq", "awq"]
 
 
 @pytest.mark.parametrize(
-    ("methods", "transform"), [(["awq"], None), pytest.param(ALL, "rotate", marks=pytest.mark.slow)]
+    ("methods", "transform"),
+    [
+        (["awq"], None),
+        (["rtn"], "smooth"),
+        pytest.param(ALL, "rotate", marks=pytest.mark.slow),
+        pytest.param(ALL, "smooth(sites=all)", marks=pytest.mark.slow),
+    ],
 )
 def test_what_was_quantized_is_measured_again_from_what_is_stored(
     given: dict[str, str],

@@ -338,8 +338,9 @@ def needs_whole_model(
     """Return what in a job needs the whole model in memory, as a part of a sentence; empty if
     nothing does.
     """
-    if recipe.transforms:
-        return "transforms change the whole model"
+    for transform in recipe.transforms:
+        if not transform.by_block:
+            return f"{transform} changes the whole model"
     if recipe.tries:
         return f"{recipe.looking} measures the whole model"
     if recipe.allocation.observes:

@@ -13,7 +13,7 @@ message names the operation that isn't understood.
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final, final
@@ -196,8 +196,14 @@ class _TracedStream:
         """Tell the flow where the numbers are now."""
         products: dict[int, TracedProduct] = {}
         holders: dict[int, tuple[TracedProduct, ...]] = {}
-        vectors = {tensor.data_ptr(): name for name, tensor in _vectors(self._view)}
+        vectors: dict[int, str] = {}
+        for name, tensor in _vectors(self._view):
+            if not tensor.is_meta:
+                vectors[tensor.data_ptr()] = name
         for name, weight in self._weights.items():
+            # The numbers of a block that is on disk are nowhere in memory.
+            if weight.stored.is_meta:
+                continue
             product = TracedProduct(name, weight.shape, strides(weight.get()))
             # An embedding is a table of vectors that tokens pick, and no factor of a product.
             if isinstance(weight.owner, nn.Embedding):
@@ -339,7 +345,8 @@ class _TracedStream:
 
     def _norm(self, name: str) -> Norm:
         module = self._norms[name]
-        offset, centres = _measured(module, self._width)
+        with self._numbers_of(name):
+            offset, centres = _measured(module, self._width)
         others = set(self._flow.others.get(name, ()))
         # The scale of one norm can't be moved into a matrix that reads something else too.
         for matrix, sources in self._flow.inputs.items():
@@ -348,6 +355,14 @@ class _TracedStream:
         if offset is None:
             others.add(f"a {type(module).__name__}, whose weight is no scale")
         return Norm(name, offset or 0.0, centres, tuple(sorted(others)), module)
+
+    def _numbers_of(self, norm: str) -> AbstractContextManager[None]:
+        """A context in which the numbers of a norm are in memory."""
+        if self._view.residence.on_disk:
+            for block in self._view.blocks:
+                if norm.startswith(f"{block.name}."):
+                    return self._view.held(block)
+        return nullcontext()
 
     def _hidden(self) -> Iterator[Hidden]:
         """The hidden units of every matrix whose inputs are functions of rows which no other

@@ -19,6 +19,14 @@ class Transform(Spec, ABC):
 
     observes: ClassVar[tuple[type[Statistic], ...]] = ()
 
+    @property
+    def by_block(self) -> bool:
+        """Whether it changes each block by itself, so that the others may be on disk meanwhile. It
+        holds the block then (`view.held`), and says how to change it again
+        (`view.residence.changed`).
+        """
+        return False
+
     @abstractmethod
     def apply(self, view: ModelView, seen: Mapping[str, Seen]) -> Mapping[str, Any]:
         """Change the model in place, and say in plain JSON data what the record should know.

@@ -6,18 +6,19 @@ divided by them: the block computes what it did. Sites are found by running the 
 the residual stream, the heads' values, the hidden units, and to which rows these are proportional.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
 from typing import Any, Final
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from calibrant.edits import Scaling
-from calibrant.models import Heads, ModelView, Stream, Weight
-from calibrant.models.stream import OUTSIDE, Hidden, Norm
+from calibrant.edits.folding import Scaling
+from calibrant.models import Block, Heads, ModelView, Stream, Weight
+from calibrant.models.stream import Hidden, Norm
 
 PROBE: Final = 8
 """Tokens that are run to see what hidden units are proportional to."""
@@ -36,37 +37,53 @@ class Site:
     writer: Weight | None
     scalings: Callable[[Float[Tensor, "in"]], tuple[Scaling, ...]] = field(repr=False)
 
+    def scales_any(self, parameters: Collection[str]) -> bool:
+        """Return whether a fold here changes any of these parameters."""
+        ones = torch.ones(self.readers[0].shape[1])
+        return any(scaling.name in parameters for scaling in self.scalings(ones))
+
 
 @dataclass(frozen=True)
 class Sites:
     """The sites of a model by block, in the order in which inputs pass them; and the names of the
-    matrices that may be clipped: all but queries and keys.
+    matrices that may be clipped: all but queries and keys. `left` are matrices whose inputs can't
+    be scaled, with the reason.
     """
 
     by_block: Mapping[int, tuple[Site, ...]]
     clippable: frozenset[str]
+    left: Mapping[str, str]
 
     @classmethod
-    def of(cls, view: ModelView) -> "Sites":
-        """Find the sites of a model. `ModelError` where its stream isn't understood."""
+    def of(cls, view: ModelView, *, norms_only: bool = False) -> "Sites":
+        """Find the sites of a model. With `norms_only` those before outputs of attentions and of
+        networks aren't looked for, and blocks may be on disk. `ModelError` where the stream isn't
+        understood.
+        """
         stream = Stream.of(view)
-        heads = Heads.of(view)
+        heads = {} if norms_only else Heads.of(view)
         parameters = _Parameters(view)
-        hidden = [layer for layer in stream.hidden if layer.down.name in view.named]
+        named = view.named
+        hidden: list[Hidden] = []
+        if not norms_only:
+            hidden = [layer for layer in stream.hidden if layer.down.name in named]
         # Of experts' networks, of which a block has many, the last matrices aren't scaled.
         networks = {layer.block: layer for layer in hidden if layer.down.expert is None}
+        # A parameter that is in several places would be scaled in all of them.
+        shared = frozenset(chain.from_iterable(view.tied))
         by_block: dict[int, tuple[Site, ...]] = {}
         for block in view.blocks:
             attention = heads.get(block.index)
             network = networks.get(block.index)
             sites: list[Site] = []
             for norm in stream.norms:
-                sites += _at_norm(norm, stream, view, parameters, attention, network, block.index)
+                sites += _at_norm(norm, stream, named, parameters, attention, network, block)
             if attention is not None:
                 sites += _at_values(attention, parameters)
             if network is not None:
                 sites += _at_hidden(view, network, parameters)
-            by_block[block.index] = tuple(sites)
+            by_block[block.index] = tuple(site for site in sites if not site.scales_any(shared))
+        left = _left(view, stream, by_block, norms_only)
         clippable: list[str] = []
         for layer in hidden:
             clippable += [up.name for up in layer.up]
@@ -76,7 +93,34 @@ class Sites:
             # A matrix of values alone has no rows of queries or keys.
             if attention.values.shape[0] == len(set(attention.first)) * attention.width:
                 clippable.append(attention.values.name)
-        return cls(by_block, frozenset(clippable))
+        return cls(by_block, frozenset(clippable), left)
+
+
+def _left(
+    view: ModelView,
+    stream: Stream,
+    by_block: Mapping[int, tuple[Site, ...]],
+    norms_only: bool,
+) -> Mapping[str, str]:
+    """Return the matrices that are at no site, each with the reason; with `norms_only` of those
+    that read a norm. Experts have one entry together.
+    """
+    at_sites: set[str] = set()
+    for site in chain.from_iterable(by_block.values()):
+        at_sites |= {weight.name for weight in site.readers}
+    norms = {reader.weight.name: reader.norm for reader in stream.readers}
+    left: dict[str, str] = {}
+    for weight in view.weights:
+        norm = norms.get(weight.name)
+        if weight.name in at_sites or (norms_only and norm is None):
+            continue
+        reason = "nothing before it can take the scales of its inputs"
+        if norm is not None and norm.others:
+            reason = f"what {norm.name} gives also goes into {norm.others[0]}"
+        elif norm is not None:
+            reason = f"{norm.name} has no weight, or one that is used elsewhere too"
+        left[weight.tensor_name] = reason
+    return left
 
 
 class _Parameters:
@@ -120,16 +164,19 @@ class _Parameters:
 def _at_norm(
     norm: Norm,
     stream: Stream,
-    view: ModelView,
+    named: Mapping[str, Weight],
     parameters: _Parameters,
     heads: Heads | None,
     hidden: Hidden | None,
-    block: int,
+    block: Block,
 ) -> Iterator[Site]:
-    """Yield the site of a norm that nothing but matrices of this block read; none for another."""
+    """Yield the site of a norm of this block that nothing but its matrices read; none for
+    another.
+    """
+    if not norm.name.startswith(f"{block.name}.") or norm.others or norm.scale is None:
+        return
     readers = [reader.weight for reader in stream.readers_of(norm)]
-    read_elsewhere = {weight.block for weight in readers} != {block} or block == OUTSIDE
-    if read_elsewhere or norm.others or norm.scale is None:
+    if {weight.block for weight in readers} != {block.index}:
         return
     # Experts of one tensor are scaled together: once.
     distinct = {id(getattr(weight.owner, weight.key)): weight for weight in readers}.values()
@@ -138,7 +185,7 @@ def _at_norm(
         columns = [parameters.columns(weight, column_scales) for weight in distinct]
         return (*parameters.norm(norm, 1 / column_scales), *columns)
 
-    compressed = tuple(weight for weight in readers if weight.name in view.named)
+    compressed = tuple(weight for weight in readers if weight.name in named)
     if not compressed:
         return
     names = {weight.name for weight in compressed}
@@ -149,7 +196,7 @@ def _at_norm(
         writer = heads.output
     elif hidden is not None and feeds and not attends:
         writer = hidden.down
-    yield Site(norm.name, block, compressed, writer, scalings)
+    yield Site(norm.name, block.index, compressed, writer, scalings)
 
 
 def _at_values(heads: Heads, parameters: _Parameters) -> Iterator[Site]:
@@ -163,7 +210,7 @@ def _at_values(heads: Heads, parameters: _Parameters) -> Iterator[Site]:
         scale_rows.append(parameters.rows(heads.bias))
 
     def scalings(column_scales: Tensor) -> tuple[Scaling, ...]:
-        rows = torch.ones(heads.values.shape[0])
+        rows = column_scales.new_ones(heads.values.shape[0])
         by_head = column_scales.unflatten(0, (-1, heads.width))
         for first, part in zip(heads.first, by_head, strict=True):
             rows[first : first + heads.width] = 1 / part
@@ -199,7 +246,8 @@ def _hidden_site(
             scale_rows.append(parameters.rows(tensor))
 
     def scalings(column_scales: Tensor) -> tuple[Scaling, ...]:
-        rows = torch.ones(len(stored)).index_put((units,), 1 / column_scales)
+        ones = column_scales.new_ones(len(stored))
+        rows = ones.index_put((units,), 1 / column_scales)
         divided = [scale(rows) for scale in scale_rows]
         return (*divided, parameters.columns(hidden.down, column_scales))
 
@@ -229,10 +277,10 @@ def _proportional(view: ModelView, hidden: Hidden, up: Weight, first: int, step:
     watching = hidden.down.owner.register_forward_pre_hook(keep)
     try:
         with torch.no_grad():
-            view.base(input_ids=ids)
+            view.base(input_ids=ids, use_cache=False)
             doubling = up.owner.register_forward_hook(double)
             try:
-                view.base(input_ids=ids)
+                view.base(input_ids=ids, use_cache=False)
             finally:
                 doubling.remove()
     finally:
