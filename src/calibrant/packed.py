@@ -166,7 +166,7 @@ class FloatScales:
         """
         factors = self.stored
         if self.grid.scale == "e8m0":
-            powers = torch.tensor([2.0 ** (code - 127) for code in range(255)])
+            powers = torch.tensor([2.0 ** (code - 127) for code in range(256)])
             factors = powers.to(factors.device)[factors.int()]
         if self.global_scale is not None:
             factors = E4M3.values_of(factors) / self.global_scale
