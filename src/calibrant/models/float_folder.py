@@ -158,8 +158,8 @@ def _unpacked(
     fits = fits and codes.dtype == _CODES[grid.bits] and scales.dtype in _SCALES[grid.scale]
     if not fits:
         raise ModelError(
-            f"{ref}: {module} has {codes.dtype} codes {list(codes.shape)} of {grid} with "
-            f"{scales.dtype} scales {list(scales.shape)}, which don't fit each other; save it again",
+            f"{ref}: {module} on {grid} has codes {codes.dtype} {list(codes.shape)} and scales "
+            f"{scales.dtype} {list(scales.shape)}, which don't fit each other; save it again",
             subject=module,
         )
     held_as = scales.dtype if grid.scale == "plain" else _TYPES[dtype]
