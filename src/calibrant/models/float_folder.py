@@ -93,7 +93,7 @@ class FloatFolder:
                     if module not in self.modules or part not in names:
                         yield name, file.get_tensor(name)
                     elif part == SCALE:
-                        parts = [file.get_tensor(f"{module}.{part}") for part in names]
+                        parts = [file.get_tensor(f"{module}.{needed}") for needed in names]
                         yield f"{module}.{WEIGHT}", self._dense(*parts)
 
     def _dense(self, codes: Tensor, scales: Tensor, global_scale: Tensor | None = None) -> Tensor:
