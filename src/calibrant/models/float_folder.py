@@ -146,7 +146,7 @@ def _unpacked(
     module: str, grid: FloatGrid, parts: Sequence[StoredTensor], dtype: str, ref: str
 ) -> StoredTensor:
     """Return what a matrix is once it is unpacked. Raises `ModelError` unless its parts fit."""
-    codes, scales, *_ = parts
+    codes, scales, *others = parts
     rows, width = codes.shape if len(codes.shape) == 2 else (0, 0)
     inputs = 2 * width if grid.element == E2M1 else width
     groups: tuple[int, ...] = ()
@@ -156,6 +156,8 @@ def _unpacked(
     fits = bool(groups) and (scales.shape == groups or scales.shape == groups[:1] == (1,))
     fits = fits and inputs % grid.width(inputs) == 0
     fits = fits and codes.dtype == _CODES[grid.bits] and scales.dtype in _SCALES[grid.scale]
+    for other in others:
+        fits = fits and other.shape == (1,) and other.dtype == "F32"
     if not fits:
         raise ModelError(
             f"{ref}: {module} on {grid} has codes {codes.dtype} {list(codes.shape)} and scales "
