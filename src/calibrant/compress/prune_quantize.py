@@ -161,8 +161,9 @@ def quantize(options: QuantizeOptions) -> Compression:
 
     `out` becomes an ordinary Hugging Face folder. `target` is a grid: `"w4g64"` has 4 bits a weight
     and a scale for each 64 inputs of a row, `"w8"` one for each row, `"w3g64a"` a zero point too;
-    `"NVFP4A16"`, `"MXFP4A16"` and `"FP8A16"` are those of formats with floating-point numbers. What is saved are the numbers that the codes stand for, so that transformers opens it and gives
-    what was measured; the record says how many bits a weight takes as codes. `data` may be left out
+    `"NVFP4A16"`, `"MXFP4A16"` and `"FP8A16"` are those of formats with floating-point numbers. What
+    is saved are the numbers that the codes stand for, so that transformers opens it and gives what
+    was measured; the record says how many bits a weight takes as codes. `data` may be left out
     where `method` looks at none. Everything else is as for `prune`.
     """
     with joined() as ranks:
