@@ -72,6 +72,7 @@ from calibrant.spec.foreign import user_path
 from calibrant.system.clock import Clock
 from calibrant.system.progress import silent
 from calibrant.targets import (
+    FloatGrid,
     GgmlKind,
     GgufRecipe,
     Grid,
@@ -87,7 +88,7 @@ from calibrant.walk.ranks import Ranks, joined
 Verb = Literal["prune", "quantize"]
 TARGETS_OF: Final[Mapping[Verb, tuple[type[Target], ...]]] = {
     "prune": (Removal, Share),
-    "quantize": (Grid, SparseGrid, GgmlKind, GgufRecipe),
+    "quantize": (Grid, FloatGrid, SparseGrid, GgmlKind, GgufRecipe),
 }
 """The verbs, and the kinds of target that each is for."""
 USUAL_SHARE: Final = 0.5
@@ -159,9 +160,10 @@ def quantize(options: QuantizeOptions) -> Compression:
     """Open `model`, round the weights of its matrices to the grid `target`, and save it to `out`.
 
     `out` becomes an ordinary Hugging Face folder. `target` is a grid: `"w4g64"` has 4 bits a weight
-    and a scale for each 64 inputs of a row, `"w8"` one for each row, `"w3g64a"` a zero point too.
-    What is saved are the numbers that the codes stand for, so that transformers opens it and gives
-    what was measured; the record says how many bits a weight takes as codes. `data` may be left out
+    and a scale for each 64 inputs of a row, `"w8"` one for each row, `"w3g64a"` a zero point too;
+    `"NVFP4A16"`, `"MXFP4A16"` and `"FP8A16"` are those of formats with floating-point numbers. What
+    is saved are the numbers that the codes stand for, so that transformers opens it and gives what
+    was measured; the record says how many bits a weight takes as codes. `data` may be left out
     where `method` looks at none. Everything else is as for `prune`.
     """
     with joined() as ranks:
