@@ -85,6 +85,12 @@ class Method(Spec, ABC):
         """
         return 0
 
+    def again(self, tokens: int, length: int) -> int:
+        """Return how many tokens it runs through each block again, when it is shown `tokens` in
+        windows of `length`. A plan counts them, and gradients as two forwards.
+        """
+        return 0
+
     def drops_parts(self, blocks: int, target: Target) -> bool:
         """Return whether a model of so many blocks is sure to lose blocks or experts.
 
