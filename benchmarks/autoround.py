@@ -1,5 +1,5 @@
 """What `autoround` takes and loses next to auto-round: python benchmarks/autoround.py --peer PYTHON
-[--steps 200] [--seeds 3] [--target w4g128]
+[--steps 200] [--seeds 3] [--target w4g64]
 
 SmolLM2, the same saved folder and the same tokens for both; each seed in a process of its own
 (`ways.py`), and both take turns. A seed decides only which windows a step sees: so the losses of
@@ -26,7 +26,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--peer", required=True)
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--data", default="python_docs")
-    parser.add_argument("--target", default="w4g128")
+    parser.add_argument("--target", default="w4g64")
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--samples", type=int, default=32)

@@ -94,7 +94,7 @@ class LiteralBlock:
         names = {id(parameter): name for name, parameter in block.module.named_parameters()}
         self.names = {w.name: names[id(getattr(w.owner, w.key))] for w in weights}
 
-    def run(self, matrices: dict[str, Tensor], hidden: Tensor, kwargs: Any) -> Tensor:
+    def run(self, matrices: dict[str, Tensor], hidden: Tensor, rest: Any, kwargs: Any) -> Tensor:
         stored: dict[str, Tensor] = {}
         for weight in self.weights:
             name = self.names[weight.name]
@@ -106,7 +106,7 @@ class LiteralBlock:
             before = stored.get(name, getattr(weight.owner, weight.key).detach())
             slices = [matrix if i == weight.expert else one for i, one in enumerate(before)]
             stored[name] = torch.stack(slices)
-        output = functional_call(self.module, stored, (hidden,), kwargs)
+        output = functional_call(self.module, stored, (hidden, *rest), kwargs)
         return output if isinstance(output, Tensor) else output[0]
 
 
@@ -120,7 +120,7 @@ def literal(
     hooks = [
         block.module.register_forward_hook(
             lambda _, args, kwargs, out: calls.append(
-                (args[0], kwargs, out if isinstance(out, Tensor) else out[0])
+                (args, kwargs, out if isinstance(out, Tensor) else out[0])
             ),
             with_kwargs=True,
         )
@@ -130,8 +130,8 @@ def literal(
         model(input_ids=batch.ids, attention_mask=batch.mask.long(), use_cache=False)
     for hook in hooks:
         hook.remove()
-    found, errors, arriving = dict[str, Tensor](), list[tuple[float, float]](), calls[0][0]
-    for block, (dense_input, kwargs, aim) in zip(blocks, calls, strict=True):
+    found, errors, arriving = dict[str, Tensor](), list[tuple[float, float]](), calls[0][0][0]
+    for block, ((dense_input, *rest), kwargs, aim) in zip(blocks, calls, strict=True):
         hidden = arriving if inputs == "arrival" else dense_input
         weights = [weight for weight in block.weights if weight.name in seen]
         layer = LiteralBlock(block, weights)
@@ -141,10 +141,11 @@ def literal(
             matrices: dict[str, Tensor],
             layer: LiteralBlock = layer,
             hidden: Tensor = hidden,
+            rest: Any = rest,
             kwargs: Any = kwargs,
             aim: Tensor = aim,
         ) -> Tensor:
-            squares = (layer.run(matrices, hidden, kwargs) - aim).square().sum(2)
+            squares = (layer.run(matrices, hidden, rest, kwargs) - aim).square().sum(2)
             return (squares * batch.weights).sum()
 
         parameters: dict[str, list[Tensor]] = {}
@@ -176,7 +177,7 @@ def literal(
             else:
                 kept = nearest
             errors.append((before, min(least, before)))
-            arriving = layer.run(kept, hidden, kwargs)
+            arriving = layer.run(kept, hidden, rest, kwargs)
     return found, errors
 
 

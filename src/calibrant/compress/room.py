@@ -101,6 +101,8 @@ class Needs:
             copies = method.copies_on(device) * max(matrix.numbers for matrix in shape.matrices)
             # All of it is in float32, four bytes a number.
             work = 4 * (copies + squares * widest**2 + panels + rows * widest)
+        if method is not None:
+            work += method.block_bytes * shape.largest_block
         per_token = shape.numbers_per_token * dtype.itemsize
         return cls(
             process=held_now(),

@@ -44,6 +44,8 @@ class Method(Spec, ABC):
     come do harm. So a study calibrates such methods on the inputs that arrive (`arrival`), and
     lets all others share one pass over the dense model (`dense`).
 
+    `block_bytes` are held for each number of the block that is worked on, beside the model.
+
     `prunes` is false for a method that leaves everything as it is; all others remove the share that
     a `Removal` names. `propagate` is the propagation that `prune` uses unless it gets another,
     `propagations` are those that the method can be used with.
@@ -54,6 +56,7 @@ class Method(Spec, ABC):
     tries: ClassVar[bool] = False
     updates: ClassVar[bool] = False
     prunes: ClassVar[bool] = True
+    block_bytes: ClassVar[int] = 0
     propagate: ClassVar[Propagation] = "arrival"
     propagations: ClassVar[tuple[Propagation, ...]] = ("arrival", "reference", "dense")
 

@@ -80,7 +80,7 @@ class SignRounding(ModelMethod):
     makes up for their errors; with `inputs=dense` the dense model's inputs. The walk is through the
     dense model in both cases, so only `dense` is possible. A symmetric grid has its lowest code
     where the weight farthest from zero is, so scales may be negative. In memory are a block's
-    hidden states four times, and about 15 bytes for each of its weights.
+    hidden states four times, and about 20 bytes for each of its weights.
 
     Differs from the authors' code in: scales have the weights' type; windows that go through the
     model together stay together; steps are compared by relative errors; what `rtn` does better
@@ -91,6 +91,8 @@ class SignRounding(ModelMethod):
     observes: ClassVar[tuple[type[Statistic], ...]] = (Gram,)
     propagate: ClassVar[Propagation] = "dense"
     propagations: ClassVar[tuple[Propagation, ...]] = ("dense",)
+    # Weights, offsets and gradients in float32, codes three times, and Grams.
+    block_bytes: ClassVar[int] = 20
 
     steps: int = 200
     batch: int = 8
