@@ -188,11 +188,13 @@ class _Sample:
     """A micro-batch that a block reads. It has so many `windows`, and counts by its `mass`.
 
     `arriving` are the hidden states that the block is shown; None for those of the dense model.
+    `by_nearest` is the error of the block with the nearest values.
     """
 
     def __init__(self, call: BlockCall, share: float) -> None:
         self.windows = len(call.real)
         self.arriving: Tensor | None = None
+        self.by_nearest = 0.0
         self.dense = call.kept()
         self._rows = call.rows
         self._share = share
@@ -313,56 +315,69 @@ def learned(
         sample.aim()
     matrices = [_Learned(weight, its_grid) for weight, its_grid in grids.items()]
     nearest = {matrix.weight: matrix.nearest() for matrix in matrices}
-    best = nearest
-    best_step = 0
-    least = torch.inf
-    # The first micro-batch has the longest windows, and so the fewest.
-    count = min(len(samples), -(-batch // samples[0].windows))
-    draws = _draws(len(samples), count, generator)
+    lots = _lots(samples, batch, generator)
     with _with_gradients(grids) as parameters:
         _set(nearest)
         errors = _errors(samples)
-        for step in range(steps):
-            drawn = next(draws)
-            _set({matrix.weight: matrix.round() for matrix in matrices})
-            by_nearest = max(sum(errors[number] for number in drawn), LEAST_ERROR)
-            shown = [samples[number] for number in drawn]
-            error, gradients = _gradients(shown, parameters, LOSS_SCALE / by_nearest)
-            if error / by_nearest < least:
-                least = error / by_nearest
-                best = {matrix.weight: matrix.codes for matrix in matrices}
-                best_step = step
-            rate = (1 - step / steps) / steps
-            for matrix in matrices:
-                matrix.step(gradients, rate)
+        for sample, error in zip(samples, errors, strict=True):
+            sample.by_nearest = error
+        best, step = _descended(matrices, parameters, lots, steps)
         _set(best)
-        before = sum(errors)
         after = sum(_errors(samples))
+    before = sum(errors)
     if not after < before:
         best = nearest
         after = before
     mass = max(sum(sample.mass for sample in samples), LEAST_ERROR)
-    notes = {
-        "before": six_digits(before / mass),
-        "after": six_digits(after / mass),
-        "step": best_step,
-    }
+    notes = {"before": six_digits(before / mass), "after": six_digits(after / mass), "step": step}
     return best, notes
+
+
+def _lots(
+    samples: Sequence[_Sample], batch: int, generator: torch.Generator
+) -> Iterator[list[_Sample]]:
+    """Yield, without end, samples that have at least `batch` windows together, if there are so
+    many. All come before any comes again, but for those that are too few at the end of a round.
+    """
+    # The first has the longest windows, and so the fewest.
+    count = min(len(samples), -(-batch // samples[0].windows))
+    while True:
+        order = torch.randperm(len(samples), generator=generator).tolist()
+        for start in range(0, len(samples) - count + 1, count):
+            yield [samples[number] for number in order[start : start + count]]
+
+
+def _descended(
+    matrices: Sequence["_Learned"],
+    parameters: Sequence[nn.Parameter],
+    lots: Iterator[list[_Sample]],
+    steps: int,
+) -> tuple[dict[Weight, Codes], int]:
+    """Take so many steps, each on a lot of samples. Return the codes of the one that erred least,
+    relative to the nearest values on the same lot, and its number.
+    """
+    best: dict[Weight, Codes] = {}
+    best_step = 0
+    least = torch.inf
+    for step in range(steps):
+        lot = next(lots)
+        _set({matrix.weight: matrix.round() for matrix in matrices})
+        by_nearest = sum(sample.by_nearest for sample in lot)
+        by_nearest = max(by_nearest, LEAST_ERROR)
+        error, gradients = _gradients(lot, parameters, LOSS_SCALE / by_nearest)
+        if error / by_nearest < least or not best:
+            least = error / by_nearest
+            best = {matrix.weight: matrix.codes for matrix in matrices}
+            best_step = step
+        rate = (1 - step / steps) / steps
+        for matrix in matrices:
+            matrix.step(gradients, rate)
+    return best, best_step
 
 
 def _set(codes: Mapping[Weight, Codes]) -> None:
     for weight, packed in codes.items():
         weight.set(packed.dense())
-
-
-def _draws(samples: int, count: int, generator: torch.Generator) -> Iterator[list[int]]:
-    """Yield the numbers of `count` of so many samples at a time, without end. All are drawn before
-    any a second time, but for those that are left when fewer than `count` are.
-    """
-    while True:
-        order = torch.randperm(samples, generator=generator).tolist()
-        for start in range(0, samples - count + 1, count):
-            yield order[start : start + count]
 
 
 def _errors(samples: Sequence[_Sample]) -> list[float]:
