@@ -3,7 +3,7 @@ gave in the dense model (Cheng et al. 2023, arXiv 2309.05516).
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Final, final
@@ -118,10 +118,6 @@ class SignRounding(ModelMethod):
 
     def edits(self, job: Job) -> Iterator[Edit]:
         check_one_process(self, job)
-        finished: dict[str, Tensor] = {}
-        for edit in job.done:
-            if isinstance(edit, Replace):
-                finished[edit.weight.name] = edit.compressed.weight
         shares = _shares(job)
         samples_by_block: dict[int, list[_Sample]] = defaultdict(list)
 
@@ -140,34 +136,42 @@ class SignRounding(ModelMethod):
             with job.view.held(block):
                 if self.inputs == "arrival":
                     stream.enter(block, samples)
-                numbers: dict[Weight, Tensor] = {}
                 if block.index < job.start:
-                    for weight in block.weights:
-                        if weight.name in finished:
-                            numbers[weight] = finished[weight.name]
-                elif seen:
-                    for edit in self._edits_of_block(job, block, seen, samples):
-                        numbers[edit.weight] = edit.compressed.weight
-                        yield edit
+                    numbers = _finished(job, block)
+                else:
+                    numbers = yield from self._edits_of_block(job, block, seen, samples)
                 if self.inputs == "arrival":
                     with spent_on("method"), full_speed():
                         stream.leave(samples, numbers)
 
     def _edits_of_block(
         self, job: Job, block: Block, seen: Mapping[Weight, Seen], samples: Sequence["_Sample"]
-    ) -> list[Replace]:
-        """Return the matrices of a block, rounded."""
+    ) -> Generator[Replace, None, dict[Weight, Tensor]]:
+        """Yield the matrices of a block, rounded, and return their numbers."""
+        numbers: dict[Weight, Tensor] = {}
+        if not seen:
+            return numbers
         # One that no token reached isn't among those that were seen.
         grids = {weight: grid(job.targets[weight.name]) for weight in seen}
-        # A seed of its own for each block.
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + block.index)
+        # A seed of its own for each block. Torch takes seeds of 64 bits.
+        seed = (self.seed * 1_000_003 + block.index) % 2**64
+        generator = torch.Generator().manual_seed(seed)
         with failing_at(self, block.name), spent_on("method"), full_speed():
             codes, notes = learned(grids, samples, self.steps, self.batch, generator)
-        edits: list[Replace] = []
         for weight, packed in codes.items():
             compressed = Compressed(packed.dense(), notes, packed)
-            edits.append(Replace(weight, compressed, seen[weight]))
-        return edits
+            yield Replace(weight, compressed, seen[weight])
+            numbers[weight] = compressed.weight
+        return numbers
+
+
+def _finished(job: Job, block: Block) -> dict[Weight, Tensor]:
+    """The numbers of a block's matrices that were rounded before an interruption."""
+    numbers: dict[Weight, Tensor] = {}
+    for edit in job.done:
+        if isinstance(edit, Replace) and edit.block == block.index:
+            numbers[edit.weight] = edit.compressed.weight
+    return numbers
 
 
 def _shares(job: Job) -> list[float]:
