@@ -11,13 +11,13 @@ from torch import Tensor
 from torch.func import functional_call
 from transformers import PreTrainedModel
 
-from calibrant.compress import edits_of, quantize
+from calibrant.compress import edits_of, plan, quantize
 from calibrant.data import TokenBatch
 from calibrant.edits import Replace
 from calibrant.errors import ModelError
 from calibrant.job import Job
 from calibrant.methods import methods
-from calibrant.models import Opened, Weight, view
+from calibrant.models import Opened, Weight, open_model, view
 from calibrant.targets import Grid, parse_target
 from calibrant.testing.tiny import tiny_folder, tiny_model
 
@@ -309,3 +309,18 @@ def test_killed_and_asked_again_it_continues(tmp_path: Path):
     assert again.record == whole.record
     for name in ("model.safetensors", "compressed_tensors/model.safetensors"):
         assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    # Scales may be negative: what opens the codes gives the same numbers.
+    plain = open_model(str(tmp_path / "whole"), "float32").model.state_dict()
+    packed = open_model(str(tmp_path / "whole/compressed_tensors"), "float32").model.state_dict()
+    assert all(torch.equal(plain[name], packed[name]) for name in plain)
+
+
+def test_a_plan_counts_the_steps(tmp_path: Path):
+    folder = str(tiny_folder(tmp_path / "model"))
+    given = {"data": "python_docs", "target": "w4g16", "samples": 64, "length": 512}
+    few, many = (
+        plan(quantize, folder, method=f"autoround(steps={steps})", **given) for steps in (100, 200)
+    )
+    ratio = many.parts["method and record"] / few.parts["method and record"]
+    assert 1.7 < ratio <= 2
+    assert not many.notes
