@@ -80,7 +80,7 @@ class SignRounding(ModelMethod):
     makes up for their errors; with `inputs=dense` the dense model's inputs. The walk is through the
     dense model in both cases, so only `dense` is possible. A symmetric grid has its lowest code
     where the weight farthest from zero is, so scales may be negative. In memory are a block's
-    hidden states four times, and about 20 bytes for each of its weights.
+    hidden states six times, and about 20 bytes for each of its weights.
 
     Differs from the authors' code in: scales have the weights' type; windows that go through the
     model together stay together; steps are compared by relative errors; what `rtn` does better
@@ -91,8 +91,7 @@ class SignRounding(ModelMethod):
     observes: ClassVar[tuple[type[Statistic], ...]] = (Gram,)
     propagate: ClassVar[Propagation] = "dense"
     propagations: ClassVar[tuple[Propagation, ...]] = ("dense",)
-    # Weights, offsets and gradients in float32, codes three times, and Grams.
-    block_bytes: ClassVar[int] = 20
+    by_block: ClassVar[bool] = True
 
     steps: int = 200
     batch: int = 8
@@ -108,6 +107,12 @@ class SignRounding(ModelMethod):
         shown = min(self.batch * length, tokens)
         # What the block gives, before and after, and what comes of it for the next one.
         return PASSES_OF_A_STEP * self.steps * shown + 4 * tokens
+
+    def held(self, block: int, states: int) -> int:
+        # Weights, offsets and gradients in float32, codes three times, and Grams. Hidden states are
+        # kept at the block's door and at the next one, as the block gave them in the dense model,
+        # and as they arrive.
+        return 20 * block + 4 * states
 
     def stand_in(self, target: Target) -> StandIn:
         differs = "gptq corrects rounding by the outputs of each matrix alone"
@@ -168,8 +173,8 @@ class SignRounding(ModelMethod):
 def _finished(job: Job, block: Block) -> dict[Weight, Tensor]:
     """The numbers of a block's matrices that were rounded before an interruption."""
     numbers: dict[Weight, Tensor] = {}
-    for edit in job.done:
-        if isinstance(edit, Replace) and edit.block == block.index:
+    for edit in job.finished(block):
+        if isinstance(edit, Replace):
             numbers[edit.weight] = edit.compressed.weight
     return numbers
 
