@@ -164,8 +164,8 @@ def literal(
         for step in range(steps):
             made = {n: by_hand(w, *parameters[n], grid) for n, w in dense.items()}
             loss = error({name: matrix for name, (matrix, _) in made.items()})
-            if float(loss) < least:
-                least = float(loss)
+            if loss.item() < least:
+                least = loss.item()
                 best = {name: codes for name, (_, codes) in made.items()}
                 kept = {name: matrix.detach() for name, (matrix, _) in made.items()}
             loss.backward()
@@ -195,7 +195,7 @@ def literal(
             "llama w4g16 arrival",
             "llama w3g16a arrival",
             "llama w2 dense",
-            "llama w8g32a arrival",
+            "llama w5g16a arrival",
             "gpt2 w2g16 arrival",
             "gpt2 w3a dense",
             "mixtral w3g16 arrival",

@@ -413,7 +413,7 @@ def _gradients(
             error = sample.error(torch.enable_grad())
             # Not `backward`, which would give the model's other parameters gradients too.
             found = torch.autograd.grad(error * scale, parameters, allow_unused=True)
-        total += float(error)
+        total += float(error.detach())
         for parameter, gradient in zip(parameters, found, strict=True):
             # None for an expert that got no token of this sample.
             if gradient is None:
