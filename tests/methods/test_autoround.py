@@ -110,8 +110,10 @@ class LiteralBlock:
             if weight.expert is None:
                 stored[name] = matrix
                 continue
-            before = stored.get(name, getattr(weight.owner, weight.key).detach())
-            slices = [matrix if i == weight.expert else one for i, one in enumerate(before)]
+            if name not in stored:
+                stored[name] = getattr(weight.owner, weight.key).detach()
+            slices = list(stored[name])
+            slices[weight.expert] = matrix
             stored[name] = torch.stack(slices)
         output = functional_call(self.module, stored, (hidden, *rest), kwargs)
         return output if isinstance(output, Tensor) else output[0]
@@ -162,7 +164,10 @@ def literal(
             parameters[name] = [one.requires_grad_() for one in (v, a, b)]
         best, least, kept = dict[str, Tensor](), float("inf"), dict[str, Tensor]()
         for step in range(steps):
-            made = {n: by_hand(w, *parameters[n], grid) for n, w in dense.items()}
+            made: dict[str, tuple[Tensor, Tensor]] = {}
+            for name, w in dense.items():
+                v, a, b = parameters[name]
+                made[name] = by_hand(w, v, a, b, grid)
             loss = error({name: matrix for name, (matrix, _) in made.items()})
             if loss.item() < least:
                 least = loss.item()
