@@ -10,6 +10,7 @@ it. `--peer` is the Python of an environment with auto-round.
 
 import argparse
 import json
+import shutil
 import statistics
 import sys
 import tempfile
@@ -45,6 +46,7 @@ def rounded(setting: peers.Setting, way: str, method: str, seed: int) -> dict[st
     """What one process took, and the loss of what it made."""
     asked = setting.asked
     out = setting.folder / "rounded"
+    shutil.rmtree(out, ignore_errors=True)
     # Ours draws the saved tokens itself, and `--seeds` are the method's.
     told = {
         "method": method,
