@@ -55,6 +55,8 @@ CASES: Final = {
 USUAL: Final = ("wanda 0.5", "sparsegpt 0.5", "sparsegpt 2:4", "gptq w4g64")
 ROUNDED: Final = ("gptq",)
 """Methods after which values are compared, and not masks."""
+PEERS: Final = ("llmcompressor", "auto_round")
+"""Ways that take the peer's interpreter."""
 LITERAL: Final = "wanda 0.5"
 """The one case that the literal loop knows."""
 PEER: Final = HERE.parent / ".venv-peer"
@@ -158,7 +160,7 @@ def loss(model: Path, asked: argparse.Namespace) -> float:
 def child(setting: Setting, way: str, **told: Any) -> dict[str, Any]:
     """What a process of `ways.py` says, and its seconds from start to end."""
     asked = setting.asked
-    python = setting.peer if way == "llmcompressor" else sys.executable
+    python = setting.peer if way in PEERS else sys.executable
     budget = {
         "samples": asked.samples,
         "length": asked.length,

@@ -135,6 +135,43 @@ def rounding(target: str) -> Any:
     )
 
 
+def auto_round(asked: dict[str, Any]) -> dict[str, Any]:
+    """AutoRound on a symmetric grid, as its README calls it."""
+    import torch
+    from auto_round import AutoRound
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(asked["model"])
+    model = AutoModelForCausalLM.from_pretrained(
+        asked["model"], dtype=getattr(torch, asked["dtype"])
+    )
+    rows = [torch.tensor([row]) for row in json.loads(Path(asked["tokens"]).read_text())]
+    data = [{"input_ids": row, "attention_mask": torch.ones_like(row)} for row in rows]
+    bits, group = map(int, asked["target"].removeprefix("w").split("g"))
+    began = time.perf_counter()
+    rounding = AutoRound(
+        model,
+        tokenizer,
+        bits=bits,
+        group_size=group,
+        sym=True,
+        dataset=data,
+        nsamples=len(rows),
+        seqlen=rows[0].shape[1],
+        batch_size=asked["batch"],
+        iters=asked["steps"],
+        seed=asked["seed"],
+        device_map="cpu",
+    )
+    rounded, _ = rounding.quantize()
+    found = {"seconds": time.perf_counter() - began, "peak": peak()}
+    # The rounded numbers are in the model, as plain ones.
+    rounded.save_pretrained(asked["out"])
+    tokenizer.save_pretrained(asked["out"])
+    versions = {"auto_round": version("auto-round"), "torch": torch.__version__}
+    return {**found, "dtype": str(next(rounded.parameters()).dtype), "versions": versions}
+
+
 def calibrant(asked: dict[str, Any]) -> dict[str, Any]:
     """`prune` or `quantize` in memory, and what its record says of the time between opening and
     saving.
@@ -151,7 +188,7 @@ def calibrant(asked: dict[str, Any]) -> dict[str, Any]:
         asked["data"], samples=asked["samples"], length=asked["length"], seed=asked["seed"]
     )
     told = {name: asked[name] for name in ("method", "target", "propagate", "dtype")}
-    compress = quantize if asked["method"] == "gptq" else prune
+    compress = quantize if asked["target"].startswith("w") else prune
     done = compress(asked["model"], data=data, **told)
     phases = done.record.provenance["seconds"]
     found = {
@@ -248,6 +285,7 @@ def products(asked: dict[str, Any]) -> dict[str, Any]:
 
 WAYS = {
     "llmcompressor": llmcompressor,
+    "auto_round": auto_round,
     "calibrant": calibrant,
     "job": job,
     "opening": opening,

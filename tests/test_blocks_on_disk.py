@@ -102,6 +102,19 @@ def test_a_mix_and_what_looks_at_no_data_give_the_same_files(
     same_both_ways(quantize, folder, texts, tmp_path / "none", "rtn", "w4g16a")
 
 
+def test_rounding_that_is_learned_block_by_block_gives_the_same_files_and_goes_on(
+    folder: Path, texts: str, tmp_path: Path
+) -> None:
+    how = ("autoround(steps=3)", "w3g16a")
+    same_both_ways(quantize, folder, texts, tmp_path, *how)
+    with blocks_on_disk():
+        with killed_behind(1):
+            quantize(str(folder), None, texts, *how, tmp_path / "killed", **SMALL)
+        done = quantize(str(folder), None, texts, *how, tmp_path / "killed", **SMALL)
+    assert done.continued_from == 2
+    assert files(tmp_path / "killed") == files(tmp_path / "whole")
+
+
 def test_a_result_with_its_blocks_on_disk_is_not_saved_again(
     folder: Path, texts: str, tmp_path: Path
 ) -> None:

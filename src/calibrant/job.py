@@ -2,7 +2,7 @@
 each matrix.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -61,6 +61,9 @@ class Job:
     starved: Starved = AS_SEEN
     starving: Mapping[str, float] = field(default_factory=dict[str, float])
 
+    reread: Callable[[Block], Sequence[Edit]] | None = field(default=None, repr=False)
+    """Reads the edits of a finished block that is held, where `done` has none of their numbers."""
+
     @property
     def start(self) -> int:
         """The first block behind all those of which something was replaced before an
@@ -68,6 +71,14 @@ class Job:
         """
         blocks = [edit.block for edit in self.done if edit.block is not None]
         return max(blocks, default=-1) + 1
+
+    def finished(self, block: Block) -> Sequence[Edit]:
+        """Return the edits of `block`, which must be held, that were made before an
+        interruption.
+        """
+        if self.reread is not None:
+            return self.reread(block)
+        return [edit for edit in self.done if edit.block == block.index]
 
     def walk(
         self, observes: tuple[type[Statistic], ...], weigh: Weigh | None = None

@@ -29,6 +29,10 @@ PAIRS: Final = ("fips", "basis_sharing")
 """Methods that take the blocks of a model two by two."""
 
 
+LEARNED: Final = ("autoround",)
+"""Methods whose codes follow from the signs of gradients, which last bits of float32 may turn."""
+
+
 def ours() -> list[str]:
     """List the methods of this package, whatever others are installed beside it."""
     return [name for name in methods.names() if not is_foreign(methods.get(name))]
@@ -86,11 +90,12 @@ def model_numbers(name: str) -> dict[str, Any]:
     family = "qwen3_moe" if name in EXPERTS else "llama"
     with tempfile.TemporaryDirectory() as place:
         folder = formula_folder(Path(place) / "model", family, **sizes)
-        opened = open_model(str(folder), "float32", "cpu")
+        opened = open_model(str(folder), "float64" if name in LEARNED else "float32", "cpu")
         texts = formula_texts(Path(place) / "texts.jsonl")
         batch = CalibrationSet(str(texts), samples=4, length=24).tokens(opened.tokenizer)
     edits = list[str]()
-    recipe = Recipe.parse(method, "0.5")
+    target = "0.5" if isinstance(parse_target("0.5"), method.accepts) else "w3g16a"
+    recipe = Recipe.parse(method, target)
     compress(opened, view(opened.model), batch, recipe, keep=lambda edit: edits.append(edit.kind))
     masks = hashlib.sha256()
     total = 0.0

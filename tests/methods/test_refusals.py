@@ -17,6 +17,7 @@ SMALL = {"samples": 2, "length": 16, "dtype": "float32"}
 PARAMETERS = {
     "admm": ["rho=0.0", "damp=0.0", "ramp=0", "iterations=10, ramp=15"],
     "alps": ["rho=0.0", "damp=0.0", "iterations=0", "steps=-1", "per=column"],
+    "autoround": ["steps=0", "batch=0", "inputs=all", "seed=-1"],
     "awq": ["steps=0"],
     "basis_sharing": ["group=0"],
     "cd_moe": ["experts=-1", "gates=best", "tokens=1", "rate=0.0"],
@@ -171,7 +172,12 @@ def test_a_grid_that_does_not_fit_is_refused(
 
 @pytest.mark.parametrize(
     ("method", "target", "default"),
-    [("awq", "w4g64", "dense"), ("fips", 0.5, "dense"), ("reconstructed", 0.5, "reference")],
+    [
+        ("autoround", "w4g64", "dense"),
+        ("awq", "w4g64", "dense"),
+        ("fips", 0.5, "dense"),
+        ("reconstructed", 0.5, "reference"),
+    ],
 )
 def test_a_propagation_that_a_method_lacks_is_refused_and_its_own_is_the_default(
     method: str, target: float | str, default: str

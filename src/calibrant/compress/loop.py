@@ -20,7 +20,7 @@ from calibrant.edits import Edit, Fold, Replace, StoredEdit, read_edit
 from calibrant.errors import SpecError, TargetError
 from calibrant.job import Job
 from calibrant.methods import Compressed, MatrixMethod
-from calibrant.models import ModelView, Opened, Weight
+from calibrant.models import Block, ModelView, Opened, Weight
 from calibrant.numerics import check_report
 from calibrant.results import Record, Run
 from calibrant.results.outcomes import Journal
@@ -113,6 +113,9 @@ def compress(
         done, postponed = put_back(view, stored, recipe.propagate)
     if checkpoint and recipe.propagate != "dense":
         change_when_read(view, checkpoint, range(len(finished)))
+    rereading: Callable[[Block], Sequence[Edit]] | None = None
+    if on_disk and checkpoint:
+        rereading = partial(reread, view, checkpoint, len(finished))
     edits = list(done)
     for step in finished:
         reports += step.reports
@@ -132,6 +135,7 @@ def compress(
         applied_kinds=[edit.kind for edit in done],
         starved=recipe.starved,
         starving=few_tokens,
+        reread=rereading,
     )
     # On disk the model is too large, so what is free is given back at once.
     with (
@@ -411,6 +415,17 @@ def replaced_on_disk(view: ModelView, finished: Iterable[FinishedStep]) -> list[
         for stored in step.edits:
             weight = view.named[stored.facts["name"]]
             edits.append(Replace(weight, Compressed(weight.get())))
+    return edits
+
+
+def reread(view: ModelView, checkpoint: Checkpoint, finished: int, block: Block) -> list[Edit]:
+    """Return the edits of a finished block, which must be held, with the numbers that the
+    checkpoint has. It has so many `finished` steps.
+    """
+    edits: list[Edit] = []
+    for step in range(finished):
+        if view.named[checkpoint.names(step)[0]].block == block.index:
+            edits += [read_edit(stored, view) for stored in checkpoint.edits(step)]
     return edits
 
 

@@ -526,7 +526,7 @@ class CompressionPlanner:
         parts = {
             "forward": walks * forward_seconds(shape, tokens, length, rates),
             "statistics": statistics_seconds(shape, tokens, method, rates),
-            "method and record": method_seconds(shape, length, method, rates),
+            "method and record": method_seconds(shape, tokens, length, method, rates),
         }
         tried = method.tried(len(shape.blocks), self.recipe.target)
         if tried:

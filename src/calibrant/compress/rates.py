@@ -125,6 +125,7 @@ WORK: Final[Mapping[str, MethodWork]] = {
     "awq": MethodWork(583.0, 5.0, again=45_000),
     "refined": MethodWork(524.0, 31.0),
     "alps": MethodWork(168.0, 59.0, 15.0),
+    "autoround": MethodWork(60.0),
 }
 """What methods do. These factors, and those below, were fitted to the runs of real and random
 models in benchmarks/records/plans.json (`benchmarks/plans.py --fit`); those of `awq` and `refined`
@@ -199,9 +200,11 @@ def statistics_seconds(shape: ModelShape, tokens: int, method: Method, rates: Ra
     return GRAM_SHARE * products / rates.grams + GRAM_PASSES * numbers / rates.passes
 
 
-def method_seconds(shape: ModelShape, length: int, method: Method, rates: Rates) -> float:
+def method_seconds(
+    shape: ModelShape, tokens: int, length: int, method: Method, rates: Rates
+) -> float:
     """Return the seconds in which a method compresses all matrices, and the record says what they
-    lost; of what runs again, in windows of `length`.
+    lost; of what runs again, in windows of `length`. It is shown so many `tokens`.
     """
     work = work_of(method)
     passes = 0.0
@@ -214,7 +217,8 @@ def method_seconds(shape: ModelShape, length: int, method: Method, rates: Rates)
     exact += work.cubes * sum(width**3 for width in shape.input_widths)
     seconds = passes / rates.passes + exact / rates.exact
     seconds += work.steps * columns * rates.launch
-    return seconds + forward_seconds(shape, work.again, length, rates)
+    again = work.again + method.again(tokens, length)
+    return seconds + forward_seconds(shape, again, length, rates)
 
 
 def opening_seconds(outline: ModelOutline) -> float:

@@ -101,6 +101,9 @@ class Needs:
             copies = method.copies_on(device) * max(matrix.numbers for matrix in shape.matrices)
             # All of it is in float32, four bytes a number.
             work = 4 * (copies + squares * widest**2 + panels + rows * widest)
+        if method is not None:
+            states = tokens * shape.hidden * dtype.itemsize
+            work += method.held(shape.largest_block, states)
         per_token = shape.numbers_per_token * dtype.itemsize
         return cls(
             process=held_now(),
@@ -345,7 +348,7 @@ def needs_whole_model(
         return f"{recipe.looking} measures the whole model"
     if recipe.allocation.observes:
         return f"the allocation {recipe.allocation} compares all matrices"
-    if not goes_by_matrix(recipe.method):
+    if not goes_by_matrix(recipe.method) and not recipe.method.by_block:
         return f"{recipe.method} does more than compress matrix by matrix"
     if recipe.starved != AS_SEEN:
         return f"starved={recipe.starved} looks at all experts first"

@@ -44,6 +44,9 @@ class Method(Spec, ABC):
     come do harm. So a study calibrates such methods on the inputs that arrive (`arrival`), and
     lets all others share one pass over the dense model (`dense`).
 
+    `by_block` is true for a method of edits that replaces the matrices of one block after the
+    other, and needs nothing else of the model: its blocks may stay on disk.
+
     `prunes` is false for a method that leaves everything as it is; all others remove the share that
     a `Removal` names. `propagate` is the propagation that `prune` uses unless it gets another,
     `propagations` are those that the method can be used with.
@@ -54,6 +57,7 @@ class Method(Spec, ABC):
     tries: ClassVar[bool] = False
     updates: ClassVar[bool] = False
     prunes: ClassVar[bool] = True
+    by_block: ClassVar[bool] = False
     propagate: ClassVar[Propagation] = "arrival"
     propagations: ClassVar[tuple[Propagation, ...]] = ("arrival", "reference", "dense")
 
@@ -85,6 +89,18 @@ class Method(Spec, ABC):
     def tried(self, blocks: int, target: Target) -> int:
         """Return how many tokens at most it runs through a model of so many blocks to try edits. A
         plan counts them.
+        """
+        return 0
+
+    def again(self, tokens: int, length: int) -> int:
+        """Return how many tokens it runs through each block again, when it is shown `tokens` in
+        windows of `length`. A plan counts them, and gradients as two forwards.
+        """
+        return 0
+
+    def held(self, block: int, states: int) -> int:
+        """Return how many bytes a method of edits holds beside the model and its activations, for
+        a block of so many numbers, and hidden states of so many bytes.
         """
         return 0
 

@@ -3,6 +3,7 @@ it, whatever its module is called.
 """
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, final
 
@@ -17,17 +18,36 @@ from calibrant.models import Block
 
 @final
 @dataclass(frozen=True)
-class BlockCall:
-    """A block that is about to run on a micro-batch; `real` says which tokens count.
+class KeptCall:
+    """What a block was called with, to run it again later: `hidden` states, and all else."""
 
+    hidden: Tensor
+    _run: Callable[[AbstractContextManager[Any], Tensor], Tensor] = field(repr=False)
+
+    def __call__(self, mode: AbstractContextManager[Any], hidden: Tensor | None = None) -> Tensor:
+        """Run the block within `mode`, and return the hidden states that it gives. It is shown
+        `hidden`, or what it was called with.
+        """
+        return self._run(mode, self.hidden if hidden is None else hidden)
+
+
+@final
+@dataclass(frozen=True)
+class BlockCall:
+    """A block that is about to run on a micro-batch.
+
+    `real` says which tokens count, and `weights` how much each of these does (None: 1).
     `aside(mode)` runs the block under a mode and throws away what it gives; it must be called now.
     `kept()` copies what the block is called with, and returns the same function for later.
+    `rows` takes from hidden states the rows of tokens that count.
     """
 
     block: Block
     real: Bool[Tensor, "sample position"]
-    aside: Callable[[TorchFunctionMode], None] = field(repr=False)
-    kept: Callable[[], Callable[[TorchFunctionMode], None]] = field(repr=False)
+    weights: Float[Tensor, "token"] | None
+    aside: Callable[[TorchFunctionMode], object] = field(repr=False)
+    kept: Callable[[], KeptCall] = field(repr=False)
+    rows: Callable[[Tensor], Float[Tensor, "token feature"]] = field(repr=False)
 
 
 Weigh = Callable[[BlockCall], Float[Tensor, "sample position"] | None]

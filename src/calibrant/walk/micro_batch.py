@@ -8,7 +8,7 @@ entered anew around every switch, so the loop's own code never runs under them.
 """
 
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from functools import partial
 from typing import Any, final
 
@@ -22,7 +22,7 @@ from calibrant.activations import InputStatistic, Seen
 from calibrant.errors import ModelError, NumericsError, WalkError
 from calibrant.models import Block, ModelView, Weight
 from calibrant.system.clock import spent_on
-from calibrant.walk.attention import BlockCall, Weigh
+from calibrant.walk.attention import BlockCall, KeptCall, Weigh
 from calibrant.walk.block_statistics import BlockVisit
 from calibrant.walk.offloading import Offloaded
 from calibrant.walk.products import Product, Watch, hidden_of, replaced
@@ -140,9 +140,10 @@ class MicroBatch:
         else:
             real[self.counted] = True
         by_sample = real.reshape(self.samples, self.length)
-        call = BlockCall(block, by_sample, self._aside, self._kept)
-        block_weights = weigh(call)
         self.weights = self._token_weights
+        rows = partial(self.rows, name=block.name)
+        call = BlockCall(block, by_sample, self.weights, self._aside, self._kept, rows)
+        block_weights = weigh(call)
         if block_weights is not None:
             weights = block_weights.flatten()[real].float()
             if self._token_weights is not None:
@@ -287,15 +288,27 @@ class MicroBatch:
         with self._offloaded.in_memory():
             self._call_aside(self._entry, mode)
 
-    def _kept(self) -> Callable[[TorchFunctionMode], None]:
+    def _kept(self) -> KeptCall:
         assert self._entry is not None
         with self._offloaded.in_memory():
-            return partial(self._call_aside, tree_map_only(Tensor, Tensor.clone, self._entry))
+            entry = tree_map_only(Tensor, Tensor.clone, self._entry)
+        _, args, kwargs = entry
+        return KeptCall(hidden_of(args, kwargs), partial(self._call_aside, entry))
 
-    def _call_aside(self, entry: _Entry, mode: TorchFunctionMode) -> None:
+    def _call_aside(
+        self, entry: _Entry, mode: AbstractContextManager[Any], hidden: Tensor | None = None
+    ) -> Tensor:
         forward, args, kwargs = entry
+        if hidden is not None:
+            shown = hidden_of(args, kwargs)
+
+            def in_its_place(tensor: Tensor) -> Tensor:
+                return hidden if tensor is shown else tensor
+
+            args, kwargs = tree_map_only(Tensor, in_its_place, (args, kwargs))
         if self._rehearsal.changes_input:
             # What the block writes over is still needed by its real run.
             args, kwargs = tree_map_only(Tensor, Tensor.clone, (args, kwargs))
         with torch.no_grad(), mode:
-            forward(*args, **kwargs)
+            output = forward(*args, **kwargs)
+        return hidden_of(tuple(tree_leaves(output)), {})

@@ -21,10 +21,10 @@ from calibrant.lab.mixtures.algebra import sampled_rows
 from calibrant.lab.mixtures.mixing import FINALISTS
 from calibrant.lab.study import Study
 from calibrant.lab.study.timing import measure_pieces
-from calibrant.methods import MatrixMethod, ModelMethod, StandIn, TokenUse
+from calibrant.methods import MatrixMethod, Method, ModelMethod, StandIn, TokenUse
 from calibrant.models import ModelView, Opened, Weight, view
 from calibrant.system.progress import Progress, silent
-from calibrant.targets import Removal
+from calibrant.targets import GgufRecipe, Removal
 from calibrant.walk import TOKENS_PER_PASS, walk
 
 _PIECES: Final = 1.5
@@ -71,7 +71,7 @@ def measured_costs(
     forward = piece_times.forward[(statistic,)]
     compress = sum(piece_times.block.values())
     walking_again = 0.0 if recipe.propagate == "dense" else forward
-    if not isinstance(method, MatrixMethod):
+    if isinstance(recipe.target, GgufRecipe):
         compress = _whole_file_seconds(opened, first_block, stand_in) / piece_times.blocks
     elif _needs_a_walk_of_its_own(method):
         targets = dict.fromkeys(model.named, recipe.target)
@@ -95,9 +95,11 @@ def measured_costs(
     )
 
 
-def _needs_a_walk_of_its_own(method: MatrixMethod) -> bool:
+def _needs_a_walk_of_its_own(method: Method) -> bool:
     """Whether a method does more than compress each matrix by what it saw of all tokens alike."""
-    return isinstance(method, ModelMethod) or method.token_use != TokenUse()
+    if isinstance(method, MatrixMethod) and method.token_use != TokenUse():
+        return True
+    return isinstance(method, ModelMethod)
 
 
 def _seen_in_first_block(
@@ -184,7 +186,7 @@ def _compress(
         stand_in.method.compress(part, copies[id(first_block[weight])], stand_in.target)
 
 
-def _first_block_seconds(job: Job, method: MatrixMethod) -> float:
+def _first_block_seconds(job: Job, method: Method) -> float:
     """Return the seconds until the first block's matrices are compressed, walk and all;
     afterwards the model is what it was.
     """

@@ -40,7 +40,7 @@ none.
 LOOKING: Final[Mapping[type[Target], str]] = {
     Removal: "wanda or sparsegpt",
     SparseGrid: "sparsegpt",
-    Grid: "gptq, rsq, awq or rtn(scales=importance)",
+    Grid: "gptq, rsq, awq, autoround or rtn(scales=importance)",
     FloatGrid: "gptq, rsq or awq",
     GgmlKind: "ggml",
     GgufRecipe: "llama_cpp",

@@ -30,7 +30,7 @@ from calibrant.numerics import six_digits
 from calibrant.spec import MOST_STEPS, check_most
 from calibrant.system.clock import spent_on
 from calibrant.targets import Removal, Target
-from calibrant.walk.attention import BlockCall
+from calibrant.walk.attention import BlockCall, KeptCall
 from calibrant.walk.rehearsal import rehearse
 
 
@@ -193,7 +193,7 @@ class BlockSample:
     what the block's writers gave while it was `untouched`, by name.
     """
 
-    run: Callable[[TorchFunctionMode], None]
+    run: KeptCall
     real: Bool[Tensor, "sample position"]
     untouched: Mapping[str, Float[Tensor, "token out"]]
 

@@ -37,10 +37,10 @@ from calibrant.spec import check_most
 from calibrant.system.clock import spent_on
 from calibrant.system.products import full_speed
 from calibrant.targets import FloatGrid, Grid, Target
-from calibrant.walk.attention import BlockCall
+from calibrant.walk.attention import BlockCall, KeptCall
 from calibrant.walk.statistics import by_block
 
-Sample = tuple[Callable[[TorchFunctionMode], None], Tensor]
+Sample = tuple[KeptCall, Tensor]
 """A way to run a block on a micro-batch, and which of its tokens are real."""
 
 Judge = Callable[[Mapping[Weight, Tensor]], float]
@@ -248,7 +248,7 @@ def linear(seen: Mapping[Weight, Seen]) -> Judge:
 
 def module_output(
     writer: Weight,
-    aside: Callable[[TorchFunctionMode], None],
+    aside: KeptCall,
     real: Bool[Tensor, "sample position"],
 ) -> Judge:
     """Return what judges by the mean square error of what `writer`, the last matrix of an attention

@@ -1,0 +1,530 @@
+"""AutoRound: rounding and clipping that signed gradients learn, block by block, from what the block
+gave in the dense model (Cheng et al. 2023, arXiv 2309.05516).
+"""
+
+from collections import defaultdict
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Final, final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from calibrant.activations import Gram, Propagation, Seen, Statistic, wide
+from calibrant.edits import Edit, Replace
+from calibrant.errors import ModelError, NumericsError
+from calibrant.job import Job
+from calibrant.methods._base import (
+    Compressed,
+    StandIn,
+    check_choice,
+    check_least,
+    finite,
+    grid,
+)
+from calibrant.methods._model_method import (
+    ModelMethod,
+    check_matrices,
+    check_one_process,
+    failing_at,
+)
+from calibrant.methods.quantization._rounding import Scales, absmax, extremes, scales_reaching
+from calibrant.methods.quantization.gptq import GPTQ
+from calibrant.models import Block, ModelView, Weight
+from calibrant.numerics import six_digits
+from calibrant.packed import Codes
+from calibrant.spec import MOST_STEPS, check_most
+from calibrant.spec.foreign import LARGEST
+from calibrant.system.clock import spent_on
+from calibrant.system.products import full_speed
+from calibrant.targets import Grid, Target
+from calibrant.walk.attention import BlockCall
+from calibrant.walk.statistics import by_block
+
+INPUTS: Final = ("arrival", "dense")
+"""What a block may be shown while its rounding is learned."""
+MOST_WINDOWS: Final = 100_000
+"""Windows at most that a step sees."""
+MOST_OFFSET: Final = 0.5
+"""How far a weight may be moved before it is rounded, in steps of the grid."""
+LOSS_SCALE: Final = 1000.0
+"""Losses are multiplied by it, as in the authors' code: float16 would round their gradients to
+zero. Of gradients only the sign counts.
+"""
+LEAST_ERROR: Final = 1e-30
+"""Errors are relative to no less: that of rounding to nearest may be zero."""
+SAME: Final = 1e-4
+"""How large the squared difference of hidden states that are the same may be, as a share."""
+PASSES_OF_A_STEP: Final = 3
+"""What a step costs, in forward passes of its windows: gradients take two."""
+
+
+@dataclass(frozen=True, repr=False)
+class SignRounding(ModelMethod):
+    """Learns how weights are rounded and how far grids reach, by `steps` of signed gradients, so
+    that each block gives what it gave in the dense model.
+
+    A weight w of a group with scale s gets the code round(w/s + v), v within ±0.5. The grid of a
+    group reaches from its least weight times a to its largest weight times b, both at most 1. The
+    gradient is that of the block's squared error, with rounding taken as the identity. Step t moves
+    v, a and b by (1 - t/`steps`)/`steps` against its sign. It sees `batch` windows, in whole
+    micro-batches of the walk, whose order `seed` draws; tokens count by their weights. The step is
+    kept that errs least, relative to `rtn` on the same windows. Where it doesn't err less over all
+    windows, the block is rounded as `rtn` does it. Notes: the mean square `before` (by `rtn`) and
+    `after`, and the `step`.
+
+    What is aimed at is what the dense model's block gives of the dense model's inputs. With
+    `inputs=arrival` the block is shown what arrives when all blocks before it are quantized, and so
+    makes up for their errors; with `inputs=dense` the dense model's inputs. The walk is through the
+    dense model in both cases, so only `dense` is possible. A symmetric grid has its lowest code
+    where the weight farthest from zero is, so scales may be negative. In memory are a block's
+    hidden states six times, and about 20 bytes for each of its weights.
+
+    Differs from the authors' code in: scales have the weights' type; windows that go through the
+    model together stay together; steps are compared by relative errors; what `rtn` does better
+    stays as `rtn` does it.
+    """
+
+    accepts: ClassVar[tuple[type[Target], ...]] = (Grid,)
+    observes: ClassVar[tuple[type[Statistic], ...]] = (Gram,)
+    propagate: ClassVar[Propagation] = "dense"
+    propagations: ClassVar[tuple[Propagation, ...]] = ("dense",)
+    by_block: ClassVar[bool] = True
+
+    steps: int = 200
+    batch: int = 8
+    inputs: str = "arrival"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_most(self, steps=MOST_STEPS, batch=MOST_WINDOWS, seed=LARGEST)
+        check_least(self, steps=1, batch=1, seed=0)
+        check_choice(self, inputs=INPUTS)
+
+    def again(self, tokens: int, length: int) -> int:
+        shown = min(self.batch * length, tokens)
+        # What the block gives, before and after, and what comes of it for the next one.
+        return PASSES_OF_A_STEP * self.steps * shown + 4 * tokens
+
+    def held(self, block: int, states: int) -> int:
+        # Weights, offsets and gradients in float32, codes three times, and Grams. Hidden states are
+        # kept at the block's door and at the next one, as the block gave them in the dense model,
+        # and as they arrive.
+        return 20 * block + 4 * states
+
+    def stand_in(self, target: Target) -> StandIn:
+        differs = "gptq corrects rounding by the outputs of each matrix alone"
+        return StandIn(GPTQ(), target, differs)
+
+    def check_model(self, view: ModelView, target: Target, targets: Mapping[str, Target]) -> None:
+        check_matrices(view, targets)
+
+    def edits(self, job: Job) -> Iterator[Edit]:
+        check_one_process(self, job)
+        shares = _shares(job)
+        samples_by_block: dict[int, list[_Sample]] = defaultdict(list)
+
+        def keep(call: BlockCall) -> None:
+            samples = samples_by_block[call.block.index]
+            window = sum(sample.windows for sample in samples)
+            samples.append(_Sample(call, shares[window]))
+
+        # From the first block on, after an interruption too: what arrives at a block has come
+        # through all before it.
+        walk = replace(job, done=()).walk(self.observes, keep)
+        stream = _Stream()
+        for block, seen in by_block(job.view.blocks, walk):
+            samples = samples_by_block.pop(block.index, [])
+            # The walk is past this block already.
+            with job.view.held(block):
+                if self.inputs == "arrival":
+                    stream.enter(block, samples)
+                if block.index < job.start:
+                    numbers = _finished(job, block)
+                else:
+                    numbers = yield from self._edits_of_block(job, block, seen, samples)
+                if self.inputs == "arrival":
+                    with spent_on("method"), full_speed():
+                        stream.leave(samples, numbers)
+
+    def _edits_of_block(
+        self, job: Job, block: Block, seen: Mapping[Weight, Seen], samples: Sequence["_Sample"]
+    ) -> Generator[Replace, None, dict[Weight, Tensor]]:
+        """Yield the matrices of a block, rounded, and return their numbers."""
+        numbers: dict[Weight, Tensor] = {}
+        if not seen:
+            return numbers
+        # One that no token reached isn't among those that were seen.
+        grids = {weight: grid(job.targets[weight.name]) for weight in seen}
+        # A seed of its own for each block. Torch takes seeds of 64 bits.
+        seed = (self.seed * 1_000_003 + block.index) % 2**64
+        generator = torch.Generator().manual_seed(seed)
+        with failing_at(self, block.name), spent_on("method"), full_speed():
+            codes, notes = learned(grids, samples, self.steps, self.batch, generator)
+        for weight, packed in codes.items():
+            compressed = Compressed(packed.dense(), notes, packed)
+            yield Replace(weight, compressed, seen[weight])
+            numbers[weight] = compressed.weight
+        return numbers
+
+
+def _finished(job: Job, block: Block) -> dict[Weight, Tensor]:
+    """The numbers of a block's matrices that were rounded before an interruption."""
+    numbers: dict[Weight, Tensor] = {}
+    for edit in job.finished(block):
+        if isinstance(edit, Replace):
+            numbers[edit.weight] = edit.compressed.weight
+    return numbers
+
+
+def _shares(job: Job) -> list[float]:
+    """By how much each window of a job counts, in the order in which a walk shows them: of a mix,
+    those of each part by its share.
+    """
+    batch = job.tokens()
+    shares: list[float] = []
+    for share, part in batch.mixed or ((1.0, batch),):
+        # A walk leaves out windows without a token.
+        windows = int(part.mask.any(1).sum())
+        shares += [share] * windows
+    return shares
+
+
+@final
+class _Sample:
+    """A micro-batch that a block reads. It has so many `windows`, and counts by its `mass`.
+
+    `arriving` are the hidden states that the block is shown; None for those of the dense model.
+    `by_nearest` is the error of the block with the nearest values.
+    """
+
+    def __init__(self, call: BlockCall, share: float) -> None:
+        self.windows = len(call.real)
+        self.arriving: Tensor | None = None
+        self.by_nearest = 0.0
+        self.dense = call.kept()
+        self._rows = call.rows
+        self._share = share
+        self._weights = call.weights
+        self._aim: Tensor | None = None
+        count = float(call.real.sum()) if call.weights is None else float(call.weights.sum())
+        self.mass = share * count * self.dense.hidden.shape[-1]
+
+    def aim(self) -> None:
+        """Keep what the block gives of the dense model's inputs, which `error` compares with."""
+        self._aim = self._rows(self.dense(torch.no_grad()))
+
+    def output(self, mode: AbstractContextManager[Any]) -> Tensor:
+        """Return the hidden states that the block gives of what it is shown."""
+        return self.dense(mode, self.arriving)
+
+    def error(self, mode: AbstractContextManager[Any]) -> Float[Tensor, ""]:
+        """Return the squared error of what the block gives, each token by its weight."""
+        assert self._aim is not None
+        rows = self._rows(self.output(mode))
+        dtype = wide(rows.dtype)
+        squares = (rows.to(dtype) - self._aim.to(dtype)).square().sum(1)
+        if self._weights is not None:
+            squares = squares * self._weights
+        return squares.sum() * self._share
+
+
+@final
+class _Stream:
+    """Hidden states on their way from block to block, through the quantized ones.
+
+    `_given` are those that the last block gave, by micro-batch, and `_dense` those that it gave in
+    the dense model for the first of them.
+    """
+
+    def __init__(self) -> None:
+        self._given: list[Tensor] = []
+        self._dense: Tensor | None = None
+
+    def enter(self, block: Block, samples: Sequence[_Sample]) -> None:
+        """Show the block what the one before it gave. Raises `ModelError` where it reads something
+        else in the dense model.
+        """
+        if self._dense is not None:
+            follows = len(samples) == len(self._given)
+            if not follows or not _same(samples[0].dense.hidden, self._dense):
+                raise ModelError(
+                    f"{block.name} reads something else than the block before it gives, so what "
+                    "arrives there can't be followed; write autoround(inputs=dense)",
+                    subject=block.name,
+                )
+            for sample, hidden in zip(samples, self._given, strict=True):
+                sample.arriving = hidden
+        if samples:
+            self._dense = samples[0].dense(torch.no_grad())
+
+    def leave(self, samples: Sequence[_Sample], numbers: Mapping[Weight, Tensor]) -> None:
+        """Keep what the block gives with these numbers."""
+        with _put_back(numbers):
+            for weight, matrix in numbers.items():
+                weight.set(matrix)
+            self._given = [sample.output(torch.no_grad()) for sample in samples]
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    if one.shape != other.shape:
+        return False
+    difference = one.float() - other.float()
+    return bool(difference.square().sum() <= SAME * one.float().square().sum())
+
+
+@contextmanager
+def _put_back(weights: Iterable[Weight]) -> Iterator[None]:
+    """While it lasts the matrices may have any numbers."""
+    before = {weight: weight.get().clone() for weight in weights}
+    try:
+        yield
+    finally:
+        for weight, matrix in before.items():
+            weight.set(matrix)
+
+
+@contextmanager
+def _with_gradients(weights: Iterable[Weight]) -> Iterator[list[nn.Parameter]]:
+    """Yield the parameters that the matrices are in, each once; while it lasts they get gradients,
+    and the matrices may have any numbers.
+    """
+    parameters: dict[int, nn.Parameter] = {}
+    for weight in weights:
+        parameter = getattr(weight.owner, weight.key)
+        parameters[id(parameter)] = parameter
+    required = {key: parameter.requires_grad for key, parameter in parameters.items()}
+    try:
+        for parameter in parameters.values():
+            parameter.requires_grad_(True)
+        with _put_back(weights):
+            yield list(parameters.values())
+    finally:
+        for key, parameter in parameters.items():
+            parameter.requires_grad_(required[key])
+
+
+def learned(
+    grids: Mapping[Weight, Grid],
+    samples: Sequence[_Sample],
+    steps: int,
+    batch: int,
+    generator: torch.Generator,
+) -> tuple[dict[Weight, Codes], dict[str, Any]]:
+    """Return the codes of a block's matrices, and notes: the mean square of the block's error
+    `before`, with the nearest values, and `after`, and the `step` that was kept.
+
+    Each step sees micro-batches of at least `batch` windows together, if there are so many. The
+    matrices must have the dense model's numbers, and have them again in the end. Raises
+    `NumericsError` for numbers that aren't finite.
+    """
+    for sample in samples:
+        sample.aim()
+    matrices = [_Learned(weight, its_grid) for weight, its_grid in grids.items()]
+    nearest = {matrix.weight: matrix.nearest() for matrix in matrices}
+    lots = _lots(samples, batch, generator)
+    with _with_gradients(grids) as parameters:
+        _set(nearest)
+        errors = _errors(samples)
+        for sample, error in zip(samples, errors, strict=True):
+            sample.by_nearest = error
+        best, step = _descended(matrices, parameters, lots, steps)
+        _set(best)
+        after = sum(_errors(samples))
+    before = sum(errors)
+    if not after < before:
+        best = nearest
+        after = before
+    mass = max(sum(sample.mass for sample in samples), LEAST_ERROR)
+    notes = {"before": six_digits(before / mass), "after": six_digits(after / mass), "step": step}
+    return best, notes
+
+
+def _lots(
+    samples: Sequence[_Sample], batch: int, generator: torch.Generator
+) -> Iterator[list[_Sample]]:
+    """Yield, without end, samples that have at least `batch` windows together, if there are so
+    many. All come before any comes again, but for those that are too few at the end of a round.
+    """
+    # The first has the longest windows, and so the fewest.
+    count = min(len(samples), -(-batch // samples[0].windows))
+    while True:
+        order = torch.randperm(len(samples), generator=generator).tolist()
+        for start in range(0, len(samples) - count + 1, count):
+            yield [samples[number] for number in order[start : start + count]]
+
+
+def _descended(
+    matrices: Sequence["_Learned"],
+    parameters: Sequence[nn.Parameter],
+    lots: Iterator[list[_Sample]],
+    steps: int,
+) -> tuple[dict[Weight, Codes], int]:
+    """Take so many steps, each on a lot of samples. Return the codes of the one that erred least,
+    relative to the nearest values on the same lot, and its number.
+    """
+    best: dict[Weight, Codes] = {}
+    best_step = 0
+    least = torch.inf
+    for step in range(steps):
+        lot = next(lots)
+        _set({matrix.weight: matrix.round() for matrix in matrices})
+        by_nearest = sum(sample.by_nearest for sample in lot)
+        by_nearest = max(by_nearest, LEAST_ERROR)
+        error, gradients = _gradients(lot, parameters, LOSS_SCALE / by_nearest)
+        if error / by_nearest < least or not best:
+            least = error / by_nearest
+            best = {matrix.weight: matrix.codes for matrix in matrices}
+            best_step = step
+        rate = (1 - step / steps) / steps
+        for matrix in matrices:
+            matrix.step(gradients, rate)
+    return best, best_step
+
+
+def _set(codes: Mapping[Weight, Codes]) -> None:
+    for weight, packed in codes.items():
+        weight.set(packed.dense())
+
+
+def _errors(samples: Sequence[_Sample]) -> list[float]:
+    """Return the squared errors of what the block gives now. Raises `NumericsError` for one that
+    isn't finite.
+    """
+    errors = [float(sample.error(torch.no_grad())) for sample in samples]
+    if not all(error < torch.inf for error in errors):
+        problem = "what the block gives with rounded weights holds NaN or infinity"
+        raise NumericsError(f"{problem}; look at the model's dtype")
+    return errors
+
+
+def _gradients(
+    samples: Sequence[_Sample], parameters: Sequence[nn.Parameter], scale: float
+) -> tuple[float, dict[int, Tensor]]:
+    """Return the squared error of what the block gives for some samples, and the gradient of
+    `scale` times it for each parameter, by its `id`, in float32 or better.
+    """
+    total = 0.0
+    gradients: dict[int, Tensor] = {}
+    for sample in samples:
+        with torch.enable_grad():
+            error = sample.error(torch.enable_grad())
+            # Not `backward`, which would give the model's other parameters gradients too.
+            found = torch.autograd.grad(error * scale, parameters, allow_unused=True)
+        total += float(error.detach())
+        for parameter, gradient in zip(parameters, found, strict=True):
+            # None for an expert that got no token of this sample.
+            if gradient is None:
+                continue
+            gradient = gradient.to(wide(gradient.dtype))
+            if id(parameter) in gradients:
+                gradients[id(parameter)] += gradient
+            else:
+                gradients[id(parameter)] = gradient
+    return total, gradients
+
+
+@final
+class _Learned:
+    """A matrix whose rounding is learned; `codes` are those of now.
+
+    Of each weight `_offsets` say by how much it is moved before it is rounded, in steps of the
+    grid. Of each group `_low` and `_high` say how much of its least and its largest weight the
+    grid reaches.
+    """
+
+    def __init__(self, weight: Weight, its_grid: Grid) -> None:
+        matrix = finite(weight.get(), "the weight")
+        self.weight = weight
+        self._grid = its_grid
+        self._dtype = matrix.dtype
+        # A copy: the model has the rounded numbers meanwhile.
+        dense = matrix.to(wide(matrix.dtype), copy=True).contiguous()
+        self._smallest, self._largest = extremes(dense, its_grid)
+        self._dense = dense.unflatten(1, (self._smallest.shape[1], -1))
+        self._low = torch.ones_like(self._smallest)
+        self._high = torch.ones_like(self._largest)
+        self._offsets = torch.zeros_like(self._dense)
+        self.codes = self.round()
+
+    def nearest(self) -> Codes:
+        """Return the codes that `rtn` gives."""
+        matrix = self._dense.flatten(1).to(self._dtype)
+        return absmax(matrix, self._grid).nearest(matrix)
+
+    def round(self) -> Codes:
+        """Return the codes that follow from what is learned so far, which become `codes`."""
+        scales = self._scales()
+        places = self._places(scales)
+        codes = places.clamp_(self._grid.lowest, self._grid.highest).to(torch.int8)
+        self.codes = Codes(self._grid, codes.flatten(1), scales.scales, scales.zeros)
+        return self.codes
+
+    def step(self, gradients: Mapping[int, Tensor], rate: float) -> None:
+        """Move what is learned by `rate` against the sign of its gradient, given the `gradients` of
+        parameters.
+
+        With p = round(w/s + v) + z and c = clamp(p), a weight becomes s·(c - z), where rounding
+        counts as the identity. So its derivative by v is s where p wasn't clamped; by s it is
+        c - z, less w/s where p wasn't clamped; and by z it is -s where p was.
+        """
+        parameter = getattr(self.weight.owner, self.weight.key)
+        if id(parameter) not in gradients:
+            return
+        gradient = gradients[id(parameter)]
+        if self.weight.expert is not None:
+            gradient = gradient[self.weight.expert]
+        if self.weight.transposed:
+            gradient = gradient.T
+        gradient = gradient.unflatten(1, (self._smallest.shape[1], -1))
+        scales = Scales(self._grid, self.codes.scales, self.codes.zeros)
+        places = self._places(scales)
+        codes = places.clamp(self._grid.lowest, self._grid.highest)
+        inside = places == codes
+        if scales.zeros is not None:
+            codes -= scales.zeros[:, :, None]
+        by_group = scales.scales.to(gradient.dtype)
+        scale = by_group[:, :, None]
+        by_scale = (gradient * (codes - self._dense / scale * inside)).sum(2)
+        bottom = self._smallest * self._low
+        top = self._largest * self._high
+        if self._grid.symmetric:
+            # The scale is ±reach / 2^(bits - 1), and the reach the larger of both ends.
+            by_reach = by_scale * by_group.sign()
+            by_low = -by_reach * self._smallest * (-bottom >= top)
+            by_high = by_reach * self._largest * (top >= -bottom)
+        else:
+            # The scale is (top - bottom) / span, and z = lowest - bottom / scale.
+            span = self._grid.highest - self._grid.lowest
+            by_zero = -(gradient * scale * ~inside).sum(2)
+            through_scale = (by_scale + by_zero * bottom / by_group.square()) / span
+            by_low = (-through_scale - by_zero / by_group) * self._smallest
+            by_high = through_scale * self._largest
+        self._low.sub_(by_low.sign(), alpha=rate).clamp_(0, 1)
+        self._high.sub_(by_high.sign(), alpha=rate).clamp_(0, 1)
+        by_offset = gradient.sign() * scale.sign() * inside
+        self._offsets.sub_(by_offset, alpha=rate).clamp_(-MOST_OFFSET, MOST_OFFSET)
+
+    def _scales(self) -> Scales:
+        """Return the scales of grids that reach as far as is learned."""
+        bottom = self._smallest * self._low
+        top = self._largest * self._high
+        if not self._grid.symmetric:
+            return scales_reaching(bottom, top, self._grid, self._dtype)
+        farthest = top.where(top >= -bottom, bottom)
+        scales = finite((farthest / self._grid.lowest).to(self._dtype), "the scale of a group")
+        # A group of zeros has no scale of its own, and stays zero with any.
+        scales = scales.where(scales != 0, torch.finfo(self._dtype).eps)
+        return Scales(self._grid, scales, None)
+
+    def _places(self, scales: Scales) -> Float[Tensor, "out group width"]:
+        """Return where each weight comes to lie among the codes, before what lies outside is
+        clamped.
+        """
+        places = self._dense / scales.scales.to(self._dense.dtype)[:, :, None]
+        places.add_(self._offsets).round_()
+        if scales.zeros is not None:
+            places.add_(scales.zeros[:, :, None])
+        return places
