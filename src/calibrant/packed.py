@@ -11,16 +11,19 @@ from typing import Any, ClassVar, Final
 
 import gguf
 import torch
-from jaxtyping import Float, Int8, UInt8
+from jaxtyping import Float, Int8, Shaped, UInt8
 from torch import Tensor
 
-from calibrant.activations import Gram
+from calibrant.activations import Gram, wide
 from calibrant.numerics import six_digits, type_name
 from calibrant.spec.foreign import brief
-from calibrant.targets import Grid
+from calibrant.targets import E2M1, E4M3, FloatGrid, Grid
 
 _FORMS: Final = dict[str, type["Packed"]]()
 """Every form that is defined in this process, by its word."""
+
+_TYPES: Final = ("float32", "float16", "bfloat16", "float64")
+"""The types that a dense matrix may have."""
 
 _COLUMNS: Final = 256
 """Columns of a Gram that are multiplied at a time."""
@@ -144,6 +147,136 @@ class Codes(Packed):
 
 
 @dataclass(frozen=True)
+class FloatScales:
+    """What the codes of a matrix on a float `grid` are multiplied by.
+
+    `stored` has the scales as a file has them, one for each part of the matrix that shares one:
+    numbers of the matrix's type `dtype`, or codes of e4m3 or e8m0. Those of e4m3 are divided by a
+    `global_scale`.
+    """
+
+    grid: FloatGrid
+    stored: Shaped[Tensor, "part group"]
+    global_scale: Float[Tensor, "1"] | None
+    dtype: torch.dtype
+
+    def factors(self, rows: int) -> Float[Tensor, "out group"]:
+        """Return the factor of each group of a matrix with so many rows, in the type in which
+        products are made: the matrix's own for plain scales, else float32.
+        """
+        factors = self.stored
+        if self.grid.scale == "e8m0":
+            powers = torch.tensor([2.0 ** (code - 127) for code in range(255)])
+            factors = powers.to(factors.device)[factors.int()]
+        if self.global_scale is not None:
+            factors = E4M3.values_of(factors) / self.global_scale
+        return factors.repeat_interleave(self.grid.height(rows), dim=0)[:rows]
+
+    def nearest(self, weight: Float[Tensor, "out in"]) -> "FloatCodes":
+        """Return the nearest value of each weight; half way between two, the one with the even
+        code.
+        """
+        # In float32 or better: the quotient of two bfloat16 numbers would miss values.
+        dtype = wide(weight.dtype)
+        factors = self.factors(len(weight)).to(dtype)
+        grouped = weight.to(dtype).unflatten(1, (factors.shape[1], -1))
+        values = self.grid.element.nearest(grouped / factors[:, :, None])
+        return self.coded(values.flatten(1))
+
+    def coded(self, values: Float[Tensor, "out in"]) -> "FloatCodes":
+        """Return the packed form whose codes stand for these values."""
+        return FloatCodes(self, self.grid.element.codes_of(values))
+
+
+@dataclass(frozen=True)
+class FloatCodes(Packed):
+    """Floating-point numbers of few bits, by their codes, each times the factor of its group. The
+    product is made and rounded as readers of the compressed-tensors format do it.
+
+    >>> import torch
+    >>> scales = FloatScales(FloatGrid("FP8A16"), torch.tensor([[0.5]]), None, torch.float32)
+    >>> packed = scales.nearest(torch.tensor([[1.0, -0.3]]))
+    >>> packed.codes.tolist(), packed.dense().tolist()
+    ([[64, 178]], [[1.0, -0.3125]])
+    """
+
+    form: ClassVar[str] = "float_codes"
+
+    scales: FloatScales
+    codes: UInt8[Tensor, "out in"]
+
+    def dense(self) -> Float[Tensor, "out in"]:
+        factors = self.scales.factors(len(self.codes))
+        values = self.scales.grid.element.values_of(self.codes).to(factors.dtype)
+        grouped = values.unflatten(1, (factors.shape[1], -1))
+        return (grouped * factors[:, :, None]).flatten(1).to(self.scales.dtype)
+
+    def stored(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        scales = self.scales
+        tensors = {"codes": self.bytes(), "scales": scales.stored}
+        if scales.global_scale is not None:
+            tensors["global_scale"] = scales.global_scale
+        return {"grid": str(scales.grid), "dtype": type_name(scales.dtype)}, tensors
+
+    @classmethod
+    def read(cls, facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> "FloatCodes":
+        grid = FloatGrid.read(facts["grid"])
+        if grid is None:
+            raise ValueError(f"{brief(facts['grid'])} is no grid of floating-point numbers")
+        stored = tensors["scales"]
+        global_scale = tensors.get("global_scale")
+        codes = tensors["codes"]
+        if grid.element == E2M1:
+            codes = from_pairs(codes)
+        rows, inputs = codes.shape
+        parts = -(-rows // grid.height(rows))
+        fits = inputs % grid.width(inputs) == 0
+        fits = fits and stored.shape == (parts, inputs // grid.width(inputs))
+        if not fits or (grid.scale == "e4m3") != (global_scale is not None):
+            shapes = f"codes {list(codes.shape)} and scales {list(stored.shape)}"
+            raise ValueError(f"{shapes} of {grid} don't fit each other")
+        return cls(FloatScales(grid, stored, global_scale, _type_of(facts)), codes)
+
+    def bytes(self) -> UInt8[Tensor, "out byte"]:
+        """Return the codes as a file has them: of 4 bits two in a byte."""
+        return in_pairs(self.codes) if self.scales.grid.element == E2M1 else self.codes
+
+    @property
+    def weights(self) -> int:
+        return self.codes.numel()
+
+    @property
+    def bits(self) -> int:
+        scales = self.scales
+        bits = self.codes.numel() * scales.grid.bits
+        bits += scales.stored.numel() * scales.stored.element_size() * 8
+        if scales.global_scale is not None:
+            bits += 32
+        return bits
+
+
+def in_pairs(codes: UInt8[Tensor, "out in"]) -> UInt8[Tensor, "out byte"]:
+    """Return codes of 4 bits two in a byte, the first in its lower half.
+
+    >>> in_pairs(torch.tensor([[1, 15]], dtype=torch.uint8)).tolist()
+    [[241]]
+    """
+    return codes[:, 0::2] | (codes[:, 1::2] << 4)
+
+
+def from_pairs(pairs: UInt8[Tensor, "out byte"]) -> UInt8[Tensor, "out in"]:
+    """Return the codes that `in_pairs` put together."""
+    return torch.stack([pairs & 15, pairs >> 4], dim=2).flatten(1)
+
+
+def _type_of(facts: Mapping[str, Any]) -> torch.dtype:
+    """Return the type of a dense matrix. `ValueError` for what is none."""
+    if facts["dtype"] not in _TYPES:
+        raise ValueError(f"{brief(facts['dtype'])} is no type of weights")
+    return getattr(torch, facts["dtype"])
+
+
+@dataclass(frozen=True)
 class GgmlBlocks(Packed):
     """A matrix as llama.cpp stores it: its rows as the bytes of blocks of a `kind`, such as
     `q4_k`. `dtype` is the type of the dense matrix.
@@ -165,9 +298,7 @@ class GgmlBlocks(Packed):
 
     @classmethod
     def read(cls, facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> "GgmlBlocks":
-        if facts["dtype"] not in ("float32", "float16", "bfloat16", "float64"):
-            raise ValueError(f"{brief(facts['dtype'])} is no type of weights")
-        return cls(facts["kind"], tensors["blocks"], getattr(torch, facts["dtype"]))
+        return cls(facts["kind"], tensors["blocks"], _type_of(facts))
 
     @property
     def weights(self) -> int:

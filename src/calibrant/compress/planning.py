@@ -54,6 +54,7 @@ from calibrant.models import (
 from calibrant.numerics import duration, gigabytes, type_name
 from calibrant.system.notebook import card
 from calibrant.targets import (
+    FloatGrid,
     GgmlKind,
     GgufRecipe,
     Grid,
@@ -79,6 +80,8 @@ CHECKPOINT: Final = "checkpoint, removed at the end"
 """What a plan calls the finished blocks that are kept until the model is saved."""
 CODE_BITS: Final = 8
 """Bits of a code in a checkpoint, whatever its grid."""
+SCALE_BITS: Final = 8
+"""Bits of a scale of NVFP4 and MXFP4."""
 NORM_BITS: Final = 64
 """Bits of the norm of an input, which a checkpoint keeps beside its matrix."""
 FEWEST_TOKENS: Final = 1024
@@ -630,6 +633,8 @@ def bits_a_weight(form: Export, target: Target, inputs: int, dense: float) -> fl
         if name == "gguf":
             return gguf_bits(grid, inputs, dense)
         return grid.bits + scale_bits(grid, inputs, dense)
+    if isinstance(grid, FloatGrid) and name in ("compressed_tensors", "sparse"):
+        return grid.bits + scale_bits(grid, inputs, dense)
     if name == "sparse" and isinstance(removal, Sparsity | NofM):
         # A bit for each number says whether it is left.
         return min(dense, dense * kept_share(removal) + 1)
@@ -646,6 +651,8 @@ def kept_bits(recipe: Recipe, inputs: int, dense: float) -> float:
         target = target.grid
     if isinstance(target, Grid):
         return CODE_BITS + scale_bits(target, inputs, dense)
+    if isinstance(target, FloatGrid):
+        return target.bits + scale_bits(target, inputs, dense)
     by_matrix = isinstance(method, MatrixMethod) and goes_by_matrix(method)
     only_removes = by_matrix and method.prunes and not method.updates
     # The numbers that stay are those of the model, unless a transform changes them first.
@@ -654,8 +661,13 @@ def kept_bits(recipe: Recipe, inputs: int, dense: float) -> float:
     return dense
 
 
-def scale_bits(grid: Grid, inputs: int, dense: float) -> float:
-    """Return how many bits a weight takes for the scales of its grid, and their zero points."""
+def scale_bits(grid: Grid | FloatGrid, inputs: int, dense: float) -> float:
+    """Return how many bits a weight takes for the scales of its grid, and their zero points. Scales
+    that rows share are counted as if each row had its own.
+    """
+    if isinstance(grid, FloatGrid):
+        bits = dense if grid.scale == "plain" else SCALE_BITS
+        return bits / grid.width(inputs)
     scales = dense / grid.width(inputs)
     if grid.symmetric:
         return scales

@@ -72,6 +72,7 @@ from calibrant.spec.foreign import user_path
 from calibrant.system.clock import Clock
 from calibrant.system.progress import silent
 from calibrant.targets import (
+    FloatGrid,
     GgmlKind,
     GgufRecipe,
     Grid,
@@ -87,7 +88,7 @@ from calibrant.walk.ranks import Ranks, joined
 Verb = Literal["prune", "quantize"]
 TARGETS_OF: Final[Mapping[Verb, tuple[type[Target], ...]]] = {
     "prune": (Removal, Share),
-    "quantize": (Grid, SparseGrid, GgmlKind, GgufRecipe),
+    "quantize": (Grid, FloatGrid, SparseGrid, GgmlKind, GgufRecipe),
 }
 """The verbs, and the kinds of target that each is for."""
 USUAL_SHARE: Final = 0.5

@@ -1,5 +1,5 @@
-"""The form that vLLM, SGLang and transformers read: compressed-tensors' `pack-quantized`,
-written without that library.
+"""The form that vLLM, SGLang and transformers read: compressed-tensors' `pack-quantized`, and
+what it has for float grids, written without that library.
 """
 
 import json
@@ -20,25 +20,33 @@ from calibrant.methods import Method
 from calibrant.models import ModelView, Opened
 from calibrant.models.folder import CONFIG, INDEX, WEIGHTS
 from calibrant.models.packed_folder import FORMAT, METHOD, PACKED, SCALE, SHAPE, pack_codes
-from calibrant.packed import Codes
+from calibrant.packed import Codes, FloatCodes
 from calibrant.system.durable import usual_rights
-from calibrant.targets import Grid, SparseGrid, Target
+from calibrant.targets import E4M3, FloatGrid, Grid, SparseGrid, Target
 
 FOLDER: Final = "compressed_tensors"
+GLOBAL_SCALE: Final = "weight_global_scale"
+FORMATS: Final = {
+    "e4m3": "nvfp4-pack-quantized",
+    "e8m0": "mxfp4-pack-quantized",
+    "plain": "float-quantized",
+}
+"""What the library calls the form of a float grid, by how its scales are stored."""
 
 
 @dataclass(frozen=True, repr=False)
 class CompressedTensors(Export):
-    """Writes codes and scales of 2 to 8 bits, symmetric, into the folder `compressed_tensors`, as
-    vLLM, SGLang and transformers read them.
+    """Writes symmetric codes of 2 to 8 bits, and floating-point numbers of 4 and 8, with their
+    scales into the folder `compressed_tensors`, as vLLM, SGLang and transformers read them.
 
     `ignore` in its configuration lists every linear layer that is dense. Readers have kernels for 4
-    and 8 bits; transformers opens all.
+    and 8 bits; transformers opens all. Matrices of NVFP4 and MXFP4 open in bfloat16, whatever the
+    type of the model was.
     """
 
     def check(self, method: Method, target: Target, opened: Opened, view: ModelView) -> None:
         grid = target.grid if isinstance(target, SparseGrid) else target
-        if not isinstance(grid, Grid):
+        if not isinstance(grid, Grid | FloatGrid):
             raise OutputError(
                 f"{self} holds codes of a grid, and {target} is none; "
                 f"leave --export {self} out, or quantize to w4g64",
@@ -50,7 +58,7 @@ class CompressedTensors(Export):
                 f"leave --export {self} out, or choose rtn",
                 subject=str(method),
             )
-        if not grid.symmetric:
+        if isinstance(grid, Grid) and not grid.symmetric:
             raise OutputError(
                 f"{self} holds symmetric codes, since most readers can't open others, and {target} "
                 f"has zero points; quantize to {Grid(grid.bits, grid.group)}",
@@ -65,10 +73,15 @@ class CompressedTensors(Export):
                 )
 
     def write(self, compressed: CompressedModel, folder: Path) -> None:
-        packed: dict[str, Codes] = {}
+        packed: dict[str, Codes | FloatCodes] = {}
+        grids: dict[str, Grid | FloatGrid] = {}
         for name, form in packed_now(compressed).items():
             if isinstance(form, Codes) and form.zeros is None:
                 packed[name] = form
+                grids[name] = form.grid
+            if isinstance(form, FloatCodes):
+                packed[name] = form
+                grids[name] = form.scales.grid
         if not packed:
             raise OutputError(
                 f"{self} found no codes in what {compressed.record.run.target} made; "
@@ -97,14 +110,13 @@ class CompressedTensors(Export):
         for name, module in compressed.opened.model.named_modules():
             if isinstance(module, nn.Linear) and name not in packed:
                 dense.append(name)
-        grids = {name: codes.grid for name, codes in packed.items()}
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         _write(packed_folder / CONFIG, {**config, "quantization_config": _settings(grids, dense)})
 
 
-def _tensors(file: Path, packed: Mapping[str, Codes]) -> Iterator[tuple[str, Tensor]]:
+def _tensors(file: Path, packed: Mapping[str, Codes | FloatCodes]) -> Iterator[tuple[str, Tensor]]:
     """Yield the tensors of one file of the dense folder, by name; a matrix that has codes is
-    yielded as three tensors: its codes, scales and shape.
+    yielded as several tensors, such as its codes, scales and shape.
     """
     with safe_open(file, framework="pt") as dense:
         for name in dense.keys():  # noqa: SIM118  # no mapping
@@ -114,41 +126,96 @@ def _tensors(file: Path, packed: Mapping[str, Codes]) -> Iterator[tuple[str, Ten
             if codes is None or module == name:
                 yield name, dense.get_tensor(name)
                 continue
+            if isinstance(codes, FloatCodes):
+                for part, tensor in _parts(codes).items():
+                    yield f"{module}.{part}", tensor.cpu().contiguous()
+                continue
             yield f"{module}.{PACKED}", pack_codes(codes.codes, codes.grid.bits)
             yield f"{module}.{SCALE}", codes.scales.cpu().contiguous()
             yield f"{module}.{SHAPE}", torch.tensor(codes.codes.shape, dtype=torch.int64)
 
 
-def _settings(grids: Mapping[str, Grid], dense: list[str]) -> dict[str, Any]:
+def _parts(packed: FloatCodes) -> dict[str, Tensor]:
+    """Return the tensors of a matrix on a float grid, by their names in the format."""
+    scales = packed.scales
+    if scales.grid.element == E4M3:
+        stored = scales.stored
+        if scales.grid.name == "FP8A16_TENSOR":
+            stored = stored.flatten()
+        return {"weight": packed.codes.view(torch.float8_e4m3fn), SCALE: stored}
+    if scales.global_scale is None:
+        return {PACKED: packed.bytes(), SCALE: scales.stored}
+    return {
+        PACKED: packed.bytes(),
+        SCALE: scales.stored.view(torch.float8_e4m3fn),
+        GLOBAL_SCALE: scales.global_scale,
+    }
+
+
+def _settings(grids: Mapping[str, Grid | FloatGrid], dense: list[str]) -> dict[str, Any]:
     """Return the `quantization_config`: a group for each grid. It names its matrices, or all linear
     layers where there is only one grid.
     """
-    members: dict[Grid, list[str]] = {}
+    members: dict[Grid | FloatGrid, list[str]] = {}
     for name, grid in grids.items():
         members.setdefault(grid, []).append(name)
     groups: dict[str, Any] = {}
+    format_name = FORMAT
     for number, (grid, names) in enumerate(members.items()):
-        groups[f"group_{number}"] = {
+        group: dict[str, Any] = {
             "targets": ["Linear"] if len(members) == 1 else names,
             "input_activations": None,
             "output_activations": None,
-            "weights": {
+        }
+        if isinstance(grid, FloatGrid):
+            # All matrices have the same float grid, since no allocation shares one.
+            format_name = FORMATS[grid.scale]
+            group["format"] = format_name
+            group["weights"] = _of_floats(grid)
+        else:
+            group["weights"] = {
                 "num_bits": grid.bits,
                 "type": "int",
                 "symmetric": True,
                 "strategy": "channel" if grid.group is None else "group",
                 "group_size": grid.group,
                 "dynamic": False,
-            },
-        }
+            }
+        groups[f"group_{number}"] = group
     return {
         "quant_method": METHOD,
-        "format": FORMAT,
+        "format": format_name,
         "quantization_status": "compressed",
         "kv_cache_scheme": None,
         "config_groups": groups,
         "ignore": dense,
     }
+
+
+def _of_floats(grid: FloatGrid) -> dict[str, Any]:
+    """Return what the library's schemes say of the weights of a float grid."""
+    weights: dict[str, Any] = {
+        "num_bits": grid.bits,
+        "type": "float",
+        "symmetric": True,
+        "dynamic": False,
+    }
+    match grid.name:
+        case "FP8A16":
+            weights["strategy"] = "channel"
+        case "FP8A16_TENSOR":
+            weights["strategy"] = "tensor"
+        case "FP8A16_BLOCK":
+            weights |= {"strategy": "block", "block_structure": [128, 128]}
+        case "MXFP4A16":
+            weights |= {"strategy": "group", "group_size": 32, "scale_dtype": "torch.uint8"}
+        case _:
+            weights |= {
+                "strategy": "tensor_group",
+                "group_size": 16,
+                "scale_dtype": "torch.float8_e4m3fn",
+            }
+    return weights
 
 
 def _write(path: Path, value: Any) -> None:

@@ -20,7 +20,7 @@ from calibrant.models.compact import same
 from calibrant.models.folder import INDEX, READ
 from calibrant.models.saving import write_model
 from calibrant.models.sparse_folder import SparseWriter
-from calibrant.packed import Codes, GgmlBlocks, Packed
+from calibrant.packed import Codes, FloatCodes, GgmlBlocks, Packed
 from calibrant.targets import Target
 
 FOLDER: Final = "sparse"
@@ -155,4 +155,8 @@ def _rows_of(form: Packed, row: int, count: int) -> Packed | None:
         return replace(form, codes=form.codes[rows], scales=form.scales[rows], zeros=zeros)
     if isinstance(form, GgmlBlocks):
         return replace(form, blocks=form.blocks[rows])
+    # Scales that rows share aren't those of some rows alone.
+    if isinstance(form, FloatCodes) and len(form.scales.stored) == len(form.codes):
+        scales = replace(form.scales, stored=form.scales.stored[rows])
+        return FloatCodes(scales, form.codes[rows])
     return form if form.dense().shape[0] == count else None

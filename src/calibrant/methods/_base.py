@@ -19,7 +19,7 @@ from calibrant.errors import NumericsError, SpecError, TargetError
 from calibrant.packed import Compressed
 from calibrant.spec import Spec
 from calibrant.spec.foreign import brief
-from calibrant.targets import Grid, Removal, Target, accepted
+from calibrant.targets import FloatGrid, Grid, Removal, Target, accepted
 
 S = TypeVar("S", bound=Statistic)
 
@@ -60,8 +60,11 @@ class Method(Spec, ABC):
     def check(self, target: Target) -> None:
         """Raise `TargetError` for a target that isn't accepted; it says which ones are."""
         if not isinstance(target, self.accepts):
-            asked = f"{self} can't be asked for {target}"
-            raise TargetError(f"{asked}: it accepts {accepted(self.accepts)}", subject=str(target))
+            message = f"{self} can't be asked for {target}: it accepts {accepted(self.accepts)}"
+            # llama.cpp's recipe has the name of a scheme that others round inputs by too.
+            if str(target) == "NVFP4" and FloatGrid in self.accepts:
+                message += "; NVFP4A16 rounds the weights of that scheme"
+            raise TargetError(message, subject=str(target))
 
     def aim(self, target: Target) -> Target:
         """Return `target` as this method understands it: 0.25 may be a share of blocks. Raises
@@ -245,13 +248,13 @@ def removal(target: Target) -> Removal:
     return target
 
 
-def grid(target: Target) -> Grid:
+def grid(target: Target) -> Grid | FloatGrid:
     """Return `target`, which must say which values weights are rounded to; a `TargetError` if it
     doesn't.
     """
-    if not isinstance(target, Grid):
+    if not isinstance(target, Grid | FloatGrid):
         problem = f"the target {target} doesn't say which values to round weights to"
-        raise TargetError(f"{problem}; ask for {accepted((Grid,))}", subject=str(target))
+        raise TargetError(f"{problem}; ask for {accepted((Grid, FloatGrid))}", subject=str(target))
     return target
 
 

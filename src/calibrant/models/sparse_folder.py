@@ -29,7 +29,7 @@ from calibrant.models.complete import SPARE, WORDS, StoredTensor, stored_tensors
 from calibrant.models.folder import CONFIG, INDEX, WEIGHTS, check_plain, read_object
 from calibrant.models.quiet import Refusal
 from calibrant.numerics import type_name
-from calibrant.packed import Codes, GgmlBlocks, Packed, from_stored, to_stored
+from calibrant.packed import Codes, FloatCodes, GgmlBlocks, Packed, from_stored, to_stored
 from calibrant.spec.foreign import brief
 from calibrant.system.durable import usual_rights
 
@@ -268,7 +268,7 @@ class SparseWriter:
         self._shared: Counter[str] = Counter()
         for form in forms:
             # Codes and blocks are of one matrix alone: to hash them all would take long.
-            if not isinstance(form, Codes | GgmlBlocks):
+            if not isinstance(form, Codes | FloatCodes | GgmlBlocks):
                 _, tensors = to_stored(form)
                 self._shared.update(map(_content_key, tensors.values()))
         self._entries: dict[str, Any] = {}

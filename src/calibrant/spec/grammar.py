@@ -41,6 +41,8 @@ _HYPHENED: Final = re.compile(r"[A-Za-z_]\w*(-\w+)+", re.ASCII)
 """A name that another package may have given, and Python would take for a difference."""
 _PLAIN_PATH: Final = re.compile(r"[\w./~-]+")
 _GRID: Final = re.compile(r"w([0-9]+)(?:g([0-9]+))?(a?)")
+_SCHEMES: Final = {"W4A16": "w4g128", "W4A16_ASYM": "w4g128a", "W8A16": "w8"}
+"""Grids by the names that compressed-tensors and vLLM have for them."""
 _MIX: Final = re.compile(r"\s*mix\s*\(")
 _SETTINGS: Final = ("weight", "weights")
 _EXAMPLE: Final = "write source[:format][@packing], as in gsm8k:cot or 0.3*gsm8k:cot + 0.7*wikitext"
@@ -179,7 +181,11 @@ def read_target(text: str) -> TargetLabel:
     """Read what a target's text says; of what is none of the three kinds, the text alone.
 
     The classes of `targets` are made of what this reads, and decide whether there is such a target.
+
+    >>> read_target("W4A16").text
+    'w4g128'
     """
+    text = _SCHEMES.get(text.strip().upper(), text)
     grid = _GRID.fullmatch(text.strip())
     if grid:
         bits = whole_number(grid[1])

@@ -1,6 +1,6 @@
 """Targets: what a matrix is to become, one kind a file: a sparsity (`0.5`), N kept of every M
-(`2:4`), a grid of few values (`w4g64`), both (`2:4+w4g64`), a share of the blocks, the experts or
-the numbers of feed-forward networks (`blocks 0.25`).
+(`2:4`), a grid of few values (`w4g64`, `NVFP4A16`), both (`2:4+w4g64`), a share of the blocks, the
+experts or the numbers of feed-forward networks (`blocks 0.25`).
 
 Targets are small values. A removal is exact: the count is the one that was asked for, to the
 weight, and where scores tie the lowest index goes first. So a mask depends on nothing but the
@@ -8,7 +8,9 @@ scores: not on the device, the threads, or how a sort happens to break ties.
 """
 
 from calibrant.targets._base import Group, Removal, Target, keep_highest
+from calibrant.targets._elements import E2M1, E4M3, Element
 from calibrant.targets._kinds import accepted, allowed, kinds, parse_target, targets
+from calibrant.targets.float_grid import FloatGrid
 from calibrant.targets.ggml_kind import GgmlKind
 from calibrant.targets.gguf_recipe import GgufRecipe
 from calibrant.targets.grid import Grid
@@ -18,6 +20,10 @@ from calibrant.targets.sparse_grid import SparseGrid
 from calibrant.targets.sparsity import Sparsity
 
 __all__ = [
+    "E2M1",
+    "E4M3",
+    "Element",
+    "FloatGrid",
     "GgmlKind",
     "GgufRecipe",
     "Grid",

@@ -13,6 +13,7 @@ from calibrant.activations import InputStatistic
 from calibrant.errors import SpecError, TargetError
 from calibrant.methods import MatrixMethod, Method, StandIn, methods
 from calibrant.targets import (
+    FloatGrid,
     GgmlKind,
     GgufRecipe,
     Grid,
@@ -28,6 +29,7 @@ USUAL: Final[Mapping[type[Target], str]] = {
     Removal: "wanda",
     SparseGrid: "sparsegpt",
     Grid: "gptq",
+    FloatGrid: "gptq",
     GgmlKind: "ggml",
     GgufRecipe: "llama_cpp",
 }
@@ -39,6 +41,7 @@ LOOKING: Final[Mapping[type[Target], str]] = {
     Removal: "wanda or sparsegpt",
     SparseGrid: "sparsegpt",
     Grid: "gptq, rsq, awq or rtn(scales=importance)",
+    FloatGrid: "gptq, rsq or awq",
     GgmlKind: "ggml",
     GgufRecipe: "llama_cpp",
 }

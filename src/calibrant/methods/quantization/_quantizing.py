@@ -3,16 +3,16 @@ the error that this makes in the outputs.
 
 The grid of each group is chosen beforehand, from the weights as they came (static groups), so
 columns may be taken in any order. With a target that also removes, weights are chosen as SparseGPT
-chooses them, and become the code of zero.
+chooses them, and become the code of zero. On a float grid columns become values of its element.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Final
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from calibrant.activations import Gram, wide
@@ -28,9 +28,9 @@ from calibrant.methods._elimination import (
     spans,
     up_to_date,
 )
-from calibrant.methods.quantization._rounding import RULES, Scales, scales_by
-from calibrant.packed import Codes
-from calibrant.targets import Grid, Removal, keep_highest
+from calibrant.methods.quantization._rounding import RULES, Scales, scales_of
+from calibrant.packed import Codes, FloatCodes, FloatScales
+from calibrant.targets import Element, FloatGrid, Grid, Removal, keep_highest
 
 BLOCK: Final = 128
 """Columns between which corrections are made one by one; those behind them take them all in one
@@ -42,19 +42,21 @@ product.
 class Work:
     """A matrix on its way. `original` is the matrix as it came, in the order in which its columns
     are taken, and `changes` what rounding changed of the columns so far. `groups` says which row of
-    `scales` and `zeros` is a column's.
+    `scales` and `zeros` is a column's. On an even grid `codes` are whole numbers from `lowest` to
+    `highest`; on a float grid they are values of its `element`.
     """
 
     original: Float[Tensor, "out in"]
     changes: Float[Tensor, "out in"]
     root: Float[Tensor, "in in"]
     saliency: Float[Tensor, "in"]
-    codes: Int[Tensor, "out in"]
+    codes: Shaped[Tensor, "out in"]
     scales: Float[Tensor, "group out"]
     zeros: Float[Tensor, "group out"]
     groups: Int[Tensor, "in"]
-    lowest: int
-    highest: int
+    lowest: int = 0
+    highest: int = 0
+    element: Element | None = None
 
 
 Step = Callable[[Work, Tensor, Tensor, Tensor, Span], None]
@@ -70,7 +72,12 @@ def check_updates(method: Method) -> None:
 
 
 def rounded(
-    weight: Float[Tensor, "out in"], gram: Gram, grid: Grid, damp: float, order: str, scales: str
+    weight: Float[Tensor, "out in"],
+    gram: Gram,
+    grid: Grid | FloatGrid,
+    damp: float,
+    order: str,
+    scales: str,
 ) -> Compressed:
     """Return the weight on the grid, with `scales` by that rule. The columns that follow a rounded
     one are corrected for what its error does to the outputs, given `gram`'s inputs.
@@ -80,7 +87,7 @@ def rounded(
     """
     grid.check((weight.shape[0], weight.shape[1]), "the matrix")
     checked = finite(weight, "the weight")
-    group_scales = scales_by(scales, checked, grid, gram.norms())
+    group_scales = scales_of(scales, checked, grid, gram.norms())
     if order == "activation":
         inputs, factor = by_activation(gram, damp)
         packed = quantize(checked, factor, group_scales, order=inputs)
@@ -106,12 +113,12 @@ def by_activation(gram: Gram, damp: float) -> tuple[Int[Tensor, "in"], Factor]:
 def quantize(
     weight: Float[Tensor, "out in"],
     factor: Factor,
-    scales: Scales,
+    scales: Scales | FloatScales,
     removal: Removal | None = None,
     order: Int[Tensor, "in"] | None = None,
     block: int = BLOCK,
     step: Step | None = None,
-) -> Codes:
+) -> Codes | FloatCodes:
     """Return the codes of `weight` on the grid of `scales`, chosen column by column, each when all
     before it are. `factor` is that of the inputs in `order`.
 
@@ -133,35 +140,42 @@ def quantize(
     codes = work.codes
     if order is not None:
         codes = codes[:, order.argsort()]
+    if isinstance(scales, FloatScales):
+        return scales.coded(codes)
     return Codes(scales.grid, codes, scales.scales, scales.zeros)
 
 
-def _work(weight: Tensor, factor: Factor, scales: Scales, order: Tensor | None) -> Work:
+def _work(
+    weight: Tensor, factor: Factor, scales: Scales | FloatScales, order: Tensor | None
+) -> Work:
     dtype = wide(weight.dtype)
     rows, columns = weight.shape
-    groups_in_row = scales.scales.shape[1]
+    is_float = isinstance(scales, FloatScales)
+    group_scales = scales.factors(rows) if is_float else scales.scales
+    groups_in_row = group_scales.shape[1]
     width = columns // groups_in_row
     groups = torch.arange(columns, device=weight.device) // width
     current = weight.detach()
     if order is not None:
         groups = groups[order]
         current = current[:, order]
-    zeros = scales.zeros
+    zeros = None if is_float else scales.zeros
     if zeros is None:
         zeros = torch.zeros(rows, groups_in_row, device=weight.device)
-    return Work(
+    work = Work(
         current.to(dtype),
         torch.empty(rows, columns, dtype=dtype, device=weight.device),
         factor.root.to(dtype),
         factor.saliency.to(dtype),
         torch.zeros(rows, columns, dtype=torch.int8, device=weight.device),
         # Group by group, so that the scales of a column lie side by side.
-        scales.scales.T.to(dtype).contiguous(),
+        group_scales.T.to(dtype).contiguous(),
         zeros.T.to(dtype).contiguous(),
         groups,
-        scales.grid.lowest,
-        scales.grid.highest,
     )
+    if is_float:
+        return replace(work, codes=work.codes.float(), element=scales.grid.element)
+    return replace(work, lowest=scales.grid.lowest, highest=scales.grid.highest)
 
 
 def round_rows(work: Work, current: Tensor, inverse: Tensor, removed: Tensor, span: Span) -> None:
@@ -171,7 +185,11 @@ def round_rows(work: Work, current: Tensor, inverse: Tensor, removed: Tensor, sp
     inputs = (current, inverse, work.saliency[columns], removed)
     grids = (codes, work.scales, work.zeros, work.groups[columns])
     arrays = [part.numpy() for part in (*inputs, *grids)]
-    numbers = (work.lowest, work.highest, span.group, span.drop)
+    # Without an element steps are even.
+    element = (0.0, 0.0, 0.0)
+    if work.element is not None:
+        element = (2.0**-work.element.mantissa, work.element.least, work.element.largest)
+    numbers = (work.lowest, work.highest, *element, span.group, span.drop)
     by_rows(_kernel(), len(removed), [*arrays, *numbers])
 
 
@@ -193,13 +211,16 @@ def round_columns(
         group = work.groups[span.start + i]
         scale = work.scales[group]
         zero = work.zeros[group]
-        code = (column / scale + zero).round().clamp(work.lowest, work.highest)
+        if work.element is None:
+            code = (column / scale + zero).round().clamp(work.lowest, work.highest)
+        else:
+            code = work.element.nearest(column / scale)
         # What goes gets the code of zero, and so is exactly zero.
         code = code.where(~removed[:, i], zero)
         value = (code - zero) * scale
         errors[:, i] = (column - value) / inverse[i, i]
         current[:, i] = value
-        work.codes[:, span.start + i] = code.to(torch.int8)
+        work.codes[:, span.start + i] = code.to(work.codes.dtype)
 
 
 @cache

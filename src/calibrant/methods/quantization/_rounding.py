@@ -17,11 +17,12 @@ from jaxtyping import Float, Int, Int8
 from torch import Tensor
 
 from calibrant.activations import Gram, wide
-from calibrant.errors import SpecError
+from calibrant.errors import SpecError, TargetError
 from calibrant.methods._base import finite
 from calibrant.methods._elimination import by_rows
-from calibrant.packed import Codes
-from calibrant.targets import Grid
+from calibrant.methods.quantization._float_scales import float_absmax
+from calibrant.packed import Codes, FloatScales
+from calibrant.targets import FloatGrid, Grid, Target
 
 RULES: Final = ("absmax", "mse", "importance")
 """How scales can be chosen."""
@@ -49,6 +50,16 @@ _ROWS_PER_THREAD: Final = 128
 """Rows whose search is worth another thread."""
 
 
+def check_rule(rule: str, target: Target) -> None:
+    """Raise `TargetError` where the scales of a target can't be chosen by a `rule`."""
+    if isinstance(target, FloatGrid) and rule != "absmax":
+        raise TargetError(
+            f"scales={rule} searches for the scales of even grids, such as w4g64, and {target} is "
+            "none; leave scales out",
+            subject=str(target),
+        )
+
+
 @dataclass(frozen=True)
 class Scales:
     """What a grid is for the groups of one matrix: a scale each, in the weight's type, and
@@ -69,6 +80,23 @@ class Scales:
             placed = placed + self.zeros[:, :, None]
         codes = placed.round().clamp(self.grid.lowest, self.grid.highest).to(torch.int8)
         return Codes(self.grid, codes.flatten(1), self.scales, self.zeros)
+
+
+def scales_of(
+    rule: str,
+    weight: Float[Tensor, "out in"],
+    grid: Grid | FloatGrid,
+    importance: Float[Tensor, "in"] | None = None,
+) -> Scales | FloatScales:
+    """Return the scales of an even grid by a `rule`, one of `RULES`, or of a float grid by the only
+    one that it has, `absmax`.
+
+    Raises what `scales_by` does, and `TargetError` for another rule and a float grid.
+    """
+    check_rule(rule, grid)
+    if isinstance(grid, FloatGrid):
+        return float_absmax(weight, grid)
+    return scales_by(rule, weight, grid, importance)
 
 
 def scales_by(
@@ -161,7 +189,7 @@ def input_scales(sizes: Float[Tensor, "in"], alpha: float) -> Float[Tensor, "in"
 
 
 def effective(
-    weight: Float[Tensor, "out in"], grid: Grid, column_scales: Float[Tensor, "in"]
+    weight: Float[Tensor, "out in"], grid: Grid | FloatGrid, column_scales: Float[Tensor, "in"]
 ) -> Float[Tensor, "out in"]:
     """Return what a matrix comes to when its columns are multiplied by `column_scales`, rounded,
     and divided by them again: in float32, or float64 for a float64 weight.
@@ -169,9 +197,11 @@ def effective(
     dtype = wide(weight.dtype)
     column_scales = column_scales.to(dtype)
     result = torch.empty_like(weight, dtype=dtype)
-    for rows in _tiles(weight):
+    # Of some float grids rows share a scale.
+    tiles = [slice(None)] if isinstance(grid, FloatGrid) else _tiles(weight)
+    for rows in tiles:
         scaled = (weight[rows].to(dtype) * column_scales).to(weight.dtype)
-        rounded = absmax(scaled, grid).nearest(scaled).dense()
+        rounded = scales_of("absmax", scaled, grid).nearest(scaled).dense()
         result[rows] = rounded.to(dtype) / column_scales
     return result
 

@@ -40,6 +40,40 @@ def _round(
         column[r] = value
 
 
+@inlined
+def _nearest(quotient: Any, fraction: Any, least: Any, largest: Any) -> Any:
+    """Return the nearest floating-point number of few bits, as `Element.nearest` does; `fraction`
+    is the step between two of them over the power of two below them.
+    """
+    magnitude = min(abs(quotient), largest)
+    # The bits of the exponent alone are the power of two; from a subnormal float32 it is zero.
+    exponent = np.float32(magnitude).view(np.uint32) & np.uint32(0x7F800000)
+    step = max(np.uint32(exponent).view(np.float32), least) * fraction
+    return np.copysign(np.rint(magnitude / step) * step, quotient)
+
+
+@compiled
+def _round_floats(
+    column: Any,
+    errors: Any,
+    values: Any,
+    scales: Any,
+    pivot: Any,
+    fraction: Any,
+    least: Any,
+    largest: Any,
+    rows: int,
+) -> None:
+    """Round a column to the nearest numbers of few bits times its scales; `errors` is what that
+    costs the columns behind it.
+    """
+    for r in range(rows):
+        values[r] = _nearest(column[r] / scales[r], fraction, least, largest)
+        value = values[r] * scales[r]
+        errors[r] = (column[r] - value) / pivot
+        column[r] = value
+
+
 @compiled
 def round_columns(
     current: Any,
@@ -52,6 +86,9 @@ def round_columns(
     groups: Any,
     lowest: int,
     highest: int,
+    fraction: float,
+    least: float,
+    largest: float,
     group: int,
     drop: int,
     first: int,
@@ -61,7 +98,8 @@ def round_columns(
     code of zero. See `_quantizing.Step`.
 
     `scales` and `zeros` are [group, out], `groups` says which of them is a column's; `group` and
-    `drop` are those of N:M, 0 for none.
+    `drop` are those of N:M, 0 for none. `fraction`, `least` and `largest` are those of a float
+    grid's element, 0 where steps are even; then `codes` are its values, and nothing is removed.
     """
     columns = current.shape[1]
     width = max(group, 1)
@@ -83,6 +121,19 @@ def round_columns(
             for j in range(i, i + width):
                 correct(tile[j], tile_errors, inverse, j, i, j)
                 its_group = groups[j]
+                if fraction > 0:
+                    _round_floats(
+                        tile[j],
+                        tile_errors[j],
+                        tile_codes[j],
+                        scales[its_group, tile_start:last],
+                        inverse[j, j],
+                        fraction,
+                        least,
+                        largest,
+                        rows,
+                    )
+                    continue
                 _round(
                     tile[j],
                     tile_errors[j],
@@ -98,7 +149,7 @@ def round_columns(
         for r in range(rows):
             for i in range(columns):
                 current[tile_start + r, i] = tile[i, r]
-                codes[tile_start + r, i] = np.int8(tile_codes[i, r])
+                codes[tile_start + r, i] = tile_codes[i, r]
                 removed[tile_start + r, i] = tile_removed[i, r]
 
 

@@ -12,9 +12,9 @@ from torch import Tensor
 from calibrant.activations import FeatureNorms, Gram, Propagation, Seen, Statistic, wide
 from calibrant.errors import TargetError
 from calibrant.methods._base import Compressed, MatrixMethod, finite, grid, observed
-from calibrant.methods.quantization._rounding import absmax, clipped, effective, input_scales
+from calibrant.methods.quantization._rounding import clipped, effective, input_scales, scales_of
 from calibrant.methods.quantization.ggml import Ggml
-from calibrant.targets import GgufRecipe, Grid, Target
+from calibrant.targets import FloatGrid, GgufRecipe, Grid, Target
 
 
 @final
@@ -56,7 +56,7 @@ class ScaledAlone(MatrixMethod):
     before the matrix, so every input can have one.
     """
 
-    accepts: ClassVar[tuple[type[Target], ...]] = (Grid,)
+    accepts: ClassVar[tuple[type[Target], ...]] = (Grid, FloatGrid)
     observes: ClassVar[tuple[type[Statistic], ...]] = (Gram,)
     propagate: ClassVar[Propagation] = "dense"
 
@@ -85,8 +85,8 @@ class ScaledAlone(MatrixMethod):
                 least_error = error
                 best_scales = column_scales
         scaled = (dense * best_scales).to(checked.dtype)
-        group_scales = absmax(scaled, target_grid)
-        if self.clip:
+        group_scales = scales_of("absmax", scaled, target_grid)
+        if self.clip and isinstance(target_grid, Grid):
             # Inputs are divided by what the columns were multiplied by.
             scaled_gram = Gram(
                 matrix / torch.outer(best_scales, best_scales), gram.tokens, gram.mass

@@ -28,7 +28,7 @@ from calibrant.methods._base import (
     observed,
 )
 from calibrant.methods._model_method import PRODUCTS, ModelMethod, check_matrices
-from calibrant.methods.quantization._rounding import absmax, clipped, effective, input_scales
+from calibrant.methods.quantization._rounding import clipped, effective, input_scales, scales_of
 from calibrant.methods.quantization._stand_ins import ScaledAlone
 from calibrant.models import Block, ModelView, Stream, Weight
 from calibrant.numerics import six_digits
@@ -36,7 +36,7 @@ from calibrant.packed import gram_energy
 from calibrant.spec import check_most
 from calibrant.system.clock import spent_on
 from calibrant.system.products import full_speed
-from calibrant.targets import Grid, Target
+from calibrant.targets import FloatGrid, Grid, Target
 from calibrant.walk.attention import BlockCall
 from calibrant.walk.statistics import by_block
 
@@ -62,16 +62,16 @@ class AWQ(ModelMethod, MatrixMethod):
     (objective `module`). Elsewhere, for several ranks, and where the output is the matrix's own, it
     is Σ tr(ΔW G ΔWᵀ) of the matrices' own outputs (objective `linear`). The notes of each fold say
     which. `clip` then lets the grid of each group reach 1, 0.95 … 0.55 of its largest weight,
-    whichever errs least in the group's outputs; grids of queries and keys aren't clipped. Inputs
-    are those of the dense model: scales are folded into what makes them, so only `dense` is
-    possible.
+    whichever errs least in the group's outputs; grids of queries and keys aren't clipped, and
+    neither are float grids such as `NVFP4A16`. Inputs are those of the dense model: scales are
+    folded into what makes them, so only `dense` is possible.
 
     Differs from the paper's code in: grids are those of the target, symmetric ones too; clipping
     uses all tokens; inputs that were always zero aren't scaled; the last matrices of experts aren't
     scaled, only clipped.
     """
 
-    accepts: ClassVar[tuple[type[Target], ...]] = (Grid,)
+    accepts: ClassVar[tuple[type[Target], ...]] = (Grid, FloatGrid)
     observes: ClassVar[tuple[type[Statistic], ...]] = (FeatureSizes, Gram)
     propagate: ClassVar[Propagation] = "dense"
     propagations: ClassVar[tuple[Propagation, ...]] = ("dense",)
@@ -140,7 +140,7 @@ class AWQ(ModelMethod, MatrixMethod):
         """Return the fold of a site's best scales, and replace in `seen` what its readers saw by
         what they will see. None where no scaling is best, or none of its readers saw anything.
         """
-        readers: dict[Weight, Grid] = {}
+        readers: dict[Weight, Grid | FloatGrid] = {}
         for weight in site.readers:
             if weight in seen:
                 readers[weight] = grid(job.targets[weight.name])
@@ -169,14 +169,18 @@ class AWQ(ModelMethod, MatrixMethod):
         }
         return Fold(site.block, site.scalings(column_scales.float().cpu()), notes)
 
-    def _rounded(self, weight: Tensor, gram: Gram, target: Grid, clip: bool) -> Compressed:
+    def _rounded(
+        self, weight: Tensor, gram: Gram, target: Grid | FloatGrid, clip: bool
+    ) -> Compressed:
         target.check((weight.shape[0], weight.shape[1]), "the matrix")
         checked = finite(weight, "the weight")
         # A Gram's other numbers are at most as large as its norms, so these show what isn't finite.
         finite(gram.norms(), "the squared norms of the inputs")
-        group_scales = clipped(checked, target, gram) if clip else absmax(checked, target)
-        packed = group_scales.nearest(checked)
-        return Compressed(packed.dense(), packed=packed)
+        if clip and isinstance(target, Grid):
+            packed = clipped(checked, target, gram).nearest(checked)
+        else:
+            packed = scales_of("absmax", checked, target).nearest(checked)
+        return Compressed(finite(packed.dense(), "the rounded weight"), packed=packed)
 
 
 def _divided(seen: Seen, column_scales: Tensor) -> Seen:
@@ -210,7 +214,10 @@ def sizes_of(seen: Sequence[Seen]) -> Float[Tensor, "in"]:
 
 
 def best_strength(
-    matrices: Mapping[Weight, Grid], sizes: Float[Tensor, "in"], steps: int, judge: Judge
+    matrices: Mapping[Weight, Grid | FloatGrid],
+    sizes: Float[Tensor, "in"],
+    steps: int,
+    judge: Judge,
 ) -> tuple[float, Float[Tensor, "in"], tuple[float, float]]:
     """Return the strength α of 0, 1/`steps` … whose scales make the least error, its scales, and
     the errors without and with them.

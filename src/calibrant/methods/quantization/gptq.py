@@ -11,8 +11,9 @@ from torch import Tensor
 from calibrant.activations import Gram, Seen, Statistic
 from calibrant.methods._base import MOST_DAMP, Compressed, MatrixMethod, grid, observed
 from calibrant.methods.quantization._quantizing import check_updates, rounded
+from calibrant.methods.quantization._rounding import check_rule
 from calibrant.spec import check_most
-from calibrant.targets import Grid, Target
+from calibrant.targets import FloatGrid, Grid, Target
 
 
 @dataclass(frozen=True, repr=False)
@@ -24,8 +25,8 @@ class GPTQ(MatrixMethod):
     values q of its groups' grids; the error is e = (w - q) / U_ii, and every later column j loses
     e·U_ij. `order` is that of the inputs (`natural`), or the largest first (`activation`). `scales`
     are chosen before, from the weights as they came, and so for all groups (static): by `absmax`,
-    `mse`, or `importance`, which weighs errors with the Gram's diagonal (see `rtn`). Codes are
-    chosen against the scale that is stored.
+    `mse`, or `importance`, which weighs errors with the Gram's diagonal (see `rtn`); those of float
+    grids such as `NVFP4A16` by absmax. Codes are chosen against the scale that is stored.
 
     Differs from the paper's code in: groups are always static, so that the order of inputs needs no
     index at run time, and a scale never misses updates of its block; inputs that were always zero
@@ -34,7 +35,7 @@ class GPTQ(MatrixMethod):
     ladder of `factorise`.
     """
 
-    accepts: ClassVar[tuple[type[Target], ...]] = (Grid,)
+    accepts: ClassVar[tuple[type[Target], ...]] = (Grid, FloatGrid)
     observes: ClassVar[tuple[type[Statistic], ...]] = (Gram,)
     updates: ClassVar[bool] = True
 
@@ -45,6 +46,10 @@ class GPTQ(MatrixMethod):
     def __post_init__(self) -> None:
         check_updates(self)
         check_most(self, damp=MOST_DAMP)
+
+    def check(self, target: Target) -> None:
+        super().check(target)
+        check_rule(self.scales, target)
 
     def squares(self, sources: int) -> int:
         # The Gram, a Gram that is added to it, and the root. An order takes another Gram.

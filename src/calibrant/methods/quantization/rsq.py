@@ -23,9 +23,10 @@ from calibrant.methods._base import (
     observed,
 )
 from calibrant.methods.quantization._quantizing import check_updates, rounded
+from calibrant.methods.quantization._rounding import check_rule
 from calibrant.methods.quantization.gptq import GPTQ
 from calibrant.spec import check_most
-from calibrant.targets import Grid, Target
+from calibrant.targets import FloatGrid, Grid, Target
 
 MOST_TURNS: Final = 1_000
 """The largest `expand`: each turn shows the whole calibration set once more."""
@@ -49,7 +50,7 @@ class RSQ(MatrixMethod):
     (the paper's are `expand=8, scales=mse`); padding neither looks nor is looked at.
     """
 
-    accepts: ClassVar[tuple[type[Target], ...]] = (Grid,)
+    accepts: ClassVar[tuple[type[Target], ...]] = (Grid, FloatGrid)
     observes: ClassVar[tuple[type[Statistic], ...]] = (Gram,)
     updates: ClassVar[bool] = True
 
@@ -68,6 +69,10 @@ class RSQ(MatrixMethod):
             allowed = "the least important token counts from 0 to 1; 0.005 is the paper's"
             raise SpecError(f"rsq(least={self.least}): {allowed}", subject="least")
         check_most(self, expand=MOST_TURNS, damp=MOST_DAMP)
+
+    def check(self, target: Target) -> None:
+        super().check(target)
+        check_rule(self.scales, target)
 
     def stand_in(self, target: Target) -> StandIn:
         return StandIn(

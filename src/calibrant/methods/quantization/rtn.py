@@ -10,9 +10,9 @@ from torch import Tensor
 
 from calibrant.activations import FeatureNorms, Seen, Statistic
 from calibrant.methods._base import Compressed, MatrixMethod, check_choice, finite, grid, observed
-from calibrant.methods.quantization._rounding import RULES, scales_by
+from calibrant.methods.quantization._rounding import RULES, check_rule, scales_of
 from calibrant.spec import later
-from calibrant.targets import Grid, Target
+from calibrant.targets import FloatGrid, Grid, Target
 
 
 @dataclass(frozen=True, repr=False)
@@ -25,12 +25,13 @@ class RoundToNearest(MatrixMethod):
     weight's type; codes are chosen against the rounded scale. `absmax` reaches as far as the
     weights of a group, `mse` where their errors are least, and `importance` where the errors are
     least that are weighted with Σx² of their inputs, as llm-compressor's `imatrix_mse` does.
+    Scales of float grids such as `NVFP4A16` are by absmax.
 
     >>> RoundToNearest("importance").observes
     (<class 'calibrant.activations.FeatureNorms'>,)
     """
 
-    accepts: ClassVar[tuple[type[Target], ...]] = (Grid,)
+    accepts: ClassVar[tuple[type[Target], ...]] = (Grid, FloatGrid)
 
     scales: str = later("absmax")
 
@@ -41,6 +42,10 @@ class RoundToNearest(MatrixMethod):
     def observes(self) -> tuple[type[Statistic], ...]:  # pyright: ignore[reportIncompatibleVariableOverride]  # a parameter decides
         return (FeatureNorms,) if self.scales == "importance" else ()
 
+    def check(self, target: Target) -> None:
+        super().check(target)
+        check_rule(self.scales, target)
+
     def compress(self, weight: Float[Tensor, "out in"], seen: Seen, target: Target) -> Compressed:
         """Raises `NumericsError` for a weight or norms that aren't finite, `TargetError` for a
         target that is no grid or doesn't fit the shape.
@@ -48,5 +53,5 @@ class RoundToNearest(MatrixMethod):
         grid(target).check((weight.shape[0], weight.shape[1]), "the matrix")
         checked = finite(weight, "the weight")
         importance = observed(seen, FeatureNorms).norms() if self.observes else None
-        packed = scales_by(self.scales, checked, grid(target), importance).nearest(checked)
-        return Compressed(packed.dense(), packed=packed)
+        packed = scales_of(self.scales, checked, grid(target), importance).nearest(checked)
+        return Compressed(finite(packed.dense(), "the rounded weight"), packed=packed)
