@@ -25,6 +25,9 @@ _FORMS: Final = dict[str, type["Packed"]]()
 _TYPES: Final = ("float32", "float16", "bfloat16", "float64")
 """The types that a dense matrix may have."""
 
+_TILE_NUMBERS: Final = 2**18
+"""How many numbers are rounded at a time: in float32 they fit into a core's cache."""
+
 _COLUMNS: Final = 256
 """Columns of a Gram that are multiplied at a time."""
 
@@ -166,11 +169,24 @@ class FloatScales:
         """
         factors = self.stored
         if self.grid.scale == "e8m0":
-            powers = torch.tensor([2.0 ** (code - 127) for code in range(255)])
+            powers = torch.tensor([2.0 ** (code - 127) for code in range(256)])
             factors = powers.to(factors.device)[factors.int()]
         if self.global_scale is not None:
             factors = E4M3.values_of(factors) / self.global_scale
         return factors.repeat_interleave(self.grid.height(rows), dim=0)[:rows]
+
+    def fit(self, rows: int, inputs: int) -> bool:
+        """Return whether they are those of a matrix of this shape."""
+        width = self.grid.width(inputs)
+        if not rows or not inputs or inputs % width:
+            return False
+        parts = -(-rows // self.grid.height(rows))
+        kind = self.dtype if self.grid.scale == "plain" else torch.uint8
+        if self.stored.shape != (parts, inputs // width) or self.stored.dtype != kind:
+            return False
+        if self.global_scale is None:
+            return self.grid.scale != "e4m3"
+        return self.grid.scale == "e4m3" and self.global_scale.shape == (1,)
 
     def nearest(self, weight: Float[Tensor, "out in"]) -> "FloatCodes":
         """Return the nearest value of each weight; half way between two, the one with the even
@@ -179,9 +195,15 @@ class FloatScales:
         # In float32 or better: the quotient of two bfloat16 numbers would miss values.
         dtype = wide(weight.dtype)
         factors = self.factors(len(weight)).to(dtype)
-        grouped = weight.to(dtype).unflatten(1, (factors.shape[1], -1))
-        values = self.grid.element.nearest(grouped / factors[:, :, None])
-        return self.coded(values.flatten(1))
+        codes = torch.empty_like(weight, dtype=torch.uint8)
+        # A few rows at a time, whose numbers stay in the cache.
+        tile = max(1, _TILE_NUMBERS // weight.shape[1])
+        for start in range(0, len(weight), tile):
+            rows = slice(start, start + tile)
+            grouped = weight[rows].to(dtype).unflatten(1, (factors.shape[1], -1))
+            values = self.grid.element.nearest(grouped / factors[rows, :, None])
+            codes[rows] = self.grid.element.codes_of(values.flatten(1))
+        return FloatCodes(self, codes)
 
     def coded(self, values: Float[Tensor, "out in"]) -> "FloatCodes":
         """Return the packed form whose codes stand for these values."""
@@ -223,19 +245,16 @@ class FloatCodes(Packed):
         grid = FloatGrid.read(facts["grid"])
         if grid is None:
             raise ValueError(f"{brief(facts['grid'])} is no grid of floating-point numbers")
-        stored = tensors["scales"]
-        global_scale = tensors.get("global_scale")
+        scales = FloatScales(grid, tensors["scales"], tensors.get("global_scale"), _type_of(facts))
         codes = tensors["codes"]
+        if codes.dim() != 2 or codes.dtype != torch.uint8:
+            raise ValueError(f"{type_name(codes.dtype)} {list(codes.shape)} are no codes")
         if grid.element == E2M1:
             codes = from_pairs(codes)
-        rows, inputs = codes.shape
-        parts = -(-rows // grid.height(rows))
-        fits = inputs % grid.width(inputs) == 0
-        fits = fits and stored.shape == (parts, inputs // grid.width(inputs))
-        if not fits or (grid.scale == "e4m3") != (global_scale is not None):
-            shapes = f"codes {list(codes.shape)} and scales {list(stored.shape)}"
+        if not scales.fit(*codes.shape):
+            shapes = f"codes {list(codes.shape)} and scales {list(scales.stored.shape)}"
             raise ValueError(f"{shapes} of {grid} don't fit each other")
-        return cls(FloatScales(grid, stored, global_scale, _type_of(facts)), codes)
+        return cls(scales, codes)
 
     def bytes(self) -> UInt8[Tensor, "out byte"]:
         """Return the codes as a file has them: of 4 bits two in a byte."""

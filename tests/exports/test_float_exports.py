@@ -19,9 +19,10 @@ from transformers import AutoModelForCausalLM
 
 from calibrant.activations import Seen
 from calibrant.compress import quantize
-from calibrant.exports.compressed_tensors import _of_floats, _parts
+from calibrant.exports.compressed_tensors import _parts
 from calibrant.methods.quantization.rtn import RoundToNearest
 from calibrant.models import open_model
+from calibrant.models.float_folder import SCHEMES as WRITTEN
 from calibrant.packed import FloatCodes
 from calibrant.targets import FloatGrid
 from calibrant.testing import tiny_folder
@@ -98,12 +99,16 @@ def test_their_reader_gives_the_same_weights_and_knows_every_tensor(
     assert torch.equal(logits, ours(IDS).logits)
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize("form", [NAME, "sparse"])
 @pytest.mark.parametrize("target", SCHEMES)
-def test_the_sparse_folder_opens_as_the_same_model(made: Callable[..., Path], target: str) -> None:
-    out = made(target, "bfloat16")
-    dense = open_model(str(out), "bfloat16", "cpu").model
-    sparse = open_model(str(out / "sparse"), "bfloat16", "cpu").model
-    others = dict(sparse.named_parameters())
+def test_it_opens_here_as_the_same_model(
+    made: Callable[..., Path], target: str, form: str, dtype: str
+) -> None:
+    out = made(target, dtype)
+    dense = open_model(str(out), dtype, "cpu").model
+    packed = open_model(str(out / form), dtype, "cpu").model
+    others = dict(packed.named_parameters())
     for name, weight in dense.named_parameters():
         assert torch.equal(others[name], weight), name
 
@@ -125,7 +130,7 @@ def test_methods_that_look_at_data_are_exported_too(
 def test_a_folder_says_what_the_scheme_of_that_name_says(name: str) -> None:
     schemes = pytest.importorskip("compressed_tensors.quantization")
     theirs = schemes.preset_name_to_scheme(SCHEMES[name], ["Linear"]).weights
-    ours = schemes.QuantizationArgs(**_of_floats(FloatGrid(name)))
+    ours = schemes.QuantizationArgs(type="float", **WRITTEN[name])
     for field in ("num_bits", "type", "symmetric", "strategy", "group_size", "dynamic"):
         assert getattr(ours, field) == getattr(theirs, field)
     assert ours.block_structure == theirs.block_structure

@@ -19,6 +19,7 @@ from calibrant.methods.quantization._float_scales import float_absmax
 from calibrant.methods.quantization._quantizing import quantize, round_columns, round_rows
 from calibrant.packed import FloatCodes, from_stored, to_stored
 from calibrant.targets import FloatGrid, parse_target
+from calibrant.testing import check_method
 
 from tests.methods.matrices import by_threads, features, relative_error, seeded, seen_of
 
@@ -235,6 +236,13 @@ def test_scales_that_are_searched_are_refused(method: str):
         built.check(parse_target("NVFP4A16"))
     assert refused.value.subject == "NVFP4A16"
     built.check(parse_target("w4g16"))
+
+
+@pytest.mark.parametrize("method", ["rtn", "gptq", "gptq(order=activation)", "rsq", "awq"])
+def test_methods_keep_their_contract(method: str):
+    built = methods.build(method)
+    assert isinstance(built, MatrixMethod)
+    check_method(built, [FloatGrid("NVFP4A16"), FloatGrid("FP8A16"), FloatGrid("FP8A16_TENSOR")])
 
 
 def test_an_exact_half_goes_to_the_even_code():

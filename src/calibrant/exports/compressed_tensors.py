@@ -18,6 +18,7 @@ from calibrant.errors import OutputError
 from calibrant.exports._base import CompressedModel, Export, packed_now
 from calibrant.methods import Method
 from calibrant.models import ModelView, Opened
+from calibrant.models.float_folder import FORMATS, SCHEMES, parts_of
 from calibrant.models.folder import CONFIG, INDEX, WEIGHTS
 from calibrant.models.packed_folder import FORMAT, METHOD, PACKED, SCALE, SHAPE, pack_codes
 from calibrant.packed import Codes, FloatCodes
@@ -25,13 +26,6 @@ from calibrant.system.durable import usual_rights
 from calibrant.targets import E4M3, FloatGrid, Grid, SparseGrid, Target
 
 FOLDER: Final = "compressed_tensors"
-GLOBAL_SCALE: Final = "weight_global_scale"
-FORMATS: Final = {
-    "e4m3": "nvfp4-pack-quantized",
-    "e8m0": "mxfp4-pack-quantized",
-    "plain": "float-quantized",
-}
-"""What the library calls the form of a float grid, by how its scales are stored."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -138,18 +132,18 @@ def _tensors(file: Path, packed: Mapping[str, Codes | FloatCodes]) -> Iterator[t
 def _parts(packed: FloatCodes) -> dict[str, Tensor]:
     """Return the tensors of a matrix on a float grid, by their names in the format."""
     scales = packed.scales
+    codes = packed.bytes()
+    stored = scales.stored
     if scales.grid.element == E4M3:
-        stored = scales.stored
-        if scales.grid.name == "FP8A16_TENSOR":
-            stored = stored.flatten()
-        return {"weight": packed.codes.view(torch.float8_e4m3fn), SCALE: stored}
-    if scales.global_scale is None:
-        return {PACKED: packed.bytes(), SCALE: scales.stored}
-    return {
-        PACKED: packed.bytes(),
-        SCALE: scales.stored.view(torch.float8_e4m3fn),
-        GLOBAL_SCALE: scales.global_scale,
-    }
+        codes = codes.view(torch.float8_e4m3fn)
+    if scales.grid.scale == "e4m3":
+        stored = stored.view(torch.float8_e4m3fn)
+    if scales.grid.name == "FP8A16_TENSOR":
+        stored = stored.flatten()
+    tensors = [codes, stored]
+    if scales.global_scale is not None:
+        tensors.append(scales.global_scale)
+    return dict(zip(parts_of(scales.grid), tensors, strict=True))
 
 
 def _settings(grids: Mapping[str, Grid | FloatGrid], dense: list[str]) -> dict[str, Any]:
@@ -169,9 +163,14 @@ def _settings(grids: Mapping[str, Grid | FloatGrid], dense: list[str]) -> dict[s
         }
         if isinstance(grid, FloatGrid):
             # All matrices have the same float grid, since no allocation shares one.
-            format_name = FORMATS[grid.scale]
+            format_name = FORMATS[grid.name]
             group["format"] = format_name
-            group["weights"] = _of_floats(grid)
+            group["weights"] = {
+                "type": "float",
+                "symmetric": True,
+                "dynamic": False,
+                **SCHEMES[grid.name],
+            }
         else:
             group["weights"] = {
                 "num_bits": grid.bits,
@@ -190,32 +189,6 @@ def _settings(grids: Mapping[str, Grid | FloatGrid], dense: list[str]) -> dict[s
         "config_groups": groups,
         "ignore": dense,
     }
-
-
-def _of_floats(grid: FloatGrid) -> dict[str, Any]:
-    """Return what the library's schemes say of the weights of a float grid."""
-    weights: dict[str, Any] = {
-        "num_bits": grid.bits,
-        "type": "float",
-        "symmetric": True,
-        "dynamic": False,
-    }
-    match grid.name:
-        case "FP8A16":
-            weights["strategy"] = "channel"
-        case "FP8A16_TENSOR":
-            weights["strategy"] = "tensor"
-        case "FP8A16_BLOCK":
-            weights |= {"strategy": "block", "block_structure": [128, 128]}
-        case "MXFP4A16":
-            weights |= {"strategy": "group", "group_size": 32, "scale_dtype": "torch.uint8"}
-        case _:
-            weights |= {
-                "strategy": "tensor_group",
-                "group_size": 16,
-                "scale_dtype": "torch.float8_e4m3fn",
-            }
-    return weights
 
 
 def _write(path: Path, value: Any) -> None:

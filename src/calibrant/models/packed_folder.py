@@ -27,13 +27,12 @@ from torch import Tensor
 from calibrant.errors import ModelError
 from calibrant.models.complete import StoredTensor
 from calibrant.models.configuring import opening_by_transformers
+from calibrant.models.float_folder import FORMATS, PACKED, SCALE, FloatFolder, float_folder
 from calibrant.models.folder import CONFIG, entries, read_object
 from calibrant.spec.foreign import brief
 
 METHOD: Final = "compressed-tensors"
 FORMAT: Final = "pack-quantized"
-PACKED: Final = "weight_packed"
-SCALE: Final = "weight_scale"
 SHAPE: Final = "weight_shape"
 BITS: Final = range(2, 9)
 RANDOM: Final = ("bitmask", "sparse")
@@ -107,19 +106,23 @@ def dense_of(
 
 def packed_folder(
     folder: Path, ref: str, weights: Sequence[Path], stored: Mapping[str, StoredTensor]
-) -> PackedFolder | None:
+) -> PackedFolder | FloatFolder | None:
     """Return a folder's packed matrices; None for a folder whose weights are plain numbers.
 
     Raises `ModelError` for a quantization of another kind, by its name, and for packed tensors
     whose shapes don't fit each other.
     """
     settings: Any = None
-    for name, value in entries(read_object(folder / CONFIG)):
+    config = read_object(folder / CONFIG)
+    for name, value in entries(config):
         if name == "quantization_config" and value:
             settings = value
             break
     if settings is None:
         return None
+    if isinstance(settings, dict) and settings.get("format") in FORMATS.values():
+        dtype = config.get("dtype", config.get("torch_dtype"))
+        return float_folder(settings, dtype, ref, weights, stored)
     groups = _groups(settings, ref)
     bits: dict[str, int] = {}
     for name in stored:

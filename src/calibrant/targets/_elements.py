@@ -44,9 +44,9 @@ class Element:
     def codes_of(self, values: Float[Tensor, "..."]) -> UInt8[Tensor, "..."]:
         """Return the codes of numbers that are values of this kind."""
         table = _magnitudes(self).to(values.device)
-        codes = torch.bucketize(values.abs().float(), table, out_int32=True)
-        codes += values.signbit() * 2 ** (self.bits - 1)
-        return codes.to(torch.uint8)
+        places = torch.bucketize(values.abs().float(), table, out_int32=True).to(torch.uint8)
+        signs = values.signbit().to(torch.uint8)
+        return places + signs * 2 ** (self.bits - 1)
 
     def values_of(self, codes: UInt8[Tensor, "..."]) -> Float[Tensor, "..."]:
         """Return what codes stand for, in float32."""

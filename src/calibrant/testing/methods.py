@@ -12,6 +12,7 @@ from calibrant.errors import CalibrantError
 from calibrant.methods import MatrixMethod, methods
 from calibrant.numerics import type_name
 from calibrant.targets import (
+    FloatGrid,
     GgmlKind,
     Grid,
     NofM,
@@ -185,11 +186,11 @@ class _Case:
         return torch.randn(*shape, generator=self._generator)
 
 
-def _grid(target: Target) -> Grid | None:
+def _grid(target: Target) -> Grid | FloatGrid | None:
     """The grid that remaining weights are rounded to; None where they aren't."""
     if isinstance(target, SparseGrid):
         return target.grid
-    return target if isinstance(target, Grid) else None
+    return target if isinstance(target, Grid | FloatGrid) else None
 
 
 def _allowed_zeros(target: Removal, shape: tuple[int, int]) -> set[int]:
