@@ -63,9 +63,10 @@ class Sites:
         stream = Stream.of(view)
         heads = {} if norms_only else Heads.of(view)
         parameters = _Parameters(view)
+        named = view.named
         hidden: list[Hidden] = []
         if not norms_only:
-            hidden = [layer for layer in stream.hidden if layer.down.name in view.named]
+            hidden = [layer for layer in stream.hidden if layer.down.name in named]
         # Of experts' networks, of which a block has many, the last matrices aren't scaled.
         networks = {layer.block: layer for layer in hidden if layer.down.expert is None}
         # A parameter that is in several places would be scaled in all of them.
@@ -76,7 +77,7 @@ class Sites:
             network = networks.get(block.index)
             sites: list[Site] = []
             for norm in stream.norms:
-                sites += _at_norm(norm, stream, view, parameters, attention, network, block)
+                sites += _at_norm(norm, stream, named, parameters, attention, network, block)
             if attention is not None:
                 sites += _at_values(attention, parameters)
             if network is not None:
@@ -163,7 +164,7 @@ class _Parameters:
 def _at_norm(
     norm: Norm,
     stream: Stream,
-    view: ModelView,
+    named: Mapping[str, Weight],
     parameters: _Parameters,
     heads: Heads | None,
     hidden: Hidden | None,
@@ -184,7 +185,7 @@ def _at_norm(
         columns = [parameters.columns(weight, column_scales) for weight in distinct]
         return (*parameters.norm(norm, 1 / column_scales), *columns)
 
-    compressed = tuple(weight for weight in readers if weight.name in view.named)
+    compressed = tuple(weight for weight in readers if weight.name in named)
     if not compressed:
         return
     names = {weight.name for weight in compressed}

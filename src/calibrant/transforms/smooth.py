@@ -16,7 +16,6 @@ from calibrant.edits import Fold
 from calibrant.edits.sites import Site, Sites
 from calibrant.errors import ModelError, SpecError
 from calibrant.models import ModelView
-from calibrant.numerics import six_digits
 from calibrant.spec.foreign import brief
 from calibrant.transforms._base import Transform
 
@@ -37,9 +36,9 @@ class Smooth(Transform):
     to; the paper doesn't. An `alpha` of 1 leaves all that is difficult to the weights, and 0 leaves
     it to the inputs.
 
-    Inputs that were always zero, or that no weight reads, stay as they are. What can't be smoothed
-    stays too, and the notes name it: matrices that read no norm, that share a norm with something
-    that is no matrix, or whose norm's weight is used elsewhere too.
+    Inputs that were always zero, or that no weight reads, stay as they are. So do those of matrices
+    whose norm also goes into something that is no matrix, or whose norm's weight is used elsewhere
+    too; the notes name these. Refused is a model of which nothing can be smoothed.
     """
 
     observes: ClassVar[tuple[type[Statistic], ...]] = (FeatureMaxima,)
@@ -66,8 +65,8 @@ class Smooth(Transform):
         return self.sites == "norms"
 
     def apply(self, view: ModelView, seen: Mapping[str, Seen]) -> Mapping[str, Any]:
-        """Smooth, and return notes: how many `sites` were smoothed, the `largest` factor, and which
-        matrices were `left`, with the reason.
+        """Smooth, and return notes: how many `sites` were smoothed, and which matrices were `left`,
+        with the reason.
         """
         found = Sites.of(view, norms_only=self.sites == "norms")
         if not any(found.by_block.values()):
@@ -77,24 +76,35 @@ class Smooth(Transform):
                 "or choose other sites",
                 subject=kind,
             )
-        left = dict(found.left)
         smoothed = 0
-        largest = 0.0
+        left = dict(found.left)
         for block in view.blocks:
             with view.held(block):
                 for site in found.by_block[block.index]:
-                    inputs = _largest_inputs(site, seen)
-                    if inputs is None:
-                        for weight in site.readers:
-                            left[weight.tensor_name] = "no calibration token reached it"
+                    fold = self._fold(site, seen)
+                    if fold is None:
+                        unseen = [weight.tensor_name for weight in site.readers]
+                        left |= dict.fromkeys(unseen, "no calibration token reached it")
                         continue
-                    scales = factors(inputs, _largest_weights(site), self.alpha)
-                    fold = Fold(block.index, site.scalings(scales))
                     fold.apply(view)
                     view.residence.changed(block.index, partial(fold.apply, view))
                     smoothed += 1
-                    largest = max(largest, float(scales.max()))
-        return {"sites": smoothed, "largest": six_digits(largest), "left": left}
+        return {"sites": smoothed, "left": left}
+
+    def _fold(self, site: Site, seen: Mapping[str, Seen]) -> Fold | None:
+        """The fold of a site's factors; None where none of its matrices saw anything."""
+        inputs: list[Tensor] = []
+        weights: list[Tensor] = []
+        for weight in site.readers:
+            weights.append(weight.get().abs().amax(0).cpu().double())
+            if weight.name in seen:
+                inputs.append(seen[weight.name][FeatureMaxima].maxima.cpu().double())
+        if not inputs:
+            return None
+        largest_inputs = torch.stack(inputs).amax(0)
+        largest_weights = torch.stack(weights).amax(0)
+        scales = factors(largest_inputs, largest_weights, self.alpha)
+        return Fold(site.block, site.scalings(scales))
 
 
 def factors(
@@ -109,22 +119,3 @@ def factors(
     used = (inputs > 0) & (weights > 0)
     scales = inputs.pow(alpha) / weights.pow(1 - alpha)
     return scales.where(used, 1.0).clamp(LEAST, 1 / LEAST)
-
-
-def _largest_inputs(site: Site, seen: Mapping[str, Seen]) -> Float[Tensor, "in"] | None:
-    """The largest |x| of each input of a site's matrices; None where none of them saw any."""
-    largest: Tensor | None = None
-    for weight in site.readers:
-        if weight.name not in seen:
-            continue
-        maxima = seen[weight.name][FeatureMaxima].maxima.cpu().double()
-        largest = maxima if largest is None else torch.maximum(largest, maxima)
-    return largest
-
-
-def _largest_weights(site: Site) -> Float[Tensor, "in"]:
-    """The largest |w| that each input of a site's matrices is multiplied with."""
-    largest = torch.zeros(site.readers[0].shape[1], dtype=torch.float64)
-    for weight in site.readers:
-        largest = torch.maximum(largest, weight.get().abs().amax(0).cpu().double())
-    return largest
