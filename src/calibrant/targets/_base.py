@@ -44,6 +44,13 @@ class Target(Spec, ABC):
         """
         return None
 
+    @property
+    def weights(self) -> "Target":
+        """What the weights of a matrix are to become: all that is asked, unless the target is a
+        scheme that rounds inputs too. A method is asked for this.
+        """
+        return self
+
     def check(self, shape: tuple[int, int], name: str) -> None:
         """Raise `TargetError`, naming the matrix, if a matrix of `shape` (out, in) can't become
         this. Most targets fit every shape.
