@@ -51,6 +51,13 @@ class Target(Spec, ABC):
         """
         return self
 
+    @property
+    def looks(self) -> bool:
+        """Whether a part of it, such as a scale of inputs, is found on calibration data, whatever
+        the method.
+        """
+        return False
+
     def check(self, shape: tuple[int, int], name: str) -> None:
         """Raise `TargetError`, naming the matrix, if a matrix of `shape` (out, in) can't become
         this. Most targets fit every shape.

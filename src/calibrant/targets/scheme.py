@@ -111,6 +111,10 @@ class Scheme(Target):
         return replace(inputs, range=self.range)
 
     @property
+    def looks(self) -> bool:
+        return self.inputs.range is not None
+
+    @property
     def amount(self) -> float | None:
         return self.weights.amount
 

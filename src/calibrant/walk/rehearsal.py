@@ -148,8 +148,8 @@ class _Rehearsing(TorchFunctionMode):
         with ExitStack() as stack:
             for block in view.blocks:
                 stack.enter_context(replaced(block.module, self._noting_forward(block)))
-                for weight in block.weights:
-                    handle = weight.owner.register_forward_pre_hook(self._note_call)
+                for module in {weight.owner for weight in block.weights}:
+                    handle = module.register_forward_pre_hook(self._note_call)
                     stack.callback(handle.remove)
             stack.enter_context(torch.no_grad())
             stack.enter_context(self)
