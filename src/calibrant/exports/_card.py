@@ -127,8 +127,8 @@ def _body(record: Record, note: str) -> Iterator[str]:
     )
     if any(edit["edit"] == QuantizeInputs.kind for edit in record.edits):
         yield (
-            "\nTransformers leaves the inputs of matrices as they are, though. What was measured has "
-            f"them rounded, as `{INPUTS}` beside this file says and calibrant does."
+            "\nTransformers leaves the inputs of matrices as they are, though. What was measured "
+            f"has them rounded, as `{INPUTS}` beside this file says and calibrant does."
         )
     yield ""
     yield "## What was done"

@@ -135,7 +135,7 @@ def _tensors(
                 yield name, dense.get_tensor(name)
                 continue
             if isinstance(codes, FloatCodes):
-                parts = _float_parts(codes)
+                parts = _parts(codes)
             elif rounding:
                 parts = {WEIGHT: codes.codes, SCALE: codes.scales}
             else:
@@ -161,7 +161,7 @@ def _static_scale(rounding: RoundedInputs, codes: Codes | FloatCodes) -> dict[st
     return {"input_scale": torch.tensor([rounding.scale], dtype=codes.scales.dtype)}
 
 
-def _float_parts(packed: FloatCodes) -> dict[str, Tensor]:
+def _parts(packed: FloatCodes) -> dict[str, Tensor]:
     """Return the tensors of a matrix on a float grid, by their names in the format."""
     scales = packed.scales
     codes = packed.bytes()

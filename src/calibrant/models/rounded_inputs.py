@@ -28,8 +28,8 @@ MODULES: Final = (nn.Linear, Conv1D)
 @final
 @dataclass(frozen=True)
 class RoundedInputs:
-    """The forward of a module that rounds its input to `grid` first; `scale` is the static one, None
-    where all scales follow from the inputs.
+    """The forward of a module that rounds its input to `grid` first; `scale` is the static one,
+    None where all scales follow from the inputs.
 
     It stands in the module's own attributes. So it is a part of the model's structure: what
     restores that takes it away, and a copy of the model has one of its own.

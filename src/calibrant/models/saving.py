@@ -127,8 +127,8 @@ def saved(
 
 
 def write_model(opened: Opened, folder: Path) -> None:
-    """Write model and tokenizer into `folder` as transformers does, and beside them which inputs are
-    rounded; blocks that are on disk are written one after the other.
+    """Write model and tokenizer into `folder` as transformers does, and beside them which inputs
+    are rounded; blocks that are on disk are written one after the other.
     """
     forget_quantization(opened.model)
     if opened.residence.on_disk:

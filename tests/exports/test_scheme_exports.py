@@ -1,0 +1,97 @@
+"""What compressed-tensors makes of an exported scheme is what was measured: its weights, its static
+scales, and the logits of transformers with that library.
+"""
+
+import json
+import warnings
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from calibrant.compress import quantize
+from calibrant.models import open_model
+from calibrant.models.rounded_inputs import INPUTS, rounding_modules
+from calibrant.targets.scheme import SCHEMES
+from calibrant.testing import tiny_folder
+
+NAME = "compressed_tensors"
+IDS = torch.arange(3, 35).reshape(2, 16)
+BOUNDS = {"float32": 2e-3, "bfloat16": 0.1}
+"""How far logits may be apart, as a share of their largest difference to the dense model's."""
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Path]:
+    """Folders that are made once and only read."""
+
+    @cache
+    def make(target: str, dtype: str) -> Path:
+        place = tmp_path_factory.mktemp("made")
+        sizes = {"hidden_size": 128, "intermediate_size": 256}
+        folder = tiny_folder(place / "model", "llama", tie_word_embeddings=False, **sizes)
+        quantize(
+            str(folder),
+            data="python_docs",
+            samples=4,
+            length=64,
+            target=target,
+            out=place / "out",
+            dtype=dtype,
+            export=NAME,
+        )
+        return place / "out"
+
+    return make
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("target", SCHEMES)
+def test_their_reader_rounds_inputs_as_we_do(
+    made: Callable[[str, str], Path], target: str, dtype: str
+):
+    pytest.importorskip(
+        "compressed_tensors", reason="the reader library compressed-tensors isn't installed"
+    )
+    if target in ("NVFP4", "MXFP4") and dtype == "float32":
+        pytest.skip("their weights open in bfloat16")
+    out = made(target, dtype)
+    kind = getattr(torch, dtype)
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        theirs, loaded = AutoModelForCausalLM.from_pretrained(
+            out / NAME, dtype=kind, output_loading_info=True
+        )
+        logits = theirs.eval()(IDS).logits.float()
+    assert not loaded["missing_keys"]
+    assert not loaded["unexpected_keys"]
+    ours = open_model(str(out), dtype, "cpu")
+    dense = open_model(str(out.parent / "model"), dtype, "cpu")
+    with torch.no_grad():
+        measured = ours.model(IDS).logits.float()
+        change = (dense.model(IDS).logits.float() - measured).abs().max()
+    assert change > 0
+    assert (logits - measured).abs().max() <= BOUNDS[dtype] * change
+
+
+@pytest.mark.parametrize("target", SCHEMES)
+def test_static_scales_are_stored_and_only_those(made: Callable[[str, str], Path], target: str):
+    out = made(target, "bfloat16")
+    stored = load_file(out / NAME / "model.safetensors")
+    rounding = rounding_modules(open_model(str(out)).model)
+    assert len(rounding) == 21
+    part = {"FP8": "input_scale", "NVFP4": "input_global_scale"}.get(target)
+    found = {name: tensor for name, tensor in stored.items() if ".input_" in name}
+    assert len(found) == (21 if part else 0)
+    for name, tensor in found.items():
+        module, _, last = name.rpartition(".")
+        assert last == part
+        assert tensor.tolist() == [rounding[module].scale]
+    config = json.loads((out / NAME / "config.json").read_text("utf-8"))
+    (group,) = config["quantization_config"]["config_groups"].values()
+    assert group["input_activations"]["dynamic"] in ({"NVFP4": "local"}.get(target), part is None)
+    assert not (out / NAME / INPUTS).exists()
