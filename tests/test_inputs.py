@@ -20,7 +20,7 @@ from calibrant.compress.checkpoint import Checkpoint
 from calibrant.data import CalibrationSet
 from calibrant.edits import Edit, QuantizeInputs, read_edit
 from calibrant.edits.file import from_bytes, to_bytes
-from calibrant.errors import DataError, ModelError, NumericsError, OutputError, SpecError
+from calibrant.errors import DataError, NumericsError, OutputError, SpecError
 from calibrant.lab.study import Study
 from calibrant.lab.study.loaded import LoadedModel
 from calibrant.models import Opened, Snapshot, load, open_model, view
@@ -70,8 +70,8 @@ def int8(x: Tensor) -> Tensor:
 
 
 class Int8Linear(nn.Linear):
-    def forward(self, input: Tensor) -> Tensor:
-        return nn.functional.linear(int8(input), self.weight, self.bias)
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(int8(x), self.weight, self.bias)
 
 
 def test_w8a8_computes_what_a_model_written_for_it_does(folder: str, texts: str):
