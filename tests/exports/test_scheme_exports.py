@@ -78,6 +78,22 @@ def test_their_reader_rounds_inputs_as_we_do(
     assert (logits - measured).abs().max() <= BOUNDS[dtype] * change
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("target", SCHEMES)
+def test_it_opens_here_with_the_same_logits(
+    made: Callable[[str, str], Path], target: str, dtype: str
+):
+    if target in ("NVFP4", "MXFP4") and dtype == "float32":
+        pytest.skip("their weights open in bfloat16")
+    out = made(target, dtype)
+    packed = open_model(str(out / NAME), dtype, "cpu")
+    assert len(rounding_modules(packed.model)) == 21
+    with torch.no_grad():
+        assert torch.equal(
+            packed.model(IDS).logits, open_model(str(out), dtype, "cpu").model(IDS).logits
+        )
+
+
 @pytest.mark.parametrize("target", SCHEMES)
 def test_static_scales_are_stored_and_only_those(made: Callable[[str, str], Path], target: str):
     out = made(target, "bfloat16")

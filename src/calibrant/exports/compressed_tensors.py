@@ -18,17 +18,30 @@ from calibrant.errors import OutputError
 from calibrant.exports._base import CompressedModel, Export, packed_now
 from calibrant.methods import Method
 from calibrant.models import ModelView, Opened
+from calibrant.models.declared_inputs import input_settings, scale_name
 from calibrant.models.float_folder import FORMATS, SCHEMES, WEIGHT, parts_of
 from calibrant.models.folder import CONFIG, INDEX, WEIGHTS
-from calibrant.models.packed_folder import FORMAT, METHOD, PACKED, SCALE, SHAPE, pack_codes
+from calibrant.models.packed_folder import (
+    FORMAT,
+    INTEGERS,
+    METHOD,
+    PACKED,
+    SCALE,
+    SHAPE,
+    pack_codes,
+)
 from calibrant.models.rounded_inputs import INPUTS, RoundedInputs, rounding_modules
 from calibrant.packed import Codes, FloatCodes
 from calibrant.system.durable import usual_rights
 from calibrant.targets import E4M3, FloatGrid, Grid, InputGrid, SparseGrid, Target
 
 FOLDER: Final = "compressed_tensors"
-INTEGERS: Final = "int-quantized"
-"""The library's format for whole numbers of 8 bits, not packed, where inputs are rounded too."""
+SCALE_TYPES: Final[Mapping[str, Mapping[str, str]]] = {
+    "plain": {},
+    "e4m3": {"scale_dtype": "torch.float8_e4m3fn"},
+    "e8m0": {"scale_dtype": "torch.uint8"},
+}
+"""What its configuration says of the scales of inputs besides, by how they are stored."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -156,9 +169,9 @@ def _static_scale(rounding: RoundedInputs, codes: Codes | FloatCodes) -> dict[st
     """
     if rounding.scale is None:
         return {}
-    if rounding.grid.scale == "e4m3":
-        return {"input_global_scale": torch.tensor([rounding.scale])}
-    return {"input_scale": torch.tensor([rounding.scale], dtype=codes.scales.dtype)}
+    # A global scale is in float32, whatever the type of the model.
+    dtype = torch.float32 if rounding.grid.scale == "e4m3" else codes.scales.dtype
+    return {scale_name(rounding.grid): torch.tensor([rounding.scale], dtype=dtype)}
 
 
 def _parts(packed: FloatCodes) -> dict[str, Tensor]:
@@ -199,7 +212,7 @@ def _settings(
             "output_activations": None,
         }
         if inputs is not None:
-            group["input_activations"] = _input_settings(inputs)
+            group["input_activations"] = {**input_settings(inputs), **SCALE_TYPES[inputs.scale]}
         if isinstance(grid, FloatGrid):
             # All matrices have the same float grid, since no allocation shares one.
             format_name = FORMATS[grid.name]
@@ -228,25 +241,6 @@ def _settings(
         "config_groups": groups,
         "ignore": dense,
     }
-
-
-def _input_settings(grid: InputGrid) -> dict[str, Any]:
-    """Return what the library's configuration says of inputs."""
-    settings: dict[str, Any] = {
-        "num_bits": 4 if grid.element == "e2m1" else 8,
-        "type": "int" if grid.element == "int8" else "float",
-        "symmetric": True,
-        "strategy": grid.strategy,
-        "group_size": grid.group,
-        "dynamic": grid.range is None,
-    }
-    if grid.scale == "e4m3":
-        # The global scale is found beforehand, and those of groups aren't.
-        settings |= {"strategy": "tensor_group", "dynamic": "local"}
-        settings["scale_dtype"] = "torch.float8_e4m3fn"
-    if grid.scale == "e8m0":
-        settings["scale_dtype"] = "torch.uint8"
-    return settings
 
 
 def _write(path: Path, value: Any) -> None:

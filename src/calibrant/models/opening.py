@@ -44,6 +44,7 @@ from calibrant.models.configuring import (
     read_config,
     trusted,
 )
+from calibrant.models.declared_inputs import DeclaredInputs, declared_inputs
 from calibrant.models.devices import resolve_device, resolve_dtype
 from calibrant.models.digests import file_digests, folder_digest, known_digest
 from calibrant.models.folder import (
@@ -394,7 +395,12 @@ def _open_folder(
     trust: bool,
     on_disk: bool,
 ) -> tuple[PreTrainedModel, Any, Residence]:
-    stored = stored_tensors(weights)
+    stored = dict(stored_tensors(weights))
+    inputs = DeclaredInputs()
+    if sparse is None:
+        inputs = declared_inputs(path, ref, weights, stored)
+    for name in inputs.tensors:
+        del stored[name]
     packed = packed_folder(path, ref, weights, stored) if sparse is None else sparse
     if packed is not None:
         stored = packed.tensors
@@ -413,6 +419,8 @@ def _open_folder(
             model, loaded, residence = open_on_disk(path, weights, stored, config, dtype, ref)
         elif packed is not None and empty is not None:
             state = dict(packed.state())
+            for name in inputs.tensors:
+                del state[name]
             model, loaded = from_state(type(empty), state, path, config, dtype)
         elif empty is not None and converts(empty, stored, dtype):
             state = dict(converted(empty, weights, dtype))
@@ -429,6 +437,7 @@ def _open_folder(
             opened = AutoModelForCausalLM.from_pretrained(path, **options)
             model, loaded = cast(Any, opened)
     check_complete(loaded, ref)
+    inputs.apply(model, ref)
     round_as_written(model, path)
     tokenizer = folder_tokenizer(path, ref, trust)
     check_ids(tokenizer, model, ref)
