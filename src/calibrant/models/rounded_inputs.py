@@ -82,11 +82,17 @@ def round_alike(model: nn.Module, other: nn.Module) -> None:
         round_inputs(model.get_submodule(name), rounding.grid, rounding.scale)
 
 
-def write_rounding(model: nn.Module, folder: Path) -> None:
-    """Write into `folder` which modules round their inputs, if any do."""
+def rounding_facts(model: nn.Module) -> dict[str, Any]:
+    """Return as plain data how modules round their inputs, by their names."""
     modules: dict[str, Any] = {}
     for name, rounding in rounding_modules(model).items():
         modules[name] = {"grid": asdict(rounding.grid), "scale": rounding.scale}
+    return modules
+
+
+def write_rounding(model: nn.Module, folder: Path) -> None:
+    """Write into `folder` which modules round their inputs, if any do."""
+    modules = rounding_facts(model)
     if modules:
         text = text_of_json({"modules": modules}, ordered=True)
         (folder / INPUTS).write_text(text, encoding="utf-8")
