@@ -290,7 +290,8 @@ class QuantizeOptions(SharedOptions):
         "rtn: round to nearest, which looks at no data.", "SPEC", offers="methods", default="rtn"
     )
     target: "str | Target" = option(
-        "A grid: w4g64 is 4 bits with a scale for each 64 inputs of a row.",
+        "A grid: w4g64 is 4 bits with a scale for each 64 inputs of a row; NVFP4A16, MXFP4A16 and "
+        "FP8A16 are floating-point numbers. A scheme rounds inputs too: W8A8, FP8, NVFP4.",
         "TARGET",
         default="w4g64",
     )

@@ -162,11 +162,12 @@ def quantize(options: QuantizeOptions) -> Compression:
     """Open `model`, round the weights of its matrices to the grid `target`, and save it to `out`.
 
     `out` becomes an ordinary Hugging Face folder. `target` is a grid: `"w4g64"` has 4 bits a weight
-    and a scale for each 64 inputs of a row, `"w8"` one for each row, `"w3g64a"` a zero point too. A
+    and a scale for each 64 inputs of a row, `"w8"` one for each row, `"w3g64a"` a zero point too;
+    `"NVFP4A16"`, `"MXFP4A16"` and `"FP8A16"` are those of formats with floating-point numbers. A
     scheme such as `"W8A8"` rounds inputs of matrices as well; `"FP8"` and `"NVFP4"` need `data` for
     their scales. What is saved are the numbers that the codes stand for, so that transformers opens
-    it and gives what was measured; the record says how many bits a weight takes as codes. `data`
-    may be left out where `method` looks at none. Everything else is as for `prune`.
+    it and gives what was measured, but for the inputs; the record says how many bits a weight takes
+    as codes. `data` may be left out where nothing looks at any. Everything else is as for `prune`.
     """
     with joined() as ranks:
         recipe = _recipe("quantize", options, options.target)
