@@ -152,8 +152,8 @@ def compress(
         nullcontext() if on_disk else freed_memory_kept(),
         StepWriter() as writer,
     ):
-        made = _edits(job, recipe, before_inputs)
-        for index, step in enumerate(_steps(job, recipe, made), len(finished)):
+        steps = _all_steps(job, recipe, before_inputs)
+        for index, step in enumerate(steps, len(finished)):
             _settle(job, recipe, index, step, checkpoint, writer)
             reports += step.reports
             if keep:
@@ -202,20 +202,20 @@ class _Step:
             self.edits = [edit.applied() for edit in self.edits]
 
 
-def _edits(job: Job, recipe: Recipe, before_inputs: Callable[[], None]) -> Iterator[Edit]:
-    """Yield the method's edits, then those of inputs; in between call `before_inputs`."""
+def _all_steps(job: Job, recipe: Recipe, before_inputs: Callable[[], None]) -> Iterator[_Step]:
+    """Yield the steps of the method, then those of inputs; in between call `before_inputs`."""
     compressed = {edit.weight.name for edit in job.done if isinstance(edit, Replace)}
     # Inputs come last, so the method was done where one of them is.
     if not any(isinstance(edit, QuantizeInputs) for edit in job.done):
-        for edit in edits_of(recipe.method, job):
-            if isinstance(edit, Replace):
-                compressed.add(edit.weight.name)
-            yield edit
-            # What the matrix saw is freed before the next edit is made.
-            del edit
+        for step in _steps(job, recipe, edits_of(recipe.method, job)):
+            compressed |= {edit.weight.name for edit in step.edits if isinstance(edit, Replace)}
+            yield step
+            # A block on disk is freed before the next one is worked on.
+            del step
     before_inputs()
     if recipe.inputs is not None:
-        yield from quantized_inputs(job, recipe.inputs, recipe.propagate_inputs, compressed)
+        inputs = quantized_inputs(job, recipe.inputs, recipe.propagate_inputs, compressed)
+        yield from _steps(job, recipe, inputs)
 
 
 def _steps(job: Job, recipe: Recipe, edits: Iterator[Edit]) -> Iterator[_Step]:
