@@ -30,6 +30,7 @@ from calibrant.testing import tiny_folder, tiny_tokenizer
 from calibrant.walk.rehearsal import rehearse
 
 from tests.models.refused import refusal_of
+from tests.study.small import kept_files
 from tests.usual import two_hundred_lines
 
 IDS = torch.arange(3, 67).reshape(2, 32)
@@ -364,7 +365,7 @@ def test_a_study_of_two_schemes_measures_again_from_what_is_stored(
     assert {"W8A8", "FP8"} <= targets.keys()
     assert targets["FP8"].tokens
     assert not targets["W8A8"].tokens
-    assert len(list((tmp_path / "store").rglob(EDITS))) == 1
+    assert len(kept_files(tmp_path / "store", EDITS)) == 1
     losses: set[float] = set()
     for run in store.ids():
         losses |= {measured.score.value for measured in store.scores(run).values()}

@@ -294,7 +294,7 @@ class MagnitudeCounts(InputStatistic):
             # `frexp` has mantissas from a half to one.
             within = ((mantissa - 0.5) * 2 * SIZES_OF_OCTAVE).int()
             places = (exponent - 1 - LEAST_EXPONENT) * SIZES_OF_OCTAVE + within
-            places = places.clamp(0, SIZES - 1).flatten()
+            places = places.where(mantissa > 0, 0).clamp(0, SIZES - 1).flatten()
             if row_weights is None:
                 counts += places.bincount(minlength=SIZES)
             else:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -23,46 +24,50 @@ E4M3 = sorted(
 """Magnitudes, in the order of their codes."""
 
 
-def nearest(value: float, magnitudes: Sequence[float]) -> float:
+Number = type[np.float32] | type[np.float64]
+
+
+def nearest(value: Any, magnitudes: Sequence[float]) -> float:
     """The nearest of all values; of two that are as near, the one with the even code."""
     codes = range(len(magnitudes))
-    code = min(codes, key=lambda code: (abs(magnitudes[code] - abs(value)), code % 2))
-    return math.copysign(magnitudes[code], value)
+    code = min(codes, key=lambda code: (abs(magnitudes[code] - abs(float(value))), code % 2))
+    return math.copysign(magnitudes[code], float(value))
 
 
-def whole(value: float) -> float:
-    return float(min(127, max(-128, round(value))))
+def whole(value: Any) -> float:
+    return float(min(127, max(-128, round(float(value)))))
 
 
-def one_scale(row: Sequence[float], scale: float, element: str) -> list[float]:
+def on_grid(row: Sequence[Any], scale: Any, element: str) -> list[Any]:
     if element == "int8":
-        return [whole(value / scale) * scale for value in row]
+        return [type(scale)(whole(value / scale)) * scale for value in row]
     table = E4M3 if element == "e4m3" else E2M1
-    return [nearest(value / scale, table) * scale for value in row]
+    return [type(scale)(nearest(value / scale, table)) * scale for value in row]
 
 
-def by_definition(name: str, row: Sequence[float], static: float = 0.0) -> list[float]:
-    """A token's inputs after rounding."""
+def by_definition(name: str, row: Sequence[Any], static: Any, number: Number) -> list[Any]:
+    """A token's inputs after rounding, each operation in numbers of this type."""
     groups = {"FP8_BLOCK": 128, "NVFP4": 16, "MXFP4": 32}.get(name, len(row))
-    rounded: list[float] = []
+    one = number(1)
+    rounded: list[Any] = []
     for start in range(0, len(row), groups):
         part = row[start : start + groups]
         largest = max(map(abs, part))
         if name in ("W8A8", "W4A8"):
-            rounded += one_scale(part, largest / 127.5 or 1.0, "int8")
+            rounded += on_grid(part, largest / number(127.5) or one, "int8")
         elif name in ("FP8_DYNAMIC", "FP8_BLOCK"):
-            rounded += one_scale(part, largest / 448 or 1.0, "e4m3")
+            rounded += on_grid(part, largest / number(448) or one, "e4m3")
         elif name == "FP8":
-            rounded += one_scale(part, static, "e4m3")
+            rounded += on_grid(part, static, "e4m3")
         elif name == "NVFP4":
-            scale = nearest(static * largest / 6, E4M3) or 0.125
-            rounded += one_scale(part, scale / static, "e2m1")
+            stored = nearest(static * (largest / number(6)), E4M3) or 0.125
+            rounded += on_grid(part, number(stored) / static, "e2m1")
         else:
             exponent = 0
             if largest:
-                exponent = math.floor(math.log2(largest)) - 2
-                exponent += largest / 2.0 ** math.floor(math.log2(largest)) >= 1.75
-            rounded += one_scale(part, 2.0**exponent, "e2m1")
+                power = math.floor(math.log2(float(largest)))
+                exponent = power - 2 + int(float(largest) / 2.0**power >= 1.75)
+            rounded += on_grid(part, number(2.0**exponent), "e2m1")
     return rounded
 
 
@@ -89,13 +94,12 @@ def test_inputs_become_what_the_definition_says(name: str, dtype: torch.dtype):
         static = grid.static_scale(5.0, torch.float32)
     rounded = grid.rounded(x, static)
     assert rounded.dtype == dtype
+    number: Number = np.float64 if dtype == torch.float64 else np.float32
     for token, values in zip(x.flatten(0, 1), rounded.flatten(0, 1), strict=True):
-        expected = by_definition(name, token.tolist(), static or 0.0)
-        # In float32 a quotient may come to lie on the other side of a tie: none of these does.
-        tolerance = {torch.float64: 1e-12, torch.float32: 1e-6, torch.bfloat16: 2.0**-8}[dtype]
-        torch.testing.assert_close(
-            values.double(), torch.tensor(expected).double(), rtol=tolerance, atol=1e-12
-        )
+        row = [number(value) for value in token.tolist()]
+        expected = by_definition(name, row, number(static or 1), number)
+        exact = torch.tensor([float(value) for value in expected], dtype=torch.float64)
+        assert torch.equal(values, exact.to(dtype))
 
 
 def test_static_scales_reach_as_far_as_they_are_asked_to():
