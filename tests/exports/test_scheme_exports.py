@@ -1,5 +1,5 @@
-"""What compressed-tensors makes of an exported scheme is what was measured: its weights, its static
-scales, and the logits of transformers with that library.
+"""What compressed-tensors makes of an exported scheme is what was measured: in float32 transformers
+with that library gives the same logits, to the last bit.
 """
 
 import json
@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from calibrant.compress import quantize
@@ -22,8 +22,6 @@ from calibrant.testing import tiny_folder
 
 NAME = "compressed_tensors"
 IDS = torch.arange(3, 35).reshape(2, 16)
-BOUND = 1e-3
-"""How far logits may be apart, as a share of what rounding changes at most."""
 
 
 def logits_of(folder: Path) -> Tensor:
@@ -76,12 +74,12 @@ def test_their_reader_rounds_inputs_as_we_do(
             out / NAME, dtype=getattr(torch, dtype), output_loading_info=True
         )
         theirs.eval()(IDS)  # unpacks at the first forward
-        logits = theirs.float()(IDS).logits
+        # transformers' own `float` refuses quantized models.
+        logits = nn.Module.float(theirs)(IDS).logits
     assert not loaded["missing_keys"]
     assert not loaded["unexpected_keys"]
     measured = logits_of(out)
-    change = (logits_of(out.parent / "model") - measured).abs().max()
-    assert (logits - measured).abs().max() <= BOUND * change
+    assert torch.equal(logits, measured)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
