@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -70,9 +71,10 @@ def test_their_reader_rounds_inputs_as_we_do(
     out = made(target, dtype)
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
-        theirs, loaded = AutoModelForCausalLM.from_pretrained(
+        opened: Any = AutoModelForCausalLM.from_pretrained(
             out / NAME, dtype=getattr(torch, dtype), output_loading_info=True
         )
+        theirs, loaded = opened
         theirs.eval()(IDS)  # unpacks at the first forward
         # transformers' own `float` refuses quantized models.
         logits = nn.Module.float(theirs)(IDS).logits

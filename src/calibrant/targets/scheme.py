@@ -3,7 +3,7 @@ and vLLM have for them, such as `W8A8`.
 """
 
 from dataclasses import dataclass, replace
-from typing import ClassVar, Final, NamedTuple, get_args
+from typing import Any, ClassVar, Final, NamedTuple, get_args
 
 from calibrant.errors import SpecError, TargetError
 from calibrant.spec.foreign import brief
@@ -87,7 +87,7 @@ class Scheme(Target):
             raise _unreadable(value) from error
         if not isinstance(call, Call) or call.arguments.keys() - {"range"}:
             raise _unreadable(value)
-        chosen = call.arguments.get("range", "absmax")
+        chosen: Any = call.arguments.get("range", "absmax")
         # A name without quotes is read as a call without arguments.
         if isinstance(chosen, Call):
             chosen = chosen.name
