@@ -152,8 +152,8 @@ def compress(
         nullcontext() if on_disk else freed_memory_kept(),
         StepWriter() as writer,
     ):
-        steps = _all_steps(job, recipe, before_inputs)
-        for index, step in enumerate(steps, len(finished)):
+        # No name for the generator: what a traceback keeps alive would end in another thread.
+        for index, step in enumerate(_all_steps(job, recipe, before_inputs), len(finished)):
             _settle(job, recipe, index, step, checkpoint, writer)
             reports += step.reports
             if keep:

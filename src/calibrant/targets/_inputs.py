@@ -3,9 +3,11 @@ rounded to, and which of them share a scale.
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final, Literal, NamedTuple, get_args
+from typing import Any, Final, Literal, NamedTuple
 
+import msgspec
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -62,18 +64,11 @@ class InputGrid:
     range: Range | None = None
 
     @classmethod
-    def read(cls, facts: dict[str, Any]) -> "InputGrid":
+    def read(cls, facts: Mapping[str, Any]) -> "InputGrid":
         """Return the grid of which `vars` gave these facts. Raises `ValueError` for others."""
-        grid = cls(**facts)
-        known = grid.element in _ELEMENTS and grid.strategy in get_args(Strategy)
-        known = known and grid.scale in get_args(ScaleKind)
-        known = known and (grid.range is None or grid.range in get_args(Range))
-        # Scales of 4-bit formats are those of groups.
-        fits = grid.strategy == "group" or (grid.group is None and grid.scale == "plain")
-        if grid.strategy == "group":
-            fits = type(grid.group) is int and grid.group > 0
-        if not known or not fits:
-            raise ValueError(f"there are no inputs of the kind {facts}")
+        grid = msgspec.convert(facts, cls)
+        if (grid.strategy == "group") != (grid.group is not None and grid.group > 0):
+            raise ValueError(f"inputs of {grid.strategy} don't have groups of {grid.group}")
         return grid
 
     def static_scale(self, reach: float, dtype: torch.dtype) -> float:

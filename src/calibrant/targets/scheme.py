@@ -61,11 +61,6 @@ class Scheme(Target):
                 f"{brief(self.name)} is no scheme; write one of {', '.join(SCHEMES)}",
                 subject=str(self.name),
             )
-        if self.range not in get_args(Range):
-            raise TargetError(
-                f"{self} has a range that isn't known; write absmax, percentile or mse",
-                subject=str(self),
-            )
         if self.range != "absmax" and SCHEMES[self.name].inputs.strategy != "tensor":
             raise TargetError(
                 f"{self} has a range, and only the scale of FP8 has one to choose; "
@@ -91,12 +86,17 @@ class Scheme(Target):
         # A name without quotes is read as a call without arguments.
         if isinstance(chosen, Call):
             chosen = chosen.name
+        if chosen not in get_args(Range):
+            raise TargetError(
+                f"{name} has no range {brief(chosen)}; write absmax, percentile or mse",
+                subject=value,
+            )
         return cls(name, chosen)
 
     def __str__(self) -> str:
         if self.range == "absmax":
             return self.name
-        return f"{self.name}(range={brief(self.range)[1:-1]})"
+        return f"{self.name}(range={self.range})"
 
     @property
     def weights(self) -> Grid | FloatGrid:
