@@ -184,7 +184,7 @@ def test_every_value_of_gptq_is_that_of_the_definition(name: str, order: str):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_kernel_rounds_as_torch_does_and_on_any_threads(name: str):
-    weight = seeded(70, 384, torch.float32)
+    weight = seeded(70, 384)
     torch.manual_seed(2)
     factor = factorise(Gram.of(features(900, 384)), 0.01)
     scales = float_absmax(weight, FloatGrid(name))
@@ -197,7 +197,7 @@ def test_the_kernel_rounds_as_torch_does_and_on_any_threads(name: str):
     in_columns = quantize(weight, factor, scales, step=round_columns)
     assert isinstance(in_columns, FloatCodes)
     first, *others = by_threads(in_rows)
-    assert (first == in_columns.codes).double().mean() > 0.999
+    assert (first == in_columns.codes).double().mean() > 0.9999
     for other in others:
         assert torch.equal(first, other)
 

@@ -44,7 +44,8 @@ class Element:
     def codes_of(self, values: Float[Tensor, "..."]) -> UInt8[Tensor, "..."]:
         """Return the codes of numbers that are values of this kind."""
         table = _magnitudes(self).to(values.device)
-        places = torch.bucketize(values.abs().float(), table, out_int32=True).to(torch.uint8)
+        magnitudes = values.abs().float().contiguous()
+        places = torch.bucketize(magnitudes, table, out_int32=True).to(torch.uint8)
         signs = values.signbit().to(torch.uint8)
         return places + signs * 2 ** (self.bits - 1)
 
