@@ -115,7 +115,7 @@ def test_static_scales_reach_as_far_as_they_are_asked_to():
             grid.static_scale(math.inf, torch.float32)
         with pytest.raises(NumericsError):
             grid.check(math.nan)
-        with pytest.raises(ValueError, match="None"):
+        with pytest.raises(ValueError):  # noqa: PT011  # msgspec's, or our own
             grid.check(None)
 
 
