@@ -1,5 +1,7 @@
 """Statistics against a float64 loop over tokens."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -12,6 +14,7 @@ from calibrant.activations import (
     FeatureNorms,
     FeatureSizes,
     Gram,
+    MagnitudeCounts,
     Routing,
     Seen,
 )
@@ -250,3 +253,32 @@ def test_feature_maxima_are_the_largest_sizes_whatever_tokens_weigh(dtype: torch
     assert torch.allclose(parts.norms(), seen.norms() / 4)
     assert (parts.tokens, parts.mass) == (CHUNK + 7, pytest.approx(float(weights.sum()) / 4))
     assert FeatureMaxima.of(x[:0]).maxima.tolist() == [0.0] * 5
+
+
+def test_magnitudes_are_counted_one_at_a_time_and_added_exactly():
+    generator = torch.Generator().manual_seed(5)
+    x = torch.randn(300, 7, generator=generator) * torch.logspace(-14, 14, 7)
+    x[3] = 0
+    weights = torch.randint(1, 4, (300,), generator=generator).float()
+    seen = MagnitudeCounts.of(x, weights)
+    counts = [0.0] * 2048
+    for row, weight in zip(x.double().tolist(), weights.tolist(), strict=True):
+        for value in row:
+            place = 0
+            if value:
+                octave = math.floor(math.log2(abs(value)))
+                place = 32 * (octave + 32) + math.floor(32 * (abs(value) / 2.0**octave - 1))
+            counts[min(2047, max(0, place))] += weight
+    assert seen.counts.tolist() == counts
+    assert seen.norms().tolist() == pytest.approx(
+        (x.double().square() * weights[:, None]).sum(0).tolist()
+    )
+    halves = MagnitudeCounts.of(x[:100], weights[:100]) + MagnitudeCounts.of(x[100:], weights[100:])
+    assert torch.equal(halves.counts, seen.counts)
+    assert torch.equal((seen * 0.5).counts * 2, seen.counts)
+    near_one = torch.randn(300, 7, generator=generator)
+    sizes = near_one.abs().flatten().sort().values
+    plain = MagnitudeCounts.of(near_one)
+    for share in (0.1, 0.5, 0.99):
+        exact = float(sizes[int(share * len(sizes))])
+        assert exact <= plain.quantile(share) <= exact * (1 + 2 / 32)

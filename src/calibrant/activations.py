@@ -12,7 +12,7 @@ Shapes: `token` rows that reached the matrix, `in` its inputs.
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Literal, TypeVar
+from typing import Any, Final, Literal, TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -42,6 +42,13 @@ PANEL = 192
 """Rows of a Gram's panel: few enough that little of the lower triangle is multiplied too, and
 enough for the product's full speed.
 """
+
+SIZES: Final = 2048
+"""Sizes that inputs are counted by."""
+SIZES_OF_OCTAVE: Final = 32
+"""How many of them there are from a number to its double."""
+LEAST_EXPONENT: Final = -32
+"""The first size begins at 2 to the power of this."""
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:
@@ -254,6 +261,67 @@ class FeatureMaxima(InputStatistic):
     def largest(self) -> float:
         """Return the largest |x| of all features."""
         return float(self.maxima.max())
+
+
+class MagnitudeCounts(InputStatistic):
+    """How many inputs of all features are of a size, Σ w for each of 2,048 sizes |x|, and Σ w·x² of
+    each feature: what a scale that doesn't reach to the largest input is found by.
+
+    There are 32 sizes to each doubling, from 2^-32 to 2^32; what is smaller or larger counts as the
+    first or the last.
+
+    >>> seen = MagnitudeCounts.of(torch.tensor([[1.0, -1.01], [3.0, 0.0]]))
+    >>> seen.counts.count_nonzero().item(), seen.quantile(0.75)
+    (3, 1.03125)
+    """
+
+    def __init__(
+        self, counts: Float[Tensor, "size"], squares: Float[Tensor, "in"], tokens: int, mass: float
+    ) -> None:
+        self.counts = counts
+        self.squares = squares
+        self.tokens = tokens
+        self.mass = mass
+
+    @classmethod
+    def of(
+        cls, x: Float[Tensor, "token in"], weights: Float[Tensor, "token"] | None = None
+    ) -> "MagnitudeCounts":
+        norms = FeatureNorms.of(x, weights)
+        counts = torch.zeros(SIZES, dtype=_exact(x.device), device=x.device)
+        for rows, row_weights in _chunks(x, weights):
+            mantissa, exponent = rows.abs().frexp()
+            # `frexp` has mantissas from a half to one.
+            within = ((mantissa - 0.5) * 2 * SIZES_OF_OCTAVE).int()
+            places = (exponent - 1 - LEAST_EXPONENT) * SIZES_OF_OCTAVE + within
+            places = places.where(mantissa > 0, 0).clamp(0, SIZES - 1).flatten()
+            if row_weights is None:
+                counts += places.bincount(minlength=SIZES)
+            else:
+                each = row_weights.to(counts.dtype)[:, None].expand_as(rows).flatten()
+                counts += places.bincount(each, minlength=SIZES)
+        return MagnitudeCounts(counts, norms.squares, norms.tokens, norms.mass)
+
+    def norms(self) -> Float[Tensor, "in"]:
+        return self.squares
+
+    def middles(self) -> Float[Tensor, "size"]:
+        """Return the number in the middle of each size, in float64."""
+        lower = self._lower_ends()
+        return (lower[:-1] + lower[1:]) / 2
+
+    def quantile(self, share: float) -> float:
+        """Return how large inputs are of which this share is no larger: the upper end of a size."""
+        below = self.counts.cumsum(0).cpu().double()
+        place = int((below < share * below[-1]).count_nonzero())
+        return float(self._lower_ends()[min(place, SIZES - 1) + 1])
+
+    def _lower_ends(self) -> Float[Tensor, "end"]:
+        """Return where each size begins, and where the last one ends."""
+        places = torch.arange(SIZES + 1)
+        octaves = places // SIZES_OF_OCTAVE + LEAST_EXPONENT
+        within = 1 + (places % SIZES_OF_OCTAVE).double() / SIZES_OF_OCTAVE
+        return torch.ldexp(within, octaves)
 
 
 class Gram(InputStatistic):

@@ -291,7 +291,7 @@ class QuantizeOptions(SharedOptions):
     )
     target: "str | Target" = option(
         "A grid: w4g64 is 4 bits with a scale for each 64 inputs of a row; NVFP4A16, MXFP4A16 and "
-        "FP8A16 are floating-point numbers.",
+        "FP8A16 are floating-point numbers. A scheme rounds inputs too: W8A8, FP8, NVFP4.",
         "TARGET",
         default="w4g64",
     )

@@ -38,25 +38,6 @@ def test_a_grid_that_has_two_names_is_one_target():
     assert str(parse_target("2:4+W4A16")) == "2:4+w4g128"
 
 
-@pytest.mark.parametrize(
-    ("scheme", "weights"),
-    [
-        ("FP8", "FP8A16_TENSOR"),
-        ("FP8_DYNAMIC", "FP8A16"),
-        ("FP8_BLOCK", "FP8A16_BLOCK"),
-        ("MXFP4", "MXFP4A16"),
-        ("W8A8", "W8A16"),
-        ("w4a8", "W4A16"),
-    ],
-)
-def test_a_scheme_that_rounds_inputs_names_the_one_that_does_not(scheme: str, weights: str):
-    with pytest.raises(TargetError) as refused:
-        parse_target(scheme)
-    assert refused.value.subject == scheme
-    assert f" {weights} " in str(refused.value)
-    parse_target(weights)
-
-
 @pytest.mark.parametrize("text", ["NVFP4A8", "FP8A16_ROW", "FP4A16", "W5A16"])
 def test_what_is_no_scheme_is_refused(text: str):
     with pytest.raises(TargetError):

@@ -13,10 +13,11 @@ import torch
 
 from calibrant.activations import Propagation, Seen, Statistic
 from calibrant.compress.checkpoint import Checkpoint, FinishedStep, StepWriter
+from calibrant.compress.inputs import inputs_left, quantized_inputs
 from calibrant.compress.matrices import check_model, edits_of
 from calibrant.compress.recipe import Recipe
 from calibrant.data import TokenBatch
-from calibrant.edits import Edit, Fold, Replace, StoredEdit, read_edit
+from calibrant.edits import Edit, Fold, QuantizeInputs, Replace, StoredEdit, read_edit
 from calibrant.errors import SpecError, TargetError
 from calibrant.job import Job
 from calibrant.methods import Compressed, MatrixMethod
@@ -82,7 +83,11 @@ def compress(
             "give a checkpoint, or open it whole"
         )
         raise SpecError(message, subject=opened.name)
-    check_model(recipe.method, view, recipe.target, dict.fromkeys(view.named, recipe.target))
+    target = recipe.target.weights
+    check_model(recipe.method, view, target, dict.fromkeys(view.named, target))
+    if recipe.inputs is not None:
+        # Raises for a model that can't be followed, which wouldn't show which inputs are whose.
+        rehearse(view)
     # Before anything is changed: the run is about the untouched numbers.
     run = recipe.run(opened, batch, data, seed)
     if recipe.transforms:
@@ -98,7 +103,7 @@ def compress(
         allocation = str(recipe.allocation)
         reports.append({"edit": "allocation", "allocation": allocation, "notes": notes})
     # Checked once more, since by now each matrix has a target of its own.
-    check_model(recipe.method, view, recipe.target, targets)
+    check_model(recipe.method, view, target, targets)
     few_tokens: Mapping[str, float] = {}
     if batch is not None and recipe.starved != AS_SEEN:
         few_tokens = starving(opened, view, batch, ranks)
@@ -123,7 +128,7 @@ def compress(
         opened,
         view,
         batch,
-        recipe.target,
+        target,
         targets,
         recipe.propagate,
         done,
@@ -137,27 +142,35 @@ def compress(
         starving=few_tokens,
         reread=rereading,
     )
+
+    def before_inputs() -> None:
+        # In `dense`: the walk needed the matrices of before an interruption untouched.
+        for edit in postponed:
+            edit.apply(view)
+        if checkpoint and recipe.propagate == "dense":
+            change_when_read(view, checkpoint, range(len(finished)))
+
     # On disk the model is too large, so what is free is given back at once.
     with (
         torch.no_grad(),
         nullcontext() if on_disk else freed_memory_kept(),
         StepWriter() as writer,
     ):
-        for index, step in enumerate(_steps(job, recipe), len(finished)):
+        # No name for the generator: what a traceback keeps alive would end in another thread.
+        for index, step in enumerate(_all_steps(job, recipe, before_inputs), len(finished)):
             _settle(job, recipe, index, step, checkpoint, writer)
             reports += step.reports
             if keep:
                 edits += _in_memory(view, step.edits)
             # A block on disk is freed with it, before the next one is worked on.
             del step
-    # Edits of before an interruption, in `dense`: the walk needed their matrices untouched.
-    for edit in postponed:
-        edit.apply(view)
-    if checkpoint and recipe.propagate == "dense":
-        change_when_read(view, checkpoint, range(len(finished)))
     if keep:
         for edit in edits:
             keep(edit.applied())
+    if recipe.inputs is not None:
+        compressed = {report["name"] for report in reports if "edit" not in report}
+        left = inputs_left(view, compressed, recipe.propagate_inputs)
+        reports += filter(None, [left])
     return _record(recipe, run, view, matrices, batch, reports, few_tokens)
 
 
@@ -193,10 +206,26 @@ class _Step:
             self.edits = [edit.applied() for edit in self.edits]
 
 
-def _steps(job: Job, recipe: Recipe) -> Iterator[_Step]:
-    """Apply the method's edits, each before the next one is asked for, and yield them by steps."""
+def _all_steps(job: Job, recipe: Recipe, before_inputs: Callable[[], None]) -> Iterator[_Step]:
+    """Yield the steps of the method, then those of inputs; in between call `before_inputs`."""
+    compressed = {edit.weight.name for edit in job.done if isinstance(edit, Replace)}
+    # Inputs come last, so the method was done where one of them is.
+    if not any(isinstance(edit, QuantizeInputs) for edit in job.done):
+        for step in _steps(job, recipe, edits_of(recipe.method, job)):
+            compressed |= {edit.weight.name for edit in step.edits if isinstance(edit, Replace)}
+            yield step
+            # A block on disk is freed before the next one is worked on.
+            del step
+    before_inputs()
+    if recipe.inputs is not None:
+        inputs = quantized_inputs(job, recipe.inputs, recipe.propagate_inputs, compressed)
+        yield from _steps(job, recipe, inputs)
+
+
+def _steps(job: Job, recipe: Recipe, edits: Iterator[Edit]) -> Iterator[_Step]:
+    """Apply the `edits`, each before the next one is asked for, and yield them by steps."""
     step = _Step([], [])
-    for edit in edits_of(recipe.method, job):
+    for edit in edits:
         if step.edits and (edit.block is None or edit.block != step.edits[-1].block):
             step.take_back(job.view)
             yield step
@@ -350,7 +379,7 @@ def allocated(
     asked.
     """
     allocation = recipe.allocation
-    target = recipe.target
+    target = recipe.target.weights
     weights = untouched_model.view.weights
     with torch.no_grad():
         job = untouched_model.job(target, journal, {} if notes is None else notes)
@@ -408,11 +437,16 @@ def put_back(
 
 def replaced_on_disk(view: ModelView, finished: Iterable[FinishedStep]) -> list[Edit]:
     """Return the edits of before an interruption, for a model on disk. They only say which matrices
-    were replaced: the numbers are read when their block is.
+    were replaced: the numbers are read when their block is. Edits of inputs are applied.
     """
     edits: list[Edit] = []
     for step in finished:
         for stored in step.edits:
+            if stored.kind == QuantizeInputs.kind:
+                edit = read_edit(stored, view)
+                edit.apply(view)
+                edits.append(edit)
+                continue
             weight = view.named[stored.facts["name"]]
             edits.append(Replace(weight, Compressed(weight.get())))
     return edits
@@ -441,8 +475,10 @@ def change_when_read(view: ModelView, checkpoint: Checkpoint, steps: Iterable[in
             read_edit(stored, view).apply(view)
 
     for step in steps:
-        block = view.named[checkpoint.names(step)[0]].block
-        view.residence.changed(block, partial(again, step))
+        names = checkpoint.names(step)
+        # Edits of inputs change no numbers, and stay.
+        if names:
+            view.residence.changed(view.named[names[0]].block, partial(again, step))
 
 
 def _record(

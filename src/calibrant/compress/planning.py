@@ -489,7 +489,9 @@ class CompressionPlanner:
         for form in self.forms[1:]:
             bits = 0.0
             for matrix in shape.matrices:
-                a_weight = bits_a_weight(form, self.recipe.target, matrix.inputs, 8.0 * number)
+                a_weight = bits_a_weight(
+                    form, self.recipe.target.weights, matrix.inputs, 8.0 * number
+                )
                 bits += a_weight * matrix.numbers
             sizes[str(form)] = math.ceil(bits / 8) + number * (shape.numbers - weights) + tokenizer
         sizes[CHECKPOINT] = self._checkpoint_bytes()
@@ -528,7 +530,7 @@ class CompressionPlanner:
             "statistics": statistics_seconds(shape, tokens, method, rates),
             "method and record": method_seconds(shape, tokens, length, method, rates),
         }
-        tried = method.tried(len(shape.blocks), self.recipe.target)
+        tried = method.tried(len(shape.blocks), self.recipe.target.weights)
         if tried:
             parts["forward"] += forward_seconds(shape, tried, length, rates)
             parts["forward"] += head_seconds(shape, tried, rates)
@@ -555,6 +557,9 @@ class CompressionPlanner:
         for part in (self.recipe.allocation, *self.recipe.transforms):
             if part.observes:
                 walks += 1
+        if self.recipe.target.looks:
+            # Once more through the compressed model, for the scales of inputs.
+            walks += 1 if propagate == "arrival" else 2
         return walks
 
     def _uncounted(self) -> list[str]:
@@ -650,7 +655,7 @@ def kept_bits(recipe: Recipe, inputs: int, dense: float) -> float:
     number.
     """
     method = recipe.method
-    target = recipe.target
+    target = recipe.target.weights
     if isinstance(target, SparseGrid):
         target = target.grid
     if isinstance(target, Grid):

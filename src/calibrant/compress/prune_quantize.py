@@ -60,6 +60,7 @@ from calibrant.models import (
     view,
     will_be_changed,
 )
+from calibrant.models.rounded_inputs import round_alike
 from calibrant.options import (
     CompressOptions,
     PruneOptions,
@@ -77,6 +78,7 @@ from calibrant.targets import (
     GgufRecipe,
     Grid,
     Removal,
+    Scheme,
     Share,
     SparseGrid,
     Target,
@@ -88,7 +90,7 @@ from calibrant.walk.ranks import Ranks, joined
 Verb = Literal["prune", "quantize"]
 TARGETS_OF: Final[Mapping[Verb, tuple[type[Target], ...]]] = {
     "prune": (Removal, Share),
-    "quantize": (Grid, FloatGrid, SparseGrid, GgmlKind, GgufRecipe),
+    "quantize": (Grid, FloatGrid, SparseGrid, Scheme, GgmlKind, GgufRecipe),
 }
 """The verbs, and the kinds of target that each is for."""
 USUAL_SHARE: Final = 0.5
@@ -161,10 +163,11 @@ def quantize(options: QuantizeOptions) -> Compression:
 
     `out` becomes an ordinary Hugging Face folder. `target` is a grid: `"w4g64"` has 4 bits a weight
     and a scale for each 64 inputs of a row, `"w8"` one for each row, `"w3g64a"` a zero point too;
-    `"NVFP4A16"`, `"MXFP4A16"` and `"FP8A16"` are those of formats with floating-point numbers. What
-    is saved are the numbers that the codes stand for, so that transformers opens it and gives what
-    was measured; the record says how many bits a weight takes as codes. `data` may be left out
-    where `method` looks at none. Everything else is as for `prune`.
+    `"NVFP4A16"`, `"MXFP4A16"` and `"FP8A16"` are those of formats with floating-point numbers. A
+    scheme such as `"W8A8"` rounds inputs of matrices as well; `"FP8"` and `"NVFP4"` need `data` for
+    their scales. What is saved are the numbers that the codes stand for, so that transformers opens
+    it and gives what was measured, but for the inputs; the record says how many bits a weight takes
+    as codes. `data` may be left out where nothing looks at any. Everything else is as for `prune`.
     """
     with joined() as ranks:
         recipe = _recipe("quantize", options, options.target)
@@ -536,6 +539,7 @@ class _Job:
             message = f"{opened.name} already holds this model, and its parts are others by now"
             advice = "give that folder as the model, or name another one"
             raise OutputError(f"{message}; {advice}", subject=opened.name)
+        round_alike(self.opened.model, opened.model)
         self.remember(opened.name, record)
         return replace(opened, model=self.opened.model, tokenizer=self.opened.tokenizer)
 

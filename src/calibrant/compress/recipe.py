@@ -13,7 +13,7 @@ from calibrant.models import Opened
 from calibrant.numerics import type_name
 from calibrant.results import Run
 from calibrant.spec import canonical
-from calibrant.targets import Target, parse_target
+from calibrant.targets import InputGrid, Scheme, Target, parse_target
 from calibrant.transforms import Transform, transforms
 from calibrant.walk.starving import AS_SEEN, Starved
 from calibrant.walk.statistics import KINDS
@@ -77,6 +77,11 @@ class Recipe:
         return bool(self.looking)
 
     @property
+    def walks(self) -> bool:
+        """Whether its propagation makes a difference to the result."""
+        return self.method.looks or self.target.looks
+
+    @property
     def tries(self) -> bool:
         """Whether anything in it measures the model on calibration data again and again."""
         return self.method.tries or self.allocation.tries
@@ -91,7 +96,21 @@ class Recipe:
         for part in (self.allocation, *self.transforms):
             if part.observes:
                 return str(part)
-        return str(self.allocation) if self.allocation.tries else ""
+        if self.allocation.tries:
+            return str(self.allocation)
+        return str(self.target) if self.target.looks else ""
+
+    @property
+    def inputs(self) -> InputGrid | None:
+        """What becomes of the inputs of matrices; None where they stay as they are."""
+        return self.target.inputs if isinstance(self.target, Scheme) else None
+
+    @property
+    def propagate_inputs(self) -> Propagation:
+        """How the walk goes that finds scales of inputs. It is one through the compressed model,
+        so never `dense`.
+        """
+        return "arrival" if self.propagate == "arrival" else "reference"
 
     @property
     def shared(self) -> tuple[type[Statistic], ...]:
@@ -120,7 +139,7 @@ class Recipe:
             method=canonical(self.method),
             target=str(self.target),
             allocation=canonical(self.allocation),
-            propagate=self.propagate if self.method.looks else "",
+            propagate=self.propagate if self.walks else "",
             dtype=type_name(opened.dtype),
             seed=seed if self.looks else 0,
             transforms=tuple(map(canonical, self.transforms)),

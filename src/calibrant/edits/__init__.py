@@ -15,6 +15,7 @@ from calibrant.edits.kinds import (
     from_tensors,
     read_edit,
 )
+from calibrant.edits.quantize_inputs import QuantizeInputs
 
 __all__ = [
     "Condense",
@@ -22,6 +23,7 @@ __all__ = [
     "DropExperts",
     "Edit",
     "Fold",
+    "QuantizeInputs",
     "Replace",
     "ReplaceParameters",
     "Scaling",

@@ -86,6 +86,14 @@ class Export(Spec, ABC):
             subject=str(self),
         )
 
+    def refused_inputs(self, target: str) -> OutputError:
+        """Return the error for a model whose inputs are rounded, for a form that can't say so."""
+        return OutputError(
+            f"{self} can't say how inputs are rounded, and {target} rounds them; "
+            f"leave --export {self} out, or take compressed_tensors",
+            subject=target,
+        )
+
     @abstractmethod
     def write(self, compressed: CompressedModel, folder: Path) -> None:
         """Write files into `folder`, which exists; nothing of another export is changed. What is

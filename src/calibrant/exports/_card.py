@@ -12,8 +12,10 @@ from importlib.metadata import version
 from pathlib import Path, PurePath
 from typing import Any, Final
 
+from calibrant.edits import QuantizeInputs
 from calibrant.errors import OutputError
 from calibrant.models import read_manifest
+from calibrant.models.rounded_inputs import INPUTS
 from calibrant.results import Record, stored_bits
 from calibrant.results.outcomes import Score
 from calibrant.spec import written_form
@@ -123,6 +125,11 @@ def _body(record: Record, note: str) -> Iterator[str]:
         "It opens with plain `transformers`; `calibrant.json` beside this file says what was done "
         "to every matrix."
     )
+    if any(edit["edit"] == QuantizeInputs.kind for edit in record.edits):
+        yield (
+            "\nTransformers leaves the inputs of matrices as they are, though. What was measured "
+            f"has them rounded, as `{INPUTS}` beside this file says and calibrant does."
+        )
     yield ""
     yield "## What was done"
     yield ""

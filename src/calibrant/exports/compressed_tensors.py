@@ -18,14 +18,30 @@ from calibrant.errors import OutputError
 from calibrant.exports._base import CompressedModel, Export, packed_now
 from calibrant.methods import Method
 from calibrant.models import ModelView, Opened
-from calibrant.models.float_folder import FORMATS, SCHEMES, parts_of
+from calibrant.models.declared_inputs import input_settings, scale_name
+from calibrant.models.float_folder import FORMATS, SCHEMES, WEIGHT, parts_of
 from calibrant.models.folder import CONFIG, INDEX, WEIGHTS
-from calibrant.models.packed_folder import FORMAT, METHOD, PACKED, SCALE, SHAPE, pack_codes
+from calibrant.models.packed_folder import (
+    FORMAT,
+    INTEGERS,
+    METHOD,
+    PACKED,
+    SCALE,
+    SHAPE,
+    pack_codes,
+)
+from calibrant.models.rounded_inputs import INPUTS, RoundedInputs, rounding_modules
 from calibrant.packed import Codes, FloatCodes
 from calibrant.system.durable import usual_rights
-from calibrant.targets import E4M3, FloatGrid, Grid, SparseGrid, Target
+from calibrant.targets import E4M3, FloatGrid, Grid, InputGrid, SparseGrid, Target
 
 FOLDER: Final = "compressed_tensors"
+SCALE_TYPES: Final[Mapping[str, Mapping[str, str]]] = {
+    "plain": {},
+    "e4m3": {"scale_dtype": "torch.float8_e4m3fn"},
+    "e8m0": {"scale_dtype": "torch.uint8"},
+}
+"""What its configuration says of the scales of inputs besides, by how they are stored."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -34,12 +50,13 @@ class CompressedTensors(Export):
     scales into the folder `compressed_tensors`, as vLLM, SGLang and transformers read them.
 
     `ignore` in its configuration lists every linear layer that is dense. Readers have kernels for 4
-    and 8 bits; transformers opens all. Matrices of NVFP4 and MXFP4 open in bfloat16, whatever the
+    and 8 bits; transformers opens all. Schemes such as W8A8 say there what becomes of inputs, and
+    have their static scales. Matrices of NVFP4 and MXFP4 open in bfloat16, whatever the
     type of the model was.
     """
 
     def check(self, method: Method, target: Target, opened: Opened, view: ModelView) -> None:
-        grid = target.grid if isinstance(target, SparseGrid) else target
+        grid = target.grid if isinstance(target, SparseGrid) else target.weights
         if not isinstance(grid, Grid | FloatGrid):
             raise OutputError(
                 f"{self} holds codes of a grid, and {target} is none; "
@@ -76,6 +93,10 @@ class CompressedTensors(Export):
             if isinstance(form, FloatCodes):
                 packed[name] = form
                 grids[name] = form.scales.grid
+        rounding: dict[str, RoundedInputs] = {}
+        for name, rounded_inputs in rounding_modules(compressed.opened.model).items():
+            if name in packed:
+                rounding[name] = rounded_inputs
         if not packed:
             raise OutputError(
                 f"{self} found no codes in what {compressed.record.run.target} made; "
@@ -87,7 +108,7 @@ class CompressedTensors(Export):
         file_of: dict[str, str] = {}
         size = 0
         for file in sorted(folder.glob("*.safetensors")):
-            tensors = dict(_tensors(file, packed))
+            tensors = dict(_tensors(file, packed, rounding))
             with usual_rights(packed_folder / file.name):
                 save_file(tensors, packed_folder / file.name, metadata={"format": "pt"})
             file_of |= dict.fromkeys(tensors, file.name)
@@ -97,7 +118,7 @@ class CompressedTensors(Export):
             _write(packed_folder / INDEX, {"metadata": {"total_size": size}, "weight_map": file_of})
         # Tokenizer, card and the like go along unchanged.
         for file in folder.iterdir():
-            written = file.suffix == ".safetensors" or file.name in (CONFIG, INDEX)
+            written = file.suffix == ".safetensors" or file.name in (CONFIG, INDEX, INPUTS)
             if file.is_file() and not written:
                 shutil.copy(file, packed_folder / file.name)
         dense: list[str] = []
@@ -105,12 +126,18 @@ class CompressedTensors(Export):
             if isinstance(module, nn.Linear) and name not in packed:
                 dense.append(name)
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        _write(packed_folder / CONFIG, {**config, "quantization_config": _settings(grids, dense)})
+        settings = _settings(grids, rounding, dense)
+        _write(packed_folder / CONFIG, {**config, "quantization_config": settings})
 
 
-def _tensors(file: Path, packed: Mapping[str, Codes | FloatCodes]) -> Iterator[tuple[str, Tensor]]:
+def _tensors(
+    file: Path,
+    packed: Mapping[str, Codes | FloatCodes],
+    rounding: Mapping[str, RoundedInputs],
+) -> Iterator[tuple[str, Tensor]]:
     """Yield the tensors of one file of the dense folder, by name; a matrix that has codes is
-    yielded as several tensors, such as its codes, scales and shape.
+    yielded as several tensors, such as its codes, scales and shape, and the static scale of its
+    inputs.
     """
     with safe_open(file, framework="pt") as dense:
         for name in dense.keys():  # noqa: SIM118  # no mapping
@@ -121,12 +148,30 @@ def _tensors(file: Path, packed: Mapping[str, Codes | FloatCodes]) -> Iterator[t
                 yield name, dense.get_tensor(name)
                 continue
             if isinstance(codes, FloatCodes):
-                for part, tensor in _parts(codes).items():
-                    yield f"{module}.{part}", tensor.cpu().contiguous()
-                continue
-            yield f"{module}.{PACKED}", pack_codes(codes.codes, codes.grid.bits)
-            yield f"{module}.{SCALE}", codes.scales.cpu().contiguous()
-            yield f"{module}.{SHAPE}", torch.tensor(codes.codes.shape, dtype=torch.int64)
+                parts = _parts(codes)
+            elif rounding:
+                parts = {WEIGHT: codes.codes, SCALE: codes.scales}
+            else:
+                parts = {
+                    PACKED: pack_codes(codes.codes, codes.grid.bits),
+                    SCALE: codes.scales,
+                    SHAPE: torch.tensor(codes.codes.shape, dtype=torch.int64),
+                }
+            if module in rounding:
+                parts |= _static_scale(rounding[module], codes)
+            for part, tensor in parts.items():
+                yield f"{module}.{part}", tensor.cpu().contiguous()
+
+
+def _static_scale(rounding: RoundedInputs, codes: Codes | FloatCodes) -> dict[str, Tensor]:
+    """Return the tensor of the scale that inputs have beforehand, by its name in the format; none
+    where they have none.
+    """
+    if rounding.scale is None:
+        return {}
+    # A global scale is in float32, whatever the type of the model.
+    dtype = torch.float32 if rounding.grid.scale == "e4m3" else codes.scales.dtype
+    return {scale_name(rounding.grid): torch.tensor([rounding.scale], dtype=dtype)}
 
 
 def _parts(packed: FloatCodes) -> dict[str, Tensor]:
@@ -146,21 +191,28 @@ def _parts(packed: FloatCodes) -> dict[str, Tensor]:
     return dict(zip(parts_of(scales.grid), tensors, strict=True))
 
 
-def _settings(grids: Mapping[str, Grid | FloatGrid], dense: list[str]) -> dict[str, Any]:
-    """Return the `quantization_config`: a group for each grid. It names its matrices, or all linear
-    layers where there is only one grid.
+def _settings(
+    grids: Mapping[str, Grid | FloatGrid],
+    rounding: Mapping[str, RoundedInputs],
+    dense: list[str],
+) -> dict[str, Any]:
+    """Return the `quantization_config`: a group for each grid of weights, and what becomes of their
+    inputs. It names its matrices, or all linear layers where there is only one group.
     """
-    members: dict[Grid | FloatGrid, list[str]] = {}
+    members: dict[tuple[Grid | FloatGrid, InputGrid | None], list[str]] = {}
     for name, grid in grids.items():
-        members.setdefault(grid, []).append(name)
+        inputs = rounding[name].grid if name in rounding else None
+        members.setdefault((grid, inputs), []).append(name)
     groups: dict[str, Any] = {}
-    format_name = FORMAT
-    for number, (grid, names) in enumerate(members.items()):
+    format_name = INTEGERS if rounding else FORMAT
+    for number, ((grid, inputs), names) in enumerate(members.items()):
         group: dict[str, Any] = {
             "targets": ["Linear"] if len(members) == 1 else names,
             "input_activations": None,
             "output_activations": None,
         }
+        if inputs is not None:
+            group["input_activations"] = {**input_settings(inputs), **SCALE_TYPES[inputs.scale]}
         if isinstance(grid, FloatGrid):
             # All matrices have the same float grid, since no allocation shares one.
             format_name = FORMATS[grid.name]

@@ -19,7 +19,7 @@ from calibrant.errors import NumericsError, SpecError, TargetError
 from calibrant.packed import Compressed
 from calibrant.spec import Spec
 from calibrant.spec.foreign import brief
-from calibrant.targets import FloatGrid, Grid, Removal, Target, accepted
+from calibrant.targets import FloatGrid, Grid, Removal, Scheme, Target, accepted
 
 S = TypeVar("S", bound=Statistic)
 
@@ -64,17 +64,17 @@ class Method(Spec, ABC):
     def check(self, target: Target) -> None:
         """Raise `TargetError` for a target that isn't accepted; it says which ones are."""
         if not isinstance(target, self.accepts):
-            message = f"{self} can't be asked for {target}: it accepts {accepted(self.accepts)}"
-            # llama.cpp's recipe has the name of a scheme that others round inputs by too.
-            if str(target) == "NVFP4" and FloatGrid in self.accepts:
-                message += "; NVFP4A16 rounds the weights of that scheme"
-            raise TargetError(message, subject=str(target))
+            asked = f"{self} can't be asked for {target}"
+            raise TargetError(f"{asked}: it accepts {accepted(self.accepts)}", subject=str(target))
 
     def aim(self, target: Target) -> Target:
         """Return `target` as this method understands it: 0.25 may be a share of blocks. Raises
         `TargetError` as `check` does.
         """
-        self.check(target)
+        # llama.cpp's recipe has the name of a scheme.
+        if str(target) == "NVFP4" and FloatGrid in self.accepts:
+            target = Scheme("NVFP4")
+        self.check(target.weights)
         return target
 
     @property

@@ -118,7 +118,7 @@ def float_folder(
     stored: Mapping[str, StoredTensor],
 ) -> FloatFolder:
     """Return a folder's matrices, as its quantization `settings` describe them; `dtype` is the type
-    of the model. Raises `ModelError` for weights of another kind, for rounded inputs, and for
+    of the model. Raises `ModelError` for weights of another kind, and for
     matrices whose parts are missing or don't fit each other.
     """
     grid = _grid_of(settings, ref)
@@ -178,11 +178,6 @@ def _grid_of(settings: Mapping[str, Any], ref: str) -> FloatGrid:
         scheme = group.get("weights") if isinstance(group, dict) else None
         if not isinstance(scheme, dict):
             scheme = {}
-        if group.get("input_activations"):
-            raise ModelError(
-                f"{ref} rounds activations, which isn't computed here; give the model before that",
-                subject=ref,
-            )
         found.add(_name_of(scheme, ref))
     if len(found) != 1:
         raise ModelError(

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 from calibrant.errors import ModelError
 from calibrant.models.changing import place_of, tied
 from calibrant.models.opening import located, open_model
+from calibrant.models.rounded_inputs import rounding_facts
 from calibrant.numerics import type_name
 from calibrant.spec import identity
 from calibrant.system.durable import plain_data
@@ -108,8 +109,8 @@ def _tensors(model: PreTrainedModel) -> dict[str, Tensor]:
 
 
 def _facts(model: PreTrainedModel) -> list[str]:
-    """What a model computes by, beside its numbers: its class, its configuration, and the way to
-    compute attention.
+    """What a model computes by, beside its numbers: its class, its configuration, the way to
+    compute attention, and how it rounds inputs, if it does.
     """
     kind = type(model)
     configuration = model.config.to_dict()
@@ -117,7 +118,12 @@ def _facts(model: PreTrainedModel) -> list[str]:
         configuration.pop(name, None)
     plain = plain_data(configuration)
     text = json.dumps(plain, sort_keys=True, default=str, allow_nan=False)
-    return [f"{kind.__module__}.{kind.__qualname__}", text, str(model.config._attn_implementation)]
+    name = f"{kind.__module__}.{kind.__qualname__}"
+    facts = [name, text, str(model.config._attn_implementation)]
+    rounding = rounding_facts(model)
+    if rounding:
+        facts.append(json.dumps(rounding, sort_keys=True, allow_nan=False))
+    return facts
 
 
 def _equal(given: Mapping[str, Tensor], stored: Mapping[str, Tensor]) -> bool:

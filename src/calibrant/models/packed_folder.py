@@ -27,12 +27,21 @@ from torch import Tensor
 from calibrant.errors import ModelError
 from calibrant.models.complete import StoredTensor
 from calibrant.models.configuring import opening_by_transformers
-from calibrant.models.float_folder import FORMATS, PACKED, SCALE, FloatFolder, float_folder
+from calibrant.models.float_folder import (
+    FORMATS,
+    PACKED,
+    SCALE,
+    WEIGHT,
+    FloatFolder,
+    float_folder,
+)
 from calibrant.models.folder import CONFIG, entries, read_object
 from calibrant.spec.foreign import brief
 
 METHOD: Final = "compressed-tensors"
 FORMAT: Final = "pack-quantized"
+INTEGERS: Final = "int-quantized"
+"""The format of whole numbers that aren't packed: `weight` is int8, beside its `weight_scale`."""
 SHAPE: Final = "weight_shape"
 BITS: Final = range(2, 9)
 RANDOM: Final = ("bitmask", "sparse")
@@ -94,6 +103,30 @@ class PackedFolder:
                         yield f"{module}.weight", dense_of(codes, scales)
 
 
+@final
+@dataclass(frozen=True)
+class IntegerFolder:
+    """A folder whose `modules` have matrices of whole numbers, not packed; `tensors` says what
+    every tensor of the checkpoint is once they are multiplied by their scales.
+    """
+
+    files: Sequence[Path]
+    modules: frozenset[str]
+    tensors: Mapping[str, StoredTensor]
+
+    def state(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield every tensor of the checkpoint, its numbers multiplied by their scales."""
+        for path in self.files:
+            with safe_open(path, framework="pt") as file:
+                for name in file.keys():  # noqa: SIM118  # no mapping
+                    module, _, part = name.rpartition(".")
+                    if module not in self.modules or part not in (WEIGHT, SCALE):
+                        yield name, file.get_tensor(name)
+                    elif part == WEIGHT:
+                        scales = file.get_tensor(f"{module}.{SCALE}")
+                        yield name, dense_of(file.get_tensor(name), scales)
+
+
 def dense_of(
     codes: Int8[Tensor, "out in"], scales: Float[Tensor, "out group"]
 ) -> Float[Tensor, "out in"]:
@@ -106,7 +139,7 @@ def dense_of(
 
 def packed_folder(
     folder: Path, ref: str, weights: Sequence[Path], stored: Mapping[str, StoredTensor]
-) -> PackedFolder | FloatFolder | None:
+) -> PackedFolder | IntegerFolder | FloatFolder | None:
     """Return a folder's packed matrices; None for a folder whose weights are plain numbers.
 
     Raises `ModelError` for a quantization of another kind, by its name, and for packed tensors
@@ -124,6 +157,8 @@ def packed_folder(
         dtype = config.get("dtype", config.get("torch_dtype"))
         return float_folder(settings, dtype, ref, weights, stored)
     groups = _groups(settings, ref)
+    if settings["format"] == INTEGERS:
+        return _integer_folder(ref, weights, stored)
     bits: dict[str, int] = {}
     for name in stored:
         if name.endswith(f".{PACKED}"):
@@ -152,6 +187,41 @@ def packed_folder(
                     unpacked = _unpacked(module, shape, parts, bits[module], ref)
                     tensors[f"{module}.weight"] = unpacked
     return PackedFolder(weights, bits, tensors)
+
+
+def _integer_folder(
+    ref: str, weights: Sequence[Path], stored: Mapping[str, StoredTensor]
+) -> IntegerFolder:
+    """A folder's matrices of whole numbers. Raises `ModelError` where their parts don't fit each
+    other.
+    """
+    tensors = dict(stored)
+    modules: set[str] = set()
+    for name, scales in stored.items():
+        module = name.removesuffix(f".{SCALE}")
+        if module == name:
+            continue
+        codes = stored.get(f"{module}.{WEIGHT}")
+        if codes is None or not _are_of(codes, scales):
+            raise ModelError(
+                f"{ref}: the whole numbers of {module} and their scales, {list(scales.shape)}, "
+                "don't fit each other; save it again",
+                subject=module,
+            )
+        modules.add(module)
+        del tensors[name]
+        tensors[f"{module}.{WEIGHT}"] = StoredTensor(codes.shape, scales.dtype, codes.file)
+    return IntegerFolder(weights, frozenset(modules), tensors)
+
+
+def _are_of(codes: StoredTensor, scales: StoredTensor) -> bool:
+    """Whether whole numbers and scales are those of one matrix."""
+    if codes.dtype != "I8" or codes.file != scales.file:
+        return False
+    if not len(codes.shape) == len(scales.shape) == 2:
+        return False
+    rows, inputs = codes.shape
+    return scales.shape[0] == rows and scales.shape[1] > 0 and inputs % scales.shape[1] == 0
 
 
 def _unpacked(
@@ -195,7 +265,7 @@ def _groups(settings: Any, ref: str) -> Mapping[str, int]:
             )
     method_name = settings.get("quant_method", "unknown")
     format_name = settings.get("format")
-    if method_name != METHOD or format_name != FORMAT:
+    if method_name != METHOD or format_name not in (FORMAT, INTEGERS):
         named = brief(method_name)[1:-1]
         if isinstance(format_name, str):
             named = f"{named}, {brief(format_name)[1:-1]}"
@@ -219,9 +289,9 @@ def _groups(settings: Any, ref: str) -> Mapping[str, int]:
                 "integers of 2 to 8 bits are",
                 subject=ref,
             )
-        if group.get("input_activations") or scheme.get("actorder") == "group":
+        if scheme.get("actorder") == "group":
             raise ModelError(
-                f"{ref} rounds activations or orders its groups anew, which isn't computed here; "
+                f"{ref} orders its groups anew, which isn't computed here; "
                 "give the model before that",
                 subject=ref,
             )

@@ -24,6 +24,7 @@ from calibrant.models.digests import file_digest
 from calibrant.models.folder import CONFIG
 from calibrant.models.on_disk import write_shards
 from calibrant.models.quiet import quiet, quoted
+from calibrant.models.rounded_inputs import write_rounding
 from calibrant.models.viewing import IN_MEMORY, Residence
 from calibrant.spec.foreign import user_path, visible
 from calibrant.system.durable import appearing, flush, read_json, sealed, text_of_json
@@ -126,8 +127,8 @@ def saved(
 
 
 def write_model(opened: Opened, folder: Path) -> None:
-    """Write model and tokenizer into `folder` as transformers does; blocks that are on disk are
-    written one after the other.
+    """Write model and tokenizer into `folder` as transformers does, and beside them which inputs
+    are rounded; blocks that are on disk are written one after the other.
     """
     forget_quantization(opened.model)
     if opened.residence.on_disk:
@@ -135,6 +136,7 @@ def write_model(opened: Opened, folder: Path) -> None:
     else:
         opened.model.save_pretrained(folder)
     opened.tokenizer.save_pretrained(folder)
+    write_rounding(opened.model, folder)
 
 
 def same_rights(file: Path) -> None:

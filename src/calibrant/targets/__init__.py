@@ -9,12 +9,14 @@ scores: not on the device, the threads, or how a sort happens to break ties.
 
 from calibrant.targets._base import Group, Removal, Target, keep_highest
 from calibrant.targets._elements import E2M1, E4M3, Element
+from calibrant.targets._inputs import InputGrid, Range
 from calibrant.targets._kinds import accepted, allowed, kinds, parse_target, targets
 from calibrant.targets.float_grid import FloatGrid
 from calibrant.targets.ggml_kind import GgmlKind
 from calibrant.targets.gguf_recipe import GgufRecipe
 from calibrant.targets.grid import Grid
 from calibrant.targets.n_of_m import NofM
+from calibrant.targets.scheme import Scheme
 from calibrant.targets.share import Parts, Share
 from calibrant.targets.sparse_grid import SparseGrid
 from calibrant.targets.sparsity import Sparsity
@@ -28,9 +30,12 @@ __all__ = [
     "GgufRecipe",
     "Grid",
     "Group",
+    "InputGrid",
     "NofM",
     "Parts",
+    "Range",
     "Removal",
+    "Scheme",
     "Share",
     "SparseGrid",
     "Sparsity",

@@ -44,6 +44,20 @@ class Target(Spec, ABC):
         """
         return None
 
+    @property
+    def weights(self) -> "Target":
+        """What the weights of a matrix are to become: all that is asked, unless the target is a
+        scheme that rounds inputs too. A method is asked for this.
+        """
+        return self
+
+    @property
+    def looks(self) -> bool:
+        """Whether a part of it, such as a scale of inputs, is found on calibration data, whatever
+        the method.
+        """
+        return False
+
     def check(self, shape: tuple[int, int], name: str) -> None:
         """Raise `TargetError`, naming the matrix, if a matrix of `shape` (out, in) can't become
         this. Most targets fit every shape.

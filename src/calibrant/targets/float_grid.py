@@ -34,18 +34,6 @@ FORMATS: Final = {
     "MXFP4A16": _Format(E2M1, 1, 32, "e8m0"),
     "NVFP4A16": _Format(E2M1, 1, 16, "e4m3"),
 }
-WITH_INPUTS: Final = {
-    "FP8": "FP8A16_TENSOR",
-    "FP8_DYNAMIC": "FP8A16",
-    "FP8_BLOCK": "FP8A16_BLOCK",
-    "MXFP4": "MXFP4A16",
-    "W8A8": "W8A16",
-    "INT8": "W8A16",
-    "W4A8": "W4A16",
-}
-"""Schemes that round inputs too, and what rounds the same weights alone. `NVFP4` isn't among them,
-since as a target it is llama.cpp's recipe.
-"""
 
 
 @dataclass(frozen=True)
@@ -76,12 +64,6 @@ class FloatGrid(Target):
     @classmethod
     def read(cls, value: str | float | int) -> "FloatGrid | None":
         name = value.strip().upper() if isinstance(value, str) else ""
-        if name in WITH_INPUTS:
-            raise TargetError(
-                f"{name} rounds the inputs of matrices too, which isn't possible yet; "
-                f"write {WITH_INPUTS[name]} to round its weights alone",
-                subject=str(value),
-            )
         return cls(name) if name in FORMATS else None
 
     def __str__(self) -> str:

@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from calibrant.activations import InputStatistic, Seen
 from calibrant.errors import ModelError, NumericsError, WalkError
 from calibrant.models import Block, ModelView, Weight
+from calibrant.models.rounded_inputs import rounding_of
 from calibrant.system.clock import spent_on
 from calibrant.walk.attention import BlockCall, KeptCall, Weigh
 from calibrant.walk.block_statistics import BlockVisit
@@ -237,14 +238,23 @@ class MicroBatch:
             by_position[self.counted] = weights
         return by_position
 
-    def _stop(self, product: Product) -> None:
-        """Stop at a product: called from within the forward, in its greenlet."""
+    def _stop(self, product: Product) -> Tensor | None:
+        """Stop at a product: called from within the forward, in its greenlet. Return the inputs
+        after rounding, where the loop made the matrix's module round them meanwhile.
+        """
         assert self._watch is not None
+        module = product.weight.owner
+        before = rounding_of(module)
         # torch takes a mode off while it asks it, and the loop leaves the mode as it returns from
         # its switch: entered here once more, it can be left there.
         with self._watch:
             # Back to the loop, which may set the matrix; comes back when the forward is resumed.
             self._loop.switch(product)
+        # The module's forward is under way, so it doesn't round these inputs itself.
+        after = rounding_of(module)
+        if after is None or after is before:
+            return None
+        return after.grid.rounded(product.x, after.scale)
 
     def _door(self, forward: Callable[..., Any]) -> Callable[..., Any]:
         """What stands in the place of the next block's `forward` while the model runs: it waits

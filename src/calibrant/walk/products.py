@@ -56,14 +56,17 @@ class Product:
 @final
 class Watch(TorchFunctionMode):
     """While it is entered, `on_product` is called with every product with one of the `weights`,
-    before it is made.
+    before it is made. What it returns, if anything, takes the place of the product's `x`.
 
     `positions` is how many tokens the forward has. A gather from a table of so many rows shows of
     which tokens an expert gets the rows.
     """
 
     def __init__(
-        self, weights: Iterable[Weight], on_product: Callable[[Product], None], positions: int
+        self,
+        weights: Iterable[Weight],
+        on_product: Callable[[Product], Tensor | None],
+        positions: int,
     ) -> None:
         super().__init__()
         self._on_product = on_product
@@ -83,16 +86,21 @@ class Watch(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
-        self.see(getattr(func, "__name__", ""), args, kwargs)
+        args = self.see(getattr(func, "__name__", ""), args, kwargs)
         return func(*args, **kwargs)
 
-    def see(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Report the products that the function `name`, called so, is about to make."""
+    def see(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
+        """Report the products that the function `name`, called so, is about to make. Return the
+        arguments that it is to be called with.
+        """
         if name in _AS_OUT_IN or name in _AS_IN_OUT:
             for product in self._products(name, args, kwargs):
-                self._on_product(product)
+                x = self._on_product(product)
+                if x is not None:
+                    args = _exchanged(args, product.x, x)
         elif name in ("__getitem__", "index_select"):
             self._note_gather(args[0], args[-1])
+        return args
 
     def _products(
         self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -146,6 +154,15 @@ class Watch(TorchFunctionMode):
         # its products get next.
         if table.is_floating_point() and len(table) == self._positions:
             self._gathered = index
+
+
+def _exchanged(args: tuple[Any, ...], before: Tensor, after: Tensor) -> tuple[Any, ...]:
+    """Return the arguments with one tensor in the place of another."""
+    exchanged = list(args)
+    for place, value in enumerate(args):
+        if value is before:
+            exchanged[place] = after
+    return tuple(exchanged)
 
 
 def _is_whole(weight: Weight, matrix: Tensor) -> bool:

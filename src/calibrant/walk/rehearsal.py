@@ -57,7 +57,8 @@ class Rehearsal:
     of matrices and blocks whose rows come position by position (`[position, sample, …]`). `by_use`
     and `apart` are groups of matrices as `Order` has them. `changes_input` is true where a block
     writes into what it is called with. `frees_input` is true where nothing but the first block
-    reads that block's input, so that its memory may be freed afterwards.
+    reads that block's input, so that its memory may be freed afterwards. `past_module` are names of
+    matrices that a forward multiplies with without calling their module.
     """
 
     calls: tuple[int, ...]
@@ -66,6 +67,7 @@ class Rehearsal:
     apart: frozenset[str]
     changes_input: bool
     frees_input: bool
+    past_module: frozenset[str]
     _left: Mapping[str, str] = field(repr=False)
     _twice: Mapping[str, str] = field(repr=False)
 
@@ -133,6 +135,8 @@ class _Rehearsing(TorchFunctionMode):
         """For each matrix the first operation besides products that reads it."""
         self._multiplied: set[str] = set()
         """Matrices that the operation which runs now multiplies with."""
+        self._called: set[nn.Module] = set()
+        """Modules of matrices that were called."""
         # A block whose numbers are elsewhere is located when it is held.
         self._locate(() if view.residence.elsewhere else range(len(view.blocks)))
 
@@ -144,12 +148,18 @@ class _Rehearsing(TorchFunctionMode):
         with ExitStack() as stack:
             for block in view.blocks:
                 stack.enter_context(replaced(block.module, self._noting_forward(block)))
+                for module in {weight.owner for weight in block.weights}:
+                    handle = module.register_forward_pre_hook(self._note_call)
+                    stack.callback(handle.remove)
             stack.enter_context(torch.no_grad())
             stack.enter_context(self)
             self._show(base, inputs)
         left: dict[str, str] = {}
         twice: dict[str, str] = {}
+        past_module: set[str] = set()
         for weight in view.weights:
+            if weight.name in self._uses and weight.owner not in self._called:
+                past_module.add(weight.name)
             reason = self._reason(weight)
             uses = self._uses.get(weight.name, ())
             if reason:
@@ -175,6 +185,7 @@ class _Rehearsing(TorchFunctionMode):
             frozenset(apart),
             self._changes_input,
             not self._first_input_is_used,
+            frozenset(past_module),
             left,
             twice,
         )
@@ -266,6 +277,9 @@ class _Rehearsing(TorchFunctionMode):
             return output
 
         return noting
+
+    def _note_call(self, module: nn.Module, _: Any) -> None:
+        self._called.add(module)
 
     def _note_product(self, product: Product) -> None:
         name = product.weight.name

@@ -74,8 +74,9 @@ def measured_costs(
     if isinstance(recipe.target, GgufRecipe):
         compress = _whole_file_seconds(opened, first_block, stand_in) / piece_times.blocks
     elif _needs_a_walk_of_its_own(method):
-        targets = dict.fromkeys(model.named, recipe.target)
-        job = Job(opened, model, batch, recipe.target, targets, recipe.propagate)
+        target = recipe.target.weights
+        targets = dict.fromkeys(model.named, target)
+        job = Job(opened, model, batch, target, targets, recipe.propagate)
         tokens = int(batch.mask.sum())
         extra_seconds = max(0.0, _first_block_seconds(job, method) - compress - forward * tokens)
         # Weights of tokens cost by the token, and what is tried in a block costs by the block.

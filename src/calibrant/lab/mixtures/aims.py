@@ -95,6 +95,8 @@ def stand_in_of(method: Method, target: Target) -> StandIn:
     Raises `SpecError` where data makes no difference, or nothing can be predicted from sums of
     statistics.
     """
+    # Of a scheme its weights: what becomes of inputs depends less on the text.
+    target = target.weights
     if not method.looks:
         looking = _by_kind(LOOKING, target) or "another method"
         message = (
@@ -135,6 +137,6 @@ def _instead(target: Target) -> str:
 
 def _by_kind(names: Mapping[type[Target], str], target: Target) -> str | None:
     for kind, name in names.items():
-        if isinstance(target, kind):
+        if isinstance(target.weights, kind):
             return name
     return None

@@ -689,7 +689,7 @@ class StudyReader:
                 ways.setdefault((labels.method, request.recipe.propagate), request.recipe)
         for recipe in pairs.values():
             try:
-                recipe.method.check(recipe.target)
+                recipe.method.check(recipe.target.weights)
             except InputError as error:
                 advice = "write a group for each kind of target, or leave the pair out with exclude"
                 self.mistakes.add(targets, f"{error}; {advice}")

@@ -86,7 +86,7 @@ class RunRequest:
         if self.calibration is not None:
             data = str(self.calibration)
             seed = self.calibration.seed
-            if recipe.method.looks:
+            if recipe.walks:
                 propagate = recipe.propagate
         method = str(recipe.method)
         target = str(recipe.target)
@@ -186,18 +186,20 @@ class Axes:
     @property
     def looks(self) -> bool:
         """Whether anything in it looks at data."""
-        return any(map(_part_looks, (*self.methods, *self.allocations, *self.transforms)))
+        targets = [aimed(method, target) for method, target in product(self.methods, self.targets)]
+        parts = (*self.methods, *self.allocations, *self.transforms, *targets)
+        return any(map(_part_looks, parts))
 
     def count(self) -> int:
         """Return how many cells it has, before any is made."""
         draws = len(self.data) * len(self.seeds)
         ways = 0
-        for method, allocation in product(self.methods, self.allocations):
-            ways += draws if self._looks(method, allocation) else 1
-        return len(self.models) * (1 + len(self.targets) * ways)
+        for method, allocation, target in product(self.methods, self.allocations, self.targets):
+            ways += draws if self._looks(method, allocation, aimed(method, target)) else 1
+        return len(self.models) * (1 + ways)
 
-    def _looks(self, method: Method, allocation: Allocation) -> bool:
-        return any(map(_part_looks, (method, allocation, *self.transforms)))
+    def _looks(self, method: Method, allocation: Allocation, target: Target) -> bool:
+        return any(map(_part_looks, (method, allocation, target, *self.transforms)))
 
     def requests(self) -> Iterator[RunRequest]:
         """Yield a request for every cell, the dense models among them."""
@@ -213,13 +215,16 @@ class Axes:
         propagate = propagation(method, self.propagate) or self.blind
         targets = [aimed(method, target) for target in self.targets]
         for allocation in self.allocations:
-            recipes: list[Recipe] = []
+            looking: list[Recipe] = []
             for target in targets:
-                recipes.append(Recipe(method, target, allocation, propagate, self.transforms))
-            # What looks at no data has one run, whatever the sets and draws.
-            sets = self._draws if self._looks(method, allocation) else [None]
-            for calibration in sets:
-                for recipe in recipes:
+                recipe = Recipe(method, target, allocation, propagate, self.transforms)
+                if self._looks(method, allocation, target):
+                    looking.append(recipe)
+                else:
+                    # What looks at no data has one run, whatever the sets and draws.
+                    yield RunRequest(model, None, recipe)
+            for calibration in self._draws:
+                for recipe in looking:
                     yield RunRequest(model, calibration, recipe)
 
     @cached_property
@@ -228,8 +233,8 @@ class Axes:
         return [calibration.redrawn(seed) for seed, calibration in pairs]
 
 
-def _part_looks(part: Method | Allocation | Transform) -> bool:
-    return part.looks if isinstance(part, Method) else bool(part.observes)
+def _part_looks(part: Method | Allocation | Transform | Target) -> bool:
+    return part.looks if isinstance(part, Method | Target) else bool(part.observes)
 
 
 def union(

@@ -186,7 +186,7 @@ class Timings:
     ) -> None:
         """Time one block's compression."""
         method = recipe.method
-        target = recipe.target
+        target = recipe.target.weights
         weights = model.blocks[0].weights
         with self._noting_errors(f"{method} {target}"):
             check_model(method, model, target, dict.fromkeys(model.named, target))
@@ -279,7 +279,7 @@ def measure_pieces(
 
 def _judging(recipe: Recipe) -> Recipe:
     """The recipe with the method that its allocation judges by."""
-    method, _ = recipe.allocation.judges_by(recipe.method, recipe.target)
+    method, _ = recipe.allocation.judges_by(recipe.method, recipe.target.weights)
     return replace(recipe, method=method)
 
 
@@ -304,9 +304,9 @@ def _compress(
     began = time.perf_counter()
     for weight in weights:
         if weight in seen:
-            method.compress(weight.get(), copies[id(seen[weight])], recipe.target)
+            method.compress(weight.get(), copies[id(seen[weight])], recipe.target.weights)
         elif not method.observes:
-            method.compress(weight.get(), Seen({}), recipe.target)
+            method.compress(weight.get(), Seen({}), recipe.target.weights)
     return time.perf_counter() - began
 
 
@@ -511,14 +511,16 @@ def _own_forward(timings: Timings, request: RunRequest, supplies: Mapping[str, S
     allocation = recipe.allocation
     plain = timings.forward.get((FeatureNorms,), 0.0)
     observing = timings.forward.get(method.observes, 0.0)
-    seconds = plain * method.tried(timings.blocks, recipe.target)
-    seconds += plain * allocation.tried(timings.blocks, recipe.target)
+    seconds = plain * method.tried(timings.blocks, recipe.target.weights)
+    seconds += plain * allocation.tried(timings.blocks, recipe.target.weights)
     if request.calibration is None:
         return seconds
     tokens = _tokens(request.calibration, supplies)
     if recipe.propagate != "dense":
         again = plain if recipe.propagate == "reference" else 0.0
         seconds += (observing + again) * tokens
+    if recipe.target.looks:  # another walk, for the scales of inputs
+        seconds += plain * tokens if recipe.propagate == "arrival" else 2 * plain * tokens
     if allocation.tries:  # it walks once through the untouched model for itself
         seconds += observing * tokens
     return seconds
@@ -526,6 +528,6 @@ def _own_forward(timings: Timings, request: RunRequest, supplies: Mapping[str, S
 
 def _own_compression(timings: Timings, recipe: Recipe) -> float:
     """The seconds that a block's compression takes, and what its allocation tries before."""
-    judge, times = recipe.allocation.judges_by(recipe.method, recipe.target)
+    judge, times = recipe.allocation.judges_by(recipe.method, recipe.target.weights)
     judged = times * timings.block.get((str(judge), str(recipe.target)), 0.0)
     return judged + timings.block.get(_piece(recipe), 0.0)

@@ -1,0 +1,142 @@
+"""Inputs that a folder in a format of compressed-tensors says are rounded: in its configuration
+how, and in its files with which static scales.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, final
+
+from safetensors import safe_open
+from torch import nn
+
+from calibrant.errors import ModelError, NumericsError
+from calibrant.models.complete import StoredTensor
+from calibrant.models.configuring import opening_by_transformers
+from calibrant.models.float_folder import SCALE
+from calibrant.models.folder import CONFIG, entries, read_object
+from calibrant.models.rounded_inputs import MODULES, round_inputs
+from calibrant.spec.foreign import brief
+from calibrant.targets import InputGrid
+from calibrant.targets.scheme import SCHEMES
+
+STATIC: Final = "input_scale"
+"""What the static scale of a tensor is called."""
+GLOBAL: Final = "input_global_scale"
+"""What the scale of e4m3 scales is called."""
+
+
+def input_settings(grid: InputGrid) -> dict[str, Any]:
+    """Return what the library's configuration says of inputs on a grid."""
+    settings: dict[str, Any] = {
+        "num_bits": 4 if grid.element == "e2m1" else 8,
+        "type": "int" if grid.element == "int8" else "float",
+        "symmetric": True,
+        "strategy": grid.strategy,
+        "group_size": grid.group,
+        "dynamic": grid.range is None,
+    }
+    if grid.scale == "e4m3":
+        # The global scale is found beforehand, and those of groups aren't.
+        settings |= {"strategy": "tensor_group", "dynamic": "local"}
+    return settings
+
+
+def scale_name(grid: InputGrid) -> str:
+    """Return what the tensor of a static scale is called, behind the name of its module."""
+    return GLOBAL if grid.scale == "e4m3" else STATIC
+
+
+@final
+@dataclass(frozen=True)
+class DeclaredInputs:
+    """The modules whose inputs are rounded, by name, each with its grid and static scale; `tensors`
+    are the names of all that the files say of inputs.
+    """
+
+    modules: Mapping[str, tuple[InputGrid, float | None]] = field(
+        default_factory=dict[str, tuple[InputGrid, float | None]]
+    )
+    tensors: frozenset[str] = frozenset()
+
+    def apply(self, model: nn.Module, ref: str) -> None:
+        """Let the modules of `model` round their inputs. Raises `ModelError` for one that can't,
+        and for a scale that isn't finite and above 0.
+        """
+        known = dict(model.named_modules())
+        for name, (grid, scale) in self.modules.items():
+            module = known.get(name)
+            if not isinstance(module, MODULES):
+                raise ModelError(
+                    f"{ref} rounds the inputs of {brief(name)}, which is no linear layer of this "
+                    "model; check its configuration",
+                    subject=name,
+                )
+            try:
+                round_inputs(module, grid, scale)
+            except NumericsError as error:
+                raise ModelError(f"{ref}: {name}: {error}", subject=name) from error
+
+
+def declared_inputs(
+    folder: Path, ref: str, weights: Sequence[Path], stored: Mapping[str, StoredTensor]
+) -> DeclaredInputs:
+    """Return which inputs a folder says are rounded. Raises `ModelError` for a way that isn't known
+    here, and for a module without its static scale.
+    """
+    by_target = _by_target(folder, ref)
+    tensors = {name for name in stored if name.rpartition(".")[2] in (STATIC, GLOBAL)}
+    modules: dict[str, InputGrid] = {}
+    for name in stored if by_target else ():
+        module = name.removesuffix(f".{SCALE}")
+        grid = by_target.get(module, by_target.get("Linear"))
+        if module != name and grid is not None:
+            modules[module] = grid
+    wanted: dict[str, str] = {}
+    for module, grid in modules.items():
+        if grid.range is not None:
+            wanted[f"{module}.{scale_name(grid)}"] = module
+    scales: dict[str, float] = {}
+    for path in weights if wanted else ():
+        with opening_by_transformers(ref), safe_open(path, framework="pt") as file:
+            for name in wanted.keys() & set(file.keys()):
+                numbers = file.get_tensor(name).flatten().tolist()
+                if len(numbers) == 1:
+                    scales[wanted[name]] = float(numbers[0])
+    for name, module in wanted.items():
+        if module not in scales:
+            raise ModelError(
+                f"{ref} holds no number {name}, which the inputs of {module} need; save it again",
+                subject=module,
+            )
+    inputs = {module: (grid, scales.get(module)) for module, grid in modules.items()}
+    return DeclaredInputs(inputs, frozenset(tensors))
+
+
+def _by_target(folder: Path, ref: str) -> dict[str, InputGrid]:
+    """How inputs are rounded, by the targets of the configuration: `Linear`, or modules by name."""
+    settings: Any = {}
+    for name, value in entries(read_object(folder / CONFIG)):
+        if name == "quantization_config" and isinstance(value, dict):
+            settings = value
+            break
+    groups = settings.get("config_groups")
+    found: dict[str, InputGrid] = {}
+    for group in groups.values() if isinstance(groups, dict) else ():
+        given = group.get("input_activations") if isinstance(group, dict) else None
+        targets = group.get("targets") if given else None
+        for target in targets if isinstance(targets, list) else ():
+            found[str(target)] = _grid_of(given, ref)
+    return found
+
+
+def _grid_of(given: Any, ref: str) -> InputGrid:
+    for parts in SCHEMES.values():
+        expected = input_settings(parts.inputs).items()
+        if isinstance(given, dict) and all(given.get(key) == value for key, value in expected):
+            return parts.inputs
+    raise ModelError(
+        f"{ref} rounds activations in a way that isn't computed here ({brief(given)}); "
+        f"{', '.join(SCHEMES)} are",
+        subject=ref,
+    )

@@ -1,0 +1,139 @@
+"""Modules that round their inputs before they use them, as a scheme such as `W8A8` asks, and the
+file in a model's folder that says which these are.
+
+Where transformers opens such a folder, inputs stay as they are: it doesn't know the file.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final, final
+
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from calibrant.errors import CalibrantError, ModelError
+from calibrant.models.folder import read_object
+from calibrant.models.viewing import Weight
+from calibrant.spec.foreign import brief
+from calibrant.system.durable import text_of_json
+from calibrant.targets import InputGrid
+
+INPUTS: Final = "rounded_inputs.json"
+"""The file that says which modules of a saved model round their inputs, and how."""
+MODULES: Final = (nn.Linear, Conv1D)
+"""Modules whose forward multiplies its one input with a matrix."""
+
+
+@final
+@dataclass(frozen=True)
+class RoundedInputs:
+    """The forward of a module that rounds its input to `grid` first; `scale` is the static one,
+    None where all scales follow from the inputs.
+
+    It stands in the module's own attributes. So it is a part of the model's structure: what
+    restores that takes it away, and a copy of the model has one of its own.
+    """
+
+    grid: InputGrid
+    scale: float | None
+    forward: Callable[..., Tensor]
+
+    def __post_init__(self) -> None:
+        self.grid.check(self.scale)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.forward(self.grid.rounded(x, self.scale))
+
+
+def has_inputs(weight: Weight) -> bool:
+    """Return whether a matrix has a module of its own, which can round its inputs."""
+    return weight.expert is None and weight.key == "weight" and isinstance(weight.owner, MODULES)
+
+
+def rounding_of(module: nn.Module) -> RoundedInputs | None:
+    """Return how a module rounds its inputs; None for one that doesn't."""
+    forward = vars(module).get("forward")
+    return forward if isinstance(forward, RoundedInputs) else None
+
+
+def round_inputs(module: nn.Module, grid: InputGrid, scale: float | None) -> None:
+    """Let a module round its inputs, in place of how it did before. Raises `ValueError` where grid
+    and scale don't fit each other, `NumericsError` for a scale that isn't finite and above 0.
+    """
+    before = rounding_of(module)
+    forward = module.forward if before is None else before.forward
+    vars(module)["forward"] = RoundedInputs(grid, scale, forward)
+
+
+def rounding_modules(model: nn.Module) -> dict[str, RoundedInputs]:
+    """Return the modules of a model that round their inputs, by name."""
+    found: dict[str, RoundedInputs] = {}
+    for name, module in model.named_modules():
+        rounding = rounding_of(module)
+        if rounding is not None:
+            found[name] = rounding
+    return found
+
+
+def round_alike(model: nn.Module, other: nn.Module) -> None:
+    """Let the modules of `model` round their inputs as those of the same names in `other` do."""
+    for name, rounding in rounding_modules(other).items():
+        round_inputs(model.get_submodule(name), rounding.grid, rounding.scale)
+
+
+def rounding_facts(model: nn.Module) -> dict[str, Any]:
+    """Return as plain data how modules round their inputs, by their names."""
+    modules: dict[str, Any] = {}
+    for name, rounding in rounding_modules(model).items():
+        modules[name] = {"grid": asdict(rounding.grid), "scale": rounding.scale}
+    return modules
+
+
+def write_rounding(model: nn.Module, folder: Path) -> None:
+    """Write into `folder` which modules round their inputs, if any do."""
+    modules = rounding_facts(model)
+    if modules:
+        text = text_of_json({"modules": modules}, ordered=True)
+        (folder / INPUTS).write_text(text, encoding="utf-8")
+
+
+def round_as_written(model: nn.Module, folder: Path) -> None:
+    """Let the modules of `model` round their inputs as `write_rounding` wrote it into its folder;
+    does nothing where it didn't. Raises `ModelError` for a file that is damaged or of another
+    model.
+    """
+    path = folder / INPUTS
+    if not path.is_file():
+        return
+    modules = read_object(path).get("modules")
+    if not isinstance(modules, dict):
+        raise _damaged(path, brief(modules))
+    known = dict(model.named_modules())
+    for name, facts in modules.items():
+        module = known.get(name)
+        if not isinstance(module, MODULES):
+            raise _damaged(path, brief(name))
+        try:
+            grid, scale = _read(facts)
+            round_inputs(module, grid, scale)
+        except (CalibrantError, KeyError, TypeError, ValueError) as error:
+            raise _damaged(path, f"{brief(name)}: {brief(facts)}") from error
+
+
+def _read(facts: Mapping[str, Any]) -> tuple[InputGrid, float | None]:
+    """The grid and the scale of a module. Raises `KeyError`, `TypeError` or `ValueError` for what
+    is none.
+    """
+    scale = facts["scale"]
+    if scale is not None and type(scale) is not float:
+        raise TypeError
+    return InputGrid.read(facts["grid"]), scale
+
+
+def _damaged(path: Path, what: str) -> ModelError:
+    return ModelError(
+        f"{path} says of a module how its inputs are rounded, and that doesn't fit the model "
+        f"({what}); save the model again",
+        subject=str(path),
+    )

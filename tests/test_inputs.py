@@ -1,0 +1,411 @@
+"""Models whose matrices get rounded inputs: what they compute, how they are taken back, kept,
+saved, measured, and gone on with after a kill.
+"""
+
+import copy
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, MambaConfig, MambaForCausalLM
+
+import calibrant
+from calibrant.compress import Recipe, compress, prune_quantize, quantize
+from calibrant.compress.checkpoint import Checkpoint
+from calibrant.data import CalibrationSet
+from calibrant.edits import Edit, QuantizeInputs, read_edit
+from calibrant.edits.file import from_bytes, to_bytes
+from calibrant.errors import DataError, NumericsError, OutputError, SpecError
+from calibrant.lab.study import Study
+from calibrant.lab.study.loaded import LoadedModel
+from calibrant.models import Opened, Snapshot, load, open_model, view
+from calibrant.models.rounded_inputs import INPUTS, rounding_modules
+from calibrant.results import EDITS, Record, Store
+from calibrant.testing import tiny_folder, tiny_tokenizer
+from calibrant.walk.rehearsal import rehearse
+
+from tests.models.refused import refusal_of
+from tests.study.small import kept_files
+from tests.usual import two_hundred_lines
+
+IDS = torch.arange(3, 67).reshape(2, 32)
+SMALL: dict[str, Any] = {"samples": 4, "length": 32, "dtype": "float32"}
+SCHEMES = ["W8A8", "FP8", "FP8(range=mse)", "FP8_DYNAMIC", "NVFP4", "MXFP4"]
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return two_hundred_lines(tmp_path_factory.mktemp("texts"))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> str:
+    return str(tiny_folder(tmp_path / "model", "llama"))
+
+
+def logits_of(opened: Opened) -> Tensor:
+    with torch.no_grad():
+        return opened.model(IDS).logits
+
+
+def compressed(
+    folder: str, texts: str, target: str, method: str = "rtn"
+) -> tuple[Opened, list[Edit], Record]:
+    opened = open_model(folder, "float32")
+    recipe = Recipe.parse(method, target)
+    batch = CalibrationSet(texts, samples=4, length=32).tokens(opened.tokenizer)
+    edits: list[Edit] = []
+    record = compress(opened, view(opened.model), batch, recipe, keep=edits.append)
+    return opened, edits, record
+
+
+def int8(x: Tensor) -> Tensor:
+    """Each token's inputs on 256 values."""
+    scales = x.abs().amax(-1, keepdim=True) / 127.5
+    return (x / scales).round().clamp(-128, 127) * scales
+
+
+class Int8Linear(nn.Linear):
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002  # torch calls it so
+        return nn.functional.linear(int8(input), self.weight, self.bias)
+
+
+def test_w8a8_computes_what_a_model_written_for_it_does(folder: str, texts: str):
+    opened, _, record = compressed(folder, texts, "W8A8")
+    by_hand = open_model(folder, "float32")
+    for module in by_hand.model.model.layers.modules():
+        if isinstance(module, nn.Linear):
+            scales = module.weight.abs().amax(1, keepdim=True) / 127.5
+            with torch.no_grad():
+                module.weight.copy_((module.weight / scales).round().clamp(-128, 127) * scales)
+            module.__class__ = Int8Linear
+    expected = logits_of(by_hand)
+    assert not torch.equal(expected, logits_of(open_model(folder, "float32")))
+    torch.testing.assert_close(logits_of(opened), expected, rtol=1e-5, atol=1e-5)
+    lines = [edit for edit in record.edits if edit["edit"] == "quantize_inputs"]
+    assert len(lines) == 21
+    assert lines[0]["strategy"] == "token"
+    assert record.run.tokens == record.run.data == ""
+
+
+@pytest.mark.parametrize("target", SCHEMES)
+def test_all_is_taken_back_to_the_bit_and_read_again(target: str, folder: str, texts: str):
+    method = "gptq" if target == "FP8" else "rtn"
+    opened, edits, record = compressed(folder, texts, target, method)
+    made = logits_of(opened)
+    assert json.dumps(record.plain(), allow_nan=False)
+    again = open_model(folder, "float32")
+    untouched = logits_of(again)
+    model_view = view(again.model)
+    undoing: list[Any] = []
+    for stored in from_bytes(to_bytes([edit.stored() for edit in edits])):
+        edit = read_edit(stored, model_view)
+        undoing.append(edit.undo(model_view))
+        edit.apply(model_view)
+    assert torch.equal(logits_of(again), made)
+    for undo in reversed(undoing):
+        undo()
+    assert torch.equal(logits_of(again), untouched)
+    assert not rounding_modules(again.model)
+
+
+def test_a_snapshot_and_a_copy_know_of_it(folder: str, texts: str):
+    opened, edits, _ = compressed(folder, texts, "W8A8")
+    copied = copy.deepcopy(opened.model)
+    made = logits_of(opened)
+    inputs = [edit for edit in edits if isinstance(edit, QuantizeInputs)]
+    restored = open_model(folder, "float32")
+    model_view = view(restored.model)
+    untouched = logits_of(restored)
+    snapshot = Snapshot.of(model_view)
+    for edit in edits:
+        read_edit(edit.stored(), model_view).apply(model_view)
+    with snapshot.as_it_was():
+        assert torch.equal(logits_of(restored), untouched)
+    assert torch.equal(logits_of(restored), made)
+    snapshot.restore()
+    assert torch.equal(logits_of(restored), untouched)
+    # What is undone in one doesn't change its copy.
+    for edit in inputs:
+        edit.undo(view(opened.model))
+        vars(edit.weight.owner).pop("forward")
+    with torch.no_grad():
+        assert torch.equal(copied(IDS).logits, made)
+
+
+def test_static_scales_are_those_of_inputs_that_come_through_rounded_ones(folder: str, texts: str):
+    """By hooks of the finished model: what arrives at each matrix is what its scale is of."""
+    opened, edits, _ = compressed(folder, texts, "FP8")
+    largest: dict[str, float] = {}
+    handles: list[Any] = []
+    for edit in edits:
+        if isinstance(edit, QuantizeInputs):
+
+            def note(_: nn.Module, args: tuple[Tensor], name: str = edit.weight.name) -> None:
+                largest[name] = max(largest.get(name, 0.0), float(args[0].abs().max()))
+
+            handles.append(edit.weight.owner.register_forward_pre_hook(note))
+    batch = CalibrationSet(texts, samples=4, length=32).tokens(opened.tokenizer)
+    with torch.no_grad():
+        opened.model(batch.ids)
+    scales = {edit.weight.name: edit.scale for edit in edits if isinstance(edit, QuantizeInputs)}
+    assert len(scales) == 21
+    for name, scale in scales.items():
+        assert scale == pytest.approx(largest[name] / 448, rel=1e-4)
+    attention = "model.layers.1.self_attn"
+    assert scales[f"{attention}.q_proj"] == scales[f"{attention}.v_proj"]
+
+
+def test_a_range_may_leave_out_what_stands_out(folder: str, texts: str):
+    reaches: dict[str, dict[str, float]] = {}
+    for target in ("FP8", "FP8(range=percentile)", "FP8(range=mse)"):
+        _, edits, _ = compressed(folder, texts, target)
+        reaches[target] = {
+            edit.weight.name: edit.notes["reach"]
+            for edit in edits
+            if isinstance(edit, QuantizeInputs)
+        }
+    name = "model.layers.0.self_attn.q_proj"
+    absmax, percentile, mse = (reach[name] for reach in reaches.values())
+    assert percentile <= absmax
+    assert mse <= absmax
+    assert len({absmax, percentile, mse}) > 1
+
+
+def test_a_scale_that_is_not_finite_is_refused(folder: str, texts: str):
+    opened, edits, _ = compressed(folder, texts, "FP8")
+    (first, *_) = [edit for edit in edits if isinstance(edit, QuantizeInputs)]
+    stored = first.stored()
+    for scale in (float("nan"), float("inf"), 0.0, -1.0):
+        broken = type(stored)(stored.kind, {**stored.facts, "scale": scale})
+        with pytest.raises(NumericsError):
+            read_edit(broken, view(opened.model)).apply(view(opened.model))
+    elsewhere = type(stored)(stored.kind, {**stored.facts, "matrix": "model.layers.9.up_proj"})
+    with pytest.raises(DataError):
+        read_edit(elsewhere, view(opened.model))
+
+
+@pytest.mark.parametrize("target", ["W8A8", "FP8"])
+def test_experts_in_one_module_keep_their_inputs_and_are_named(
+    target: str, texts: str, tmp_path: Path
+):
+    folder = str(tiny_folder(tmp_path / "model", "mixtral"))
+    opened, _, record = compressed(folder, texts, target)
+    rounding = rounding_modules(opened.model)
+    assert rounding
+    assert all("experts" not in name for name in rounding)
+    (left,) = [edit["matrices"] for edit in record.edits if edit["edit"] == "inputs_left"]
+    assert left
+    assert all("experts" in name for name in left)
+
+
+def test_a_matrix_that_is_used_without_its_module_is_left(tmp_path: Path, texts: str):
+    config = MambaConfig(vocab_size=259, hidden_size=32, num_hidden_layers=2, state_size=4)
+    MambaForCausalLM(config).save_pretrained(tmp_path / "model")
+    tiny_tokenizer().save_pretrained(tmp_path / "model")
+    folder = str(tmp_path / "model")
+    opened, _, record = compressed(folder, texts, "W8A8")
+    past_module = rehearse(view(opened.model)).past_module
+    (left,) = [edit["matrices"] for edit in record.edits if edit["edit"] == "inputs_left"]
+    assert past_module
+    assert past_module <= set(left)
+
+
+def test_static_scales_need_data(folder: str):
+    refusal_of(quantize, folder, target="FP8", dtype="float32", kind=SpecError)
+    quantize(folder, target="FP8_DYNAMIC", dtype="float32")
+
+
+@contextmanager
+def killed_behind(step: int) -> Iterator[None]:
+    """Behind the step that a checkpoint has just kept the process ends."""
+    add = Checkpoint.add
+
+    def deadly(self: Checkpoint, index: int, *rest: Any) -> None:
+        add(self, index, *rest)
+        if index == step:
+            raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Checkpoint, "add", deadly)
+        with pytest.raises(KeyboardInterrupt):
+            yield
+
+
+def files(folder: Path) -> dict[str, Any]:
+    """All files of a folder; of the manifest what doesn't say how it came about."""
+    found: dict[str, Any] = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            found[str(path.relative_to(folder))] = path.read_bytes()
+    manifest = json.loads(found.pop("calibrant.json"))
+    del manifest["record"]["provenance"], manifest["seal"]
+    return {**found, "calibrant.json": manifest}
+
+
+@pytest.mark.parametrize("on_disk", [False, True])
+@pytest.mark.parametrize(
+    ("method", "target", "propagate"),
+    [("gptq", "FP8", "arrival"), ("awq", "NVFP4", "dense"), ("rtn", "W8A8", None)],
+)
+@pytest.mark.parametrize("step", [1, 2, 4])
+def test_killed_at_any_step_it_comes_to_the_same_files(
+    step: int,
+    method: str,
+    target: str,
+    propagate: str | None,
+    on_disk: bool,
+    folder: str,
+    texts: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    if on_disk and method == "awq":
+        pytest.skip("awq needs the whole model")
+    data = texts if method != "rtn" else None
+    job: dict[str, Any] = {"data": data, "method": method, "target": target, "memory": 1000.0}
+    if propagate is not None:
+        job["propagate"] = propagate
+    quantize(folder, out=tmp_path / "whole", **job, **SMALL)
+    if on_disk:
+        monkeypatch.setattr(prune_quantize, "left_on_disk", lambda *_: "its blocks stayed on disk")
+    with killed_behind(step):
+        quantize(folder, out=tmp_path / "out", **job, **SMALL)
+    done = quantize(folder, out=tmp_path / "out", **job, **SMALL)
+    assert done.continued_from == step + 1
+    assert done.opened.residence.on_disk == on_disk
+    assert files(tmp_path / "out") == files(tmp_path / "whole")
+
+
+def test_a_saved_folder_is_opened_as_it_was_made(folder: str, texts: str, tmp_path: Path):
+    out = tmp_path / "out"
+    done = quantize(folder, data=texts, target="FP8", out=out, **SMALL)
+    made = logits_of(done.opened)
+    opened = open_model(str(out), "float32")
+    assert torch.equal(logits_of(opened), made)
+    with torch.no_grad():
+        assert torch.equal(load(out)(IDS).logits, made)
+        plain = AutoModelForCausalLM.from_pretrained(out).eval()
+        assert not torch.equal(plain(IDS).logits, made)
+    assert INPUTS in (out / "README.md").read_text("utf-8")
+    # What is made of it keeps how inputs are rounded, or is refused.
+    calibrant.export(out, tmp_path / "again")
+    assert torch.equal(logits_of(open_model(str(tmp_path / "again"), "float32")), made)
+    refusal_of(calibrant.export, out, tmp_path / "sparse", "sparse", kind=OutputError)
+    already = quantize(folder, data=texts, target="FP8", out=out, **SMALL)
+    assert already.already_done
+    given = open_model(folder, "float32")
+    taken = quantize(given.model, given.tokenizer, data=texts, target="FP8", out=out, **SMALL)
+    assert torch.equal(logits_of(taken.opened), made)
+    # Other scales are another model.
+    before = open_model(str(tmp_path / "again")).digest
+    place = tmp_path / "again" / INPUTS
+    (tmp_path / "again" / "calibrant.json").unlink()
+    text = json.loads(place.read_text("utf-8"))
+    for facts in text["modules"].values():
+        facts["scale"] *= 2
+    place.write_text(json.dumps(text), "utf-8")
+    assert open_model(str(tmp_path / "again")).digest != before
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"scale": None},
+        {"scale": -1.0},
+        {"scale": "1"},
+        {"grid": {"element": "e4m3"}},
+        {"grid": 3},
+    ],
+)
+def test_a_folder_that_says_nonsense_of_inputs_is_refused(
+    change: dict[str, Any], folder: str, texts: str, tmp_path: Path
+):
+    out = tmp_path / "out"
+    quantize(folder, data=texts, target="FP8", out=out, **SMALL)
+    (out / "calibrant.json").unlink()
+    document = json.loads((out / INPUTS).read_text("utf-8"))
+    document["modules"]["model.layers.0.mlp.up_proj"] |= change
+    (out / INPUTS).write_text(json.dumps(document), "utf-8")
+    assert refusal_of(open_model, str(out)).subject == str(out / INPUTS)
+    del document["modules"]["model.layers.0.mlp.up_proj"]
+    document["modules"]["model.layers.7.mlp.up_proj"] = {}
+    (out / INPUTS).write_text(json.dumps(document), "utf-8")
+    assert refusal_of(open_model, str(out)).subject == str(out / INPUTS)
+
+
+def test_other_exports_refuse_it_before_any_work(folder: str, tmp_path: Path):
+    for form in ("sparse", "gguf"):
+        options: dict[str, Any] = {"target": "W8A8", "out": tmp_path / "out", "export": form}
+        refusal_of(quantize, folder, **options, kind=OutputError)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_study_of_two_schemes_measures_again_from_what_is_stored(
+    folder: str, texts: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    tasks = [f"loss(source={texts!r}, tokens=200, length=64)"]
+    asked: dict[str, Any] = {
+        "model": [folder],
+        "data": ["random_tokens"],
+        "method": ["rtn"],
+        "target": ["W8A8", "FP8"],
+        "samples": 4,
+        "length": 32,
+    }
+    whole = Study(**asked, evaluate=tasks).run(tmp_path / "store")
+    assert not whole.failures
+    store = Store(tmp_path / "store")
+    tokens: dict[str, str] = {}
+    for run in store.ids():
+        record = store.record(run)
+        assert record is not None
+        tokens[record.run.target] = record.run.tokens
+    assert tokens["FP8"]
+    assert not tokens["W8A8"]
+    assert len(kept_files(tmp_path / "store", EDITS)) == 1
+    losses: set[float] = set()
+    for run in store.ids():
+        losses |= {measured.score.value for measured in store.scores(run).values()}
+    assert len(losses) == 3
+    made: list[str] = []
+
+    def noted(opened: Any, view: Any, batch: Any, recipe: Recipe, **how: Any) -> Any:
+        made.append(str(recipe.target))
+        return compress(opened, view, batch, recipe, **how)
+
+    monkeypatch.setattr("calibrant.lab.study.driver.compress", noted)
+    more = [*tasks, tasks[0].replace("200", "300")]
+    assert not Study(**asked, evaluate=more).run(tmp_path / "store").failures
+    assert "FP8" not in made
+
+
+def test_the_model_of_a_study_is_dense_again_after_a_scheme(folder: str, texts: str):
+    loaded = LoadedModel(open_model(folder, "float32"))
+    untouched = logits_of(loaded.opened)
+    recipe = Recipe.parse("rtn", "W8A8")
+    compress(loaded.opened, loaded.view, None, recipe, keep=loaded.remember)
+    made = logits_of(loaded.opened)
+    kept = loaded.edits()
+    assert kept is not None
+    assert loaded.mask() is None
+    assert not rounding_modules(loaded.reference())
+    loaded.restore()
+    assert torch.equal(logits_of(loaded.opened), untouched)
+    loaded.apply(kept)
+    assert torch.equal(logits_of(loaded.opened), made)
+
+
+def test_a_plan_knows_the_second_walk(folder: str, texts: str):
+    forwards: dict[str, float] = {}
+    for target in ("FP8", "FP8_DYNAMIC"):
+        planned = calibrant.plan(
+            calibrant.quantize, folder, data=texts, method="gptq", target=target, **SMALL
+        )
+        forwards[target] = planned.parts["forward"]
+    assert forwards["FP8"] == pytest.approx(2 * forwards["FP8_DYNAMIC"], rel=0.3)
