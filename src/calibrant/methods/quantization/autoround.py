@@ -22,7 +22,6 @@ from calibrant.methods._base import (
     check_choice,
     check_least,
     finite,
-    grid,
 )
 from calibrant.methods._model_method import (
     ModelMethod,
@@ -157,7 +156,11 @@ class SignRounding(ModelMethod):
         if not seen:
             return numbers
         # One that no token reached isn't among those that were seen.
-        grids = {weight: grid(job.targets[weight.name]) for weight in seen}
+        grids: dict[Weight, Grid] = {}
+        for weight in seen:
+            target = job.targets[weight.name]
+            assert isinstance(target, Grid)  # all that it accepts
+            grids[weight] = target
         # A seed of its own for each block. Torch takes seeds of 64 bits.
         seed = (self.seed * 1_000_003 + block.index) % 2**64
         generator = torch.Generator().manual_seed(seed)
