@@ -15,6 +15,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
@@ -45,7 +46,7 @@ def asked_prompts(tokenizer: Any, count: int) -> list[list[int]]:
     return prompts
 
 
-def generated(model: Any, prompts: list[list[int]], size: int, ends: list[int]) -> int:
+def generated(model: Any, prompts: list[list[int]], ends: list[int], size: int) -> int:
     """Answer with `generate`, so many at once."""
     import torch
 
@@ -96,9 +97,9 @@ def ways_of(opened: Any, prompts: list[list[int]]) -> dict[str, Way]:
     from calibrant.data.select._generating import end_tokens
 
     ends = sorted(end_tokens(opened))
-    ways: dict[str, Way] = {"calibrant": lambda: answered(opened.model, prompts, ends)}
+    ways: dict[str, Way] = {"calibrant": partial(answered, opened.model, prompts, ends)}
     for size in SIZES:
-        ways[f"generate {size}"] = lambda size=size: generated(opened.model, prompts, size, ends)
+        ways[f"generate {size}"] = partial(generated, opened.model, prompts, ends, size)
     return ways
 
 

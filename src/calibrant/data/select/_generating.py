@@ -400,6 +400,7 @@ def pick_likely(
         probabilities = nucleus((likely - log_masses[rows]).exp().cpu().double(), top_p)
         mass = probabilities.sum(1)
         place = chance[rows]
+        # The mass of all tokens is 1, so with `top_p` 1 the likeliest need only reach the place.
         found = mass > place
         if top_p < 1:
             place = place * mass
