@@ -302,7 +302,7 @@ def _energy_of_template(facts: Facts) -> Iterator[str]:
 
 def _energy_of(facts: Facts, kind: str, noun: str) -> Iterator[str]:
     energy = _model_facts(facts, "energy").get("kinds", {}).get(kind, {})
-    # A model that chats meets its template in use, and needs it more than anything else.
+    # A model that chats meets its template in use, so it should see it here too.
     first = facts["parts"][0]
     if energy.get("median", 0.0) > 0.5 and not first["conversations"]:
         yield (
