@@ -6,7 +6,7 @@ import pytest
 
 from calibrant.data.inspect.verdict import verdict
 
-from tests.inspect.sound import LEGACY, Change, both, chat, found, leaks, part, whole
+from tests.inspect.sound import LEGACY, Change, both, chat, energy, found, leaks, part, whole
 
 CONTROL = part(kind="control")
 SILENT: dict[str, Change] = {
@@ -33,6 +33,7 @@ SILENT: dict[str, Change] = {
     "no rows to compare": whole(near_duplicates={"examined": 0, "rows": 0, "pairs": []}),
     "a tokenizer of bytes": whole(vocabulary={"size": 259, "even": 12.0}),
     "conversations of which nothing is lost": chat(),
+    "a chat's own template": both(chat(), energy("template", median=0.7)),
     "the end of one window in reasoning": both(
         chat(cut_reasoning=1), part(windows=40, truncated=1, fills=False)
     ),

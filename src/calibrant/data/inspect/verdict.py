@@ -302,11 +302,13 @@ def _energy_of_template(facts: Facts) -> Iterator[str]:
 
 def _energy_of(facts: Facts, kind: str, noun: str) -> Iterator[str]:
     energy = _model_facts(facts, "energy").get("kinds", {}).get(kind, {})
-    if energy.get("median", 0.0) > 0.5:
+    # A model that chats meets its template in use, so it should see it here too.
+    first = facts["parts"][0]
+    if energy.get("median", 0.0) > 0.5 and not first["conversations"]:
         yield (
             f"{noun} make up {_percent(energy['median'])} of what half of the matrices are shown "
             "(Σx²): use a format with fewer of them, such as text or cot in place of "
-            f"{facts['parts'][0]['format']}"
+            f"{first['format']}"
         )
 
 
