@@ -136,7 +136,7 @@ def _search_seconds(
 
 
 def _writing_seconds(opened: Opened) -> float:
-    """Return the seconds of a token of a set that the model writes, from a batch of short answers."""
+    """Return the seconds of a token that the model writes and that is used, from short answers."""
     tokens = _ANSWERS * _WRITTEN
     prompts = CalibrationSet("random_tokens", tokens=tokens, length=_WRITTEN)
     ids = prompts.tokens(opened.tokenizer).ids.tolist()
