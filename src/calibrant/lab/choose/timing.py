@@ -37,6 +37,10 @@ _ANSWERS: Final = 16
 """Answers that are written together to time one."""
 _WRITTEN: Final = 16
 """Tokens of each, and of what they answer."""
+_USED: Final = 0.5
+"""The share of what is written that is taken to be used: answers that don't end, loops and copies
+are dropped.
+"""
 
 
 def measured_costs(
@@ -135,7 +139,7 @@ def _search_seconds(
 
 
 def _writing_seconds(opened: Opened) -> float:
-    """Return the seconds of a token that the model writes, from a batch of short answers."""
+    """Return the seconds of a token that the model writes and that is used, from short answers."""
     tokens = _ANSWERS * _WRITTEN
     prompts = CalibrationSet("random_tokens", tokens=tokens, length=_WRITTEN)
     ids = prompts.tokens(opened.tokenizer).ids.tolist()
@@ -143,7 +147,7 @@ def _writing_seconds(opened: Opened) -> float:
     seconds = 0.0
     for batch in decoder.batches():
         seconds += _timed(partial(decoder.run, batch))
-    return seconds / tokens
+    return seconds / (tokens * _USED)
 
 
 def _never(written: Sequence[int]) -> bool:
