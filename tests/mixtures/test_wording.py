@@ -88,7 +88,7 @@ def test_what_cannot_be_mixed_is_said_before_a_model_is_opened(
             "w4g64",
             SpecError,
             "rtn",
-            "rtn looks at no data, …; choose gptq, rsq, awq or rtn(scales=importance)",
+            "rtn looks at no data, …; choose gptq, rsq, awq, autoround or rtn(scales=importance)",
         ),
         (
             "ggml",
