@@ -53,8 +53,8 @@ SEED: Final = "a seed: any is as good as another"
 HARMLESS: Final[dict[tuple[str, str], str]] = {
     **{(name, "tokens"): BUDGET for name in ("cd_moe", "evolved", "evop", "evopress", "greedy")},
     **{(name, "tokens"): MEASURED for name in ("agreement", "lape", "loss", "perplexity", "words")},
-    **{(name, "seed"): SEED for name in ("task", "words", "cd_moe", "evolved", "evop", "evopress", "generation")},
-    **{(name, "seed"): SEED for name in ("autoround", "mc_suite", "rotate")},
+    **{(name, "seed"): SEED for name in ("autoround", "cd_moe", "evolved", "evop", "evopress")},
+    **{(name, "seed"): SEED for name in ("generation", "mc_suite", "rotate", "task", "words")},
 }
 """What as large a whole number is allowed of, and why."""
 
