@@ -36,8 +36,8 @@ SHARE = 0.65
 """How much of the model's bytes the device may hold: three of its 16 blocks, activations, and what
 the methods work with.
 """
-MORE = {"reconstructed": 0.85, "autoround": 0.85}
-"""The share for a job that needs more: what is learned holds a block's numbers several times."""
+MORE = {"reconstructed": 0.85}
+"""The share for a job that needs more: an optimizer holds a block's numbers several times."""
 FEW: dict[str, Any] = {"samples": 2, "length": 16, "dtype": "float32"}
 JOBS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "wanda": (prune, {"method": "wanda"}),
@@ -66,7 +66,6 @@ JOBS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
         {"method": "gptq", "target": "w4g32", "export": ["compressed_tensors"]},
     ),
     "awq": (quantize, {"method": "awq(steps=2)", "target": "w4g32"}),
-    "autoround": (quantize, {"method": "autoround(steps=2)", "target": "w4g32"}),
 }
 
 
