@@ -36,9 +36,9 @@ SHARE = 0.65
 """How much of the model's bytes the device may hold: three of its 16 blocks, activations, and what
 the methods work with.
 """
-MORE = {"reconstructed": 0.85, "autoround": 0.85, "smooth": 0.75}
-"""The share for a job that needs more: what is learned holds a block's numbers several times, and
-the largest inputs of all matrices are large beside matrices as small as these.
+MORE = {"reconstructed": 0.85, "smooth": 0.75}
+"""The share for a job that needs more: an optimizer holds a block's numbers several times, and the
+largest inputs of all matrices are large beside matrices as small as these.
 """
 FEW: dict[str, Any] = {"samples": 2, "length": 16, "dtype": "float32"}
 JOBS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
@@ -69,7 +69,6 @@ JOBS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
         {"method": "gptq", "target": "w4g32", "export": ["compressed_tensors"]},
     ),
     "awq": (quantize, {"method": "awq(steps=2)", "target": "w4g32"}),
-    "autoround": (quantize, {"method": "autoround(steps=2)", "target": "w4g32"}),
 }
 
 
