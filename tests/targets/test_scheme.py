@@ -115,7 +115,7 @@ def test_static_scales_reach_as_far_as_they_are_asked_to():
             grid.static_scale(math.inf, torch.float32)
         with pytest.raises(NumericsError):
             grid.check(math.nan)
-        with pytest.raises(ValueError):  # noqa: PT011  # msgspec's, or our own
+        with pytest.raises(ValueError, match="None"):
             grid.check(None)
 
 
@@ -175,5 +175,5 @@ def test_it_is_the_scheme_that_compressed_tensors_calls_so(name: str):
 def test_inputs_of_an_unknown_kind_are_not_read(changed: dict[str, Any]):
     facts = vars(Scheme("NVFP4").inputs)
     assert InputGrid.read(dict(facts)) == Scheme("NVFP4").inputs
-    with pytest.raises(ValueError, match="^(?!$)"):
+    with pytest.raises(ValueError):  # noqa: PT011  # msgspec's, or our own
         InputGrid.read({**facts, **changed})
