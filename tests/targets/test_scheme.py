@@ -128,7 +128,8 @@ def test_a_scheme_is_read_and_written(text: str):
 
 
 @pytest.mark.parametrize(
-    "text", ["FP8(range=max)", "FP8(scale=2)", "FP8(", "W8A8(range=mse)", "fp8(absmax)"]
+    "text",
+    ["FP8(range=max)", "FP8(scale=2)", "FP8(", "FP8(range=2)", "W8A8(range=mse)", "fp8(absmax)"],
 )
 def test_a_scheme_that_there_is_not_is_refused(text: str):
     with pytest.raises(TargetError):
