@@ -204,6 +204,35 @@ def test_experts_in_one_module_keep_their_inputs_and_are_named(
     assert all("experts" in name for name in left)
 
 
+class TwoOfThree(nn.Module):
+    """Three experts in modules of their own, of which no token reaches the last."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.experts = nn.ModuleList(copy.deepcopy(network) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.experts[0](x) + self.experts[1](2 * x)
+
+
+def test_an_expert_that_saw_no_token_gets_the_scales_of_the_others(folder: str, texts: str):
+    opened = open_model(folder, "float32")
+    for block in opened.model.model.layers:
+        block.mlp = TwoOfThree(block.mlp)
+    recipe = Recipe.parse("rtn", "FP8")
+    batch = CalibrationSet(texts, samples=4, length=32).tokens(opened.tokenizer)
+    edits: list[Edit] = []
+    compress(opened, view(opened.model), batch, recipe, keep=edits.append)
+    inputs = {edit.weight.name: edit for edit in edits if isinstance(edit, QuantizeInputs)}
+    for block in range(3):
+        experts = f"model.layers.{block}.mlp.experts"
+        for use in ("gate_proj", "up_proj", "down_proj"):
+            *seen, unseen = (inputs[f"{experts}.{expert}.{use}"] for expert in range(3))
+            assert unseen.scale == max(edit.scale or 0 for edit in seen)
+            assert unseen.notes["from"] == [edit.weight.name for edit in seen]
+            assert "from" not in seen[0].notes
+
+
 def test_a_matrix_that_is_used_without_its_module_is_left(tmp_path: Path, texts: str):
     config = MambaConfig(vocab_size=259, hidden_size=32, num_hidden_layers=2, state_size=4)
     MambaForCausalLM(config).save_pretrained(tmp_path / "model")

@@ -3,6 +3,7 @@ with that library gives the same logits, to the last bit.
 """
 
 import json
+import shutil
 import warnings
 from collections.abc import Callable
 from functools import cache
@@ -11,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
@@ -20,6 +21,8 @@ from calibrant.models import open_model
 from calibrant.models.rounded_inputs import INPUTS, rounding_modules
 from calibrant.targets.scheme import SCHEMES
 from calibrant.testing import tiny_folder
+
+from tests.models.refused import refusal_of
 
 NAME = "compressed_tensors"
 IDS = torch.arange(3, 35).reshape(2, 16)
@@ -117,3 +120,23 @@ def test_static_scales_are_stored_and_only_those(made: Callable[[str, str], Path
     (group,) = config["quantization_config"]["config_groups"].values()
     assert group["input_activations"]["dynamic"] in ({"NVFP4": "local"}.get(target), part is None)
     assert not (out / NAME / INPUTS).exists()
+
+
+def test_inputs_that_are_declared_otherwise_are_refused(
+    made: Callable[[str, str], Path], tmp_path: Path
+):
+    shutil.copytree(made("FP8", "bfloat16") / NAME, tmp_path / "folder")
+    config = json.loads((tmp_path / "folder" / "config.json").read_text("utf-8"))
+    tensors = load_file(tmp_path / "folder" / "model.safetensors")
+    name = "model.layers.1.mlp.up_proj.input_scale"
+    for broken in (torch.tensor([-1.0]), torch.tensor([1.0, 2.0]), None):
+        others = {other: tensor for other, tensor in tensors.items() if other != name}
+        if broken is not None:
+            others[name] = broken
+        save_file(others, tmp_path / "folder" / "model.safetensors", metadata={"format": "pt"})
+        subject = refusal_of(open_model, str(tmp_path / "folder")).subject
+        assert subject == name.removesuffix(".input_scale")
+    (group,) = config["quantization_config"]["config_groups"].values()
+    group["input_activations"]["num_bits"] = 6
+    (tmp_path / "folder" / "config.json").write_text(json.dumps(config), "utf-8")
+    assert refusal_of(open_model, str(tmp_path / "folder")).subject == str(tmp_path / "folder")

@@ -115,7 +115,7 @@ def test_static_scales_reach_as_far_as_they_are_asked_to():
             grid.static_scale(math.inf, torch.float32)
         with pytest.raises(NumericsError):
             grid.check(math.nan)
-        with pytest.raises(ValueError):  # noqa: PT011  # msgspec's, or our own
+        with pytest.raises(ValueError, match="None"):
             grid.check(None)
 
 
@@ -128,7 +128,8 @@ def test_a_scheme_is_read_and_written(text: str):
 
 
 @pytest.mark.parametrize(
-    "text", ["FP8(range=max)", "FP8(scale=2)", "FP8(", "W8A8(range=mse)", "fp8(absmax)"]
+    "text",
+    ["FP8(range=max)", "FP8(scale=2)", "FP8(", "FP8(range=2)", "W8A8(range=mse)", "fp8(absmax)"],
 )
 def test_a_scheme_that_there_is_not_is_refused(text: str):
     with pytest.raises(TargetError):
@@ -175,5 +176,9 @@ def test_it_is_the_scheme_that_compressed_tensors_calls_so(name: str):
 def test_inputs_of_an_unknown_kind_are_not_read(changed: dict[str, Any]):
     facts = vars(Scheme("NVFP4").inputs)
     assert InputGrid.read(dict(facts)) == Scheme("NVFP4").inputs
+<<<<<<< HEAD
     with pytest.raises(ValueError, match=r"^(?!$)"):
+=======
+    with pytest.raises(ValueError):  # noqa: PT011  # msgspec's, or our own
+>>>>>>> h53-inputs
         InputGrid.read({**facts, **changed})

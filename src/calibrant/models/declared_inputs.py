@@ -85,19 +85,35 @@ def declared_inputs(
     here, and for a module without its static scale.
     """
     by_target = _by_target(folder, ref)
-    tensors = {name for name in stored if name.rpartition(".")[2] in (STATIC, GLOBAL)}
-    modules: dict[str, InputGrid] = {}
-    for name in stored if by_target else ():
-        module = name.removesuffix(f".{SCALE}")
-        grid = by_target.get(module, by_target.get("Linear"))
-        if module != name and grid is not None:
-            modules[module] = grid
+    if not by_target:
+        return DeclaredInputs()
+    grids: dict[str, InputGrid] = {}
+    tensors: set[str] = set()
     wanted: dict[str, str] = {}
-    for module, grid in modules.items():
-        if grid.range is not None:
-            wanted[f"{module}.{scale_name(grid)}"] = module
+    for name in stored:
+        module, _, part = name.rpartition(".")
+        if part in (STATIC, GLOBAL):
+            tensors.add(name)
+        grid = by_target.get(module, by_target.get("Linear"))
+        if part == SCALE and grid is not None:
+            grids[module] = grid
+            if grid.range is not None:
+                wanted[f"{module}.{scale_name(grid)}"] = module
+    scales = _static_scales(weights, wanted, ref)
+    modules: dict[str, tuple[InputGrid, float | None]] = {}
+    for module, grid in grids.items():
+        modules[module] = grid, scales.get(module)
+    return DeclaredInputs(modules, frozenset(tensors))
+
+
+def _static_scales(
+    weights: Sequence[Path], wanted: Mapping[str, str], ref: str
+) -> dict[str, float]:
+    """The scales in the tensors that are wanted, by their modules; `wanted` has the module of each.
+    Raises `ModelError` for one that is missing or isn't a single number.
+    """
     scales: dict[str, float] = {}
-    for path in weights if wanted else ():
+    for path in weights:
         with opening_by_transformers(ref), safe_open(path, framework="pt") as file:
             for name in wanted.keys() & set(file.keys()):
                 numbers = file.get_tensor(name).flatten().tolist()
@@ -109,8 +125,7 @@ def declared_inputs(
                 f"{ref} holds no number {name}, which the inputs of {module} need; save it again",
                 subject=module,
             )
-    inputs = {module: (grid, scales.get(module)) for module, grid in modules.items()}
-    return DeclaredInputs(inputs, frozenset(tensors))
+    return scales
 
 
 def _by_target(folder: Path, ref: str) -> dict[str, InputGrid]:
@@ -121,12 +136,16 @@ def _by_target(folder: Path, ref: str) -> dict[str, InputGrid]:
             settings = value
             break
     groups = settings.get("config_groups")
+    if not isinstance(groups, dict):
+        return {}
     found: dict[str, InputGrid] = {}
-    for group in groups.values() if isinstance(groups, dict) else ():
-        given = group.get("input_activations") if isinstance(group, dict) else None
-        targets = group.get("targets") if given else None
-        for target in targets if isinstance(targets, list) else ():
-            found[str(target)] = _grid_of(given, ref)
+    for group in groups.values():
+        if not isinstance(group, dict) or not group.get("input_activations"):
+            continue
+        targets = group.get("targets")
+        if isinstance(targets, list):
+            for target in targets:
+                found[str(target)] = _grid_of(group["input_activations"], ref)
     return found
 
 

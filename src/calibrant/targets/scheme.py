@@ -53,13 +53,18 @@ class Scheme(Target):
     example: ClassVar[str] = "W8A8"
 
     name: str
-    range: Range = "absmax"
+    range: str = "absmax"
 
     def __post_init__(self) -> None:
         if self.name not in SCHEMES:
             raise TargetError(
                 f"{brief(self.name)} is no scheme; write one of {', '.join(SCHEMES)}",
                 subject=str(self.name),
+            )
+        if self.range not in get_args(Range):
+            raise TargetError(
+                f"{self.name} has no range {brief(self.range)}; write absmax, percentile or mse",
+                subject=str(self),
             )
         if self.range != "absmax" and SCHEMES[self.name].inputs.strategy != "tensor":
             raise TargetError(
@@ -86,11 +91,8 @@ class Scheme(Target):
         # A name without quotes is read as a call without arguments.
         if isinstance(chosen, Call):
             chosen = chosen.name
-        if chosen not in get_args(Range):
-            raise TargetError(
-                f"{name} has no range {brief(chosen)}; write absmax, percentile or mse",
-                subject=value,
-            )
+        if not isinstance(chosen, str):
+            raise _unreadable(value)
         return cls(name, chosen)
 
     def __str__(self) -> str:
