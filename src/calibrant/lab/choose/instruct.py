@@ -92,8 +92,6 @@ def _plain_form(source: Source) -> str:
 
 def own_answers(conversations: Sequence[str]) -> list[str]:
     """Return sets of what the model itself answers to the questions of conversations."""
-    if not selectors.knows(ANSWERS):
-        return []
     sets: list[str] = []
     for text in conversations:
         (term,) = parse_expression(text)
