@@ -41,7 +41,8 @@ CHARACTERS: Final = 4
 """Characters of a token, about."""
 WRITING: Final = 4.0
 """How many times as long as a token that is read one takes that is written, since only as many are
-computed at once as there are answers in a batch.
+computed at once as there are answers in a batch. About what SmolLM2 takes on one core of a
+processor with twelve answers; fewer at once take longer.
 """
 
 
