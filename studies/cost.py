@@ -32,6 +32,7 @@ from calibrant.methods import MatrixMethod
 from calibrant.methods.pruning.sparsegpt import SparseGPT
 from calibrant.methods.quantization.gptq import GPTQ
 from calibrant.models import open_tokenizer
+from calibrant.system.products import full_speed
 from calibrant.targets import parse_target
 
 HERE: Final = Path(__file__).parent
@@ -71,6 +72,9 @@ def counted(run: Callable[[], object]) -> int:
             sdpa_flop_count(q, k, v)
         ),
     }
+    # The first time it is asked for, a product is made to see whether it is exact.
+    with full_speed():
+        pass
     with FlopCounterMode(display=False, custom_mapping=unknown) as counter, torch.no_grad():
         run()
     return counter.get_total_flops()
