@@ -39,11 +39,6 @@ MOST_ROWS: Final = 20_000
 """Rows that are counted at most, where a task measures all of them."""
 CHARACTERS: Final = 4
 """Characters of a token, about."""
-WRITING: Final = 4.0
-"""How many times as long as a token that is read one takes that is written, since only as many are
-computed at once as there are answers in a batch. About what SmolLM2 takes on one core of a
-processor with twelve answers; fewer at once take longer.
-"""
 
 
 def needs_of(
@@ -179,9 +174,8 @@ def _measuring_seconds(task: Evaluator, tokens: int, outlines: Sequence[ModelOut
     seconds = 0.0
     for outline in running:
         rates = rates_of(outline.dtype, outline.device)
-        seconds += forward_seconds(outline.shape, tokens, length, rates)
+        seconds += forward_seconds(outline.shape, tokens + written, length, rates)
         seconds += head_seconds(outline.shape, scored + written, rates)
-        seconds += WRITING * forward_seconds(outline.shape, written, length, rates)
     return seconds
 
 
