@@ -9,7 +9,7 @@ from typing import Final
 from transformers import PreTrainedTokenizerBase
 
 from calibrant.data import CalibrationSet, Chat, Source, hub
-from calibrant.data.expression import parse_expression, parse_source, selectors
+from calibrant.data.expression import parse_expression, parse_source
 from calibrant.data.select import Picking, Selector
 from calibrant.errors import DataError
 from calibrant.evaluators import Evaluator
