@@ -36,8 +36,10 @@ SHARE = 0.65
 """How much of the model's bytes the device may hold: three of its 16 blocks, activations, and what
 the methods work with.
 """
-MORE = {"reconstructed": 0.85}
-"""The share for a job that needs more: an optimizer holds a block's numbers several times."""
+MORE = {"reconstructed": 0.85, "smooth": 0.75}
+"""The share for a job that needs more: an optimizer holds a block's numbers several times, and the
+largest inputs of all matrices are large beside matrices as small as these.
+"""
 FEW: dict[str, Any] = {"samples": 2, "length": 16, "dtype": "float32"}
 JOBS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "wanda": (prune, {"method": "wanda"}),

@@ -368,7 +368,7 @@ def test_what_needs_the_whole_model_is_refused_by_name(folder: Path, texts: str)
     assert needs_whole_model(smoothed, data, whole, ALONE) == ""
     asked_of = {
         "rotate": (Recipe.parse("wanda", 0.5, transform=("rotate",)), data, whole),
-        "sites=all": (Recipe.parse("rtn", "w4", transform="smooth(sites=all)"), data, whole),
+        "smooth": (Recipe.parse("rtn", "w4", transform="smooth(sites=all)"), data, whole),
         "greedy": (Recipe.parse("greedy", 0.34), data, whole),
         "reconstructed": (Recipe.parse("reconstructed", 0.5), data, whole),
         "short_gpt": (Recipe.parse("short_gpt", 0.34), data, whole),

@@ -277,10 +277,10 @@ def _proportional(view: ModelView, hidden: Hidden, up: Weight, first: int, step:
     watching = hidden.down.owner.register_forward_pre_hook(keep)
     try:
         with torch.no_grad():
-            view.base(input_ids=ids)
+            view.base(input_ids=ids, use_cache=False)
             doubling = up.owner.register_forward_hook(double)
             try:
-                view.base(input_ids=ids)
+                view.base(input_ids=ids, use_cache=False)
             finally:
                 doubling.remove()
     finally:
