@@ -1,11 +1,11 @@
 """What `autoround` takes and loses next to auto-round: python benchmarks/autoround.py --peer PYTHON
 [--steps 200] [--seeds 3] [--target w4g64]
 
-SmolLM2, the same saved folder and the same tokens for both; each seed in a process of its own
-(`ways.py`), and both take turns. A seed decides only which windows a step sees: so the losses of
-several say how far apart two runs of one tool are. Timed is what lies between an open model and the
-rounded one. Held-out loss is measured by one evaluator in float32; `gptq` and `rtn` stand beside
-it. `--peer` is the Python of an environment with auto-round.
+Both get the same saved folder of SmolLM2 and the same tokens. They take turns, and each seed has a
+process of its own (`ways.py`). A seed decides only which windows a step sees, so the losses of
+several seeds say how far apart two runs of one tool are. Timed is what lies between an open model
+and the rounded one. One evaluator measures held-out loss in float32, also of `gptq` and `rtn`.
+`--peer` is the Python of an environment with auto-round.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from benchmarks import machine, peers
 
 
 def parsed() -> argparse.Namespace:
-    """The command line, with what `peers.prepare` asks for besides."""
+    """Return the command line, with what `peers.prepare` asks for besides."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--peer", required=True)
     parser.add_argument("--model", default="smollm2")
@@ -43,7 +43,7 @@ def parsed() -> argparse.Namespace:
 
 
 def rounded(setting: peers.Setting, way: str, method: str, seed: int) -> dict[str, Any]:
-    """What one process took, and the loss of what it made."""
+    """Return what one process took, and the loss of what it made."""
     asked = setting.asked
     out = setting.folder / "rounded"
     shutil.rmtree(out, ignore_errors=True)
@@ -67,7 +67,7 @@ def rounded(setting: peers.Setting, way: str, method: str, seed: int) -> dict[st
 
 
 def line(way: str, runs: list[dict[str, Any]], dense: float) -> str:
-    """What is told of a way: medians of its seconds, and by how much the loss rises."""
+    """Return a line about a way: its median seconds, and by how much the loss rises."""
     rises = [run["loss"] - dense for run in runs]
     spread = f" ± {statistics.stdev(rises):.4f} (a seed)" if len(rises) > 1 else ""
     seconds = statistics.median(run["seconds"] for run in runs)

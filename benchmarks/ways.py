@@ -136,7 +136,7 @@ def rounding(target: str) -> Any:
 
 
 def auto_round(asked: dict[str, Any]) -> dict[str, Any]:
-    """AutoRound on a symmetric grid, as its README calls it."""
+    """AutoRound on a symmetric grid with groups (w4g64), as its README calls it."""
     import torch
     from auto_round import AutoRound
     from transformers import AutoModelForCausalLM, AutoTokenizer

@@ -62,7 +62,7 @@ class Job:
     starving: Mapping[str, float] = field(default_factory=dict[str, float])
 
     reread: Callable[[Block], Sequence[Edit]] | None = field(default=None, repr=False)
-    """Reads the edits of a finished block that is held, where `done` has none of their numbers."""
+    """Reads the edits of a finished block that is held; None where `done` has their numbers."""
 
     @property
     def start(self) -> int:
@@ -73,8 +73,8 @@ class Job:
         return max(blocks, default=-1) + 1
 
     def finished(self, block: Block) -> Sequence[Edit]:
-        """Return the edits of `block`, which must be held, that were made before an
-        interruption.
+        """Return the edits of a block that were made before an interruption. The block must be
+        held.
         """
         if self.reread is not None:
             return self.reread(block)

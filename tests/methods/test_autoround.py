@@ -290,6 +290,24 @@ def test_a_mix_counts_each_part_by_its_share():
         assert torch.equal(codes_of(edit), codes_of(found[1][name]))
 
 
+def test_a_step_sees_as_many_windows_as_asked_where_micro_batches_differ_in_size():
+    whole = batch_of(7)
+    mixed = tuple(
+        (1.0, TokenBatch(whole.ids[rows], whole.mask[rows], whole.weights[rows], "", {}))
+        for rows in (slice(0, 4), slice(4, 5), slice(5, 6), slice(6, 7))
+    )
+    mix = TokenBatch(whole.ids, whole.mask, whole.weights, "sha256:1", {}, mixed=mixed)
+
+    def codes(windows: int) -> dict[str, Tensor]:
+        job = job_of(tiny_model("llama").double(), "w3g16", mix)
+        edits = rounded(f"autoround(steps=5, batch={windows})", job)
+        return {name: codes_of(edit) for name, edit in edits.items()}
+
+    some, seven, more = codes(4), codes(7), codes(100)
+    assert all(torch.equal(seven[name], more[name]) for name in seven)
+    assert any(not torch.equal(seven[name], some[name]) for name in seven)
+
+
 def test_a_model_that_changes_what_passes_between_blocks_is_refused_on_arrival():
     def doubled() -> PreTrainedModel:
         model = tiny_model("llama")

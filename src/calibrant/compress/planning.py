@@ -558,7 +558,8 @@ class CompressionPlanner:
             if part.observes:
                 walks += 1
         if self.recipe.target.looks:
-            # Once more through the compressed model, for the scales of inputs.
+            # For the scales of inputs. Where it isn't `arrival`, their walk is `reference`, which
+            # runs each block twice.
             walks += 1 if propagate == "arrival" else 2
         return walks
 

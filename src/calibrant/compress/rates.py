@@ -217,7 +217,7 @@ def method_seconds(
     exact += work.cubes * sum(width**3 for width in shape.input_widths)
     seconds = passes / rates.passes + exact / rates.exact
     seconds += work.steps * columns * rates.launch
-    again = work.again + method.again(tokens, length)
+    again = work.again + method.tokens_again(tokens, length)
     return seconds + forward_seconds(shape, again, length, rates)
 
 

@@ -102,8 +102,8 @@ class Needs:
             # All of it is in float32, four bytes a number.
             work = 4 * (copies + squares * widest**2 + panels + rows * widest)
         if method is not None:
-            states = tokens * shape.hidden * dtype.itemsize
-            work += method.held(shape.largest_block, states)
+            state_bytes = tokens * shape.hidden * dtype.itemsize
+            work += method.work_bytes(shape.largest_block, state_bytes)
         per_token = shape.numbers_per_token * dtype.itemsize
         return cls(
             process=held_now(),

@@ -3,7 +3,8 @@ before a feed-forward network's last matrix.
 
 At a site the columns of its readers are multiplied by scales, and what makes their inputs is
 divided by them: the block computes what it did. Sites are found by running the model. That shows
-the residual stream, the heads' values, the hidden units, and to which rows these are proportional.
+the residual stream, the heads' values and the hidden units, and which rows of a matrix hidden units
+are proportional to.
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -45,9 +46,11 @@ class Site:
 
 @dataclass(frozen=True)
 class Sites:
-    """The sites of a model by block, in the order in which inputs pass them; and the names of the
-    matrices that may be clipped: all but queries and keys. `left` are matrices whose inputs can't
-    be scaled, with the reason.
+    """The sites of a model.
+
+    `by_block` has those of each block in the order in which inputs pass them. `clippable` are the
+    names of the matrices that may be clipped: all but queries and keys. `left` are matrices whose
+    inputs can't be scaled, with the reason.
     """
 
     by_block: Mapping[int, tuple[Site, ...]]
@@ -56,9 +59,10 @@ class Sites:
 
     @classmethod
     def of(cls, view: ModelView, *, norms_only: bool = False) -> "Sites":
-        """Find the sites of a model. With `norms_only` those before outputs of attentions and of
-        networks aren't looked for, and blocks may be on disk. `ModelError` where the stream isn't
-        understood.
+        """Find the sites of a model. Raises `ModelError` where the stream isn't understood.
+
+        With `norms_only` only norms are looked at, not what is before the outputs of attentions and
+        of networks. Blocks may be on disk then.
         """
         stream = Stream.of(view)
         heads = {} if norms_only else Heads.of(view)
@@ -124,7 +128,7 @@ def _left(
 
 
 class _Parameters:
-    """Which parameter holds the numbers of a matrix or a bias, and along which axis its rows
+    """Says which parameter has the numbers of a matrix or a bias, and along which axis its rows
     lie.
     """
 

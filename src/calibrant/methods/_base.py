@@ -92,15 +92,17 @@ class Method(Spec, ABC):
         """
         return 0
 
-    def again(self, tokens: int, length: int) -> int:
+    def tokens_again(self, tokens: int, length: int) -> int:
         """Return how many tokens it runs through each block again, when it is shown `tokens` in
-        windows of `length`. A plan counts them, and gradients as two forwards.
+        windows of `length`. A plan counts them. A gradient counts as two forwards.
         """
         return 0
 
-    def held(self, block: int, states: int) -> int:
-        """Return how many bytes a method of edits holds beside the model and its activations, for
-        a block of so many numbers, and hidden states of so many bytes.
+    def work_bytes(self, block_numbers: int, state_bytes: int) -> int:
+        """Return how many bytes a method of edits needs beside the model and its activations.
+
+        The largest block has `block_numbers` numbers. The hidden states of all tokens between two
+        blocks take `state_bytes`.
         """
         return 0
 

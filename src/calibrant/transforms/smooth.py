@@ -20,7 +20,7 @@ from calibrant.spec.foreign import brief
 from calibrant.transforms._base import Transform
 
 LEAST: Final = 1e-5
-"""The least factor, and the least by which another is divided, as in the paper's code."""
+"""No factor is smaller, as in the paper's code, and none is larger than its inverse."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -30,15 +30,15 @@ class Smooth(Transform):
 
     max|x| is over the calibration tokens in the dense model, whatever they weigh; max|w| over all
     matrices that read the input and are compressed. The division is folded into the norm before the
-    matrices; the columns of a router that reads the norm too are multiplied like theirs. So an
-    ordinary model of the same architecture comes of it. `sites=all` also folds into values before
+    matrices; the columns of a router that reads the norm too are multiplied like theirs. So the
+    result is an ordinary model of the same architecture. `sites=all` also folds into values before
     an output, where every head has its own, and into the rows that hidden units are proportional
-    to; the paper doesn't. An `alpha` of 1 leaves all that is difficult to the weights, and 0 leaves
-    it to the inputs.
+    to; the paper doesn't. With an `alpha` of 1 all inputs become equally large, and with 0 the
+    columns of the weights do.
 
     Inputs that were always zero, or that no weight reads, stay as they are. So do those of matrices
     whose norm also goes into something that is no matrix, or whose norm's weight is used elsewhere
-    too; the notes name these. Refused is a model of which nothing can be smoothed.
+    too; the notes name these. A model in which nothing can be smoothed is refused (`ModelError`).
     """
 
     observes: ClassVar[tuple[type[Statistic], ...]] = (FeatureMaxima,)
@@ -71,10 +71,11 @@ class Smooth(Transform):
         found = Sites.of(view, norms_only=self.sites == "norms")
         if not any(found.by_block.values()):
             kind = type(view.model).__name__
+            remedy = "leave the transform out"
+            if self.sites == "norms":
+                remedy += ", or try sites=all"
             raise ModelError(
-                f"{self} finds no inputs of a {kind} that it can smooth; leave the transform out, "
-                "or choose other sites",
-                subject=kind,
+                f"{self} finds no inputs of a {kind} that it can smooth; {remedy}", subject=kind
             )
         smoothed = 0
         left = dict(found.left)
@@ -92,7 +93,7 @@ class Smooth(Transform):
         return {"sites": smoothed, "left": left}
 
     def _fold(self, site: Site, seen: Mapping[str, Seen]) -> Fold | None:
-        """The fold of a site's factors; None where none of its matrices saw anything."""
+        """Return the fold of a site's factors; None where none of its matrices saw anything."""
         inputs: list[Tensor] = []
         weights: list[Tensor] = []
         for weight in site.readers:
@@ -110,8 +111,8 @@ class Smooth(Transform):
 def factors(
     inputs: Float[Tensor, "in"], weights: Float[Tensor, "in"], alpha: float
 ) -> Float[Tensor, "in"]:
-    """Return what columns are multiplied by, of the largest |x| and |w| of each input; 1 where
-    either is 0.
+    """Return what columns are multiplied by, given the largest |x| and |w| of each input; 1 where
+    either is 0. No factor is below 1e-5 or above 1e5.
 
     >>> factors(torch.tensor([4.0, 9.0, 0.0]), torch.tensor([1.0, 1.0, 1.0]), 0.5).tolist()
     [2.0, 3.0, 1.0]

@@ -61,24 +61,25 @@ PASSES_OF_A_STEP: Final = 3
 
 
 @dataclass(frozen=True, repr=False)
-class SignRounding(ModelMethod):
+class AutoRound(ModelMethod):
     """Learns how weights are rounded and how far grids reach, by `steps` of signed gradients, so
     that each block gives what it gave in the dense model.
 
     A weight w of a group with scale s gets the code round(w/s + v), v within ±0.5. The grid of a
     group reaches from its least weight times a to its largest weight times b, both at most 1. The
     gradient is that of the block's squared error, with rounding taken as the identity. Step t moves
-    v, a and b by (1 - t/`steps`)/`steps` against its sign. It sees `batch` windows, in whole
-    micro-batches of the walk, whose order `seed` draws; tokens count by their weights. The step is
-    kept that errs least, relative to `rtn` on the same windows. Where it doesn't err less over all
-    windows, the block is rounded as `rtn` does it. Notes: the mean square `before` (by `rtn`) and
-    `after`, and the `step`.
+    v, a and b by (1 - t/`steps`)/`steps` against its sign. A step sees `batch` windows, or some
+    more, since micro-batches of the walk stay whole; `seed` draws their order. Tokens count by
+    their weights. The step is kept that errs least, relative to `rtn` on the same windows. Where it
+    doesn't err less than `rtn` over all windows, the block is rounded as `rtn` does it. Notes: the
+    block's mean squared error `before` (by `rtn`) and `after`, and the `step` that was kept, null
+    for `rtn`'s rounding.
 
-    What is aimed at is what the dense model's block gives of the dense model's inputs. With
-    `inputs=arrival` the block is shown what arrives when all blocks before it are quantized, and so
-    makes up for their errors; with `inputs=dense` the dense model's inputs. The walk is through the
-    dense model in both cases, so only `dense` is possible. A symmetric grid has its lowest code
-    where the weight farthest from zero is, so scales may be negative. In memory are a block's
+    The aim is what the dense model's block gives of the dense model's inputs. With `inputs=arrival`
+    the block is shown what arrives when all blocks before it are quantized, and so makes up for
+    their errors. With `inputs=dense` it is shown the dense model's inputs. The walk is through the
+    dense model in both cases, so `dense` is the only propagation. A symmetric grid has its lowest
+    code where the weight farthest from zero is, so scales may be negative. Memory holds a block's
     hidden states six times, and about 20 bytes for each of its weights.
 
     Differs from the authors' code in: scales have the weights' type; windows that go through the
@@ -102,16 +103,16 @@ class SignRounding(ModelMethod):
         check_least(self, steps=1, batch=1, seed=0)
         check_choice(self, inputs=INPUTS)
 
-    def again(self, tokens: int, length: int) -> int:
+    def tokens_again(self, tokens: int, length: int) -> int:
         shown = min(self.batch * length, tokens)
         # What the block gives, before and after, and what comes of it for the next one.
         return PASSES_OF_A_STEP * self.steps * shown + 4 * tokens
 
-    def held(self, block: int, states: int) -> int:
+    def work_bytes(self, block_numbers: int, state_bytes: int) -> int:
         # Weights, offsets and gradients in float32, codes three times, and Grams. Hidden states are
-        # kept at the block's door and at the next one, as the block gave them in the dense model,
-        # and as they arrive.
-        return 20 * block + 4 * states
+        # held four times: at the block's door, at the next one's, as the block gave them in the
+        # dense model, and as they arrive.
+        return 20 * block_numbers + 4 * state_bytes
 
     def stand_in(self, target: Target) -> StandIn:
         differs = "gptq corrects rounding by the outputs of each matrix alone"
@@ -123,33 +124,37 @@ class SignRounding(ModelMethod):
     def edits(self, job: Job) -> Iterator[Edit]:
         check_one_process(self, job)
         shares = _shares(job)
-        samples_by_block: dict[int, list[_Sample]] = defaultdict(list)
+        kept_by_block: dict[int, list[_KeptMicroBatch]] = defaultdict(list)
 
         def keep(call: BlockCall) -> None:
-            samples = samples_by_block[call.block.index]
-            window = sum(sample.windows for sample in samples)
-            samples.append(_Sample(call, shares[window]))
+            micro_batches = kept_by_block[call.block.index]
+            window = sum(micro_batch.windows for micro_batch in micro_batches)
+            micro_batches.append(_KeptMicroBatch(call, shares[window]))
 
         # From the first block on, after an interruption too: what arrives at a block has come
         # through all before it.
         walk = replace(job, done=()).walk(self.observes, keep)
-        stream = _Stream()
+        passage = _Passage()
         for block, seen in by_block(job.view.blocks, walk):
-            samples = samples_by_block.pop(block.index, [])
+            micro_batches = kept_by_block.pop(block.index, [])
             # The walk is past this block already.
             with job.view.held(block):
                 if self.inputs == "arrival":
-                    stream.enter(block, samples)
+                    passage.enter(block, micro_batches)
                 if block.index < job.start:
                     numbers = _finished(job, block)
                 else:
-                    numbers = yield from self._edits_of_block(job, block, seen, samples)
+                    numbers = yield from self._edits_of_block(job, block, seen, micro_batches)
                 if self.inputs == "arrival":
                     with spent_on("method"), full_speed():
-                        stream.leave(samples, numbers)
+                        passage.leave(micro_batches, numbers)
 
     def _edits_of_block(
-        self, job: Job, block: Block, seen: Mapping[Weight, Seen], samples: Sequence["_Sample"]
+        self,
+        job: Job,
+        block: Block,
+        seen: Mapping[Weight, Seen],
+        micro_batches: Sequence["_KeptMicroBatch"],
     ) -> Generator[Replace, None, dict[Weight, Tensor]]:
         """Yield the matrices of a block, rounded, and return their numbers."""
         numbers: dict[Weight, Tensor] = {}
@@ -165,7 +170,7 @@ class SignRounding(ModelMethod):
         seed = (self.seed * 1_000_003 + block.index) % 2**64
         generator = torch.Generator().manual_seed(seed)
         with failing_at(self, block.name), spent_on("method"), full_speed():
-            codes, notes = learned(grids, samples, self.steps, self.batch, generator)
+            codes, notes = learned_codes(grids, micro_batches, self.steps, self.batch, generator)
         for weight, packed in codes.items():
             compressed = Compressed(packed.dense(), notes, packed)
             yield Replace(weight, compressed, seen[weight])
@@ -174,7 +179,7 @@ class SignRounding(ModelMethod):
 
 
 def _finished(job: Job, block: Block) -> dict[Weight, Tensor]:
-    """The numbers of a block's matrices that were rounded before an interruption."""
+    """Return the numbers of a block's matrices that were rounded before an interruption."""
     numbers: dict[Weight, Tensor] = {}
     for edit in job.finished(block):
         if isinstance(edit, Replace):
@@ -183,8 +188,8 @@ def _finished(job: Job, block: Block) -> dict[Weight, Tensor]:
 
 
 def _shares(job: Job) -> list[float]:
-    """By how much each window of a job counts, in the order in which a walk shows them: of a mix,
-    those of each part by its share.
+    """Return by how much each window of a job counts, in the order in which a walk shows them: of
+    a mix, those of each part by its share.
     """
     batch = job.tokens()
     shares: list[float] = []
@@ -196,7 +201,7 @@ def _shares(job: Job) -> list[float]:
 
 
 @final
-class _Sample:
+class _KeptMicroBatch:
     """A micro-batch that a block reads. It has so many `windows`, and counts by its `mass`.
 
     `arriving` are the hidden states that the block is shown; None for those of the dense model.
@@ -235,40 +240,42 @@ class _Sample:
 
 
 @final
-class _Stream:
+class _Passage:
     """Hidden states on their way from block to block, through the quantized ones.
 
-    `_given` are those that the last block gave, by micro-batch, and `_dense` those that it gave in
-    the dense model for the first of them.
+    `_given` are those that the last quantized block gave, by micro-batch. `_dense` are those that
+    the same block gave in the dense model, for the first micro-batch.
     """
 
     def __init__(self) -> None:
         self._given: list[Tensor] = []
         self._dense: Tensor | None = None
 
-    def enter(self, block: Block, samples: Sequence[_Sample]) -> None:
+    def enter(self, block: Block, micro_batches: Sequence[_KeptMicroBatch]) -> None:
         """Show the block what the one before it gave. Raises `ModelError` where it reads something
         else in the dense model.
         """
         if self._dense is not None:
-            follows = len(samples) == len(self._given)
-            if not follows or not _same(samples[0].dense.hidden, self._dense):
+            follows = len(micro_batches) == len(self._given)
+            if not follows or not _same(micro_batches[0].dense.hidden, self._dense):
                 raise ModelError(
                     f"{block.name} reads something else than the block before it gives, so what "
-                    "arrives there can't be followed; write autoround(inputs=dense)",
+                    "arrives at it can't be followed; write autoround(inputs=dense)",
                     subject=block.name,
                 )
-            for sample, hidden in zip(samples, self._given, strict=True):
-                sample.arriving = hidden
-        if samples:
-            self._dense = samples[0].dense(torch.no_grad())
+            for micro_batch, hidden in zip(micro_batches, self._given, strict=True):
+                micro_batch.arriving = hidden
+        if micro_batches:
+            self._dense = micro_batches[0].dense(torch.no_grad())
 
-    def leave(self, samples: Sequence[_Sample], numbers: Mapping[Weight, Tensor]) -> None:
+    def leave(
+        self, micro_batches: Sequence[_KeptMicroBatch], numbers: Mapping[Weight, Tensor]
+    ) -> None:
         """Keep what the block gives with these numbers."""
         with _put_back(numbers):
             for weight, matrix in numbers.items():
                 weight.set(matrix)
-            self._given = [sample.output(torch.no_grad()) for sample in samples]
+            self._given = [micro_batch.output(torch.no_grad()) for micro_batch in micro_batches]
 
 
 def _same(one: Tensor, other: Tensor) -> bool:
@@ -280,7 +287,7 @@ def _same(one: Tensor, other: Tensor) -> bool:
 
 @contextmanager
 def _put_back(weights: Iterable[Weight]) -> Iterator[None]:
-    """While it lasts the matrices may have any numbers."""
+    """Let the matrices have any numbers, and give them back their own at the end."""
     before = {weight: weight.get().clone() for weight in weights}
     try:
         yield
@@ -291,7 +298,7 @@ def _put_back(weights: Iterable[Weight]) -> Iterator[None]:
 
 @contextmanager
 def _with_gradients(weights: Iterable[Weight]) -> Iterator[list[nn.Parameter]]:
-    """Yield the parameters that the matrices are in, each once; while it lasts they get gradients,
+    """Yield the parameters that the matrices are in, each once. While it lasts they get gradients,
     and the matrices may have any numbers.
     """
     parameters: dict[int, nn.Parameter] = {}
@@ -309,72 +316,85 @@ def _with_gradients(weights: Iterable[Weight]) -> Iterator[list[nn.Parameter]]:
             parameter.requires_grad_(required[key])
 
 
-def learned(
+def learned_codes(
     grids: Mapping[Weight, Grid],
-    samples: Sequence[_Sample],
+    micro_batches: Sequence[_KeptMicroBatch],
     steps: int,
     batch: int,
     generator: torch.Generator,
 ) -> tuple[dict[Weight, Codes], dict[str, Any]]:
-    """Return the codes of a block's matrices, and notes: the mean square of the block's error
-    `before`, with the nearest values, and `after`, and the `step` that was kept.
+    """Return the codes of a block's matrices, and notes: the block's mean squared error `before`,
+    with the nearest values, and `after`, and the `step` that was kept, None for the nearest values.
 
     Each step sees micro-batches of at least `batch` windows together, if there are so many. The
     matrices must have the dense model's numbers, and have them again in the end. Raises
     `NumericsError` for numbers that aren't finite.
     """
-    for sample in samples:
-        sample.aim()
-    matrices = [_Learned(weight, its_grid) for weight, its_grid in grids.items()]
+    for micro_batch in micro_batches:
+        micro_batch.aim()
+    matrices = [_LearnedMatrix(weight, its_grid) for weight, its_grid in grids.items()]
     nearest = {matrix.weight: matrix.nearest() for matrix in matrices}
-    lots = _lots(samples, batch, generator)
+    lots = _lots(micro_batches, batch, generator)
     with _with_gradients(grids) as parameters:
-        _set(nearest)
-        errors = _errors(samples)
-        for sample, error in zip(samples, errors, strict=True):
-            sample.by_nearest = error
-        best, step = _descended(matrices, parameters, lots, steps)
-        _set(best)
-        after = sum(_errors(samples))
+        _set_matrices(nearest)
+        errors = _errors(micro_batches)
+        for micro_batch, error in zip(micro_batches, errors, strict=True):
+            micro_batch.by_nearest = error
+        best, step = _best_of_steps(matrices, parameters, lots, steps)
+        _set_matrices(best)
+        after = sum(_errors(micro_batches))
     before = sum(errors)
+    kept_step: int | None = step
     if not after < before:
         best = nearest
         after = before
-    mass = max(sum(sample.mass for sample in samples), LEAST_ERROR)
-    notes = {"before": six_digits(before / mass), "after": six_digits(after / mass), "step": step}
+        kept_step = None
+    mass = max(sum(micro_batch.mass for micro_batch in micro_batches), LEAST_ERROR)
+    notes = {
+        "before": six_digits(before / mass),
+        "after": six_digits(after / mass),
+        "step": kept_step,
+    }
     return best, notes
 
 
 def _lots(
-    samples: Sequence[_Sample], batch: int, generator: torch.Generator
-) -> Iterator[list[_Sample]]:
-    """Yield, without end, samples that have at least `batch` windows together, if there are so
-    many. All come before any comes again, but for those that are too few at the end of a round.
+    micro_batches: Sequence[_KeptMicroBatch], batch: int, generator: torch.Generator
+) -> Iterator[list[_KeptMicroBatch]]:
+    """Yield, without end, micro-batches that have at least `batch` windows together; all of them
+    where there are fewer. Each round is in another order. Those that are too few at its end are
+    left out.
     """
-    # The first has the longest windows, and so the fewest.
-    count = min(len(samples), -(-batch // samples[0].windows))
     while True:
-        order = torch.randperm(len(samples), generator=generator).tolist()
-        for start in range(0, len(samples) - count + 1, count):
-            yield [samples[number] for number in order[start : start + count]]
+        lot: list[_KeptMicroBatch] = []
+        windows = 0
+        for number in torch.randperm(len(micro_batches), generator=generator).tolist():
+            lot.append(micro_batches[number])
+            windows += micro_batches[number].windows
+            if windows >= batch:
+                yield lot
+                lot = []
+                windows = 0
+        if len(lot) == len(micro_batches):
+            yield lot
 
 
-def _descended(
-    matrices: Sequence["_Learned"],
+def _best_of_steps(
+    matrices: Sequence["_LearnedMatrix"],
     parameters: Sequence[nn.Parameter],
-    lots: Iterator[list[_Sample]],
+    lots: Iterator[list[_KeptMicroBatch]],
     steps: int,
 ) -> tuple[dict[Weight, Codes], int]:
-    """Take so many steps, each on a lot of samples. Return the codes of the one that erred least,
-    relative to the nearest values on the same lot, and its number.
+    """Take so many steps, each on a lot of micro-batches. Return the codes of the one that erred
+    least, relative to the nearest values on the same lot, and its number.
     """
     best: dict[Weight, Codes] = {}
     best_step = 0
     least = torch.inf
     for step in range(steps):
         lot = next(lots)
-        _set({matrix.weight: matrix.round() for matrix in matrices})
-        by_nearest = sum(sample.by_nearest for sample in lot)
+        _set_matrices({matrix.weight: matrix.round() for matrix in matrices})
+        by_nearest = sum(micro_batch.by_nearest for micro_batch in lot)
         by_nearest = max(by_nearest, LEAST_ERROR)
         error, gradients = _gradients(lot, parameters, LOSS_SCALE / by_nearest)
         if error / by_nearest < least or not best:
@@ -387,16 +407,16 @@ def _descended(
     return best, best_step
 
 
-def _set(codes: Mapping[Weight, Codes]) -> None:
+def _set_matrices(codes: Mapping[Weight, Codes]) -> None:
     for weight, packed in codes.items():
         weight.set(packed.dense())
 
 
-def _errors(samples: Sequence[_Sample]) -> list[float]:
+def _errors(micro_batches: Sequence[_KeptMicroBatch]) -> list[float]:
     """Return the squared errors of what the block gives now. Raises `NumericsError` for one that
     isn't finite.
     """
-    errors = [float(sample.error(torch.no_grad())) for sample in samples]
+    errors = [float(micro_batch.error(torch.no_grad())) for micro_batch in micro_batches]
     if not all(error < torch.inf for error in errors):
         problem = "what the block gives with rounded weights holds NaN or infinity"
         raise NumericsError(f"{problem}; look at the model's dtype")
@@ -404,21 +424,21 @@ def _errors(samples: Sequence[_Sample]) -> list[float]:
 
 
 def _gradients(
-    samples: Sequence[_Sample], parameters: Sequence[nn.Parameter], scale: float
+    micro_batches: Sequence[_KeptMicroBatch], parameters: Sequence[nn.Parameter], scale: float
 ) -> tuple[float, dict[int, Tensor]]:
-    """Return the squared error of what the block gives for some samples, and the gradient of
+    """Return the squared error of what the block gives for some micro-batches, and the gradient of
     `scale` times it for each parameter, by its `id`, in float32 or better.
     """
     total = 0.0
     gradients: dict[int, Tensor] = {}
-    for sample in samples:
+    for micro_batch in micro_batches:
         with torch.enable_grad():
-            error = sample.error(torch.enable_grad())
+            error = micro_batch.error(torch.enable_grad())
             # Not `backward`, which would give the model's other parameters gradients too.
             found = torch.autograd.grad(error * scale, parameters, allow_unused=True)
         total += float(error.detach())
         for parameter, gradient in zip(parameters, found, strict=True):
-            # None for an expert that got no token of this sample.
+            # None for an expert that got no token of this micro-batch.
             if gradient is None:
                 continue
             gradient = gradient.to(wide(gradient.dtype))
@@ -430,8 +450,8 @@ def _gradients(
 
 
 @final
-class _Learned:
-    """A matrix whose rounding is learned; `codes` are those of now.
+class _LearnedMatrix:
+    """A matrix whose rounding is learned; `codes` follow from what is learned so far.
 
     Of each weight `_offsets` say by how much it is moved before it is rounded, in steps of the
     grid. Of each group `_low` and `_high` say how much of its least and its largest weight the

@@ -247,21 +247,19 @@ def linear(seen: Mapping[Weight, Seen]) -> Judge:
 
 
 def module_output(
-    writer: Weight,
-    aside: KeptCall,
-    real: Bool[Tensor, "sample position"],
+    writer: Weight, kept_call: KeptCall, real: Bool[Tensor, "sample position"]
 ) -> Judge:
     """Return what judges by the mean square error of what `writer`, the last matrix of an attention
     or a feed-forward network, gives for the `real` tokens of a micro-batch.
 
-    `aside` runs the block on the micro-batch.
+    `kept_call` runs the block on the micro-batch.
     """
 
     def run() -> Tensor:
         watch = _OutputWatch(writer.address)
         # The forward ends by an exception, as soon as the output is there.
         with suppress(_Reached):
-            aside(watch)
+            kept_call(watch)
         assert watch.output is not None, f"{writer.name} was not reached"
         return watch.output.flatten(0, -2)[real.flatten()].to(wide(watch.output.dtype))
 
