@@ -5,6 +5,7 @@ lost without a word.
 import hashlib
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,21 @@ FORMS: dict[str, dict[str, Any]] = {
 
 def read(*records: Any) -> list[Row]:
     return list(as_source(list(records)).rows("calibrate"))
+
+
+def test_results_in_one_message_are_a_message_each() -> None:
+    results = '<tool_response>\n{"warm": 20}\n</tool_response>'
+    record = {
+        "conversations": [
+            {"from": "system", "value": HERMES},
+            {"from": "human", "value": "How warm is Jena?"},
+            {"from": "gpt", "value": f"<tool_call>\n{json.dumps(CALL)}\n</tool_call>\n" * 2},
+            {"from": "tool", "value": f"{results}\n{results}\n"},
+            {"from": "gpt", "value": "It has 20 degrees."},
+        ]
+    }
+    (row,) = read(record)
+    assert row.turns == (ASKED, replace(CALLED, calls=CALLED.calls * 2), TOLD, TOLD, SAID)
 
 
 @pytest.mark.parametrize("form", FORMS)

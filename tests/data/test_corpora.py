@@ -579,6 +579,7 @@ def test_aya_from_the_hub(publish: Publish):
         {"inputs": f"Question {number}?", "targets": "Yes.", "language_code": "eng"}
         for number in range(30)
     ]
+    records.append({"inputs": "Unanswered?", "targets": " ", "language_code": "eng"})
     test = [{"inputs": "Measured elsewhere?", "targets": "Yes.", "language_code": "eng"}]
     publish(
         "aya",
@@ -591,6 +592,8 @@ def test_aya_from_the_hub(publish: Publish):
     assert rows_of(parse_source("aya(language=de)")).keys() == german
     assert rows_of(parse_source("aya")).keys() == german | {f"Question {i}?" for i in range(30)}
     assert parse_source("aya(language=de)") == parse_source("aya(language=deu)")
+    assert "1 record of" in parse_source("aya").part("measure").note
+    assert not parse_source("aya(language=de)").part("measure").note
     for language in ("xyz", "german"):
         with pytest.raises(DataError) as caught:
             parse_source(f"aya(language={language})").rows("measure")

@@ -13,7 +13,7 @@ from calibrant.data import Chat, held_out
 from calibrant.errors import DataError, SpecError
 from calibrant.evaluators import Subject, evaluators
 from calibrant.evaluators._turns import AssistantTurn
-from calibrant.evaluators.chat_form import CONDITIONS, ChatForm, form_of, is_loop
+from calibrant.evaluators.chat_form import CONDITIONS, ChatForm, answer_facts, is_loop
 from calibrant.models import Opened
 from calibrant.results.items import from_bytes, outcomes_of, table_of, to_bytes
 from calibrant.results.outcomes import Journal
@@ -72,8 +72,8 @@ def failing(
     """The conditions that don't hold of an answer."""
     turn = AssistantTurn.of(tiny_model("llama"), tokenizer, Chat(generation_prompt=True))
     ids = tokenizer(answer, add_special_tokens=False).input_ids
-    form = form_of(ids, turn, tools)
-    return {condition for condition in CONDITIONS if not form[condition]}
+    facts = answer_facts(ids, turn, tools)
+    return {condition for condition in CONDITIONS if not facts[condition]}
 
 
 @pytest.mark.parametrize(

@@ -47,6 +47,7 @@ _MEDIA: Final[Mapping[str, str]] = {
 _LISTED: Final = re.compile(r"<tools>(.*?)</tools>", re.DOTALL)
 _CALLED: Final = re.compile(r"<tool_call>(.*?)</tool_call>", re.DOTALL)
 _ANSWERED: Final = re.compile(r"\s*<tool_response>(.*)</tool_response>\s*", re.DOTALL)
+_BETWEEN_RESULTS: Final = re.compile(r"</tool_response>\s*<tool_response>")
 _LONGEST_LITERAL: Final = 200_000
 """Letters of functions or calls in Python's notation: its reader takes some hundred times as much
 memory.
@@ -146,7 +147,7 @@ def conversation_of(
         listed = _functions_listed(messages[0].content or "")
         if listed:
             offered = offered or listed
-            messages = [without_tags(message) for message in messages[1:]]
+            messages = _untagged(messages[1:])
     elif system:
         messages = [Message("system", system), *messages]
     return Conversation(tuple(messages), offered)
@@ -286,15 +287,34 @@ def _functions_listed(text: str) -> tuple[str, ...]:
         return ()
 
 
+def _untagged(messages: Iterable[Message]) -> list[Message]:
+    """Return messages with what stands in tags as what it is: calls, and a message a result."""
+    untagged: list[Message] = []
+    for message in messages:
+        if message.role == "tool":
+            untagged += _results_apart(message)
+        else:
+            untagged.append(without_tags(message))
+    return untagged
+
+
+def _results_apart(message: Message) -> list[Message]:
+    """Return a message for each result that stands in tags; the message itself where more is in it.
+
+    Hermes answers several calls in one message, and templates take one for each.
+    """
+    found = _ANSWERED.fullmatch(message.content or "")
+    if not found:
+        return [message]
+    results = _BETWEEN_RESULTS.split(found[1])
+    return [replace(message, content=result.strip()) for result in results]
+
+
 def without_tags(message: Message) -> Message:
-    """Return the message with the calls and results that stand in tags taken out of its text."""
-    content = message.content or ""
-    if message.role == "tool":
-        found = _ANSWERED.fullmatch(content)
-        if found:
-            return replace(message, content=found[1].strip())
+    """Return an assistant's message with the calls that stand in tags taken out of its text."""
     if message.role != "assistant" or message.calls:
         return message
+    content = message.content or ""
     calls: list[FunctionCall] = []
     for written in _CALLED.findall(content):
         read = _calls_in(written.strip())
@@ -344,7 +364,7 @@ def _value_of(text: str) -> Any:
             raise ValueError("a shorter text") from None
     try:
         with warnings.catch_warnings():
-            # Python has a word to say about "\\d", which is no program here.
+            # Python warns of escapes that it doesn't know, such as "\\d".
             warnings.simplefilter("ignore")
             # This reads numbers, texts, lists and the like, and runs nothing.
             return ast.literal_eval(text.strip())

@@ -198,7 +198,7 @@ class KindEncoder(Encoder):
 
     def _numbers_of_text(self, row: Row, form: Format) -> Ids:
         text = self._text_of(row, form)
-        ids, offsets = _with_offsets(self.tokenizer, text)
+        ids, offsets = token_offsets(self.tokenizer, text)
         spans = content_spans(text, row)
         kinds: list[int] = []
         for token, (begin, end) in zip(ids, offsets, strict=True):
@@ -254,7 +254,7 @@ class RoleEncoder(Encoder):
         result = self.written(row, form)
         text = self._without_start(result.text, form)
         taken = len(result.text) - len(text)
-        _, found = _with_offsets(self.tokenizer, text)
+        _, found = token_offsets(self.tokenizer, text)
         offsets = [(begin + taken, end + taken) for begin, end in found]
         # What isn't known to be anyone's is the template's.
         stretches = result.stretches or [Stretch(0, len(result.text), "template")]
@@ -272,7 +272,7 @@ class RoleEncoder(Encoder):
         return IdEncoder(self.tokenizer)
 
 
-def _with_offsets(
+def token_offsets(
     tokenizer: PreTrainedTokenizerBase, text: str
 ) -> tuple[list[int], list[tuple[int, int]]]:
     """Return the ids of a text's tokens, and where in it each begins and ends. `DataError` for a

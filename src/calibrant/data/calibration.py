@@ -826,7 +826,9 @@ def _facts(term: Term, part_draw: PartDraw, deck: Deck, weight: float) -> dict[s
 
 
 def _cut_within(role: Role, windows: Sequence[Window]) -> int:
-    """Return how many windows, of roles in place of ids, cut a text within what is of this role."""
+    """Return how many windows cut a text within what is of this role. In place of ids they hold
+    roles.
+    """
     count = 0
     for window in windows:
         if window.broken and window.ids[-1] == ROLES.index(role):

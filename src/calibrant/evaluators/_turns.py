@@ -9,11 +9,12 @@ from typing import Any, Final
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from calibrant.data import Chat, Conversation, FunctionCall, Message, Role, Row, roles_of_tokens
+from calibrant.data._encoding import token_offsets
 from calibrant.data._templates import RefusedError
 from calibrant.data._written import ASSISTANT, THINKING, tags_of, written
 from calibrant.decoding import Decoder, Generated
 from calibrant.evaluators._base import Steps, Subject
-from calibrant.evaluators._windows import token_ids, token_offsets
+from calibrant.evaluators._windows import token_ids
 
 _ANSWERED: Final = Conversation(
     (Message("user", "How many?"), Message("assistant", "Five.", reasoning="Two and three."))
@@ -33,8 +34,8 @@ class AssistantTurn:
     """What the assistant's turn is in a chat template.
 
     Tokens of `ends` end it. Special tokens that are `foreign` stand in none, such as one that
-    begins a turn. `opening` and `closing` stand around reasoning, and the prompt writes the first
-    where the turn has `begun`. `thinks` says whether the template writes reasoning at all.
+    begins a turn. `opening` and `closing` stand around reasoning; `opened_by_prompt` says whether
+    the prompt ends with the first. `thinks` says whether the template writes reasoning at all.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -42,7 +43,7 @@ class AssistantTurn:
     foreign: frozenset[int]
     opening: str
     closing: str
-    begun: bool
+    opened_by_prompt: bool
     thinks: bool
 
     @classmethod
@@ -67,7 +68,7 @@ class AssistantTurn:
             foreign=special - inside - ends,
             opening=opening,
             closing=closing,
-            begun=prompt.rstrip().endswith(opening),
+            opened_by_prompt=prompt.rstrip().endswith(opening),
             thinks="reasoning" in roles,
         )
 
@@ -85,7 +86,7 @@ class AssistantTurn:
                 list(inside), skip_special_tokens=False, clean_up_tokenization_spaces=False
             )
         )
-        if self.begun:
+        if self.opened_by_prompt:
             return self.opening + text
         return text
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from calibrant.data import Format, Row, Source, by_length, held_out, padded, start_tokens
+from calibrant.data._encoding import token_offsets
 from calibrant.decoding import accepted
 from calibrant.errors import DataError
 from calibrant.evaluators._base import (
@@ -33,8 +34,8 @@ class ScoredWindow:
     """A stretch of a document: its token ids, how many of the first ones aren't scored, and the
     bytes of those that are.
 
-    In a joined text, `until` is the place of the letter behind the window. `places` are those of
-    the tokens that are scored where only some are, among those that could be.
+    In a joined text, `until` is the place of the letter behind the window. Where only some of the
+    other tokens are scored, `places` says which: 0 is the first of them.
     """
 
     document: str
@@ -145,14 +146,6 @@ def cut(
 def token_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     """Return the tokens of a text, without special ones around it."""
     return tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-
-
-def token_offsets(
-    tokenizer: PreTrainedTokenizerBase, text: str
-) -> tuple[list[int], list[tuple[int, int]]]:
-    """Return the tokens of a text, and at which letters each begins and ends."""
-    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-    return encoded["input_ids"], encoded["offset_mapping"]
 
 
 def bytes_of(text: str, offsets: Sequence[tuple[int, int]], first: int, last: int) -> int:

@@ -13,9 +13,10 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from calibrant.data import Format, Row, start_tokens
+from calibrant.data._encoding import token_offsets
 from calibrant.data._words import spans, words
 from calibrant.errors import DataError, SpecError
-from calibrant.evaluators._windows import ScoredWindow, token_ids, token_offsets
+from calibrant.evaluators._windows import ScoredWindow, token_ids
 from calibrant.spec.foreign import brief, did_you_mean, user_lines, user_path
 from calibrant.system.durable import content, unreadable
 

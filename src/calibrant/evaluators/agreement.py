@@ -38,6 +38,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from calibrant.data import Chat, Role, Row, Stretch, roles_of_tokens
+from calibrant.data._encoding import token_offsets
 from calibrant.errors import DataError, ModelError, NumericsError
 from calibrant.evaluators._base import Subject, items_of, mean_of
 from calibrant.evaluators._dense import NoiseFloor, dense_predictions, noise_floor
@@ -55,7 +56,6 @@ from calibrant.evaluators._windows import (
     predictions,
     score_windows,
     scored_tokens,
-    token_offsets,
     wide,
 )
 from calibrant.models.divergence import divergences, top

@@ -12,15 +12,16 @@ greedily. An answer is well formed where all of this holds:
   was offered and its arguments;
 - `no_stray_token`: no special token stands in it that belongs to no answer, such as one that begins
   another turn; decoding stops there;
-- `no_loop`: it doesn't say the same piece four times or more in a row, over 32 tokens or more.
+- `no_loop`: it doesn't say the same piece, of up to 128 tokens, four times or more in a row, over
+  32 tokens or more.
 
 Tags of reasoning are those of the template. Calls in another notation than `<tool_call>` with JSON
 aren't looked at.
 
-The score is the share of answers that are well formed. A compressed model is compared with the
-untouched one, which is asked the same: `dense` is its share, `lost` says how many answers are well
-formed of the untouched model alone, `gained` of the compressed one alone. A dense model that is cut
-by the limit often needs more `max_tokens`.
+The score is the share of answers that are well formed. The untouched model is asked the same, and
+`dense` is its share. `lost` counts the requests that it alone answers well formed, `gained` those
+that the compressed model alone does. Where the limit often cuts the dense model, give more
+`max_tokens`.
 """
 
 import json
@@ -78,8 +79,8 @@ class _AskedRow:
     tools: Sequence[str]
 
 
-Forms = Sequence[Mapping[str, Any]]
-"""What is known of the answer to each request: its conditions, its tokens and calls."""
+AnswerFacts = Mapping[str, Any]
+"""What is known of an answer: which of `CONDITIONS` hold, how many tokens and calls it has."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -103,11 +104,11 @@ class ChatForm(SourceEvaluator):
         return held_out(self.source, self.format)
 
     def check(self) -> None:
-        self._form()
+        self._chat()
 
     def rows(self) -> Iterator[Row]:
         """Return the rows of the source's measured part that begin with a request."""
-        return (row for row, _ in self._asked(self._form()))
+        return (row for row, _ in self._asked(self._chat()))
 
     def limited(self, limit: int) -> "ChatForm":
         """Return the same with the first `limit` conversations in the order of their hashes."""
@@ -122,20 +123,20 @@ class ChatForm(SourceEvaluator):
         chat template or where nothing can be asked, `NumericsError` for outputs that aren't finite.
         """
         reference = subject.untouched(self)
-        form = replace(self._form(), generation_prompt=True)
+        form = replace(self._chat(), generation_prompt=True)
         turn = AssistantTurn.of(reference, subject.tokenizer, form)
         requests, left_out = self._requests(subject, form)
         asked = [request.prompt for request in requests]
-        find = partial(self._forms, reference, "dense", requests, turn, subject)
+        find = partial(self._answers, reference, "dense", requests, turn, subject)
         dense = found_once(reference, self, asked, find)
-        ours = self._forms(subject.model, "own", requests, turn, subject)
+        own = self._answers(subject.model, "own", requests, turn, subject)
         outcomes: list[Outcome] = []
-        for request, their_form, our_form in zip(requests, dense, ours, strict=True):
-            facts = {**our_form, "dense": is_well_formed(their_form)}
-            outcomes.append(Outcome(request.name, float(is_well_formed(our_form)), 1.0, facts))
+        for request, dense_facts, own_facts in zip(requests, dense, own, strict=True):
+            facts = {**own_facts, "dense": is_well_formed(dense_facts)}
+            outcomes.append(Outcome(request.name, float(is_well_formed(own_facts)), 1.0, facts))
         return Measurement(self._score(outcomes, left_out), tuple(outcomes))
 
-    def _form(self) -> Chat:
+    def _chat(self) -> Chat:
         return conversation_format(self, "chat_form")
 
     def _asked(self, form: Chat) -> Iterator[tuple[Row, Row]]:
@@ -168,26 +169,27 @@ class ChatForm(SourceEvaluator):
         if not requests:
             raise DataError(
                 f"{self}: no conversation can be asked ({left_out:,} are refused by the model's "
-                f"chat template, or too long for the model); take another source",
+                f"chat template, or the model has no room for them and max_tokens="
+                f"{self.max_tokens}); take fewer max_tokens, or another source",
                 subject=str(self),
             )
         return requests, left_out
 
-    def _forms(
+    def _answers(
         self,
         model: PreTrainedModel,
         kind: str,
         requests: Sequence[_AskedRow],
         turn: AssistantTurn,
         subject: Subject,
-    ) -> Forms:
+    ) -> Sequence[AnswerFacts]:
         """Return what is known of a model's answers; `kind` tells the models apart."""
         names = [f"{request.name} {kind}" for request in requests]
         prompts = [request.prompt for request in requests]
         decoder = Decoder(model, prompts, self.max_tokens, turn.ended, str(self))
 
         def read(number: int, answer: Generated) -> dict[str, Any]:
-            return form_of(answer.ids, turn, requests[number].tools)
+            return answer_facts(answer.ids, turn, requests[number].tools)
 
         return decode_all(decoder, names, read, subject, f"measuring {self} ({kind})")
 
@@ -251,9 +253,9 @@ def tool_names(row: Row) -> list[str]:
     return names
 
 
-def form_of(ids: Sequence[int], turn: AssistantTurn, tools: Sequence[str]) -> dict[str, Any]:
-    """Return which of `CONDITIONS` hold of an answer's tokens, with those that ended it, and how
-    many `tokens` and `calls` it has; `tools` are the names of those that were offered.
+def answer_facts(ids: Sequence[int], turn: AssistantTurn, tools: Sequence[str]) -> dict[str, Any]:
+    """Return what is known of an answer by its tokens, the one that ended it included. `tools` are
+    the names of those that were offered.
     """
     text = turn.text(ids)
     answer = turn.answer(text)
@@ -269,9 +271,9 @@ def form_of(ids: Sequence[int], turn: AssistantTurn, tools: Sequence[str]) -> di
     }
 
 
-def is_well_formed(form: Mapping[str, Any]) -> bool:
+def is_well_formed(facts: AnswerFacts) -> bool:
     """Return whether all conditions hold."""
-    return all(form[condition] for condition in CONDITIONS)
+    return all(facts[condition] for condition in CONDITIONS)
 
 
 def is_reasoning_closed(text: str, opening: str, closing: str) -> bool:
@@ -303,7 +305,10 @@ def is_call(text: str, tools: Sequence[str]) -> bool:
 
 
 def is_loop(ids: Sequence[int]) -> bool:
-    """Return whether a piece of these tokens stands there again and again.
+    """Return whether a piece of these tokens stands there again and again, be it at the end or not.
+
+    `selfgen` and `answers` have a stricter rule, `looped`: it may lose good texts, since others
+    are written in their place. Few different words are no fault of an answer.
 
     >>> is_loop([7, 8, 9] * 11), is_loop(range(40))
     (True, False)

@@ -21,8 +21,8 @@ With `template=true` the question is asked in the model's own chat template, as 
 what asks for the answer stands behind it. Shots are earlier turns then. Most instruct models know
 what to do without, so give `shots=0`. An answer ends at a special token or at the limit alone, and
 is read without its reasoning (`<think>…</think>`, or the template's own tags). The limit is 256
-tokens, or 512 where the template writes reasoning. `thinking=strip` asks for none, `keep` for some;
-`template` leaves that to the template.
+tokens, or 512 where the template writes reasoning. `thinking=strip` asks for none, and 256 are
+enough; `keep` asks for some; `template` leaves that to the template.
 """
 
 import hashlib

@@ -33,6 +33,7 @@ from typing import Any, Final
 from transformers import PreTrainedTokenizerBase
 
 from calibrant.data import Chat, Role, Row, roles_of_tokens
+from calibrant.data._encoding import token_offsets
 from calibrant.data._written import ASSISTANT
 from calibrant.data.packings._base import check_choice
 from calibrant.errors import DataError, NumericsError
@@ -45,7 +46,6 @@ from calibrant.evaluators._windows import (
     score_windows,
     scored_tokens,
     summed_nats,
-    token_offsets,
 )
 from calibrant.results.outcomes import Measurement, Outcome, Score
 from calibrant.spec import later

@@ -35,6 +35,7 @@ from typing import Final
 from transformers import PreTrainedTokenizerBase
 
 from calibrant.data import Format, Row, Source, held_out, start_tokens
+from calibrant.data._encoding import token_offsets
 from calibrant.data.hub import records
 from calibrant.data.sources.wikitext import HUB, WikiText
 from calibrant.errors import SpecError
@@ -51,7 +52,6 @@ from calibrant.evaluators._windows import (
     bytes_of,
     in_turn,
     token_ids,
-    token_offsets,
     within,
 )
 from calibrant.evaluators.loss import measure_loss

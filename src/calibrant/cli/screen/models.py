@@ -257,7 +257,13 @@ def _passed_over(rows: int) -> str:
     return f"{rows:,} rows passed over" if rows else ""
 
 
+def _dense_share(share: Any) -> str:
+    # Of some scores this isn't one number.
+    return f"dense {share:.4f}" if isinstance(share, float) else ""
+
+
 FACTS: Final[Mapping[str, Callable[[Any], str]]] = {
+    "dense": _dense_share,
     "perplexity": "perplexity {:.3f}".format,
     "bits_per_byte": "{:.4f} bits/byte".format,
     "tokens": "{:,} tokens".format,
@@ -267,6 +273,8 @@ FACTS: Final[Mapping[str, Callable[[Any], str]]] = {
     "style": str,
     "task_version": "version {}".format,
     "passed_over": _passed_over,
+    "left_out": _passed_over,
+    "unclear": _passed_over,
     "floor": "noise floor {:.1e}".format,
 }
 """How the facts of a score are written; others are for programs."""

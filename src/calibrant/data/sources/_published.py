@@ -71,7 +71,7 @@ def read_split(hub: HubDataset, split: Split, make: Make, lacking: str = "a labe
     entries, origin = records(hub, split.name, list(split.places))
     made = make_each(entries, origin, make)
     rows = [row for row in made if row is not None]
-    left_out = _left_out(len(made) - len(rows), origin, lacking)
+    left_out = left_out_note(len(made) - len(rows), origin, lacking)
     return SplitRows(rows, origin, joined(_mirror_note(split, origin, len(made)), left_out))
 
 
@@ -82,7 +82,7 @@ def one_split(hub: HubDataset, folder: str, make: Make, lacking: str) -> SourceR
     entries, origin = records(hub, "train", [(folder, "train")])
     made = make_each(entries, origin, make)
     rows = [row for row in made if row is not None]
-    return SourceRows(divide(rows), origin, _left_out(len(made) - len(rows), origin, lacking))
+    return SourceRows(divide(rows), origin, left_out_note(len(made) - len(rows), origin, lacking))
 
 
 def make_each(
@@ -104,8 +104,10 @@ def make_each(
     return made
 
 
-def _left_out(count: int, origin: str, lacking: str) -> str:
-    """Return the note on records that were left out; nothing if none was."""
+def left_out_note(count: int, origin: str, lacking: str) -> str:
+    """Return the note on records without what is `lacking`, which were left out; nothing if none
+    was.
+    """
     if not count:
         return ""
     noun = "record" if count == 1 else "records"

@@ -7,7 +7,7 @@ from typing import Final
 from calibrant.data._base import Row, SourceRows, StoredSource, divide
 from calibrant.data.hub import HubDataset, records
 from calibrant.data.sources._corpus import text_field
-from calibrant.data.sources._published import answered
+from calibrant.data.sources._published import answered, left_out_note
 from calibrant.errors import DataError
 from calibrant.spec.foreign import did_you_mean
 
@@ -26,7 +26,8 @@ class Aya(StoredSource):
 
     It stands for a model that is asked in other languages than English. `language` is `all`, a code
     of three letters such as `deu`, or `de` for one of 16. The train split is divided by hash; the
-    test split, which others measure on, isn't read. The hub has the fields inputs, targets,
+    test split, which others measure on, isn't read. Records without a request or an answer are left
+    out and counted. The hub has the fields inputs, targets,
     language, language_code, annotation_type, user_id: `Row(question=inputs, answer=targets)`.
     """
 
@@ -53,6 +54,7 @@ class Aya(StoredSource):
     def read(self) -> SourceRows:
         entries, origin = records(HUB, "train", [("aya", "train")])
         rows: list[Row] = []
+        blank = 0
         present: set[str] = set()
         for record in entries:
             code = text_field(record, origin, "language_code")
@@ -60,12 +62,14 @@ class Aya(StoredSource):
             if self.language not in ("all", code):
                 continue
             row = answered(record, origin, "inputs", "targets")
-            if row is not None:
+            if row is None:
+                blank += 1
+            else:
                 rows.append(row)
-        if not rows:
+        if self.language not in ("all", *present):
             raise DataError(
-                f"{self} is none of the languages in what was read ({origin})"
-                f"{did_you_mean(self.language, present)}; they are {', '.join(sorted(present))}",
+                f"{self}: nothing in {origin} is in this language"
+                f"{did_you_mean(self.language, present)}; it has {', '.join(sorted(present))}",
                 subject="language",
             )
-        return SourceRows(divide(rows), origin)
+        return SourceRows(divide(rows), origin, left_out_note(blank, origin, "an answer"))
