@@ -350,6 +350,8 @@ def test_a_saved_folder_is_opened_as_it_was_made(folder: str, texts: str, tmp_pa
         {"scale": "1"},
         {"grid": {"element": "e4m3"}},
         {"grid": 3},
+        {"grid": {"element": "e4m3", "strategy": "tensor"}, "scale": None},
+        {"grid": {"element": "e4m3", "strategy": "group", "group": 7}, "scale": None},
     ],
 )
 def test_a_folder_that_says_nonsense_of_inputs_is_refused(
