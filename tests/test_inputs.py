@@ -350,6 +350,8 @@ def test_a_saved_folder_is_opened_as_it_was_made(folder: str, texts: str, tmp_pa
         {"scale": "1"},
         {"grid": {"element": "e4m3"}},
         {"grid": 3},
+        {"grid": {"element": "e4m3", "strategy": "tensor"}, "scale": None},
+        {"grid": {"element": "e4m3", "strategy": "group", "group": 7}, "scale": None},
     ],
 )
 def test_a_folder_that_says_nonsense_of_inputs_is_refused(
@@ -373,6 +375,22 @@ def test_other_exports_refuse_it_before_any_work(folder: str, tmp_path: Path):
         options: dict[str, Any] = {"target": "W8A8", "out": tmp_path / "out", "export": form}
         refusal_of(quantize, folder, **options, kind=OutputError)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_model_that_already_rounds_inputs_goes_on_doing_so(folder: str, tmp_path: Path):
+    first = quantize(folder, target="W8A8", out=tmp_path / "first", dtype="float32")
+    rounding = rounding_modules(first.opened.model)
+    options: dict[str, Any] = {"target": "w4g16", "dtype": "float32"}
+    for form in ("sparse", "gguf"):
+        out = tmp_path / form
+        given = str(tmp_path / "first")
+        said = refusal_of(quantize, given, **options, out=out, export=form, kind=OutputError)
+        assert said.subject == given
+        assert not out.exists()
+    quantize(str(tmp_path / "first"), **options, out=tmp_path / "second")
+    opened = open_model(str(tmp_path / "second"), "float32")
+    assert rounding_modules(opened.model).keys() == rounding.keys()
+    assert INPUTS in (tmp_path / "second" / "README.md").read_text("utf-8")
 
 
 def test_a_study_of_two_schemes_measures_again_from_what_is_stored(

@@ -25,8 +25,10 @@ _FORMS: Final = dict[str, type["Packed"]]()
 _TYPES: Final = ("float32", "float16", "bfloat16", "float64")
 """The types that a dense matrix may have."""
 
-_TILE_NUMBERS: Final = 2**18
-"""How many numbers are rounded at a time: in float32 they fit into a core's cache."""
+TILE_NUMBERS: Final = 2**18
+"""How many numbers the rows have together that are worked on at a time: in float32 they fit into a
+core's cache.
+"""
 
 _COLUMNS: Final = 256
 """Columns of a Gram that are multiplied at a time."""
@@ -197,7 +199,7 @@ class FloatScales:
         factors = self.factors(len(weight)).to(dtype)
         codes = torch.empty_like(weight, dtype=torch.uint8)
         # A few rows at a time, whose numbers stay in the cache.
-        tile = max(1, _TILE_NUMBERS // weight.shape[1])
+        tile = max(1, TILE_NUMBERS // weight.shape[1])
         for start in range(0, len(weight), tile):
             rows = slice(start, start + tile)
             grouped = weight[rows].to(dtype).unflatten(1, (factors.shape[1], -1))

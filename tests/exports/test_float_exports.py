@@ -22,7 +22,7 @@ from calibrant.compress import quantize
 from calibrant.exports.compressed_tensors import _parts
 from calibrant.methods.quantization.rtn import RoundToNearest
 from calibrant.models import open_model
-from calibrant.models.float_folder import SCHEMES as WRITTEN
+from calibrant.models.float_folder import WEIGHT_SETTINGS as WRITTEN
 from calibrant.packed import FloatCodes
 from calibrant.targets import FloatGrid
 from calibrant.testing import tiny_folder

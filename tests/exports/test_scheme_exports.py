@@ -140,3 +140,32 @@ def test_inputs_that_are_declared_otherwise_are_refused(
     group["input_activations"]["num_bits"] = 6
     (tmp_path / "folder" / "config.json").write_text(json.dumps(config), "utf-8")
     assert refusal_of(open_model, str(tmp_path / "folder")).subject == str(tmp_path / "folder")
+
+
+@pytest.mark.parametrize("targets", [["re:.*proj"], ["LlamaMLP"], ["model.layers.9.up_proj"], None])
+def test_inputs_of_what_is_not_named_are_refused(
+    made: Callable[[str, str], Path], tmp_path: Path, targets: list[str] | None
+):
+    folder = tmp_path / "folder"
+    shutil.copytree(made("W8A8", "bfloat16") / NAME, folder)
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    config["quantization_config"]["config_groups"]["group_0"]["targets"] = targets
+    (folder / "config.json").write_text(json.dumps(config), "utf-8")
+    refused = refusal_of(open_model, str(folder))
+    assert refused.subject == str(folder)
+    assert str((targets or [None])[0]) in str(refused)
+
+
+def test_a_named_matrix_keeps_its_inputs_where_its_own_group_says_so(
+    made: Callable[[str, str], Path], tmp_path: Path
+):
+    folder = tmp_path / "folder"
+    shutil.copytree(made("W8A8", "bfloat16") / NAME, folder)
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    groups = config["quantization_config"]["config_groups"]
+    name = "model.layers.1.mlp.up_proj"
+    groups["group_1"] = {**groups["group_0"], "targets": [name], "input_activations": None}
+    (folder / "config.json").write_text(json.dumps(config), "utf-8")
+    rounding = rounding_modules(open_model(str(folder)).model)
+    assert len(rounding) == 20
+    assert name not in rounding

@@ -1,4 +1,4 @@
-"""Names of schemes, and the numbers of 4 and 8 bits: against their definition, one at a time."""
+"""Names of float grids, and the numbers of 4 and 8 bits: against their definition, one at a time."""
 
 from fractions import Fraction
 
@@ -28,7 +28,7 @@ SEVEN_EIGHTHS = 127
         ("W8A16", Grid(8)),
     ],
 )
-def test_names_of_schemes_are_targets(text: str, target: Target):
+def test_names_of_other_libraries_are_targets(text: str, target: Target):
     assert parse_target(text) == target
     assert parse_target(str(target)) == target
 
@@ -39,7 +39,7 @@ def test_a_grid_that_has_two_names_is_one_target():
 
 
 @pytest.mark.parametrize("text", ["NVFP4A8", "FP8A16_ROW", "FP4A16", "W5A16"])
-def test_what_is_no_scheme_is_refused(text: str):
+def test_a_name_that_no_grid_has_is_refused(text: str):
     with pytest.raises(TargetError):
         parse_target(text)
 

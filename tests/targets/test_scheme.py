@@ -111,8 +111,9 @@ def test_static_scales_reach_as_far_as_they_are_asked_to():
     for grid in (per_tensor, overall):
         scale = grid.static_scale(0.0, torch.float32)
         assert grid.rounded(torch.zeros(2, 16), scale).equal(torch.zeros(2, 16))
-        with pytest.raises(NumericsError):
-            grid.static_scale(math.inf, torch.float32)
+        for reach in (math.inf, math.nan):
+            with pytest.raises(NumericsError, match=str(reach)):
+                grid.static_scale(reach, torch.float32)
         with pytest.raises(NumericsError):
             grid.check(math.nan)
         with pytest.raises(ValueError, match="None"):
@@ -171,6 +172,11 @@ def test_it_is_the_scheme_that_compressed_tensors_calls_so(name: str):
         {"range": "max"},
         {"scale": "e5"},
         {"group": None},
+        {"range": None},
+        {"scale": "plain"},
+        {"strategy": "tensor", "group": None},
+        {"strategy": "token", "group": None, "scale": "e8m0", "range": None},
+        {"strategy": "token", "group": None, "scale": "plain"},
     ],
 )
 def test_inputs_of_an_unknown_kind_are_not_read(changed: dict[str, Any]):

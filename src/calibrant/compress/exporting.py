@@ -21,6 +21,7 @@ from calibrant.models import (
     saved,
     saved_dtype,
 )
+from calibrant.models.rounded_inputs import rounding_modules
 from calibrant.system.notebook import card
 
 
@@ -115,7 +116,8 @@ def write_forms(
             form.write(compressed, temporary)
             before = sum(sizes.values())
             sizes[str(form)] = file_bytes(temporary, inside=True) - before
-        (temporary / CARD).write_text(card_of(record, opened.note), encoding="utf-8")
+        text = card_of(record, opened.note, bool(rounding_modules(opened.model)))
+        (temporary / CARD).write_text(text, encoding="utf-8")
     return sizes
 
 

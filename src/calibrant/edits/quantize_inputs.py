@@ -47,6 +47,7 @@ class QuantizeInputs(Edit):
         for name, value in asdict(self.grid).items():
             if value is not None:
                 line[name] = value
+        # How scales are stored; `scale` is the number that was found.
         line["scales"] = line.pop("scale")
         if self.scale is not None:
             line["scale"] = self.scale

@@ -12,10 +12,11 @@ from calibrant.edits import Edit, Replace, ReplaceParameters
 from calibrant.errors import OutputError
 from calibrant.methods import Method
 from calibrant.models import ModelView, Opened, Weight
+from calibrant.models.rounded_inputs import rounding_modules
 from calibrant.packed import Packed
 from calibrant.results import Record
 from calibrant.spec import Spec
-from calibrant.targets import Target
+from calibrant.targets import Scheme, Target
 
 
 @dataclass(frozen=True)
@@ -86,13 +87,21 @@ class Export(Spec, ABC):
             subject=str(self),
         )
 
-    def refused_inputs(self, target: str) -> OutputError:
-        """Return the error for a model whose inputs are rounded, for a form that can't say so."""
-        return OutputError(
-            f"{self} can't say how inputs are rounded, and {target} rounds them; "
-            f"leave --export {self} out, or take compressed_tensors",
-            subject=target,
-        )
+    def check_inputs(self, opened: Opened, target: Target | None = None) -> None:
+        """Raise `OutputError` if the target rounds inputs, or the model already does: for a form
+        that can't say so.
+        """
+        rounds = ""
+        if isinstance(target, Scheme):
+            rounds = str(target)
+        elif rounding_modules(opened.model):
+            rounds = opened.name
+        if rounds:
+            raise OutputError(
+                f"{self} can't say how inputs are rounded, and {rounds} rounds them; "
+                f"leave --export {self} out, or take compressed_tensors",
+                subject=rounds,
+            )
 
     @abstractmethod
     def write(self, compressed: CompressedModel, folder: Path) -> None:

@@ -12,7 +12,6 @@ from importlib.metadata import version
 from pathlib import Path, PurePath
 from typing import Any, Final
 
-from calibrant.edits import QuantizeInputs
 from calibrant.errors import OutputError
 from calibrant.models import read_manifest
 from calibrant.models.rounded_inputs import INPUTS
@@ -29,11 +28,11 @@ _END: Final = "<!-- /measured -->"
 """Between these two comments stand the scores."""
 
 
-def card(record: Record, note: str = "") -> str:
+def card(record: Record, note: str = "", rounds_inputs: bool = False) -> str:
     """Say in Markdown what was done to a model, with which data, and where it came from; `note`
-    is what is known of its file.
+    is what is known of its file, and `rounds_inputs` whether it rounds inputs of matrices.
     """
-    return "\n".join([*_front(record), "", *_body(record, note)]) + "\n"
+    return "\n".join([*_front(record), "", *_body(record, note, rounds_inputs)]) + "\n"
 
 
 def check_card(folder: str | Path) -> None:
@@ -111,7 +110,7 @@ def _kind(record: Record) -> str:
     return "pruned" if stored_bits(record.weights) is None else "quantized"
 
 
-def _body(record: Record, note: str) -> Iterator[str]:
+def _body(record: Record, note: str, rounds_inputs: bool) -> Iterator[str]:
     """Yield the lines of the card below its head."""
     run = record.run
     bits = stored_bits(record.weights)
@@ -125,7 +124,7 @@ def _body(record: Record, note: str) -> Iterator[str]:
         "It opens with plain `transformers`; `calibrant.json` beside this file says what was done "
         "to every matrix."
     )
-    if any(edit["edit"] == QuantizeInputs.kind for edit in record.edits):
+    if rounds_inputs:
         yield (
             "\nTransformers leaves the inputs of matrices as they are, though. What was measured "
             f"has them rounded, as `{INPUTS}` beside this file says and calibrant does."

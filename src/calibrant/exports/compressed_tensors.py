@@ -19,7 +19,7 @@ from calibrant.exports._base import CompressedModel, Export, packed_now
 from calibrant.methods import Method
 from calibrant.models import ModelView, Opened
 from calibrant.models.declared_inputs import input_settings, scale_name
-from calibrant.models.float_folder import FORMATS, SCHEMES, WEIGHT, parts_of
+from calibrant.models.float_folder import FORMATS, WEIGHT, WEIGHT_SETTINGS, parts_of
 from calibrant.models.folder import CONFIG, INDEX, WEIGHTS
 from calibrant.models.packed_folder import (
     FORMAT,
@@ -51,8 +51,8 @@ class CompressedTensors(Export):
 
     `ignore` in its configuration lists every linear layer that is dense. Readers have kernels for 4
     and 8 bits; transformers opens all. Schemes such as W8A8 say there what becomes of inputs, and
-    have their static scales. Matrices of NVFP4 and MXFP4 open in bfloat16, whatever the
-    type of the model was.
+    have their static scales. Matrices of NVFP4 and MXFP4 open in bfloat16, whatever the type of the
+    model was.
     """
 
     def check(self, method: Method, target: Target, opened: Opened, view: ModelView) -> None:
@@ -116,7 +116,7 @@ class CompressedTensors(Export):
         # A single file needs no index.
         if set(file_of.values()) != {WEIGHTS}:
             _write(packed_folder / INDEX, {"metadata": {"total_size": size}, "weight_map": file_of})
-        # Tokenizer, card and the like go along unchanged.
+        # What else a reader needs, such as the tokenizer, goes along unchanged.
         for file in folder.iterdir():
             written = file.suffix == ".safetensors" or file.name in (CONFIG, INDEX, INPUTS)
             if file.is_file() and not written:
@@ -221,7 +221,7 @@ def _settings(
                 "type": "float",
                 "symmetric": True,
                 "dynamic": False,
-                **SCHEMES[grid.name],
+                **WEIGHT_SETTINGS[grid.name],
             }
         else:
             group["weights"] = {

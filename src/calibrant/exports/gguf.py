@@ -29,7 +29,7 @@ from calibrant.models.gguf_writing import (
 )
 from calibrant.packed import Codes, GgmlBlocks, Packed
 from calibrant.spec import written_form
-from calibrant.targets import Scheme, Target
+from calibrant.targets import Target
 
 FILE: Final = "model.gguf"
 TYPES: Final = ("own", "f32", "f16", "bf16")
@@ -61,8 +61,7 @@ class Gguf(Export):
             )
 
     def check(self, method: Method, target: Target, opened: Opened, view: ModelView) -> None:
-        if isinstance(target, Scheme):
-            raise self.refused_inputs(str(target))
+        self.check_inputs(opened, target)
         if method.drops_parts(len(view.blocks), target):
             raise self._refused_shape(
                 f"{method} to {target} leaves fewer blocks or experts", str(method)

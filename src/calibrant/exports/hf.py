@@ -1,5 +1,5 @@
 """The dense Hugging Face folder: whatever was done, `AutoModelForCausalLM.from_pretrained` opens
-it and gives what was measured.
+it and gives what was measured, but for inputs that are rounded.
 """
 
 from dataclasses import dataclass

@@ -18,11 +18,10 @@ from calibrant.methods import Method
 from calibrant.models import ModelView, Opened
 from calibrant.models.compact import same
 from calibrant.models.folder import INDEX, READ
-from calibrant.models.rounded_inputs import rounding_modules
 from calibrant.models.saving import write_model
 from calibrant.models.sparse_folder import SparseWriter
 from calibrant.packed import Codes, FloatCodes, GgmlBlocks, Packed
-from calibrant.targets import Scheme, Target
+from calibrant.targets import Target
 
 FOLDER: Final = "sparse"
 
@@ -40,16 +39,14 @@ class Sparse(Export):
     """
 
     def check(self, method: Method, target: Target, opened: Opened, view: ModelView) -> None:
-        if isinstance(target, Scheme):
-            raise self.refused_inputs(str(target))
+        self.check_inputs(opened, target)
         _check(self, opened)
 
     def write(self, compressed: CompressedModel, folder: Path) -> None:
         _without_zeros(folder, folder / FOLDER, packed_now(compressed))
 
     def convert(self, opened: Opened, folder: Path) -> None:
-        if rounding_modules(opened.model):
-            raise self.refused_inputs(opened.name)
+        self.check_inputs(opened)
         _check(self, opened)
         # Written whole first: only there the tensors have the names and shapes of a checkpoint.
         dense = folder / ".dense"

@@ -2,7 +2,7 @@
 how, and in its files with which static scales.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, final
@@ -24,6 +24,8 @@ STATIC: Final = "input_scale"
 """What the static scale of a tensor is called."""
 GLOBAL: Final = "input_global_scale"
 """What the scale of e4m3 scales is called."""
+LINEAR: Final = "Linear"
+"""The target that stands for all linear layers which aren't named."""
 
 
 def input_settings(grid: InputGrid) -> dict[str, Any]:
@@ -61,7 +63,7 @@ class DeclaredInputs:
 
     def apply(self, model: nn.Module, ref: str) -> None:
         """Let the modules of `model` round their inputs. Raises `ModelError` for one that can't,
-        and for a scale that isn't finite and above 0.
+        or whose inputs aren't whole groups, and for a scale that isn't finite and above 0.
         """
         known = dict(model.named_modules())
         for name, (grid, scale) in self.modules.items():
@@ -74,7 +76,7 @@ class DeclaredInputs:
                 )
             try:
                 round_inputs(module, grid, scale)
-            except NumericsError as error:
+            except (NumericsError, ValueError) as error:
                 raise ModelError(f"{ref}: {name}: {error}", subject=name) from error
 
 
@@ -85,8 +87,9 @@ def declared_inputs(
     here, and for a module without its static scale.
     """
     by_target = _by_target(folder, ref)
-    if not by_target:
+    if all(grid is None for grid in by_target.values()):
         return DeclaredInputs()
+    _check_targets(by_target, stored, ref)
     grids: dict[str, InputGrid] = {}
     tensors: set[str] = set()
     wanted: dict[str, str] = {}
@@ -94,7 +97,7 @@ def declared_inputs(
         module, _, part = name.rpartition(".")
         if part in (STATIC, GLOBAL):
             tensors.add(name)
-        grid = by_target.get(module, by_target.get("Linear"))
+        grid = by_target.get(module, by_target.get(LINEAR))
         if part == SCALE and grid is not None:
             grids[module] = grid
             if grid.range is not None:
@@ -128,8 +131,23 @@ def _static_scales(
     return scales
 
 
-def _by_target(folder: Path, ref: str) -> dict[str, InputGrid]:
-    """How inputs are rounded, by the targets of the configuration: `Linear`, or modules by name."""
+def _check_targets(targets: Collection[str], stored: Mapping[str, StoredTensor], ref: str) -> None:
+    """Raise `ModelError` for a target that is neither `Linear` nor the name of a quantized matrix:
+    what it stands for isn't known, such as of a pattern.
+    """
+    for target in targets:
+        if target != LINEAR and f"{target}.{SCALE}" not in stored:
+            raise ModelError(
+                f"{ref} rounds inputs, and has a group for {brief(target)}, which is no quantized "
+                f"matrix of its own; in its {CONFIG}, name matrices, or {LINEAR} for all",
+                subject=ref,
+            )
+
+
+def _by_target(folder: Path, ref: str) -> dict[str, InputGrid | None]:
+    """How inputs are rounded, by the targets of the configuration: `Linear`, or modules by name;
+    None for a target whose inputs stay as they are.
+    """
     settings: Any = {}
     for name, value in entries(read_object(folder / CONFIG)):
         if name == "quantization_config" and isinstance(value, dict):
@@ -138,14 +156,16 @@ def _by_target(folder: Path, ref: str) -> dict[str, InputGrid]:
     groups = settings.get("config_groups")
     if not isinstance(groups, dict):
         return {}
-    found: dict[str, InputGrid] = {}
+    found: dict[str, InputGrid | None] = {}
     for group in groups.values():
-        if not isinstance(group, dict) or not group.get("input_activations"):
+        if not isinstance(group, dict):
             continue
+        given = group.get("input_activations")
+        grid = _grid_of(given, ref) if given else None
         targets = group.get("targets")
-        if isinstance(targets, list):
-            for target in targets:
-                found[str(target)] = _grid_of(group["input_activations"], ref)
+        # What isn't a list is no name of a matrix, and refused as such.
+        for target in targets if isinstance(targets, list) else [targets]:
+            found[str(target)] = grid
     return found
 
 

@@ -34,7 +34,7 @@ FORMATS: Final = {
     "FP8A16_BLOCK": "float-quantized",
 }
 """The library's format for each float grid."""
-SCHEMES: Final[Mapping[str, Mapping[str, Any]]] = {
+WEIGHT_SETTINGS: Final[Mapping[str, Mapping[str, Any]]] = {
     "NVFP4A16": {
         "num_bits": 4,
         "strategy": "tensor_group",
@@ -118,8 +118,8 @@ def float_folder(
     stored: Mapping[str, StoredTensor],
 ) -> FloatFolder:
     """Return a folder's matrices, as its quantization `settings` describe them; `dtype` is the type
-    of the model. Raises `ModelError` for weights of another kind, and for
-    matrices whose parts are missing or don't fit each other.
+    of the model. Raises `ModelError` for weights of another kind, and for matrices whose parts are
+    missing or don't fit each other.
     """
     grid = _grid_of(settings, ref)
     known = str(dtype) if str(dtype) in _TYPES else "bfloat16"
@@ -175,10 +175,8 @@ def _grid_of(settings: Mapping[str, Any], ref: str) -> FloatGrid:
     groups = settings.get("config_groups")
     found: set[str] = set()
     for group in groups.values() if isinstance(groups, dict) else ():
-        scheme = group.get("weights") if isinstance(group, dict) else None
-        if not isinstance(scheme, dict):
-            scheme = {}
-        found.add(_name_of(scheme, ref))
+        given = group.get("weights") if isinstance(group, dict) else None
+        found.add(_name_of(given if isinstance(given, dict) else {}, ref))
     if len(found) != 1:
         raise ModelError(
             f"{ref} has {len(found)} kinds of quantized weights, and one kind is read; give the "
@@ -188,13 +186,14 @@ def _grid_of(settings: Mapping[str, Any], ref: str) -> FloatGrid:
     return FloatGrid(found.pop())
 
 
-def _name_of(scheme: Mapping[str, Any], ref: str) -> str:
+def _name_of(given: Mapping[str, Any], ref: str) -> str:
     """Return the float grid that a configuration describes. Raises `ModelError` for another."""
-    if scheme.get("type") == "float" and scheme.get("symmetric"):
-        for name, entries in SCHEMES.items():
-            if all(scheme.get(key) == value for key, value in entries.items()):
+    if given.get("type") == "float" and given.get("symmetric"):
+        for name, entries in WEIGHT_SETTINGS.items():
+            if all(given.get(key) == value for key, value in entries.items()):
                 return name
     raise ModelError(
-        f"{ref} has weights of a kind that isn't read ({brief(scheme)}); {', '.join(SCHEMES)} are",
+        f"{ref} has weights of a kind that isn't read ({brief(given)}); "
+        f"{', '.join(WEIGHT_SETTINGS)} are",
         subject=ref,
     )

@@ -59,11 +59,21 @@ def rounding_of(module: nn.Module) -> RoundedInputs | None:
 
 def round_inputs(module: nn.Module, grid: InputGrid, scale: float | None) -> None:
     """Let a module round its inputs, in place of how it did before. Raises `ValueError` where grid
-    and scale don't fit each other, `NumericsError` for a scale that isn't finite and above 0.
+    and scale don't fit each other or the inputs aren't whole groups, `NumericsError` for a scale
+    that isn't finite and above 0.
     """
+    inputs = _width(module)
+    if grid.group is not None and inputs % grid.group:
+        raise ValueError(f"{inputs} inputs aren't whole groups of {grid.group}")
     before = rounding_of(module)
     forward = module.forward if before is None else before.forward
     vars(module)["forward"] = RoundedInputs(grid, scale, forward)
+
+
+def _width(module: Any) -> int:
+    """How many inputs a module has."""
+    first, last = module.weight.shape
+    return first if isinstance(module, Conv1D) else last
 
 
 def rounding_modules(model: nn.Module) -> dict[str, RoundedInputs]:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from calibrant.errors import NumericsError
 from calibrant.targets._elements import E2M1, E4M3
-from calibrant.targets.float_grid import ScaleKind
+from calibrant.targets.float_grid import INSTEAD_OF_ZERO, ScaleKind
 
 ElementName = Literal["int8", "e4m3", "e2m1"]
 Strategy = Literal["tensor", "token", "group"]
@@ -22,24 +22,23 @@ Range = Literal["absmax", "percentile", "mse"]
 """How far a static scale reaches: as far as the calibration data, as far as nearly all of it, or
 where its errors are least.
 """
-INSTEAD_OF_ZERO: Final = 0.125
-"""The e4m3 scale that compressed-tensors gives a group whose own would be zero."""
 TINIEST: Final = 1e-30
 """Smaller inputs count as zero where a global scale would have to make them large."""
+_LOOK_AT: Final = "look at the activations of the model, and at its dtype"
 
 
-class _Element(NamedTuple):
-    """The largest value, and the `reach` of a scale of 1: how large an input may be."""
+class _Bounds(NamedTuple):
+    """The largest value of an element, and how large an input a scale of 1 reaches (`reach`)."""
 
     largest: float
     reach: float
 
 
-_ELEMENTS: Final = {
+_BOUNDS: Final = {
     # From -128 to 127: compressed-tensors lets the largest input lie in the middle of the two.
-    "int8": _Element(127, 127.5),
-    "e4m3": _Element(E4M3.largest, E4M3.largest),
-    "e2m1": _Element(E2M1.largest, E2M1.largest),
+    "int8": _Bounds(127, 127.5),
+    "e4m3": _Bounds(E4M3.largest, E4M3.largest),
+    "e2m1": _Bounds(E2M1.largest, E2M1.largest),
 }
 
 
@@ -48,9 +47,9 @@ class InputGrid:
     """The values of one `element`, times a scale. All inputs of a matrix share it (`tensor`), those
     of a token, or so many (`group`) consecutive ones of a token.
 
-    With a `range` a number is found beforehand, from calibration data: the scale of a tensor, or
-    the global scale that e4m3 scales are multiplied by. Without one all scales follow from the
-    inputs themselves, as they come.
+    `scale` says how scales are stored. With a `range` a number is found beforehand, from
+    calibration data: the scale of a tensor, or the global scale that e4m3 scales are multiplied
+    by. Without one all scales follow from the inputs themselves, as they come.
 
     >>> grid = InputGrid("int8", "token")
     >>> grid.rounded(torch.tensor([[127.5, -0.6, 0.5], [0.0, 0.0, 0.0]])).tolist()
@@ -65,10 +64,20 @@ class InputGrid:
 
     @classmethod
     def read(cls, facts: Mapping[str, Any]) -> "InputGrid":
-        """Return the grid of which `vars` gave these facts. Raises `ValueError` for others."""
+        """Return the grid of which `vars` gave these facts. Raises `ValueError` for facts that
+        contradict each other, or are none of a grid.
+        """
         grid = msgspec.convert(facts, cls)
-        if (grid.strategy == "group") != (grid.group is not None and grid.group > 0):
+        in_groups = grid.strategy == "group"
+        if in_groups != (grid.group is not None and grid.group > 0):
             raise ValueError(f"inputs of {grid.strategy} don't have groups of {grid.group}")
+        if grid.scale != "plain" and not in_groups:
+            raise ValueError(f"scales of {grid.strategy} aren't stored as {grid.scale}")
+        static = grid.strategy == "tensor" or grid.scale == "e4m3"
+        if static != (grid.range is not None):
+            raise ValueError(
+                f"a range of {grid.range} doesn't fit {grid.scale} scales of {grid.strategy}"
+            )
         return grid
 
     def static_scale(self, reach: float, dtype: torch.dtype) -> float:
@@ -76,15 +85,19 @@ class InputGrid:
         scale of a tensor, in the type `dtype`, or a global scale, in float32.
 
         Inputs that are all zero get a scale that is valid. Raises `NumericsError` where there is
-        none that is finite and above 0.
+        none that is finite and above 0, and for a `reach` that is NaN or infinite.
         """
-        element = _ELEMENTS[self.element]
+        if not math.isfinite(reach):
+            raise NumericsError(
+                f"the largest input is {reach:g}, and a scale can't reach so far; {_LOOK_AT}"
+            )
+        bounds = _BOUNDS[self.element]
         if self.scale == "e4m3":
             scale = 1.0
             if reach > TINIEST:
-                scale = _in_type(E4M3.largest * element.largest / reach, torch.float32)
+                scale = _in_type(E4M3.largest * bounds.largest / reach, torch.float32)
         else:
-            scale = _in_type(reach / element.reach, dtype) or torch.finfo(dtype).eps
+            scale = _in_type(reach / bounds.reach, dtype) or torch.finfo(dtype).eps
         self.check(scale)
         return scale
 
@@ -96,8 +109,7 @@ class InputGrid:
             raise ValueError(f"the scale {scale} doesn't fit {self}")
         if scale is not None and not (math.isfinite(scale) and scale > 0):
             raise NumericsError(
-                f"a scale of inputs is {scale:g}, and must be finite and above 0; look at the "
-                "activations of the model, and at its dtype"
+                f"a scale of inputs is {scale:g}, and must be finite and above 0; {_LOOK_AT}"
             )
 
     def rounded(
@@ -129,7 +141,7 @@ class InputGrid:
         if self.strategy == "tensor":
             return given
         reach = parts.abs().amax(-1, keepdim=True)
-        scales = reach / _ELEMENTS[self.element].reach
+        scales = reach / _BOUNDS[self.element].reach
         if self.scale == "e4m3":
             stored = E4M3.nearest(scales * given)
             scales = stored.where(stored > 0, INSTEAD_OF_ZERO) / given

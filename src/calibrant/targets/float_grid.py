@@ -14,6 +14,8 @@ ScaleKind = Literal["plain", "e4m3", "e8m0"]
 """How scales are stored: in the type of the weight; as numbers of 8 bits, which share one of
 float32; as powers of two.
 """
+INSTEAD_OF_ZERO: Final = 0.125
+"""The e4m3 scale that compressed-tensors gives a group whose own would be zero."""
 
 
 class _Format(NamedTuple):
@@ -27,7 +29,7 @@ class _Format(NamedTuple):
     scale: ScaleKind
 
 
-FORMATS: Final = {
+_BY_NAME: Final = {
     "FP8A16": _Format(E4M3, 1, None, "plain"),
     "FP8A16_TENSOR": _Format(E4M3, None, None, "plain"),
     "FP8A16_BLOCK": _Format(E4M3, 128, 128, "plain"),
@@ -54,17 +56,17 @@ class FloatGrid(Target):
     name: str
 
     def __post_init__(self) -> None:
-        if self.name not in FORMATS:
+        if self.name not in _BY_NAME:
             raise TargetError(
                 f"{brief(self.name)} is no grid of floating-point numbers; "
-                f"write one of {', '.join(FORMATS)}",
+                f"write one of {', '.join(_BY_NAME)}",
                 subject=str(self.name),
             )
 
     @classmethod
     def read(cls, value: str | float | int) -> "FloatGrid | None":
         name = value.strip().upper() if isinstance(value, str) else ""
-        return cls(name) if name in FORMATS else None
+        return cls(name) if name in _BY_NAME else None
 
     def __str__(self) -> str:
         return self.name
@@ -72,7 +74,7 @@ class FloatGrid(Target):
     @property
     def element(self) -> Element:
         """The numbers that weights become, before they are multiplied by their scale."""
-        return FORMATS[self.name].element
+        return _BY_NAME[self.name].element
 
     @property
     def bits(self) -> int:
@@ -82,7 +84,7 @@ class FloatGrid(Target):
     @property
     def scale(self) -> ScaleKind:
         """How its scales are stored."""
-        return FORMATS[self.name].scale
+        return _BY_NAME[self.name].scale
 
     @property
     def amount(self) -> float:
@@ -90,11 +92,11 @@ class FloatGrid(Target):
 
     def width(self, inputs: int) -> int:
         """Return how many inputs share a scale, in a matrix with so many inputs."""
-        return FORMATS[self.name].inputs or inputs
+        return _BY_NAME[self.name].inputs or inputs
 
     def height(self, rows: int) -> int:
         """Return how many rows share a scale, in a matrix with so many rows."""
-        return FORMATS[self.name].rows or rows
+        return _BY_NAME[self.name].rows or rows
 
     def check(self, shape: tuple[int, int], name: str) -> None:
         inputs = shape[1]
@@ -102,6 +104,7 @@ class FloatGrid(Target):
         if inputs % width:
             raise TargetError(
                 f"{name} has {inputs} inputs, and {self} has a scale for every {width}; "
-                f"choose FP8A16, with a scale for each row, or a grid such as w4",
+                f"choose one with a scale for each row: FP8A16, w4, or FP8_DYNAMIC, which rounds "
+                "inputs too",
                 subject=name,
             )

@@ -2,8 +2,6 @@
 it, and are computed in float32 whatever the type of the weight.
 """
 
-from typing import Final
-
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
@@ -11,9 +9,7 @@ from torch import Tensor
 from calibrant.methods._base import finite
 from calibrant.packed import FloatScales
 from calibrant.targets import E4M3, FloatGrid
-
-INSTEAD_OF_ZERO: Final = 0.125
-"""The scale that compressed-tensors gives a group whose own would be zero."""
+from calibrant.targets.float_grid import INSTEAD_OF_ZERO
 
 
 def float_absmax(weight: Float[Tensor, "out in"], grid: FloatGrid) -> FloatScales:

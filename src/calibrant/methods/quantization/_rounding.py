@@ -21,7 +21,7 @@ from calibrant.errors import SpecError, TargetError
 from calibrant.methods._base import finite
 from calibrant.methods._elimination import by_rows
 from calibrant.methods.quantization._float_scales import float_absmax
-from calibrant.packed import Codes, FloatScales
+from calibrant.packed import TILE_NUMBERS, Codes, FloatScales
 from calibrant.targets import FloatGrid, Grid, Target
 
 RULES: Final = ("absmax", "mse", "importance")
@@ -40,11 +40,6 @@ to 0.55.
 
 LEAST: Final = 1e-4
 """The least m^α of an input: the code of AWQ's paper divides by no less."""
-
-TILE_NUMBERS: Final = 2**18
-"""How many numbers the rows have together that are worked on at a time: in float32 they fit into a
-core's cache.
-"""
 
 _ROWS_PER_THREAD: Final = 128
 """Rows whose search is worth another thread."""
