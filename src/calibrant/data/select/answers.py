@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from functools import partial
 from typing import Any, Final
 
@@ -16,7 +17,7 @@ from torch import Tensor
 from calibrant.activations import wide
 from calibrant.data import Chat, Conversation, Message, Row, Source, start_tokens
 from calibrant.data._answers import kind_of, read_answer
-from calibrant.data._conversations import without_tags
+from calibrant.data._conversations import first_exchange, without_tags
 from calibrant.data._encoding import IdEncoder
 from calibrant.data._templates import RefusedError, templated
 from calibrant.data.expression import Term
@@ -198,8 +199,8 @@ class Answers(Selector):
 
 @dataclass(frozen=True)
 class _Asked:
-    """What the model is asked: the row that it comes from, the conversation so far, and its tokens
-    in the template, with what asks for an answer.
+    """What the model is asked: the row that it comes from, with the right answer where it is known;
+    the conversation so far; and its tokens in the template, with what asks for an answer.
     """
 
     row: Row
@@ -266,13 +267,12 @@ class _Answering:
         """Return rows in the order of writing."""
         selector = self._selector
         tokens = self._context.tokens
-        wanted_tokens = tokens * MARGIN
         prompt_tokens = sum(len(prompt.ids) for prompt in self._prompts) / len(self._prompts)
-        most_asked = PATIENCE * math.ceil(wanted_tokens / prompt_tokens) + 2 * selector.batch
-        while self._kept_tokens < wanted_tokens:
+        most_asked = PATIENCE * math.ceil(self._wanted_tokens / prompt_tokens) + 2 * selector.batch
+        while self._kept_tokens < self._wanted_tokens:
             self._check_goes_on(most_asked)
             answers = texts_of_round(
-                wanted_tokens - self._kept_tokens,
+                self._wanted_tokens - self._kept_tokens,
                 self._kept_tokens,
                 self._asked * selector.n,
                 prompt_tokens + self._most,
@@ -281,6 +281,11 @@ class _Answering:
             self._answer_prompts(max(1, answers // selector.n))
         self._context.progress(self._label, tokens, tokens)
         return Selection(tuple(answer.row for answer in self._kept.values()), self._note())
+
+    @property
+    def _wanted_tokens(self) -> Fraction:
+        """A twentieth more than are to come."""
+        return self._context.tokens * MARGIN
 
     @property
     def _kept_tokens(self) -> int:
@@ -300,7 +305,7 @@ class _Answering:
         else:
             return
         raise DataError(
-            f"{selector} gave {self._kept_tokens:,} of {self._context.tokens:,} tokens "
+            f"{selector} gave {self._kept_tokens:,} of {math.ceil(self._wanted_tokens):,} tokens "
             f"({self._note()}); {advice}",
             subject=str(selector),
         )
@@ -403,7 +408,7 @@ class _Answering:
             else:
                 usable.append(answer)
         if self._selector.keep == "shortest" and usable:
-            self._faults["longer than another"] += len(usable) - 1
+            self._faults["not the shortest"] += len(usable) - 1
             usable = [min(usable, key=_length)]
         for answer in usable:
             if answer.row.key in self._kept:
@@ -425,28 +430,14 @@ class _Answering:
     def _all_prompts(self) -> list[_Asked]:
         """Return the prompts of the draw. `DataError` if there are none."""
         selector = self._selector
-        form = replace(self._form, system=selector.system, generation_prompt=True)
         rows = dealt_rows(selector.origins[0], self._context.draw, selector.candidates)
         prompts: list[_Asked] = []
         for row in rows:
-            asked = Row(turns=_turns_before_answer(row), tools=row.tools)
-            fault = ""
-            if not asked.turns:
-                fault = _ASKS_NOTHING
-            elif selector.keep == "right" and not _knows_answer(row):
-                fault = _KNOWS_NOTHING
-            if fault:
-                self._faults[fault] += 1
-                continue
-            try:
-                ids = tuple(self._ids(form.render(asked, self._context.tokenizer)))
-            except RefusedError:
-                self._faults[f"prompts {_REFUSED}"] += 1
-                continue
-            if self._fits(len(ids)):
-                prompts.append(_Asked(row, form.conversation(asked), ids))
+            prompt = self._prompt(row)
+            if isinstance(prompt, str):
+                self._faults[prompt] += 1
             else:
-                self._faults[f"prompts {_TOO_LONG}"] += 1
+                prompts.append(prompt)
         if not prompts:
             faults = ", ".join(f"{count} {fault}" for fault, count in self._faults.items())
             raise DataError(
@@ -455,6 +446,23 @@ class _Answering:
                 subject=selector.source,
             )
         return prompts
+
+    def _prompt(self, row: Row) -> _Asked | str:
+        """Return what the model is asked; or, in words, why a row can't be asked."""
+        asked = Row(turns=_turns_before_answer(row), tools=row.tools)
+        if not asked.turns:
+            return _ASKS_NOTHING
+        row = _with_right_answer(row, asked.turns)
+        if self._selector.keep == "right" and not _knows_answer(row):
+            return _KNOWS_NOTHING
+        form = replace(self._form, system=self._selector.system, generation_prompt=True)
+        try:
+            ids = tuple(self._ids(form.render(asked, self._context.tokenizer)))
+        except RefusedError:
+            return f"prompts {_REFUSED}"
+        if not self._fits(len(ids)):
+            return f"prompts {_TOO_LONG}"
+        return _Asked(row, form.conversation(asked), ids)
 
     def _fits(self, tokens: int) -> bool:
         """Return whether an answer has room behind a prompt of so many tokens, in a window and in
@@ -497,6 +505,16 @@ def _turns_before_answer(row: Row) -> tuple[Message, ...]:
     if not turns or turns[-1].role not in ("user", "tool"):
         return ()
     return turns
+
+
+def _with_right_answer(row: Row, asked: Sequence[Message]) -> Row:
+    """Return the row with the answer to what is asked. A conversation's row has the answer to its
+    first question; where that is asked already, the last one is meant.
+    """
+    _, first = first_exchange(asked)
+    if first is None or first != row.answer:
+        return row
+    return replace(row, answer=row.turns[len(asked)].content)
 
 
 def _knows_answer(row: Row) -> bool:
