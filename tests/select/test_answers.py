@@ -19,7 +19,7 @@ from calibrant.data.select import Context, resolved
 from calibrant.data.select._generating import Batches
 from calibrant.data.select.answers import Answers
 from calibrant.decoding import Generated
-from calibrant.errors import DataError
+from calibrant.errors import DataError, SpecError
 from calibrant.models import Opened
 from calibrant.testing.tiny import VOCABULARY
 
@@ -227,6 +227,19 @@ def test_the_right_answer_of_a_conversation_is_that_to_its_last_question(
     assert "wrong" in found.note
 
 
+def test_prompts_need_no_answers(script: Script, tmp_path: Path) -> None:
+    prompts = file_of(tmp_path, [{"prompt": f"Is {i} a number?"} for i in range(40)])
+    script(RIGHT)
+    asked = Answers(source=prompts, candidates=20)
+    assert CalibrationSet(str(asked)).parts[0].source == asked
+    assert {row.answer for row in asked.select(given(tokens=200)).rows} == {RIGHT}
+    with pytest.raises(SpecError, match="know no answers"):
+        Answers(source=prompts, keep="right")
+    for text in (f"'{prompts}':chat", f"'{prompts}'@whole", "gsm8k + race"):
+        with pytest.raises(SpecError, match="name a source alone"):
+            Answers(source=text)
+
+
 def test_a_kept_batch_is_taken_only_behind_as_many_texts(own_cache: Path) -> None:
     def written(*counts: int) -> list[list[Any]]:
         batches = Batches({"question": "the same"})
@@ -315,5 +328,5 @@ def test_it_says_what_it_can_not_do(script: Script, sums: str, tmp_path: Path) -
     with pytest.raises(DataError, match="wrong"):
         Answers(source=sums, keep="right", candidates=3).select(given())
     words = [{"question": f"Who is number {i}?", "answer": "Nobody, I think."} for i in range(20)]
-    with pytest.raises(DataError, match="without an answer"):
+    with pytest.raises(DataError, match=r"without an answer .*take keep='all'"):
         Answers(source=file_of(tmp_path, words), keep="right").select(given())

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, Final
 
 import torch
@@ -20,7 +20,7 @@ from calibrant.data._answers import kind_of, read_answer
 from calibrant.data._conversations import first_exchange, without_tags
 from calibrant.data._encoding import IdEncoder
 from calibrant.data._templates import RefusedError, templated
-from calibrant.data.expression import Term
+from calibrant.data.expression import parse_source
 from calibrant.data.packings._base import check_choice
 from calibrant.data.select._base import (
     MOST,
@@ -30,7 +30,6 @@ from calibrant.data.select._base import (
     calibrate_rows,
     check_between,
     dealt_rows,
-    parsed_terms,
 )
 from calibrant.data.select._generating import (
     LEAST,
@@ -44,11 +43,13 @@ from calibrant.data.select._generating import (
     pick_likely,
     texts_of_round,
 )
+from calibrant.data.user_file import UserFile
 from calibrant.decoding import Decoder
 from calibrant.errors import DataError, SpecError
 from calibrant.models import Opened
 from calibrant.numerics import type_name
 from calibrant.spec import canonical
+from calibrant.spec.grammar import read_sum
 
 REVISION: Final = 1
 """Raised when the same question gives other answers than before."""
@@ -75,10 +76,10 @@ class Answers(Selector):
     did, the note counts it.
 
     `n` answers are written to a prompt. Dropped and counted are those without words, loops, those
-    that don't end, those too long for a window, and copies. `keep="right"` also drops those that
-    are wrong; it takes prompts alone whose right answer is a number or one of several choices.
-    `keep="shortest"` takes of each prompt's answers the shortest that is left, and of such a prompt
-    the shortest right one.
+    that don't end, those too long for a window, and copies. `keep="right"` also drops wrong ones.
+    It asks only where the right answer is a number or one of several choices; that of a
+    conversation is its last. `keep="shortest"` keeps of a prompt's answers that are left only the
+    shortest. Where the right answer is such a one, wrong ones are dropped before.
 
     Answers come in rounds of about `batch` (more are faster and take more memory) until those that
     are left have the wanted tokens and a twentieth more. Draw d takes the next `candidates` rows of
@@ -137,15 +138,15 @@ class Answers(Selector):
     @property
     def origins(self) -> tuple[Source, ...]:
         """The source of the prompts."""
-        return (self._term.source,)
+        return (self._asked_source,)
 
     def measured(self) -> Source:
         """Return the source of the prompts."""
-        return self._term.source
+        return self._asked_source
 
     def disjoint(self) -> int | None:
         """Return how often the rows that prompts come from suffice for as many as a draw takes."""
-        return max(1, len(calibrate_rows(self._term.source)) // self.candidates)
+        return max(1, len(calibrate_rows(self._asked_source)) // self.candidates)
 
     def select(self, context: Context) -> Selection:
         """Return answered conversations until they suffice. `DataError` for a model without a chat
@@ -165,17 +166,11 @@ class Answers(Selector):
         return Chat(thinking=self.thinking)
 
     @property
-    def _term(self) -> Term:
-        return parsed_terms(self.source)[0]
+    def _asked_source(self) -> Source:
+        return _source_alone(self.source)
 
     def _check_source(self) -> None:
-        source = self._term.source
-        if parsed_terms(self.source) != parsed_terms(str(source)):
-            raise SpecError(
-                f"answers(source={self.source!r}): prompts come from one source, and the template "
-                "is their format; name a source alone, such as gsm8k",
-                subject=self.source,
-            )
+        source = self._asked_source
         if isinstance(source, Selector) or source.kind == "control":
             raise SpecError(
                 f"answers(source={self.source!r}): prompts come from rows with a question or a "
@@ -195,6 +190,24 @@ class Answers(Selector):
                 "keep='all' or 'shortest'",
                 subject=self.source,
             )
+
+
+@lru_cache(maxsize=64)
+def _source_alone(text: str) -> Source:
+    """Return the source that is named without a format, so one without answers too. `SpecError` for
+    a sum, and where a format or a packing is named.
+    """
+    part, *others = read_sum(text)
+    if others or part.format is not None or part.packing is not None:
+        raise SpecError(
+            f"answers(source={text!r}): prompts come from one source, and the template is their "
+            "format; name a source alone, such as gsm8k",
+            subject=text,
+        )
+    source = parse_source(part.source)
+    if isinstance(source, UserFile):
+        source.check_calibrates()
+    return source
 
 
 @dataclass(frozen=True)
@@ -440,9 +453,14 @@ class _Answering:
                 prompts.append(prompt)
         if not prompts:
             faults = ", ".join(f"{count} {fault}" for fault, count in self._faults.items())
+            advice = "raise candidates, or name another source"
+            if self._faults[f"prompts {_TOO_LONG}"]:
+                advice = f"raise --length or lower max_tokens, {advice}"
+            if self._faults[_KNOWS_NOTHING]:
+                advice = f"take keep='all' or 'shortest', {advice}"
             raise DataError(
                 f"{selector}: none of the {len(rows)} rows of this draw can be asked ({faults}); "
-                "raise --length or candidates, lower max_tokens, or name another source",
+                f"{advice}",
                 subject=selector.source,
             )
         return prompts
