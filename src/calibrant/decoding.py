@@ -1,5 +1,5 @@
-"""Decoding of many prompts at once. What they all begin with is computed once, so is a prompt that
-comes several times, and nothing depends on which of them are decoded together.
+"""Decoding of many prompts at once. What they all begin with is computed once, and a prompt that
+comes several times is read once. Nothing depends on which of them are decoded together.
 
 A prompt is read by itself behind the common beginning, without padding, so that what is remembered
 of it is the same in every batch. Then the memories of a batch are aligned on the right: what a
@@ -98,7 +98,7 @@ class Decoder:
         if self.remembers:
             # At least one token of each prompt is shown in its batch: what it says comes next is
             # the first answer.
-            self.shared = min(common(self.prompts), min(map(len, self.prompts)) - 1)
+            self.shared = min(length_in_common(self.prompts), min(map(len, self.prompts)) - 1)
 
     def batches(self) -> Iterator[list[int]]:
         """Yield the numbers of the prompts that are decoded together: those of like length, the
@@ -340,7 +340,7 @@ def common_length(first: Sequence[int], second: Sequence[int]) -> int:
     return min(len(first), len(second))
 
 
-def common(prompts: Sequence[list[int]]) -> int:
+def length_in_common(prompts: Sequence[list[int]]) -> int:
     """Return how many tokens all prompts begin with."""
     # As many as the first and the last in the order of their tokens have in common.
     return common_length(min(prompts), max(prompts))

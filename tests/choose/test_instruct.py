@@ -163,6 +163,32 @@ def test_the_same_rows_are_tried_in_the_template_out_of_it_and_answered_by_the_m
     assert named.identity != found.identity
 
 
+@pytest.mark.parametrize(
+    ("conversation", "answered"),
+    [
+        ("asked.jsonl:chat", ["answers(source='asked.jsonl')"]),
+        (
+            "asked.jsonl:chat(system=x, thinking=strip)",
+            ["answers(source='asked.jsonl', thinking='strip', system='x')"],
+        ),
+        # A selector has no rows yet that could be asked.
+        ("longest(source='asked.jsonl'):chat", []),
+    ],
+)
+def test_the_model_is_asked_as_the_goal_is_put(
+    monkeypatch: pytest.MonkeyPatch, conversation: str, answered: list[str]
+) -> None:
+    monkeypatch.setattr(instruct, "ANSWERS", "answers")
+    assert instruct.own_answers([conversation]) == answered
+
+
+def test_a_baseline_is_not_left_out_where_it_is_written() -> None:
+    own = "Echo(source='asked.jsonl')"
+    found = prepared(trained_folder(), "asked.jsonl", baseline=own)
+    assert not found.spare
+    assert own in found.needed
+
+
 def test_a_base_model_is_asked_what_it_was_asked(tmp_path: Path) -> None:
     model = tiny_folder(tmp_path / "base")
     tokenizer = tiny_tokenizer()
@@ -336,4 +362,11 @@ def test_a_plan_says_which_sets_are_tried(model: str, files: Path) -> None:
     plain = calibrant.plan(calibrant.recommend, model, goal="told.jsonl", folder=files / "advice")
     assert "Echo" not in " ".join(plain.notes)
     assert asking.memory > plain.memory, "a copy of the dense model is compared with"
+    # A tokenizer beside the model takes the place of its own.
+    silent = tiny_tokenizer()
+    silent.chat_template = None
+    bare = calibrant.plan(
+        calibrant.recommend, model, goal="asked.jsonl", tokenizer=silent, folder=files / "advice"
+    )
+    assert "Echo" not in " ".join(bare.notes)
     assert not (files / "advice").exists()

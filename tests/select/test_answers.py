@@ -16,9 +16,10 @@ from transformers import PreTrainedTokenizerBase
 
 from calibrant.data import CalibrationSet, parse_source
 from calibrant.data.select import Context, resolved
+from calibrant.data.select._generating import Batches
 from calibrant.data.select.answers import Answers
 from calibrant.decoding import Generated
-from calibrant.errors import DataError
+from calibrant.errors import DataError, SpecError
 from calibrant.models import Opened
 from calibrant.testing.tiny import VOCABULARY
 
@@ -206,6 +207,54 @@ def test_what_is_left_out_is_counted(script: Script, sums: str) -> None:
     assert len({row.question for row in shortest.rows}) == len(shortest.rows)
 
 
+@pytest.mark.parametrize("keep", ["right", "shortest"])
+def test_the_right_answer_of_a_conversation_is_that_to_its_last_question(
+    script: Script, tmp_path: Path, keep: str
+) -> None:
+    rows: list[dict[str, Any]] = []
+    for number in range(20):
+        turns = [
+            {"role": "user", "content": f"How many legs has hen {number}?"},
+            {"role": "assistant", "content": "2"},
+            {"role": "user", "content": "And a cow?"},
+            {"role": "assistant", "content": "4"},
+        ]
+        rows.append({"messages": turns})
+    script("The answer is 2.", "The answer is 4.")
+    asked = Answers(source=file_of(tmp_path, rows), keep=keep, n=2, candidates=6)
+    found = asked.select(given(tokens=200))
+    assert {row.answer for row in found.rows} == {"The answer is 4."}
+    assert "wrong" in found.note
+
+
+def test_prompts_need_no_answers(script: Script, tmp_path: Path) -> None:
+    prompts = file_of(tmp_path, [{"prompt": f"Is {i} a number?"} for i in range(40)])
+    script(RIGHT)
+    asked = Answers(source=prompts, candidates=20)
+    assert CalibrationSet(str(asked)).parts[0].source == asked
+    assert {row.answer for row in asked.select(given(tokens=200)).rows} == {RIGHT}
+    with pytest.raises(SpecError, match="know no answers"):
+        Answers(source=prompts, keep="right")
+    for text in (f"'{prompts}':chat", f"'{prompts}'@whole", "gsm8k + race"):
+        with pytest.raises(SpecError, match="name a source alone"):
+            Answers(source=text)
+
+
+def test_a_kept_batch_is_taken_only_behind_as_many_texts(own_cache: Path) -> None:
+    def written(*counts: int) -> list[list[Any]]:
+        batches = Batches({"question": "the same"})
+        asked: list[list[Any]] = []
+        for place, count in enumerate(counts):
+            begin = sum(counts[:place])
+            texts = [[number] for number in range(begin, begin + count)]
+            asked += batches.batch(count, lambda seed, texts=texts: texts)
+        return asked
+
+    assert written(3, 2) == [[0], [1], [2], [3], [4]]
+    # The right answers are others now, say, so that more were asked before the second batch.
+    assert written(4, 2) == [[0], [1], [2], [3], [4], [5]]
+
+
 def test_reasoning_and_calls_stand_apart_and_read_as_they_were_written(
     script: Script, tmp_path: Path
 ) -> None:
@@ -279,5 +328,5 @@ def test_it_says_what_it_can_not_do(script: Script, sums: str, tmp_path: Path) -
     with pytest.raises(DataError, match="wrong"):
         Answers(source=sums, keep="right", candidates=3).select(given())
     words = [{"question": f"Who is number {i}?", "answer": "Nobody, I think."} for i in range(20)]
-    with pytest.raises(DataError, match="without an answer"):
+    with pytest.raises(DataError, match=r"without an answer .*take keep='all'"):
         Answers(source=file_of(tmp_path, words), keep="right").select(given())

@@ -514,31 +514,42 @@ def _readable(context: Context, draft: Draft, request: GenerationRequest) -> Gen
 
 
 class Batches:
-    """The batches of one generation, each from the user's cache where it is there. `facts` are all
-    that the texts depend on.
+    """The batches of one generation, each from the user's cache where it is there.
+
+    A batch's texts depend on `facts`, on its number, on how many texts there are before it and on
+    how many it has.
     """
 
     def __init__(self, facts: Mapping[str, Any]) -> None:
         self._name = identity(facts)
         self._folder = cache_folder() / "generated" / self._name.removeprefix("sha256:")
         self._number = 0
+        self._before = 0
 
     def batch(self, count: int, write: Callable[[int], list[list[Any]]]) -> list[list[Any]]:
         """Return the next `count` texts: plain data, as `write` gives them for a seed."""
         path = self._folder / f"batch-{self._number:05d}.json"
         purpose: Purpose = {"kind": "written texts", "of": self._name, "batch": self._number}
         stored = read_cached(path, purpose, "what the model wrote")
-        # A file with another number of texts is of a generation that went another way.
-        if stored is not None and len(stored["texts"]) == count:
+        if stored is not None and self._is_same(stored, count):
             texts = stored["texts"]
         else:
             # The seed is made of the request, so a batch has the same chance wherever it is
             # written.
             digits = identity([self._name, self._number]).removeprefix("sha256:")
             texts = write(int(digits[:15], 16))
-            write_cached(path, purpose, {"texts": texts})
+            write_cached(path, purpose, {"texts": texts, "before": self._before})
         self._number += 1
+        self._before += count
         return texts
+
+    def _is_same(self, stored: Mapping[str, Any], count: int) -> bool:
+        """Whether a file is of this generation, and not of one that went another way since other
+        texts were left.
+        """
+        # Files of earlier releases don't say how many were before.
+        before = stored.get("before", self._before)
+        return before == self._before and len(stored["texts"]) == count
 
 
 class _Generation:

@@ -6,7 +6,8 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from fractions import Fraction
+from functools import lru_cache, partial
 from typing import Any, Final
 
 import torch
@@ -16,10 +17,10 @@ from torch import Tensor
 from calibrant.activations import wide
 from calibrant.data import Chat, Conversation, Message, Row, Source, start_tokens
 from calibrant.data._answers import kind_of, read_answer
-from calibrant.data._conversations import without_tags
+from calibrant.data._conversations import first_exchange, without_tags
 from calibrant.data._encoding import IdEncoder
 from calibrant.data._templates import RefusedError, templated
-from calibrant.data.expression import Term
+from calibrant.data.expression import parse_source
 from calibrant.data.packings._base import check_choice
 from calibrant.data.select._base import (
     MOST,
@@ -29,7 +30,6 @@ from calibrant.data.select._base import (
     calibrate_rows,
     check_between,
     dealt_rows,
-    parsed_terms,
 )
 from calibrant.data.select._generating import (
     LEAST,
@@ -43,11 +43,13 @@ from calibrant.data.select._generating import (
     pick_likely,
     texts_of_round,
 )
+from calibrant.data.user_file import UserFile
 from calibrant.decoding import Decoder
 from calibrant.errors import DataError, SpecError
 from calibrant.models import Opened
 from calibrant.numerics import type_name
 from calibrant.spec import canonical
+from calibrant.spec.grammar import read_sum
 
 REVISION: Final = 1
 """Raised when the same question gives other answers than before."""
@@ -74,10 +76,10 @@ class Answers(Selector):
     did, the note counts it.
 
     `n` answers are written to a prompt. Dropped and counted are those without words, loops, those
-    that don't end, those too long for a window, and copies. `keep="right"` also drops those that
-    are wrong; it takes prompts alone whose right answer is a number or one of several choices.
-    `keep="shortest"` takes of each prompt's answers the shortest that is left, and of such a prompt
-    the shortest right one.
+    that don't end, those too long for a window, and copies. `keep="right"` also drops wrong ones.
+    It asks only where the right answer is a number or one of several choices; that of a
+    conversation is its last. `keep="shortest"` keeps of a prompt's answers that are left only the
+    shortest. Where the right answer is such a one, wrong ones are dropped before.
 
     Answers come in rounds of about `batch` (more are faster and take more memory) until those that
     are left have the wanted tokens and a twentieth more. Draw d takes the next `candidates` rows of
@@ -136,15 +138,15 @@ class Answers(Selector):
     @property
     def origins(self) -> tuple[Source, ...]:
         """The source of the prompts."""
-        return (self._term.source,)
+        return (self._asked_source,)
 
     def measured(self) -> Source:
         """Return the source of the prompts."""
-        return self._term.source
+        return self._asked_source
 
     def disjoint(self) -> int | None:
         """Return how often the rows that prompts come from suffice for as many as a draw takes."""
-        return max(1, len(calibrate_rows(self._term.source)) // self.candidates)
+        return max(1, len(calibrate_rows(self._asked_source)) // self.candidates)
 
     def select(self, context: Context) -> Selection:
         """Return answered conversations until they suffice. `DataError` for a model without a chat
@@ -164,17 +166,11 @@ class Answers(Selector):
         return Chat(thinking=self.thinking)
 
     @property
-    def _term(self) -> Term:
-        return parsed_terms(self.source)[0]
+    def _asked_source(self) -> Source:
+        return _source_alone(self.source)
 
     def _check_source(self) -> None:
-        source = self._term.source
-        if parsed_terms(self.source) != parsed_terms(str(source)):
-            raise SpecError(
-                f"answers(source={self.source!r}): prompts come from one source, and the template "
-                "is their format; name a source alone, such as gsm8k",
-                subject=self.source,
-            )
+        source = self._asked_source
         if isinstance(source, Selector) or source.kind == "control":
             raise SpecError(
                 f"answers(source={self.source!r}): prompts come from rows with a question or a "
@@ -196,10 +192,28 @@ class Answers(Selector):
             )
 
 
+@lru_cache(maxsize=64)
+def _source_alone(text: str) -> Source:
+    """Return the source that is named without a format, so one without answers too. `SpecError` for
+    a sum, and where a format or a packing is named.
+    """
+    part, *others = read_sum(text)
+    if others or part.format is not None or part.packing is not None:
+        raise SpecError(
+            f"answers(source={text!r}): prompts come from one source, and the template is their "
+            "format; name a source alone, such as gsm8k",
+            subject=text,
+        )
+    source = parse_source(part.source)
+    if isinstance(source, UserFile):
+        source.check_calibrates()
+    return source
+
+
 @dataclass(frozen=True)
 class _Asked:
-    """What the model is asked: the row that it comes from, the conversation so far, and its tokens
-    in the template, with what asks for an answer.
+    """What the model is asked: the row that it comes from, with the right answer where it is known;
+    the conversation so far; and its tokens in the template, with what asks for an answer.
     """
 
     row: Row
@@ -266,13 +280,12 @@ class _Answering:
         """Return rows in the order of writing."""
         selector = self._selector
         tokens = self._context.tokens
-        wanted_tokens = tokens * MARGIN
         prompt_tokens = sum(len(prompt.ids) for prompt in self._prompts) / len(self._prompts)
-        most_asked = PATIENCE * math.ceil(wanted_tokens / prompt_tokens) + 2 * selector.batch
-        while self._kept_tokens < wanted_tokens:
+        most_asked = PATIENCE * math.ceil(self._wanted_tokens / prompt_tokens) + 2 * selector.batch
+        while self._kept_tokens < self._wanted_tokens:
             self._check_goes_on(most_asked)
             answers = texts_of_round(
-                wanted_tokens - self._kept_tokens,
+                self._wanted_tokens - self._kept_tokens,
                 self._kept_tokens,
                 self._asked * selector.n,
                 prompt_tokens + self._most,
@@ -281,6 +294,11 @@ class _Answering:
             self._answer_prompts(max(1, answers // selector.n))
         self._context.progress(self._label, tokens, tokens)
         return Selection(tuple(answer.row for answer in self._kept.values()), self._note())
+
+    @property
+    def _wanted_tokens(self) -> Fraction:
+        """A twentieth more than are to come."""
+        return self._context.tokens * MARGIN
 
     @property
     def _kept_tokens(self) -> int:
@@ -300,7 +318,7 @@ class _Answering:
         else:
             return
         raise DataError(
-            f"{selector} gave {self._kept_tokens:,} of {self._context.tokens:,} tokens "
+            f"{selector} gave {self._kept_tokens:,} of {math.ceil(self._wanted_tokens):,} tokens "
             f"({self._note()}); {advice}",
             subject=str(selector),
         )
@@ -403,7 +421,7 @@ class _Answering:
             else:
                 usable.append(answer)
         if self._selector.keep == "shortest" and usable:
-            self._faults["longer than another"] += len(usable) - 1
+            self._faults["not the shortest"] += len(usable) - 1
             usable = [min(usable, key=_length)]
         for answer in usable:
             if answer.row.key in self._kept:
@@ -425,36 +443,44 @@ class _Answering:
     def _all_prompts(self) -> list[_Asked]:
         """Return the prompts of the draw. `DataError` if there are none."""
         selector = self._selector
-        form = replace(self._form, system=selector.system, generation_prompt=True)
         rows = dealt_rows(selector.origins[0], self._context.draw, selector.candidates)
         prompts: list[_Asked] = []
         for row in rows:
-            asked = Row(turns=_turns_before_answer(row), tools=row.tools)
-            fault = ""
-            if not asked.turns:
-                fault = _ASKS_NOTHING
-            elif selector.keep == "right" and not _knows_answer(row):
-                fault = _KNOWS_NOTHING
-            if fault:
-                self._faults[fault] += 1
-                continue
-            try:
-                ids = tuple(self._ids(form.render(asked, self._context.tokenizer)))
-            except RefusedError:
-                self._faults[f"prompts {_REFUSED}"] += 1
-                continue
-            if self._fits(len(ids)):
-                prompts.append(_Asked(row, form.conversation(asked), ids))
+            prompt = self._prompt(row)
+            if isinstance(prompt, str):
+                self._faults[prompt] += 1
             else:
-                self._faults[f"prompts {_TOO_LONG}"] += 1
+                prompts.append(prompt)
         if not prompts:
             faults = ", ".join(f"{count} {fault}" for fault, count in self._faults.items())
+            advice = "raise candidates, or name another source"
+            if self._faults[f"prompts {_TOO_LONG}"]:
+                advice = f"raise --length or lower max_tokens, {advice}"
+            if self._faults[_KNOWS_NOTHING]:
+                advice = f"take keep='all' or 'shortest', {advice}"
             raise DataError(
                 f"{selector}: none of the {len(rows)} rows of this draw can be asked ({faults}); "
-                "raise --length or candidates, lower max_tokens, or name another source",
+                f"{advice}",
                 subject=selector.source,
             )
         return prompts
+
+    def _prompt(self, row: Row) -> _Asked | str:
+        """Return what the model is asked; or, in words, why a row can't be asked."""
+        asked = Row(turns=_turns_before_answer(row), tools=row.tools)
+        if not asked.turns:
+            return _ASKS_NOTHING
+        row = _with_right_answer(row, asked.turns)
+        if self._selector.keep == "right" and not _knows_answer(row):
+            return _KNOWS_NOTHING
+        form = replace(self._form, system=self._selector.system, generation_prompt=True)
+        try:
+            ids = tuple(self._ids(form.render(asked, self._context.tokenizer)))
+        except RefusedError:
+            return f"prompts {_REFUSED}"
+        if not self._fits(len(ids)):
+            return f"prompts {_TOO_LONG}"
+        return _Asked(row, form.conversation(asked), ids)
 
     def _fits(self, tokens: int) -> bool:
         """Return whether an answer has room behind a prompt of so many tokens, in a window and in
@@ -497,6 +523,16 @@ def _turns_before_answer(row: Row) -> tuple[Message, ...]:
     if not turns or turns[-1].role not in ("user", "tool"):
         return ()
     return turns
+
+
+def _with_right_answer(row: Row, asked: Sequence[Message]) -> Row:
+    """Return the row with the answer to what is asked. A conversation's row has the answer to its
+    first question; where that is asked already, the last one is meant.
+    """
+    _, first = first_exchange(asked)
+    if first is None or first != row.answer:
+        return row
+    return replace(row, answer=row.turns[len(asked)].content)
 
 
 def _knows_answer(row: Row) -> bool:

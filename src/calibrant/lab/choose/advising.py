@@ -115,7 +115,7 @@ def template_worth(
     if not difference.over_draws:
         return f"{figures}: too little was measured to say what the template is worth."
     verdict = f"significant at {LEVEL:.0%}" if difference.significant() else "not significant"
-    return f"{figures}: plain text is {with_interval(plain(difference))} worse, {verdict}."
+    return f"{figures}: the template was worth {with_interval(plain(difference))}, {verdict}."
 
 
 def _predicted_worth(predicted: Mapping[str, Prediction], in_template: str, as_text: str) -> str:

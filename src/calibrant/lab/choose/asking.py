@@ -321,7 +321,8 @@ def asked(options: RecommendCommand, budget: TimeBudget) -> Prepared:
         # number.
         allow_leak=True,
     )
-    # What the user named is never left out.
+    # What the user named is never left out, a baseline neither.
+    spare = [data for data in spare if data != baseline]
     needed = candidates
     if not named:
         needed = list(dict.fromkeys([*own_sets, baseline]))

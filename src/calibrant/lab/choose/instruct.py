@@ -4,11 +4,11 @@ the template, and the goal's rows are candidates in the template and out of it.
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Final
+from typing import Any, Final
 
 from transformers import PreTrainedTokenizerBase
 
-from calibrant.data import CalibrationSet, Chat, Source, hub
+from calibrant.data import CalibrationSet, Chat, PerDraw, Source, hub
 from calibrant.data.expression import parse_expression, parse_source
 from calibrant.data.select import Picking, Selector
 from calibrant.errors import DataError
@@ -91,11 +91,20 @@ def _plain_form(source: Source) -> str:
 
 
 def own_answers(conversations: Sequence[str]) -> list[str]:
-    """Return sets of what the model itself answers to the questions of conversations."""
+    """Return sets of what the model itself answers to the questions of conversations, asked as
+    these are put. There is none for a selector, which can't be asked from.
+    """
     sets: list[str] = []
     for text in conversations:
         (term,) = parse_expression(text)
-        selector = parse_source(Call(ANSWERS, {"source": str(term.source)}))
+        if isinstance(term.source, PerDraw):
+            continue
+        options: dict[str, Any] = {"source": str(term.source)}
+        if isinstance(term.format, Chat) and term.format.system:
+            options["system"] = term.format.system
+        if isinstance(term.format, Chat) and term.format.thinking != "template":
+            options["thinking"] = term.format.thinking
+        selector = parse_source(Call(ANSWERS, options))
         (answered,) = parse_expression(str(selector))
         sets.append(str(answered))
     return sets

@@ -120,6 +120,8 @@ def _conversations(options: RecommendCommand) -> list[str]:
     if is_object(options.model):
         opened = opened_of(options.model, options.tokenizer, options.dtype, options.device)
         tokenizer = opened.tokenizer
+    elif options.tokenizer is not None:
+        tokenizer = options.tokenizer
     else:
         tokenizer, _ = open_tokenizer(name_of(options.model))
     if not tokenizer.chat_template:

@@ -385,8 +385,10 @@ def _with_answers(
     if prepared.spare and not plan.written:
         seconds = duration(plan.tokens * costs.write * len(prepared.spare))
         names = in_own_names(", ".join(prepared.spare), prepared.own_names())
-        why = f"writing a draw takes about {seconds}, and to predict and measure it as any other"
-        options.say(f"left out: {names}; {why}: the time is too short (--budget)")
+        options.say(
+            f"left out: {names}; to write a draw takes about {seconds}, and the time is too short "
+            "(--budget)"
+        )
         return prepared.without(prepared.spare), costs
     for data in filter(is_written, prepared.candidates):
         began = budget.spent
@@ -398,7 +400,7 @@ def _with_answers(
             options.say(f"left out: {in_own_names(str(error), prepared.own_names())}")
             prepared = prepared.without([data])
             continue
-        # It takes longer than was foreseen, or was written by an earlier call.
+        # What an earlier call wrote takes no time now, and says nothing of what writing takes.
         written = 3 if prepared.fitted.halves else 1
         seconds_of_token = (budget.spent - began) / (plan.tokens * written)
         costs = replace(costs, write=max(costs.write, seconds_of_token))
