@@ -310,6 +310,32 @@ def imatrix(record: Mapping[str, Any]) -> str:
     )
 
 
+def answers(record: Mapping[str, Any]) -> str:
+    """The machine, and a row for each type: seconds of every way, and how many times as fast ours
+    is as the best other one.
+    """
+    versions = record["versions"]
+    ways = ["calibrant", "generate 16", "generate 64"]
+    rows: list[list[str]] = []
+    for dtype, rounds in record["rounds"].items():
+        cells = [dtype]
+        for way in ways:
+            cells.append(f"{statistics.median(found[way]['seconds'] for found in rounds):.1f}")
+        ratios: list[float] = []
+        for found in rounds:
+            others = [found[way]["seconds"] for way in ways if way != "calibrant"]
+            ratios.append(min(others) / found["calibrant"]["seconds"])
+        rows.append([*cells, f"**{_spread(ratios)}"])
+    about = (
+        f"SmolLM2-135M (dequantized from Q4_1), {record['prompts']} prompts, at most "
+        f"{record['most']} tokens each, temperature {record['temperature']}; calibrant "
+        f"{versions['calibrant']}, transformers {versions['transformers']}; "
+        f"{machine.told(record['machine'])}."
+    )
+    heads = ["type", *(f"{way}, seconds" for way in ways), "times faster than the best"]
+    return "\n".join([about, "", *_table(heads, rows)])
+
+
 def larger(record: Mapping[str, Any]) -> str:
     """The machine, and a row for each method."""
     rows = []
@@ -462,6 +488,7 @@ TABLES: Final[dict[str, Callable[[Mapping[str, Any]], str]]] = {
     "evaluation": evaluation,
     "evaluation_amx": evaluation,
     "imatrix": imatrix,
+    "answers": answers,
     "larger": larger,
     "growth": growth,
 }
