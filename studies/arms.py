@@ -127,6 +127,8 @@ def planned(folder: Path) -> Iterator[str]:
         if one.difference is not None and one.p_holm is not None
     ]
     several = len({one.model for one, *_ in found}) > 1
+    ways = {(one.method, one.target) for one, *_ in found}
+    several_targets = len(ways) > len({method for method, _ in ways})
     yield f"| question |{' model |' if several else ''} method | better by | 4 in 5 see | p (Holm) |"
     yield f"| --- |{' --- |' if several else ''} --- | ---: | ---: | ---: |"
     for one, worse_by, p in found:
@@ -134,7 +136,7 @@ def planned(folder: Path) -> Iterator[str]:
         cells = [
             one.name,
             *([one.model] if several else []),
-            f"`{one.method}`",
+            f"`{one.method}`, {one.target}" if several_targets else f"`{one.method}`",
             better_by,
             "" if one.detectable is None else f"{one.detectable:.3f}",
         ]

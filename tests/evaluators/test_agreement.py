@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from transformers import PreTrainedModel
+from transformers.modeling_outputs import CausalLMOutput
 
 from calibrant.data import held_out, start_tokens
 from calibrant.errors import ModelError, NumericsError, SpecError
@@ -142,6 +143,26 @@ def test_the_dense_model_runs_once_for_any_number_of_models_and_nothing_changes(
     assert len(ran) == once > 0
     assert measured[1:] == measured[:-1]
     assert agreement.measure(Subject(opened.model, opened.tokenizer, dense)).score.value == 0.0
+
+
+def test_logits_that_are_changed_behind_the_head_are_kept_themselves(
+    pruned: Opened, texts: Path, counted: tuple[PreTrainedModel, list[int]]
+) -> None:
+    dense, ran = counted
+
+    def cap(module: torch.nn.Module, arguments: object, output: CausalLMOutput) -> None:
+        assert output.logits is not None
+        output.logits = 2 * torch.tanh(output.logits / 2)
+
+    dense.register_forward_hook(cap)
+    agreement = Agreement(source=str(texts), tokens=300, length=32)
+    first = agreement.measure(Subject(pruned.model, pruned.tokenizer, dense))
+    once = len(ran)
+    again = agreement.measure(Subject(pruned.model, pruned.tokenizer, dense))
+    assert len(ran) == once > 0
+    assert again == first
+    forget_predictions(dense)
+    assert agreement.measure(Subject(pruned.model, pruned.tokenizer, dense)) == first
 
 
 def test_a_dense_model_that_changed_is_run_again(

@@ -31,7 +31,12 @@ from calibrant.data import by_length
 from calibrant.errors import NumericsError
 from calibrant.evaluators._base import Evaluator
 from calibrant.evaluators._engines import RunByLlamaCpp
-from calibrant.evaluators._windows import ScoredWindow, predictions
+from calibrant.evaluators._windows import (
+    ScoredWindow,
+    batch_logits,
+    predictions,
+    scored_logits,
+)
 from calibrant.models.on_disk import brings_blocks_in
 from calibrant.numerics import type_name
 from calibrant.spec import canonical, identity
@@ -59,11 +64,24 @@ divergence.
 
 @dataclass
 class _Kept:
-    """The logits of a dense model in one `state`, by batch of windows, and the bytes they take."""
+    """What a dense model in one `state` predicts, by batch of windows, and the bytes it takes.
+
+    Of most models it is what the head is given, a hundredth of the logits of a large vocabulary.
+    Where the head alone doesn't give the logits, since they are scaled or capped behind it, it is
+    the logits of the scored tokens.
+    """
 
     state: list[Any]
+    before_head: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
     logits: dict[str, list[Tensor]] = field(default_factory=dict[str, list[Tensor]])
     taken: int = 0
+
+    def has_room(self, size: int, device: torch.device) -> bool:
+        """Whether so many more bytes may be kept; if so they are counted."""
+        if self.taken + size > room(device) // KEPT_PART:
+            return False
+        self.taken += size
+        return True
 
 
 # All by the model, weakly: what is known of it goes when it goes.
@@ -96,6 +114,7 @@ def forget_predictions(model: PreTrainedModel) -> None:
     _KEPT.pop(model, None)
 
 
+@torch.no_grad()
 def dense_predictions(
     reference: PreTrainedModel, batch: Sequence[ScoredWindow]
 ) -> list[Float[Tensor, "token word"]]:
@@ -110,15 +129,46 @@ def dense_predictions(
         kept = _Kept(state_now)
         _KEPT[reference] = kept
     batch_id = identity([[window.unscored, *window.ids] for window in batch])
-    if batch_id not in kept.logits:
-        # Cloned, or a view would keep the logits of unscored tokens and of padding too.
-        logits = [row.clone() for row in predictions(reference, batch)]
-        size = sum(row.nbytes for row in logits)
-        if kept.taken + size > room(reference.device) // KEPT_PART:
-            return logits
+    if batch_id in kept.before_head:
+        head = reference.get_output_embeddings()
+        return list(scored_logits(head(kept.before_head[batch_id]), batch))
+    if batch_id in kept.logits:
+        return list(scored_logits(kept.logits[batch_id], batch))
+    logits, before_head = _logits_and_what_the_head_is_given(reference, batch)
+    if before_head is not None:
+        if kept.has_room(before_head.nbytes, reference.device):
+            kept.before_head[batch_id] = before_head
+    elif kept.has_room(logits.nbytes, reference.device):
         kept.logits[batch_id] = logits
-        kept.taken += size
-    return kept.logits[batch_id]
+    return list(scored_logits(logits, batch))
+
+
+def _logits_and_what_the_head_is_given(
+    reference: PreTrainedModel, batch: Sequence[ScoredWindow]
+) -> tuple[Tensor, Tensor | None]:
+    """Return the logits of a batch, and the last hidden states of which the head alone makes them
+    again, bit for bit; None where it doesn't.
+    """
+    head = reference.get_output_embeddings()
+    if head is None:
+        return batch_logits(reference, batch), None
+    given: list[Tensor] = []
+
+    def note(module: torch.nn.Module, arguments: tuple[Any, ...]) -> None:
+        given.append(arguments[0])
+
+    hook = head.register_forward_pre_hook(note)
+    try:
+        logits = batch_logits(reference, batch)
+    finally:
+        hook.remove()
+    if len(given) != 1:
+        return logits, None
+    again = head(given[0])
+    if again.dtype != logits.dtype or not torch.equal(again, logits):
+        return logits, None
+    # Cloned, or a view would keep the positions that no token is predicted from too.
+    return logits, given[0].clone()
 
 
 def found_once(

@@ -212,15 +212,31 @@ def predictions(
     model: PreTrainedModel, batch: Sequence[ScoredWindow]
 ) -> Iterator[Float[Tensor, "token word"]]:
     """Yield for each window the logits from which its scored tokens are predicted."""
+    yield from scored_logits(batch_logits(model, batch), batch)
+
+
+def batch_logits(
+    model: PreTrainedModel, batch: Sequence[ScoredWindow]
+) -> Float[Tensor, "window position word"]:
+    """Return the logits of the windows, padded, up to their ends.
+
+    The head is only applied from the first position on that predicts a scored token. Usually that
+    is the first of all.
+    """
     inputs = padded([window.ids for window in batch], model.device)
-    longest = inputs["input_ids"].shape[1]
-    # The head is only applied from the first position on that predicts a scored token. Usually that
-    # is the first of all.
     left_out = min(window.unscored for window in batch) - 1
     limit: dict[str, Any] = {}
     if left_out:
+        longest = inputs["input_ids"].shape[1]
         limit = accepted(model, logits_to_keep=longest - left_out)
-    logits: Tensor = model(**inputs, use_cache=False, **limit).logits
+    return model(**inputs, use_cache=False, **limit).logits
+
+
+def scored_logits(
+    logits: Float[Tensor, "window position word"], batch: Sequence[ScoredWindow]
+) -> Iterator[Float[Tensor, "token word"]]:
+    """Yield for each window the rows of the batch's logits that predict its scored tokens."""
+    longest = max(len(window.ids) for window in batch)
     begin = longest - logits.shape[1]
     for window, row in zip(batch, logits, strict=True):
         # The token before a scored one predicts it.

@@ -1,0 +1,228 @@
+"""The tables and the picture of docs/findings/template.md, made of the store beside this file:
+python -m studies.template.tables [--write]
+
+Divergences are nats per token from the untouched model, on rows that no draw calibrates on. A cell
+is the mean of the draws that are there, with half of their range; of one draw alone it is the value.
+"""
+
+import statistics
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from studies.arms import planned, with_range
+from studies.pages import draw, write_or_print
+
+from calibrant import Study
+from calibrant.lab.report.plots import Plot
+from calibrant.lab.report.plots.panels import Mark, Panel, PanelRow, Panels, span_of
+from calibrant.lab.report.plots.picture import plotted
+from calibrant.lab.report.plots.theme import FAMILIES
+from calibrant.results import Cell, Measurement, Store
+
+HERE: Final = Path(__file__).parent
+STORE: Final = HERE / "qwen"
+FILE: Final = HERE / "qwen.yaml"
+PAGE: Final = HERE.parents[1] / "docs/findings/template.md"
+PICTURE: Final = HERE / "picture.json"
+
+SETS: Final[Mapping[str, str]] = {
+    "gsm8k:chat": "problems in the template",
+    "0.5*gsm8k:chat + 0.5*c4": "half of them, half C4",
+    "commonsense_qa:chat": "everyday questions in the template",
+    "gsm8k:qa": "the same problems without it",
+    "random_letters:chat": "random letters in the template",
+    "python_code": "code",
+    "c4": "C4",
+}
+"""The calibration sets, from the nearest to the measured problems to the farthest."""
+FAMILY: Final[Mapping[str, str]] = {
+    "gsm8k:chat": "arithmetic",
+    "0.5*gsm8k:chat + 0.5*c4": "mixed",
+    "commonsense_qa:chat": "commonsense",
+    "gsm8k:qa": "arithmetic",
+    "random_letters:chat": "control",
+    "python_code": "code",
+    "c4": "corpus",
+}
+ROLES: Final = ("template", "question", "answer")
+PROBLEMS: Final = "gsm8k:chat"
+"""What is measured by role: held-out problems in the template."""
+TEXTS: Final[Mapping[str, str]] = {
+    PROBLEMS: "problems in the template",
+    "gsm8k:qa": "without it",
+    "commonsense_qa:chat": "everyday questions in it",
+    "wikitext:text": "prose",
+    "python_code:text": "code",
+}
+HEADLINE: Final = ("gptq", "w4g128")
+"""The method and target of the picture: what people ship."""
+
+
+class Way(NamedTuple):
+    """A method with its target."""
+
+    method: str
+    target: str
+
+
+Draws = Mapping[str, Measurement]
+"""What one run gave, by what was measured."""
+
+
+class Results:
+    """The study's runs that were measured whole, by method, target and calibration set."""
+
+    def __init__(self, folder: Path) -> None:
+        self.of: dict[Way, dict[str, list[Draws]]] = {}
+        self.dense: Draws = {}
+        with Store(folder, create=False) as store:
+            for cell in store.cells():
+                found = _measured(store, cell)
+                if found is None:
+                    continue
+                if cell.method == "none":
+                    self.dense = found
+                    continue
+                sets = self.of.setdefault(Way(cell.method, cell.target), {})
+                sets.setdefault(cell.data, []).append(found)
+
+    def rows(self) -> Iterator[tuple[Way, str, list[Draws]]]:
+        """Yield what there is of each method and set, in the order of `SETS`."""
+        for way, sets in self.of.items():
+            for data in SETS:
+                if data in sets:
+                    yield way, data, sets[data]
+
+
+def _measured(store: Store, cell: Cell) -> Draws | None:
+    """What was measured of a run, by text; None while some of it is missing."""
+    found: dict[str, Measurement] = {}
+    for measure in cell.measures:
+        measurement = store.measurement(cell.run, cell.measures[measure])
+        if measurement is None:
+            return None
+        found[measurement.score.measured] = measurement
+    return found
+
+
+def value_of(measurement: Measurement, metric: str) -> float:
+    """A score of a measurement, the first or one beside it."""
+    for score in (measurement.score, *measurement.beside):
+        if score.metric == metric:
+            return score.value
+    raise KeyError(metric)
+
+
+def cells_of(runs: list[Draws], measured: str, metric: str) -> str:
+    """The mean of the draws with half of their range."""
+    return with_range([value_of(run[measured], metric) for run in runs])
+
+
+def head(columns: list[str]) -> Iterator[str]:
+    """The two lines above the rows of a table whose first three columns name a run."""
+    yield f"| method | target | calibrated on | {' | '.join(columns)} |"
+    yield f"| --- | --- | --- |{' ---: |' * len(columns)}"
+
+
+def row(way: Way, data: str, cells: list[str]) -> str:
+    """A row of a table whose first three columns name a run."""
+    return f"| `{way.method}` | {way.target} | {SETS[data]} | {' | '.join(cells)} |"
+
+
+def by_role(results: Results) -> Iterator[str]:
+    """Rows: the divergence on problems in the template, by the role of a token."""
+    columns = ["the template's own tokens", "questions", "answers", "top token kept in answers"]
+    yield from head(columns)
+    for way, data, runs in results.rows():
+        cells = [cells_of(runs, PROBLEMS, f"kl_{role}") for role in ROLES]
+        kept = [value_of(run[PROBLEMS], "top1_agreement_answer") for run in runs]
+        cells.append(f"{statistics.mean(kept):.0%}")
+        yield row(way, data, cells)
+
+
+def by_text(results: Results) -> Iterator[str]:
+    """Rows: the divergence on each text, over all of its tokens."""
+    yield from head(list(TEXTS.values()))
+    for way, data, runs in results.rows():
+        yield row(way, data, [cells_of(runs, text, "kl") for text in TEXTS])
+
+
+def by_loss(results: Results) -> Iterator[str]:
+    """Rows: the loss of the labelled answers, beside the divergence on the same tokens."""
+    yield from head(["divergence on answers", "loss of the labelled answers"])
+    for way, data, runs in results.rows():
+        divergence = cells_of(runs, PROBLEMS, "kl_answer")
+        yield row(way, data, [divergence, cells_of(runs, PROBLEMS, "loss_answer")])
+    untouched = value_of(results.dense[PROBLEMS], "loss_answer")
+    yield f"| none | | | 0 | {untouched:.3f} |"
+
+
+def there(results: Results) -> Iterator[str]:
+    """Rows: how many of the sets each draw has, by method and target."""
+    study = Study.from_file(FILE)
+    yield "| method | target | draws of each set: least, most | runs there | runs of the file |"
+    yield "| --- | --- | ---: | ---: | ---: |"
+    planned_runs = len(SETS) * len(study.seeds)
+    for way, sets in results.of.items():
+        counts = [len(sets.get(data, [])) for data in SETS]
+        spread = f"{min(counts)}, {max(counts)}"
+        yield f"| `{way.method}` | {way.target} | {spread} | {sum(counts)} | {planned_runs} |"
+
+
+def picture() -> Plot:
+    """The divergence by role of the headline's method, by calibration set."""
+    results = Results(STORE)
+    sets = results.of[Way(*HEADLINE)]
+    names = [data for data in SETS if data in sets]
+    panels: list[Panel] = []
+    for role in ROLES:
+        marks: dict[int, Mark] = {}
+        for place, data in enumerate(names):
+            values = [value_of(run[PROBLEMS], f"kl_{role}") for run in sets[data]]
+            reach = (min(values), max(values))
+            marks[place] = Mark(statistics.mean(values), reach, FAMILY[data])
+        panels.append(Panel(role, marks, span_of(list(marks.values()))))
+    families = {FAMILY[data] for data in names}
+    styles = {family: style for family, style in FAMILIES.items() if family in families}
+    rows = tuple(PanelRow(SETS[data]) for data in names)
+    about = "divergence from the untouched model, nats/token; less is better →"
+    drawn = Panels(rows, tuple(panels), styles, about)
+    title = "What the template is worth: Qwen2.5-Coder-1.5B-Instruct, GPTQ at four bits"
+    return plotted(
+        ("template",),
+        title,
+        f"{title}. The numbers are those of the table.",
+        drawn.chart,
+        drawn.data,
+        CAPTION,
+        families,
+    )
+
+
+CAPTION: Final = (
+    "Each mark: how far the rounded model is from the untouched one on tokens of one role, mean of "
+    "the draws, when it is calibrated on the set at the left",
+    "Lines: from the least to the most of the draws",
+    "The axes differ",
+)
+
+
+def tables() -> Mapping[str, str]:
+    """Each table in Markdown, by name."""
+    results = Results(STORE)
+    made = {
+        "by role": by_role(results),
+        "by text": by_text(results),
+        "by loss": by_loss(results),
+        "planned": planned(STORE),
+        "there": there(results),
+    }
+    return {name: "\n".join(rows) for name, rows in made.items()}
+
+
+if __name__ == "__main__":
+    write_or_print(PAGE, tables())
+    if "--write" in sys.argv[1:]:
+        draw(picture(), "template", PICTURE)
