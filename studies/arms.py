@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from calibrant import Study
-from calibrant.lab.stats import Draws, Estimate, compare, contrast, draws
+from calibrant.lab.stats import Contrast, Draws, Estimate, compare, contrast, draws
 from calibrant.results import Store
 
 Measured = Mapping[str, Draws]
@@ -121,23 +121,30 @@ def planned(folder: Path) -> Iterator[str]:
     """
     with Store(folder, create=False) as store:
         every = compare(store).contrasts
-    found = [
-        (one, one.difference, one.p_holm)
-        for one in every
-        if one.difference is not None and one.p_holm is not None
-    ]
-    several = len({one.model for one, *_ in found}) > 1
-    ways = {(one.method, one.target) for one, *_ in found}
-    several_targets = len(ways) > len({method for method, _ in ways})
-    yield f"| question |{' model |' if several else ''} method | better by | 4 in 5 see | p (Holm) |"
-    yield f"| --- |{' --- |' if several else ''} --- | ---: | ---: | ---: |"
-    for one, worse_by, p in found:
-        better_by = with_interval(replace(worse_by, value=-worse_by.value), p < 0.05)
-        cells = [
-            one.name,
-            *([one.model] if several else []),
-            f"`{one.method}`, {one.target}" if several_targets else f"`{one.method}`",
-            better_by,
-            "" if one.detectable is None else f"{one.detectable:.3f}",
-        ]
-        yield f"| {' | '.join(cells)} | {p:.1g} |"
+    tested = [one for one in every if one.difference is not None and one.p_holm is not None]
+    several_models = len({one.model for one in tested}) > 1
+    methods = {one.method for one in tested}
+    several_targets = len({(one.method, one.target) for one in tested}) > len(methods)
+    heads = ["question", "method", "better by", "4 in 5 see", "p (Holm)"]
+    marks = ["---", "---", "---:", "---:", "---:"]
+    if several_models:
+        heads.insert(1, "model")
+        marks.insert(1, "---")
+    yield f"| {' | '.join(heads)} |"
+    yield f"| {' | '.join(marks)} |"
+    for one in tested:
+        yield f"| {' | '.join(_answer(one, several_models, several_targets))} |"
+
+
+def _answer(one: Contrast, several_models: bool, several_targets: bool) -> Iterator[str]:
+    """The cells of a row of `planned`."""
+    assert one.difference is not None
+    assert one.p_holm is not None
+    yield one.name
+    if several_models:
+        yield one.model
+    yield f"`{one.method}`, {one.target}" if several_targets else f"`{one.method}`"
+    better_by = replace(one.difference, value=-one.difference.value)
+    yield with_interval(better_by, one.p_holm < 0.05)
+    yield "" if one.detectable is None else f"{one.detectable:.3f}"
+    yield f"{one.p_holm:.1g}"
