@@ -32,7 +32,6 @@ from calibrant.lab.study import Study
 from calibrant.models import Opened, Snapshot, open_model, view
 from calibrant.models.rounded_cache import (
     RoundedCache,
-    attends,
     attention_names,
     round_cache,
     rounded_caches,
@@ -239,7 +238,7 @@ def test_with_a_cache_it_generates_what_it_computes_without(
     family: str, texts: str, tmp_path: Path
 ):
     folder = str(tiny_folder(tmp_path / "model", family))
-    opened, _, _ = compressed(folder, texts, "kv_int8", "none")
+    opened, _, _ = compressed(folder, texts, "kv_int8")
     with torch.no_grad():
         whole = opened.model(IDS).logits
         cache = DynamicCache(config=opened.model.config)
@@ -326,15 +325,13 @@ def test_what_can_not_be_rounded_is_refused_by_name(folder: str, texts: str, tmp
     opened = open_model(folder, "float32")
     with torch.no_grad():
         opened.model.model.layers[1].self_attn.v_proj.weight.zero_()
-    refused = refusal_of(
-        quantize, opened.model, opened.tokenizer, method="none", **options, kind=NumericsError
-    )
+    refused = refusal_of(quantize, opened.model, opened.tokenizer, **options, kind=NumericsError)
     assert refused.subject == "the values of model.layers.1.self_attn"
     refusal_of(quantize, folder, kv="int8", dtype="float32", kind=SpecError)
 
 
 def test_broken_edits_are_refused(folder: str, texts: str):
-    opened, edits, _ = compressed(folder, texts, "kv_int8", "none")
+    opened, edits, _ = compressed(folder, texts, "kv_int8")
     (first, *_) = [edit for edit in edits if isinstance(edit, QuantizeCache)]
     stored = first.stored()
     for scales in ([float("nan")], [float("inf")], [0.0], [-1.0]):
@@ -477,10 +474,13 @@ def test_other_texts_are_refused(text: str):
     assert refusal_of(parse_target, text, kind=TargetError).subject
 
 
-def test_it_goes_with_quantize_alone(folder: str, texts: str):
-    refusal_of(calibrant.prune, folder, texts, "none", "kv_int8", **SMALL, kind=TargetError)
-    refusal_of(quantize, folder, texts, "rtn", "kv_int8", **SMALL, kind=TargetError)
-    alone = quantize(folder, texts, "none", "kv_int8", **SMALL)
-    attention = alone.model.get_submodule("model.layers.0.self_attn")
-    assert attends(attention)
+def test_by_itself_it_leaves_weights_alone(folder: str, texts: str):
+    for method in ("none", "gptq"):
+        refusal_of(quantize, folder, texts, method, "kv_int8", **SMALL, kind=TargetError)
+    refusal_of(calibrant.prune, folder, texts, "wanda", "kv_int8", **SMALL, kind=TargetError)
+    alone = quantize(folder, texts, target="kv_int8", **SMALL)
     assert len(rounded_caches(alone.model)) == 3
+    dense = open_model(folder, "float32").model
+    for name, numbers in dense.state_dict().items():
+        assert torch.equal(numbers, alone.model.state_dict()[name])
+    assert not torch.equal(logits_of(alone.opened), dense(IDS).logits)
