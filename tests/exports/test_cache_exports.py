@@ -21,7 +21,7 @@ from tests.models.refused import refusal_of
 
 NAME = "compressed_tensors"
 IDS = torch.arange(3, 35).reshape(2, 16)
-TARGETS = ["w4g32+kv_fp8", "W8A8+kv_fp8(per=head)", "FP8+kv_int8"]
+TARGETS = ["w4g32+kv_fp8", "W8A8+kv_fp8(per=head)", "FP8+kv_int8", "kv_fp8"]
 
 
 @pytest.fixture(scope="module")

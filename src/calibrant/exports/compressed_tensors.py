@@ -27,6 +27,7 @@ from calibrant.models.packed_folder import (
     INTEGERS,
     METHOD,
     PACKED,
+    PLAIN,
     SCALE,
     SHAPE,
     pack_codes,
@@ -35,7 +36,7 @@ from calibrant.models.rounded_cache import rounded_caches
 from calibrant.models.rounded_inputs import INPUTS, RoundedInputs, rounding_modules
 from calibrant.packed import Codes, FloatCodes
 from calibrant.system.durable import usual_rights
-from calibrant.targets import E4M3, FloatGrid, Grid, InputGrid, SparseGrid, Target
+from calibrant.targets import E4M3, FloatGrid, Grid, InputGrid, SparseGrid, Target, WithCache
 
 FOLDER: Final = "compressed_tensors"
 SCALE_TYPES: Final[Mapping[str, Mapping[str, str]]] = {
@@ -61,7 +62,8 @@ class CompressedTensors(Export):
         grid = target.weights
         if isinstance(grid, SparseGrid):
             grid = grid.grid
-        if not isinstance(grid, Grid | FloatGrid):
+        # With a cache alone weights stay plain numbers.
+        if not isinstance(grid, Grid | FloatGrid | WithCache):
             raise OutputError(
                 f"{self} holds codes of a grid, and {target} is none; "
                 f"leave --export {self} out, or quantize to w4g64",
@@ -101,7 +103,8 @@ class CompressedTensors(Export):
         for name, rounded_inputs in rounding_modules(compressed.opened.model).items():
             if name in packed:
                 rounding[name] = rounded_inputs
-        if not packed:
+        caches = rounded_caches(compressed.opened.model)
+        if not packed and not caches:
             raise OutputError(
                 f"{self} found no codes in what {compressed.record.run.target} made; "
                 f"leave --export {self} out",
@@ -111,7 +114,6 @@ class CompressedTensors(Export):
         packed_folder.mkdir()
         file_of: dict[str, str] = {}
         size = 0
-        caches = rounded_caches(compressed.opened.model)
         # They belong to no matrix, and go into the first file.
         scales = cache_tensors(caches, compressed.opened.dtype)
         for file in sorted(folder.glob("*.safetensors")):
@@ -213,7 +215,9 @@ def _settings(
         inputs = rounding[name].grid if name in rounding else None
         members.setdefault((grid, inputs), []).append(name)
     groups: dict[str, Any] = {}
-    format_name = INTEGERS if rounding else FORMAT
+    format_name = FORMAT if grids else PLAIN
+    if rounding:
+        format_name = INTEGERS
     for number, ((grid, inputs), names) in enumerate(members.items()):
         group: dict[str, Any] = {
             "targets": ["Linear"] if len(members) == 1 else names,
