@@ -81,11 +81,16 @@ def logits_of(opened: Opened) -> Tensor:
 
 
 def compressed(
-    folder: str, texts: str, target: str, method: str = "rtn", propagate: str | None = None
+    folder: str,
+    texts: str,
+    target: str,
+    method: str = "rtn",
+    propagate: str | None = None,
+    length: int = 32,
 ) -> tuple[Opened, list[Edit], Record]:
     opened = open_model(folder, "float32")
     recipe = Recipe.parse(method, target, propagate)
-    batch = as_set(texts, 4, 32, None, 0).tokens(opened.tokenizer)
+    batch = as_set(texts, 4, length, None, 0).tokens(opened.tokenizer)
     edits: list[Edit] = []
     record = compress(opened, view(opened.model), batch, recipe, keep=edits.append)
     return opened, edits, record
@@ -214,10 +219,10 @@ def test_scales_reach_as_far_as_what_comes_through_rounded_ones(
 ):
     data = f"{texts}@{packing}"
     target = f"w4g16+kv_int8(per={per})"
-    opened, edits, _ = compressed(folder, data, target, "rtn", propagate)
+    opened, edits, _ = compressed(folder, data, target, "rtn", propagate, 96)
     cache = [edit for edit in edits if isinstance(edit, QuantizeCache)]
     assert [edit.block for edit in cache] == [0, 1, 2]
-    batch = as_set(data, 4, 32, None, 0).tokens(opened.tokenizer)
+    batch = as_set(data, 4, 96, None, 0).tokens(opened.tokenizer)
     assert bool(batch.mask.all()) == (packing == "many")
     calls: list[tuple[Tensor, Tensor]] = []
     for edit in cache:
