@@ -480,12 +480,13 @@ def test_other_texts_are_refused(text: str):
 
 
 def test_by_itself_it_leaves_weights_alone(folder: str, texts: str):
+    options: dict[str, Any] = {"data": texts, "target": "kv_int8", **SMALL}
     for method in ("none", "gptq"):
-        refusal_of(quantize, folder, texts, method, "kv_int8", **SMALL, kind=TargetError)
-    refusal_of(calibrant.prune, folder, texts, "wanda", "kv_int8", **SMALL, kind=TargetError)
-    alone = quantize(folder, texts, target="kv_int8", **SMALL)
+        refusal_of(quantize, folder, method=method, **options, kind=TargetError)
+    refusal_of(calibrant.prune, folder, **options, kind=TargetError)
+    alone = quantize(folder, **options)
     assert len(rounded_caches(alone.model)) == 3
-    dense = open_model(folder, "float32").model
-    for name, numbers in dense.state_dict().items():
+    dense = open_model(folder, "float32")
+    for name, numbers in dense.model.state_dict().items():
         assert torch.equal(numbers, alone.model.state_dict()[name])
-    assert not torch.equal(logits_of(alone.opened), dense(IDS).logits)
+    assert not torch.equal(logits_of(alone.opened), logits_of(dense))

@@ -117,7 +117,8 @@ class CompressedTensors(Export):
         # They belong to no matrix, and go into the first file.
         scales = cache_tensors(caches, compressed.opened.dtype)
         for file in sorted(folder.glob("*.safetensors")):
-            tensors = {**_tensors(file, packed, rounding), **scales}
+            tensors = dict(_tensors(file, packed, rounding))
+            tensors |= scales
             scales = {}
             with usual_rights(packed_folder / file.name):
                 save_file(tensors, packed_folder / file.name, metadata={"format": "pt"})
