@@ -298,6 +298,14 @@ class QuantizeOptions(SharedOptions):
     out: str | Path | None = option(
         "Folder for the quantized model; it must not exist yet.", "DIR", default=None
     )
+    _: KW_ONLY
+    kv: str | None = option(
+        "Round the KV cache too: int8 or fp8; fp8(per=head) has a scale for each head. The same as "
+        "+kv_fp8 behind the target.",
+        "WAY",
+        offers=("int8", "fp8"),
+        default=None,
+    )
 
 
 CompressOptions = PruneOptions | QuantizeOptions

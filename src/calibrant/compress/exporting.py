@@ -21,7 +21,7 @@ from calibrant.models import (
     saved,
     saved_dtype,
 )
-from calibrant.models.rounded_inputs import rounding_modules
+from calibrant.models.rounded_inputs import rounded_parts
 from calibrant.system.notebook import card
 
 
@@ -116,7 +116,7 @@ def write_forms(
             form.write(compressed, temporary)
             before = sum(sizes.values())
             sizes[str(form)] = file_bytes(temporary, inside=True) - before
-        text = card_of(record, opened.note, bool(rounding_modules(opened.model)))
+        text = card_of(record, opened.note, rounded_parts(opened.model))
         (temporary / CARD).write_text(text, encoding="utf-8")
     return sizes
 

@@ -12,16 +12,26 @@ from typing import Any
 import torch
 
 from calibrant.activations import Propagation, Seen, Statistic
+from calibrant.compress.cache import quantized_cache
 from calibrant.compress.checkpoint import Checkpoint, FinishedStep, StepWriter
 from calibrant.compress.inputs import inputs_left, quantized_inputs
 from calibrant.compress.matrices import check_model, edits_of
 from calibrant.compress.recipe import Recipe
 from calibrant.data import TokenBatch
-from calibrant.edits import Edit, Fold, QuantizeInputs, Replace, StoredEdit, read_edit
+from calibrant.edits import (
+    Edit,
+    Fold,
+    QuantizeCache,
+    QuantizeInputs,
+    Replace,
+    StoredEdit,
+    read_edit,
+)
 from calibrant.errors import SpecError, TargetError
 from calibrant.job import Job
 from calibrant.methods import Compressed, MatrixMethod
 from calibrant.models import Block, ModelView, Opened, Weight
+from calibrant.models.rounded_cache import attention_names
 from calibrant.numerics import check_report
 from calibrant.results import Record, Run
 from calibrant.results.outcomes import Journal
@@ -88,6 +98,9 @@ def compress(
     if recipe.inputs is not None:
         # Raises for a model that can't be followed, which wouldn't show which inputs are whose.
         rehearse(view)
+    if recipe.cache is not None:
+        # Raises for a model whose keys and values can't be rounded.
+        attention_names(view)
     # Before anything is changed: the run is about the untouched numbers.
     run = recipe.run(opened, batch, data, seed)
     if recipe.transforms:
@@ -207,19 +220,25 @@ class _Step:
 
 
 def _all_steps(job: Job, recipe: Recipe, before_inputs: Callable[[], None]) -> Iterator[_Step]:
-    """Yield the steps of the method, then those of inputs; in between call `before_inputs`."""
+    """Yield the steps of the method, then those of inputs, then those of the cache; behind the
+    method call `before_inputs`.
+    """
     compressed = {edit.weight.name for edit in job.done if isinstance(edit, Replace)}
-    # Inputs come last, so the method was done where one of them is.
-    if not any(isinstance(edit, QuantizeInputs) for edit in job.done):
+    kinds_done = {type(edit) for edit in job.done}
+    # What comes later is begun only where all before it was done.
+    if not kinds_done & {QuantizeInputs, QuantizeCache}:
         for step in _steps(job, recipe, edits_of(recipe.method, job)):
             compressed |= {edit.weight.name for edit in step.edits if isinstance(edit, Replace)}
             yield step
             # A block on disk is freed before the next one is worked on.
             del step
     before_inputs()
-    if recipe.inputs is not None:
+    if recipe.inputs is not None and QuantizeCache not in kinds_done:
         inputs = quantized_inputs(job, recipe.inputs, recipe.propagate_inputs, compressed)
         yield from _steps(job, recipe, inputs)
+    if recipe.cache is not None:
+        cache = quantized_cache(job, recipe.cache, recipe.propagate_inputs)
+        yield from _steps(job, recipe, cache)
 
 
 def _steps(job: Job, recipe: Recipe, edits: Iterator[Edit]) -> Iterator[_Step]:
@@ -437,12 +456,13 @@ def put_back(
 
 def replaced_on_disk(view: ModelView, finished: Iterable[FinishedStep]) -> list[Edit]:
     """Return the edits of before an interruption, for a model on disk. They only say which matrices
-    were replaced: the numbers are read when their block is. Edits of inputs are applied.
+    were replaced: the numbers are read when their block is. Edits of inputs and of the cache are
+    applied.
     """
     edits: list[Edit] = []
     for step in finished:
         for stored in step.edits:
-            if stored.kind == QuantizeInputs.kind:
+            if stored.kind in (QuantizeInputs.kind, QuantizeCache.kind):
                 edit = read_edit(stored, view)
                 edit.apply(view)
                 edits.append(edit)
@@ -476,7 +496,7 @@ def change_when_read(view: ModelView, checkpoint: Checkpoint, steps: Iterable[in
 
     for step in steps:
         names = checkpoint.names(step)
-        # Edits of inputs change no numbers, and stay.
+        # Edits of inputs and of the cache change no numbers, and stay.
         if names:
             view.residence.changed(view.named[names[0]].block, partial(again, step))
 

@@ -557,11 +557,7 @@ class CompressionPlanner:
         for part in (self.recipe.allocation, *self.recipe.transforms):
             if part.observes:
                 walks += 1
-        if self.recipe.target.looks:
-            # For the scales of inputs. Where it isn't `arrival`, their walk is `reference`, which
-            # runs each block twice.
-            walks += 1 if propagate == "arrival" else 2
-        return walks
+        return walks + self.recipe.forwards_for_scales(propagate)
 
     def _uncounted(self) -> list[str]:
         """What the estimate of the time leaves out, in sentences."""

@@ -82,6 +82,7 @@ from calibrant.targets import (
     Share,
     SparseGrid,
     Target,
+    WithCache,
     accepted,
     parse_target,
 )
@@ -90,7 +91,7 @@ from calibrant.walk.ranks import Ranks, joined
 Verb = Literal["prune", "quantize"]
 TARGETS_OF: Final[Mapping[Verb, tuple[type[Target], ...]]] = {
     "prune": (Removal, Share),
-    "quantize": (Grid, FloatGrid, SparseGrid, Scheme, GgmlKind, GgufRecipe),
+    "quantize": (Grid, FloatGrid, SparseGrid, Scheme, WithCache, GgmlKind, GgufRecipe),
 }
 """The verbs, and the kinds of target that each is for."""
 USUAL_SHARE: Final = 0.5
@@ -102,7 +103,7 @@ def _planned_pruning(options: PruneOptions) -> JobPlan:
 
 
 def _planned_quantizing(options: QuantizeOptions) -> JobPlan:
-    return _planned("quantize", options, _recipe("quantize", options, options.target))
+    return _planned("quantize", options, _quantizing(options))
 
 
 @with_fields_of(PruneOptions, _planned_pruning)
@@ -165,18 +166,26 @@ def quantize(options: QuantizeOptions) -> Compression:
     and a scale for each 64 inputs of a row, `"w8"` one for each row, `"w3g64a"` a zero point too;
     `"NVFP4A16"`, `"MXFP4A16"` and `"FP8A16"` are those of formats with floating-point numbers. A
     scheme such as `"W8A8"` rounds inputs of matrices as well; `"FP8"` and `"NVFP4"` need `data` for
-    their scales. What is saved are the numbers that the codes stand for, so that transformers opens
-    it and gives what was measured, but for the inputs; the record says how many bits a weight takes
-    as codes. `data` may be left out where nothing looks at any. Everything else is as for `prune`.
+    their scales. With `kv` (`"int8"` or `"fp8"`) keys and values of attention are rounded too, as a
+    quantized KV cache holds them; their scales need `data`. What is saved are the numbers that the
+    codes stand for, so that transformers opens it and gives what was measured, but for inputs and
+    cache; the record says how many bits a weight takes as codes. `data` may be left out where
+    nothing looks at any. Everything else is as for `prune`.
     """
     with joined() as ranks:
-        recipe = _recipe("quantize", options, options.target)
-        return _compressed(options, recipe, ranks)
+        return _compressed(options, _quantizing(options), ranks)
 
 
 def _pruning(options: PruneOptions) -> Recipe:
     target = USUAL_SHARE if options.target is None else options.target
     return _recipe("prune", options, target)
+
+
+def _quantizing(options: QuantizeOptions) -> Recipe:
+    target = options.target
+    if options.kv is not None:
+        target = f"{target}+kv_{options.kv}"
+    return _recipe("quantize", options, target)
 
 
 def _recipe(verb: Verb, options: CompressOptions, target: float | str | Target) -> Recipe:

@@ -13,7 +13,7 @@ from calibrant.models import Opened
 from calibrant.numerics import type_name
 from calibrant.results import Run
 from calibrant.spec import canonical
-from calibrant.targets import InputGrid, Scheme, Target, parse_target
+from calibrant.targets import CacheGrid, InputGrid, Scheme, Target, WithCache, parse_target
 from calibrant.transforms import Transform, transforms
 from calibrant.walk.starving import AS_SEEN, Starved
 from calibrant.walk.statistics import KINDS
@@ -103,14 +103,33 @@ class Recipe:
     @property
     def inputs(self) -> InputGrid | None:
         """What becomes of the inputs of matrices; None where they stay as they are."""
-        return self.target.inputs if isinstance(self.target, Scheme) else None
+        return self.target.inputs if isinstance(self.target, Scheme | WithCache) else None
+
+    @property
+    def cache(self) -> CacheGrid | None:
+        """What becomes of keys and values; None where they stay as they are."""
+        return self.target.cache if isinstance(self.target, WithCache) else None
 
     @property
     def propagate_inputs(self) -> Propagation:
-        """How the walk goes that finds scales of inputs. It is one through the compressed model,
-        so never `dense`.
+        """How the walks go that find scales of inputs, and of keys and values. They are through the
+        compressed model, so never `dense`.
         """
         return "arrival" if self.propagate == "arrival" else "reference"
+
+    def forwards_for_scales(self, propagate: Propagation) -> int:
+        """Return how often all tokens go through each block to find scales, once the weights are
+        compressed.
+        """
+        # Where it isn't `arrival`, a walk is `reference`, which runs each block twice.
+        walked = 1 if propagate == "arrival" else 2
+        forwards = 0
+        if self.inputs is not None and self.inputs.range is not None:
+            forwards += walked
+        if self.cache is not None:
+            # Before a block runs, it runs aside to show its keys and values.
+            forwards += walked + 1
+        return forwards
 
     @property
     def shared(self) -> tuple[type[Statistic], ...]:

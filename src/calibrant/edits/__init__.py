@@ -15,6 +15,7 @@ from calibrant.edits.kinds import (
     from_tensors,
     read_edit,
 )
+from calibrant.edits.quantize_cache import QuantizeCache
 from calibrant.edits.quantize_inputs import QuantizeInputs
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "DropExperts",
     "Edit",
     "Fold",
+    "QuantizeCache",
     "QuantizeInputs",
     "Replace",
     "ReplaceParameters",

@@ -12,11 +12,11 @@ from calibrant.edits import Edit, Replace, ReplaceParameters
 from calibrant.errors import OutputError
 from calibrant.methods import Method
 from calibrant.models import ModelView, Opened, Weight
-from calibrant.models.rounded_inputs import rounding_modules
+from calibrant.models.rounded_inputs import rounded_parts
 from calibrant.packed import Packed
 from calibrant.results import Record
 from calibrant.spec import Spec
-from calibrant.targets import Scheme, Target
+from calibrant.targets import Scheme, Target, WithCache
 
 
 @dataclass(frozen=True)
@@ -88,18 +88,18 @@ class Export(Spec, ABC):
         )
 
     def check_inputs(self, opened: Opened, target: Target | None = None) -> None:
-        """Raise `OutputError` if the target rounds inputs, or the model already does: for a form
-        that can't say so.
+        """Raise `OutputError` if the target rounds inputs or the KV cache, or the model already
+        does: for a form that can't say so.
         """
         rounds = ""
-        if isinstance(target, Scheme):
+        if isinstance(target, Scheme | WithCache):
             rounds = str(target)
-        elif rounding_modules(opened.model):
+        elif rounded_parts(opened.model):
             rounds = opened.name
         if rounds:
             raise OutputError(
-                f"{self} can't say how inputs are rounded, and {rounds} rounds them; "
-                f"leave --export {self} out, or take compressed_tensors",
+                f"{self} can't say how inputs or the KV cache are rounded, and {rounds} rounds "
+                f"them; leave --export {self} out, or take compressed_tensors",
                 subject=rounds,
             )
 

@@ -28,11 +28,11 @@ _END: Final = "<!-- /measured -->"
 """Between these two comments stand the scores."""
 
 
-def card(record: Record, note: str = "", rounds_inputs: bool = False) -> str:
+def card(record: Record, note: str = "", rounded: Sequence[str] = ()) -> str:
     """Say in Markdown what was done to a model, with which data, and where it came from; `note`
-    is what is known of its file, and `rounds_inputs` whether it rounds inputs of matrices.
+    is what is known of its file, and `rounded` says in words what it rounds beside weights.
     """
-    return "\n".join([*_front(record), "", *_body(record, note, rounds_inputs)]) + "\n"
+    return "\n".join([*_front(record), "", *_body(record, note, rounded)]) + "\n"
 
 
 def check_card(folder: str | Path) -> None:
@@ -107,10 +107,13 @@ def _front(record: Record) -> Iterator[str]:
 
 
 def _kind(record: Record) -> str:
-    return "pruned" if stored_bits(record.weights) is None else "quantized"
+    kinds = {edit["edit"] for edit in record.edits}
+    if stored_bits(record.weights) is None and "quantize_cache" not in kinds:
+        return "pruned"
+    return "quantized"
 
 
-def _body(record: Record, note: str, rounds_inputs: bool) -> Iterator[str]:
+def _body(record: Record, note: str, rounded: Sequence[str]) -> Iterator[str]:
     """Yield the lines of the card below its head."""
     run = record.run
     bits = stored_bits(record.weights)
@@ -124,9 +127,9 @@ def _body(record: Record, note: str, rounds_inputs: bool) -> Iterator[str]:
         "It opens with plain `transformers`; `calibrant.json` beside this file says what was done "
         "to every matrix."
     )
-    if rounds_inputs:
+    if rounded:
         yield (
-            "\nTransformers leaves the inputs of matrices as they are, though. What was measured "
+            f"\nTransformers leaves {' and '.join(rounded)} as they are, though. What was measured "
             f"has them rounded, as `{INPUTS}` beside this file says and calibrant does."
         )
     yield ""

@@ -18,6 +18,7 @@ from calibrant.errors import OutputError
 from calibrant.exports._base import CompressedModel, Export, packed_now
 from calibrant.methods import Method
 from calibrant.models import ModelView, Opened
+from calibrant.models.declared_cache import cache_settings, cache_tensors
 from calibrant.models.declared_inputs import input_settings, scale_name
 from calibrant.models.float_folder import FORMATS, WEIGHT, WEIGHT_SETTINGS, parts_of
 from calibrant.models.folder import CONFIG, INDEX, WEIGHTS
@@ -26,14 +27,16 @@ from calibrant.models.packed_folder import (
     INTEGERS,
     METHOD,
     PACKED,
+    PLAIN,
     SCALE,
     SHAPE,
     pack_codes,
 )
+from calibrant.models.rounded_cache import rounded_caches
 from calibrant.models.rounded_inputs import INPUTS, RoundedInputs, rounding_modules
 from calibrant.packed import Codes, FloatCodes
 from calibrant.system.durable import usual_rights
-from calibrant.targets import E4M3, FloatGrid, Grid, InputGrid, SparseGrid, Target
+from calibrant.targets import E4M3, FloatGrid, Grid, InputGrid, SparseGrid, Target, WithCache
 
 FOLDER: Final = "compressed_tensors"
 SCALE_TYPES: Final[Mapping[str, Mapping[str, str]]] = {
@@ -51,13 +54,16 @@ class CompressedTensors(Export):
 
     `ignore` in its configuration lists every linear layer that is dense. Readers have kernels for 4
     and 8 bits; transformers opens all. Schemes such as W8A8 say there what becomes of inputs, and
-    have their static scales. Matrices of NVFP4 and MXFP4 open in bfloat16, whatever the type of the
-    model was.
+    have their static scales, as a rounded KV cache has. Matrices of NVFP4 and MXFP4 open in
+    bfloat16, whatever the type of the model was.
     """
 
     def check(self, method: Method, target: Target, opened: Opened, view: ModelView) -> None:
-        grid = target.grid if isinstance(target, SparseGrid) else target.weights
-        if not isinstance(grid, Grid | FloatGrid):
+        grid = target.weights
+        if isinstance(grid, SparseGrid):
+            grid = grid.grid
+        # With a cache alone weights stay plain numbers.
+        if not isinstance(grid, Grid | FloatGrid | WithCache):
             raise OutputError(
                 f"{self} holds codes of a grid, and {target} is none; "
                 f"leave --export {self} out, or quantize to w4g64",
@@ -97,7 +103,8 @@ class CompressedTensors(Export):
         for name, rounded_inputs in rounding_modules(compressed.opened.model).items():
             if name in packed:
                 rounding[name] = rounded_inputs
-        if not packed:
+        caches = rounded_caches(compressed.opened.model)
+        if not packed and not caches:
             raise OutputError(
                 f"{self} found no codes in what {compressed.record.run.target} made; "
                 f"leave --export {self} out",
@@ -107,8 +114,12 @@ class CompressedTensors(Export):
         packed_folder.mkdir()
         file_of: dict[str, str] = {}
         size = 0
+        # They belong to no matrix, and go into the first file.
+        scales = cache_tensors(caches, compressed.opened.dtype)
         for file in sorted(folder.glob("*.safetensors")):
             tensors = dict(_tensors(file, packed, rounding))
+            tensors |= scales
+            scales = {}
             with usual_rights(packed_folder / file.name):
                 save_file(tensors, packed_folder / file.name, metadata={"format": "pt"})
             file_of |= dict.fromkeys(tensors, file.name)
@@ -126,7 +137,7 @@ class CompressedTensors(Export):
             if isinstance(module, nn.Linear) and name not in packed:
                 dense.append(name)
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        settings = _settings(grids, rounding, dense)
+        settings = _settings(grids, rounding, cache_settings(caches), dense)
         _write(packed_folder / CONFIG, {**config, "quantization_config": settings})
 
 
@@ -194,6 +205,7 @@ def _parts(packed: FloatCodes) -> dict[str, Tensor]:
 def _settings(
     grids: Mapping[str, Grid | FloatGrid],
     rounding: Mapping[str, RoundedInputs],
+    cache: dict[str, Any] | None,
     dense: list[str],
 ) -> dict[str, Any]:
     """Return the `quantization_config`: a group for each grid of weights, and what becomes of their
@@ -204,7 +216,9 @@ def _settings(
         inputs = rounding[name].grid if name in rounding else None
         members.setdefault((grid, inputs), []).append(name)
     groups: dict[str, Any] = {}
-    format_name = INTEGERS if rounding else FORMAT
+    format_name = FORMAT if grids else PLAIN
+    if rounding:
+        format_name = INTEGERS
     for number, ((grid, inputs), names) in enumerate(members.items()):
         group: dict[str, Any] = {
             "targets": ["Linear"] if len(members) == 1 else names,
@@ -237,7 +251,7 @@ def _settings(
         "quant_method": METHOD,
         "format": format_name,
         "quantization_status": "compressed",
-        "kv_cache_scheme": None,
+        "kv_cache_scheme": cache,
         "config_groups": groups,
         "ignore": dense,
     }

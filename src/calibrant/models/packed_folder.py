@@ -42,6 +42,8 @@ METHOD: Final = "compressed-tensors"
 FORMAT: Final = "pack-quantized"
 INTEGERS: Final = "int-quantized"
 """The format of whole numbers that aren't packed: `weight` is int8, beside its `weight_scale`."""
+PLAIN: Final = "dense"
+"""The format of a folder whose weights are plain numbers."""
 SHAPE: Final = "weight_shape"
 BITS: Final = range(2, 9)
 RANDOM: Final = ("bitmask", "sparse")
@@ -265,7 +267,11 @@ def _groups(settings: Any, ref: str) -> Mapping[str, int]:
             )
     method_name = settings.get("quant_method", "unknown")
     format_name = settings.get("format")
-    if method_name != METHOD or format_name not in (FORMAT, INTEGERS):
+    formats = [FORMAT, INTEGERS]
+    # Without groups only a KV cache is quantized.
+    if not settings.get("config_groups"):
+        formats.append(PLAIN)
+    if method_name != METHOD or format_name not in formats:
         named = brief(method_name)[1:-1]
         if isinstance(format_name, str):
             named = f"{named}, {brief(format_name)[1:-1]}"

@@ -1,7 +1,7 @@
 """Modules that round their inputs before they use them, as a scheme such as `W8A8` asks, and the
-file in a model's folder that says which these are.
+file in a model's folder that says which these are, and which attention rounds keys and values.
 
-Where transformers opens such a folder, inputs stay as they are: it doesn't know the file.
+Where transformers opens such a folder, all of these stay as they are: it doesn't know the file.
 """
 
 from collections.abc import Callable, Mapping
@@ -14,13 +14,16 @@ from transformers.pytorch_utils import Conv1D
 
 from calibrant.errors import CalibrantError, ModelError
 from calibrant.models.folder import read_object
+from calibrant.models.rounded_cache import RoundedCache, attends, round_cache, rounded_caches
 from calibrant.models.viewing import Weight
 from calibrant.spec.foreign import brief
 from calibrant.system.durable import text_of_json
 from calibrant.targets import InputGrid
 
 INPUTS: Final = "rounded_inputs.json"
-"""The file that says which modules of a saved model round their inputs, and how."""
+"""The file that says which modules of a saved model round their inputs, or keys and values, and
+how.
+"""
 MODULES: Final = (nn.Linear, Conv1D)
 """Modules whose forward multiplies its one input with a matrix."""
 
@@ -87,21 +90,37 @@ def rounding_modules(model: nn.Module) -> dict[str, RoundedInputs]:
 
 
 def round_alike(model: nn.Module, other: nn.Module) -> None:
-    """Let the modules of `model` round their inputs as those of the same names in `other` do."""
+    """Let the modules of `model` round their inputs, and keys and values, as those of the same
+    names in `other` do.
+    """
     for name, rounding in rounding_modules(other).items():
         round_inputs(model.get_submodule(name), rounding.grid, rounding.scale)
+    for name, rounded_cache in rounded_caches(other).items():
+        round_cache(model.get_submodule(name), rounded_cache)
+
+
+def rounded_parts(model: nn.Module) -> list[str]:
+    """Return in words what a model rounds beside its weights."""
+    parts: list[str] = []
+    if rounding_modules(model):
+        parts.append("the inputs of matrices")
+    if rounded_caches(model):
+        parts.append("the KV cache")
+    return parts
 
 
 def rounding_facts(model: nn.Module) -> dict[str, Any]:
-    """Return as plain data how modules round their inputs, by their names."""
+    """Return as plain data how modules round their inputs, or keys and values, by their names."""
     modules: dict[str, Any] = {}
     for name, rounding in rounding_modules(model).items():
         modules[name] = {"grid": asdict(rounding.grid), "scale": rounding.scale}
+    for name, rounded_cache in rounded_caches(model).items():
+        modules[name] = rounded_cache.facts()
     return modules
 
 
 def write_rounding(model: nn.Module, folder: Path) -> None:
-    """Write into `folder` which modules round their inputs, if any do."""
+    """Write into `folder` which modules round their inputs, or keys and values, if any do."""
     modules = rounding_facts(model)
     if modules:
         text = text_of_json({"modules": modules}, ordered=True)
@@ -109,8 +128,8 @@ def write_rounding(model: nn.Module, folder: Path) -> None:
 
 
 def round_as_written(model: nn.Module, folder: Path) -> None:
-    """Let the modules of `model` round their inputs as `write_rounding` wrote it into its folder;
-    does nothing where it didn't. Raises `ModelError` for a file that is damaged or of another
+    """Let the modules of `model` round as `write_rounding` wrote it into its folder; does nothing
+    where it didn't. Raises `ModelError` for a file that is damaged or of another
     model.
     """
     path = folder / INPUTS
@@ -122,13 +141,25 @@ def round_as_written(model: nn.Module, folder: Path) -> None:
     known = dict(model.named_modules())
     for name, facts in modules.items():
         module = known.get(name)
-        if not isinstance(module, MODULES):
+        if module is None:
             raise _damaged(path, brief(name))
         try:
-            grid, scale = _read(facts)
-            round_inputs(module, grid, scale)
+            _round(module, facts)
         except (CalibrantError, KeyError, TypeError, ValueError) as error:
             raise _damaged(path, f"{brief(name)}: {brief(facts)}") from error
+
+
+def _round(module: nn.Module, facts: Mapping[str, Any]) -> None:
+    """Let a module round as these facts say. Raises `KeyError`, `TypeError` or `ValueError` for
+    what are none, and for a module that can't.
+    """
+    if attends(module):
+        round_cache(module, RoundedCache.read(facts))
+    elif isinstance(module, MODULES):
+        grid, scale = _read(facts)
+        round_inputs(module, grid, scale)
+    else:
+        raise ValueError
 
 
 def _read(facts: Mapping[str, Any]) -> tuple[InputGrid, float | None]:
@@ -143,7 +174,7 @@ def _read(facts: Mapping[str, Any]) -> tuple[InputGrid, float | None]:
 
 def _damaged(path: Path, what: str) -> ModelError:
     return ModelError(
-        f"{path} says of a module how its inputs are rounded, and that doesn't fit the model "
-        f"({what}); save the model again",
+        f"{path} says of a module how its inputs or its cache are rounded, and that doesn't fit "
+        f"the model ({what}); save the model again",
         subject=str(path),
     )

@@ -8,6 +8,7 @@ scores: not on the device, the threads, or how a sort happens to break ties.
 """
 
 from calibrant.targets._base import Group, Removal, Target, keep_highest
+from calibrant.targets._cache import CacheGrid
 from calibrant.targets._elements import E2M1, E4M3, Element
 from calibrant.targets._inputs import InputGrid, Range
 from calibrant.targets._kinds import accepted, allowed, kinds, parse_target, targets
@@ -20,10 +21,12 @@ from calibrant.targets.scheme import Scheme
 from calibrant.targets.share import Parts, Share
 from calibrant.targets.sparse_grid import SparseGrid
 from calibrant.targets.sparsity import Sparsity
+from calibrant.targets.with_cache import WithCache
 
 __all__ = [
     "E2M1",
     "E4M3",
+    "CacheGrid",
     "Element",
     "FloatGrid",
     "GgmlKind",
@@ -40,6 +43,7 @@ __all__ = [
     "SparseGrid",
     "Sparsity",
     "Target",
+    "WithCache",
     "accepted",
     "allowed",
     "keep_highest",

@@ -124,10 +124,11 @@ class InputGrid:
         if self.group is not None:
             parts = numbers.unflatten(-1, (-1, self.group))
         scales = self._scales(parts, scale)
-        values = self._nearest(parts / scales)
+        values = self.nearest(parts / scales)
         return (values * scales).reshape(x.shape).to(x.dtype)
 
-    def _nearest(self, numbers: Tensor) -> Tensor:
+    def nearest(self, numbers: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        """Return the nearest value of each number, where the scale is 1."""
         if self.element == "int8":
             return numbers.round().clamp(-128, 127)
         element = E4M3 if self.element == "e4m3" else E2M1

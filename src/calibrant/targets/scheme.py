@@ -78,6 +78,9 @@ class Scheme(Target):
         if not isinstance(value, str):
             return None
         name = value.partition("(")[0].strip().upper()
+        # What is added to a scheme makes another target of it.
+        if "+" in value:
+            return None
         # By itself that is llama.cpp's recipe; a method that rounds inputs takes it for the scheme.
         if name not in SCHEMES or value.strip().upper() == "NVFP4":
             return None

@@ -45,7 +45,7 @@ class BlockCall:
     block: Block
     real: Bool[Tensor, "sample position"]
     weights: Float[Tensor, "token"] | None
-    aside: Callable[[TorchFunctionMode], object] = field(repr=False)
+    aside: Callable[[AbstractContextManager[Any]], object] = field(repr=False)
     kept: Callable[[], KeptCall] = field(repr=False)
     rows: Callable[[Tensor], Float[Tensor, "token feature"]] = field(repr=False)
 

@@ -15,7 +15,6 @@ from typing import Any, final
 import torch
 from greenlet import GreenletExit, getcurrent, greenlet
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from calibrant.activations import InputStatistic, Seen
@@ -293,7 +292,7 @@ class MicroBatch:
         self.run_block(weights, on_product)
         return hidden_of(tuple(tree_leaves(self._output)), {})
 
-    def _aside(self, mode: TorchFunctionMode) -> None:
+    def _aside(self, mode: AbstractContextManager[Any]) -> None:
         assert self._entry is not None
         with self._offloaded.in_memory():
             self._call_aside(self._entry, mode)

@@ -519,8 +519,7 @@ def _own_forward(timings: Timings, request: RunRequest, supplies: Mapping[str, S
     if recipe.propagate != "dense":
         again = plain if recipe.propagate == "reference" else 0.0
         seconds += (observing + again) * tokens
-    if recipe.target.looks:  # another walk, for the scales of inputs
-        seconds += plain * tokens if recipe.propagate == "arrival" else 2 * plain * tokens
+    seconds += recipe.forwards_for_scales(recipe.propagate) * plain * tokens
     if allocation.tries:  # it walks once through the untouched model for itself
         seconds += observing * tokens
     return seconds

@@ -9,8 +9,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from calibrant.activations import Seen
+from calibrant.errors import TargetError
 from calibrant.methods._base import Compressed, MatrixMethod
-from calibrant.targets import Target
+from calibrant.targets import Target, WithCache
 
 
 @dataclass(frozen=True, repr=False)
@@ -19,6 +20,15 @@ class Untouched(MatrixMethod):
 
     accepts: ClassVar[tuple[type[Target], ...]] = (Target,)
     prunes: ClassVar[bool] = False
+
+    def aim(self, target: Target) -> Target:
+        # Its runs stand for the model as it came.
+        if isinstance(target, WithCache):
+            raise TargetError(
+                f"{self} leaves the model as it came, and {target} rounds its cache; write rtn",
+                subject=str(target),
+            )
+        return super().aim(target)
 
     def compress(self, weight: Float[Tensor, "out in"], seen: Seen, target: Target) -> Compressed:
         """`weight` itself: not a copy."""

@@ -12,7 +12,7 @@ from calibrant.activations import FeatureNorms, Seen, Statistic
 from calibrant.methods._base import Compressed, MatrixMethod, check_choice, finite, grid, observed
 from calibrant.methods.quantization._rounding import RULES, check_rule, scales_of
 from calibrant.spec import later
-from calibrant.targets import FloatGrid, Grid, Target
+from calibrant.targets import FloatGrid, Grid, Target, WithCache
 
 
 @dataclass(frozen=True, repr=False)
@@ -25,13 +25,14 @@ class RoundToNearest(MatrixMethod):
     weight's type; codes are chosen against the rounded scale. `absmax` reaches as far as the
     weights of a group, `mse` where their errors are least, and `importance` where the errors are
     least that are weighted with Σx² of their inputs, as llm-compressor's `imatrix_mse` does.
-    Scales of float grids such as `NVFP4A16` are by absmax.
+    Scales of float grids such as `NVFP4A16` are by absmax. The target `kv_fp8` leaves weights as
+    they are.
 
     >>> RoundToNearest("importance").observes
     (<class 'calibrant.activations.FeatureNorms'>,)
     """
 
-    accepts: ClassVar[tuple[type[Target], ...]] = (Grid, FloatGrid)
+    accepts: ClassVar[tuple[type[Target], ...]] = (Grid, FloatGrid, WithCache)
 
     scales: str = later("absmax")
 
@@ -50,6 +51,8 @@ class RoundToNearest(MatrixMethod):
         """Raises `NumericsError` for a weight or norms that aren't finite, `TargetError` for a
         target that is no grid or doesn't fit the shape.
         """
+        if isinstance(target, WithCache):
+            return Compressed(weight)
         grid(target).check((weight.shape[0], weight.shape[1]), "the matrix")
         checked = finite(weight, "the weight")
         importance = observed(seen, FeatureNorms).norms() if self.observes else None

@@ -1,0 +1,97 @@
+"""A rounded KV cache as compressed-tensors and vLLM have it: what stands in the folder, and what it
+opens as.
+"""
+
+import json
+import shutil
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from calibrant.compress import quantize
+from calibrant.models import open_model
+from calibrant.models.rounded_cache import rounded_caches
+from calibrant.testing import tiny_folder
+
+from tests.models.refused import refusal_of
+
+NAME = "compressed_tensors"
+IDS = torch.arange(3, 35).reshape(2, 16)
+TARGETS = ["w4g32+kv_fp8", "W8A8+kv_fp8(per=head)", "FP8+kv_int8", "kv_fp8"]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Folders that are made once and only read."""
+
+    @cache
+    def make(target: str) -> Path:
+        place = tmp_path_factory.mktemp("made")
+        folder = tiny_folder(place / "model", "llama", tie_word_embeddings=False)
+        quantize(
+            str(folder),
+            data="python_docs",
+            samples=4,
+            length=64,
+            target=target,
+            out=place / "out",
+            dtype="bfloat16",
+            export=NAME,
+        )
+        return place / "out"
+
+    return make
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_scales_stand_beside_each_attention(made: Callable[[str], Path], target: str):
+    out = made(target)
+    config = json.loads((out / NAME / "config.json").read_text("utf-8"))
+    per_head = "per=head" in target
+    assert config["quantization_config"]["kv_cache_scheme"] == {
+        "num_bits": 8,
+        "type": "int" if "int8" in target else "float",
+        "symmetric": True,
+        "strategy": "attn_head" if per_head else "tensor",
+        "dynamic": False,
+    }
+    stored = load_file(out / NAME / "model.safetensors")
+    caches = rounded_caches(open_model(str(out)).model)
+    assert len(caches) == 3
+    for name, rounding in caches.items():
+        for part, scales in (("k_scale", rounding.keys), ("v_scale", rounding.values)):
+            tensor = stored[f"{name}.{part}"]
+            assert tuple(tensor.shape) == ((2, 1, 1) if per_head else (1,))
+            assert tensor.flatten().tolist() == list(scales)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_it_opens_here_with_the_same_logits(made: Callable[[str], Path], target: str):
+    out = made(target)
+    packed = open_model(str(out / NAME), "bfloat16", "cpu")
+    assert rounded_caches(packed.model) == rounded_caches(open_model(str(out)).model)
+    with torch.no_grad():
+        expected = open_model(str(out), "bfloat16", "cpu").model(IDS).logits
+        assert torch.equal(packed.model(IDS).logits, expected)
+
+
+def test_a_cache_that_is_declared_otherwise_is_refused(made: Callable[[str], Path], tmp_path: Path):
+    folder = tmp_path / "folder"
+    shutil.copytree(made("w4g32+kv_fp8") / NAME, folder)
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    tensors = load_file(folder / "model.safetensors")
+    attention = "model.layers.1.self_attn"
+    name = f"{attention}.k_scale"
+    for broken in (torch.tensor([-1.0]), torch.tensor([1.0, 2.0]), None):
+        others = {other: tensor for other, tensor in tensors.items() if other != name}
+        if broken is not None:
+            others[name] = broken
+        save_file(others, folder / "model.safetensors", metadata={"format": "pt"})
+        assert refusal_of(open_model, str(folder)).subject == attention
+    config["quantization_config"]["kv_cache_scheme"]["num_bits"] = 4
+    (folder / "config.json").write_text(json.dumps(config), "utf-8")
+    assert refusal_of(open_model, str(folder)).subject == str(folder)
