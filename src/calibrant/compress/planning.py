@@ -65,7 +65,6 @@ from calibrant.targets import (
     Sparsity,
     Target,
 )
-from calibrant.targets.gguf_budget import in_megabytes, kinds_that_fit
 from calibrant.walk.ranks import ALONE
 
 P = ParamSpec("P")
@@ -82,8 +81,6 @@ CHECKPOINT: Final = "checkpoint, removed at the end"
 """What a plan calls the finished blocks that are kept until the model is saved."""
 CODE_BITS: Final = 8
 """Bits of a code in a checkpoint, whatever its grid."""
-PLAIN_BITS: Final = 32
-"""Bits of a number of a GGUF file that no kind of blocks fits."""
 SCALE_BITS: Final = 8
 """Bits of a scale of NVFP4 and MXFP4."""
 NORM_BITS: Final = 64
@@ -300,7 +297,10 @@ class CompressionPlanner:
         host = self._host(needs, course) if beside else 0
         if host > self._host_room:
             problems.append(too_much_beside(host, self._host_room))
-        problems += self._budget_problems()
+        target = self.recipe.target
+        if isinstance(target, GgufBudget):
+            shapes = [(matrix.outputs, matrix.inputs) for matrix in outline.shape.matrices]
+            problems += filter(None, [target.too_little_for(shapes)])
         disk = self._written()
         in_all = sum(disk.values())
         if in_all > self.machine.disk:
@@ -503,22 +503,6 @@ class CompressionPlanner:
             sizes[str(form)] = math.ceil(bits / 8) + number * (shape.numbers - weights) + tokenizer
         sizes[CHECKPOINT] = self._checkpoint_bytes()
         return sizes
-
-    def _budget_problems(self) -> list[str]:
-        """A budget of bytes for a file that its matrices alone can't meet, in a sentence."""
-        target = self.recipe.target.weights
-        if not isinstance(target, GgufBudget):
-            return []
-        least = 0
-        for matrix in self.outline.shape.matrices:
-            bits = [kind.amount for kind in kinds_that_fit(matrix.inputs)]
-            least += math.ceil(min(bits, default=PLAIN_BITS) * matrix.numbers / 8)
-        if least <= target.bytes:
-            return []
-        return [
-            f"{target} is too little: the matrices alone take {in_megabytes(least)} at least; "
-            "ask for more"
-        ]
 
     def _checkpoint_bytes(self) -> int:
         """How many bytes the finished blocks take that a checkpoint keeps."""

@@ -2,6 +2,7 @@
 blocks of its own.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import ClassVar, Final
@@ -29,6 +30,8 @@ CHOICES: Final = (
 """The kinds that are chosen from. The i-quants of less than four bits aren't among them: making
 them takes up to a hundred times as long, and each tensor is made in every kind.
 """
+PLAIN_BITS: Final = 16
+"""Bits at least of a plain number, in rows that no kind fits."""
 _MEGABYTE: Final = 1_000_000
 
 
@@ -61,6 +64,21 @@ class GgufBudget(Target):
 
     def __str__(self) -> str:
         return f"gguf {in_megabytes(self.bytes)}"
+
+    def too_little_for(self, shapes: Iterable[tuple[int, int]]) -> str:
+        """Return in a sentence that matrices of these shapes (out, in) alone take more; empty if
+        they may not.
+        """
+        least = 0
+        for outputs, inputs in shapes:
+            bits = [kind.amount for kind in kinds_that_fit(inputs)]
+            least += int(outputs * inputs * min(bits, default=PLAIN_BITS)) // 8
+        if least <= self.bytes:
+            return ""
+        return (
+            f"{self} is too little: the matrices of the blocks alone take {in_megabytes(least)}; "
+            "ask for more"
+        )
 
 
 def in_megabytes(count: int) -> str:

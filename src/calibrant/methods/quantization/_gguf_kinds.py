@@ -103,7 +103,7 @@ def chosen_within(
     if least > target.bytes:
         raise TargetError(
             f"{target} is too little: with every tensor as small as it can be, they take "
-            f"{in_megabytes(least)} together; ask for at least that",
+            f"{in_megabytes(least)}; ask for at least that",
             subject=str(target),
         )
     choice = cheapest_within(items, target.bytes - plain_bytes)

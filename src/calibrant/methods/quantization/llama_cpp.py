@@ -36,7 +36,7 @@ from calibrant.methods.quantization._gguf_kinds import (
     smallest_kinds,
 )
 from calibrant.methods.quantization._stand_ins import RecipeByMatrix
-from calibrant.models import Weight, gguf_of
+from calibrant.models import ModelView, Weight, gguf_of
 from calibrant.models.gguf_writing import (
     GgufPart,
     check_template,
@@ -103,6 +103,13 @@ class LlamaQuantize(ModelMethod):
         if self.by == "kl" and not isinstance(target, GgufBudget):
             problem = f"{target} says which kinds tensors get, so there is nothing to choose"
             raise TargetError(f"{problem}; leave by=kl out", subject=str(target))
+
+    def check_model(self, view: ModelView, target: Target, targets: Mapping[str, Target]) -> None:
+        super().check_model(view, target, targets)
+        if isinstance(target, GgufBudget):
+            too_little = target.too_little_for(weight.shape for weight in view.weights)
+            if too_little:
+                raise TargetError(too_little, subject=str(target))
 
     def heeds(self, target: Target) -> bool:
         aim = self.aim(target)
@@ -224,15 +231,13 @@ def _nats_alone(
     group_of: dict[str, int] = {}
     for number, group in enumerate(costs):
         group_of |= dict.fromkeys(group.names, number)
-    own_names: list[dict[str, None]] = [{} for _ in costs]
+    changed: list[dict[str, FileTensor]] = [{} for _ in costs]
     for part in parts_of(job.view):
         if part.name in group_of:
-            names = part.experts or (part.matrix or part.parameter,)
             # Gate and up of experts have the same names here.
-            own_names[group_of[part.name]] |= dict.fromkeys(names)
-    changes = [
-        partial(_changed, job, {name: tensors[name] for name in names}) for names in own_names
-    ]
+            for name in part.experts or (part.matrix or part.parameter,):
+                changed[group_of[part.name]][name] = tensors[name]
+    changes = [partial(_changed, job, of_group) for of_group in changed]
     few, _ = divided(job.tokens(), TRIED)
     return divergences_alone(job.view, few, changes, job.ranks)
 
