@@ -150,7 +150,8 @@ def test_equal_budgets_give_equal_files_that_llama_cpp_opens(tmp_path: Path) -> 
     ids = torch.arange(3, 35).reshape(2, 16)
     in_torch = open_model(str(once.out), "float32", "cpu").model(ids).logits
     assert torch.equal(in_torch, open_model(str(first), "float32", "cpu").model(ids).logits)
-    assert LlamaModel(first) is not None
+    with LlamaModel(first, 16) as running:
+        assert np.isfinite(running.logits(list(range(3, 19)))).all()
 
 
 def test_the_least_budget_is_met_and_costs_what_each_tensor_alone_does(tmp_path: Path) -> None:

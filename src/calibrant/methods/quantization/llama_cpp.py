@@ -54,7 +54,7 @@ from calibrant.targets import GgmlKind, GgufBudget, GgufRecipe, Target
 from calibrant.walk.statistics import untouched
 from calibrant.walk.variants import divergences_alone
 
-TRIED: Final = 512
+TRIED: Final = 256
 """About how many calibration tokens show what the model loses by one tensor alone."""
 TENSORS: Final = 7
 """Tensors of most blocks, for plans: four of attention, three of the feed-forward network."""
