@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final
 
 import gguf
@@ -90,7 +91,7 @@ def quantize_file(
     recipe: str,
     importance: Mapping[str, Float[np.ndarray, "column"]],
     threads: int = 1,
-    kinds: Mapping[str, str] | None = None,
+    kinds: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
     """Quantize the GGUF file `source` by one of llama.cpp's recipes to `target`, weighted with the
     mean x² of each column by the tensor's name. Tensors in `kinds` get the kind that is given there
@@ -120,7 +121,6 @@ def quantize_file(
         entry.size = values.size
     if columns:
         settings.imatrix = table
-    kinds = kinds or {}
     # Regular expressions, in which a name has no special sign but the dot.
     patterns = [ffi.new("char[]", f"^{name.replace('.', '[.]')}$".encode()) for name in kinds]
     # The last entry is empty here too.

@@ -4,6 +4,7 @@ its tensors are in the model.
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final, NamedTuple
 
 import gguf
@@ -38,20 +39,16 @@ class DenseFile(NamedTuple):
     importance: Mapping[str, Float[np.ndarray, "column"]]
 
     def quantized(
-        self, recipe: str, kinds: Mapping[str, str] | None = None
+        self, recipe: str, kinds: Mapping[str, str] = MappingProxyType({})
     ) -> dict[str, FileTensor]:
         """Return every tensor of the file that llama.cpp makes of it by a recipe, and with the
         `kinds` of some tensors, by its name there. `OutputError` where it made another kind.
         """
-        target = self.path.with_name("quantized.gguf")
-        quantize_file(
-            self.path, target, recipe, self.importance, torch.get_num_threads(), kinds=kinds
-        )
         quantized: dict[str, FileTensor] = {}
-        for tensor in gguf.GGUFReader(target).tensors:
+        for tensor in self._made(recipe, kinds).tensors:
             rows = torch.from_numpy(np.array(tensor.data))
             quantized[str(tensor.name)] = FileTensor(tensor.tensor_type, rows)
-        for name, kind in (kinds or {}).items():
+        for name, kind in kinds.items():
             made = quantized[name].kind.name.lower()
             if made != kind:
                 raise OutputError(
@@ -60,6 +57,16 @@ class DenseFile(NamedTuple):
                     subject=name,
                 )
         return quantized
+
+    def types(self, recipe: str) -> dict[str, GGMLQuantizationType]:
+        """Return what llama.cpp makes of each tensor by a recipe."""
+        return {str(tensor.name): tensor.tensor_type for tensor in self._made(recipe, {}).tensors}
+
+    def _made(self, recipe: str, kinds: Mapping[str, str]) -> gguf.GGUFReader:
+        target = self.path.with_name("quantized.gguf")
+        threads = torch.get_num_threads()
+        quantize_file(self.path, target, recipe, self.importance, threads, kinds)
+        return gguf.GGUFReader(target)
 
 
 def in_own_order(

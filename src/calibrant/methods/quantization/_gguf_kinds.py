@@ -45,8 +45,9 @@ class KindCosts(NamedTuple):
 
     @property
     def smallest(self) -> int:
-        """The number of the kind that takes the fewest bytes."""
-        return self.sizes.index(min(self.sizes))
+        """The number of the kind that takes the fewest bytes; of equals that of the least error."""
+        by_size = list(zip(self.sizes, self.errors, strict=True))
+        return by_size.index(min(by_size))
 
 
 class ChosenKinds(NamedTuple):
@@ -56,21 +57,21 @@ class ChosenKinds(NamedTuple):
     notes: Mapping[str, Any]
 
 
-def measured(file: DenseFile, progress: Progress) -> tuple[list[KindCosts], int]:
+def costs_of_kinds(file: DenseFile, progress: Progress) -> tuple[list[KindCosts], int]:
     """Return what each tensor costs in every kind that fits it, and the bytes of all tensors that
     stay plain numbers.
 
     An error is tr((W - Ŵ)D(W - Ŵ)ᵀ) / tr(WDWᵀ), where D has the mean squares of the inputs, and 1
     where none are known. So inputs count as if they didn't go together.
     """
+    tensors = {str(tensor.name): tensor.data for tensor in gguf.GGUFReader(file.path).tensors}
     plain_bytes = 0
     names: list[str] = []
-    for name, tensor in file.quantized(RECIPE).items():
-        if tensor.kind in NUMBERS:
-            plain_bytes += PLAIN_BYTES * tensor.numbers.nelement()
+    for name, kind in file.types(RECIPE).items():
+        if kind in NUMBERS:
+            plain_bytes += PLAIN_BYTES * tensors[name].size
         else:
             names.append(name)
-    tensors = {str(tensor.name): tensor.data for tensor in gguf.GGUFReader(file.path).tensors}
     together = _together(names)
     costs: list[KindCosts] = []
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
@@ -87,18 +88,15 @@ def chosen_within(
     """Return the kinds that cost least within the budget; `plain_bytes` are taken already.
 
     What a kind costs is its error. With `nats`, which say what the model loses by the smallest kind
-    of each alone, it is so many nats as the error is of that kind's error.
+    of each alone, errors are converted into nats as for that kind.
 
     Raises `TargetError` for a budget that no choice meets.
     """
     items: list[list[Option]] = []
     for number, group in enumerate(costs):
-        scale = 1.0
-        if nats is not None:
-            least_bits_error = group.errors[group.smallest]
-            scale = nats[number] / least_bits_error if least_bits_error > 0 else 0.0
-        errors = [scale * error for error in group.errors]
-        items.append([Option(*option) for option in zip(group.sizes, errors, strict=True)])
+        scale = 1.0 if nats is None else _nats_of_error(group, nats[number])
+        priced = [scale * error for error in group.errors]
+        items.append(list(map(Option, group.sizes, priced)))
     least = plain_bytes + least_size(items)
     if least > target.bytes:
         raise TargetError(
@@ -117,10 +115,16 @@ def chosen_within(
         "budget": target.bytes,
         "bytes": plain_bytes + choice.size,
         "cost": six_digits(choice.cost),
-        "no choice costs less than": six_digits(choice.bound),
+        "bound": six_digits(choice.bound),
         "tensors": said,
     }
     return ChosenKinds(kinds, notes)
+
+
+def _nats_of_error(group: KindCosts, nats: float) -> float:
+    """How many nats an error of 1 costs, where the smallest kind costs so many."""
+    error = group.errors[group.smallest]
+    return nats / error if error > 0 else 0.0
 
 
 def smallest_kinds(costs: Iterable[KindCosts]) -> dict[str, str]:

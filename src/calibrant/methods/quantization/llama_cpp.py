@@ -32,7 +32,7 @@ from calibrant.methods.quantization._gguf_kinds import (
     ChosenKinds,
     KindCosts,
     chosen_within,
-    measured,
+    costs_of_kinds,
     smallest_kinds,
 )
 from calibrant.methods.quantization._stand_ins import RecipeByMatrix
@@ -213,7 +213,7 @@ class LlamaQuantize(ModelMethod):
         return DenseFile(path, means)
 
     def _chosen(self, job: Job, target: GgufBudget, file: DenseFile) -> ChosenKinds:
-        costs, plain_bytes = measured(file, job.progress)
+        costs, plain_bytes = costs_of_kinds(file, job.progress)
         nats = None
         if self.by == "kl":
             check_blocks_together(self, job)
