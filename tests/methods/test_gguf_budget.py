@@ -15,6 +15,7 @@ from calibrant.compress import Compression, quantize
 from calibrant.compress.importance import imatrix
 from calibrant.edits import ReplaceParameters
 from calibrant.errors import SpecError, TargetError
+from calibrant.methods import methods
 from calibrant.models import open_model
 from calibrant.targets import GgufBudget, parse_target
 from calibrant.testing import tiny_folder
@@ -219,7 +220,7 @@ def test_a_recipe_leaves_nothing_to_choose(tmp_path: Path) -> None:
         )
     assert refused.value.subject == "Q4_0"
     with pytest.raises(SpecError):
-        calibrant.methods.build("llama_cpp(by=size)")
+        methods.build("llama_cpp(by=size)")
 
 
 def test_a_plan_knows_the_budget(tmp_path: Path) -> None:
