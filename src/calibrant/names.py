@@ -238,14 +238,17 @@ def _accepted(method: type[Any]) -> str:
 def _looked_at(method: type[Any]) -> str:
     """Return what a method looks at, in words: `FeatureNorms` is feature norms."""
     observes = method.observes
+    tries = method.tries
+    # Where its parameters decide, a method with the default ones is asked.
     if isinstance(observes, property):
-        # Its parameters decide, so a method with the default ones is asked.
         observes = method().observes
+    if isinstance(tries, property):
+        tries = method().tries
     looked_at = list[str]()
     for statistic in observes:
         words = _BETWEEN_WORDS.sub(" ", statistic.__name__)
         looked_at.append(words.lower())
-    if method.tries:
+    if tries:
         looked_at.append("the loss")
     return ", ".join(looked_at) or "no data"
 

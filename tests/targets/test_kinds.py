@@ -99,6 +99,7 @@ def test_the_number_of_parts_is_exact():
         "2:4+w4g64",
         "q4_k",
         "Q4_K_M",
+        "gguf 90MB",
     ],
 )
 def test_what_a_report_reads_of_a_target_is_what_the_target_is(given: str):

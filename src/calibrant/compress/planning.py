@@ -56,6 +56,7 @@ from calibrant.system.notebook import card
 from calibrant.targets import (
     FloatGrid,
     GgmlKind,
+    GgufBudget,
     GgufRecipe,
     Grid,
     NofM,
@@ -296,6 +297,10 @@ class CompressionPlanner:
         host = self._host(needs, course) if beside else 0
         if host > self._host_room:
             problems.append(too_much_beside(host, self._host_room))
+        target = self.recipe.target
+        if isinstance(target, GgufBudget):
+            shapes = [(matrix.outputs, matrix.inputs) for matrix in outline.shape.matrices]
+            problems += filter(None, [target.too_little_for(shapes)])
         disk = self._written()
         in_all = sum(disk.values())
         if in_all > self.machine.disk:
@@ -486,12 +491,14 @@ class CompressionPlanner:
         weights = sum(matrix.numbers for matrix in shape.matrices)
         tokenizer = TOKENIZER_FILE_BYTES * shape.vocabulary
         sizes = {"hf": number * shape.numbers + tokenizer}
+        target = self.recipe.target.weights
         for form in self.forms[1:]:
+            if isinstance(target, GgufBudget) and form.spec_name() == "gguf":
+                sizes[str(form)] = target.bytes + tokenizer
+                continue
             bits = 0.0
             for matrix in shape.matrices:
-                a_weight = bits_a_weight(
-                    form, self.recipe.target.weights, matrix.inputs, 8.0 * number
-                )
+                a_weight = bits_a_weight(form, target, matrix.inputs, 8.0 * number)
                 bits += a_weight * matrix.numbers
             sizes[str(form)] = math.ceil(bits / 8) + number * (shape.numbers - weights) + tokenizer
         sizes[CHECKPOINT] = self._checkpoint_bytes()

@@ -75,6 +75,7 @@ from calibrant.system.progress import silent
 from calibrant.targets import (
     FloatGrid,
     GgmlKind,
+    GgufBudget,
     GgufRecipe,
     Grid,
     Removal,
@@ -91,7 +92,16 @@ from calibrant.walk.ranks import Ranks, joined
 Verb = Literal["prune", "quantize"]
 TARGETS_OF: Final[Mapping[Verb, tuple[type[Target], ...]]] = {
     "prune": (Removal, Share),
-    "quantize": (Grid, FloatGrid, SparseGrid, Scheme, WithCache, GgmlKind, GgufRecipe),
+    "quantize": (
+        Grid,
+        FloatGrid,
+        SparseGrid,
+        Scheme,
+        WithCache,
+        GgmlKind,
+        GgufRecipe,
+        GgufBudget,
+    ),
 }
 """The verbs, and the kinds of target that each is for."""
 USUAL_SHARE: Final = 0.5

@@ -306,12 +306,13 @@ class DropExperts(Edit):
 @dataclass(frozen=True)
 class ReplaceParameters(Edit):
     """Parameters that are no matrices of blocks, such as an embedding, become what their packed
-    forms stand for.
+    forms stand for. `notes` are about the whole model, and go into the record.
     """
 
     kind: ClassVar[str] = "replace_parameters"
 
     packed: Mapping[str, Packed]
+    notes: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
     def apply(self, view: ModelView) -> None:
         for name, form in self.packed.items():
@@ -327,10 +328,11 @@ class ReplaceParameters(Edit):
         return put_back
 
     def report(self, view: ModelView) -> dict[str, Any]:
-        return {
-            "edit": self.kind,
-            "parameters": {name: dict(form.facts()) for name, form in self.packed.items()},
-        }
+        parameters = {name: dict(form.facts()) for name, form in self.packed.items()}
+        report: dict[str, Any] = {"edit": self.kind, "parameters": parameters}
+        if self.notes:
+            report["notes"] = dict(self.notes)
+        return report
 
     def stored(self) -> StoredEdit:
         parameters: list[list[Any]] = []
@@ -340,7 +342,10 @@ class ReplaceParameters(Edit):
             parameters.append([name, facts, list(parts)])
             for key, tensor in parts.items():
                 tensors[f"{number}.{key}"] = tensor
-        return StoredEdit(self.kind, {"parameters": parameters}, tensors)
+        facts: dict[str, Any] = {"parameters": parameters}
+        if self.notes:
+            facts["notes"] = dict(self.notes)
+        return StoredEdit(self.kind, facts, tensors)
 
     @classmethod
     def read(cls, stored: StoredEdit, view: ModelView) -> "ReplaceParameters":
@@ -349,7 +354,7 @@ class ReplaceParameters(Edit):
         for number, (name, facts, keys) in enumerate(stored.facts["parameters"]):
             parts = {key: stored.tensors[f"{number}.{key}"].to(device) for key in keys}
             packed[name] = from_stored(facts, parts)
-        return cls(packed)
+        return cls(packed, stored.facts.get("notes", {}))
 
 
 def read_edit(stored: StoredEdit, view: ModelView) -> Edit:

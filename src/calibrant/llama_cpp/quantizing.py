@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final
 
 import gguf
@@ -90,9 +91,11 @@ def quantize_file(
     recipe: str,
     importance: Mapping[str, Float[np.ndarray, "column"]],
     threads: int = 1,
+    kinds: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
     """Quantize the GGUF file `source` by one of llama.cpp's recipes to `target`, weighted with the
-    mean x² of each column by the tensor's name.
+    mean x² of each column by the tensor's name. Tensors in `kinds` get the kind that is given there
+    by their name, such as `q4_k`, whatever the recipe says.
 
     Raises `TargetError` for a recipe that this llama.cpp doesn't have, `OutputError` where it
     fails.
@@ -118,6 +121,15 @@ def quantize_file(
         entry.size = values.size
     if columns:
         settings.imatrix = table
+    # Regular expressions, in which a name has no special sign but the dot.
+    patterns = [ffi.new("char[]", f"^{name.replace('.', '[.]')}$".encode()) for name in kinds]
+    # The last entry is empty here too.
+    overrides = ffi.new("struct llama_model_tensor_override[]", len(patterns) + 1)
+    for number, kind in enumerate(kinds.values()):
+        overrides[number].pattern = patterns[number]
+        overrides[number].type = kind_number(kind)
+    if kinds:
+        settings.tt_overrides = overrides
     from_path = ffi.new("char[]", str(source).encode())
     to_path = ffi.new("char[]", str(target).encode())
     code = library.llama_model_quantize(from_path, to_path, ffi.addressof(settings))

@@ -41,6 +41,9 @@ _HYPHENED: Final = re.compile(r"[A-Za-z_]\w*(-\w+)+", re.ASCII)
 """A name that another package may have given, and Python would take for a difference."""
 _PLAIN_PATH: Final = re.compile(r"[\w./~-]+")
 _GRID: Final = re.compile(r"w([0-9]+)(?:g([0-9]+))?(a?)")
+_BUDGET: Final = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)\s*([a-z]+)", re.IGNORECASE)
+_UNITS: Final = {"mb": 10**6, "gb": 10**9, "mib": 2**20, "gib": 2**30}
+"""Units of a file's size, in small letters, and how many bytes each is."""
 _SCHEMES: Final = {"W4A16": "w4g128", "W4A16_ASYM": "w4g128a", "W8A16": "w8"}
 """Grids by the names that compressed-tensors and vLLM have for them."""
 _MIX: Final = re.compile(r"\s*mix\s*\(")
@@ -155,7 +158,8 @@ class TargetLabel(NamedTuple):
     """What a target says as it is written.
 
     That is a share (`0.5`), perhaps of other `parts` than weights (`blocks 0.25`), a pattern
-    (`2:4`), or a grid: `w4g64a` says bits, inputs of a group, and zero points.
+    (`2:4`), or a grid: `w4g64a` says bits, inputs of a group, and zero points. Of `gguf 90MB` it is
+    a `budget` of bytes.
     """
 
     text: str
@@ -165,6 +169,7 @@ class TargetLabel(NamedTuple):
     group: int | None = None
     zeros: bool = False
     parts: Literal["blocks", "experts", "numbers"] | None = None
+    budget: int | None = None
 
     @property
     def removal(self) -> bool:
@@ -178,7 +183,7 @@ class TargetLabel(NamedTuple):
 
 
 def read_target(text: str) -> TargetLabel:
-    """Read what a target's text says; of what is none of the three kinds, the text alone.
+    """Read what a target's text says; of what is none of these kinds, the text alone.
 
     The classes of `targets` are made of what this reads, and decide whether there is such a target.
 
@@ -204,7 +209,18 @@ def read_target(text: str) -> TargetLabel:
     # Written out, so that its type is one of the three.
     if noun == "blocks" or noun == "experts" or noun == "numbers":
         return TargetLabel(text, share=share_number(share_text), parts=noun)
+    if noun.lower() == "gguf":
+        return TargetLabel(text, budget=_bytes_of(share_text.strip()))
     return TargetLabel(text, share=share_number(text))
+
+
+def _bytes_of(size: str) -> int | None:
+    """How many whole bytes a size such as `1.5GB` is; None for what is no size."""
+    match = _BUDGET.fullmatch(size)
+    unit = _UNITS.get(match[2].lower()) if match else None
+    if match is None or unit is None:
+        return None
+    return int(Fraction(match[1]) * unit)
 
 
 def read_set(text: str) -> Mix | Sum:

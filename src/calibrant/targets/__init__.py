@@ -1,6 +1,6 @@
 """Targets: what a matrix is to become, one kind a file: a sparsity (`0.5`), N kept of every M
 (`2:4`), a grid of few values (`w4g64`, `NVFP4A16`), both (`2:4+w4g64`), a share of the blocks, the
-experts or the numbers of feed-forward networks (`blocks 0.25`).
+experts or the numbers of feed-forward networks (`blocks 0.25`), bytes of a file (`gguf 90MB`).
 
 Targets are small values. A removal is exact: the count is the one that was asked for, to the
 weight, and where scores tie the lowest index goes first. So a mask depends on nothing but the
@@ -14,6 +14,7 @@ from calibrant.targets._inputs import InputGrid, Range
 from calibrant.targets._kinds import accepted, allowed, kinds, parse_target, targets
 from calibrant.targets.float_grid import FloatGrid
 from calibrant.targets.ggml_kind import GgmlKind
+from calibrant.targets.gguf_budget import GgufBudget
 from calibrant.targets.gguf_recipe import GgufRecipe
 from calibrant.targets.grid import Grid
 from calibrant.targets.n_of_m import NofM
@@ -30,6 +31,7 @@ __all__ = [
     "Element",
     "FloatGrid",
     "GgmlKind",
+    "GgufBudget",
     "GgufRecipe",
     "Grid",
     "Group",

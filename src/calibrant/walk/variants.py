@@ -19,7 +19,7 @@ tokens show all that before anything is measured: skipping a block must give wha
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any, Final, final
@@ -86,6 +86,29 @@ def loss(view: ModelView, batch: TokenBatch, ranks: Ranks = ALONE) -> float:
         return [micro_batch.nats(micro_batch.logits())]
 
     return _means(view, batch, ranks, sums)[0]
+
+
+def divergences_alone(
+    view: ModelView,
+    batch: TokenBatch,
+    changes: Sequence[Callable[[], AbstractContextManager[None]]],
+    ranks: Ranks = ALONE,
+) -> list[float]:
+    """Return for each of the `changes` how far it alone takes the model's predictions on a batch:
+    KL(as it is ‖ changed), in nats a token.
+
+    A change is made when it is called, and lasts as long as the context that it returns.
+    """
+
+    def sums(micro_batch: _MicroBatchOfVariants) -> list[_Sum]:
+        untouched = micro_batch.logits()
+        found: list[_Sum] = []
+        for change in changes:
+            with change():
+                found.append(micro_batch.divergence(untouched, micro_batch.logits()))
+        return found
+
+    return _means(view, batch, ranks, sums)
 
 
 @final

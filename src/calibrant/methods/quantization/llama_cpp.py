@@ -1,25 +1,40 @@
-"""llama-quantize: a whole file by one of llama.cpp's recipes, weighted with an imatrix of the
-calibration data.
+"""llama-quantize: a whole file by one of llama.cpp's recipes, or within a budget of bytes, weighted
+with an imatrix of the calibration data.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, ClassVar, Final, NamedTuple
+from typing import Any, ClassVar, Final
 
-import gguf
 import numpy as np
-import torch
 from gguf import GGMLQuantizationType
 
 from calibrant.activations import FeatureNorms, Propagation, Seen, Statistic
+from calibrant.data import divided
 from calibrant.edits import Edit, Replace, ReplaceParameters
 from calibrant.errors import TargetError
 from calibrant.job import Job
-from calibrant.llama_cpp import quantize_file
-from calibrant.methods._base import Compressed, StandIn, finite
-from calibrant.methods._model_method import ModelMethod
+from calibrant.methods._base import StandIn, check_choice, finite
+from calibrant.methods._model_method import ModelMethod, check_blocks_together
+from calibrant.methods.quantization._gguf_file import (
+    DenseFile,
+    FileTensor,
+    compressed_of,
+    in_own_order,
+    packed_of,
+)
+from calibrant.methods.quantization._gguf_kinds import (
+    RECIPE,
+    ChosenKinds,
+    KindCosts,
+    chosen_within,
+    costs_of_kinds,
+    smallest_kinds,
+)
 from calibrant.methods.quantization._stand_ins import RecipeByMatrix
 from calibrant.models import ModelView, Weight, gguf_of
 from calibrant.models.gguf_writing import (
@@ -32,20 +47,17 @@ from calibrant.models.gguf_writing import (
     write_gguf,
 )
 from calibrant.models.imatrix import importance_of
-from calibrant.packed import GgmlBlocks, Packed
+from calibrant.packed import Packed
+from calibrant.spec.spec import later
 from calibrant.system.clock import spent_on
-from calibrant.targets import GgmlKind, GgufRecipe, Target
+from calibrant.targets import GgmlKind, GgufBudget, GgufRecipe, Target
 from calibrant.walk.statistics import untouched
+from calibrant.walk.variants import divergences_alone
 
-NUMBERS: Final = (GGMLQuantizationType.F32, GGMLQuantizationType.F16, GGMLQuantizationType.BF16)
-"""Types whose tensors aren't quantized: they are plain numbers."""
-
-
-class FileTensor(NamedTuple):
-    """A tensor of a file: its type, and its rows as that type has them."""
-
-    kind: GGMLQuantizationType
-    numbers: torch.Tensor
+TRIED: Final = 256
+"""About how many calibration tokens show what the model loses by one tensor alone."""
+TENSORS: Final = 7
+"""Tensors of most blocks, for plans: four of attention, three of the feed-forward network."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -53,16 +65,28 @@ class LlamaQuantize(ModelMethod):
     """Has the real llama.cpp quantize the model by a recipe, embedding and head too; the export
     `gguf` writes the file that llama-quantize would.
 
+    For a budget such as `gguf 90MB` each tensor gets a kind of its own, so that what all of them
+    cost is least. By `error` a tensor costs the relative error of its outputs. By `kl` it costs
+    what the model's predictions lose by it alone, which takes a forward for each tensor.
+
     The model was opened from a GGUF file, or has one to be `like`. With `importance=false` it looks
     at no data, as llama-quantize without an imatrix. Needs the package llama-cpp-py-sync: `pip
     install 'calibrant[ggml]'`.
     """
 
-    accepts: ClassVar[tuple[type[Target], ...]] = (GgufRecipe, GgmlKind)
+    accepts: ClassVar[tuple[type[Target], ...]] = (GgufRecipe, GgmlKind, GgufBudget)
     propagate: ClassVar[Propagation] = "dense"
 
     like: str = ""
     importance: bool = True
+    by: str = later("error")
+
+    def __post_init__(self) -> None:
+        check_choice(self, by=("error", "kl"))
+
+    @property
+    def tries(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]  # a parameter decides
+        return self.by == "kl"
 
     @property
     def observes(self) -> tuple[type[Statistic], ...]:  # pyright: ignore[reportIncompatibleVariableOverride]  # a parameter decides
@@ -74,9 +98,28 @@ class LlamaQuantize(ModelMethod):
             return GgufRecipe(target.name.upper())
         return target
 
+    def check(self, target: Target) -> None:
+        super().check(target)
+        if self.by == "kl" and not isinstance(target, GgufBudget):
+            problem = f"{target} says which kinds tensors get, so there is nothing to choose"
+            raise TargetError(f"{problem}; leave by=kl out", subject=str(target))
+
+    def check_model(self, view: ModelView, target: Target, targets: Mapping[str, Target]) -> None:
+        super().check_model(view, target, targets)
+        if isinstance(target, GgufBudget):
+            too_little = target.too_little_for(weight.shape for weight in view.weights)
+            if too_little:
+                raise TargetError(too_little, subject=str(target))
+
     def heeds(self, target: Target) -> bool:
         aim = self.aim(target)
+        if isinstance(aim, GgufBudget):
+            return self.looks
         return self.importance and isinstance(aim, GgufRecipe) and aim.weighted
+
+    def tried(self, blocks: int, target: Target) -> int:
+        # A forward for each tensor, and one of the model as it is.
+        return TRIED * (TENSORS * blocks + 2) if self.tries else 0
 
     def stand_in(self, target: Target) -> StandIn | None:
         aim = self.aim(target)
@@ -109,23 +152,31 @@ class LlamaQuantize(ModelMethod):
                 )
             )
         with spent_on("method"), TemporaryDirectory() as folder:
-            quantized = self._quantized(job, template, Path(folder), seen)
-        quantized = dict(_in_own_order(job.view, quantized))
+            file = self._dense_file(job, template, Path(folder), seen)
+            notes: Mapping[str, Any] = {}
+            aim = self.aim(job.target)
+            if isinstance(aim, GgufBudget):
+                chosen = self._chosen(job, aim, file)
+                notes = chosen.notes
+                made = file.quantized(RECIPE, chosen.kinds)
+            else:
+                made = file.quantized(str(aim))
+        quantized = dict(in_own_order(job.view, made))
         dtype = job.opened.dtype
         for weight in job.view.weights:
             tensor = quantized.pop(weight.name)
             if weight.name not in replaced:
-                compressed = _compressed(tensor, weight.get(), dtype)
+                compressed = compressed_of(tensor, weight.get(), dtype)
                 yield Replace(weight, compressed, seen.get(weight, Seen({})))
         # What is left are parameters that are no matrices of blocks. Those that became plain
         # numbers stay as they are.
         device = next(job.view.model.parameters()).device
         others: dict[str, Packed] = {}
         for name, tensor in quantized.items():
-            packed = _packed(tensor, device, dtype)
+            packed = packed_of(tensor, device, dtype)
             if packed is not None:
                 others[name] = packed
-        yield ReplaceParameters(others)
+        yield ReplaceParameters(others, notes)
 
     def _template(self, job: Job) -> Path:
         """Return the GGUF file whose metadata the quantized one gets. `TargetError` without one."""
@@ -140,17 +191,13 @@ class LlamaQuantize(ModelMethod):
             check_vocabulary(job.opened, template)
         return template
 
-    def _quantized(
+    def _dense_file(
         self, job: Job, template: Path, folder: Path, seen: Mapping[Weight, Seen]
-    ) -> dict[str, FileTensor]:
-        """Return every tensor of the file that llama.cpp makes in `folder`, by its name there; one
-        tensor has all experts of a layer.
-        """
-        source = folder / "dense.gguf"
-        target = folder / "quantized.gguf"
+    ) -> DenseFile:
+        """Write the untouched model to `folder`, as float32, so that llama.cpp rounds once."""
+        path = folder / "dense.gguf"
         names = tensor_names(job.view)
-        # As float32, so that llama.cpp rounds once.
-        write_gguf(job.view, template, source, _as_float32, {})
+        write_gguf(job.view, template, path, _as_float32, {})
         means: dict[str, np.ndarray] = {}
         # All experts of a layer are one entry, as in an imatrix.
         for name, entry in importance_of(job.view, seen, names).items():
@@ -163,61 +210,55 @@ class LlamaQuantize(ModelMethod):
             if weight.expert is None and statistic.mass > 0:
                 mean = (norms.double() / statistic.mass).float().cpu().numpy()
                 means |= dict.fromkeys(names[weight.name], mean)
-        quantize_file(source, target, str(self.aim(job.target)), means, torch.get_num_threads())
-        quantized: dict[str, FileTensor] = {}
-        for tensor in gguf.GGUFReader(target).tensors:
-            rows = torch.from_numpy(np.array(tensor.data))
-            quantized[str(tensor.name)] = FileTensor(tensor.tensor_type, rows)
-        return quantized
+        return DenseFile(path, means)
+
+    def _chosen(self, job: Job, target: GgufBudget, file: DenseFile) -> ChosenKinds:
+        costs, plain_bytes = costs_of_kinds(file, job.progress)
+        nats = None
+        if self.by == "kl":
+            check_blocks_together(self, job)
+            nats = _nats_alone(job, costs, file.quantized(RECIPE, smallest_kinds(costs)))
+        return chosen_within(target, costs, nats, plain_bytes)
+
+
+def _nats_alone(
+    job: Job, costs: Sequence[KindCosts], smallest: Mapping[str, FileTensor]
+) -> list[float]:
+    """What the model's predictions lose, in nats a token, where the tensors of each group alone are
+    as they are in the file `smallest`.
+    """
+    tensors = dict(in_own_order(job.view, smallest))
+    group_of: dict[str, int] = {}
+    for number, group in enumerate(costs):
+        group_of |= dict.fromkeys(group.names, number)
+    changed: list[dict[str, FileTensor]] = [{} for _ in costs]
+    for part in parts_of(job.view):
+        if part.name in group_of:
+            # Gate and up of experts have the same names here.
+            for name in part.experts or (part.matrix or part.parameter,):
+                changed[group_of[part.name]][name] = tensors[name]
+    changes = [partial(_changed, job, of_group) for of_group in changed]
+    few, _ = divided(job.tokens(), TRIED)
+    return divergences_alone(job.view, few, changes, job.ranks)
+
+
+@contextmanager
+def _changed(job: Job, tensors: Mapping[str, FileTensor]) -> Iterator[None]:
+    """While it lasts, matrices and parameters are what these tensors of a file are."""
+    dtype = job.opened.dtype
+    device = next(job.view.model.parameters()).device
+    with ExitStack() as stack:
+        for name, tensor in tensors.items():
+            weight = job.view.named.get(name)
+            if weight is not None:
+                edit = Replace(weight, compressed_of(tensor, weight.get(), dtype))
+                stack.enter_context(job.trying(edit))
+                continue
+            packed = packed_of(tensor, device, dtype)
+            if packed is not None:
+                stack.enter_context(job.trying(ReplaceParameters({name: packed})))
+        yield
 
 
 def _as_float32(part: GgufPart) -> Any:
     return plain(part, GGMLQuantizationType.F32)
-
-
-def _in_own_order(
-    view: ModelView, quantized: Mapping[str, FileTensor]
-) -> Iterator[tuple[str, FileTensor]]:
-    """Yield what became of each matrix of the view, and of every other parameter, with its name:
-    rows in the model's own order.
-
-    Raises `TargetError` where gate and up of experts, which are one matrix here, got different
-    types.
-    """
-    experts: dict[str, list[GgufPart]] = {}
-    for part in parts_of(view):
-        if part.rows is not None:
-            experts.setdefault(part.parameter, []).append(part)
-            continue
-        kind, numbers = quantized[part.name]
-        if part.order is not None:
-            numbers = torch.empty_like(numbers).index_copy_(0, part.order, numbers)
-        yield part.matrix or part.parameter, FileTensor(kind, numbers)
-    for parts in experts.values():
-        kinds = [quantized[part.name].kind for part in parts]
-        if len(set(kinds)) > 1:
-            became = [f"{part.name} {kind.name}" for part, kind in zip(parts, kinds, strict=True)]
-            problem = f"llama.cpp made {' and '.join(became)}, and they are one matrix here"
-            advice = "use calibrant imatrix and llama-quantize"
-            raise TargetError(f"{problem}; {advice}", subject=parts[0].name)
-        of_all_experts = torch.cat([quantized[part.name].numbers for part in parts], dim=1)
-        for name, numbers in zip(parts[0].experts, of_all_experts, strict=True):
-            yield name, FileTensor(kinds[0], numbers)
-
-
-def _compressed(tensor: FileTensor, before: torch.Tensor, dtype: torch.dtype) -> Compressed:
-    """Return the matrix that a tensor of the file is, with its packed form unless it has plain
-    numbers.
-    """
-    packed = _packed(tensor, before.device, dtype)
-    if packed is not None:
-        return Compressed(packed.dense(), packed=packed)
-    numbers = gguf.dequantize(tensor.numbers.numpy(), tensor.kind)
-    return Compressed(torch.from_numpy(numbers).to(before))
-
-
-def _packed(tensor: FileTensor, device: torch.device, dtype: torch.dtype) -> Packed | None:
-    """Return the packed form of a tensor of the file; None for plain numbers."""
-    if tensor.kind in NUMBERS:
-        return None
-    return GgmlBlocks(tensor.kind.name.lower(), tensor.numbers.to(device), dtype)

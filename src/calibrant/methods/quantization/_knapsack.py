@@ -1,0 +1,143 @@
+"""One option for each item, so that their sizes stay within a budget and their costs together are
+least: the multiple-choice knapsack.
+"""
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Final, NamedTuple
+
+import numpy as np
+from jaxtyping import Float, UInt8
+
+MOST_STEPS: Final = 50_000
+"""The most steps that the room above the smallest sizes is divided into. Where sizes aren't whole
+multiples of a step, they count as the next larger ones.
+"""
+
+
+class Option(NamedTuple):
+    """What an item may become: how large it is then, in bytes, and what it costs."""
+
+    size: int
+    cost: float
+
+
+class Choice(NamedTuple):
+    """The number of the option that each item gets, their `size` and `cost` together, and a `bound`
+    that no choice within the budget costs less than.
+    """
+
+    picks: tuple[int, ...]
+    size: int
+    cost: float
+    bound: float
+
+
+def least_size(items: Sequence[Sequence[Option]]) -> int:
+    """Return the size of all items together where each is as small as it can be."""
+    return sum(_smallest(options) for options in items)
+
+
+def cheapest_within(items: Sequence[Sequence[Option]], budget: int) -> Choice:
+    """Return the choice of the least cost whose size is within `budget`, which is at least that of
+    `least_size`.
+
+    It is found by dynamic programming over the bytes above the smallest sizes, in steps of their
+    greatest common divisor: exactly, unless there were more than `MOST_STEPS` of them. Of equally
+    cheap options the first is taken.
+    """
+    extras: list[list[int]] = []
+    for options in items:
+        least = _smallest(options)
+        extras.append([option.size - least for option in options])
+    # More room than the largest options take is of no use.
+    room = min(budget - least_size(items), sum(map(max, extras)))
+    step = _step(extras, room)
+    best = np.zeros(room // step + 1)
+    picked_at: list[UInt8[np.ndarray, step]] = []
+    for options, item_extras in zip(items, extras, strict=True):
+        costs = [option.cost for option in options]
+        steps = [-(-extra // step) for extra in item_extras]
+        best, picked = _with_another(best, costs, steps)
+        picked_at.append(picked)
+    # From the last item back to the first.
+    place = len(best) - 1
+    picks: list[int] = []
+    for item_extras, picked in zip(reversed(extras), reversed(picked_at), strict=True):
+        pick = int(picked[place])
+        picks.append(pick)
+        place -= -(-item_extras[pick] // step)
+    picks.reverse()
+    chosen = [options[pick] for options, pick in zip(items, picks, strict=True)]
+    size = sum(option.size for option in chosen)
+    cost = math.fsum(option.cost for option in chosen)
+    return Choice(tuple(picks), size, cost, _bound(items, budget))
+
+
+def _smallest(options: Sequence[Option]) -> int:
+    return min(option.size for option in options)
+
+
+def _step(extras: Sequence[Sequence[int]], room: int) -> int:
+    """How many bytes a step has: the greatest common divisor of all that sizes differ by, or more
+    where that would be too many steps.
+    """
+    of_each = [math.gcd(*item_extras) for item_extras in extras]
+    return max(math.gcd(*of_each), -(-room // MOST_STEPS), 1)
+
+
+def _with_another(
+    best: Float[np.ndarray, "step"], costs: Sequence[float], steps: Sequence[int]
+) -> tuple[Float[np.ndarray, "step"], UInt8[np.ndarray, "step"]]:
+    """Return the least cost at each number of steps with one more item, and the option that the
+    item has there. Its options take so many `steps`.
+    """
+    least = np.full(len(best), np.inf)
+    picked = np.zeros(len(best), dtype=np.uint8)
+    for number, (cost, taken) in enumerate(zip(costs, steps, strict=True)):
+        if taken >= len(best):
+            continue
+        reached = best[: len(best) - taken] + cost
+        better = reached < least[taken:]
+        least[taken:][better] = reached[better]
+        picked[taken:][better] = number
+    return least, picked
+
+
+def _bound(items: Sequence[Sequence[Option]], budget: int) -> float:
+    """The least cost if items could be divided between two options: what saves most for a byte
+    comes first, as far as there is room.
+    """
+    costs: list[float] = []
+    upgrades: list[tuple[float, int]] = []
+    room = budget
+    for options in items:
+        hull = _hull(options)
+        room -= hull[0].size
+        costs.append(hull[0].cost)
+        for before, after in pairwise(hull):
+            upgrades.append((-_slope(before, after), after.size - before.size))
+    for saved, size in sorted(upgrades, reverse=True):
+        taken = min(size, room)
+        costs.append(-saved * taken)
+        room -= taken
+    return math.fsum(costs)
+
+
+def _hull(options: Sequence[Option]) -> list[Option]:
+    """The options that lie on the lower convex hull of cost over size, from the smallest to the
+    cheapest.
+    """
+    hull: list[Option] = []
+    for option in sorted(options):
+        if hull and option.cost >= hull[-1].cost:
+            continue
+        while len(hull) > 1 and _slope(hull[-2], hull[-1]) >= _slope(hull[-1], option):
+            hull.pop()
+        hull.append(option)
+    return hull
+
+
+def _slope(before: Option, after: Option) -> float:
+    return (after.cost - before.cost) / (after.size - before.size)

@@ -1,0 +1,240 @@
+"""A budget of bytes: kinds are chosen so that the file's tensors stay within it and cost the least,
+and the file is what llama.cpp makes with these kinds.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+import torch
+
+import calibrant
+from calibrant.compress import Compression, quantize
+from calibrant.compress.importance import imatrix
+from calibrant.edits import ReplaceParameters
+from calibrant.errors import SpecError, TargetError
+from calibrant.methods import methods
+from calibrant.models import open_model
+from calibrant.targets import GgufBudget, parse_target
+from calibrant.testing import tiny_folder
+from calibrant.testing.tiny import tiny_gguf
+
+from tests.methods.test_llama_cpp import MOE, SMALL, tiny_moe_gguf
+
+pytest.importorskip("llama_cpp_py_sync", reason="llama-cpp-py-sync isn't installed")
+
+KINDS = ("iq4_nl", "q4_0", "q4_1", "q5_0", "q5_1", "q8_0")
+"""All kinds of 32 inputs, which fit the rows of tiny models."""
+
+
+def within(template: Path, out: Path, budget: int, **asked: Any) -> Compression:
+    method = asked.pop("method", "llama_cpp")
+    asked = {"data": "python_docs", "export": "gguf"} | SMALL | asked
+    target = GgufBudget(budget)
+    return quantize(str(template), method=method, target=target, out=out, **asked)
+
+
+def notes_of(done: Compression) -> dict[str, Any]:
+    return done.record.edits[0]["notes"]
+
+
+def tensors_of(path: Path) -> dict[str, gguf.ReaderTensor]:
+    return {str(tensor.name): tensor for tensor in gguf.GGUFReader(path).tensors}
+
+
+def bytes_of(path: Path) -> int:
+    return sum(tensor.n_bytes for tensor in tensors_of(path).values())
+
+
+def named_in(refused: TargetError) -> int:
+    """The bytes that a refusal names as those that there must be."""
+    *_, named = [word for word in str(refused).split() if word.endswith("MB;")]
+    target = parse_target(f"gguf {named.removesuffix(';')}")
+    assert isinstance(target, GgufBudget)
+    return target.bytes
+
+
+def least_of(template: Path, out: Path) -> int:
+    """The least budget, as the refusals of smaller ones name it: first one from shapes alone."""
+    with pytest.raises(TargetError) as at_once:
+        within(template, out, 1000)
+    assert at_once.value.subject == "gguf 0.001MB"
+    with pytest.raises(TargetError) as refused:
+        within(template, out, named_in(at_once.value))
+    assert not out.exists()
+    return named_in(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "count"),
+    [
+        ("gguf 90MB", 90_000_000),
+        ("GGUF 1.5 gb", 1_500_000_000),
+        ("gguf 2MiB", 2 * 2**20),
+        ("gguf 0.5GiB", 2**29),
+        ("gguf 85.196801MB", 85_196_801),
+    ],
+)
+def test_a_budget_is_read_in_any_unit_and_written_in_one(given: str, count: int) -> None:
+    target = parse_target(given)
+    assert target == GgufBudget(count)
+    assert parse_target(str(target)) == target
+
+
+@pytest.mark.parametrize("given", ["gguf", "gguf 90", "gguf 0MB", "gguf -1MB", "gguf many MB"])
+def test_what_is_no_budget_is_refused(given: str) -> None:
+    with pytest.raises(TargetError):
+        parse_target(given)
+
+
+def relative_errors(template: Path) -> dict[str, dict[str, float]]:
+    """What each tensor loses by each kind, in float64: the literal sum over rows and columns."""
+    from calibrant.llama_cpp import quantize_matrix
+
+    means = {
+        name: entry.importance[0]
+        for name, entry in imatrix(str(template), data="python_docs", **SMALL).entries.items()
+    }
+    errors: dict[str, dict[str, float]] = {}
+    for name, tensor in tensors_of(template).items():
+        if tensor.data.ndim < 2:
+            continue
+        dense = tensor.data.astype(np.float64)
+        mean = means.get(name)
+        weights = np.ones(dense.shape[1]) if mean is None else mean.astype(np.float64)
+        errors[name] = {}
+        for kind in KINDS:
+            blocks = quantize_matrix(tensor.data, kind, mean)
+            back = gguf.dequantize(blocks, gguf.GGMLQuantizationType[kind.upper()])
+            lost = np.einsum("oi,i->", (dense - back.astype(np.float64)) ** 2, weights)
+            errors[name][kind] = float(lost / np.einsum("oi,i->", dense**2, weights))
+    return errors
+
+
+def test_the_file_is_within_its_budget_and_no_single_kind_costs_less(tmp_path: Path) -> None:
+    template = tiny_gguf(tmp_path / "tiny.gguf", "F32")
+    dense = tensors_of(template)
+    errors = relative_errors(template)
+    plain = sum(tensor.n_bytes for name, tensor in dense.items() if name not in errors)
+    for share in (4.6, 5.3, 6.4):
+        numbers = sum(dense[name].n_elements for name in errors)
+        budget = plain + int(numbers * share / 8)
+        done = within(template, tmp_path / f"{share}", budget)
+        notes = notes_of(done)
+        written = tensors_of(done.out / "model.gguf")
+        assert bytes_of(done.out / "model.gguf") == notes["bytes"] <= budget
+        kinds = {name: written[name].tensor_type.name.lower() for name in errors}
+        assert kinds == {name: chosen["kind"] for name, chosen in notes["tensors"].items()}
+        cost = sum(errors[name][kind] for name, kind in kinds.items())
+        assert notes["cost"] == pytest.approx(cost, rel=1e-4)
+        for kind in KINDS:
+            size = (
+                plain
+                + numbers * gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[kind.upper()]][1] // 32
+            )
+            if size <= budget:
+                assert cost <= sum(errors[name][kind] for name in errors) * (1 + 1e-9)
+
+
+def test_equal_budgets_give_equal_files_that_llama_cpp_opens(tmp_path: Path) -> None:
+    from calibrant.llama_cpp import LlamaModel
+
+    template = tiny_gguf(tmp_path / "tiny.gguf", "F32")
+    least = least_of(template, tmp_path / "refused")
+    once = within(template, tmp_path / "once", least + 3000)
+    again = within(template, tmp_path / "again", least + 3000)
+    first, second = (done.out / "model.gguf" for done in (once, again))
+    assert first.read_bytes() == second.read_bytes()
+    assert once.record.run.id == again.record.run.id
+    ids = torch.arange(3, 35).reshape(2, 16)
+    in_torch = open_model(str(once.out), "float32", "cpu").model(ids).logits
+    assert torch.equal(in_torch, open_model(str(first), "float32", "cpu").model(ids).logits)
+    with LlamaModel(first, 16) as running:
+        assert np.isfinite(running.logits(list(range(3, 19)))).all()
+
+
+def test_the_least_budget_is_met_and_costs_what_each_tensor_alone_does(tmp_path: Path) -> None:
+    template = tiny_gguf(tmp_path / "tiny.gguf", "F32")
+    least = least_of(template, tmp_path / "refused")
+    done = within(
+        template, tmp_path / "out", least, method="llama_cpp(by=kl)", length=16, samples=2
+    )
+    notes = notes_of(done)
+    assert bytes_of(done.out / "model.gguf") == notes["bytes"] == least
+    # With every tensor at its smallest kind, a cost is the divergence by that tensor alone.
+    written = open_model(str(done.out), "float64", "cpu").model
+    dense = open_model(str(template), "float64", "cpu")
+    batch = calibrant.CalibrationSet("python_docs", samples=2, length=16).tokens(dense.tokenizer)
+
+    def logs() -> torch.Tensor:
+        with torch.no_grad():
+            return dense.model(batch.ids).logits[:, :-1].log_softmax(-1)
+
+    before = logs()
+    for parameter, tensor in (
+        ("model.layers.1.mlp.down_proj.weight", "blk.1.ffn_down.weight"),
+        ("model.layers.0.self_attn.q_proj.weight", "blk.0.attn_q.weight"),
+        ("model.embed_tokens.weight", "token_embd.weight"),
+    ):
+        numbers = dense.model.get_parameter(parameter).data
+        kept = numbers.clone()
+        numbers.copy_(written.get_parameter(parameter).data)
+        expected = float((before.exp() * (before - logs())).sum(-1).mean())
+        numbers.copy_(kept)
+        assert notes["tensors"][tensor]["cost"] == pytest.approx(expected, rel=1e-2)
+
+
+def test_gate_and_up_of_experts_get_one_kind(tmp_path: Path) -> None:
+    folder = str(tiny_folder(tmp_path / "folder", "qwen3_moe", **MOE))
+    template = tiny_moe_gguf(tmp_path / "moe.gguf")
+    method, export = f"llama_cpp(like='{template}')", f"gguf(like='{template}')"
+    plain = 4 * sum(tensor.n_elements for tensor in tensors_of(template).values())
+    done = within(Path(folder), tmp_path / "out", plain // 6, method=method, export=export)
+    written = tensors_of(done.out / "model.gguf")
+    assert bytes_of(done.out / "model.gguf") == notes_of(done)["bytes"] <= plain // 6
+    for block in range(2):
+        pair = {
+            written[f"blk.{block}.ffn_{part}_exps.weight"].tensor_type for part in ("gate", "up")
+        }
+        assert len(pair) == 1
+    # llama.cpp leaves routers as they are.
+    assert written["blk.0.ffn_gate_inp.weight"].tensor_type == gguf.GGMLQuantizationType.F32
+
+
+def test_without_data_kinds_are_chosen_too(tmp_path: Path) -> None:
+    template = tiny_gguf(tmp_path / "tiny.gguf", "F32")
+    budget = bytes_of(template) // 6
+    done = within(
+        template, tmp_path / "out", budget, method="llama_cpp(importance=false)", data=None
+    )
+    assert bytes_of(done.out / "model.gguf") == notes_of(done)["bytes"] <= budget
+
+
+def test_a_recipe_leaves_nothing_to_choose(tmp_path: Path) -> None:
+    template = tiny_gguf(tmp_path / "tiny.gguf", "F32")
+    with pytest.raises(TargetError) as refused:
+        quantize(
+            str(template), data="python_docs", method="llama_cpp(by=kl)", target="Q4_0", **SMALL
+        )
+    assert refused.value.subject == "Q4_0"
+    with pytest.raises(SpecError):
+        methods.build("llama_cpp(by=size)")
+
+
+def test_a_plan_knows_the_budget(tmp_path: Path) -> None:
+    template = str(tiny_gguf(tmp_path / "tiny.gguf", "F32"))
+    asked = {"data": "python_docs", "method": "llama_cpp", "export": "gguf"} | SMALL
+    asked["out"] = tmp_path / "out"
+    enough = calibrant.plan(quantize, template, target="gguf 0.05MB", **asked)
+    assert enough.fits
+    assert 50_000 <= enough.disk["gguf"] < 100_000
+    assert not calibrant.plan(quantize, template, target="gguf 0.001MB", **asked).fits
+
+
+def test_notes_outlive_an_interruption() -> None:
+    edit = ReplaceParameters({}, {"budget": 90})
+    model: Any = torch.nn.Linear(1, 1)
+    view: Any = type("View", (), {"model": model})()
+    assert ReplaceParameters.read(edit.stored(), view) == edit
