@@ -112,7 +112,9 @@ def compared(folder: Path) -> dict[str, Any]:
         for window in windows:
             theirs += opened.model.scored([window.ids])
     except ModelError as error:
-        return {"refused": str(error)}
+        # Without the path of the folder, and what users are told to do.
+        words = str(error).partition(": ")[2].rpartition("; leave --engine")[0]
+        return {"refused": words.removeprefix("it says ")}
     seconds = time.perf_counter() - began
     del opened
     model = calibrant.open_model(str(folder), "bfloat16", "cpu").model

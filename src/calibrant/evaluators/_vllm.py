@@ -86,6 +86,7 @@ def opened_by_vllm(ref: str, dtype: str = "auto") -> Opened:
             "with --export compressed_tensors, and give the folder of that name in it",
             subject=ref,
         )
+    python = interpreter()
     weights = weight_files(folder, ref)
     digests = file_digests(folder, weights)
     manifest = check_unchanged(folder, digests) or {}
@@ -93,7 +94,6 @@ def opened_by_vllm(ref: str, dtype: str = "auto") -> Opened:
     if dtype == "auto":
         dtype = saved_dtype(folder)
     resolved = resolve_dtype(dtype)
-    python = interpreter()
     engine = f"vLLM {version_in(python)}"
     note = f"as {engine} runs it"
     if manifest.get("note"):
