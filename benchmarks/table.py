@@ -1,5 +1,5 @@
-"""The tables of docs/speed.md, docs/cost.md and docs/reference/growth.md, made of the records
-beside this file: python benchmarks/table.py
+"""The tables of docs/speed.md, docs/cost.md, docs/reference/growth.md and docs/vllm.md, made of the
+records beside this file: python benchmarks/table.py
 
 `peers.py --out benchmarks/records/peers.json` writes the record of that name, and so do
 `evaluation.py` and `growth.py`. In a page a table stands between `<!-- peers -->` and `<!-- end
@@ -21,7 +21,12 @@ from benchmarks.plans import expected
 
 RECORDS: Final = Path(__file__).resolve().parent / "records"
 DOCS: Final = RECORDS.parents[1] / "docs"
-PAGES: Final = (DOCS / "speed.md", DOCS / "cost.md", DOCS / "reference/growth.md")
+PAGES: Final = (
+    DOCS / "speed.md",
+    DOCS / "cost.md",
+    DOCS / "reference/growth.md",
+    DOCS / "vllm.md",
+)
 LACKING: Final = "No record is kept yet."
 MODELS: Final = {
     "smollm2": "SmolLM2-135M (dequantized from Q4_1)",
@@ -336,6 +341,29 @@ def answers(record: Mapping[str, Any]) -> str:
     return "\n".join([about, "", *_table(heads, rows)])
 
 
+def vllm(record: Mapping[str, Any]) -> str:
+    """The machine, a row for each case that vLLM runs, and its words on the others."""
+    rows: list[list[str]] = []
+    refused: list[str] = []
+    for case, found in record["cases"].items():
+        if "refused" in found:
+            refused.append(f"- {case}: {found['refused']}")
+            continue
+        losses = [f"{found[name]:.4f}" for name in ("ours", "vllm", "apart")]
+        alike = _percent(found["alike"] / found["tokens"])
+        rows.append([case, f"{found['tokens']:,}", alike, *losses])
+    versions = record["versions"]
+    about = (
+        f"vLLM {versions['vllm']}, calibrant {versions['calibrant']}, transformers "
+        f"{versions['transformers']}, bfloat16; {machine.told(record['machine'])}."
+    )
+    heads = ("what", "tokens", "alike", "loss here", "loss in vLLM", "a token's loss apart")
+    parts = [about, "", *_table(heads, rows)]
+    if refused:
+        parts += ["", "What vLLM refused, in its words:", "", *refused]
+    return "\n".join(parts)
+
+
 def larger(record: Mapping[str, Any]) -> str:
     """The machine, and a row for each method."""
     rows = []
@@ -489,6 +517,7 @@ TABLES: Final[dict[str, Callable[[Mapping[str, Any]], str]]] = {
     "evaluation_amx": evaluation,
     "imatrix": imatrix,
     "answers": answers,
+    "vllm": vllm,
     "larger": larger,
     "growth": growth,
 }

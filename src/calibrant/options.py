@@ -439,7 +439,9 @@ class EvaluateCommand(MemoryOptions, StoreOptions, ModelOptions):
         default=None,
     )
     engine: str = option(
-        "torch, or llama_cpp: a GGUF file as llama.cpp runs it.", "NAME", default="torch"
+        "torch; llama_cpp: a GGUF file as llama.cpp runs it; vllm: a folder as vLLM runs it.",
+        "NAME",
+        default="torch",
     )
     allow_leak: bool = option(
         "Measure even what the model was calibrated on; the result says so.", default=False

@@ -172,6 +172,7 @@ def export(
     "evaluate",
     "calibrant evaluate pruned --task \"loss(source='gsm8k')\"",
     "calibrant evaluate small/model.gguf --task agreement --engine llama_cpp",
+    "calibrant evaluate small/compressed_tensors --task loss --engine vllm",
     "calibrant evaluate pruned --task agreement --task \"task(name='race', shots=5, limit=300)\" "
     "--out scores.json",
 )

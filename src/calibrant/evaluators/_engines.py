@@ -1,5 +1,5 @@
-"""What computes a model's predictions: torch, or for a GGUF file llama.cpp itself, so that the
-model is measured as it will run.
+"""What computes a model's predictions: torch, or what will run the model, so that it is measured
+as it will run: llama.cpp for a GGUF file, vLLM for a folder.
 """
 
 from importlib.metadata import version
@@ -15,6 +15,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from calibrant.errors import ModelError, SpecError
 from calibrant.evaluators._base import Evaluator
+from calibrant.evaluators._vllm import opened_by_vllm
 from calibrant.llama_cpp import LlamaModel
 from calibrant.models import Opened, gguf_of, open_model
 from calibrant.models.digests import file_digest
@@ -22,10 +23,15 @@ from calibrant.models.gguf_file import gguf_tokenizer, read_header
 from calibrant.spec import identity
 from calibrant.spec.foreign import did_you_mean
 
-Engine = Literal["torch", "llama_cpp"]
+Engine = Literal["torch", "llama_cpp", "vllm"]
 ENGINES: Final = get_args(Engine)
-MEASURED: Final = ("loss", "agreement")
-"""The tasks that need nothing but logits of whole windows."""
+MEASURED: Final = {
+    "llama_cpp": ("loss", "agreement"),
+    "vllm": ("loss", "perplexity", "generation"),
+}
+"""The tasks that each engine but torch can measure. llama.cpp gives logits of whole windows. vLLM
+gives the likelihood of their tokens, and continues prompts.
+"""
 
 
 def check_engine(engine: str, tasks: list[Evaluator]) -> None:
@@ -36,13 +42,23 @@ def check_engine(engine: str, tasks: list[Evaluator]) -> None:
             f"choose one of {', '.join(ENGINES)}",
             subject=engine,
         )
+    if engine not in MEASURED:
+        return
+    measured = MEASURED[engine]
     for task in tasks:
-        if engine == "llama_cpp" and task.spec_name() not in MEASURED:
+        if task.spec_name() not in measured:
             raise SpecError(
-                f"{task} can't be measured with llama_cpp, which measures "
-                f"{' and '.join(MEASURED)}; leave --engine out",
+                f"{task} can't be measured with {engine}, which measures "
+                f"{' and '.join(measured)}; leave --engine out",
                 subject=str(task),
             )
+
+
+def opened_by(engine: str, ref: str, dtype: str) -> Opened:
+    """Open a model as an engine runs it that isn't torch. `dtype` is for vLLM."""
+    if engine == "vllm":
+        return opened_by_vllm(ref, dtype)
+    return opened_by_llama_cpp(ref)
 
 
 def opened_by_llama_cpp(ref: str) -> Opened:

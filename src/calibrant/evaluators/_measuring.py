@@ -19,7 +19,7 @@ from calibrant.data.inspect.leaks import LeakCount, RowFingerprints, find_leaks,
 from calibrant.data.user_file import UserFile
 from calibrant.errors import DataError, SpecError
 from calibrant.evaluators._base import Evaluator, Subject
-from calibrant.evaluators._engines import check_engine, opened_by_llama_cpp
+from calibrant.evaluators._engines import check_engine, opened_by
 from calibrant.evaluators._measured_run import MeasuredRun, check_label
 from calibrant.evaluators._planning import needs_of, plan_of_measuring
 from calibrant.models import (
@@ -60,8 +60,10 @@ class EvaluateOptions(EvaluateCommand):
 def _planned(options: EvaluateOptions) -> JobPlan:
     """What a measurement would take."""
     chosen = _chosen(options)
-    if options.engine == "llama_cpp":
-        message = "what llama.cpp takes isn't known beforehand; leave --plan or --engine out"
+    if options.engine != "torch":
+        message = (
+            f"what {options.engine} takes isn't known beforehand; leave --plan or --engine out"
+        )
         raise SpecError(message, subject=options.engine)
     outlines = [outline_of_options(options)]
     if any(task.compares for task in chosen):
@@ -101,10 +103,11 @@ def evaluate(options: EvaluateOptions) -> list[Measurement]:
     kept in the provenance as `leaked`.
 
     With `engine="llama_cpp"` a GGUF file is measured as llama.cpp runs it, which rounds activations
-    too; `loss` and `agreement` can be. `memory` is how many GB the process may hold: where the
-    model doesn't fit, its blocks stay on disk and are read whenever they run; the scores are the
-    same. `device_memory` is how many GB may be held on a GPU, by default what is free there: the
-    blocks of a larger model stay beside it, and each goes there whenever it runs.
+    too; `loss` and `agreement` can be. With `engine="vllm"` a folder is measured as vLLM runs it;
+    `loss`, `perplexity` and `generation` can be. `memory` is how many GB the process may hold:
+    where the model doesn't fit, its blocks stay on disk and are read whenever they run; the scores
+    are the same. `device_memory` is how many GB may be held on a GPU, by default what is free
+    there: the blocks of a larger model stay beside it, and each goes there whenever it runs.
 
     `store` is a folder of results into which each measurement goes as soon as it is done, and in
     which `report` and `compare` read it; what is there already isn't measured again. A model that
@@ -120,6 +123,12 @@ def evaluate(options: EvaluateOptions) -> list[Measurement]:
     check_label(options.label, options.store)
     chosen = _chosen(options)
     check_engine(options.engine, chosen)
+    if options.engine == "vllm" and options.store is not None and not options.label:
+        raise SpecError(
+            "what vLLM measures of a folder isn't what torch measures of it, so it needs a name of "
+            "its own in a store; give --label",
+            subject="label",
+        )
     leak_counts, manifest = refuse_leaks(options.model, chosen, options.allow_leak)
     promised = in_bytes(options.memory)
     compares = any(task.compares for task in chosen)
@@ -178,17 +187,17 @@ def _open(
     that it is compared with.
     """
     model = options.model
-    by_llama_cpp = options.engine == "llama_cpp"
+    by_another = options.engine != "torch"
     limits = {"memory": promised, "device_memory": options.device_memory}
     for option, limit in limits.items():
-        if limit is not None and (is_object(model) or by_llama_cpp):
+        if limit is not None and (is_object(model) or by_another):
             raise SpecError(
                 f"{option} is for a model that is opened here, by torch; "
                 "leave it out, or give the model's name and no engine",
                 subject=option,
             )
-    if by_llama_cpp and not isinstance(model, Opened):
-        return opened_by_llama_cpp(name_of(model))
+    if by_another and not isinstance(model, Opened):
+        return opened_by(options.engine, name_of(model), options.dtype)
     names = [name_of(model)]
     if dense is not None and not is_object(dense):
         names.append(name_of(dense))

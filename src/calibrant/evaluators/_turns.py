@@ -14,6 +14,7 @@ from calibrant.data._templates import RefusedError
 from calibrant.data._written import ASSISTANT, THINKING, tags_of, written
 from calibrant.decoding import Decoder, Generated
 from calibrant.evaluators._base import Steps, Subject
+from calibrant.evaluators._vllm import VllmDecoder
 from calibrant.evaluators._windows import token_ids
 
 _ANSWERED: Final = Conversation(
@@ -105,7 +106,7 @@ def prompt_ids(row: Row, form: Chat, tokenizer: PreTrainedTokenizerBase) -> list
 
 
 def decode_all(
-    decoder: Decoder,
+    decoder: Decoder | VllmDecoder,
     names: Sequence[str],
     read: Callable[[int, Generated], dict[str, Any]],
     subject: Subject,

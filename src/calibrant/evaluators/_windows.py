@@ -3,6 +3,7 @@ running text share.
 """
 
 import itertools
+import math
 from abc import ABC
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -25,6 +26,7 @@ from calibrant.evaluators._base import (
     Subject,
     check_least,
 )
+from calibrant.evaluators._vllm import RunByVllm
 from calibrant.results.outcomes import MOST
 from calibrant.spec import check_most, later
 
@@ -259,10 +261,24 @@ def wide(logits: Tensor) -> Tensor:
 @torch.no_grad()
 def summed_nats(model: PreTrainedModel, batch: Sequence[ScoredWindow]) -> list[float]:
     """Return the summed negative log likelihood of each window's scored tokens."""
+    if isinstance(model, RunByVllm):
+        return _nats_by_vllm(model, batch)
     nats: list[float] = []
     for window, logits in zip(batch, predictions(model, batch), strict=True):
         by_token = nats_by_token(torch.tensor(window.targets), logits)
         nats.append(float(by_token.sum()))
+    return nats
+
+
+def _nats_by_vllm(model: RunByVllm, batch: Sequence[ScoredWindow]) -> list[float]:
+    nats: list[float] = []
+    scored = model.scored([window.ids for window in batch])
+    for window, known in zip(batch, scored, strict=True):
+        # Nothing is known of the first token.
+        by_token = known.nats[window.unscored - 1 :]
+        if window.places is not None:
+            by_token = [by_token[place] for place in window.places]
+        nats.append(math.fsum(by_token))
     return nats
 
 

@@ -51,6 +51,7 @@ from calibrant.evaluators._base import (
 )
 from calibrant.evaluators._prompts import BETWEEN, draw_exemplars
 from calibrant.evaluators._turns import AssistantTurn, decode_all, prompt_ids, special_ids
+from calibrant.evaluators._vllm import RunByVllm, VllmDecoder
 from calibrant.evaluators._windows import token_ids
 from calibrant.results.outcomes import MOST, Measurement, Outcome, Score
 from calibrant.spec import check_most, identity, later
@@ -120,7 +121,11 @@ class Generation(SourceEvaluator):
         reader = self._reader(subject, rows)
         most = self.max_tokens or reader.most
         prompts = self._prompts(exemplars, rows, subject.tokenizer)
-        decoder = Decoder(subject.model, prompts, most, reader.ended, f"generation of {source}")
+        if isinstance(subject.model, RunByVllm):
+            decoder = VllmDecoder(subject.model, prompts, most, reader.ended)
+        else:
+            doing = f"generation of {source}"
+            decoder = Decoder(subject.model, prompts, most, reader.ended, doing)
 
         def read(number: int, answer: Generated) -> dict[str, Any]:
             return reader.read(rows[number], answer)

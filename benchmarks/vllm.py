@@ -1,0 +1,178 @@
+"""What a real vLLM computes with our exports, next to our own numbers: python benchmarks/vllm.py
+FOLDER [CASE ...] [--make] [--out FILE]
+
+`make vllm` makes the environment. Each case is a model that is quantized once and exported into
+FOLDER, which is all that --make does. Then vLLM and torch are shown the same windows of held-out
+text, both in bfloat16. A token is alike where the one that vLLM finds most probable is one of those
+that are so here; there may be several, since bfloat16 has few digits. What vLLM refuses is kept in
+its words. A record keeps the cases of earlier calls.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Final
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from benchmarks import machine
+
+SMALL: Final = "smollm2"
+LARGER: Final = "gemma3-270m"
+"""Its rows can be divided into groups of 128, and those of SmolLM2 can't."""
+DENSE: Final = "dense"
+TOKENS: Final = 2048
+LENGTH: Final = 512
+TASK: Final = f"loss(source=python_docs, tokens={TOKENS}, length={LENGTH})"
+DATA: Final = {"data": "python_docs", "samples": 16, "length": 512}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model, and what is done with it."""
+
+    model: str
+    method: str
+    target: str
+
+    @property
+    def name(self) -> str:
+        """What it is called in the record and on the command line."""
+        words = [self.model, self.method, self.target]
+        return " ".join(word for word in words if word)
+
+
+CASES: Final = (
+    Case(SMALL, DENSE, ""),
+    Case(SMALL, "gptq", "w4g64"),
+    Case(SMALL, "gptq", "w4g32"),
+    Case(SMALL, "gptq", "W8A16"),
+    Case(SMALL, "rtn", "W8A8"),
+    Case(SMALL, "rtn", "FP8"),
+    Case(SMALL, "rtn", "FP8_DYNAMIC"),
+    Case(SMALL, "rtn", "NVFP4A16"),
+    Case(SMALL, "rtn", "MXFP4A16"),
+    Case(SMALL, "rtn", "NVFP4"),
+    Case(SMALL, "rtn", "MXFP4"),
+    Case(LARGER, DENSE, ""),
+    Case(LARGER, "rtn", "w4g128"),
+    Case(LARGER, "rtn", "W4A8"),
+    Case(LARGER, "rtn", "FP8_BLOCK"),
+)
+
+
+def made(case: Case, folder: Path) -> Path:
+    """The folder of a case that vLLM opens; it is written where it isn't there."""
+    import calibrant
+
+    out = folder / case.name.replace(" ", "-")
+    if case.method == DENSE:
+        if not out.is_dir():
+            opened = calibrant.open_model(case.model, "bfloat16", "cpu")
+            opened.model.save_pretrained(out)
+            opened.tokenizer.save_pretrained(out)
+        return out
+    if not out.is_dir():
+        calibrant.quantize(
+            case.model,
+            method=case.method,
+            target=case.target,
+            out=out,
+            dtype="bfloat16",
+            device="cpu",
+            export="compressed_tensors",
+            **DATA,
+        )
+    return out / "compressed_tensors"
+
+
+def compared(folder: Path) -> dict[str, Any]:
+    """What both make of the windows: the share of tokens that are alike, and the losses."""
+    import torch
+
+    import calibrant
+    from calibrant.errors import ModelError
+    from calibrant.evaluators import evaluators
+    from calibrant.evaluators._vllm import RunByVllm, Scored, opened_by_vllm
+    from calibrant.evaluators._windows import ScoredWindow
+
+    task: Any = evaluators.build(TASK)
+    opened = opened_by_vllm(str(folder), "bfloat16")
+    windows: list[ScoredWindow] = task.windows(opened.tokenizer)
+    assert isinstance(opened.model, RunByVllm)
+    began = time.perf_counter()
+    theirs: list[Scored] = []
+    try:
+        for window in windows:
+            theirs += opened.model.scored([window.ids])
+    except ModelError as error:
+        # Without the path of the folder, and what users are told to do.
+        words = str(error).partition(": ")[2].rpartition("; leave --engine")[0]
+        return {"refused": words.removeprefix("it says ")}
+    seconds = time.perf_counter() - began
+    del opened
+    model = calibrant.open_model(str(folder), "bfloat16", "cpu").model
+    alike = 0
+    ours: list[float] = []
+    nats: list[float] = []
+    for window, scored in zip(windows, theirs, strict=True):
+        with torch.no_grad():
+            rows = model(torch.tensor([window.ids])).logits[0, :-1].float()
+        logarithms = rows.log_softmax(-1)
+        for place in range(window.unscored - 1, len(window.ids) - 1):
+            row = rows[place]
+            alike += bool(row[scored.likeliest[place]] == row.max())
+            ours.append(-float(logarithms[place, window.ids[place + 1]]))
+            nats.append(scored.nats[place])
+    return {
+        "tokens": len(ours),
+        "alike": alike,
+        "ours": statistics.fmean(ours),
+        "vllm": statistics.fmean(nats),
+        "apart": statistics.fmean(abs(one - other) for one, other in zip(ours, nats, strict=True)),
+        "seconds": seconds,
+    }
+
+
+def chosen(names: Sequence[str]) -> list[Case]:
+    """The cases that are named, or all of them."""
+    if not names:
+        return list(CASES)
+    by_name = {case.name: case for case in CASES}
+    return [by_name[name] for name in names]
+
+
+def main() -> None:
+    """Compare case by case, and print a line for each."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("folder", type=Path, help="where the exports are")
+    parser.add_argument("cases", nargs="*", help="such as 'smollm2 rtn W8A8'; all without any")
+    parser.add_argument("--make", action="store_true", help="only write the exports")
+    parser.add_argument("--out", type=Path, help="a file that keeps what was measured")
+    asked = parser.parse_args()
+    os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
+    if asked.make:
+        for case in chosen(asked.cases):
+            print(made(case, asked.folder), flush=True)
+        return
+    from calibrant.evaluators._vllm import interpreter, version_in
+
+    versions = {name: version(name) for name in ("calibrant", "torch", "transformers")}
+    versions["vllm"] = version_in(interpreter())
+    question = {"task": TASK, "data": DATA, "machine": machine.facts(), "versions": versions}
+    record = machine.started(asked.out, question, "cases")
+    for case in chosen(asked.cases):
+        found = compared(made(case, asked.folder))
+        record["cases"][case.name] = found
+        machine.keep(asked.out, record)
+        print(f"{case.name}: {json.dumps(found)}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

