@@ -185,7 +185,8 @@ class Run:
     `data` and `tokens` are empty where nothing in it looks at data, `propagate` where the method
     doesn't. `model_name`, `data` and `seed` are labels: the model's digest and the tokens'
     fingerprint already cover what they name. `starved` says what experts with few tokens are
-    calibrated on, empty where it is those.
+    calibrated on, empty where it is those. `revised` is how often the target's numbers had become
+    others by then.
     """
 
     model: str
@@ -200,6 +201,7 @@ class Run:
     seed: Count = 0
     transforms: tuple[Mapping[str, Any], ...] = ()
     starved: str = ""
+    revised: Count = 0
 
     @classmethod
     def read(cls, fields: Mapping[str, Any]) -> "Run":
@@ -216,6 +218,17 @@ class Run:
     def id(self) -> str:
         """The identity of what decides the outcome: the same on every machine."""
         return identity(_without_empty({name: getattr(self, name) for name in _DECIDING}))
+
+    @property
+    def revisions(self) -> dict[str, int]:
+        """The revision of everything that it names, as the function `revisions` returns them; the
+        target's is 1 before it was revised.
+        """
+        found = revisions("method", self.method)
+        found |= revisions("allocation", self.allocation)
+        found |= revisions("transform", self.transforms)
+        found[f"target {self.target}"] = 1 + self.revised
+        return found
 
 
 @dataclass(frozen=True)
@@ -380,18 +393,18 @@ class StudyIndex:
 
 _DECIDING: Final = (
     *("model", "tokens", "method", "target", "allocation"),
-    *("propagate", "dtype", "transforms", "starved"),
+    *("propagate", "dtype", "transforms", "starved", "revised"),
 )
 """The fields of a run that decide its outcome."""
 
 
 def _without_empty(run: Mapping[str, Any]) -> dict[str, Any]:
-    """A run's fields, without `transforms` and `starved` where these are empty.
+    """A run's fields, without `transforms`, `starved` and `revised` where these are empty.
 
     They came after the first runs were stored, whose ids and records stay as they are.
     """
     fields = dict(run)
-    for later in ("transforms", "starved"):
+    for later in ("transforms", "starved", "revised"):
         if not fields[later]:
             del fields[later]
     return fields
@@ -479,7 +492,9 @@ def revision_order(form: Any) -> tuple[int, ...]:
 
 def identity_without_revisions(run: Run) -> str:
     """Return the identity of a run with its labels, but without its revisions."""
-    return identity(_without_revisions(asdict(run)))
+    fields = asdict(run)
+    del fields["revised"]
+    return identity(_without_revisions(fields))
 
 
 def identity_without_tokens(run: Run) -> str:
