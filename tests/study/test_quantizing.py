@@ -1,6 +1,7 @@
 """A study of quantizers keeps what they did, and measures it again without doing it again."""
 
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -87,13 +88,13 @@ def test_a_study_of_schemes_goes_on_where_it_was_interrupted(
     assert not whole.failures
     log = Logged(tmp_path / "log", monkeypatch)
 
-    def interrupt(what: str, done: int, total: int) -> None:
+    def interrupt(last: int, what: str, done: int, total: int) -> None:
         if what == "study" and done > last:
             raise KeyboardInterrupt
 
     for last in range(6):
         with pytest.raises(KeyboardInterrupt):
-            schemes.run(tmp_path / "store", interrupt)
+            schemes.run(tmp_path / "store", partial(interrupt, last))
     assert not schemes.run(tmp_path / "store").failures
     assert results(tmp_path / "store") == results(tmp_path / "whole")
     measured = Counter(name for what, name in log() if what == "measure")
