@@ -6,6 +6,7 @@ lack, and what a newer one adds may be there, and is kept. `msgspec` checks it, 
 writes a JSON schema of it.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any, Final, Required, TypedDict
@@ -292,6 +293,7 @@ class Record:
             size = sum(weight["bytes"] for weight in self.weights)
             facts["bits a weight"] = f"{stored:.3f}, {megabytes(size)} in all"
         facts["matrices compressed"] = len(self.weights)
+        facts["inputs"] = inputs_in_words(self.edits)
         facts["left dense"] = left_dense(self.dense)
         facts["note"] = self.provenance.get("model_note")
         return card(f"Run {run.id.rpartition(':')[2][:12]}", facts)
@@ -436,6 +438,31 @@ def stored_bits(weights: Sequence[Mapping[str, Any]]) -> float | None:
         count += rows * columns
     # `sum` compensates for rounding, += wouldn't.
     return sum(bits) / count if count else None
+
+
+def inputs_in_words(edits: Sequence[Mapping[str, Any]]) -> str:
+    """Return in words how many matrices of a record get rounded inputs, and how, and which of those
+    that were compressed don't; empty where none does.
+    """
+    counts: Counter[str] = Counter()
+    reasons: Counter[str] = Counter()
+    for edit in edits:
+        if edit["edit"] == "quantize_inputs":
+            counts[_rounding_in_words(edit)] += 1
+        if edit["edit"] == "inputs_left":
+            reasons.update(edit["matrices"].values())
+    parts = [f"{words} for {count} matrices" for words, count in counts.items()]
+    parts += [f"{count} left as they are ({reason})" for reason, count in reasons.items()]
+    return "; ".join(parts)
+
+
+def _rounding_in_words(edit: Mapping[str, Any]) -> str:
+    sharing = {"tensor": "the matrix", "token": "each token"}
+    shared_by = sharing.get(edit["strategy"], f"{edit.get('group')} inputs of a token")
+    words = f"{edit['element']}, a scale for {shared_by}"
+    if "range" in edit:
+        words += f", by {edit['range']} on the calibration data"
+    return words
 
 
 def left_dense(matrices: Sequence[Mapping[str, Any]]) -> str:
