@@ -10,7 +10,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
-from studies.arms import with_interval
 from studies.sensitivity.tables import sensitivity_table
 
 from calibrant.lab.stats import Comparison, Sensitivity, compare, read
@@ -60,7 +59,7 @@ def planned(found: Mapping[str, Comparison]) -> Iterator[str]:
     told = [_ratio(sensitivity) for sensitivity in known]
     told += [_difference(difference) for difference in differences]
     for contrast, figure in zip(family, told, strict=True):
-        seen = "" if contrast.detectable is None else f"{contrast.detectable:.4f}"
+        seen = "" if contrast.detectable is None else f"{contrast.detectable:.5f}"
         p = "" if contrast.p_holm is None else f"{contrast.p_holm:.1g}"
         cells = [contrast.name, f"`{contrast.method}`", contrast.target, figure, seen, p]
         yield f"| {' | '.join(cells)} |"
@@ -74,7 +73,15 @@ def _ratio(sensitivity: Sensitivity) -> str:
 
 
 def _difference(contrast: Contrast) -> str:
-    return "" if contrast.difference is None else with_interval(contrast.difference, False)
+    if contrast.difference is None:
+        return ""
+    value = f"{contrast.difference.value:+.5f}"
+    interval = contrast.difference.interval()
+    if interval is None:
+        return value
+    # Five digits: at eight bits a model is some thousandths of a nat from the dense one.
+    low, high = interval
+    return f"{value} ({low:+.5f} to {high:+.5f})"
 
 
 def compared(folder: Path) -> dict[str, Comparison]:
