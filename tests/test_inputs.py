@@ -15,7 +15,15 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, MambaConfig, MambaForCausalLM
 
 import calibrant
-from calibrant.compress import Recipe, compress, prune_quantize, quantize
+from calibrant.compress import (
+    Recipe,
+    UntouchedModel,
+    compress,
+    prune,
+    prune_quantize,
+    quantize,
+    transformed,
+)
 from calibrant.compress.checkpoint import Checkpoint
 from calibrant.data import CalibrationSet
 from calibrant.edits import Edit, QuantizeInputs, read_edit
@@ -75,15 +83,20 @@ class Int8Linear(nn.Linear):
         return nn.functional.linear(int8(input), self.weight, self.bias)
 
 
-def test_w8a8_computes_what_a_model_written_for_it_does(folder: str, texts: str):
-    opened, _, record = compressed(folder, texts, "W8A8")
-    by_hand = open_model(folder, "float32")
-    for module in by_hand.model.model.layers.modules():
+def rounded_by_hand(opened: Opened) -> None:
+    """Make of a llama one that computes what W8A8 says."""
+    for module in opened.model.model.layers.modules():
         if isinstance(module, nn.Linear):
             scales = module.weight.abs().amax(1, keepdim=True) / 127.5
             with torch.no_grad():
                 module.weight.copy_((module.weight / scales).round().clamp(-128, 127) * scales)
             module.__class__ = Int8Linear
+
+
+def test_w8a8_computes_what_a_model_written_for_it_does(folder: str, texts: str):
+    opened, _, record = compressed(folder, texts, "W8A8")
+    by_hand = open_model(folder, "float32")
+    rounded_by_hand(by_hand)
     expected = logits_of(by_hand)
     assert not torch.equal(expected, logits_of(open_model(folder, "float32")))
     torch.testing.assert_close(logits_of(opened), expected, rtol=1e-5, atol=1e-5)
@@ -91,6 +104,25 @@ def test_w8a8_computes_what_a_model_written_for_it_does(folder: str, texts: str)
     assert len(lines) == 21
     assert lines[0]["strategy"] == "token"
     assert record.run.tokens == record.run.data == ""
+
+
+def test_smoothed_and_rounded_is_rounded_after_smoothing(folder: str, texts: str):
+    """The smoothed model, written for W8A8 by hand, gives the logits of both together."""
+    recipe = Recipe.parse("rtn", "W8A8", transform=["smooth"])
+    both = open_model(folder, "float32")
+    batch = CalibrationSet(texts, samples=4, length=32).tokens(both.tokenizer)
+    compress(both, view(both.model), batch, recipe)
+    by_hand = open_model(folder, "float32")
+    untouched = UntouchedModel(by_hand, view(by_hand.model), batch)
+    assert list(transformed(untouched, recipe.transforms))
+    smooth = logits_of(by_hand)
+    torch.testing.assert_close(
+        smooth, logits_of(open_model(folder, "float32")), rtol=1e-5, atol=1e-5
+    )
+    rounded_by_hand(by_hand)
+    expected = logits_of(by_hand)
+    assert not torch.allclose(expected, smooth, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(logits_of(both), expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("target", SCHEMES)
@@ -280,7 +312,12 @@ def files(folder: Path) -> dict[str, Any]:
 @pytest.mark.parametrize("on_disk", [False, True])
 @pytest.mark.parametrize(
     ("method", "target", "propagate"),
-    [("gptq", "FP8", "arrival"), ("awq", "NVFP4", "dense"), ("rtn", "W8A8", None)],
+    [
+        ("gptq", "FP8", "arrival"),
+        ("awq", "NVFP4", "dense"),
+        ("rtn", "W8A8", None),
+        ("rtn, smoothed", "FP8", None),
+    ],
 )
 @pytest.mark.parametrize("step", [1, 2, 4])
 def test_killed_at_any_step_it_comes_to_the_same_files(
@@ -297,7 +334,10 @@ def test_killed_at_any_step_it_comes_to_the_same_files(
     if on_disk and method == "awq":
         pytest.skip("awq needs the whole model")
     data = texts if method != "rtn" else None
+    method, _, smoothed = method.partition(", ")
     job: dict[str, Any] = {"data": data, "method": method, "target": target, "memory": 1000.0}
+    if smoothed:
+        job["transform"] = "smooth"
     if propagate is not None:
         job["propagate"] = propagate
     quantize(folder, out=tmp_path / "whole", **job, **SMALL)
@@ -391,6 +431,63 @@ def test_a_model_that_already_rounds_inputs_goes_on_doing_so(folder: str, tmp_pa
     opened = open_model(str(tmp_path / "second"), "float32")
     assert rounding_modules(opened.model).keys() == rounding.keys()
     assert INPUTS in (tmp_path / "second" / "README.md").read_text("utf-8")
+
+
+@pytest.mark.parametrize(
+    "job",
+    [
+        {"target": "W8A8"},
+        {"target": "w8", "transform": "smooth"},
+        {"target": "w8", "transform": "rotate"},
+        {"target": "w8", "method": "awq"},
+    ],
+)
+def test_what_does_not_fit_inputs_that_are_rounded_is_refused(
+    job: dict[str, Any], folder: str, texts: str, tmp_path: Path
+):
+    """Static scales are those of the inputs that came, and what is rounded isn't rounded again."""
+    rounded = str(tmp_path / "rounded")
+    quantize(folder, data=texts, target="FP8", out=rounded, **SMALL)
+    out = tmp_path / "out"
+    said = refusal_of(quantize, rounded, data=texts, out=out, **job, **SMALL, kind=SpecError)
+    assert said.subject in job.values()
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("verb", "job"),
+    [
+        (prune, {"method": "sparsegpt"}),
+        (prune, {"method": "short_gpt", "target": "blocks 0.34"}),
+        (quantize, {"method": "gptq", "target": "w4g16", "transform": "smooth"}),
+    ],
+)
+def test_a_model_that_rounds_inputs_is_compressed_further(
+    verb: Any, job: dict[str, Any], folder: str, texts: str, tmp_path: Path
+):
+    quantize(folder, target="W8A8", out=tmp_path / "rounded", dtype="float32")
+    done = verb(str(tmp_path / "rounded"), data=texts, out=tmp_path / "out", **job, **SMALL)
+    blocks = len(done.model.model.layers)
+    assert len(rounding_modules(done.model)) == 7 * blocks
+    assert torch.equal(
+        logits_of(open_model(str(tmp_path / "out"), "float32")), logits_of(done.opened)
+    )
+
+
+@pytest.mark.parametrize("propagate", ["arrival", "dense"])
+def test_scales_for_a_mix_reach_as_far_as_each_of_its_sets(propagate: str, folder: str, texts: str):
+    """A set counts by its share in what weights are fitted to, and fully in how far inputs reach."""
+    reaches: dict[str, float] = {}
+    name = "model.layers.0.self_attn.q_proj"
+    for data in (texts, "random_tokens", f"mix(one={texts!r}, other=random_tokens, weight=0.5)"):
+        done = quantize(
+            folder, data=data, method="gptq", target="FP8", propagate=propagate, **SMALL
+        )
+        for edit in done.record.edits:
+            if edit.get("name") == name:
+                reaches[data] = edit["notes"]["reach"]
+    one, other, mixed = reaches.values()
+    assert mixed == max(one, other)
 
 
 def test_a_study_of_two_schemes_measures_again_from_what_is_stored(

@@ -24,7 +24,7 @@ from torch import Tensor
 from calibrant import __version__
 from calibrant.activations import BlockChange, FeatureMaxima, Routing, Seen
 from calibrant.cli import _frame
-from calibrant.compress import prune
+from calibrant.compress import prune, quantize
 from calibrant.data import TokenBatch
 from calibrant.errors import CalibrantError, NumericsError
 from calibrant.methods import methods
@@ -131,6 +131,15 @@ def largest(ranks: Ranks) -> dict[str, Tensor]:
     return {weight.name: seen[FeatureMaxima].maxima for weight, seen in arrivals}
 
 
+def static_scales(folder: Path) -> dict[str, list[dict[str, Any]]]:
+    """What is said of inputs whose scales are found on the data, by target."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for target in ("FP8", "FP8(range=mse)", "NVFP4"):
+        done = quantize(**asked_of(folder, target=target))
+        found[target] = [edit for edit in done.record.edits if "scale" in edit]
+    return found
+
+
 def failure(of: Callable[[], object]) -> tuple[str, str]:
     """What was raised, and what it says."""
     try:
@@ -233,6 +242,7 @@ def main(folder: Path, every: bool) -> None:
     with joined() as ranks:
         found["pruned"], found["behaved"] = all_pruned(ranks, every), behaved(ranks)
         found["largest"] = largest(ranks)
+    found["scales"] = static_scales(folder)
     found["failures"], found["interrupted"], found["codes"] = (
         failures(rank, folder),
         interrupted(folder),
@@ -382,6 +392,15 @@ def test_the_largest_inputs_are_one_processs_to_the_bit(found: list[dict[str, An
         assert rank["largest"].keys() == expected.keys()
         for name, maxima in expected.items():
             assert torch.equal(rank["largest"][name], maxima), name
+
+
+def test_static_scales_of_inputs_are_one_processs_to_the_bit(
+    found: list[dict[str, Any]], folder: Path
+) -> None:
+    expected = static_scales(folder)
+    assert [len(scales) for scales in expected.values()] == [28] * 3
+    for one in found:
+        assert one["scales"] == expected
 
 
 def test_sparsegpt_keeps_the_same_weights(

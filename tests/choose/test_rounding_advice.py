@@ -70,6 +70,12 @@ def pasted(ask: Callable[..., str], advice: dict[str, Any]) -> dict[str, Any]:
             4.0,
             marks=pytest.mark.slow,
         ),
+        (["--target", "NVFP4"], "gptq", "NVFP4", "arrival", 4.5),
+        pytest.param(["--target", "W8A8"], "gptq", "W8A8", "arrival", 8.4, marks=pytest.mark.slow),
+        pytest.param(["--target", "FP8"], "gptq", "FP8", "arrival", 8.0, marks=pytest.mark.slow),
+        pytest.param(
+            ["--target", "NVFP4A16"], "gptq", "NVFP4A16", "arrival", 4.5, marks=pytest.mark.slow
+        ),
         pytest.param(
             ["--target", "2:4+w4g32"],
             "sparsegpt",
@@ -105,7 +111,9 @@ def test_the_advice_for_a_grid_ends_with_a_command_that_does_what_was_measured(
         ask("recommend", trained_folder(), "--for", GOAL, *options, *sources, *small, "--json")
     )
     assert (advice["method"], advice["target"], advice["verb"]) == (method, target, "quantize")
-    assert advice["bits"] == pytest.approx(bits)
+    # Of some schemes a matrix has one scale, which its many weights share.
+    assert advice["bits"] == pytest.approx(bits, rel=0.02)
+    assert "llama.cpp" not in advice["text"]
     predicted = {one["data"]: one["predicted"] for one in advice["candidates"]}
     assert {*SOURCES} <= {*predicted}
     assert all(0 < value < 1 for value in predicted.values())

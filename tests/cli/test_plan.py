@@ -31,6 +31,22 @@ def test_a_plan_is_printed_and_nothing_is_written(ask: Ask, model: Path, tmp_pat
     assert sorted(tmp_path.rglob("*")) == before
 
 
+@pytest.mark.parametrize("target", ["W8A8", "FP8", "NVFP4", "NVFP4A16"])
+def test_schemes_are_planned(ask: Ask, model: Path, target: str):
+    """Scales that are found beforehand take another walk."""
+    seconds: dict[str, float] = {}
+    for asked in (target, "w8"):
+        words = ["quantize", model, *SMALL, "--method", "gptq", "--target", asked]
+        planned = ask(*words, "--out", "there", "--plan", "--json")
+        assert planned.code == 0, planned
+        seconds[asked] = planned.json["parts"]["forward"]
+    walks = 2 if target in ("FP8", "NVFP4") else 1
+    assert seconds[target] == pytest.approx(walks * seconds["w8"], rel=0.3)
+    advised = ask("recommend", model, "--for", "gsm8k", "--target", target, "--plan", "--json")
+    assert advised.code == 0, advised
+    assert advised.json["fits"]
+
+
 def test_what_cannot_be_planned_is_refused(ask: Ask, model: Path):
     assert_refused(ask("prune", model, *SMALL, "--method", "wnda", "--out", "x", "--plan"), "wnda")
     answer = ask("evaluate", model, "--task", "agreement", "--plan")

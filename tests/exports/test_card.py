@@ -10,7 +10,7 @@ from ruamel.yaml import YAML
 from typer.testing import CliRunner
 
 from calibrant.cli import app
-from calibrant.compress import prune
+from calibrant.compress import prune, quantize
 from calibrant.errors import SpecError
 from calibrant.exports import card
 from calibrant.results import Record
@@ -65,6 +65,18 @@ def test_the_card_of_a_pruned_model(folder: Path, tmp_path: Path) -> None:
         assert fact in text
     assert str(tmp_path) not in text
     assert str(folder.parent) not in text
+
+
+def test_the_card_of_a_scheme_says_how_inputs_are_rounded(folder: Path, tmp_path: Path) -> None:
+    quantize(
+        str(folder), data="python_docs", target="FP8(range=mse)", out=tmp_path / "out", **SMALL
+    )
+    text = (tmp_path / "out" / "README.md").read_text()
+    assert "`FP8(range=mse)`" in text
+    (line,) = [line for line in text.splitlines() if line.startswith("| inputs |")]
+    assert "e4m3" in line
+    assert "mse" in line
+    assert "21 matrices" in line
 
 
 def test_names_of_the_hub_are_facts_for_the_hub(record: Record) -> None:

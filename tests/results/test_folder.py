@@ -121,6 +121,7 @@ def test_labels_are_no_part_of_a_runs_identity_and_all_else_is():
         "dtype": "bfloat16",
         "transforms": ({"spec": "rotate"},),
         "starved": "dense",
+        "revised": 1,
     }
     assert labels.keys() | deciding.keys() == vars(RUN).keys()
     ids = {RUN.id}
@@ -165,14 +166,15 @@ def test_of_results_that_differ_in_a_revision_cells_without_an_index_hold_the_ne
 ):
     newer = replace(RUN, method={"spec": "wanda", "revision": 2})
     other = replace(RUN, dtype="bfloat16")
+    revised = replace(other, revised=1)
     with Store(tmp_path) as store:
-        for run in (newer, RUN, other):
+        for run in (newer, RUN, revised, other):
             store.add_record(replace(RECORD, run=run))
         for revision in (10, 9):
             store.add_measurement(newer.id, {**LOSS, "revision": revision}, MEASURED)
         store.add_measurement(newer.id, {**LOSS, "tokens": 5}, MEASURED)
         cells = {cell.run: cell for cell in store.cells()}
-    assert cells.keys() == {newer.id, other.id}
+    assert cells.keys() == {newer.id, revised.id}
     assert cells[newer.id].measures == {
         "loss(source='wikitext')": measurement_id(newer.id, {**LOSS, "revision": 10}),
         "loss(source='wikitext', tokens=5)": measurement_id(newer.id, {**LOSS, "tokens": 5}),

@@ -7,11 +7,13 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 
+from calibrant.compress import Recipe
 from calibrant.errors import DataError, InputError, SpecError
 from calibrant.lab.stats import compare, contrast, draws, read, tidy
 from calibrant.lab.stats.crossed import ItemValues
 from calibrant.lab.stats.results import narrowed
-from calibrant.results import Measurement, Outcome, Score, Store
+from calibrant.lab.study import Study
+from calibrant.results import Cell, Measurement, Outcome, Score, Store
 
 from tests.stats.stores import DRAWN, LOSSES, measured, measured_too, results_of, store_of
 
@@ -133,6 +135,23 @@ def test_a_run_whose_transform_was_revised_is_stale(tmp_path: Path, once: Store)
         cells = [replace(once.cells()[0], run=run, measures={})]
         store.write_cells(cells, revisions={"transform rotate": newest})
         assert read(store).stale == stale
+
+
+def test_a_run_whose_target_was_revised_is_stale(tmp_path: Path, once: Store):
+    record = next(iter(once.records()))
+    before = replace(record.run, target="NVFP4A16")
+    now = Recipe.parse("rtn", "NVFP4A16").target
+    store = Store(tmp_path / "rounded")
+    runs = [replace(before, revised=times) for times in (0, now.revised)]
+    cells: list[Cell] = []
+    for seed, run in enumerate(runs):
+        store.add_record(replace(record, run=run))
+        cells.append(replace(once.cells()[0], run=run.id, seed=seed, measures={}))
+    study = Study(
+        "any", methods="rtn", targets=["NVFP4A16", "w4g64"], evaluate="loss(source=python_docs)"
+    )
+    store.write_cells(cells, revisions=study.workload().revisions)
+    assert read(store).stale == {runs[0].id}
 
 
 def test_the_tidy_table_has_a_row_for_each_score(tmp_path: Path, once: Store):

@@ -1,5 +1,7 @@
 """A study of quantizers keeps what they did, and measures it again without doing it again."""
 
+from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,7 @@ from calibrant.compress import Recipe, compress
 from calibrant.lab.study import Study
 from calibrant.results import EDITS, Store
 
-from tests.study.small import asked, kept_files
+from tests.study.small import Logged, asked, kept_files, results
 
 
 def study(given: dict[str, str], **changes: Any) -> Study:
@@ -66,3 +68,35 @@ def test_what_was_quantized_is_measured_again_from_what_is_stored(
     ]
     assert values[0] == values[1]
     assert not whole.failures
+
+
+def test_a_study_of_schemes_goes_on_where_it_was_interrupted(
+    given: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Interrupted before each of its runs but the first; nothing that was finished is done again."""
+    schemes = study(
+        given,
+        evaluate=[f"loss(source={given['verse']!r}, tokens=200, length=64)"],
+        data=["random_tokens"],
+        transform="smooth",
+        groups={
+            "dynamic": {"method": "rtn", "target": ["W8A8", "NVFP4A16"]},
+            "static": {"method": ["rtn", "gptq"], "target": ["FP8", "NVFP4"]},
+        },
+    )
+    whole = schemes.run(tmp_path / "whole")
+    assert not whole.failures
+    log = Logged(tmp_path / "log", monkeypatch)
+
+    def interrupt(last: int, what: str, done: int, total: int) -> None:
+        if what == "study" and done > last:
+            raise KeyboardInterrupt
+
+    for last in range(6):
+        with pytest.raises(KeyboardInterrupt):
+            schemes.run(tmp_path / "store", partial(interrupt, last))
+    assert not schemes.run(tmp_path / "store").failures
+    assert results(tmp_path / "store") == results(tmp_path / "whole")
+    measured = Counter(name for what, name in log() if what == "measure")
+    assert len(measured) == 7
+    assert set(measured.values()) == {1}

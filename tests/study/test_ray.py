@@ -15,7 +15,7 @@ import msgspec
 import pytest
 
 from calibrant.errors import SpecError
-from calibrant.lab.study import ray
+from calibrant.lab.study import Study, ray
 from calibrant.lab.study.driver import Report
 from calibrant.lab.study.ray import _shares, _variables
 from calibrant.lab.study.sending import RemoteStore
@@ -132,6 +132,41 @@ def test_a_cluster_that_isnt_there_is_said_at_once(
     by_ray: tuple[Path, dict[str, Any]], address: str
 ):
     assert repr(address) in by_ray[1][address]
+
+
+SCHEMES = """
+import json, sys
+import torch
+torch.set_num_threads(1)
+from calibrant.lab.study import Study
+study = Study(**json.loads(sys.argv[1]))
+print("\\n" + json.dumps(dict(study.run(sys.argv[2], engine="ray", workers=2).failures)))
+"""
+
+
+@pytest.mark.slow
+def test_schemes_by_workers_of_ray_are_those_of_one_process(given: dict[str, str], tmp_path: Path):
+    study: dict[str, Any] = {
+        "model": given["model"],
+        "data": [given["prose"], "random_tokens"],
+        "method": ["rtn", "gptq"],
+        "target": ["W8A8", "FP8(range=mse)", "NVFP4"],
+        "transform": "smooth",
+        "evaluate": f"loss(source={given['verse']!r}, tokens=200, length=64)",
+        "samples": 4,
+        "length": 32,
+        "dtype": "float32",
+    }
+    changes = {"HOME": str(tmp_path), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    words = [sys.executable, "-c", SCHEMES, json.dumps(study), str(tmp_path / "store")]
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")} | changes
+    done = subprocess.run(
+        words, env=environment, capture_output=True, text=True, check=False, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1]) == {}
+    assert not Study(**study).run(tmp_path / "local").failures
+    assert results(tmp_path / "store") == results(tmp_path / "local")
 
 
 def test_a_worker_goes_on_when_what_it_did_is_on_its_way(monkeypatch: pytest.MonkeyPatch):

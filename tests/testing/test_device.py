@@ -262,6 +262,9 @@ SETTINGS: Final[dict[str, dict[str, Any]]] = {
     "least_error": {"method": "wanda", "target": "0.5", "allocation": "least_error"},
     "evolved": {"method": "wanda", "target": "0.5", "allocation": "evolved"},
     "sparse": {"method": "wanda", "target": "0.5", "export": "sparse"},
+    "FP8": {"method": "gptq", "target": "FP8(range=mse)", "dtype": "float64"},
+    "NVFP4": {"method": "awq", "target": "NVFP4", "dtype": "float64"},
+    "smoothed": {"method": "rtn", "target": "W8A8", "transform": "smooth"},
 }
 
 
@@ -275,7 +278,8 @@ def test_whatever_goes_with_a_method_runs_on_it(
         job["data"] = f"{texts!r}:text@one"
     if setting == "mix":
         job["data"] = f"mix(one={texts!r}, other=random_tokens, weight=0.5)"
-    verb = quantize if job["target"].startswith("w4") else prune
+    rounds = job["target"].startswith(("w4", "W8", "FP8", "NVFP4"))
+    verb = quantize if rounds else prune
     same_on_both(device, verb, folders["llama"], tmp_path, **job)
 
 

@@ -32,6 +32,7 @@ from calibrant.job import Job
 from calibrant.methods import Compressed, MatrixMethod
 from calibrant.models import Block, ModelView, Opened, Weight
 from calibrant.models.rounded_cache import attention_names
+from calibrant.models.rounded_inputs import check_inputs_may_change, rounding_modules
 from calibrant.numerics import check_report
 from calibrant.results import Record, Run
 from calibrant.results.outcomes import Journal
@@ -95,7 +96,10 @@ def compress(
         raise SpecError(message, subject=opened.name)
     target = recipe.target.weights
     check_model(recipe.method, view, target, dict.fromkeys(view.named, target))
+    for transform in recipe.transforms:
+        check_inputs_may_change(view.model, str(transform))
     if recipe.inputs is not None:
+        _check_inputs_are_whole(opened, recipe)
         # Raises for a model that can't be followed, which wouldn't show which inputs are whose.
         rehearse(view)
     if recipe.cache is not None:
@@ -185,6 +189,17 @@ def compress(
         left = inputs_left(view, compressed, recipe.propagate_inputs)
         reports += filter(None, [left])
     return _record(recipe, run, view, matrices, batch, reports, few_tokens)
+
+
+def _check_inputs_are_whole(opened: Opened, recipe: Recipe) -> None:
+    """Raise `SpecError` where inputs that are to be rounded are rounded already."""
+    if rounding_modules(opened.model):
+        target = str(recipe.target)
+        message = (
+            f"{opened.name} rounds its inputs already, and {target} would round them once more; "
+            "quantize the model that it was made from"
+        )
+        raise SpecError(message, subject=target)
 
 
 def _same_journal(given: Journal | None, checkpoint: Checkpoint | None, ranks: Ranks) -> Journal:

@@ -24,6 +24,7 @@ from calibrant.methods._model_method import (
     check_one_process,
     failing_at,
 )
+from calibrant.methods.quantization._float_scales import sharing_scales
 from calibrant.models import ModelView, Weight
 from calibrant.system.clock import spent_on
 from calibrant.system.products import full_speed
@@ -41,9 +42,15 @@ def edits_of(method: Method, job: Job) -> Iterator[Edit]:
         yield from method.edits(job)
         return
     method = _matrix_method(method)
+    block: int | None = None
+    targets: Mapping[str, Target] = {}
     for weight, seen in arrivals(method, job):
+        if weight.block != block:
+            # None of its matrices is rounded yet.
+            block = weight.block
+            targets = sharing_scales(job.view.blocks[block].weights, job.targets)
         with failing_at(method, weight.name), spent_on("method"), full_speed():
-            compressed = method.compress(weight.get(), seen, job.targets[weight.name])
+            compressed = method.compress(weight.get(), seen, targets[weight.name])
         yield Replace(weight, compressed, method.judged_by(seen))
         # Grams are large: this one is freed before that of the next matrix is gathered.
         del compressed, seen

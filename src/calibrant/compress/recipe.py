@@ -163,6 +163,7 @@ class Recipe:
             seed=seed if self.looks else 0,
             transforms=tuple(map(canonical, self.transforms)),
             starved="" if self.starved == AS_SEEN else self.starved,
+            revised=self.target.revised,
         )
 
 

@@ -15,7 +15,7 @@ from typing import Any, Final
 from calibrant.errors import OutputError
 from calibrant.models import read_manifest
 from calibrant.models.rounded_inputs import INPUTS
-from calibrant.results import Record, stored_bits
+from calibrant.results import Record, inputs_in_words, stored_bits
 from calibrant.results.outcomes import Score
 from calibrant.spec import written_form
 from calibrant.system.durable import put, reason
@@ -148,6 +148,7 @@ def _body(record: Record, note: str, rounded: Sequence[str]) -> Iterator[str]:
             "numbers": run.dtype,
             "matrices compressed": len(record.weights),
             "left as they are": _reasons(record),
+            "inputs": inputs_in_words(record.edits),
         }
     )
     for edit in record.edits:

@@ -12,7 +12,7 @@ from typing import Any, Final, final
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from calibrant.errors import CalibrantError, ModelError
+from calibrant.errors import CalibrantError, ModelError, SpecError
 from calibrant.models.folder import read_object
 from calibrant.models.rounded_cache import RoundedCache, attends, round_cache, rounded_caches
 from calibrant.models.viewing import Weight
@@ -87,6 +87,19 @@ def rounding_modules(model: nn.Module) -> dict[str, RoundedInputs]:
         if rounding is not None:
             found[name] = rounding
     return found
+
+
+def check_inputs_may_change(model: nn.Module, by: str) -> None:
+    """Raise `SpecError` for a model with static scales of inputs, where inputs would be changed
+    `by` what is written so: the scales were found for those that come now.
+    """
+    for name, rounding in rounding_modules(model).items():
+        if rounding.scale is not None:
+            raise SpecError(
+                f"{by} changes inputs, and those of {name} are rounded with a scale that was found "
+                f"beforehand; start from the model before its inputs were rounded",
+                subject=by,
+            )
 
 
 def round_alike(model: nn.Module, other: nn.Module) -> None:

@@ -6,6 +6,7 @@ lack, and what a newer one adds may be there, and is kept. `msgspec` checks it, 
 writes a JSON schema of it.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any, Final, Required, TypedDict
@@ -185,7 +186,8 @@ class Run:
     `data` and `tokens` are empty where nothing in it looks at data, `propagate` where the method
     doesn't. `model_name`, `data` and `seed` are labels: the model's digest and the tokens'
     fingerprint already cover what they name. `starved` says what experts with few tokens are
-    calibrated on, empty where it is those.
+    calibrated on, empty where it is those. `revised` is how often the target's numbers had become
+    others by then.
     """
 
     model: str
@@ -200,6 +202,7 @@ class Run:
     seed: Count = 0
     transforms: tuple[Mapping[str, Any], ...] = ()
     starved: str = ""
+    revised: Count = 0
 
     @classmethod
     def read(cls, fields: Mapping[str, Any]) -> "Run":
@@ -216,6 +219,17 @@ class Run:
     def id(self) -> str:
         """The identity of what decides the outcome: the same on every machine."""
         return identity(_without_empty({name: getattr(self, name) for name in _DECIDING}))
+
+    @property
+    def revisions(self) -> dict[str, int]:
+        """The revision of everything that it names, as the function `revisions` returns them; the
+        target's is 1 before it was revised.
+        """
+        found = revisions("method", self.method)
+        found |= revisions("allocation", self.allocation)
+        found |= revisions("transform", self.transforms)
+        found[f"target {self.target}"] = 1 + self.revised
+        return found
 
 
 @dataclass(frozen=True)
@@ -279,6 +293,7 @@ class Record:
             size = sum(weight["bytes"] for weight in self.weights)
             facts["bits a weight"] = f"{stored:.3f}, {megabytes(size)} in all"
         facts["matrices compressed"] = len(self.weights)
+        facts["inputs"] = inputs_in_words(self.edits)
         facts["left dense"] = left_dense(self.dense)
         facts["note"] = self.provenance.get("model_note")
         return card(f"Run {run.id.rpartition(':')[2][:12]}", facts)
@@ -380,18 +395,18 @@ class StudyIndex:
 
 _DECIDING: Final = (
     *("model", "tokens", "method", "target", "allocation"),
-    *("propagate", "dtype", "transforms", "starved"),
+    *("propagate", "dtype", "transforms", "starved", "revised"),
 )
 """The fields of a run that decide its outcome."""
 
 
 def _without_empty(run: Mapping[str, Any]) -> dict[str, Any]:
-    """A run's fields, without `transforms` and `starved` where these are empty.
+    """A run's fields, without `transforms`, `starved` and `revised` where these are empty.
 
     They came after the first runs were stored, whose ids and records stay as they are.
     """
     fields = dict(run)
-    for later in ("transforms", "starved"):
+    for later in ("transforms", "starved", "revised"):
         if not fields[later]:
             del fields[later]
     return fields
@@ -423,6 +438,31 @@ def stored_bits(weights: Sequence[Mapping[str, Any]]) -> float | None:
         count += rows * columns
     # `sum` compensates for rounding, += wouldn't.
     return sum(bits) / count if count else None
+
+
+def inputs_in_words(edits: Sequence[Mapping[str, Any]]) -> str:
+    """Return in words how many matrices of a record get rounded inputs, and how, and which of those
+    that were compressed don't; empty where none does.
+    """
+    counts: Counter[str] = Counter()
+    reasons: Counter[str] = Counter()
+    for edit in edits:
+        if edit["edit"] == "quantize_inputs":
+            counts[_rounding_in_words(edit)] += 1
+        if edit["edit"] == "inputs_left":
+            reasons.update(edit["matrices"].values())
+    parts = [f"{words} for {count} matrices" for words, count in counts.items()]
+    parts += [f"{count} left as they are ({reason})" for reason, count in reasons.items()]
+    return "; ".join(parts)
+
+
+def _rounding_in_words(edit: Mapping[str, Any]) -> str:
+    sharing = {"tensor": "the matrix", "token": "each token"}
+    shared_by = sharing.get(edit["strategy"], f"{edit.get('group')} inputs of a token")
+    words = f"{edit['element']}, a scale for {shared_by}"
+    if "range" in edit:
+        words += f", by {edit['range']} on the calibration data"
+    return words
 
 
 def left_dense(matrices: Sequence[Mapping[str, Any]]) -> str:
@@ -479,7 +519,9 @@ def revision_order(form: Any) -> tuple[int, ...]:
 
 def identity_without_revisions(run: Run) -> str:
     """Return the identity of a run with its labels, but without its revisions."""
-    return identity(_without_revisions(asdict(run)))
+    fields = asdict(run)
+    del fields["revised"]
+    return identity(_without_revisions(fields))
 
 
 def identity_without_tokens(run: Run) -> str:

@@ -477,7 +477,8 @@ class Store:
                 measures=self._measurements_by_text(run.id),
                 propagate=run.propagate,
             )
-            revision = revision_order([run.method, run.allocation, *run.transforms])
+            order = revision_order([run.method, run.allocation, *run.transforms])
+            revision = (*order, run.revised)
             # Of what differs in revisions alone, the newest stands for all.
             same = identity_without_revisions(run)
             if same not in newest or revision >= newest[same][0]:

@@ -58,6 +58,13 @@ class Target(Spec, ABC):
         """
         return False
 
+    @property
+    def revised(self) -> int:
+        """How often the numbers that it stands for became others: what was stored before is of an
+        older revision.
+        """
+        return 0
+
     def check(self, shape: tuple[int, int], name: str) -> None:
         """Raise `TargetError`, naming the matrix, if a matrix of `shape` (out, in) can't become
         this. Most targets fit every shape.

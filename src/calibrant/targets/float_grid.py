@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Final, Literal, NamedTuple
 
 from calibrant.errors import TargetError
+from calibrant.spec import later
 from calibrant.spec.foreign import brief
 from calibrant.targets._base import Target
 from calibrant.targets._elements import E2M1, E4M3, Element
@@ -46,6 +47,9 @@ class FloatGrid(Target):
     `FP8A16_BLOCK` one for 128 × 128 weights. `NVFP4A16` has e2m1 numbers, an e4m3 scale for 16
     inputs, and one of float32 for the matrix; `MXFP4A16` a power of two for 32 inputs.
 
+    `reach` is the largest weight of the matrices that share the scale of float32 with this one;
+    None for a matrix that has it for itself.
+
     >>> FloatGrid("NVFP4A16").bits, FloatGrid("NVFP4A16").width(64)
     (4, 16)
     """
@@ -54,6 +58,7 @@ class FloatGrid(Target):
     example: ClassVar[str] = "FP8A16"
 
     name: str
+    reach: float | None = later(None)
 
     def __post_init__(self) -> None:
         if self.name not in _BY_NAME:
@@ -89,6 +94,11 @@ class FloatGrid(Target):
     @property
     def amount(self) -> float:
         return float(self.bits)
+
+    @property
+    def revised(self) -> int:
+        # Once: matrices that are joined when they are served share their scale of float32.
+        return 1 if self.scale == "e4m3" else 0
 
     def width(self, inputs: int) -> int:
         """Return how many inputs share a scale, in a matrix with so many inputs."""

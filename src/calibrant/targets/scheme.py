@@ -123,6 +123,10 @@ class Scheme(Target):
     def amount(self) -> float | None:
         return self.weights.amount
 
+    @property
+    def revised(self) -> int:
+        return self.weights.revised
+
     def check(self, shape: tuple[int, int], name: str) -> None:
         self.weights.check(shape, name)
 

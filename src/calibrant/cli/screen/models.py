@@ -26,7 +26,7 @@ DIGIT: Final = 1e-4
 def pruned(result: Mapping[str, Any]) -> Iterator[Any]:
     """Yield a record, with where it was saved."""
     # Imported here, since a store brings numpy, and --help needs neither.
-    from calibrant.results import left_dense
+    from calibrant.results import inputs_in_words, left_dense
 
     run = result["run"]
     matrices = result["weights"]
@@ -45,6 +45,7 @@ def pruned(result: Mapping[str, Any]) -> Iterator[Any]:
             "used up": _repeated(result["data_facts"]),
             "fingerprint": run["tokens"],
             **_size(result["sparsity"], matrices),
+            "inputs": inputs_in_words(result.get("edits", ())),
             "left dense": left_dense(result["dense"]),
             "few tokens": _starved(matrices, run),
             "time": phases(provenance.get("seconds", {}), tenths),

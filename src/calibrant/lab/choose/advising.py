@@ -15,10 +15,10 @@ from calibrant.lab.choose.goal import Goal
 from calibrant.lab.choose.halves import COMMON, Halves, in_common
 from calibrant.lab.choose.predicting import Prediction
 from calibrant.lab.choose.racing import Race, RaceResult, Standing, plain
-from calibrant.lab.mixtures import Mixture
+from calibrant.lab.mixtures import Mixture, aim_of
 from calibrant.lab.stats import LEVEL
 from calibrant.methods import methods
-from calibrant.targets import GgmlKind, GgufRecipe, Target, parse_target
+from calibrant.targets import GgmlKind, GgufRecipe, Target
 
 ENDS: Final = {
     "clear": "All others are clearly behind",
@@ -60,7 +60,7 @@ def advice(
     """
     best, *others = race.standings
     data = CalibrationSet(best.data)
-    target = parse_target(mixture.target)
+    _, target = aim_of(mixture.method, mixture.target)
     bits = "" if race.bits is None else f" ({race.bits:.2f} bits a weight)"
     task = f"To {verb_of(target)} {mixture.model} with {mixture.method} to {mixture.target}{bits}"
     tokens = f"{mixture.tokens:,} tokens"
@@ -143,7 +143,7 @@ def command(
 
     `export` is a form to write beside the folder.
     """
-    verb = verb_of(parse_target(mixture.target))
+    verb = verb_of(aim_of(mixture.method, mixture.target)[1])
     words = ["calibrant", verb, model, "--data", data, "--method", mixture.method]
     words += ["--target", mixture.target]
     words += ["--tokens", str(mixture.tokens), "--length", str(mixture.length)]

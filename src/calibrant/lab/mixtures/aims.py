@@ -60,6 +60,8 @@ def aim_of(
 
     >>> aim_of(None, "w4g64")
     (gptq, Grid(bits=4, group=64, symmetric=True))
+    >>> aim_of(None, "NVFP4")
+    (gptq, Scheme(name='NVFP4', range='absmax'))
     """
     if target is not None and not isinstance(target, Target):
         target = parse_target(target)
@@ -74,6 +76,9 @@ def aim_of(
 def _usual_method(target: Target | None) -> str:
     if target is None:
         return "wanda"
+    if str(target) == "NVFP4":
+        # The scheme, and no recipe of llama.cpp, as for `quantize`.
+        return USUAL[FloatGrid]
     name = _by_kind(USUAL, target)
     if name is None:
         kinds = accepted(tuple(USUAL))

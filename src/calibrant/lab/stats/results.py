@@ -155,10 +155,7 @@ def _stale(
         name.startswith("evaluator ") and revision > 1 for name, revision in current.items()
     )
     for run, record in records.items():
-        found = revisions("method", record.run.method)
-        found |= revisions("allocation", record.run.allocation)
-        found |= revisions("transform", record.run.transforms)
-        if is_older(found, current):
+        if is_older(record.run.revisions, current):
             yield run
         if revised:
             for measure_id, form in store.evaluators(run).items():

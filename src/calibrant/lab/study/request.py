@@ -342,7 +342,8 @@ class Workload:
 
     @property
     def revisions(self) -> dict[str, int]:
-        """The revision of every method, allocation, transform and evaluator in it.
+        """The revision of every method, allocation, transform and evaluator in it, and of revised
+        targets.
 
         What the store holds of lower ones is stale.
         """
@@ -351,6 +352,8 @@ class Workload:
             newest |= revisions("method", canonical(recipe.method))
             newest |= revisions("allocation", canonical(recipe.allocation))
             newest |= revisions("transform", canonical(recipe.transforms))
+            if recipe.target.revised:
+                newest[f"target {recipe.target}"] = 1 + recipe.target.revised
         for evaluator in self.evaluators.values():
             newest |= revisions("evaluator", canonical(evaluator))
         return newest

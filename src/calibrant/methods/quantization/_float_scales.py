@@ -2,23 +2,62 @@
 it, and are computed in float32 whatever the type of the weight.
 """
 
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from itertools import product
+from typing import Final
+
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from calibrant.methods._base import finite
+from calibrant.models import Weight
 from calibrant.packed import FloatScales
-from calibrant.targets import E4M3, FloatGrid
+from calibrant.targets import E4M3, FloatGrid, Target
 from calibrant.targets.float_grid import INSTEAD_OF_ZERO
+
+JOINED: Final = (
+    ("q_proj", "k_proj", "v_proj"),
+    ("gate_proj", "up_proj"),
+    ("w1", "w3"),
+    ("q_a_proj", "kv_a_proj_with_mqa"),
+)
+"""Names of matrices that vLLM joins into one, where one module has them all. llm-compressor has the
+same list.
+"""
+
+
+def sharing_scales(weights: Iterable[Weight], targets: Mapping[str, Target]) -> dict[str, Target]:
+    """Return the targets of a block's matrices, by name. Those with a global scale that are joined
+    when they are served get the reach of all that are joined, and so one global scale.
+
+    The matrices must have the numbers that are to be rounded.
+    """
+    named = {weight.name: weight for weight in weights}
+    found = {name: targets[name] for name in named}
+    grids: dict[str, FloatGrid] = {}
+    for name, target in found.items():
+        if isinstance(target, FloatGrid) and target.scale == "e4m3":
+            grids[name] = target
+    modules = dict.fromkeys(name.rpartition(".")[0] for name in grids)
+    for module, names in product(modules, JOINED):
+        members = [f"{module}.{name}" for name in names]
+        if all(member in grids for member in members):
+            reach = max(float(named[member].get().abs().max()) for member in members)
+            for member in members:
+                found[member] = replace(grids[member], reach=reach)
+    return found
 
 
 def float_absmax(weight: Float[Tensor, "out in"], grid: FloatGrid) -> FloatScales:
     """Return the scales with which the largest weight of each part becomes the largest value.
 
     Plain scales are max |w| over the largest value, in the weight's type. Those of e4m3 are that
-    times the global scale, which is so large that the largest of them is 448. Those of e8m0 are
-    the power of two by which the largest weight comes to lie between 3.5 and 7; it saturates at 6.
-    A part whose scale would be zero gets a valid one, and is zero throughout.
+    times the global scale, which is so large that the largest of them is 448, of all matrices that
+    share it. Those of e8m0 are the power of two by which the largest weight comes to lie between
+    3.5 and 7; it saturates at 6. A part whose scale would be zero gets a valid one, and is zero
+    throughout.
 
     Raises `NumericsError` if a weight is too large for float32.
     """
@@ -30,12 +69,13 @@ def float_absmax(weight: Float[Tensor, "out in"], grid: FloatGrid) -> FloatScale
         stored = scales.to(weight.dtype)
         stored = stored.where(stored != 0, torch.finfo(weight.dtype).eps)
         return FloatScales(grid, stored, None, weight.dtype)
-    global_scale = E4M3.largest * grid.element.largest / reach.max().reshape(1)
+    largest = reach.max() if grid.reach is None else reach.new_tensor(grid.reach)
+    global_scale = E4M3.largest * grid.element.largest / largest.reshape(1)
     # Of zeros, and of numbers that are too small to be made larger.
     global_scale = global_scale.where(global_scale.isfinite(), 1.0)
     values = E4M3.nearest(global_scale * scales)
     values = values.where(values != 0, INSTEAD_OF_ZERO)
-    return FloatScales(grid, E4M3.codes_of(values), global_scale, weight.dtype)
+    return FloatScales(FloatGrid(grid.name), E4M3.codes_of(values), global_scale, weight.dtype)
 
 
 def _reach(weight: Float[Tensor, "out in"], grid: FloatGrid) -> Float[Tensor, "part group"]:

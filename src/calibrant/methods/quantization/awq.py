@@ -28,9 +28,11 @@ from calibrant.methods._base import (
     observed,
 )
 from calibrant.methods._model_method import PRODUCTS, ModelMethod, check_matrices
+from calibrant.methods.quantization._float_scales import sharing_scales
 from calibrant.methods.quantization._rounding import clipped, effective, input_scales, scales_of
 from calibrant.methods.quantization._stand_ins import ScaledAlone
 from calibrant.models import Block, ModelView, Stream, Weight
+from calibrant.models.rounded_inputs import check_inputs_may_change
 from calibrant.numerics import six_digits
 from calibrant.packed import gram_energy
 from calibrant.spec import check_most
@@ -63,8 +65,9 @@ class AWQ(ModelMethod, MatrixMethod):
     is Σ tr(ΔW G ΔWᵀ) of the matrices' own outputs (objective `linear`). The notes of each fold say
     which. `clip` then lets the grid of each group reach 1, 0.95 … 0.55 of its largest weight,
     whichever errs least in the group's outputs; grids of queries and keys aren't clipped, and
-    neither are float grids such as `NVFP4A16`. Inputs are those of the dense model: scales are
-    folded into what makes them, so only `dense` is possible.
+    neither are float grids such as `NVFP4A16`. There α is tried with a global scale for each
+    matrix. Inputs are those of the dense model: scales are folded into what makes them, so only
+    `dense` is possible.
 
     Differs from the paper's code in: grids are those of the target, symmetric ones too; clipping
     uses all tokens; inputs that were always zero aren't scaled; the last matrices of experts aren't
@@ -92,6 +95,7 @@ class AWQ(ModelMethod, MatrixMethod):
 
     def check_model(self, view: ModelView, target: Target, targets: Mapping[str, Target]) -> None:
         check_matrices(view, targets)
+        check_inputs_may_change(view.model, str(self))
         Stream.of(view)
 
     def compress(self, weight: Float[Tensor, "out in"], seen: Seen, target: Target) -> Compressed:
@@ -126,9 +130,10 @@ class AWQ(ModelMethod, MatrixMethod):
                 fold = self._fold(site, seen, job, sample)
             if fold is not None:
                 yield fold
+        targets = sharing_scales(block.weights, job.targets)
         for weight, statistics in seen.items():
             clip = self.clip and weight.name in sites.clippable
-            target = grid(job.targets[weight.name])
+            target = grid(targets[weight.name])
             with spent_on("method"), full_speed():
                 gram = observed(statistics, Gram)
                 compressed = self._rounded(weight.get(), gram, target, clip)

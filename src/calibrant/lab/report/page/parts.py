@@ -82,7 +82,9 @@ def run_table(contents: Contents) -> RunTable:
             for text, m in measurements.items()
             if m is not None and text not in names
         }
-        bits = bits_of(cell.target)
+        bits: float | None = bits_of(cell.target)
+        if bits is None:
+            bits = reading.bits.get((cell.model, cell.method, cell.target))
         if cell.method in (UNTOUCHED, MEASURED):
             target, order = HOLE, None
         elif bits is None:
