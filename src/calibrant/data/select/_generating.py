@@ -64,6 +64,9 @@ _LIKELY: Final = 64
 aren't enough.
 """
 
+_BLOCK: Final = 64
+"""Tokens of a vocabulary that are compared with others by the likeliest of them."""
+
 LEAST_DISTINCT: Final = 0.3
 """A text whose distinct-3 is below this is a loop."""
 
@@ -396,7 +399,7 @@ def pick_likely(
     rows = torch.arange(len(scores))  # the texts whose token isn't found yet
     count = min(_LIKELY, vocabulary)
     while len(rows):
-        likely, tokens = scores[rows].topk(count, dim=1)
+        likely, tokens = likeliest(scores[rows], count)
         _check_finite(likely)
         probabilities = nucleus((likely - log_masses[rows]).exp().cpu().double(), top_p)
         mass = probabilities.sum(1)
@@ -412,6 +415,25 @@ def pick_likely(
         rows = rows[~found]
         count = min(count * _LIKELY, vocabulary)
     return chosen
+
+
+def likeliest(
+    scores: Float[Tensor, "text token"], count: int
+) -> tuple[Float[Tensor, "text rank"], Int[Tensor, "text rank"]]:
+    """Return the `count` highest scores of each text and their tokens, the highest first, as `topk`
+    does, which takes several times as long. Which of equal ones comes first may differ.
+
+    None of them is outside of the `count` blocks of tokens with the highest maxima.
+    """
+    texts, vocabulary = scores.shape
+    if vocabulary % _BLOCK or vocabulary < 4 * _BLOCK * count:
+        return scores.topk(count, dim=1)
+    blocks = scores.view(texts, -1, _BLOCK)
+    highest = blocks.amax(2).topk(count, dim=1).indices
+    candidates = blocks.gather(1, highest[:, :, None].expand(-1, -1, _BLOCK))
+    likely, places = candidates.view(texts, -1).topk(count, dim=1)
+    block = highest.gather(1, places // _BLOCK)
+    return likely, block * _BLOCK + places % _BLOCK
 
 
 def most_likely(logits: Float[Tensor, "text token"]) -> Int[Tensor, " text"]:
