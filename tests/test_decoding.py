@@ -57,9 +57,7 @@ def decoded(model: PreTrainedModel, given: list[list[int]]) -> list[Generated]:
     return [found[number] for number in range(len(given))]
 
 
-@pytest.mark.parametrize(
-    "shared", [pytest.param(0, marks=pytest.mark.slow), 3, pytest.param(40, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("shared", [pytest.param(0, marks=pytest.mark.slow), 3, 40])
 @pytest.mark.parametrize("family", usually(FAMILIES))
 def test_a_batch_writes_what_each_prompt_gets_alone(family: str, shared: int) -> None:
     model, given = tiny_model(family, torch.float64), prompts(shared)
