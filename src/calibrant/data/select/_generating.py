@@ -64,8 +64,8 @@ _LIKELY: Final = 64
 aren't enough.
 """
 
-_BLOCK: Final = 64
-"""Tokens of a vocabulary that are compared with others by the likeliest of them."""
+_TEXTS_AT_ONCE: Final = 8
+"""Texts whose probabilities are added up at once: their numbers stay in the processor's cache."""
 
 LEAST_DISTINCT: Final = 0.3
 """A text whose distinct-3 is below this is a loop."""
@@ -392,16 +392,16 @@ def pick_likely(
     """Return what `pick` gives without penalty and top-k, but for rounding. A few tokens are most
     of what is likely, so a vocabulary is hardly ever sorted whole.
     """
-    scores = logits / temperature
-    vocabulary = scores.shape[1]
-    log_masses = scores.logsumexp(1, keepdim=True)
-    chosen = torch.zeros(len(scores), dtype=torch.long, device=scores.device)
-    rows = torch.arange(len(scores))  # the texts whose token isn't found yet
+    vocabulary = logits.shape[1]
+    log_masses = _log_masses(logits, temperature)
+    chosen = torch.zeros(len(logits), dtype=torch.long, device=logits.device)
+    rows = torch.arange(len(logits))  # the texts whose token isn't found yet
     count = min(_LIKELY, vocabulary)
     while len(rows):
-        likely, tokens = likeliest(scores[rows], count)
+        likely, tokens = logits.topk(count, dim=1)
         _check_finite(likely)
-        probabilities = nucleus((likely - log_masses[rows]).exp().cpu().double(), top_p)
+        scores = likely.to(log_masses.dtype) / temperature
+        probabilities = nucleus((scores - log_masses[rows]).exp().cpu().double(), top_p)
         mass = probabilities.sum(1)
         place = chance[rows]
         # The mass of all tokens is 1, so with `top_p` 1 the likeliest need only reach the place.
@@ -413,27 +413,18 @@ def pick_likely(
             found = torch.ones_like(found)
         chosen[rows[found]] = _drawn(probabilities, tokens, place)[found]
         rows = rows[~found]
+        logits = logits[~found]
         count = min(count * _LIKELY, vocabulary)
     return chosen
 
 
-def likeliest(
-    scores: Float[Tensor, "text token"], count: int
-) -> tuple[Float[Tensor, "text rank"], Int[Tensor, "text rank"]]:
-    """Return the `count` highest scores of each text and their tokens, the highest first, as `topk`
-    does, which takes several times as long. Which of equal ones comes first may differ.
-
-    None of them is outside of the `count` blocks of tokens with the highest maxima.
-    """
-    texts, vocabulary = scores.shape
-    if vocabulary % _BLOCK or vocabulary < 4 * _BLOCK * count:
-        return scores.topk(count, dim=1)
-    blocks = scores.view(texts, -1, _BLOCK)
-    highest = blocks.amax(2).topk(count, dim=1).indices
-    candidates = blocks.gather(1, highest[:, :, None].expand(-1, -1, _BLOCK))
-    likely, places = candidates.view(texts, -1).topk(count, dim=1)
-    block = highest.gather(1, places // _BLOCK)
-    return likely, block * _BLOCK + places % _BLOCK
+def _log_masses(logits: Float[Tensor, "text token"], temperature: float) -> Float[Tensor, "text 1"]:
+    """Return the logarithm of Σ e^(logit / temperature) of each text."""
+    masses: list[Tensor] = []
+    for part in logits.split(_TEXTS_AT_ONCE):
+        scores = part.to(wide(part.dtype)) / temperature
+        masses.append(scores.logsumexp(1, keepdim=True))
+    return torch.cat(masses)
 
 
 def most_likely(logits: Float[Tensor, "text token"]) -> Int[Tensor, " text"]:

@@ -14,7 +14,6 @@ import torch
 from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
-from calibrant.activations import wide
 from calibrant.data import Chat, Conversation, Message, Row, Source, start_tokens
 from calibrant.data._answers import kind_of, read_answer
 from calibrant.data._conversations import first_exchange, without_tags
@@ -384,7 +383,7 @@ class _Answering:
         target = self._context.tokens
         done = self._kept_tokens + len(chance) * (step + 1)
         self._context.progress(self._label, min(done, target), target)
-        logits = known_logits(logits.to(wide(logits.dtype)), self._vocabulary)
+        logits = known_logits(logits, self._vocabulary)
         if self._selector.greedy:
             return most_likely(logits)
         own_chance = chance[list(numbers), step]
