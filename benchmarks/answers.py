@@ -87,7 +87,7 @@ def answered(model: Any, prompts: list[list[int]], ends: list[int]) -> int:
     chance = torch.rand(len(prompts), MOST, dtype=torch.float64)
 
     def choose(logits: Any, numbers: Any, step: int) -> Any:
-        return pick_likely(logits.float(), chance[list(numbers), step], TEMPERATURE, 1.0)
+        return pick_likely(logits, chance[list(numbers), step], TEMPERATURE, 1.0)
 
     decoder = Decoder(model, prompts, MOST, lambda ids: ids[-1] in ends, "a benchmark", choose)
     return sum(len(answer.ids) for answer in decoder.run(range(len(prompts))))

@@ -1,10 +1,11 @@
 """Decoding of many prompts at once. What they all begin with is computed once, and a prompt that
 comes several times is read once. Nothing depends on which of them are decoded together.
 
-A prompt is read by itself behind the common beginning, without padding, so that what is remembered
-of it is the same in every batch. Then the memories of a batch are aligned on the right: what a
-shorter prompt lacks is left out before it, never in the middle. What a new token sees, and how far
-away it is, is what it would be alone, windows of attention included.
+Prompts of like length are read together, behind as much of the common beginning as leaves each of
+them the same number of tokens: so there is no padding. The memories of a batch are aligned on the
+right: what a shorter prompt lacks is left out before it, never in the middle. What a token sees,
+and how far away it is, is what it would be alone, windows of attention included. So what is written
+doesn't depend on the batch, but for rounding.
 
 The most probable token is taken unless `choose` takes another, whatever the model's own generation
 settings say.
@@ -29,12 +30,17 @@ from transformers.cache_utils import DynamicLayer
 
 from calibrant.data import by_length
 from calibrant.errors import DataError, NumericsError
-from calibrant.system.products import full_speed
+from calibrant.models.attending import newest_attending
+from calibrant.system.products import full_speed, packed_weights
 
 TOKENS_PER_BATCH: Final = 16_384
 """Tokens, shown or to come, whose keys and values are held at once; the result doesn't depend on
 it beyond rounding.
 """
+TOKENS_READ_AT_ONCE: Final = 1024
+"""Tokens of prompts that are read together: enough for long products of matrices."""
+LEAST_PACKED: Final = 4
+"""Prompts at once for which the model's weights are packed: that takes as long as a few steps."""
 REMEMBERED: Final = frozenset({"full_attention", "sliding_attention"})
 """Kinds of layers that remember keys and values, a pair a token, and nothing else."""
 
@@ -112,9 +118,12 @@ class Decoder:
     def run(self, batch: Sequence[int]) -> list[Generated]:
         """Return what the model writes after each of these prompts."""
         with full_speed():
-            if self.remembers:
+            if not self.remembers:
+                return [self._without_cache(number) for number in batch]
+            if len(batch) < LEAST_PACKED:
                 return self._with_cache(batch)
-            return [self._without_cache(number) for number in batch]
+            with newest_attending(self.model), packed_weights(self.model, len(batch)):
+                return self._with_cache(batch)
 
     def _with_cache(self, batch: Sequence[int]) -> list[Generated]:
         prompts = [self.prompts[number] for number in batch]
@@ -155,34 +164,47 @@ class Decoder:
         """Return the logits after each prompt, and what is remembered of them, aligned on the
         right in `width` columns. Behind these there is room for what is to be written.
         """
-        logits: list[Tensor] = []
-        layers: list[list[Tensor]] = []
-        rows_read: dict[tuple[int, ...], int] = {}
+        rows: dict[tuple[int, ...], list[int]] = {}
         for row, prompt in enumerate(prompts):
-            row_read = rows_read.setdefault(tuple(prompt), row)
-            if row_read < row:
-                logits.append(logits[row_read])
-                for whole in chain.from_iterable(layers):
-                    whole[row] = whole[row_read]
-                continue
-            prompt_cache = DynamicCache()
-            for layer, (keys, values) in enumerate(self._beginning):
-                prompt_cache.update(keys, values, layer)
-            ids = torch.tensor([prompt[self.shared :]], device=self.model.device)
-            no_shift = torch.zeros(1, dtype=torch.long, device=ids.device)
-            logits.append(self._forward(ids, len(prompt), no_shift, prompt_cache))
-            pairs = _pairs(prompt_cache)
-            if not layers:
-                columns = width + self.most
-                layers = [
-                    [_columns(part, len(prompts), columns) for part in pair] for pair in pairs
-                ]
-            for aligned, pair in zip(layers, pairs, strict=True):
-                for whole, part in zip(aligned, pair, strict=True):
-                    whole[row, :, width - part.shape[2] : width] = part[0]
+            rows.setdefault(tuple(prompt), []).append(row)
+        logits: dict[int, Tensor] = {}
+        wholes: list[Tensor] = []
+        for group in alike(list(rows), self.shared, TOKENS_READ_AT_ONCE):
+            group_logits, group_cache = self._read_together(group)
+            parts = list(chain.from_iterable(_pairs(group_cache)))
+            if not wholes:
+                wholes = [_columns(part, len(prompts), width + self.most) for part in parts]
+            for place, prompt in enumerate(group):
+                for row in rows[prompt]:
+                    logits[row] = group_logits[place]
+                    for whole, part in zip(wholes, parts, strict=True):
+                        own = part[place, :, part.shape[2] - len(prompt) :]
+                        whole[row, :, width - len(prompt) : width] = own
         cache = DynamicCache()
-        cache.layers.extend(ReservedLayer(keys, values, width) for keys, values in layers)
-        return torch.cat(logits), cache
+        pairs = zip(wholes[::2], wholes[1::2], strict=True)
+        cache.layers.extend(ReservedLayer(keys, values, width) for keys, values in pairs)
+        return torch.stack([logits[row] for row in range(len(prompts))]), cache
+
+    def _read_together(
+        self, prompts: Sequence[tuple[int, ...]]
+    ) -> tuple[Float[Tensor, "prompt word"], DynamicCache]:
+        """Return the logits after each of these prompts, the longest first, and what is remembered
+        of them, aligned on the right.
+
+        As many tokens are shown of each as the longest has behind the common beginning.
+        """
+        longest = len(prompts[0])
+        shown = longest - self.shared
+        device = self.model.device
+        shifts = torch.tensor([longest - len(prompt) for prompt in prompts], device=device)
+        # What is left out is masked. It may hold the first token's numbers.
+        tokens = torch.arange(self.shared, device=device) - shifts[:, None]
+        tokens = tokens.clamp(min=0)
+        cache = DynamicCache()
+        for layer, (keys, values) in enumerate(self._beginning):
+            cache.update(_of_tokens(keys, tokens), _of_tokens(values, tokens), layer)
+        ids = torch.tensor([prompt[-shown:] for prompt in prompts], device=device)
+        return self._forward(ids, longest, shifts, cache), cache
 
     def _forward(
         self,
@@ -340,6 +362,27 @@ def common_length(first: Sequence[int], second: Sequence[int]) -> int:
     return min(len(first), len(second))
 
 
+def alike(
+    prompts: Sequence[tuple[int, ...]], shared: int, most: int
+) -> Iterator[list[tuple[int, ...]]]:
+    """Yield lots of prompts that begin with the same `shared` tokens, the longest first. None is
+    shorter than what the longest of its lot has behind these. A lot has at most `most` tokens
+    there, or one prompt.
+
+    >>> [[len(prompt) for prompt in lot] for lot in alike([(7,) * 9, (7,) * 4, (7,) * 5], 4, 99)]
+    [[9, 5], [4]]
+    """
+    lot: list[tuple[int, ...]] = []
+    for prompt in sorted(prompts, key=len, reverse=True):
+        if lot:
+            shown = len(lot[0]) - shared
+            if len(prompt) < shown or (len(lot) + 1) * shown > most:
+                yield lot
+                lot = []
+        lot.append(prompt)
+    yield lot
+
+
 def length_in_common(prompts: Sequence[list[int]]) -> int:
     """Return how many tokens all prompts begin with."""
     # As many as the first and the last in the order of their tokens have in common.
@@ -352,6 +395,13 @@ def _pairs(cache: DynamicCache) -> list[tuple[Tensor, Tensor]]:
     """
     layers: list[Any] = list(cache.layers)
     return [(layer.keys, layer.values) for layer in layers]
+
+
+def _of_tokens(
+    part: Float[Tensor, "1 head token feature"], tokens: Int[Tensor, "row column"]
+) -> Float[Tensor, "row head column feature"]:
+    """Return what is remembered of these tokens."""
+    return part[0][:, tokens].transpose(0, 1)
 
 
 def _columns(

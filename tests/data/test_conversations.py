@@ -141,6 +141,11 @@ def test_what_is_no_call_in_any_notation_is_none(written: str) -> None:
         read_calls(written)
 
 
+def test_it_says_how_long_calls_in_pythons_notation_may_be() -> None:
+    with pytest.raises(ValueError, match="200,000"):
+        read_calls(f"[{{'name': 'weather', 'arguments': {{'town': '{'a' * 200_000}'}}}}]")
+
+
 def test_columns_for_function_calling_are_a_conversation() -> None:
     xlam = {
         "query": "How warm is Jena?",
@@ -184,6 +189,21 @@ def test_reasoning_is_read_under_all_its_names(name: str) -> None:
         }
     )
     assert other == row
+
+
+@pytest.mark.parametrize(
+    ("content", "reasoning", "answer"),
+    [
+        ("<think>6 times 7", "6 times 7", ""),
+        ("\n<think>\n6 times <think> 7\n", "6 times <think> 7", ""),
+        ("Write <think> first.", "", "Write <think> first."),
+        ("6 times 7</think>42", "6 times 7", "42"),
+    ],
+)
+def test_reasoning_may_have_one_tag_alone(content: str, reasoning: str, answer: str) -> None:
+    message = Message("assistant", content).with_reasoning_apart()
+    assert (message.reasoning, message.content) == (reasoning, answer)
+    assert Message("user", content).with_reasoning_apart().content == content
 
 
 def test_a_system_prompt_stands_beside_the_messages_or_first_among_them() -> None:

@@ -44,6 +44,7 @@ CONVERSATIONS: dict[str, Any] = {
     "left_out": {},
     "unclear": 0,
     "cut_reasoning": 0,
+    "open_reasoning": 0,
     "roles": {"template": 0.25, "answer": 0.75},
     "with_reasoning": "svamp:chat(thinking='keep')",
     "without_tools": "svamp:chat(tools=none)",

@@ -73,6 +73,29 @@ def test_advice_on_windows_that_cut_reasoning_keeps_its_word() -> None:
     assert not any("end within reasoning" in sentence for sentence in again.verdict)
 
 
+def test_reasoning_that_is_never_closed_is_reasoning() -> None:
+    tokenizer = FAMILIES["qwen3"].tokenizer()
+    thoughtful: list[dict[str, Any]] = []
+    for number in range(30):
+        tags = "<think>{}" if number % 3 else "<think>{}</think>да"
+        question = {"role": "user", "content": f"{number}"}
+        answer = {"role": "assistant", "content": tags.format("ա" * 20)}
+        thoughtful.append({"messages": [question, answer]})
+    source = as_source(thoughtful)
+    data = CalibrationSet(f"{source}:chat@one(bos='none')", samples=30, length=300)
+    found = inspect_tokens(data, tokenizer).parts[0]["conversations"]
+    assert (found["open_reasoning"], found["reasoning"]) == (20, 30)
+    batch = data.tokens(tokenizer)
+    roles = data.roles(tokenizer)[batch.mask]
+    tokens = batch.ids[batch.mask]
+    thoughts = tokenizer.decode(tokens[roles == ROLES.index("reasoning")])
+    assert thoughts == "ա" * 20 * 30
+    without = CalibrationSet(
+        f"{source}:chat(thinking=strip)@one(bos='none')", samples=30, length=300
+    ).tokens(tokenizer)
+    assert "ա" not in tokenizer.decode(without.ids[without.mask])
+
+
 def test_a_template_without_words_for_functions_is_named() -> None:
     tokenizer = FAMILIES["qwen2"].tokenizer()
     tokenizer.chat_template = (

@@ -224,7 +224,30 @@ def test_the_right_answer_of_a_conversation_is_that_to_its_last_question(
     asked = Answers(source=file_of(tmp_path, rows), keep=keep, n=2, candidates=6)
     found = asked.select(given(tokens=200))
     assert {row.answer for row in found.rows} == {"The answer is 4."}
+    assert {row.question for row in found.rows} == {"And a cow?"}
     assert "wrong" in found.note
+
+
+def test_without_chance_all_answers_may_be_just_enough(script: Script, sums: str) -> None:
+    script(RIGHT)
+    asked = Answers(source=sums, temperature=0.0, candidates=3, max_tokens=20)
+    tokenizer = chatting().tokenizer
+    rows = asked.select(given(tokens=200)).rows
+    written = 0
+    for row in rows:
+        written += len(templated(tokenizer, [message.record() for message in row.turns]))
+    assert len(rows) == 3
+    assert asked.select(given(tokens=written)).rows == rows
+    with pytest.raises(DataError):
+        asked.select(given(tokens=written + 1))
+
+
+def test_reasoning_that_does_not_end_is_no_answer(script: Script, sums: str) -> None:
+    script("<think>\nThat is easy to say.", "<think>\nI think that…", RIGHT)
+    found = Answers(source=sums, candidates=12, batch=6).select(given(tokens=100))
+    assert {row.answer for row in found.rows} == {RIGHT}
+    for fault in ("nothing but reasoning", "unfinished"):
+        assert fault in found.note
 
 
 def test_prompts_need_no_answers(script: Script, tmp_path: Path) -> None:

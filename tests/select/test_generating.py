@@ -100,11 +100,12 @@ def test_a_token_is_drawn_as_transformers_would_weigh_it(way: dict[str, float]) 
 
 @pytest.mark.parametrize("spread", [0.01, 3.0], ids=["as likely", "few likely"])
 @pytest.mark.parametrize("top_p", [1e-3, 0.7, 1.0])
+@pytest.mark.parametrize("vocabulary", [500, 16_384])
 def test_of_a_large_vocabulary_a_token_is_drawn_as_of_a_small_one(
-    spread: float, top_p: float
+    spread: float, top_p: float, vocabulary: int
 ) -> None:
     torch.manual_seed(1)
-    logits = spread * torch.randn(32, 500, dtype=torch.float64)
+    logits = spread * torch.randn(32, vocabulary, dtype=torch.float64)
     chances = torch.rand(32, dtype=torch.float64)
     way = {"top_p": top_p, "temperature": 0.7}
     likely = probabilities(logits, torch.zeros(32, 1, dtype=torch.long), way)

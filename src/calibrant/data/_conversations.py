@@ -345,7 +345,7 @@ def _listed(value: Any, form: str) -> list[Any]:
         try:
             value = _value_of(value)
         except ValueError as error:
-            raise ValueError(form) from error
+            raise ValueError(f"{form}, in {error}") from error
         if isinstance(value, Mapping):
             value = [value]
     if not isinstance(value, list):
@@ -355,20 +355,21 @@ def _listed(value: Any, form: str) -> list[Any]:
 
 def _value_of(text: str) -> Any:
     """Return what a text in JSON says, or one in Python's notation, which sets for function calling
-    have too: `{'name': 'weather'}`. `ValueError` for another.
+    have too: `{'name': 'weather'}`. `ValueError` says which notation it must have.
     """
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
         if len(text) > _LONGEST_LITERAL:
-            raise ValueError("a shorter text") from None
+            most = f"{_LONGEST_LITERAL:,} letters"
+            raise ValueError(f"JSON where it has more than {most}") from None
     try:
         with warnings.catch_warnings():
             # Python warns of escapes that it doesn't know, such as "\\d".
             warnings.simplefilter("ignore")
             # This reads numbers, texts, lists and the like, and runs nothing.
             return ast.literal_eval(text.strip())
-    except (SyntaxError, TypeError, MemoryError, RecursionError) as error:
+    except (SyntaxError, ValueError, TypeError, MemoryError, RecursionError) as error:
         raise ValueError("JSON") from error
 
 

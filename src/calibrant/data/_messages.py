@@ -7,6 +7,8 @@ from typing import Any, Final
 
 _OPENED: Final = "<think>"
 _CLOSED: Final = "</think>"
+_REASONING: Final = 2
+"""The place of reasoning among the pieces of a content."""
 
 
 @dataclass(frozen=True)
@@ -77,20 +79,25 @@ class Message:
 
     def with_reasoning_apart(self) -> "Message":
         """Return the message with the reasoning that stands in its content, up to `</think>`, in
-        `reasoning`.
+        `reasoning`. Reasoning with which it begins and which is never closed goes on to its end.
 
         >>> message = Message("assistant", "<think>6 times 7</think>42").with_reasoning_apart()
         >>> message.reasoning, message.content
         ('6 times 7', '42')
         """
         content = self.content or ""
-        if self.role != "assistant" or self.reasoning or _CLOSED not in content:
+        if self.role != "assistant" or self.reasoning:
             return self
-        before, _, after = content.rpartition(_CLOSED)
-        # Models whose template writes the opening tag leave it out.
-        opening, _, reasoning = before.rpartition(_OPENED)
-        answer = (opening + after).strip()
+        before, opened, reasoning, closed, after = _pieces(content)
+        if not opened and not closed:
+            return self
+        answer = (before + after).strip()
         return replace(self, content=answer, reasoning=reasoning.strip())
+
+    @property
+    def is_cut_reasoning(self) -> bool:
+        """Whether its content is reasoning that is opened and never closed."""
+        return self.role == "assistant" and _is_never_closed(self.content or "")
 
 
 @dataclass(frozen=True)
@@ -114,13 +121,28 @@ def thought_parts(content: str) -> Iterator[tuple[str, bool]]:
     """Yield the pieces of an assistant's content, and whether each is reasoning. The tags around
     reasoning belong to neither, so they are pieces of their own: `("<think>", False)`.
     """
-    before, closed, after = content.rpartition(_CLOSED)
-    opening, opened, reasoning = before.rpartition(_OPENED)
-    yield opening, False
-    yield opened, False
-    yield reasoning, True
-    yield closed, False
-    yield after, False
+    for place, piece in enumerate(_pieces(content)):
+        yield piece, place == _REASONING
+
+
+def _pieces(content: str) -> tuple[str, str, str, str, str]:
+    """Return what stands before an assistant's reasoning, the opening tag, the reasoning, the
+    closing tag, and what stands behind. What isn't there is empty.
+    """
+    if _is_never_closed(content):
+        before, opened, reasoning = content.partition(_OPENED)
+        return before, opened, reasoning, "", ""
+    until, closed, after = content.rpartition(_CLOSED)
+    # Models whose template writes the opening tag leave it out.
+    before, opened, reasoning = until.rpartition(_OPENED)
+    return before, opened, reasoning, closed, after
+
+
+def _is_never_closed(content: str) -> bool:
+    """Return whether a content begins with reasoning that goes on to its end. Further on a tag
+    may be what the answer is about.
+    """
+    return content.lstrip().startswith(_OPENED) and _CLOSED not in content
 
 
 def read_object(text: str) -> Any:

@@ -204,6 +204,8 @@ def _conversations(found: Mapping[str, Any]) -> Iterator[Any]:
         facts["unclear"] = f"who says what in {found['unclear']:,}"
     if found["cut_reasoning"]:
         facts["cut reasoning"] = f"at the end of {counted(found['cut_reasoning'], 'window')}"
+    if found["open_reasoning"]:
+        facts["open reasoning"] = f"never closed in {found['open_reasoning']:,}"
     held = [f"{name} in {found[name]:,}" for name in ("tools", "calls", "reasoning") if found[name]]
     facts["conversations"] = "; ".join([f"{found['count']:,}", *held])
     turns = " ≤ ".join(f"{count:,}" for count in found["turns"])

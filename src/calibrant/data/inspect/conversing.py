@@ -26,9 +26,10 @@ def conversation_facts(
     `turns` are how many messages a conversation has: the least, the quarters, the most. `tools`,
     `calls` and `reasoning` count conversations that have any. `left_out` counts conversations of
     which the template leaves something out, by its role, and `unclear` those in which it isn't
-    known who says what. `cut_reasoning` counts windows that end within reasoning. `roles` are the
-    shares of the tokens; there are none where the tokenizer doesn't tell where they stand. The
-    others are expressions that a verdict may propose in the part's place.
+    known who says what. `cut_reasoning` counts windows that end within reasoning, and
+    `open_reasoning` conversations whose own reasoning is never closed. `roles` are the shares of
+    the tokens; there are none where the tokenizer doesn't tell where they stand. The others are
+    expressions that a verdict may propose in the part's place.
     """
     form = term.format
     if not isinstance(form, Chat):
@@ -37,7 +38,10 @@ def conversation_facts(
     holding = Counter[str]()
     left_out = Counter[str]()
     unclear = 0
+    open_reasoning = 0
     for row in rows:
+        # The format may have taken tags away.
+        open_reasoning += any(message.is_cut_reasoning for message in row.turns)
         conversation = form.conversation(row)
         lengths.append(len(conversation.messages))
         holding.update(set(_held(conversation)))
@@ -56,6 +60,7 @@ def conversation_facts(
         "left_out": dict(left_out),
         "unclear": unclear,
         "cut_reasoning": facts.get("cut_reasoning", 0),
+        "open_reasoning": open_reasoning,
         "roles": _shares(facts.get("roles", {})),
         "with_reasoning": str(replace(term, format=replace(form, thinking="keep"))),
         "without_tools": str(replace(term, format=replace(form, tools=None))),

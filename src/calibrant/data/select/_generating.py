@@ -64,6 +64,9 @@ _LIKELY: Final = 64
 aren't enough.
 """
 
+_TEXTS_AT_ONCE: Final = 8
+"""Texts whose probabilities are added up at once: their numbers stay in the processor's cache."""
+
 LEAST_DISTINCT: Final = 0.3
 """A text whose distinct-3 is below this is a loop."""
 
@@ -389,16 +392,16 @@ def pick_likely(
     """Return what `pick` gives without penalty and top-k, but for rounding. A few tokens are most
     of what is likely, so a vocabulary is hardly ever sorted whole.
     """
-    scores = logits / temperature
-    vocabulary = scores.shape[1]
-    log_masses = scores.logsumexp(1, keepdim=True)
-    chosen = torch.zeros(len(scores), dtype=torch.long, device=scores.device)
-    rows = torch.arange(len(scores))  # the texts whose token isn't found yet
+    vocabulary = logits.shape[1]
+    log_masses = _log_masses(logits, temperature)
+    chosen = torch.zeros(len(logits), dtype=torch.long, device=logits.device)
+    rows = torch.arange(len(logits))  # the texts whose token isn't found yet
     count = min(_LIKELY, vocabulary)
     while len(rows):
-        likely, tokens = scores[rows].topk(count, dim=1)
+        likely, tokens = logits.topk(count, dim=1)
         _check_finite(likely)
-        probabilities = nucleus((likely - log_masses[rows]).exp().cpu().double(), top_p)
+        scores = likely.to(log_masses.dtype) / temperature
+        probabilities = nucleus((scores - log_masses[rows]).exp().cpu().double(), top_p)
         mass = probabilities.sum(1)
         place = chance[rows]
         # The mass of all tokens is 1, so with `top_p` 1 the likeliest need only reach the place.
@@ -410,8 +413,18 @@ def pick_likely(
             found = torch.ones_like(found)
         chosen[rows[found]] = _drawn(probabilities, tokens, place)[found]
         rows = rows[~found]
+        logits = logits[~found]
         count = min(count * _LIKELY, vocabulary)
     return chosen
+
+
+def _log_masses(logits: Float[Tensor, "text token"], temperature: float) -> Float[Tensor, "text 1"]:
+    """Return the logarithm of Σ e^(logit / temperature) of each text."""
+    masses: list[Tensor] = []
+    for part in logits.split(_TEXTS_AT_ONCE):
+        scores = part.to(wide(part.dtype)) / temperature
+        masses.append(scores.logsumexp(1, keepdim=True))
+    return torch.cat(masses)
 
 
 def most_likely(logits: Float[Tensor, "text token"]) -> Int[Tensor, " text"]:

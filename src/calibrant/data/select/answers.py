@@ -14,7 +14,6 @@ import torch
 from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
-from calibrant.activations import wide
 from calibrant.data import Chat, Conversation, Message, Row, Source, start_tokens
 from calibrant.data._answers import kind_of, read_answer
 from calibrant.data._conversations import first_exchange, without_tags
@@ -220,10 +219,20 @@ class _Asked:
     conversation: Conversation
     ids: tuple[int, ...]
 
+    @property
+    def question(self) -> str:
+        """The last question: that of a conversation's row is its first one."""
+        if not self.row.turns and self.row.question:
+            return self.row.question
+        for message in reversed(self.conversation.messages):
+            if message.role == "user":
+                return message.content or ""
+        return ""
+
     def answered(self, message: Message) -> Row:
         """Return the conversation with its answer."""
         return Row(
-            question=self.row.question or self.conversation.messages[-1].content or "",
+            question=self.question,
             answer=message.content or message.said,
             turns=(*self.conversation.messages, message),
             tools=self.conversation.tools,
@@ -282,8 +291,7 @@ class _Answering:
         tokens = self._context.tokens
         prompt_tokens = sum(len(prompt.ids) for prompt in self._prompts) / len(self._prompts)
         most_asked = PATIENCE * math.ceil(self._wanted_tokens / prompt_tokens) + 2 * selector.batch
-        while self._kept_tokens < self._wanted_tokens:
-            self._check_goes_on(most_asked)
+        while self._goes_on(most_asked):
             answers = texts_of_round(
                 self._wanted_tokens - self._kept_tokens,
                 self._kept_tokens,
@@ -308,17 +316,24 @@ class _Answering:
     def _label(self) -> str:
         return f"answering for {self._selector}"
 
-    def _check_goes_on(self, most_asked: int) -> None:
-        """Raise `DataError` where nothing more will come of it."""
+    def _goes_on(self, most_asked: int) -> bool:
+        """Return whether more answers are wanted. `DataError` where no more will come, and those
+        there are don't suffice.
+        """
         selector = self._selector
+        if self._kept_tokens >= self._wanted_tokens:
+            return False
         if selector.greedy and self._asked >= len(self._prompts):
             advice = "raise candidates, or temperature, with which a prompt can be asked again"
         elif self._asked >= most_asked:
             advice = "raise max_tokens or --length, or choose keep='all' or another temperature"
         else:
-            return
+            return True
+        if self._kept_tokens >= self._context.tokens:
+            # The twentieth to spare isn't needed where texts and windows leave nothing between.
+            return False
         raise DataError(
-            f"{selector} gave {self._kept_tokens:,} of {math.ceil(self._wanted_tokens):,} tokens "
+            f"{selector} gave {self._kept_tokens:,} of {self._context.tokens:,} tokens "
             f"({self._note()}); {advice}",
             subject=str(selector),
         )
@@ -368,7 +383,7 @@ class _Answering:
         target = self._context.tokens
         done = self._kept_tokens + len(chance) * (step + 1)
         self._context.progress(self._label, min(done, target), target)
-        logits = known_logits(logits.to(wide(logits.dtype)), self._vocabulary)
+        logits = known_logits(logits, self._vocabulary)
         if self._selector.greedy:
             return most_likely(logits)
         own_chance = chance[list(numbers), step]
@@ -401,12 +416,14 @@ class _Answering:
     def _fault(self, row: Row, message: Message, content: Sequence[int], cut: bool) -> str:
         """Return why an answer can't be used; nothing where it can."""
         said = message.content or ""
-        if not said.strip() and not message.calls:
+        if not message.said.strip():
             return "empty"
         if looped(content):
             return "loops"
         if cut:
             return "unfinished"
+        if not said.strip() and not message.calls:
+            return "nothing but reasoning"
         judged = self._selector.keep != "all" and _knows_answer(row)
         if judged and not read_answer(row, said).right:
             return "wrong"
