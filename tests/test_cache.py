@@ -244,6 +244,8 @@ def test_with_a_cache_it_generates_what_it_computes_without(
 ):
     folder = str(tiny_folder(tmp_path / "model", family))
     opened, _, _ = compressed(folder, texts, "kv_int8")
+    # Last bits of float32 would carry some numbers over the middle between two values.
+    nn.Module.double(opened.model)
     with torch.no_grad():
         whole = opened.model(IDS).logits
         cache = DynamicCache(config=opened.model.config)
@@ -251,7 +253,7 @@ def test_with_a_cache_it_generates_what_it_computes_without(
         for position in range(20, 32):
             ids = IDS[:, position : position + 1]
             steps.append(opened.model(ids, cache=cache, use_cache=True).logits)
-    torch.testing.assert_close(torch.cat(steps, 1), whole, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(torch.cat(steps, 1), whole, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("family", usually(FAMILIES))
@@ -418,10 +420,10 @@ def test_a_study_has_it_as_a_target_and_old_runs_keep_their_ids(
     }
     assert not Study(**asked, target=["w4g16"]).run(tmp_path / "store").failures
     store = Store(tmp_path / "store")
-    (alone,) = set(store.ids()) - {""}
+    before = set(store.ids())
     both = ["w4g16", "w4g16+kv_int8"]
     assert not Study(**asked, target=both).run(tmp_path / "store").failures
-    assert alone in store.ids()
+    assert before < set(store.ids())
     losses: dict[str, float] = {}
     for run in store.ids():
         record = store.record(run)
