@@ -127,6 +127,7 @@ def turned(numbers: Tensor, theta: float) -> Tensor:
     return torch.cat([first * cos - second * sin, second * cos + first * sin], -1)
 
 
+@torch.no_grad()
 def heads_of(family: str, module: Any, hidden: Tensor) -> tuple[list[Tensor], ...]:
     """Queries, keys and values of each head, as the cache gets them."""
     hidden = hidden.double()
@@ -244,6 +245,8 @@ def test_with_a_cache_it_generates_what_it_computes_without(
 ):
     folder = str(tiny_folder(tmp_path / "model", family))
     opened, _, _ = compressed(folder, texts, "kv_int8")
+    # Last bits of float32 would carry some numbers over the middle between two values.
+    nn.Module.double(opened.model)
     with torch.no_grad():
         whole = opened.model(IDS).logits
         cache = DynamicCache(config=opened.model.config)
@@ -251,7 +254,7 @@ def test_with_a_cache_it_generates_what_it_computes_without(
         for position in range(20, 32):
             ids = IDS[:, position : position + 1]
             steps.append(opened.model(ids, cache=cache, use_cache=True).logits)
-    torch.testing.assert_close(torch.cat(steps, 1), whole, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(torch.cat(steps, 1), whole, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("family", usually(FAMILIES))
@@ -320,7 +323,7 @@ def test_what_can_not_be_rounded_is_refused_by_name(folder: str, texts: str, tmp
     config = MambaConfig(vocab_size=259, hidden_size=32, num_hidden_layers=2, state_size=4)
     MambaForCausalLM(config).save_pretrained(tmp_path / "mamba")
     tiny_tokenizer().save_pretrained(tmp_path / "mamba")
-    options: dict[str, Any] = {"data": texts, "kv": "int8", **SMALL}
+    options: dict[str, Any] = {"data": texts, "target": "w4", "kv": "int8", **SMALL}
     refused = refusal_of(quantize, str(tmp_path / "mamba"), **options)
     assert str(refused.subject).endswith("layers.0")
     # The cache of such attention holds a compressed form.
@@ -332,7 +335,7 @@ def test_what_can_not_be_rounded_is_refused_by_name(folder: str, texts: str, tmp
         opened.model.model.layers[1].self_attn.v_proj.weight.zero_()
     refused = refusal_of(quantize, opened.model, opened.tokenizer, **options, kind=NumericsError)
     assert refused.subject == "the values of model.layers.1.self_attn"
-    refusal_of(quantize, folder, kv="int8", dtype="float32", kind=SpecError)
+    refusal_of(quantize, folder, target="w4g16", kv="int8", dtype="float32", kind=SpecError)
 
 
 def test_broken_edits_are_refused(folder: str, texts: str):
@@ -418,10 +421,10 @@ def test_a_study_has_it_as_a_target_and_old_runs_keep_their_ids(
     }
     assert not Study(**asked, target=["w4g16"]).run(tmp_path / "store").failures
     store = Store(tmp_path / "store")
-    (alone,) = set(store.ids()) - {""}
+    before = set(store.ids())
     both = ["w4g16", "w4g16+kv_int8"]
     assert not Study(**asked, target=both).run(tmp_path / "store").failures
-    assert alone in store.ids()
+    assert before < set(store.ids())
     losses: dict[str, float] = {}
     for run in store.ids():
         record = store.record(run)

@@ -107,7 +107,7 @@ BY_PLACE = {
         "out": (str | Path | None, None),
     },
 }
-BY_NAME = {"prune": SHARED, "quantize": SHARED}
+BY_NAME = {"prune": SHARED, "quantize": {**SHARED, "kv": (str | None, None)}}
 
 
 @pytest.mark.parametrize("verb", BY_PLACE)

@@ -225,7 +225,7 @@ def test_list_shows_parameters_as_they_are_typed_and_what_methods_accept_and_loo
     assert "feature norms" in rows["wanda"]
     facts = {entry["name"]: entry["facts"] for entry in ask("list", "methods", "--json").json}
     assert facts["sparsegpt"] == {"accepts": "0.5, 2:4 or 2:4+w4g64", "looks_at": "gram"}
-    assert facts["rtn"] == {"accepts": "w4g64 or FP8A16", "looks_at": "no data"}
+    assert facts["rtn"] == {"accepts": "w4g64, FP8A16 or w4g64+kv_fp8", "looks_at": "no data"}
 
 
 def test_inspect_shows_texts_counts_and_licences(ask: Ask, model: Path):

@@ -80,12 +80,6 @@ def attends(module: nn.Module) -> bool:
     return has_way and code is not None and INTERFACE in code.co_names
 
 
-def cache_of(module: nn.Module) -> RoundedCache | None:
-    """Return how an attention rounds keys and values; None for one that doesn't."""
-    change = vars(module).get(CHANGE)
-    return change if isinstance(change, RoundedCache) else None
-
-
 def round_cache(module: nn.Module, rounding: RoundedCache) -> None:
     """Let an attention round its keys and values, in place of how it did before."""
     _change(module, rounding)
@@ -95,9 +89,9 @@ def rounded_caches(model: nn.Module) -> dict[str, RoundedCache]:
     """Return the attentions of a model that round keys and values, by name."""
     found: dict[str, RoundedCache] = {}
     for name, module in model.named_modules():
-        rounding = cache_of(module)
-        if rounding is not None:
-            found[name] = rounding
+        change = vars(module).get(CHANGE)
+        if isinstance(change, RoundedCache):
+            found[name] = change
     return found
 
 
