@@ -186,6 +186,24 @@ def test_the_least_budget_is_met_and_costs_what_each_tensor_alone_does(tmp_path:
         assert notes["tensors"][tensor]["cost"] == pytest.approx(expected, rel=1e-2)
 
 
+@pytest.mark.slow
+def test_a_file_of_the_size_of_a_recipe_loses_less(tmp_path: Path) -> None:
+    asked = {"data": "c4", "samples": 2, "length": 256, "export": "gguf"}
+    recipe, budget = tmp_path / "recipe", tmp_path / "budget"
+    quantize("smollm2", method="llama_cpp", target="Q4_K_M", out=recipe, **asked)
+    size = bytes_of(recipe / "model.gguf")
+    quantize("smollm2", method="llama_cpp", target=GgufBudget(size), out=budget, **asked)
+    assert bytes_of(budget / "model.gguf") <= size
+    task = "loss(source='python_docs', tokens=2048, length=256)"
+    losses: list[float] = []
+    for folder in (recipe, budget):
+        (measured,) = calibrant.evaluate(
+            str(folder / "model.gguf"), tasks=[task], engine="llama_cpp"
+        )
+        losses.append(measured.score.value)
+    assert losses[1] < losses[0]
+
+
 def test_gate_and_up_of_experts_get_one_kind(tmp_path: Path) -> None:
     folder = str(tiny_folder(tmp_path / "folder", "qwen3_moe", **MOE))
     template = tiny_moe_gguf(tmp_path / "moe.gguf")
