@@ -40,6 +40,11 @@ def notes_of(done: Compression) -> dict[str, Any]:
     return done.record.edits[0]["notes"]
 
 
+def file_of(done: Compression) -> Path:
+    assert done.out is not None
+    return done.out / "model.gguf"
+
+
 def tensors_of(path: Path) -> dict[str, gguf.ReaderTensor]:
     return {str(tensor.name): tensor for tensor in gguf.GGUFReader(path).tensors}
 
@@ -123,8 +128,8 @@ def test_the_file_is_within_its_budget_and_no_single_kind_costs_less(tmp_path: P
         budget = plain + int(numbers * share / 8)
         done = within(template, tmp_path / f"{share}", budget)
         notes = notes_of(done)
-        written = tensors_of(done.out / "model.gguf")
-        assert bytes_of(done.out / "model.gguf") == notes["bytes"] <= budget
+        written = tensors_of(file_of(done))
+        assert bytes_of(file_of(done)) == notes["bytes"] <= budget
         kinds = {name: written[name].tensor_type.name.lower() for name in errors}
         assert kinds == {name: chosen["kind"] for name, chosen in notes["tensors"].items()}
         cost = sum(errors[name][kind] for name, kind in kinds.items())
@@ -145,7 +150,7 @@ def test_equal_budgets_give_equal_files_that_llama_cpp_opens(tmp_path: Path) -> 
     least = least_of(template, tmp_path / "refused")
     once = within(template, tmp_path / "once", least + 3000)
     again = within(template, tmp_path / "again", least + 3000)
-    first, second = (done.out / "model.gguf" for done in (once, again))
+    first, second = (file_of(done) for done in (once, again))
     assert first.read_bytes() == second.read_bytes()
     assert once.record.run.id == again.record.run.id
     ids = torch.arange(3, 35).reshape(2, 16)
@@ -162,7 +167,7 @@ def test_the_least_budget_is_met_and_costs_what_each_tensor_alone_does(tmp_path:
         template, tmp_path / "out", least, method="llama_cpp(by=kl)", length=16, samples=2
     )
     notes = notes_of(done)
-    assert bytes_of(done.out / "model.gguf") == notes["bytes"] == least
+    assert bytes_of(file_of(done)) == notes["bytes"] == least
     # With every tensor at its smallest kind, a cost is the divergence by that tensor alone.
     written = open_model(str(done.out), "float64", "cpu").model
     dense = open_model(str(template), "float64", "cpu")
@@ -186,14 +191,32 @@ def test_the_least_budget_is_met_and_costs_what_each_tensor_alone_does(tmp_path:
         assert notes["tensors"][tensor]["cost"] == pytest.approx(expected, rel=1e-2)
 
 
+@pytest.mark.slow
+def test_a_file_of_the_size_of_a_recipe_loses_less(tmp_path: Path) -> None:
+    asked: dict[str, Any] = {"data": "c4", "samples": 2, "length": 256, "export": "gguf"}
+    recipe, budget = tmp_path / "recipe", tmp_path / "budget"
+    quantize("smollm2", method="llama_cpp", target="Q4_K_M", out=recipe, **asked)
+    size = bytes_of(recipe / "model.gguf")
+    quantize("smollm2", method="llama_cpp", target=GgufBudget(size), out=budget, **asked)
+    assert bytes_of(budget / "model.gguf") <= size
+    task = "loss(source='python_docs', tokens=2048, length=256)"
+    losses: list[float] = []
+    for folder in (recipe, budget):
+        (measured,) = calibrant.evaluate(
+            str(folder / "model.gguf"), tasks=[task], engine="llama_cpp"
+        )
+        losses.append(measured.score.value)
+    assert losses[1] < losses[0]
+
+
 def test_gate_and_up_of_experts_get_one_kind(tmp_path: Path) -> None:
     folder = str(tiny_folder(tmp_path / "folder", "qwen3_moe", **MOE))
     template = tiny_moe_gguf(tmp_path / "moe.gguf")
     method, export = f"llama_cpp(like='{template}')", f"gguf(like='{template}')"
     plain = 4 * sum(tensor.n_elements for tensor in tensors_of(template).values())
     done = within(Path(folder), tmp_path / "out", plain // 6, method=method, export=export)
-    written = tensors_of(done.out / "model.gguf")
-    assert bytes_of(done.out / "model.gguf") == notes_of(done)["bytes"] <= plain // 6
+    written = tensors_of(file_of(done))
+    assert bytes_of(file_of(done)) == notes_of(done)["bytes"] <= plain // 6
     for block in range(2):
         pair = {
             written[f"blk.{block}.ffn_{part}_exps.weight"].tensor_type for part in ("gate", "up")
@@ -209,7 +232,7 @@ def test_without_data_kinds_are_chosen_too(tmp_path: Path) -> None:
     done = within(
         template, tmp_path / "out", budget, method="llama_cpp(importance=false)", data=None
     )
-    assert bytes_of(done.out / "model.gguf") == notes_of(done)["bytes"] <= budget
+    assert bytes_of(file_of(done)) == notes_of(done)["bytes"] <= budget
 
 
 def test_a_recipe_leaves_nothing_to_choose(tmp_path: Path) -> None:
@@ -225,7 +248,8 @@ def test_a_recipe_leaves_nothing_to_choose(tmp_path: Path) -> None:
 
 def test_a_plan_knows_the_budget(tmp_path: Path) -> None:
     template = str(tiny_gguf(tmp_path / "tiny.gguf", "F32"))
-    asked = {"data": "python_docs", "method": "llama_cpp", "export": "gguf"} | SMALL
+    asked: dict[str, Any] = {"data": "python_docs", "method": "llama_cpp", "export": "gguf"}
+    asked |= SMALL
     asked["out"] = tmp_path / "out"
     enough = calibrant.plan(quantize, template, target="gguf 0.05MB", **asked)
     assert enough.fits

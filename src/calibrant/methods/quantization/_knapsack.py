@@ -122,7 +122,8 @@ def _bound(items: Sequence[Sequence[Option]], budget: int) -> float:
         taken = min(size, room)
         costs.append(-saved * taken)
         room -= taken
-    return math.fsum(costs)
+    # Costs aren't negative, but what is left of them after rounding may be.
+    return max(0.0, math.fsum(costs))
 
 
 def _hull(options: Sequence[Option]) -> list[Option]:
