@@ -1,4 +1,4 @@
-"""What a real vLLM computes with our exports, next to our own numbers: python benchmarks/vllm.py
+"""What a real vLLM computes with our exports, next to our own numbers: python benchmarks/in_vllm.py
 FOLDER [CASE ...] [--make] [--out FILE]
 
 `make vllm` makes the environment. Each case is a model that is quantized once and exported into
@@ -99,7 +99,7 @@ def compared(folder: Path) -> dict[str, Any]:
     import calibrant
     from calibrant.errors import ModelError
     from calibrant.evaluators import evaluators
-    from calibrant.evaluators._vllm import RunByVllm, Scored, opened_by_vllm
+    from calibrant.evaluators._vllm import RunByVllm, TokensInVllm, opened_by_vllm
     from calibrant.evaluators._windows import ScoredWindow
 
     task: Any = evaluators.build(TASK)
@@ -107,7 +107,7 @@ def compared(folder: Path) -> dict[str, Any]:
     windows: list[ScoredWindow] = task.windows(opened.tokenizer)
     assert isinstance(opened.model, RunByVllm)
     began = time.perf_counter()
-    theirs: list[Scored] = []
+    theirs: list[TokensInVllm] = []
     try:
         for window in windows:
             theirs += opened.model.scored([window.ids])
