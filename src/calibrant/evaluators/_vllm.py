@@ -58,7 +58,7 @@ GENERATION: Final = "generation_config.json"
 
 
 @dataclass(frozen=True)
-class Scored:
+class TokensInVllm:
     """Of each token but the first of a window: its negative log likelihood, and the most probable
     token in its place.
     """
@@ -173,17 +173,17 @@ class RunByVllm(PreTrainedModel):
     def device(self) -> torch.device:
         return torch.device("cpu")
 
-    def scored(self, windows: Sequence[Sequence[int]]) -> list[Scored]:
+    def scored(self, windows: Sequence[Sequence[int]]) -> list[TokensInVllm]:
         """Return what is known of the tokens of each window. Raises `ModelError` where vLLM can't
         run the model.
         """
         # vLLM also generates a token behind each window.
         room = max(map(len, windows)) + 1
         replies = self._started(room).ask({"prompts": list(windows)})
-        scored: list[Scored] = []
+        scored: list[TokensInVllm] = []
         for reply in replies:
             nats = [_negative(logarithm) for logarithm in reply["logarithms"]]
-            scored.append(Scored(nats, reply["likeliest"]))
+            scored.append(TokensInVllm(nats, reply["likeliest"]))
         return scored
 
     def continued(self, prompts: Sequence[Sequence[int]], most: int) -> list[list[int]]:
