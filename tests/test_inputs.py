@@ -433,21 +433,22 @@ def test_a_model_that_already_rounds_inputs_goes_on_doing_so(folder: str, tmp_pa
     assert INPUTS in (tmp_path / "second" / "README.md").read_text("utf-8")
 
 
+@pytest.mark.parametrize("scheme", ["FP8", "W8A8"])
 @pytest.mark.parametrize(
     "job",
     [
-        {"target": "W8A8"},
+        {"target": "NVFP4"},
         {"target": "w8", "transform": "smooth"},
         {"target": "w8", "transform": "rotate"},
         {"target": "w8", "method": "awq"},
     ],
 )
 def test_what_does_not_fit_inputs_that_are_rounded_is_refused(
-    job: dict[str, Any], folder: str, texts: str, tmp_path: Path
+    job: dict[str, Any], scheme: str, folder: str, texts: str, tmp_path: Path
 ):
     """Static scales are those of the inputs that came, and what is rounded isn't rounded again."""
     rounded = str(tmp_path / "rounded")
-    quantize(folder, data=texts, target="FP8", out=rounded, **SMALL)
+    quantize(folder, data=texts, target=scheme, out=rounded, **SMALL)
     out = tmp_path / "out"
     said = refusal_of(quantize, rounded, data=texts, out=out, **job, **SMALL, kind=SpecError)
     assert said.subject in job.values()
@@ -459,7 +460,7 @@ def test_what_does_not_fit_inputs_that_are_rounded_is_refused(
     [
         (prune, {"method": "sparsegpt"}),
         (prune, {"method": "short_gpt", "target": "blocks 0.34"}),
-        (quantize, {"method": "gptq", "target": "w4g16", "transform": "smooth"}),
+        (quantize, {"method": "gptq", "target": "w4g16"}),
     ],
 )
 def test_a_model_that_rounds_inputs_is_compressed_further(
