@@ -91,9 +91,10 @@ def check_inputs_may_change(model: nn.Module, by: str) -> None:
     written so: between a norm and a matrix nothing can move any more, and static scales were found
     for the inputs that come now.
     """
-    for name in rounding_modules(model):
+    names = list(rounding_modules(model))
+    if names:
         raise SpecError(
-            f"{by} changes inputs of matrices, and those of {name} are rounded already; "
+            f"{by} changes inputs of matrices, and those of {names[0]} are rounded already; "
             "start from the model before its inputs were rounded",
             subject=by,
         )
