@@ -29,6 +29,7 @@ from calibrant.data import CalibrationSet
 from calibrant.edits import Edit, QuantizeInputs, read_edit
 from calibrant.edits.file import from_bytes, to_bytes
 from calibrant.errors import DataError, NumericsError, OutputError, SpecError
+from calibrant.lab.report import report
 from calibrant.lab.study import Study
 from calibrant.lab.study.loaded import LoadedModel
 from calibrant.models import Opened, Snapshot, load, open_model, view
@@ -524,6 +525,9 @@ def test_a_study_of_two_schemes_measures_again_from_what_is_stored(
         made.append(str(recipe.target))
         return compress(opened, view, batch, recipe, **how)
 
+    said = report(tmp_path / "store").facts.settings["inputs"]
+    assert "W8A8: of 21 matrices int8" in said
+    assert "FP8: of 21 matrices e4m3" in said
     monkeypatch.setattr("calibrant.lab.study.driver.compress", noted)
     more = [*tasks, tasks[0].replace("200", "300")]
     assert not Study(**asked, evaluate=more).run(tmp_path / "store").failures
