@@ -29,6 +29,7 @@ from calibrant.data import CalibrationSet
 from calibrant.edits import Edit, QuantizeInputs, read_edit
 from calibrant.edits.file import from_bytes, to_bytes
 from calibrant.errors import DataError, NumericsError, OutputError, SpecError
+from calibrant.lab.report import report
 from calibrant.lab.study import Study
 from calibrant.lab.study.loaded import LoadedModel
 from calibrant.models import Opened, Snapshot, load, open_model, view
@@ -433,21 +434,22 @@ def test_a_model_that_already_rounds_inputs_goes_on_doing_so(folder: str, tmp_pa
     assert INPUTS in (tmp_path / "second" / "README.md").read_text("utf-8")
 
 
+@pytest.mark.parametrize("scheme", ["FP8", "W8A8"])
 @pytest.mark.parametrize(
     "job",
     [
-        {"target": "W8A8"},
+        {"target": "NVFP4"},
         {"target": "w8", "transform": "smooth"},
         {"target": "w8", "transform": "rotate"},
         {"target": "w8", "method": "awq"},
     ],
 )
 def test_what_does_not_fit_inputs_that_are_rounded_is_refused(
-    job: dict[str, Any], folder: str, texts: str, tmp_path: Path
+    job: dict[str, Any], scheme: str, folder: str, texts: str, tmp_path: Path
 ):
     """Static scales are those of the inputs that came, and what is rounded isn't rounded again."""
     rounded = str(tmp_path / "rounded")
-    quantize(folder, data=texts, target="FP8", out=rounded, **SMALL)
+    quantize(folder, data=texts, target=scheme, out=rounded, **SMALL)
     out = tmp_path / "out"
     said = refusal_of(quantize, rounded, data=texts, out=out, **job, **SMALL, kind=SpecError)
     assert said.subject in job.values()
@@ -459,7 +461,7 @@ def test_what_does_not_fit_inputs_that_are_rounded_is_refused(
     [
         (prune, {"method": "sparsegpt"}),
         (prune, {"method": "short_gpt", "target": "blocks 0.34"}),
-        (quantize, {"method": "gptq", "target": "w4g16", "transform": "smooth"}),
+        (quantize, {"method": "gptq", "target": "w4g16"}),
     ],
 )
 def test_a_model_that_rounds_inputs_is_compressed_further(
@@ -523,6 +525,9 @@ def test_a_study_of_two_schemes_measures_again_from_what_is_stored(
         made.append(str(recipe.target))
         return compress(opened, view, batch, recipe, **how)
 
+    said = report(tmp_path / "store").facts.settings["inputs"]
+    assert "W8A8: of 21 matrices int8" in said
+    assert "FP8: of 21 matrices e4m3" in said
     monkeypatch.setattr("calibrant.lab.study.driver.compress", noted)
     more = [*tasks, tasks[0].replace("200", "300")]
     assert not Study(**asked, evaluate=more).run(tmp_path / "store").failures

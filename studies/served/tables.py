@@ -17,7 +17,7 @@ from calibrant.lab.stats.contrasts import Contrast, holm
 from calibrant.results import Store
 
 STORES: Final = ("smollm2", "smooth")
-LEARNED: Final = "autoround(steps=25, batch=2)"
+LEARNED: Final = "autoround(steps=10, batch=2)"
 ASKED: Final = (
     ("smollm2", "gptq", "w4g64"),
     ("smollm2", "gptq", "MXFP4"),

@@ -76,6 +76,18 @@ def test_a_method_that_looks_at_no_data_has_no_propagation_whatever_its_allocati
     assert [method for method, *_ in found.methods] == ["wanda"]
 
 
+def test_a_target_that_looks_at_data_has_the_propagation_of_its_second_walk(
+    model: str, tmp_path: Path
+):
+    found = plan(
+        asked(model, methods=["rtn"], targets=["FP8", "W8A8"]), tmp_path / "out", probed=False
+    )
+    ((method, propagate, why),) = found.methods
+    assert (method, propagate) == ("rtn", "dense")
+    assert "study" not in why
+    assert found.shared["looking"] == 4
+
+
 def test_counts_without_opening_anything(
     model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -90,16 +90,17 @@ def rounding_modules(model: nn.Module) -> dict[str, RoundedInputs]:
 
 
 def check_inputs_may_change(model: nn.Module, by: str) -> None:
-    """Raise `SpecError` for a model with static scales of inputs, where inputs would be changed
-    `by` what is written so: the scales were found for those that come now.
+    """Raise `SpecError` for a model that rounds inputs, where these would be changed `by` what is
+    written so: between a norm and a matrix nothing can move any more, and static scales were found
+    for the inputs that come now.
     """
-    for name, rounding in rounding_modules(model).items():
-        if rounding.scale is not None:
-            raise SpecError(
-                f"{by} changes inputs, and those of {name} are rounded with a scale that was found "
-                f"beforehand; start from the model before its inputs were rounded",
-                subject=by,
-            )
+    names = list(rounding_modules(model))
+    if names:
+        raise SpecError(
+            f"{by} changes inputs of matrices, and those of {names[0]} are rounded already; "
+            "start from the model before its inputs were rounded",
+            subject=by,
+        )
 
 
 def round_alike(model: nn.Module, other: nn.Module) -> None:

@@ -441,8 +441,8 @@ def stored_bits(weights: Sequence[Mapping[str, Any]]) -> float | None:
 
 
 def inputs_in_words(edits: Sequence[Mapping[str, Any]]) -> str:
-    """Return in words how many matrices of a record get rounded inputs, and how, and which of those
-    that were compressed don't; empty where none does.
+    """Return in words of how many matrices of a record inputs are rounded, and how, and of how many
+    compressed ones they aren't; empty where all stay as they are.
     """
     counts: Counter[str] = Counter()
     reasons: Counter[str] = Counter()
@@ -451,17 +451,20 @@ def inputs_in_words(edits: Sequence[Mapping[str, Any]]) -> str:
             counts[_rounding_in_words(edit)] += 1
         if edit["edit"] == "inputs_left":
             reasons.update(edit["matrices"].values())
-    parts = [f"{words} for {count} matrices" for words, count in counts.items()]
-    parts += [f"{count} left as they are ({reason})" for reason, count in reasons.items()]
+    parts = [f"of {count} matrices {words}" for words, count in counts.items()]
+    parts += [f"of {count} left as they are ({reason})" for reason, count in reasons.items()]
     return "; ".join(parts)
 
 
 def _rounding_in_words(edit: Mapping[str, Any]) -> str:
-    sharing = {"tensor": "the matrix", "token": "each token"}
-    shared_by = sharing.get(edit["strategy"], f"{edit.get('group')} inputs of a token")
-    words = f"{edit['element']}, a scale for {shared_by}"
+    element = edit["element"]
+    if edit["strategy"] == "tensor":
+        return f"{element} with a scale for each matrix, found by {edit['range']}"
+    if edit["strategy"] == "token":
+        return f"{element} with a scale for each token"
+    words = f"{element} with a scale for {edit['group']} inputs of a token"
     if "range" in edit:
-        words += f", by {edit['range']} on the calibration data"
+        words += f", times one for each matrix, found by {edit['range']}"
     return words
 
 

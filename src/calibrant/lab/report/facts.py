@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from calibrant.lab.stats import Results, is_rounded
 from calibrant.numerics import decimals, gigabytes
-from calibrant.results import Cell, Record, Score, Store, stored_bits
+from calibrant.results import Cell, Record, Score, Store, inputs_in_words, stored_bits
 from calibrant.results.records import MEASURED, UNTOUCHED
 
 PHASES: Final = {
@@ -111,10 +111,14 @@ def _settings(store: Store, records: Mapping[str, Record]) -> dict[str, str]:
     sparsities: list[str] = []
     rounded: dict[str, str] = {}
     pruned: dict[str, str] = {}
+    inputs: dict[str, str] = {}
     for run, record in records.items():
         if record.run.method.get("spec") in (UNTOUCHED, MEASURED):
             continue
         left_dense.append(str(len(record.dense)))
+        words = inputs_in_words(record.edits)
+        if words:
+            inputs.setdefault(record.run.target, words)
         if is_rounded(record.run.target):
             rounded[record.run.target] = run
         else:
@@ -135,6 +139,8 @@ def _settings(store: Store, records: Mapping[str, Record]) -> dict[str, str]:
     if rounded:
         settings["bits a weight"] = _joined(_stored(store, rounded))
     settings["left dense"] = _joined(left_dense)
+    if inputs:
+        settings["inputs"] = "; ".join(f"{target}: {words}" for target, words in inputs.items())
     return settings
 
 

@@ -13,7 +13,7 @@ from calibrant.data import CalibrationSet
 from calibrant.data.hub import offline
 from calibrant.errors import DataError, ModelError
 from calibrant.evaluators import Evaluator
-from calibrant.lab.study.request import DENSE, Labels, RunRequest, digests_of, propagation
+from calibrant.lab.study.request import DENSE, USUAL, Labels, RunRequest, digests_of, propagation
 from calibrant.lab.study.study import Study
 from calibrant.lab.study.timing import (
     Supply,
@@ -39,6 +39,7 @@ Beyond, it is estimated from a small draw."""
 _FITTED: Final = "and fitted to inputs that no longer come they do harm"
 UPDATES: Final = f"it changes the weights it keeps, {_FITTED}"
 AS_IT_IS: Final = "it looks at the model as it is"
+AFTERWARDS: Final = "it looks at no data, and scales of inputs are found once weights are rounded"
 SCORES: Final = "it only scores, so one pass over the dense model serves every target"
 
 
@@ -399,9 +400,11 @@ def _propagated(study: Study, requests: Sequence[RunRequest]) -> Iterator[tuple[
         if labels.propagate:
             chosen.setdefault((labels.method, labels.propagate), request.recipe.method)
     for (text, propagate), method in chosen.items():
-        usual = propagation(method, None) or ""
+        usual = propagation(method, None) or USUAL
         if study.propagate is not None or propagate != usual:
             yield text, propagate, "the study says so"
+        elif not method.looks:
+            yield text, propagate, AFTERWARDS
         elif not isinstance(method, MatrixMethod):
             yield text, propagate, AS_IT_IS
         else:

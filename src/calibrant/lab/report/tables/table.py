@@ -179,6 +179,9 @@ def unranked(rankings: Sequence[Ranking], way: As) -> Table:
         size = HOLE if ranking.bits is None else decimals(ranking.bits)
         for entry in (*ranking.baselines, *ranking.partial):
             words = describe_target(ranking.target).removesuffix(f" ({ranking.target})")
+            if words == ranking.target:
+                # The name of a scheme or of a recipe, which the row has already.
+                words = ""
             row = _RankingRows(ranking, way).row(replace(entry, letters={}), words, "baseline")
             name = f"{ranking.method} {ranking.target}"
             rows.append(replace(row, name=name, figures=(Figure(size), *row.figures)))
