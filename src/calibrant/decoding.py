@@ -399,7 +399,7 @@ def _of_tokens(
 
 
 def _columns(
-    part: Float[Tensor, "1 head token feature"], rows: int, width: int
+    part: Float[Tensor, "prompt head token feature"], rows: int, width: int
 ) -> Float[Tensor, "row head column feature"]:
     """Return zeros of the same kind, for as many prompts and columns."""
     return part.new_zeros(rows, part.shape[1], width, part.shape[3])
