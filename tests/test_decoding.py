@@ -68,7 +68,6 @@ def test_a_batch_writes_what_each_prompt_gets_alone(family: str, shared: int) ->
 
 @pytest.mark.parametrize("family", ["llama", "gemma3"])
 def test_in_single_precision_it_writes_the_same(family: str) -> None:
-    """The newest token's attention is compiled there."""
     model, given = tiny_model(family, torch.float32), prompts(20)
     expected = [by_hand(model, prompt) for prompt in given]
     assert [(list(answer.ids), answer.cut) for answer in decoded(model, given)] == expected

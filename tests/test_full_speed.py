@@ -1,10 +1,8 @@
 """How float32 products are computed: faster, but of float32 numbers."""
 
-import pytest
 import torch
-from torch import nn
 
-from calibrant.system.products import full_speed, packed_weights, rounding_factors
+from calibrant.system.products import full_speed, rounding_factors
 
 
 def test_at_full_speed_float32_numbers_are_multiplied_as_they_are() -> None:
@@ -31,34 +29,3 @@ def test_the_setting_is_put_back_when_the_last_thread_leaves() -> None:
     assert torch.backends.mkldnn.matmul.fp32_precision == "bf16"
     second.__exit__(None, None, None)
     assert torch.backends.mkldnn.matmul.fp32_precision == before
-
-
-@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 2e-6), (torch.bfloat16, 1e-2)])
-@pytest.mark.parametrize("rows", [1, 5, 64, 300])
-def test_packed_weights_multiply_as_the_weights_do(
-    dtype: torch.dtype, bound: float, rows: int
-) -> None:
-    """They are packed for 64 rows at once."""
-    torch.manual_seed(0)
-    layers = nn.Sequential(nn.Linear(70, 150), nn.Linear(150, 40, bias=False)).to(dtype)
-    inputs = torch.randn(rows, 2, 70).to(dtype)
-    exact = inputs.double()
-    with torch.no_grad():
-        for layer in layers:
-            assert isinstance(layer, nn.Linear)
-            exact = exact @ layer.weight.double().T
-            if layer.bias is not None:
-                exact += layer.bias.double()
-        with full_speed(), packed_weights(layers, 64):
-            product = layers(inputs)
-    assert product.dtype == dtype
-    assert product.shape == exact.shape
-    assert (product.double() - exact).abs().max() <= bound * exact.abs().max()
-
-
-def test_a_layer_with_a_forward_of_its_own_keeps_it() -> None:
-    layer = nn.Linear(8, 8)
-    layer.forward = torch.zeros_like
-    with torch.no_grad(), packed_weights(layer, 4):
-        assert not layer(torch.ones(4, 8)).any()
-    assert layer.forward is torch.zeros_like

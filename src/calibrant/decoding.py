@@ -30,8 +30,7 @@ from transformers.cache_utils import DynamicLayer
 
 from calibrant.data import by_length
 from calibrant.errors import DataError, NumericsError
-from calibrant.models.attending import newest_attending
-from calibrant.system.products import full_speed, packed_weights
+from calibrant.system.products import full_speed
 
 TOKENS_PER_BATCH: Final = 16_384
 """Tokens, shown or to come, whose keys and values are held at once; the result doesn't depend on
@@ -39,8 +38,6 @@ it beyond rounding.
 """
 TOKENS_READ_AT_ONCE: Final = 1024
 """Tokens of prompts that are read together: enough for long products of matrices."""
-LEAST_PACKED: Final = 4
-"""Prompts at once for which the model's weights are packed: that takes as long as a few steps."""
 REMEMBERED: Final = frozenset({"full_attention", "sliding_attention"})
 """Kinds of layers that remember keys and values, a pair a token, and nothing else."""
 
@@ -118,12 +115,9 @@ class Decoder:
     def run(self, batch: Sequence[int]) -> list[Generated]:
         """Return what the model writes after each of these prompts."""
         with full_speed():
-            if not self.remembers:
-                return [self._without_cache(number) for number in batch]
-            if len(batch) < LEAST_PACKED:
+            if self.remembers:
                 return self._with_cache(batch)
-            with newest_attending(self.model), packed_weights(self.model, len(batch)):
-                return self._with_cache(batch)
+            return [self._without_cache(number) for number in batch]
 
     def _with_cache(self, batch: Sequence[int]) -> list[Generated]:
         prompts = [self.prompts[number] for number in batch]
@@ -405,7 +399,7 @@ def _of_tokens(
 
 
 def _columns(
-    part: Float[Tensor, "1 head token feature"], rows: int, width: int
+    part: Float[Tensor, "prompt head token feature"], rows: int, width: int
 ) -> Float[Tensor, "row head column feature"]:
     """Return zeros of the same kind, for as many prompts and columns."""
     return part.new_zeros(rows, part.shape[1], width, part.shape[3])

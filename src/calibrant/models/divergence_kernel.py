@@ -20,7 +20,7 @@ instructions. NaN and infinity keep their meaning.
 
 
 @inlined
-def exp(x: Any) -> Any:
+def _exp(x: Any) -> Any:
     """Return e^x of a float32 of at most 0: 2^n·e^r, r within ±log(2)/2 (Cephes' polynomial).
     Below -87 it is that of -87, about 1e-38.
     """
@@ -65,7 +65,7 @@ def _log_sum(row: Any, largest: Any) -> Any:
     for start in range(0, len(row), RUN):
         part = np.float32(0)
         for word in range(start, min(start + RUN, len(row))):
-            part += exp(row[word] - largest)
+            part += _exp(row[word] - largest)
         total += part
     return np.float32(np.log(total))
 
@@ -87,10 +87,10 @@ def nats(old: Any, new: Any, largest: Any, out: Any) -> None:
             for word in range(start, min(start + RUN, len(old_row))):
                 before = (old_row[word] - largest_old) - log_old
                 after = (new_row[word] - largest_new) - log_new
-                p = exp(before)
+                p = _exp(before)
                 d = after - before
                 near = p * _beyond(d)
-                far = (exp(after) - p) - p * d
+                far = (_exp(after) - p) - p * d
                 part += near if abs(d) < np.float32(1) else far
             total += part
         out[row] = total

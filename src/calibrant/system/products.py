@@ -1,19 +1,14 @@
-"""Which of its libraries torch multiplies matrices with on the processor, whether they may round
-what they multiply, and in which order they find weights.
+"""Which of its libraries torch multiplies float32 matrices with on the processor, and whether they
+may round what they multiply.
 """
 
 import functools
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
-from typing import Any, Final, TypeGuard, final
+from typing import Any, final
 
 import torch
-from torch import Tensor, nn
-
-MOST_PACKED: Final = 2**30
-"""Bytes of weights that are packed: as much memory is taken once more."""
 
 
 @contextmanager
@@ -43,46 +38,6 @@ def rounding_factors() -> Iterator[None]:
         yield
     finally:
         _rounding.leave()
-
-
-@contextmanager
-def packed_weights(model: nn.Module, rows: int) -> Iterator[None]:
-    """While it lasts, linear layers multiply about `rows` inputs at once with copies of their
-    weights, in the order in which oneDNN reads them. Else it would bring them into that order for
-    each product, which for few rows takes longer than the product.
-
-    Nothing changes where the processor doesn't compute, for layers with a forward of their own,
-    and for a model of more than `MOST_PACKED` bytes. Nobody may change a weight meanwhile.
-    """
-    layers = [module for module in model.modules() if _can_be_packed(module)]
-    sizes = {id(layer.weight): layer.weight.nbytes for layer in layers}
-    if sum(sizes.values()) > MOST_PACKED:
-        layers = []
-    try:
-        for layer in layers:
-            packed = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach(), rows)
-            layer.forward = partial(_packed_product, packed, layer.bias)
-        yield
-    finally:
-        for layer in layers:
-            vars(layer).pop("forward", None)
-
-
-def _can_be_packed(module: nn.Module) -> TypeGuard[nn.Linear]:
-    if type(module) is not nn.Linear or "forward" in vars(module):
-        return False
-    weight = module.weight
-    if weight.device.type != "cpu" or not weight.is_contiguous():
-        return False
-    capabilities = torch.cpu.get_capabilities()
-    if weight.dtype == torch.bfloat16:
-        return bool(capabilities.get("avx512_bf16", False))
-    return weight.dtype == torch.float32 and bool(capabilities.get("avx512_f", False))
-
-
-def _packed_product(packed: Tensor, bias: Tensor | None, inputs: Tensor) -> Tensor:
-    product: Tensor = torch.ops.mkldnn._linear_pointwise(inputs, packed, bias, "none", [], "")
-    return product
 
 
 @final
