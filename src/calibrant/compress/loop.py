@@ -32,7 +32,7 @@ from calibrant.job import Job
 from calibrant.methods import Compressed, MatrixMethod
 from calibrant.models import Block, ModelView, Opened, Weight
 from calibrant.models.rounded_cache import attention_names
-from calibrant.models.rounded_inputs import check_inputs_may_change, rounding_modules
+from calibrant.models.rounded_inputs import check_no_static_scales, rounding_modules
 from calibrant.numerics import check_report
 from calibrant.results import Record, Run
 from calibrant.results.outcomes import Journal
@@ -97,7 +97,7 @@ def compress(
     target = recipe.target.weights
     check_model(recipe.method, view, target, dict.fromkeys(view.named, target))
     for transform in recipe.transforms:
-        check_inputs_may_change(view.model, str(transform))
+        check_no_static_scales(view.model, str(transform))
     if recipe.inputs is not None:
         _check_inputs_are_whole(opened, recipe)
         # Raises for a model that can't be followed, which wouldn't show which inputs are whose.
@@ -241,7 +241,8 @@ def _all_steps(job: Job, recipe: Recipe, before_inputs: Callable[[], None]) -> I
     compressed = {edit.weight.name for edit in job.done if isinstance(edit, Replace)}
     kinds_done = {type(edit) for edit in job.done}
     # What comes later is begun only where all before it was done.
-    if not kinds_done & {QuantizeInputs, QuantizeCache}:
+    method_done = bool(kinds_done & {QuantizeInputs, QuantizeCache})
+    if not method_done and not recipe.leaves_weights:
         for step in _steps(job, recipe, edits_of(recipe.method, job)):
             compressed |= {edit.weight.name for edit in step.edits if isinstance(edit, Replace)}
             yield step
@@ -558,6 +559,8 @@ def _reasons_left(
     few_tokens: Mapping[str, float],
 ) -> list[str]:
     """Why each of these matrices was left as it is."""
+    if recipe.leaves_weights:
+        return [f"{recipe.target} leaves weights as they are"] * len(weights)
     if not isinstance(recipe.method, MatrixMethod):
         return [f"{recipe.method.spec_name()} left it as it is"] * len(weights)
     # A rehearsal takes a forward, so there is none without need.

@@ -101,6 +101,11 @@ class Recipe:
         return str(self.target) if self.target.looks else ""
 
     @property
+    def leaves_weights(self) -> bool:
+        """Whether the KV cache alone is rounded, and weights stay as they are."""
+        return isinstance(self.target.weights, WithCache)
+
+    @property
     def inputs(self) -> InputGrid | None:
         """What becomes of the inputs of matrices; None where they stay as they are."""
         return self.target.inputs if isinstance(self.target, Scheme | WithCache) else None

@@ -89,17 +89,23 @@ def rounding_modules(model: nn.Module) -> dict[str, RoundedInputs]:
     return found
 
 
-def check_inputs_may_change(model: nn.Module, by: str) -> None:
-    """Raise `SpecError` for a model with static scales of inputs, where inputs would be changed
-    `by` what is written so: the scales were found for those that come now.
+def check_no_static_scales(model: nn.Module, by: str) -> None:
+    """Raise `SpecError` for a model with static scales of inputs, or of keys and values, where
+    these would be changed `by` what is written so: the scales were found for those that come now.
     """
     for name, rounding in rounding_modules(model).items():
         if rounding.scale is not None:
             raise SpecError(
                 f"{by} changes inputs, and those of {name} are rounded with a scale that was found "
-                f"beforehand; start from the model before its inputs were rounded",
+                "beforehand; start from the model before its inputs were rounded",
                 subject=by,
             )
+    for name in rounded_caches(model):
+        raise SpecError(
+            f"{by} may change keys and values, and those of {name} are rounded with scales that "
+            "were found beforehand; start from the model before its KV cache was rounded",
+            subject=by,
+        )
 
 
 def round_alike(model: nn.Module, other: nn.Module) -> None:
@@ -142,8 +148,7 @@ def write_rounding(model: nn.Module, folder: Path) -> None:
 
 def round_as_written(model: nn.Module, folder: Path) -> None:
     """Let the modules of `model` round as `write_rounding` wrote it into its folder; does nothing
-    where it didn't. Raises `ModelError` for a file that is damaged or of another
-    model.
+    where it didn't. Raises `ModelError` for a file that is damaged or of another model.
     """
     path = folder / INPUTS
     if not path.is_file():
@@ -163,8 +168,8 @@ def round_as_written(model: nn.Module, folder: Path) -> None:
 
 
 def _round(module: nn.Module, facts: Mapping[str, Any]) -> None:
-    """Let a module round as these facts say. Raises `KeyError`, `TypeError` or `ValueError` for
-    what are none, and for a module that can't.
+    """Let a module round as these facts say. Raises `KeyError`, `TypeError`, `ValueError` or
+    `NumericsError` where they say nothing that can be done, and for a module that can't round.
     """
     if attends(module):
         round_cache(module, RoundedCache.read(facts))
@@ -187,7 +192,7 @@ def _read(facts: Mapping[str, Any]) -> tuple[InputGrid, float | None]:
 
 def _damaged(path: Path, what: str) -> ModelError:
     return ModelError(
-        f"{path} says of a module how its inputs or its cache are rounded, and that doesn't fit "
-        f"the model ({what}); save the model again",
+        f"{path} says how a module rounds inputs or keys and values, and that doesn't fit the "
+        f"model ({what}); save the model again",
         subject=str(path),
     )

@@ -32,7 +32,7 @@ from calibrant.methods.quantization._float_scales import sharing_scales
 from calibrant.methods.quantization._rounding import clipped, effective, input_scales, scales_of
 from calibrant.methods.quantization._stand_ins import ScaledAlone
 from calibrant.models import Block, ModelView, Stream, Weight
-from calibrant.models.rounded_inputs import check_inputs_may_change
+from calibrant.models.rounded_inputs import check_no_static_scales
 from calibrant.numerics import six_digits
 from calibrant.packed import gram_energy
 from calibrant.spec import check_most
@@ -95,7 +95,7 @@ class AWQ(ModelMethod, MatrixMethod):
 
     def check_model(self, view: ModelView, target: Target, targets: Mapping[str, Target]) -> None:
         check_matrices(view, targets)
-        check_inputs_may_change(view.model, str(self))
+        check_no_static_scales(view.model, str(self))
         Stream.of(view)
 
     def compress(self, weight: Float[Tensor, "out in"], seen: Seen, target: Target) -> Compressed:
