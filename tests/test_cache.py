@@ -28,6 +28,7 @@ from calibrant.errors import (
     SpecError,
     TargetError,
 )
+from calibrant.evaluators._dense import state
 from calibrant.lab.study import Study
 from calibrant.models import Opened, Snapshot, open_model, view
 from calibrant.models.rounded_cache import (
@@ -342,6 +343,14 @@ def test_all_is_taken_back_to_the_bit_and_read_again(target: str, folder: str, t
         assert torch.equal(copied(IDS).logits, made)
 
 
+def test_what_was_kept_of_a_dense_model_is_not_that_of_a_rounded_one():
+    model = tiny_model("llama")
+    before = state(model)
+    (name, *_) = attention_names(view(model))
+    round_cache(model.get_submodule(name), RoundedCache(CacheGrid("int8"), (0.02,), (0.01,)))
+    assert state(model) != before
+
+
 def test_what_can_not_be_rounded_is_refused_by_name(folder: str, texts: str, tmp_path: Path):
     config = MambaConfig(vocab_size=259, hidden_size=32, num_hidden_layers=2, state_size=4)
     MambaForCausalLM(config).save_pretrained(tmp_path / "mamba")
@@ -527,7 +536,9 @@ def test_by_itself_it_leaves_weights_alone(folder: str, texts: str):
     for method in ("none", "gptq", "rtn(scales=mse)"):
         refusal_of(quantize, folder, method=method, **options, kind=TargetError)
     refusal_of(calibrant.prune, folder, **options, kind=TargetError)
-    alone = quantize(folder, **options)
+    alone = quantize(folder, **{**options, "samples": 1})
+    # Fewer tokens than inputs are enough for scales.
+    assert not alone.record.provenance.get("few_tokens")
     assert len(rounded_caches(alone.model)) == 3
     assert not alone.record.weights
     assert {"kv_int8 leaves weights as they are"} < {line["reason"] for line in alone.record.dense}

@@ -99,7 +99,7 @@ def compress(
     for transform in recipe.transforms:
         check_no_static_scales(view.model, str(transform))
     if recipe.inputs is not None:
-        _check_inputs_are_whole(opened, recipe)
+        _check_inputs_unrounded(opened, recipe)
         # Raises for a model that can't be followed, which wouldn't show which inputs are whose.
         rehearse(view)
     if recipe.cache is not None:
@@ -191,8 +191,8 @@ def compress(
     return _record(recipe, run, view, matrices, batch, reports, few_tokens)
 
 
-def _check_inputs_are_whole(opened: Opened, recipe: Recipe) -> None:
-    """Raise `SpecError` where inputs that are to be rounded are rounded already."""
+def _check_inputs_unrounded(opened: Opened, recipe: Recipe) -> None:
+    """Raise `SpecError` where the model, whose inputs are to be rounded, rounds some already."""
     if rounding_modules(opened.model):
         target = str(recipe.target)
         message = (

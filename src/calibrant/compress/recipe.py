@@ -77,6 +77,13 @@ class Recipe:
         return bool(self.looking)
 
     @property
+    def weights_look(self) -> bool:
+        """Whether what becomes of weights depends on calibration data. Where only scales of inputs
+        or of the KV cache do, a few tokens are enough.
+        """
+        return self.looks and self.looking != str(self.target)
+
+    @property
     def walks(self) -> bool:
         """Whether its propagation makes a difference to the result."""
         return self.method.looks or self.target.looks

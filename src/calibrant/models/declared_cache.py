@@ -30,6 +30,7 @@ KNOWN: Final = (
     CacheGrid("int8"),
     CacheGrid("int8", "head"),
 )
+"""The ways to round a cache that are computed here."""
 
 
 def cache_settings(caches: Mapping[str, RoundedCache]) -> dict[str, Any] | None:

@@ -174,13 +174,13 @@ def _round(module: nn.Module, facts: Mapping[str, Any]) -> None:
     if attends(module):
         round_cache(module, RoundedCache.read(facts))
     elif isinstance(module, MODULES):
-        grid, scale = _read(facts)
+        grid, scale = _grid_and_scale(facts)
         round_inputs(module, grid, scale)
     else:
         raise ValueError
 
 
-def _read(facts: Mapping[str, Any]) -> tuple[InputGrid, float | None]:
+def _grid_and_scale(facts: Mapping[str, Any]) -> tuple[InputGrid, float | None]:
     """The grid and the scale of a module. Raises `KeyError`, `TypeError` or `ValueError` for what
     is none.
     """
