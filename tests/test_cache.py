@@ -28,6 +28,7 @@ from calibrant.errors import (
     SpecError,
     TargetError,
 )
+from calibrant.evaluators._dense import state
 from calibrant.lab.study import Study
 from calibrant.models import Opened, Snapshot, open_model, view
 from calibrant.models.rounded_cache import (
@@ -287,6 +288,32 @@ def test_every_family_computes_the_same_under_watch(family: str):
     assert set(seen) == set(names)
 
 
+@pytest.mark.parametrize(("first", "second"), [("sdpa", "eager"), ("eager", "sdpa")])
+def test_attention_may_be_computed_in_another_way_afterwards(first: str, second: str):
+    rounding = RoundedCache(CacheGrid("int8"), (0.02,), (0.01,))
+    mask = torch.ones_like(IDS)
+    mask[0, :5] = 0
+    models = [tiny_model("mistral", sliding_window=4) for _ in range(2)]
+    models[0].set_attn_implementation(first)
+    models[1].set_attn_implementation(second)
+    for model in models:
+        for name in attention_names(view(model)):
+            round_cache(model.get_submodule(name), rounding)
+    switched = copy.deepcopy(models[0])
+    switched.set_attn_implementation(second)
+    with torch.no_grad():
+        expected = models[1](IDS, attention_mask=mask).logits
+        assert torch.equal(switched(IDS, attention_mask=mask).logits, expected)
+
+
+def test_scales_for_other_heads_are_refused():
+    model = tiny_model("llama")
+    (name, *_) = attention_names(view(model))
+    rounding = RoundedCache(CacheGrid("int8", "head"), (0.02, 0.02), (0.01, 0.01, 0.01))
+    round_cache(model.get_submodule(name), rounding)
+    assert "2 heads" in str(refusal_of(model, IDS))
+
+
 # What can be done with such a model
 
 
@@ -317,6 +344,14 @@ def test_all_is_taken_back_to_the_bit_and_read_again(target: str, folder: str, t
     assert not rounded_caches(again.model)
     with torch.no_grad():
         assert torch.equal(copied(IDS).logits, made)
+
+
+def test_what_was_kept_of_a_dense_model_is_not_that_of_a_rounded_one():
+    model = tiny_model("llama")
+    before = state(model)
+    (name, *_) = attention_names(view(model))
+    round_cache(model.get_submodule(name), RoundedCache(CacheGrid("int8"), (0.02,), (0.01,)))
+    assert state(model) != before
 
 
 def test_what_can_not_be_rounded_is_refused_by_name(folder: str, texts: str, tmp_path: Path):
@@ -408,6 +443,20 @@ def test_a_saved_folder_is_opened_as_it_was_made(folder: str, texts: str, tmp_pa
         assert refusal_of(open_model, str(tmp_path / "again")).subject == str(place)
 
 
+def test_another_cache_comes_in_its_place(folder: str, texts: str, tmp_path: Path):
+    options: dict[str, Any] = {"data": texts, **SMALL}
+    quantize(folder, target="kv_fp8", out=tmp_path / "first", **options)
+    first = str(tmp_path / "first")
+    expected = quantize(folder, target="kv_int8(per=head)", **options)
+    second = quantize(first, target="kv_int8(per=head)", **options)
+    assert rounded_caches(second.model) == rounded_caches(expected.model)
+    assert torch.equal(logits_of(second.opened), logits_of(expected.opened))
+    # Its scales are those of the keys and values that come now.
+    for changing in ({"method": "awq"}, {"transform": "rotate"}):
+        refused = refusal_of(quantize, first, target="w4g16", **changing, **options, kind=SpecError)
+        assert refused.subject in changing.values()
+
+
 def test_a_study_has_it_as_a_target_and_old_runs_keep_their_ids(
     folder: str, texts: str, tmp_path: Path
 ):
@@ -476,7 +525,10 @@ def test_a_text_says_what_becomes_of_it(text: str, meaning: WithCache):
 
 @pytest.mark.parametrize(
     "text",
-    ["w4g64+kv_int4", "w4g64+kv_int8(per=row)", "q4_k+kv_int8", "0.5+kv_int8", "kv_int8(3)", "kv_"],
+    [
+        *("w4g64+kv_int4", "w4g64+kv_int8(per=row)", "q4_k+kv_int8", "0.5+kv_int8", "kv_int8(3)"),
+        *("kv_", "kv_fp8+kv_fp8", "w4g64+kv_int8+kv_fp8"),
+    ],
 )
 def test_other_texts_are_refused(text: str):
     assert refusal_of(parse_target, text, kind=TargetError).subject
@@ -484,11 +536,15 @@ def test_other_texts_are_refused(text: str):
 
 def test_by_itself_it_leaves_weights_alone(folder: str, texts: str):
     options: dict[str, Any] = {"data": texts, "target": "kv_int8", **SMALL}
-    for method in ("none", "gptq"):
+    for method in ("none", "gptq", "rtn(scales=mse)"):
         refusal_of(quantize, folder, method=method, **options, kind=TargetError)
     refusal_of(calibrant.prune, folder, **options, kind=TargetError)
-    alone = quantize(folder, **options)
+    alone = quantize(folder, **{**options, "samples": 1})
+    # Fewer tokens than inputs are enough for scales.
+    assert not alone.record.provenance.get("few_tokens")
     assert len(rounded_caches(alone.model)) == 3
+    assert not alone.record.weights
+    assert {"kv_int8 leaves weights as they are"} < {line["reason"] for line in alone.record.dense}
     dense = open_model(folder, "float32")
     for name, numbers in dense.model.state_dict().items():
         assert torch.equal(numbers, alone.model.state_dict()[name])

@@ -132,11 +132,15 @@ def largest(ranks: Ranks) -> dict[str, Tensor]:
 
 
 def static_scales(folder: Path) -> dict[str, list[dict[str, Any]]]:
-    """What is said of inputs whose scales are found on the data, by target."""
+    """What is said of inputs, keys and values whose scales are found on the data, by target."""
     found: dict[str, list[dict[str, Any]]] = {}
-    for target in ("FP8", "FP8(range=mse)", "NVFP4"):
+    for target in ("FP8", "FP8(range=mse)", "NVFP4", "kv_int8(per=head)"):
         done = quantize(**asked_of(folder, target=target))
-        found[target] = [edit for edit in done.record.edits if "scale" in edit]
+        found[target] = [
+            edit
+            for edit in done.record.edits
+            if "scale" in edit or edit["edit"] == "quantize_cache"
+        ]
     return found
 
 

@@ -1,18 +1,18 @@
 """Everything Calibrant raises on purpose.
 
-CalibrantError                 one root; carries the subject it is about ├── InputError
-what the user gave is wrong: exit code 2, one sentence, no traceback │   ├── SpecError
-a text that is no spec; an unknown name or parameter │   ├── DataError              a file, source,
-column, format, packing or budget │   ├── ModelError             a model that can't be opened,
-viewed or saved │   ├── TargetError            a sparsity or N:M pattern that doesn't exist or
-doesn't fit a matrix │   ├── NumericsError          NaN or infinity in a weight or an activation; a
-Gram beyond repair │   ├── MissingPackageError    an optional package that isn't installed; the
-message names the extra that brings it │   ├── OutputError            a folder that isn't ours to
-write, a disk that is full │   └── StudyError             a study that can't be run: every mistake
-in it, each with its line ├── WalkError                  a model's forward that can't be followed
-block by block: exit code 1 ├── RankError                  one of several processes that work
-together was lost, or went its own way: exit code 1 └── WorkerError                a worker of a
-study that died: the recorded reason why an answer isn't there
+CalibrantError                 one root; carries the subject it is about
+├── InputError                 what the user gave is wrong: exit code 2, one sentence, no traceback
+│   ├── SpecError              a text that is no spec; an unknown name or parameter
+│   ├── DataError              a file, source, column, format, packing or budget
+│   ├── ModelError             a model that can't be opened, viewed or saved
+│   ├── TargetError            a sparsity or N:M pattern that doesn't exist or doesn't fit a matrix
+│   ├── NumericsError          NaN or infinity in a weight or an activation; a Gram beyond repair
+│   ├── MissingPackageError    a package that isn't installed; the message names its extra
+│   ├── OutputError            a folder that isn't ours to write, a disk that is full
+│   └── StudyError             a study that can't be run: every mistake in it, each with its line
+├── WalkError                  a model's forward that can't be followed block by block: exit code 1
+├── RankError                  one of several processes was lost, or went its own way: exit code 1
+└── WorkerError                a worker of a study that died: why an answer isn't there
 
 A message says what was given, what is allowed and what to do. What was given is repeated to a line
 at most, however long it was.

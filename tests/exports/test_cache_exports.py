@@ -7,12 +7,14 @@ import shutil
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from calibrant.compress import quantize
+from calibrant.errors import OutputError
 from calibrant.models import open_model
 from calibrant.models.rounded_cache import rounded_caches
 from calibrant.testing import tiny_folder
@@ -92,6 +94,36 @@ def test_a_cache_that_is_declared_otherwise_is_refused(made: Callable[[str], Pat
             others[name] = broken
         save_file(others, folder / "model.safetensors", metadata={"format": "pt"})
         assert refusal_of(open_model, str(folder)).subject == attention
+    # Neither of its scales.
+    both = (name, f"{attention}.v_scale")
+    others = {other: tensor for other, tensor in tensors.items() if other not in both}
+    save_file(others, folder / "model.safetensors", metadata={"format": "pt"})
+    assert refusal_of(open_model, str(folder)).subject == attention
     config["quantization_config"]["kv_cache_scheme"]["num_bits"] = 4
     (folder / "config.json").write_text(json.dumps(config), "utf-8")
     assert refusal_of(open_model, str(folder)).subject == str(folder)
+
+
+def test_scales_stay_what_they_are_in_another_type(tmp_path: Path):
+    folder = str(tiny_folder(tmp_path / "model", "llama"))
+    first, second = tmp_path / "first", tmp_path / "second"
+    data: dict[str, Any] = {"data": "python_docs", "samples": 4, "length": 32}
+    quantize(folder, target="kv_int8", out=first, dtype="float32", **data)
+    quantize(str(first), target="w8", out=second, dtype="bfloat16", export=NAME)
+    expected = rounded_caches(open_model(str(first)).model)
+    assert rounded_caches(open_model(str(second / NAME)).model) == expected
+
+
+def test_inputs_that_are_rounded_beside_plain_weights_are_refused(tmp_path: Path):
+    folder = str(tiny_folder(tmp_path / "model", "llama"))
+    rounded = tmp_path / "rounded"
+    quantize(folder, target="W8A8", out=rounded, dtype="float32")
+    job: dict[str, Any] = {"data": "python_docs", "samples": 4, "length": 32, "export": NAME}
+    out = tmp_path / "out"
+    refused = refusal_of(quantize, str(rounded), target="kv_fp8", out=out, **job, kind=OutputError)
+    assert refused.subject == "kv_fp8"
+    assert not out.exists()
+    done = quantize(str(rounded), target="w8+kv_fp8", out=out, dtype="float32", **job)
+    with torch.no_grad():
+        expected = done.model(IDS).logits
+        assert torch.equal(open_model(str(out / NAME), "float32").model(IDS).logits, expected)

@@ -20,9 +20,9 @@ from calibrant.walk.attention import BlockCall
 
 
 def quantized_cache(job: Job, grid: CacheGrid, propagate: Propagation) -> Iterator[Edit]:
-    """Yield for each block the edit that rounds its keys and values; the scales reach as far as
-    those of real tokens do. Edits of before an interruption are in `job.done`; each is applied
-    before the next is asked for.
+    """Yield for each block the edit that rounds its keys and values. Scales reach as far as those
+    of tokens that count; how a model rounded its cache before makes no difference to them. Edits of
+    before an interruption are in `job.done`; each is applied before the next is asked for.
 
     Raises `ModelError` for a block that can't be seen, `NumericsError` for one without scales.
     """
@@ -44,31 +44,30 @@ def quantized_cache(job: Job, grid: CacheGrid, propagate: Propagation) -> Iterat
         if weight.block in done:
             continue
         # At the first product of a block, so its attention hasn't run yet.
-        largest = job.ranks.gathered(seen.taken())
-        if not largest:
+        pairs = job.ranks.gathered(seen.taken())
+        if not pairs:
             continue
         done.add(weight.block)
         name = names[weight.block]
+        # By micro-batch, keys or values, and head.
+        largest = torch.tensor(pairs, dtype=torch.float64).amax(0)
         dtype = weight.stored.dtype
-        scales: list[tuple[float, ...]] = []
-        for number, words in enumerate(("keys", "values")):
-            by_head = torch.tensor([pair[number] for pair in largest], dtype=torch.float64).amax(0)
-            scales.append(grid.scales_of(by_head, dtype, f"the {words} of {name}"))
-        keys, values = scales
+        keys = grid.scales_of(largest[0], dtype, f"the keys of {name}")
+        values = grid.scales_of(largest[1], dtype, f"the values of {name}")
         yield QuantizeCache(name, weight.block, RoundedCache(grid, keys, values))
     for block, name in enumerate(names):
         if block not in done:
             raise ModelError(
                 f"no calibration token showed the keys and values of {name}, so they have no "
-                "scales; leave --kv out",
+                "scales; leave its KV cache as it is",
                 subject=name,
             )
 
 
 @final
 class _Largest:
-    """Looks at the largest key and value of each head, of real tokens, where a block is about to
-    run.
+    """Looks at how large keys and values of each head become, for tokens that count, where a block
+    is about to run.
     """
 
     def __init__(self, model: nn.Module, names: Sequence[str]) -> None:
@@ -81,21 +80,22 @@ class _Largest:
         name = self._names[call.block.index]
 
         def watch(keys: Tensor, values: Tensor) -> None:
-            pair: list[list[float]] = []
             for numbers in (keys, values):
                 if (numbers.shape[0], numbers.shape[2]) != tuple(call.real.shape):
                     raise ModelError(
                         f"{name} has keys and values of other than the tokens that it is shown, "
-                        "so they can't be rounded; leave --kv out",
+                        "so they have no scales; leave its KV cache as it is",
                         subject=name,
                     )
-                pair.append(_largest(numbers, call.real).tolist())
+            pair = [_largest(keys, call.real).tolist(), _largest(values, call.real).tolist()]
             self._pairs.append(pair)
 
         call.aside(watched(self._model.get_submodule(name), watch))
 
     def taken(self) -> list[list[list[float]]]:
-        """Return what was noted, for each micro-batch keys and values, and forget it."""
+        """Return what was noted, and forget it: for each micro-batch the largest key of each head,
+        and the largest value.
+        """
         pairs = self._pairs
         self._pairs = []
         return pairs
@@ -104,5 +104,6 @@ class _Largest:
 def _largest(
     numbers: Float[Tensor, "sample head position width"], real: Bool[Tensor, "sample position"]
 ) -> Float[Tensor, "head"]:
+    """The largest magnitude of each head, where tokens count."""
     sizes = numbers.abs().amax(-1)
     return sizes.masked_fill(~real[:, None], 0).amax((0, 2))

@@ -99,7 +99,7 @@ def compress(
     for transform in recipe.transforms:
         check_inputs_may_change(view.model, str(transform))
     if recipe.inputs is not None:
-        _check_inputs_are_whole(opened, recipe)
+        _check_inputs_unrounded(opened, recipe)
         # Raises for a model that can't be followed, which wouldn't show which inputs are whose.
         rehearse(view)
     if recipe.cache is not None:
@@ -191,8 +191,8 @@ def compress(
     return _record(recipe, run, view, matrices, batch, reports, few_tokens)
 
 
-def _check_inputs_are_whole(opened: Opened, recipe: Recipe) -> None:
-    """Raise `SpecError` where inputs that are to be rounded are rounded already."""
+def _check_inputs_unrounded(opened: Opened, recipe: Recipe) -> None:
+    """Raise `SpecError` where the model, whose inputs are to be rounded, rounds some already."""
     if rounding_modules(opened.model):
         target = str(recipe.target)
         message = (
@@ -241,7 +241,8 @@ def _all_steps(job: Job, recipe: Recipe, before_inputs: Callable[[], None]) -> I
     compressed = {edit.weight.name for edit in job.done if isinstance(edit, Replace)}
     kinds_done = {type(edit) for edit in job.done}
     # What comes later is begun only where all before it was done.
-    if not kinds_done & {QuantizeInputs, QuantizeCache}:
+    method_done = bool(kinds_done & {QuantizeInputs, QuantizeCache})
+    if not method_done and not recipe.leaves_weights:
         for step in _steps(job, recipe, edits_of(recipe.method, job)):
             compressed |= {edit.weight.name for edit in step.edits if isinstance(edit, Replace)}
             yield step
@@ -558,6 +559,8 @@ def _reasons_left(
     few_tokens: Mapping[str, float],
 ) -> list[str]:
     """Why each of these matrices was left as it is."""
+    if recipe.leaves_weights:
+        return [f"{recipe.target} leaves weights as they are"] * len(weights)
     if not isinstance(recipe.method, MatrixMethod):
         return [f"{recipe.method.spec_name()} left it as it is"] * len(weights)
     # A rehearsal takes a forward, so there is none without need.

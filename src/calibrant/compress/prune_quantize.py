@@ -472,7 +472,9 @@ class _Job:
 
     def with_provenance(self, record: Record) -> Record:
         """Return `record` with how it came about, as far as that is known now."""
-        shortage = shortage_of(self.model_view, self.batch)
+        shortage = ""
+        if self.recipe.weights_look:
+            shortage = shortage_of(self.model_view, self.batch)
         entries = provenance(self.opened, self.clock, self.note, shortage)
         return replace(record, provenance=entries | {"ranks": self.ranks.size})
 

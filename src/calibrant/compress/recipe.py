@@ -77,6 +77,13 @@ class Recipe:
         return bool(self.looking)
 
     @property
+    def weights_look(self) -> bool:
+        """Whether what becomes of weights depends on calibration data. Where only scales of inputs
+        or of the KV cache do, a few tokens are enough.
+        """
+        return self.looks and self.looking != str(self.target)
+
+    @property
     def walks(self) -> bool:
         """Whether its propagation makes a difference to the result."""
         return self.method.looks or self.target.looks
@@ -99,6 +106,11 @@ class Recipe:
         if self.allocation.tries:
             return str(self.allocation)
         return str(self.target) if self.target.looks else ""
+
+    @property
+    def leaves_weights(self) -> bool:
+        """Whether the KV cache alone is rounded, and weights stay as they are."""
+        return isinstance(self.target.weights, WithCache)
 
     @property
     def inputs(self) -> InputGrid | None:

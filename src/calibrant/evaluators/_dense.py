@@ -38,6 +38,7 @@ from calibrant.evaluators._windows import (
     scored_logits,
 )
 from calibrant.models.on_disk import brings_blocks_in
+from calibrant.models.rounded_inputs import rounding_facts
 from calibrant.numerics import type_name
 from calibrant.spec import canonical, identity
 
@@ -91,15 +92,16 @@ _FLOORS: Final = WeakKeyDictionary[PreTrainedModel, dict[str, "NoiseFloor | None
 
 
 def state(model: PreTrainedModel) -> list[Any]:
-    """Return where a model's numbers are, their types, and how often they were written to: what
-    changes when they do. A write through `.data` isn't seen.
+    """Return where a model's numbers are, their types, how often they were written to, and how it
+    rounds inputs and its KV cache: what changes when the model does. A write through `.data` isn't
+    seen.
     """
     stamps: list[Any] = []
     for tensor in (*model.parameters(), *model.buffers()):
         # A tensor that was made in inference mode has no version.
         version = 0 if tensor.is_inference() else tensor._version
         stamps.append([tensor.data_ptr(), str(tensor.dtype), version])
-    return stamps
+    return [*stamps, rounding_facts(model)]
 
 
 def keep_predictions(model: PreTrainedModel) -> None:

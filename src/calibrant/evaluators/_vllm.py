@@ -70,8 +70,8 @@ class TokensInVllm:
 def opened_by_vllm(ref: str, dtype: str = "auto") -> Opened:
     """Open a folder as vLLM runs it, in `dtype`; by default in the type that it was saved in.
 
-    Raises `ModelError` for anything but a folder of safetensors, and for one whose inputs vLLM
-    would leave as they are though they were rounded; `MissingPackageError` without vLLM.
+    Raises `ModelError` for anything but a folder of safetensors, and for one whose inputs or KV
+    cache vLLM would leave as they are though they were rounded; `MissingPackageError` without vLLM.
     """
     if gguf_of(ref) is not None:
         raise ModelError(
@@ -82,8 +82,9 @@ def opened_by_vllm(ref: str, dtype: str = "auto") -> Opened:
     folder = located(ref)
     if (folder / INPUTS).is_file():
         raise ModelError(
-            f"{ref} rounds its inputs, which {INPUTS} there says and vLLM doesn't read; quantize "
-            "with --export compressed_tensors, and give the folder of that name in it",
+            f"{ref} rounds its inputs or its KV cache, which {INPUTS} there says and vLLM doesn't "
+            "read; quantize with --export compressed_tensors, and give the folder of that name in "
+            "it",
             subject=ref,
         )
     python = interpreter()

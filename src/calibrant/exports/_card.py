@@ -15,7 +15,7 @@ from typing import Any, Final
 from calibrant.errors import OutputError
 from calibrant.models import read_manifest
 from calibrant.models.rounded_inputs import INPUTS
-from calibrant.results import Record, inputs_in_words, stored_bits
+from calibrant.results import Record, cache_in_words, inputs_in_words, stored_bits
 from calibrant.results.outcomes import Score
 from calibrant.spec import written_form
 from calibrant.system.durable import put, reason
@@ -107,8 +107,7 @@ def _front(record: Record) -> Iterator[str]:
 
 
 def _kind(record: Record) -> str:
-    kinds = {edit["edit"] for edit in record.edits}
-    if stored_bits(record.weights) is None and "quantize_cache" not in kinds:
+    if stored_bits(record.weights) is None and not cache_in_words(record.edits):
         return "pruned"
     return "quantized"
 
@@ -120,6 +119,8 @@ def _body(record: Record, note: str, rounded: Sequence[str]) -> Iterator[str]:
     result = f"{record.sparsity:.2%} of the weights of its matrices removed"
     if bits is not None:
         result = f"{bits:.3f} bits a weight"
+    elif not record.weights and cache_in_words(record.edits):
+        result = "its KV cache is rounded, and its weights are as they were"
     yield f"# {code_span(PurePath(run.model_name).name or run.model_name)}, {_kind(record)}"
     yield ""
     yield f"Made with calibrant {version('calibrant')}: {result}."
@@ -129,8 +130,8 @@ def _body(record: Record, note: str, rounded: Sequence[str]) -> Iterator[str]:
     )
     if rounded:
         yield (
-            f"\nTransformers leaves {' and '.join(rounded)} as they are, though. What was measured "
-            f"has them rounded, as `{INPUTS}` beside this file says and calibrant does."
+            f"\nTransformers doesn't round {' and '.join(rounded)}, though. Calibrant does, as "
+            f"`{INPUTS}` beside this file says, and so it was measured."
         )
     yield ""
     yield "## What was done"
@@ -149,6 +150,7 @@ def _body(record: Record, note: str, rounded: Sequence[str]) -> Iterator[str]:
             "matrices compressed": len(record.weights),
             "left as they are": _reasons(record),
             "inputs": inputs_in_words(record.edits),
+            "KV cache": cache_in_words(record.edits),
         }
     )
     for edit in record.edits:

@@ -75,6 +75,13 @@ class CompressedTensors(Export):
                 f"leave --export {self} out, or choose rtn",
                 subject=str(method),
             )
+        if isinstance(grid, WithCache) and rounding_modules(opened.model):
+            raise OutputError(
+                f"{self} can say how inputs are rounded only beside codes of their matrices, and "
+                f"{opened.name} rounds inputs while {target} leaves weights as plain numbers; "
+                f"leave --export {self} out, or quantize to w8+{target}",
+                subject=str(target),
+            )
         if isinstance(grid, Grid) and not grid.symmetric:
             raise OutputError(
                 f"{self} holds symmetric codes, since most readers can't open others, and {target} "

@@ -30,6 +30,7 @@ KNOWN: Final = (
     CacheGrid("int8"),
     CacheGrid("int8", "head"),
 )
+"""The ways to round a cache that are computed here."""
 
 
 def cache_settings(caches: Mapping[str, RoundedCache]) -> dict[str, Any] | None:
@@ -42,11 +43,16 @@ def cache_settings(caches: Mapping[str, RoundedCache]) -> dict[str, Any] | None:
 
 
 def cache_tensors(caches: Mapping[str, RoundedCache], dtype: torch.dtype) -> dict[str, Tensor]:
-    """Return the scales of caches as the library stores them, by name: one, or [head, 1, 1]."""
+    """Return the scales of caches as the library stores them, by name: one, or [head, 1, 1]. They
+    are in `dtype`, or in float32 where that doesn't hold them to the bit.
+    """
     tensors: dict[str, Tensor] = {}
     for name, rounding in caches.items():
         for part, scales in ((KEYS, rounding.keys), (VALUES, rounding.values)):
             stored = torch.tensor(scales, dtype=dtype)
+            # Scales that were found for another type aren't rounded once more.
+            if stored.tolist() != list(scales):
+                stored = torch.tensor(scales, dtype=torch.float32)
             if rounding.grid.per == "head":
                 stored = stored[:, None, None]
             tensors[f"{name}.{part}"] = stored
@@ -65,7 +71,7 @@ class DeclaredCache:
 
     def apply(self, model: nn.Module, ref: str) -> None:
         """Let the attentions of `model` round keys and values. Raises `ModelError` for one that
-        can't.
+        can't, and for one without scales where others have some.
         """
         known = dict(model.named_modules())
         for name, rounding in self.caches.items():
@@ -77,6 +83,12 @@ class DeclaredCache:
                     subject=name,
                 )
             round_cache(module, rounding)
+        for name, module in known.items():
+            if self.caches and attends(module) and name not in self.caches:
+                raise ModelError(
+                    f"{ref} quantizes its KV cache and holds no {KEYS} of {name}; save it again",
+                    subject=name,
+                )
 
 
 def declared_cache(
@@ -105,10 +117,10 @@ def declared_cache(
         )
     caches: dict[str, RoundedCache] = {}
     for module, parts in scales.items():
-        keys = tuple(parts.get(KEYS, ()))
-        values = tuple(parts.get(VALUES, ()))
+        keys = parts.get(KEYS, [])
+        values = parts.get(VALUES, [])
         try:
-            caches[module] = RoundedCache(grid, keys, values)
+            caches[module] = RoundedCache(grid, tuple(keys), tuple(values))
         except (NumericsError, ValueError) as error:
             raise ModelError(f"{ref}: {module}: {error}", subject=module) from error
     return DeclaredCache(caches, frozenset(tensors))
@@ -130,7 +142,7 @@ def _grid_of(given: Any, ref: str) -> CacheGrid:
         if isinstance(given, dict) and all(given.get(key) == value for key, value in expected):
             return grid
     raise ModelError(
-        f"{ref} quantizes its KV cache in a way that isn't computed here ({brief(given)}); "
-        "symmetric static scales of 8 bits, for a tensor or a head, are",
+        f"{ref} quantizes its KV cache in a way that isn't computed here ({brief(given)}); 8 bits "
+        "with symmetric static scales, one for a layer or for a head, are; save it with these",
         subject=ref,
     )

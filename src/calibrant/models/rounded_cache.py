@@ -8,7 +8,6 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from functools import partial
 from typing import Any, Final, final
 
 from jaxtyping import Float
@@ -27,10 +26,14 @@ was there, since some modules look into the name.
 """
 CHANGE: Final = "calibrant_cache"
 """The attribute of a module that changes its keys and values."""
+SHARED: Final = "calibrant_shared_config"
+"""The attribute of such a module that is the configuration which it had, the one that the model
+makes its masks by.
+"""
 
 Cached = Float[Tensor, "sample head position width"]
 """Keys or values of a layer."""
-Change = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+Change = Callable[[Cached, Cached], tuple[Cached, Cached]]
 """Returns what attention gets in the place of keys and values."""
 
 
@@ -98,10 +101,12 @@ def rounded_caches(model: nn.Module) -> dict[str, RoundedCache]:
 def cache_as_it_is(module: nn.Module) -> Callable[[], None]:
     """Return what gives an attention back the way that it treats keys and values now."""
     attributes = vars(module)
-    before = {name: attributes[name] for name in ("config", CHANGE) if name in attributes}
+    names = ("config", SHARED, CHANGE)
+    before = {name: attributes[name] for name in names if name in attributes}
 
     def put_back() -> None:
-        attributes.pop(CHANGE, None)
+        for name in names:
+            attributes.pop(name, None)
         attributes.update(before)
 
     return put_back
@@ -124,32 +129,36 @@ def watched(module: nn.Module, watch: Callable[[Tensor, Tensor], None]) -> Itera
 
 
 def _change(module: nn.Module, change: Change) -> None:
-    config: Any = vars(module)["config"]
-    name = config._attn_implementation or "eager"
-    if not name.startswith(CHANGED):
-        # A configuration of its own: others read that of the model, which makes the masks by it.
-        config = copy.copy(config)
-        config._attn_implementation_internal = f"{CHANGED}{name}"
-        ALL_ATTENTION_FUNCTIONS.register(f"{CHANGED}{name}", partial(_attention, name))
-        vars(module)["config"] = config
-    vars(module)[CHANGE] = change
+    attributes = vars(module)
+    if SHARED not in attributes:
+        shared: Any = attributes["config"]
+        # A copy, since all that isn't to be changed reads the shared one.
+        own = copy.copy(shared)
+        own._attn_implementation_internal = f"{CHANGED}{_way(shared)}"
+        ALL_ATTENTION_FUNCTIONS.register(own._attn_implementation_internal, _attention)
+        attributes[SHARED] = shared
+        attributes["config"] = own
+    attributes[CHANGE] = change
 
 
 def _attention(
-    name: str,
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    *args: Any,
-    **kwargs: Any,
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any
 ) -> Any:
-    """Attention of keys and values that the module changes, computed in the way `name`."""
-    key, value = vars(module)[CHANGE](key, value)
+    """Attention of keys and values that the module changes, computed as the model's configuration
+    says by now: the masks are made for that.
+    """
+    attributes = vars(module)
+    key, value = attributes[CHANGE](key, value)
     # The way as the module itself would find it: `eager` is a function beside its class.
     known = _forward_of(module).__globals__
-    interface = known[INTERFACE].get_interface(name, known.get("eager_attention_forward"))
+    eager = known.get("eager_attention_forward")
+    interface = known[INTERFACE].get_interface(_way(attributes[SHARED]), eager)
     return interface(module, query, key, value, *args, **kwargs)
+
+
+def _way(config: Any) -> str:
+    """The way to compute attention that a configuration names."""
+    return config._attn_implementation or "eager"
 
 
 def _attention_name(block: Block) -> str:
@@ -169,8 +178,8 @@ def _attention_name(block: Block) -> str:
 
 def _refusal(name: str, reason: str) -> ModelError:
     return ModelError(
-        f"keys and values of {name} can't be rounded as its cache holds them: {reason}; leave --kv "
-        "out",
+        f"keys and values of {name} can't be rounded as its cache holds them: {reason}; leave its "
+        "KV cache as it is",
         subject=name,
     )
 

@@ -90,15 +90,21 @@ def rounding_modules(model: nn.Module) -> dict[str, RoundedInputs]:
 
 
 def check_inputs_may_change(model: nn.Module, by: str) -> None:
-    """Raise `SpecError` for a model that rounds inputs, where these would be changed `by` what is
-    written so: between a norm and a matrix nothing can move any more, and static scales were found
-    for the inputs that come now.
+    """Raise `SpecError` for a model that rounds inputs, or keys and values, where these would be
+    changed `by` what is written so: between a norm and a matrix nothing can move any more, and
+    static scales were found for those that come now.
     """
     names = list(rounding_modules(model))
     if names:
         raise SpecError(
             f"{by} changes inputs of matrices, and those of {names[0]} are rounded already; "
             "start from the model before its inputs were rounded",
+            subject=by,
+        )
+    for name in rounded_caches(model):
+        raise SpecError(
+            f"{by} may change keys and values, and those of {name} are rounded with scales that "
+            "were found beforehand; start from the model before its KV cache was rounded",
             subject=by,
         )
 
@@ -143,8 +149,7 @@ def write_rounding(model: nn.Module, folder: Path) -> None:
 
 def round_as_written(model: nn.Module, folder: Path) -> None:
     """Let the modules of `model` round as `write_rounding` wrote it into its folder; does nothing
-    where it didn't. Raises `ModelError` for a file that is damaged or of another
-    model.
+    where it didn't. Raises `ModelError` for a file that is damaged or of another model.
     """
     path = folder / INPUTS
     if not path.is_file():
@@ -164,19 +169,19 @@ def round_as_written(model: nn.Module, folder: Path) -> None:
 
 
 def _round(module: nn.Module, facts: Mapping[str, Any]) -> None:
-    """Let a module round as these facts say. Raises `KeyError`, `TypeError` or `ValueError` for
-    what are none, and for a module that can't.
+    """Let a module round as these facts say. Raises `KeyError`, `TypeError`, `ValueError` or
+    `NumericsError` where they say nothing that can be done, and for a module that can't round.
     """
     if attends(module):
         round_cache(module, RoundedCache.read(facts))
     elif isinstance(module, MODULES):
-        grid, scale = _read(facts)
+        grid, scale = _grid_and_scale(facts)
         round_inputs(module, grid, scale)
     else:
         raise ValueError
 
 
-def _read(facts: Mapping[str, Any]) -> tuple[InputGrid, float | None]:
+def _grid_and_scale(facts: Mapping[str, Any]) -> tuple[InputGrid, float | None]:
     """The grid and the scale of a module. Raises `KeyError`, `TypeError` or `ValueError` for what
     is none.
     """
@@ -188,7 +193,7 @@ def _read(facts: Mapping[str, Any]) -> tuple[InputGrid, float | None]:
 
 def _damaged(path: Path, what: str) -> ModelError:
     return ModelError(
-        f"{path} says of a module how its inputs or its cache are rounded, and that doesn't fit "
-        f"the model ({what}); save the model again",
+        f"{path} says how a module rounds inputs or keys and values, and that doesn't fit the "
+        f"model ({what}); save the model again",
         subject=str(path),
     )

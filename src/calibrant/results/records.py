@@ -287,13 +287,14 @@ class Record:
             "numbers": run.dtype,
         }
         stored = stored_bits(self.weights)
-        if stored is None:
+        if stored is None and self.weights:
             facts["achieved sparsity"] = f"{self.sparsity:.4f}"
-        else:
+        if stored is not None:
             size = sum(weight["bytes"] for weight in self.weights)
             facts["bits a weight"] = f"{stored:.3f}, {megabytes(size)} in all"
         facts["matrices compressed"] = len(self.weights)
         facts["inputs"] = inputs_in_words(self.edits)
+        facts["KV cache"] = cache_in_words(self.edits)
         facts["left dense"] = left_dense(self.dense)
         facts["note"] = self.provenance.get("model_note")
         return card(f"Run {run.id.rpartition(':')[2][:12]}", facts)
@@ -453,6 +454,27 @@ def inputs_in_words(edits: Sequence[Mapping[str, Any]]) -> str:
             reasons.update(edit["matrices"].values())
     parts = [f"of {count} matrices {words}" for words, count in counts.items()]
     parts += [f"of {count} left as they are ({reason})" for reason, count in reasons.items()]
+    return "; ".join(parts)
+
+
+def cache_in_words(edits: Sequence[Mapping[str, Any]]) -> str:
+    """Return in words how many attentions of a record get a rounded KV cache, and how; empty where
+    none does.
+
+    >>> grid = {"element": "int8", "per": "head"}
+    >>> cache_in_words([{"edit": "quantize_cache", "name": "layers.0.attention", "grid": grid}])
+    'int8, scales for each head, in 1 attention'
+    """
+    counts: Counter[str] = Counter()
+    for edit in edits:
+        if edit["edit"] == "quantize_cache":
+            grid = edit["grid"]
+            shared_by = "each head" if grid["per"] == "head" else "all heads together"
+            counts[f"{grid['element']}, scales for {shared_by}"] += 1
+    parts: list[str] = []
+    for words, count in counts.items():
+        noun = "attention" if count == 1 else "attentions"
+        parts.append(f"{words}, in {count} {noun}")
     return "; ".join(parts)
 
 

@@ -1,6 +1,7 @@
 """Targets: what a matrix is to become, one kind a file: a sparsity (`0.5`), N kept of every M
 (`2:4`), a grid of few values (`w4g64`, `NVFP4A16`), both (`2:4+w4g64`), a share of the blocks, the
-experts or the numbers of feed-forward networks (`blocks 0.25`), bytes of a file (`gguf 90MB`).
+experts or the numbers of feed-forward networks (`blocks 0.25`), bytes of a file (`gguf 90MB`), or
+what becomes of the KV cache (`w4g64+kv_fp8`, `kv_int8`).
 
 Targets are small values. A removal is exact: the count is the one that was asked for, to the
 weight, and where scores tie the lowest index goes first. So a mask depends on nothing but the

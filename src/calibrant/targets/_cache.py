@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from calibrant.errors import NumericsError
+from calibrant.errors import ModelError, NumericsError
 from calibrant.targets._inputs import InputGrid
 
 CacheElement = Literal["int8", "e4m3"]
@@ -20,6 +20,7 @@ CacheScales = Literal["tensor", "head"]
 WORDS: Final[Mapping[str, CacheElement]] = {"int8": "int8", "fp8": "e4m3"}
 """How a user writes the elements."""
 WAYS: Final = get_args(CacheScales)
+"""Which keys, or values, share a scale."""
 
 
 @dataclass(frozen=True)
@@ -44,11 +45,10 @@ class CacheGrid:
     def scales_of(
         self, largest: Float[Tensor, "head"], dtype: torch.dtype, name: str
     ) -> tuple[float, ...]:
-        """Return the scales for numbers of which each head's largest is given, as `dtype` holds
-        them. `name` says in errors what they are.
+        """Return the scales for keys or values of which each head's largest is given. `dtype` is
+        the type that they are stored in, and `name` says in errors whose they are.
 
-        Raises `NumericsError` where nothing was seen but zeros, NaN or infinity: there is no scale
-        for them.
+        Raises `NumericsError` where the largest is zero, NaN or infinite: there is no scale for it.
         """
         reaches = largest if self.per == "head" else largest.amax(0, keepdim=True)
         scales: list[float] = []
@@ -68,16 +68,32 @@ class CacheGrid:
         number of them than there can be.
         """
         if not scales or (self.per == "tensor" and len(scales) > 1):
-            raise ValueError(f"{len(scales)} scales don't fit {self}")
+            needed = "one" if self.per == "tensor" else "one for each head"
+            raise ValueError(
+                f"there are {len(scales)} scales for its keys or its values, which need {needed}"
+            )
         for scale in scales:
-            self._inputs.check(scale)
+            if not (math.isfinite(scale) and scale > 0):
+                raise NumericsError(
+                    f"a scale of keys or values is {scale:g}, and must be finite and above 0; "
+                    "look at the model"
+                )
 
     def rounded(
         self, numbers: Float[Tensor, "sample head position width"], scales: Sequence[float]
     ) -> Float[Tensor, "sample head position width"]:
-        """Return keys or values after rounding, in their own type. All is computed in float32, or
-        in float64 for that type.
+        """Return keys or values after rounding, in their own type; half way between two values,
+        the even one. What a scale doesn't reach becomes the largest value. All is computed in
+        float32, or in float64 for that type.
+
+        Raises `ModelError` where each head has a scale, and there are more or fewer heads.
         """
+        heads = numbers.shape[1]
+        if self.per == "head" and len(scales) != heads:
+            raise ModelError(
+                f"the keys or values of a layer come in {heads} heads, and there are scales for "
+                f"{len(scales)}; save the model again"
+            )
         exact = numbers if numbers.dtype == torch.float64 else numbers.float()
         by_head = exact.new_tensor(scales)[:, None, None]
         return (self._inputs.nearest(exact / by_head) * by_head).to(numbers.dtype)

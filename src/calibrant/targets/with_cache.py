@@ -71,6 +71,10 @@ class WithCache(Target):
     def amount(self) -> float | None:
         return None if self.rest is None else self.rest.amount
 
+    @property
+    def revised(self) -> int:
+        return 0 if self.rest is None else self.rest.revised
+
     def check(self, shape: tuple[int, int], name: str) -> None:
         if self.rest is not None:
             self.rest.check(shape, name)
@@ -94,6 +98,15 @@ def _read_cache(text: str) -> CacheGrid:
 
 
 def _read_rest(text: str, whole: str) -> Target:
+    """What is written before the KV cache, in the `whole` text of a target. Raises `TargetError`
+    for what can't stand there.
+    """
+    if text.rpartition("+")[2].strip().lower().startswith(BEFORE):
+        raise TargetError(
+            f"{brief(whole)} rounds the KV cache twice; leave one of them out (--kv writes one "
+            "behind the target)",
+            subject=whole,
+        )
     # By itself that is llama.cpp's recipe.
     if text.upper() == "NVFP4":
         return Scheme("NVFP4")

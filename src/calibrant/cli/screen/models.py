@@ -26,7 +26,7 @@ DIGIT: Final = 1e-4
 def pruned(result: Mapping[str, Any]) -> Iterator[Any]:
     """Yield a record, with where it was saved."""
     # Imported here, since a store brings numpy, and --help needs neither.
-    from calibrant.results import inputs_in_words, left_dense
+    from calibrant.results import cache_in_words, inputs_in_words, left_dense
 
     run = result["run"]
     matrices = result["weights"]
@@ -46,6 +46,7 @@ def pruned(result: Mapping[str, Any]) -> Iterator[Any]:
             "fingerprint": run["tokens"],
             **_size(result["sparsity"], matrices),
             "inputs": inputs_in_words(result.get("edits", ())),
+            "KV cache": cache_in_words(result.get("edits", ())),
             "left dense": left_dense(result["dense"]),
             "few tokens": _starved(matrices, run),
             "time": phases(provenance.get("seconds", {}), tenths),
@@ -91,13 +92,17 @@ def _repeated(facts: Mapping[str, Any]) -> str:
 
 
 def _size(sparsity: float, matrices: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """How many weights were removed, or how many bytes they take now."""
+    """How many weights were removed, or how many bytes they take now; nothing where all matrices
+    were left.
+    """
     # Imported here, since a store brings numpy, and --help needs neither.
     from calibrant.results import stored_bits
 
     weights = sum(_count(matrix) for matrix in matrices)
     whole = f"{weights:,} weights in {len(matrices)} matrices"
     stored = stored_bits(matrices)
+    if not matrices:
+        return {}
     if stored is None:
         return {"sparsity": f"{sparsity:.4%} of {whole}"}
     size = sum(matrix["bytes"] for matrix in matrices)

@@ -263,7 +263,7 @@ class Driver:
             if request.shares:
                 statistics = statistics_ids(loaded.opened, batch)
         measures = self._measures_of(run.id)
-        shortage = shortage_of(loaded.view, batch)
+        shortage = shortage_of(loaded.view, batch) if recipe.weights_look else ""
         if shortage:
             self._report(["few_tokens", request.model, request.cell.data, shortage])
         return Resolved(request, recipe, note, run, measures, statistics, shortage)

@@ -22,7 +22,7 @@ from calibrant.methods._base import finite
 from calibrant.methods._elimination import by_rows
 from calibrant.methods.quantization._float_scales import float_absmax
 from calibrant.packed import TILE_NUMBERS, Codes, FloatScales
-from calibrant.targets import FloatGrid, Grid, Target
+from calibrant.targets import FloatGrid, Grid, Target, WithCache
 
 RULES: Final = ("absmax", "mse", "importance")
 """How scales can be chosen."""
@@ -47,6 +47,12 @@ _ROWS_PER_THREAD: Final = 128
 
 def check_rule(rule: str, target: Target) -> None:
     """Raise `TargetError` where the scales of a target can't be chosen by a `rule`."""
+    if isinstance(target, WithCache) and rule != "absmax":
+        raise TargetError(
+            f"scales={rule} searches for the scales of weights, and {target} leaves them as they "
+            "are; leave scales out",
+            subject=str(target),
+        )
     if isinstance(target, FloatGrid) and rule != "absmax":
         raise TargetError(
             f"scales={rule} searches for the scales of even grids, such as w4g64, and {target} is "
