@@ -428,8 +428,8 @@ def _means_of_part(
         if mass == 0:
             length = batch.ids.shape[1]
             raise DataError(
-                f"no token of these windows of {length} counts as predicted, so nothing can be "
-                "measured on them; give windows of at least 2 tokens, with a weight above 0",
+                f"no token is predicted in these windows of length {length}, so nothing can be "
+                "measured on them; give windows of at least 2 tokens, with weights above 0",
                 subject=str(length),
             )
         means.append(total / mass)

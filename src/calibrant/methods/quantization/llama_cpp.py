@@ -154,7 +154,7 @@ class LlamaQuantize(ModelMethod):
                     ranks=job.ranks,
                 )
             )
-        with spent_on("method"), TemporaryDirectory() as folder:
+        with spent_on("method"), TemporaryDirectory(prefix="calibrant-") as folder:
             file = self._dense_file(job, template, Path(folder), seen)
             notes: Mapping[str, Any] = {}
             aim = self.aim(job.target)
