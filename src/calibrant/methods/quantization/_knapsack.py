@@ -11,9 +11,8 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 MOST_STEPS: Final = 500_000
-"""The most steps that the room above the smallest sizes is divided into, enough for all that models
-of eight billion numbers need. Where sizes aren't whole multiples of a step, they count as the next
-larger ones.
+"""The most steps that the room above the smallest sizes is divided into: enough for models of a few
+billion numbers. Where sizes aren't whole multiples of a step, they count as the next larger ones.
 """
 
 
