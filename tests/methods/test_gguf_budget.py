@@ -14,7 +14,7 @@ import calibrant
 from calibrant.compress import Compression, quantize
 from calibrant.compress.importance import imatrix
 from calibrant.edits import ReplaceParameters
-from calibrant.errors import SpecError, TargetError
+from calibrant.errors import DataError, SpecError, TargetError
 from calibrant.methods import methods
 from calibrant.models import open_model
 from calibrant.targets import GgufBudget, parse_target
@@ -51,6 +51,23 @@ def tensors_of(path: Path) -> dict[str, gguf.ReaderTensor]:
 
 def bytes_of(path: Path) -> int:
     return sum(tensor.n_bytes for tensor in tensors_of(path).values())
+
+
+def without_tokenizer(path: Path, copy: Path) -> Path:
+    """The same tensors in a file that llama.cpp opens: it reads no tokenizer without merges."""
+    reader = gguf.GGUFReader(path)
+    writer = gguf.GGUFWriter(copy, "llama")
+    for name, field in reader.fields.items():
+        if name.startswith("llama."):
+            writer.add_key_value(name, field.contents(), field.types[0])
+    writer.add_tokenizer_model("none")
+    for tensor in reader.tensors:
+        writer.add_tensor(tensor.name, np.array(tensor.data), raw_dtype=tensor.tensor_type)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return copy
 
 
 def named_in(refused: TargetError) -> int:
@@ -90,8 +107,60 @@ def test_a_budget_is_read_in_any_unit_and_written_in_one(given: str, count: int)
 
 @pytest.mark.parametrize("given", ["gguf", "gguf 90", "gguf 0MB", "gguf -1MB", "gguf many MB"])
 def test_what_is_no_budget_is_refused(given: str) -> None:
-    with pytest.raises(TargetError):
+    with pytest.raises(TargetError) as refused:
         parse_target(given)
+    assert refused.value.subject == given
+
+
+@pytest.mark.parametrize("given", ["90MB", 1.5, True, 0])
+def test_bytes_are_a_whole_number_above_zero(given: Any) -> None:
+    with pytest.raises(TargetError) as refused:
+        GgufBudget(given)
+    assert refused.value.subject == str(given)
+
+
+def test_a_cache_beside_a_budget_is_refused_as_such() -> None:
+    with pytest.raises(TargetError, match="KV cache beside 'gguf 90MB'"):
+        parse_target("gguf 90MB+kv_fp8")
+
+
+def test_too_little_is_said_before_anything_is_measured(tmp_path: Path) -> None:
+    template = tiny_gguf(tmp_path / "tiny.gguf", "F32")
+    done: list[str] = []
+
+    def noted(what: str, count: int, total: int) -> None:
+        done.append(what)
+
+    with pytest.raises(TargetError) as refused:
+        within(template, tmp_path / "out", 20_000, progress=noted)
+    assert named_in(refused.value) > 20_000
+    assert "costs of kinds" not in done
+    within(template, tmp_path / "out", named_in(refused.value), progress=noted)
+    assert "costs of kinds" in done
+
+
+def test_windows_of_one_token_predict_nothing(tmp_path: Path) -> None:
+    template = tiny_gguf(tmp_path / "tiny.gguf", "F32")
+    with pytest.raises(DataError) as refused:
+        within(template, tmp_path / "out", 40_000, method="llama_cpp(by=kl)", length=1)
+    assert refused.value.subject == "1"
+
+
+def test_killed_it_chooses_the_same_kinds_again(tmp_path: Path) -> None:
+    template = tiny_gguf(tmp_path / "tiny.gguf", "F32")
+    budget = bytes_of(template) // 5
+
+    def killed(what: str, count: int, total: int) -> None:
+        if what.startswith("llama_cpp") and count == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        within(template, tmp_path / "out", budget, progress=killed)
+    again = within(template, tmp_path / "out", budget)
+    once = within(template, tmp_path / "once", budget)
+    assert notes_of(again) == notes_of(once)
+    first, second = (done.out / "model.gguf" for done in (once, again))
+    assert first.read_bytes() == second.read_bytes()
 
 
 def relative_errors(template: Path) -> dict[str, dict[str, float]]:
@@ -156,7 +225,7 @@ def test_equal_budgets_give_equal_files_that_llama_cpp_opens(tmp_path: Path) -> 
     ids = torch.arange(3, 35).reshape(2, 16)
     in_torch = open_model(str(once.out), "float32", "cpu").model(ids).logits
     assert torch.equal(in_torch, open_model(str(first), "float32", "cpu").model(ids).logits)
-    with LlamaModel(first, 16) as running:
+    with LlamaModel(without_tokenizer(first, tmp_path / "bare.gguf"), 16) as running:
         assert np.isfinite(running.logits(list(range(3, 19)))).all()
 
 
@@ -255,6 +324,10 @@ def test_a_plan_knows_the_budget(tmp_path: Path) -> None:
     assert enough.fits
     assert 50_000 <= enough.disk["gguf"] < 100_000
     assert not calibrant.plan(quantize, template, target="gguf 0.001MB", **asked).fits
+    # More than the largest kinds take isn't written.
+    too_much = calibrant.plan(quantize, template, target="gguf 1000000GB", **asked)
+    assert too_much.fits
+    assert too_much.disk["gguf"] < 100_000
 
 
 def test_notes_outlive_an_interruption() -> None:

@@ -61,6 +61,17 @@ from tests.methods.matrices import seen_of, spoilt
         ("gptq", 0.5, "gptq can't be asked for 0.5: it accepts a grid of 2 to 8 bits"),
         ("sparsegpt", "w4g64", "or a sparsity or N:M with a grid, such as 2:4+w4g64"),
         ("llama_cpp", "Q9_X", "'Q9_X' is no target"),
+        ("rtn", "gguf 90MB", "; for whole GGUF files take the method llama_cpp"),
+        (
+            "llama_cpp",
+            "gguf 90",
+            "'gguf 90' is no budget of bytes; write gguf, a number above 0, and MB, GB, MiB or GiB",
+        ),
+        (
+            "llama_cpp(by=kl)",
+            "Q4_K_M",
+            "Q4_K_M says which kinds tensors get, so there is nothing to choose; leave by=kl out",
+        ),
     ],
 )
 def test_what_cannot_be_asked_is_one_sentence(method: str, target: float | str, sentence: str):

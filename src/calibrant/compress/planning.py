@@ -65,6 +65,7 @@ from calibrant.targets import (
     Sparsity,
     Target,
 )
+from calibrant.targets.gguf_budget import MOST_BITS
 from calibrant.walk.ranks import ALONE
 
 P = ParamSpec("P")
@@ -494,7 +495,8 @@ class CompressionPlanner:
         target = self.recipe.target.weights
         for form in self.forms[1:]:
             if isinstance(target, GgufBudget) and form.spec_name() == "gguf":
-                sizes[str(form)] = target.bytes + tokenizer
+                largest = math.ceil(shape.numbers * MOST_BITS / 8)
+                sizes[str(form)] = min(target.bytes, largest) + tokenizer
                 continue
             bits = 0.0
             for matrix in shape.matrices:

@@ -19,7 +19,16 @@ from calibrant.errors import NumericsError, SpecError, TargetError
 from calibrant.packed import Compressed
 from calibrant.spec import Spec
 from calibrant.spec.foreign import brief
-from calibrant.targets import FloatGrid, Grid, Removal, Scheme, Target, accepted
+from calibrant.targets import (
+    FloatGrid,
+    GgufBudget,
+    GgufRecipe,
+    Grid,
+    Removal,
+    Scheme,
+    Target,
+    accepted,
+)
 
 S = TypeVar("S", bound=Statistic)
 
@@ -64,8 +73,10 @@ class Method(Spec, ABC):
     def check(self, target: Target) -> None:
         """Raise `TargetError` for a target that isn't accepted; it says which ones are."""
         if not isinstance(target, self.accepts):
-            asked = f"{self} can't be asked for {target}"
-            raise TargetError(f"{asked}: it accepts {accepted(self.accepts)}", subject=str(target))
+            message = f"{self} can't be asked for {target}: it accepts {accepted(self.accepts)}"
+            if isinstance(target, GgufRecipe | GgufBudget):
+                message += "; for whole GGUF files take the method llama_cpp"
+            raise TargetError(message, subject=str(target))
 
     def aim(self, target: Target) -> Target:
         """Return `target` as this method understands it: 0.25 may be a share of blocks. Raises

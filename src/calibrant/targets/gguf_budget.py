@@ -32,6 +32,8 @@ them takes up to a hundred times as long, and each tensor is made in every kind.
 """
 PLAIN_BITS: Final = 16
 """Bits at least of a plain number, in rows that no kind fits."""
+MOST_BITS: Final = max(GgmlKind(name).amount for name in CHOICES)
+"""Bits of a number in the largest kind. A larger budget isn't filled."""
 _MEGABYTE: Final = 1_000_000
 
 
@@ -50,15 +52,19 @@ class GgufBudget(Target):
     bytes: int
 
     def __post_init__(self) -> None:
-        if self.bytes < 1:
-            raise _no_budget(f"gguf {brief(self.bytes)}")
+        # Not `isinstance`: True is an int, too.
+        if type(self.bytes) is not int or self.bytes < 1:
+            raise _no_budget(self.bytes)
 
     @classmethod
     def read(cls, value: str | float | int) -> "GgufBudget | None":
         if not isinstance(value, str) or value.strip().partition(" ")[0].lower() != "gguf":
             return None
+        # With a part behind it, it is read as that other kind of target, which refuses it.
+        if "+" in value:
+            return None
         budget = read_target(value).budget
-        if budget is None:
+        if not budget:
             raise _no_budget(value)
         return cls(budget)
 
@@ -66,8 +72,8 @@ class GgufBudget(Target):
         return f"gguf {in_megabytes(self.bytes)}"
 
     def too_little_for(self, shapes: Iterable[tuple[int, int]]) -> str:
-        """Return in a sentence that matrices of these shapes (out, in) alone take more; empty if
-        they may not.
+        """Return a sentence that says how much matrices of these shapes (out, in) take at least, if
+        that alone is more than the budget; else an empty one.
         """
         least = 0
         for outputs, inputs in shapes:
@@ -107,6 +113,6 @@ def kinds_that_fit(inputs: int) -> tuple[GgmlKind, ...]:
     return tuple(fitting)
 
 
-def _no_budget(text: str) -> TargetError:
-    advice = "write gguf, a number, and MB, GB, MiB or GiB, as in gguf 90MB"
-    return TargetError(f"{brief(text)} is no budget of bytes; {advice}", subject=text)
+def _no_budget(given: object) -> TargetError:
+    advice = "write gguf, a number above 0, and MB, GB, MiB or GiB, as in gguf 90MB"
+    return TargetError(f"{brief(given)} is no budget of bytes; {advice}", subject=str(given))

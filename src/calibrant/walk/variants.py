@@ -31,7 +31,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils._pytree import tree_leaves
 
 from calibrant.data import TokenBatch, micro_batches
-from calibrant.errors import ModelError
+from calibrant.errors import DataError, ModelError
 from calibrant.models import ModelView
 from calibrant.models.divergence import divergences
 from calibrant.numerics import not_finite
@@ -79,7 +79,7 @@ def loss(view: ModelView, batch: TokenBatch, ranks: Ranks = ALONE) -> float:
     """Return what the model as it is now loses on a batch, in nats a token; a token counts by its
     weight. Of a mix each part counts by its share.
 
-    Padding is neither predicted nor counted.
+    Padding is neither predicted nor counted. Raises `DataError` where no token is predicted.
     """
 
     def sums(micro_batch: _MicroBatchOfVariants) -> list[_Sum]:
@@ -97,7 +97,8 @@ def divergences_alone(
     """Return for each of the `changes` how far it alone takes the model's predictions on a batch:
     KL(as it is ‖ changed), in nats a token.
 
-    A change is made when it is called, and lasts as long as the context that it returns.
+    Each change is called, and is in force as long as the context that it returns. Raises
+    `DataError` where the batch has no token that is predicted.
     """
 
     def sums(micro_batch: _MicroBatchOfVariants) -> list[_Sum]:
@@ -423,7 +424,15 @@ def _means_of_part(
     # One list of sums for each micro-batch becomes one tuple of sums for each choice.
     for sums_of_choice in zip(*ranks.gathered(mine), strict=True):
         total = sum(value for value, _ in sums_of_choice)
-        means.append(total / sum(mass for _, mass in sums_of_choice))
+        mass = sum(mass for _, mass in sums_of_choice)
+        if mass == 0:
+            length = batch.ids.shape[1]
+            raise DataError(
+                f"no token is predicted in these windows of length {length}, so nothing can be "
+                "measured on them; give windows of at least 2 tokens, with weights above 0",
+                subject=str(length),
+            )
+        means.append(total / mass)
     return means
 
 

@@ -15,7 +15,7 @@ from jaxtyping import Float, Shaped
 from calibrant.errors import TargetError
 from calibrant.llama_cpp import decode_blocks, quantize_matrix
 from calibrant.methods.quantization._gguf_file import NUMBERS, DenseFile
-from calibrant.methods.quantization._knapsack import Option, cheapest_within, least_size
+from calibrant.methods.quantization._knapsack import Option, cheapest_within
 from calibrant.models.gguf_writing import EXPERTS
 from calibrant.numerics import finite_number, six_digits
 from calibrant.system.progress import Progress
@@ -27,9 +27,12 @@ RECIPE: Final = "Q8_0"
 which tensors llama.cpp quantizes at all.
 """
 PLAIN_BYTES: Final = 4
-"""Bytes at most of a plain number in the exported file."""
+"""Bytes that a plain number counts: as many as it takes at most in the exported file."""
 ROWS: Final = 512
 """Rows of a tensor, at equal distances, that its errors are measured on."""
+
+Members = Mapping[str, Shaped[np.ndarray, "..."]]
+"""The numbers of tensors that get one kind together, by the tensors' names."""
 
 
 class KindCosts(NamedTuple):
@@ -45,7 +48,7 @@ class KindCosts(NamedTuple):
 
     @property
     def smallest(self) -> int:
-        """The number of the kind that takes the fewest bytes; of equals that of the least error."""
+        """The place of the kind that takes the fewest bytes; of equals the one of least error."""
         by_size = list(zip(self.sizes, self.errors, strict=True))
         return by_size.index(min(by_size))
 
@@ -57,12 +60,16 @@ class ChosenKinds(NamedTuple):
     notes: Mapping[str, Any]
 
 
-def costs_of_kinds(file: DenseFile, progress: Progress) -> tuple[list[KindCosts], int]:
+def costs_of_kinds(
+    target: GgufBudget, file: DenseFile, progress: Progress
+) -> tuple[list[KindCosts], int]:
     """Return what each tensor costs in every kind that fits it, and the bytes of all tensors that
     stay plain numbers.
 
     An error is tr((W - Ŵ)D(W - Ŵ)ᵀ) / tr(WDWᵀ), where D has the mean squares of the inputs, and 1
     where none are known. So inputs count as if they didn't go together.
+
+    Raises `TargetError`, before anything is measured, for a budget that no choice meets.
     """
     tensors = {str(tensor.name): tensor.data for tensor in gguf.GGUFReader(file.path).tensors}
     plain_bytes = 0
@@ -72,51 +79,47 @@ def costs_of_kinds(file: DenseFile, progress: Progress) -> tuple[list[KindCosts]
             plain_bytes += PLAIN_BYTES * tensors[name].size
         else:
             names.append(name)
-    together = _together(names)
+    groups: list[Members] = []
+    for together in _together(names):
+        groups.append({name: tensors[name] for name in together})
+    _check_enough(target, groups, plain_bytes)
     costs: list[KindCosts] = []
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        for group in together:
-            members = {name: tensors[name] for name in group}
+        for members in groups:
             costs.append(_costs_of(members, file.importance, pool))
-            progress("costs of kinds", len(costs), len(together))
+            progress("costs of kinds", len(costs), len(groups))
     return costs, plain_bytes
 
 
 def chosen_within(
     target: GgufBudget, costs: Sequence[KindCosts], nats: Sequence[float] | None, plain_bytes: int
 ) -> ChosenKinds:
-    """Return the kinds that cost least within the budget; `plain_bytes` are taken already.
+    """Return the kinds that cost least within the budget, which is enough for the smallest ones;
+    `plain_bytes` are taken already.
 
-    What a kind costs is its error. With `nats`, which say what the model loses by the smallest kind
-    of each alone, errors are converted into nats as for that kind.
-
-    Raises `TargetError` for a budget that no choice meets.
+    What a kind costs is its error. `nats` say what the model loses by the smallest kind of each
+    group alone. With them a cost is in nats: it grows with the error, and the smallest kind costs
+    what was measured.
     """
     items: list[list[Option]] = []
     for number, group in enumerate(costs):
         scale = 1.0 if nats is None else _nats_of_error(group, nats[number])
         priced = [scale * error for error in group.errors]
         items.append(list(map(Option, group.sizes, priced)))
-    least = plain_bytes + least_size(items)
-    if least > target.bytes:
-        raise TargetError(
-            f"{target} is too little: with every tensor as small as it can be, they take "
-            f"{in_megabytes(least)}; ask for at least that",
-            subject=str(target),
-        )
     choice = cheapest_within(items, target.bytes - plain_bytes)
     kinds: dict[str, str] = {}
-    said: dict[str, dict[str, Any]] = {}
+    notes_by_tensor: dict[str, dict[str, Any]] = {}
     for group, options, pick in zip(costs, items, choice.picks, strict=True):
-        for name in group.names:
-            kinds[name] = group.kinds[pick]
-        said[group.names[0]] = {"kind": group.kinds[pick], "cost": six_digits(options[pick].cost)}
+        kind = group.kinds[pick]
+        kinds |= dict.fromkeys(group.names, kind)
+        cost = six_digits(options[pick].cost)
+        notes_by_tensor[group.names[0]] = {"kind": kind, "cost": cost}
     notes = {
         "budget": target.bytes,
         "bytes": plain_bytes + choice.size,
         "cost": six_digits(choice.cost),
         "bound": six_digits(choice.bound),
-        "tensors": said,
+        "tensors": notes_by_tensor,
     }
     return ChosenKinds(kinds, notes)
 
@@ -135,6 +138,24 @@ def smallest_kinds(costs: Iterable[KindCosts]) -> dict[str, str]:
     return kinds
 
 
+def _check_enough(
+    target: GgufBudget,
+    groups: Iterable[Members],
+    plain_bytes: int,
+) -> None:
+    """Raise `TargetError` for a budget that the smallest kinds of all tensors don't meet."""
+    least = plain_bytes
+    for members in groups:
+        _, sizes = _kinds_and_sizes(members)
+        least += min(sizes)
+    if least > target.bytes:
+        raise TargetError(
+            f"{target} is too little: with every tensor as small as it can be, the tensors "
+            f"together take {in_megabytes(least)}; ask for at least that",
+            subject=str(target),
+        )
+
+
 def _together(names: Iterable[str]) -> list[tuple[str, ...]]:
     """Group the tensors that are one matrix in transformers, and so get one kind."""
     first_of: dict[str, str] = {}
@@ -149,25 +170,33 @@ def _together(names: Iterable[str]) -> list[tuple[str, ...]]:
 
 
 def _costs_of(
-    members: Mapping[str, Shaped[np.ndarray, "..."]],
+    members: Members,
     importance: Mapping[str, Float[np.ndarray, "column"]],
     pool: ThreadPoolExecutor,
 ) -> KindCosts:
-    numbers = sum(member.size for member in members.values())
-    inputs = next(iter(members.values())).shape[-1]
-    fitting = kinds_that_fit(inputs)
-    kinds = tuple(kind.name for kind in fitting)
-    sizes = tuple(int(numbers * kind.amount) // 8 for kind in fitting)
+    kinds, sizes = _kinds_and_sizes(members)
     errors = np.zeros(len(kinds))
     for name, member in members.items():
         matrices = member.reshape(-1, *member.shape[-2:])
         columns = importance.get(name)
         if columns is not None:
-            columns = columns.reshape(len(matrices), inputs)
+            columns = columns.reshape(len(matrices), member.shape[-1])
         error = partial(_relative_error, _some_rows(matrices), columns)
         errors += list(pool.map(error, kinds))
         finite_number(float(errors.sum()), f"the error of {name}", name)
     return KindCosts(tuple(members), kinds, sizes, tuple(errors.tolist()))
+
+
+def _kinds_and_sizes(
+    members: Members,
+) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    """The kinds that fit tensors of a group, and how many bytes all of them take in each."""
+    numbers = sum(member.size for member in members.values())
+    inputs = next(iter(members.values())).shape[-1]
+    fitting = kinds_that_fit(inputs)
+    kinds = tuple(kind.name for kind in fitting)
+    sizes = tuple(int(numbers * kind.amount) // 8 for kind in fitting)
+    return kinds, sizes
 
 
 def _some_rows(

@@ -10,9 +10,9 @@ from typing import Final, NamedTuple
 import numpy as np
 from jaxtyping import Float, UInt8
 
-MOST_STEPS: Final = 50_000
-"""The most steps that the room above the smallest sizes is divided into. Where sizes aren't whole
-multiples of a step, they count as the next larger ones.
+MOST_STEPS: Final = 500_000
+"""The most steps that the room above the smallest sizes is divided into: enough for models of a few
+billion numbers. Where sizes aren't whole multiples of a step, they count as the next larger ones.
 """
 
 
@@ -44,8 +44,9 @@ def cheapest_within(items: Sequence[Sequence[Option]], budget: int) -> Choice:
     `least_size`.
 
     It is found by dynamic programming over the bytes above the smallest sizes, in steps of their
-    greatest common divisor: exactly, unless there were more than `MOST_STEPS` of them. Of equally
-    cheap options the first is taken.
+    greatest common divisor. The choice is the cheapest of all, unless there were more than
+    `MOST_STEPS` of them: then it may cost a little more, and `bound` says how much at most. Of
+    equally cheap options the first is taken.
     """
     extras: list[list[int]] = []
     for options in items:
@@ -55,19 +56,22 @@ def cheapest_within(items: Sequence[Sequence[Option]], budget: int) -> Choice:
     room = min(budget - least_size(items), sum(map(max, extras)))
     step = _step(extras, room)
     best = np.zeros(room // step + 1)
-    picked_at: list[UInt8[np.ndarray, step]] = []
+    steps_of_items: list[list[int]] = []
+    picked_at: list[np.ndarray] = []
     for options, item_extras in zip(items, extras, strict=True):
         costs = [option.cost for option in options]
+        # Rounded up, so that the budget is kept.
         steps = [-(-extra // step) for extra in item_extras]
         best, picked = _with_another(best, costs, steps)
+        steps_of_items.append(steps)
         picked_at.append(picked)
     # From the last item back to the first.
     place = len(best) - 1
     picks: list[int] = []
-    for item_extras, picked in zip(reversed(extras), reversed(picked_at), strict=True):
+    for steps, picked in zip(reversed(steps_of_items), reversed(picked_at), strict=True):
         pick = int(picked[place])
         picks.append(pick)
-        place -= -(-item_extras[pick] // step)
+        place -= steps[pick]
     picks.reverse()
     chosen = [options[pick] for options, pick in zip(items, picks, strict=True)]
     size = sum(option.size for option in chosen)
@@ -90,8 +94,8 @@ def _step(extras: Sequence[Sequence[int]], room: int) -> int:
 def _with_another(
     best: Float[np.ndarray, "step"], costs: Sequence[float], steps: Sequence[int]
 ) -> tuple[Float[np.ndarray, "step"], UInt8[np.ndarray, "step"]]:
-    """Return the least cost at each number of steps with one more item, and the option that the
-    item has there. Its options take so many `steps`.
+    """Return the least cost at each number of steps with one more item, and the number of the
+    option that the item gets there. Its options have these `costs`, and take so many `steps`.
     """
     least = np.full(len(best), np.inf)
     picked = np.zeros(len(best), dtype=np.uint8)

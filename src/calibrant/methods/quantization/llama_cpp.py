@@ -47,6 +47,7 @@ from calibrant.models.gguf_writing import (
     write_gguf,
 )
 from calibrant.models.imatrix import importance_of
+from calibrant.numerics import finite_number
 from calibrant.packed import Packed
 from calibrant.spec.spec import later
 from calibrant.system.clock import spent_on
@@ -134,6 +135,8 @@ class LlamaQuantize(ModelMethod):
             problem = f"{self} looks at the dense model alone"
             message = f"{problem}, and propagate={job.propagate} was asked for; leave it out"
             raise TargetError(message, subject=job.propagate)
+        if self.tries:
+            check_blocks_together(self, job)
         if any(isinstance(edit, ReplaceParameters) for edit in job.done):
             return
         template = self._template(job)
@@ -151,7 +154,7 @@ class LlamaQuantize(ModelMethod):
                     ranks=job.ranks,
                 )
             )
-        with spent_on("method"), TemporaryDirectory() as folder:
+        with spent_on("method"), TemporaryDirectory(prefix="calibrant-") as folder:
             file = self._dense_file(job, template, Path(folder), seen)
             notes: Mapping[str, Any] = {}
             aim = self.aim(job.target)
@@ -213,11 +216,11 @@ class LlamaQuantize(ModelMethod):
         return DenseFile(path, means)
 
     def _chosen(self, job: Job, target: GgufBudget, file: DenseFile) -> ChosenKinds:
-        costs, plain_bytes = costs_of_kinds(file, job.progress)
+        costs, plain_bytes = costs_of_kinds(target, file, job.progress)
         nats = None
         if self.by == "kl":
-            check_blocks_together(self, job)
-            nats = _nats_alone(job, costs, file.quantized(RECIPE, smallest_kinds(costs)))
+            smallest = file.quantized(RECIPE, smallest_kinds(costs))
+            nats = _nats_alone(job, costs, smallest)
         return chosen_within(target, costs, nats, plain_bytes)
 
 
@@ -239,7 +242,11 @@ def _nats_alone(
                 changed[group_of[part.name]][name] = tensors[name]
     changes = [partial(_changed, job, of_group) for of_group in changed]
     few, _ = divided(job.tokens(), TRIED)
-    return divergences_alone(job.view, few, changes, job.ranks)
+    nats = divergences_alone(job.view, few, changes, job.ranks)
+    for group, lost in zip(costs, nats, strict=True):
+        name = group.names[0]
+        finite_number(lost, f"what the predictions lose by {name} alone", name)
+    return nats
 
 
 @contextmanager
