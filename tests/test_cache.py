@@ -359,7 +359,7 @@ def test_what_can_not_be_rounded_is_refused_by_name(folder: str, texts: str, tmp
     config = MambaConfig(vocab_size=259, hidden_size=32, num_hidden_layers=2, state_size=4)
     MambaForCausalLM(config).save_pretrained(tmp_path / "mamba")
     tiny_tokenizer().save_pretrained(tmp_path / "mamba")
-    options: dict[str, Any] = {"data": texts, "target": "w4g16", "kv": "int8", **SMALL}
+    options: dict[str, Any] = {"data": texts, "target": "w8", "kv": "int8", **SMALL}
     refused = refusal_of(quantize, str(tmp_path / "mamba"), **options)
     assert str(refused.subject).endswith("layers.0")
     # The cache of such attention holds a compressed form.
@@ -371,7 +371,7 @@ def test_what_can_not_be_rounded_is_refused_by_name(folder: str, texts: str, tmp
         opened.model.model.layers[1].self_attn.v_proj.weight.zero_()
     refused = refusal_of(quantize, opened.model, opened.tokenizer, **options, kind=NumericsError)
     assert refused.subject == "the values of model.layers.1.self_attn"
-    refusal_of(quantize, folder, target="w4g16", kv="int8", dtype="float32", kind=SpecError)
+    refusal_of(quantize, folder, target="w8", kv="int8", dtype="float32", kind=SpecError)
 
 
 def test_broken_edits_are_refused(folder: str, texts: str):
