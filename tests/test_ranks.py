@@ -402,7 +402,7 @@ def test_static_scales_of_inputs_are_one_processs_to_the_bit(
     found: list[dict[str, Any]], folder: Path
 ) -> None:
     expected = static_scales(folder)
-    assert [len(scales) for scales in expected.values()] == [28] * 3
+    assert [len(scales) for scales in expected.values()] == [28, 28, 28, 4]
     for one in found:
         assert one["scales"] == expected
 
