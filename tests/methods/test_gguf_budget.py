@@ -112,8 +112,8 @@ def test_what_is_no_budget_is_refused(given: str) -> None:
     assert refused.value.subject == given
 
 
-@pytest.mark.parametrize("given", ["90MB", 1.5, True, 0])
-def test_bytes_are_a_whole_number_above_zero(given: Any) -> None:
+@pytest.mark.parametrize("given", [True, 0, -1])
+def test_bytes_are_a_whole_number_above_zero(given: int) -> None:
     with pytest.raises(TargetError) as refused:
         GgufBudget(given)
     assert refused.value.subject == str(given)

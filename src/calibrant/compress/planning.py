@@ -574,6 +574,8 @@ class CompressionPlanner:
         left_out: list[str] = []
         if method.spec_name() not in WORK:
             left_out.append(f"{method} wasn't timed: it counts as a method that observes the same")
+        if isinstance(self.recipe.target, GgufBudget):
+            left_out.append("each tensor is made in every kind, and what that takes isn't counted")
         if self.recipe.allocation.tries:
             left_out.append(f"what the search of {self.recipe.allocation} takes isn't counted")
         if self.outline.storage == "hub":

@@ -2,8 +2,8 @@
 with an imatrix of the calibration data.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -240,7 +240,10 @@ def _nats_alone(
             # Gate and up of experts have the same names here.
             for name in part.experts or (part.matrix or part.parameter,):
                 changed[group_of[part.name]][name] = tensors[name]
-    changes = [partial(_changed, job, of_group) for of_group in changed]
+    changes: list[partial[AbstractContextManager[None]]] = []
+    for number, of_group in enumerate(changed, 1):
+        noted = partial(job.progress, "what each tensor alone loses", number, len(changed))
+        changes.append(partial(_changed, job, of_group, noted))
     few, _ = divided(job.tokens(), TRIED)
     nats = divergences_alone(job.view, few, changes, job.ranks)
     for group, lost in zip(costs, nats, strict=True):
@@ -250,8 +253,12 @@ def _nats_alone(
 
 
 @contextmanager
-def _changed(job: Job, tensors: Mapping[str, FileTensor]) -> Iterator[None]:
-    """While it lasts, matrices and parameters are what these tensors of a file are."""
+def _changed(
+    job: Job, tensors: Mapping[str, FileTensor], noted: Callable[[], None]
+) -> Iterator[None]:
+    """While it lasts, matrices and parameters are what these tensors of a file are; `noted` is
+    called at its end.
+    """
     dtype = job.opened.dtype
     device = next(job.view.model.parameters()).device
     with ExitStack() as stack:
@@ -265,6 +272,7 @@ def _changed(job: Job, tensors: Mapping[str, FileTensor]) -> Iterator[None]:
             if packed is not None:
                 stack.enter_context(job.trying(ReplaceParameters({name: packed})))
         yield
+    noted()
 
 
 def _as_float32(part: GgufPart) -> Any:
