@@ -56,6 +56,19 @@ def test_packed_weights_multiply_as_the_weights_do(
     assert (product.double() - exact).abs().max() <= bound * exact.abs().max()
 
 
+class Coded(torch.Tensor):
+    """What another tool that quantizes puts into a layer."""
+
+
+def test_weights_of_another_kind_stay_as_they_are() -> None:
+    layer = nn.Linear(8, 8)
+    coded = layer.weight.detach().as_subclass(Coded)
+    layer.weight = nn.Parameter(coded, requires_grad=False)
+    assert type(layer.weight) is Coded
+    with packed_weights(layer, 4):
+        assert "forward" not in vars(layer)
+
+
 def test_a_layer_with_a_forward_of_its_own_keeps_it() -> None:
     layer = nn.Linear(8, 8)
     layer.forward = torch.zeros_like

@@ -31,6 +31,7 @@ from transformers.cache_utils import DynamicLayer
 from calibrant.data import by_length
 from calibrant.errors import DataError, NumericsError
 from calibrant.models.attending import newest_attending
+from calibrant.models.on_disk import brings_blocks_in
 from calibrant.system.products import full_speed, packed_weights
 
 TOKENS_PER_BATCH: Final = 16_384
@@ -40,7 +41,7 @@ it beyond rounding.
 TOKENS_READ_AT_ONCE: Final = 1024
 """Tokens of prompts that are read together: enough for long products of matrices."""
 LEAST_PACKED: Final = 4
-"""Prompts at once for which the model's weights are packed: that takes as long as a few steps."""
+"""The fewest prompts at once for which weights are packed. Packing takes as long as a few steps."""
 REMEMBERED: Final = frozenset({"full_attention", "sliding_attention"})
 """Kinds of layers that remember keys and values, a pair a token, and nothing else."""
 
@@ -92,14 +93,8 @@ class Decoder:
         self.measured = measured
         self.choose = choose or self._most_probable
         self.remembers = remembers(model)
-        longest = max(map(len, self.prompts))
-        room = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-        if isinstance(room, int) and longest + most > room:
-            raise DataError(
-                f"{measured}: a prompt of {longest:,} tokens and {most:,} to write don't fit into "
-                f"the model's {room:,} positions; take fewer shots",
-                subject=measured,
-            )
+        positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        check_fit(prompts, most, positions, measured)
         self.shared = 0
         if self.remembers:
             # At least one token of each prompt is shown in its batch: what it says comes next is
@@ -120,7 +115,8 @@ class Decoder:
         with full_speed():
             if not self.remembers:
                 return [self._without_cache(number) for number in batch]
-            if len(batch) < LEAST_PACKED:
+            # Blocks that are elsewhere come with other weights each time they run.
+            if len(batch) < LEAST_PACKED or brings_blocks_in(self.model):
                 return self._with_cache(batch)
             with newest_attending(self.model), packed_weights(self.model, len(batch)):
                 return self._with_cache(batch)
@@ -317,6 +313,21 @@ class ReservedLayer(DynamicLayer):
         return self.keys, self.values
 
 
+def check_fit(
+    prompts: Sequence[Sequence[int]], most: int, positions: int | None, measured: str
+) -> None:
+    """Raise `DataError` if the longest prompt and `most` tokens behind it don't fit into a model's
+    positions; without a number of these nothing is too long.
+    """
+    longest = max(map(len, prompts))
+    if isinstance(positions, int) and longest + most > positions:
+        raise DataError(
+            f"{measured}: a prompt of {longest:,} tokens and {most:,} to write don't fit into "
+            f"the model's {positions:,} positions; take fewer shots",
+            subject=measured,
+        )
+
+
 def moved_together(remaining: Sequence[int]) -> list[int]:
     """Return the rows that remain in an order in which few of them move: the last ones take the
     places of those that are gone.
@@ -405,7 +416,7 @@ def _of_tokens(
 
 
 def _columns(
-    part: Float[Tensor, "1 head token feature"], rows: int, width: int
+    part: Float[Tensor, "prompt head token feature"], rows: int, width: int
 ) -> Float[Tensor, "row head column feature"]:
     """Return zeros of the same kind, for as many prompts and columns."""
     return part.new_zeros(rows, part.shape[1], width, part.shape[3])

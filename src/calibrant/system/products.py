@@ -51,17 +51,17 @@ def packed_weights(model: nn.Module, rows: int) -> Iterator[None]:
     weights, in the order in which oneDNN reads them. Else it would bring them into that order for
     each product, which for few rows takes longer than the product.
 
-    Nothing changes where the processor doesn't compute, for layers with a forward of their own,
-    and for a model of more than `MOST_PACKED` bytes. Nobody may change a weight meanwhile.
+    Nothing changes where the processor doesn't compute, for layers with a forward or a kind of
+    weight of their own, and for a model of more than `MOST_PACKED` bytes. Nobody may change a
+    weight meanwhile, or move it.
     """
     layers = [module for module in model.modules() if _can_be_packed(module)]
-    sizes = {id(layer.weight): layer.weight.nbytes for layer in layers}
-    if sum(sizes.values()) > MOST_PACKED:
+    if sum(layer.weight.nbytes for layer in layers) > MOST_PACKED:
         layers = []
     try:
         for layer in layers:
             packed = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach(), rows)
-            layer.forward = partial(_packed_product, packed, layer.bias)
+            vars(layer)["forward"] = partial(_packed_product, packed, layer.bias)
         yield
     finally:
         for layer in layers:
@@ -72,6 +72,9 @@ def _can_be_packed(module: nn.Module) -> TypeGuard[nn.Linear]:
     if type(module) is not nn.Linear or "forward" in vars(module):
         return False
     weight = module.weight
+    # Tools that quantize have weights of their own kinds in such layers.
+    if type(weight) is not nn.Parameter:
+        return False
     if weight.device.type != "cpu" or not weight.is_contiguous():
         return False
     capabilities = torch.cpu.get_capabilities()
