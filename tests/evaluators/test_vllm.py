@@ -210,7 +210,10 @@ def test_vllm_that_is_not_there_is_missed_by_name(
     folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(TOOLS, str(tmp_path))
-    with refused(MissingPackageError, "vllm"):
+    # A folder of that name is no package.
+    monkeypatch.syspath_prepend(tmp_path / "work")
+    (tmp_path / "work" / "vllm").mkdir(parents=True)
+    with pytest.raises(MissingPackageError, match="not installed"):
         evaluate(folder, tasks=LOSS, engine="vllm")
     broken = tmp_path / "vllm" / "bin" / "python"
     broken.parent.mkdir(parents=True)

@@ -110,7 +110,9 @@ def interpreter() -> Path:
     """Return the Python that runs vLLM: this one where vLLM is installed beside calibrant, else
     that of the environment which `make vllm` makes. Raises `MissingPackageError` without both.
     """
-    if find_spec(_vllm_process.VLLM) is not None:
+    installed = find_spec(_vllm_process.VLLM)
+    # A mere folder of that name, as where one works, has no origin.
+    if installed is not None and installed.origin is not None:
         return Path(sys.executable)
     environments = Path(os.environ.get(TOOLS, CHECKOUT / ".venv-tools"))
     python = environments / "vllm" / "bin" / "python"
