@@ -8,7 +8,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from calibrant import decoding
 from calibrant.decoding import Decoder, Generated, remembers
-from calibrant.testing import FAMILIES, tiny_model
+from calibrant.models.beside import BesideDevice
+from calibrant.testing import FAMILIES, pretended_device, tiny_model
 
 from tests.usual import usually
 
@@ -71,6 +72,14 @@ def test_in_single_precision_it_writes_the_same(family: str) -> None:
     model, given = tiny_model(family, torch.float32), prompts(20)
     expected = [by_hand(model, prompt) for prompt in given]
     assert [(list(answer.ids), answer.cut) for answer in decoded(model, given)] == expected
+
+
+def test_blocks_that_stay_beside_a_device_write_the_same() -> None:
+    model, given = tiny_model("llama", torch.float32), prompts(20)
+    expected = decoded(model, given)
+    with pretended_device() as device:
+        BesideDevice(model, torch.device(device.name))
+        assert decoded(model, given) == expected
 
 
 def test_the_result_does_not_depend_on_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -89,14 +89,8 @@ class Decoder:
         self.measured = measured
         self.choose = choose or self._most_probable
         self.remembers = remembers(model)
-        longest = max(map(len, self.prompts))
-        room = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-        if isinstance(room, int) and longest + most > room:
-            raise DataError(
-                f"{measured}: a prompt of {longest:,} tokens and {most:,} to write don't fit into "
-                f"the model's {room:,} positions; take fewer shots",
-                subject=measured,
-            )
+        positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        check_fit(prompts, most, positions, measured)
         self.shared = 0
         if self.remembers:
             # At least one token of each prompt is shown in its batch: what it says comes next is
@@ -309,6 +303,21 @@ class ReservedLayer(DynamicLayer):
         self.keys = self._all_keys[:, :, :end]
         self.values = self._all_values[:, :, :end]
         return self.keys, self.values
+
+
+def check_fit(
+    prompts: Sequence[Sequence[int]], most: int, positions: int | None, measured: str
+) -> None:
+    """Raise `DataError` if the longest prompt and `most` tokens behind it don't fit into a model's
+    positions; without a number of these nothing is too long.
+    """
+    longest = max(map(len, prompts))
+    if isinstance(positions, int) and longest + most > positions:
+        raise DataError(
+            f"{measured}: a prompt of {longest:,} tokens and {most:,} to write don't fit into "
+            f"the model's {positions:,} positions; take fewer shots",
+            subject=measured,
+        )
 
 
 def moved_together(remaining: Sequence[int]) -> list[int]:

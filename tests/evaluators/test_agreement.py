@@ -165,6 +165,36 @@ def test_logits_that_are_changed_behind_the_head_are_kept_themselves(
     assert agreement.measure(Subject(pruned.model, pruned.tokenizer, dense)) == first
 
 
+def test_a_head_that_is_given_its_input_by_name_is_known_too(
+    pruned: Opened, texts: Path, counted: tuple[PreTrainedModel, list[int]]
+) -> None:
+    dense, ran = counted
+    agreement = Agreement(source=str(texts), tokens=300, length=32)
+    expected = agreement.measure(Subject(pruned.model, pruned.tokenizer, dense))
+    forget_predictions(dense)
+    keep_predictions(dense)
+    head = dense.get_output_embeddings()
+    assert head is not None
+    dense.set_output_embeddings(_ByName(head))
+    for _ in range(2):
+        assert agreement.measure(Subject(pruned.model, pruned.tokenizer, dense)) == expected
+    assert ran
+
+
+class _ByName(torch.nn.Module):
+    """A head that hands on what it is given by its name."""
+
+    def __init__(self, head: torch.nn.Module) -> None:
+        super().__init__()
+        self.head = head
+
+    def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
+        return super().__call__(hidden=hidden)
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        return self.head(hidden)
+
+
 def test_a_dense_model_that_changed_is_run_again(
     pruned: Opened, texts: Path, counted: tuple[PreTrainedModel, list[int]]
 ) -> None:

@@ -5,6 +5,9 @@ environment.
 
 import gc
 import json
+import os
+import subprocess
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -15,8 +18,8 @@ from typer.testing import CliRunner
 
 from calibrant import quantize
 from calibrant.cli import app
-from calibrant.errors import MissingPackageError, ModelError, SpecError
-from calibrant.evaluators import evaluate
+from calibrant.errors import DataError, MissingPackageError, ModelError, SpecError
+from calibrant.evaluators import _vllm_process, evaluate
 from calibrant.evaluators._vllm import CHECKOUT, TOOLS, RunByVllm, opened_by_vllm
 from calibrant.evaluators._windows import ScoredWindow, summed_nats
 from calibrant.models import open_model
@@ -42,10 +45,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(tiny_folder(tmp_path_factory.mktemp("model") / "llama"))
 
 
-def processes() -> list[str]:
+def processes() -> list[psutil.Process]:
     """What runs vLLM now."""
-    commands = [" ".join(child.cmdline()) for child in psutil.Process().children(recursive=True)]
-    return [command for command in commands if "_vllm_process" in command]
+    children = psutil.Process().children(recursive=True)
+    return [child for child in children if "_vllm_process" in " ".join(child.cmdline())]
 
 
 @pretended
@@ -110,6 +113,79 @@ def test_what_vllm_cannot_run_is_refused_in_its_words(
 
 
 @pretended
+def test_a_window_may_be_as_long_as_the_model_sees_and_an_answer_no_longer(tmp_path: Path) -> None:
+    folder = tiny_folder(tmp_path / "short")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 32}))
+    loss = "loss(source=python_docs, tokens=64, length=32)"
+    (ours,) = evaluate(str(folder), tasks=loss, dtype="float32")
+    (theirs,) = evaluate(str(folder), tasks=loss, engine="vllm")
+    assert theirs.score.value == pytest.approx(ours.score.value, abs=1e-5)
+    for engine in ("torch", "vllm"):
+        with refused(DataError, "generation of gsm8k"):
+            evaluate(str(folder), tasks="generation(limit=1)", engine=engine)
+
+
+@pretended
+def test_what_ends_a_text_may_stand_in_the_models_own_settings(tmp_path: Path) -> None:
+    folder = tiny_folder(tmp_path / "model")
+    (folder / "generation_config.json").unlink()
+    ends = open_model(str(folder)).model.generation_config
+    found = opened_by_vllm(str(folder)).model.generation_config
+    assert ends is not None
+    assert found is not None
+    assert found.eos_token_id == ends.eos_token_id is not None
+
+
+@pretended
+def test_a_process_that_is_killed_is_missed_and_another_takes_its_place(folder: str) -> None:
+    others = set(processes())
+    model = opened_by_vllm(folder).model
+    assert isinstance(model, RunByVllm)
+    short, long = [3, 4, 5], [3] * 40
+    before = model.scored([short])
+    (process,) = set(processes()) - others
+    process.kill()
+    with pytest.raises(ModelError, match="was killed"):
+        model.scored([short])
+    assert len(model.scored([long])[0].nats) == 39
+    assert model.scored([short]) == before
+
+
+@pretended
+def test_a_refusal_of_long_windows_leaves_the_short_ones(
+    folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = opened_by_vllm(folder).model
+    assert isinstance(model, RunByVllm)
+    before = model.scored([[3, 4, 5]])
+    with monkeypatch.context() as patched:
+        patched.setattr(model, "_folder", Path("refused"))
+        with pytest.raises(ModelError):
+            model.scored([[3] * 40])
+    assert model.scored([[3, 4, 5]]) == before
+
+
+def test_the_process_ends_with_the_one_that_asked_it_even_while_it_computes() -> None:
+    process = subprocess.Popen(
+        [sys.executable, _vllm_process.__file__],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(PRETENDED)},
+    )
+    settings = {
+        "model": "busy",
+        "dtype": "float32",
+        "max_model_len": 8,
+        "load_format": "safetensors",
+        "enforce_eager": True,
+    }
+    # `communicate` closes the input, and waits for the end.
+    printed, _ = process.communicate(json.dumps(settings).encode() + b"\n")
+    assert printed == b""
+
+
+@pretended
 def test_what_is_no_folder_for_vllm_is_refused(folder: str, tmp_path: Path) -> None:
     file = str(tiny_gguf(tmp_path / "model.gguf"))
     with refused(ModelError, file):
@@ -134,7 +210,10 @@ def test_vllm_that_is_not_there_is_missed_by_name(
     folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(TOOLS, str(tmp_path))
-    with refused(MissingPackageError, "vllm"):
+    # A folder of that name is no package.
+    monkeypatch.syspath_prepend(tmp_path / "work")
+    (tmp_path / "work" / "vllm").mkdir(parents=True)
+    with pytest.raises(MissingPackageError, match="not installed"):
         evaluate(folder, tasks=LOSS, engine="vllm")
     broken = tmp_path / "vllm" / "bin" / "python"
     broken.parent.mkdir(parents=True)

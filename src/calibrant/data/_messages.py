@@ -95,7 +95,7 @@ class Message:
         return replace(self, content=answer, reasoning=reasoning.strip())
 
     @property
-    def is_cut_reasoning(self) -> bool:
+    def has_open_reasoning(self) -> bool:
         """Whether its content is reasoning that is opened and never closed."""
         return self.role == "assistant" and _is_never_closed(self.content or "")
 

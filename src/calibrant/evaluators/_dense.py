@@ -77,8 +77,10 @@ class _Kept:
     logits: dict[str, list[Tensor]] = field(default_factory=dict[str, list[Tensor]])
     taken: int = 0
 
-    def has_room(self, size: int, device: torch.device) -> bool:
-        """Whether so many more bytes may be kept; if so they are counted."""
+    def reserve(self, size: int, device: torch.device) -> bool:
+        """Count so many more bytes as taken where there is room for them; return whether there
+        is.
+        """
         if self.taken + size > room(device) // KEPT_PART:
             return False
         self.taken += size
@@ -94,7 +96,7 @@ _FLOORS: Final = WeakKeyDictionary[PreTrainedModel, dict[str, "NoiseFloor | None
 def state(model: PreTrainedModel) -> list[Any]:
     """Return where a model's numbers are, their types, how often they were written to, and how it
     rounds inputs and its KV cache: what changes when the model does. A write through `.data` isn't
-    seen.
+    seen, nor a hook that comes or goes.
     """
     stamps: list[Any] = []
     for tensor in (*model.parameters(), *model.buffers()):
@@ -132,17 +134,19 @@ def dense_predictions(
         _KEPT[reference] = kept
     batch_id = identity([[window.unscored, *window.ids] for window in batch])
     if batch_id in kept.before_head:
-        head = reference.get_output_embeddings()
+        head: Any = reference.get_output_embeddings()
         return list(scored_logits(head(kept.before_head[batch_id]), batch))
     if batch_id in kept.logits:
-        return list(scored_logits(kept.logits[batch_id], batch))
+        return kept.logits[batch_id]
     logits, before_head = _logits_and_what_the_head_is_given(reference, batch)
+    scored = list(scored_logits(logits, batch))
     if before_head is not None:
-        if kept.has_room(before_head.nbytes, reference.device):
+        if kept.reserve(before_head.nbytes, reference.device):
             kept.before_head[batch_id] = before_head
-    elif kept.has_room(logits.nbytes, reference.device):
-        kept.logits[batch_id] = logits
-    return list(scored_logits(logits, batch))
+    elif kept.reserve(sum(rows.nbytes for rows in scored), reference.device):
+        # Cloned, or a view would keep the logits of unscored tokens and of padding too.
+        kept.logits[batch_id] = [rows.clone() for rows in scored]
+    return scored
 
 
 def _logits_and_what_the_head_is_given(
@@ -154,23 +158,25 @@ def _logits_and_what_the_head_is_given(
     head = reference.get_output_embeddings()
     if head is None:
         return batch_logits(reference, batch), None
-    given: list[Tensor] = []
+    given: list[list[Any]] = []
 
-    def note(module: torch.nn.Module, arguments: tuple[Any, ...]) -> None:
-        given.append(arguments[0])
+    def note(module: torch.nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+        given.append([*arguments, *named.values()])
 
-    hook = head.register_forward_pre_hook(note)
+    hook = head.register_forward_pre_hook(note, with_kwargs=True)
     try:
         logits = batch_logits(reference, batch)
     finally:
         hook.remove()
-    if len(given) != 1:
+    # It may be called in parts, or be given more than hidden states.
+    if len(given) != 1 or len(given[0]) != 1:
         return logits, None
-    again = head(given[0])
+    (hidden,) = given[0]
+    again = head(hidden)
     if again.dtype != logits.dtype or not torch.equal(again, logits):
         return logits, None
     # Cloned, or a view would keep the positions that no token is predicted from too.
-    return logits, given[0].clone()
+    return logits, hidden.clone()
 
 
 def found_once(

@@ -48,8 +48,8 @@ def check_engine(engine: str, tasks: list[Evaluator]) -> None:
     for task in tasks:
         if task.spec_name() not in measured:
             raise SpecError(
-                f"{task} can't be measured with {engine}, which measures "
-                f"{' and '.join(measured)}; leave --engine out",
+                f"{task} can't be measured with {engine}, which measures only "
+                f"{', '.join(measured)}; leave --engine out",
                 subject=str(task),
             )
 

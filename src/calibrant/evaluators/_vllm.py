@@ -5,6 +5,7 @@ process of its own, so that its packages may be others than those of this one.
 import json
 import math
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -20,12 +21,12 @@ import torch
 from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel
 
 from calibrant.data import by_length
-from calibrant.decoding import TOKENS_PER_BATCH, Ended, Generated
+from calibrant.decoding import TOKENS_PER_BATCH, Ended, Generated, check_fit
 from calibrant.errors import MissingPackageError, ModelError
 from calibrant.evaluators import _vllm_process
 from calibrant.models import Opened, gguf_of, located, open_tokenizer, resolve_dtype, saved_dtype
 from calibrant.models.digests import file_digests, folder_digest
-from calibrant.models.folder import read_object, weight_files
+from calibrant.models.folder import CONFIG, read_object, weight_files
 from calibrant.models.rounded_inputs import INPUTS
 from calibrant.models.saving import check_unchanged
 from calibrant.numerics import type_name
@@ -55,6 +56,8 @@ WORDS: Final = 600
 them fits.
 """
 GENERATION: Final = "generation_config.json"
+ONE_MORE: Final = "VLLM_ALLOW_LONG_MAX_MODEL_LEN"
+"""The variable with which vLLM takes more tokens than the model has positions."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +111,9 @@ def interpreter() -> Path:
     """Return the Python that runs vLLM: this one where vLLM is installed beside calibrant, else
     that of the environment which `make vllm` makes. Raises `MissingPackageError` without both.
     """
-    if find_spec(_vllm_process.VLLM) is not None:
+    installed = find_spec(_vllm_process.VLLM)
+    # A mere folder of that name, as where one works, has no origin.
+    if installed is not None and installed.origin is not None:
         return Path(sys.executable)
     environments = Path(os.environ.get(TOOLS, CHECKOUT / ".venv-tools"))
     python = environments / "vllm" / "bin" / "python"
@@ -160,9 +165,13 @@ class RunByVllm(PreTrainedModel):
 
     def __init__(self, name: str, folder: Path, dtype: str, python: Path) -> None:
         super().__init__(PretrainedConfig())
+        config = read_object(folder / CONFIG)
+        text_config = config.get("text_config", config)
+        ends = text_config.get("eos_token_id")
         if (folder / GENERATION).is_file():
             ends = read_object(folder / GENERATION).get("eos_token_id")
-            self.generation_config = GenerationConfig(eos_token_id=ends)
+        self.generation_config = GenerationConfig(eos_token_id=ends)
+        self.positions: int | None = text_config.get("max_position_embeddings")
         self._name = name
         self._folder = folder
         self._dtype_name = dtype
@@ -200,6 +209,11 @@ class RunByVllm(PreTrainedModel):
         if self._process is None or self._room < room:
             if self._process is not None:
                 self._process.close()
+                self._process = None
+            variables: dict[str, str] = {}
+            if self.positions is not None and room == self.positions + 1:
+                # Nothing is read behind the last token of a window, so it needs no position.
+                variables[ONE_MORE] = "1"
             settings = {
                 "model": str(self._folder),
                 "dtype": self._dtype_name,
@@ -208,18 +222,27 @@ class RunByVllm(PreTrainedModel):
                 # Compiling takes longer than a measurement.
                 "enforce_eager": True,
             }
-            self._process = VllmProcess(self._name, self._python, settings)
+            self._process = VllmProcess(self._name, self._python, settings, variables)
             self._room = room
         return self._process
 
 
 @final
 class VllmDecoder:
-    """Continues `prompts` in vLLM as `Decoder` does in torch, each until `ended` says so."""
+    """Continues `prompts` in vLLM as `Decoder` does in torch, each until `ended` says so.
+
+    Raises `DataError` if the longest doesn't fit into the model's positions.
+    """
 
     def __init__(
-        self, model: RunByVllm, prompts: Sequence[Sequence[int]], most: int, ended: Ended
+        self,
+        model: RunByVllm,
+        prompts: Sequence[Sequence[int]],
+        most: int,
+        ended: Ended,
+        measured: str,
     ) -> None:
+        check_fit(prompts, most, model.positions, measured)
         self.model = model
         self.prompts = prompts
         self.most = most
@@ -250,7 +273,13 @@ class VllmProcess:
     Raises `ModelError` where vLLM refuses the model, with its words.
     """
 
-    def __init__(self, name: str, python: Path, settings: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        name: str,
+        python: Path,
+        settings: Mapping[str, Any],
+        variables: Mapping[str, str],
+    ) -> None:
         self._name = name
         # What vLLM prints is of interest only where it dies.
         self._printed = tempfile.TemporaryFile()  # noqa: SIM115  # as long as the process
@@ -260,7 +289,7 @@ class VllmProcess:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._printed,
-            env=_variables(python),
+            env={**_variables(python), **variables},
         )
         self.close = weakref.finalize(self, _end, self._process, self._printed)
         self.ask(settings)
@@ -278,14 +307,19 @@ class VllmProcess:
             process.stdin.flush()
         reply = process.stdout.readline()
         if not reply.endswith(b"\n"):
-            raise self._refused(f"its process ended, and said {self._last_words()}")
+            raise self._refused(self._how_it_ended())
         answer = json.loads(reply)
         if "error" in answer:
             raise self._refused(f"it says {_in_one_line(answer['error'])}")
         return answer["answer"]
 
+    def _how_it_ended(self) -> str:
+        # What it printed before it was killed has nothing to do with that.
+        if self._process.wait() == -signal.SIGKILL:
+            return "its process was killed, as happens where memory runs out"
+        return f"its process ended, and said {self._last_words()}"
+
     def _last_words(self) -> str:
-        self._process.wait()
         self._printed.seek(0)
         lines = self._printed.read().decode(errors="replace").strip().splitlines()
         if not lines:

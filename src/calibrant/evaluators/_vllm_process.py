@@ -7,7 +7,9 @@ import json
 import math
 import os
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from queue import SimpleQueue
+from threading import Thread
 from typing import Any, Final, TextIO, final
 
 VLLM: Final = "vllm"
@@ -67,12 +69,28 @@ def answers_alone() -> TextIO:
     return output
 
 
+def requests() -> Iterator[Any]:
+    """Yield what each line of the standard input asks. Where there can be no more lines the process
+    ends at once: nobody is left who waits for an answer.
+    """
+    lines: SimpleQueue[str] = SimpleQueue()
+
+    def read() -> None:
+        for line in sys.stdin:
+            lines.put(line)
+        os._exit(0)
+
+    # In a thread, so that the end is seen while vLLM computes.
+    Thread(target=read, daemon=True).start()
+    while True:
+        yield json.loads(lines.get())
+
+
 def main() -> None:
     """Open the model that the first line says; then answer each line."""
     output = answers_alone()
     served: Served | None = None
-    for line in sys.stdin:
-        asked = json.loads(line)
+    for asked in requests():
         reply: dict[str, Any] = {"answer": None}
         try:
             if served is None:

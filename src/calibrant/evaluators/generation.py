@@ -121,11 +121,11 @@ class Generation(SourceEvaluator):
         reader = self._reader(subject, rows)
         most = self.max_tokens or reader.most
         prompts = self._prompts(exemplars, rows, subject.tokenizer)
+        measured = f"generation of {source}"
         if isinstance(subject.model, RunByVllm):
-            decoder = VllmDecoder(subject.model, prompts, most, reader.ended)
+            decoder = VllmDecoder(subject.model, prompts, most, reader.ended, measured)
         else:
-            doing = f"generation of {source}"
-            decoder = Decoder(subject.model, prompts, most, reader.ended, doing)
+            decoder = Decoder(subject.model, prompts, most, reader.ended, measured)
 
         def read(number: int, answer: Generated) -> dict[str, Any]:
             return reader.read(rows[number], answer)

@@ -41,7 +41,7 @@ def conversation_facts(
     open_reasoning = 0
     for row in rows:
         # The format may have taken tags away.
-        open_reasoning += any(message.is_cut_reasoning for message in row.turns)
+        open_reasoning += any(message.has_open_reasoning for message in row.turns)
         conversation = form.conversation(row)
         lengths.append(len(conversation.messages))
         holding.update(set(_held(conversation)))

@@ -1,9 +1,12 @@
 """What is used of vLLM, made of transformers. A folder that is called `refused` is one that it has
-no kernel for, and one that is called `deadly` kills it.
+no kernel for, one that is called `deadly` kills it, and one that is called `busy` keeps it busy
+for ever.
 """
 
+import json
 import os
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -53,6 +56,11 @@ class LLM:
             sys.stderr.write("out of memory\n")
             sys.stderr.flush()
             os._exit(9)
+        while Path(model).name == "busy":
+            time.sleep(0.1)
+        config = json.loads((Path(model) / "config.json").read_text())
+        if max_model_len > config["max_position_embeddings"]:
+            assert os.environ["VLLM_ALLOW_LONG_MAX_MODEL_LEN"] == "1"
         import torch
         from transformers import AutoModelForCausalLM
 
