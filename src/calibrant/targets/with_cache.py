@@ -71,6 +71,10 @@ class WithCache(Target):
     def amount(self) -> float | None:
         return None if self.rest is None else self.rest.amount
 
+    @property
+    def revised(self) -> int:
+        return 0 if self.rest is None else self.rest.revised
+
     def check(self, shape: tuple[int, int], name: str) -> None:
         if self.rest is not None:
             self.rest.check(shape, name)
