@@ -181,7 +181,7 @@ def _beside(measurement: Measurement, metric: str) -> float:
     return value
 
 
-def runs_of(store: Store, name: str) -> dict[Asked, dict[str, Runs]]:
+def runs_of(store: Store, name: str) -> Mapping[Asked, Mapping[str, Runs]]:
     """The runs of a store that were measured whole, by method and target, then by set."""
     runs: dict[Asked, dict[str, list[Mapping[str, Measurement]]]] = {}
     for cell in store.cells():
