@@ -1,20 +1,22 @@
 """The tables of the study of served formats: python -m studies.served.tables FOLDER, in which
 smollm2.yaml and smooth.yaml beside this have stores of these names.
 
-Divergences are nats per token, KL(dense ‖ compressed), on rows that no draw calibrates on. The
-analysis was fixed before the first run.
+Divergences are nats per token, KL(dense ‖ compressed), on rows that no draw calibrates on. They have
+five digits: at eight bits a model is some thousandths of a nat from the dense one. The analysis was
+fixed before the first run. What isn't computed yet is left empty.
 """
 
+import statistics
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-from studies.sensitivity.tables import sensitivity_table
-
 from calibrant.lab.stats import Comparison, Sensitivity, compare, read
 from calibrant.lab.stats.contrasts import Contrast, holm
-from calibrant.results import Store
+from calibrant.results import Measurement, Store
+from calibrant.results.records import UNTOUCHED
 
 STORES: Final = ("smollm2", "smooth")
 LEARNED: Final = "autoround(steps=10, batch=2)"
@@ -31,6 +33,16 @@ ASKED: Final = (
 """Of which store, method and target it is asked whether sets vary beyond draws."""
 PLANNED: Final = 18
 """How many primary questions there are."""
+SCALES: Final = ("random tokens against C4, scales of NVFP4", "rtn", "NVFP4")
+"""Name, method and target of the difference that has to lie within `NARROW`."""
+NARROW: Final = 0.05
+"""What doesn't matter, as a share of the mean divergence."""
+ROLES: Final = ("kl_template", "kl_question", "kl_answer")
+
+Asked = tuple[str, str, str]
+"""A store, a method and a target."""
+Runs = Sequence[Mapping[str, Measurement]]
+"""What the draws of a set gave, by what was measured."""
 
 
 def planned(found: Mapping[str, Comparison]) -> Iterator[str]:
@@ -40,29 +52,104 @@ def planned(found: Mapping[str, Comparison]) -> Iterator[str]:
     others how much worse the first set is than the second, and what true difference four such
     studies in five find.
     """
-    sensitivities: dict[tuple[str, str, str], Sensitivity] = {}
+    sensitivities = _sensitivities(found)
+    ratios: list[Contrast] = []
+    told: list[str] = []
+    for store, method, target in ASKED:
+        sensitivity = sensitivities.get((store, method, target))
+        p = None if sensitivity is None else sensitivity.p
+        name = "sets vary beyond draws"
+        label = _label(store, method)
+        ratios.append(Contrast(name, "", "", (), "", label, target, p=p))
+        told.append("" if sensitivity is None else _ratio(sensitivity))
     differences: list[Contrast] = []
     for store, comparison in found.items():
-        differences += comparison.contrasts
-        for sensitivity in comparison.sensitivities:
-            sensitivities[store, sensitivity.method, sensitivity.target] = sensitivity
-    known = [sensitivities[asked] for asked in ASKED]
-    ratios: list[Contrast] = []
-    for sensitivity in known:
-        name = "sets vary beyond draws"
-        method = sensitivity.method
-        ratios.append(Contrast(name, "", "", (), "", method, sensitivity.target, p=sensitivity.p))
+        for contrast in comparison.contrasts:
+            differences.append(replace(contrast, method=_label(store, contrast.method)))
+            told.append(_difference(contrast))
     family = holm([*ratios, *differences])
     assert len(family) == PLANNED
     yield "| question | method | target | found | 4 in 5 see | p (Holm) |"
     yield "| --- | --- | --- | ---: | ---: | ---: |"
-    told = [_ratio(sensitivity) for sensitivity in known]
-    told += [_difference(difference) for difference in differences]
     for contrast, figure in zip(family, told, strict=True):
         seen = "" if contrast.detectable is None else f"{contrast.detectable:.5f}"
         p = "" if contrast.p_holm is None else f"{contrast.p_holm:.1g}"
         cells = [contrast.name, f"`{contrast.method}`", contrast.target, figure, seen, p]
         yield f"| {' | '.join(cells)} |"
+
+
+def narrow(found: Mapping[str, Comparison]) -> Iterator[str]:
+    """Rows: whether random tokens serve NVFP4's scales as C4 does: whether the interval of their
+    difference lies within 5 % of the mean divergence.
+    """
+    yield "| random tokens less C4 | 5 % of the mean divergence | within it |"
+    yield "| ---: | ---: | --- |"
+    sensitivity = _sensitivities(found).get(("smollm2", *SCALES[1:]))
+    for contrast in found["smollm2"].contrasts:
+        if (contrast.name, contrast.method, contrast.target) != SCALES:
+            continue
+        interval = None if contrast.difference is None else contrast.difference.interval()
+        if interval is None or sensitivity is None or sensitivity.increase is None:
+            yield "| | | |"
+            continue
+        margin = NARROW * sensitivity.increase
+        within = -margin < interval[0] and interval[1] < margin
+        yield f"| {_difference(contrast)} | {margin:.5f} | {'yes' if within else 'no'} |"
+
+
+def at_stake(found: Mapping[str, Comparison]) -> Iterator[str]:
+    """Rows: worst less best set, text by text, as a share of the mean divergence, beside what
+    chance makes of sets that are alike.
+    """
+    heads = ["method", "target", "mean", "worst less best", "cross-fitted", "by chance at most"]
+    heads += ["of the mean", "between sets / draws"]
+    yield f"| {' | '.join(heads)} |"
+    yield f"| --- | --- |{' ---: |' * (len(heads) - 2)}"
+    for (store, method, target), sensitivity in _sensitivities(found).items():
+        low, high = sensitivity.worth_interval
+        cells = [f"`{_label(store, method)}`", target]
+        cells.append("" if sensitivity.increase is None else f"{sensitivity.increase:.5f}")
+        cells.append(f"{sensitivity.worth:.5f} ({low:.5f} to {high:.5f})")
+        cells += [f"{sensitivity.cross_fitted:.5f}", f"{sensitivity.by_chance:.5f}"]
+        cells.append("" if sensitivity.share is None else f"{sensitivity.share:.0%}")
+        cells.append(_ratio(sensitivity))
+        yield f"| {' | '.join(cells)} |"
+
+
+def by_text(runs: Mapping[Asked, Mapping[str, Runs]], texts: Sequence[str]) -> Iterator[str]:
+    """Rows: the divergence on each text, of every method and set; also of what looks at no data."""
+    yield f"| method | target | calibrated on | {' | '.join(texts)} |"
+    yield f"| --- | --- | --- |{' ---: |' * len(texts)}"
+    for (store, method, target), sets in runs.items():
+        for data, draws in sets.items():
+            cells = [f"`{_label(store, method)}`", target, data]
+            for text in texts:
+                cells.append(_mean([draw[text].score.value for draw in draws]))
+            yield f"| {' | '.join(cells)} |"
+
+
+def by_role(runs: Mapping[Asked, Mapping[str, Runs]], text: str) -> Iterator[str]:
+    """Rows: the divergence on conversations, by the role of a token."""
+    yield "| method | target | calibrated on | the template's own tokens | questions | answers |"
+    yield "| --- | --- | --- | ---: | ---: | ---: |"
+    for (store, method, target), sets in runs.items():
+        for data, draws in sets.items():
+            cells = [f"`{_label(store, method)}`", target, data]
+            for role in ROLES:
+                cells.append(_mean([_beside(draw[text], role) for draw in draws]))
+            yield f"| {' | '.join(cells)} |"
+
+
+def _label(store: str, method: str) -> str:
+    return f"smooth, {method}" if store == "smooth" else method
+
+
+def _sensitivities(found: Mapping[str, Comparison]) -> dict[Asked, Sensitivity]:
+    sensitivities: dict[Asked, Sensitivity] = {}
+    for store, comparison in found.items():
+        for sensitivity in comparison.sensitivities:
+            sensitivities[store, sensitivity.method, sensitivity.target] = sensitivity
+    return sensitivities
 
 
 def _ratio(sensitivity: Sensitivity) -> str:
@@ -79,30 +166,58 @@ def _difference(contrast: Contrast) -> str:
     interval = contrast.difference.interval()
     if interval is None:
         return value
-    # Five digits: at eight bits a model is some thousandths of a nat from the dense one.
     low, high = interval
     return f"{value} ({low:+.5f} to {high:+.5f})"
 
 
-def compared(folder: Path) -> dict[str, Comparison]:
-    """What each store says, by its name."""
-    found: dict[str, Comparison] = {}
-    for name in STORES:
-        with Store(folder / name, create=False) as store:
-            found[name] = compare(read(store), measures=["agreement"])
-    return found
+def _mean(values: Sequence[float]) -> str:
+    """The mean of the draws, and half of what they lie apart."""
+    mean = f"{statistics.mean(values):.5f}"
+    return mean if len(values) == 1 else f"{mean} ± {(max(values) - min(values)) / 2:.5f}"
+
+
+def _beside(measurement: Measurement, metric: str) -> float:
+    (value,) = (score.value for score in measurement.beside if score.metric == metric)
+    return value
+
+
+def runs_of(store: Store, name: str) -> Mapping[Asked, Mapping[str, Runs]]:
+    """The runs of a store that were measured whole, by method and target, then by set."""
+    runs: dict[Asked, dict[str, list[Mapping[str, Measurement]]]] = {}
+    for cell in store.cells():
+        measured: dict[str, Measurement] = {}
+        for measure in cell.measures.values():
+            measurement = store.measurement(cell.run, measure)
+            if measurement is not None:
+                measured[measurement.score.measured] = measurement
+        if cell.method == UNTOUCHED or not measured or len(measured) < len(cell.measures):
+            continue
+        sets = runs.setdefault((name, cell.method, cell.target), {})
+        sets.setdefault(cell.data or "no data", []).append(measured)
+    return runs
 
 
 def tables(folder: Path) -> dict[str, str]:
     """Each table in Markdown, by name."""
-    found = compared(folder)
-    sensitivities: list[Sensitivity] = []
-    for comparison in found.values():
-        sensitivities += comparison.sensitivities
-    return {
-        "planned": "\n".join(planned(found)),
-        "sensitivity": "\n".join(sensitivity_table(sensitivities, {})),
+    found: dict[str, Comparison] = {}
+    runs: dict[Asked, Mapping[str, Runs]] = {}
+    for name in STORES:
+        with Store(folder / name, create=False) as store:
+            found[name] = compare(read(store), measures=["agreement"])
+            runs |= runs_of(store, name)
+    texts: dict[str, None] = {}
+    for sets in runs.values():
+        for draws in sets.values():
+            texts |= dict.fromkeys(draws[0])
+    (chats,) = (text for text in texts if text.endswith(":chat"))
+    made = {
+        "planned": planned(found),
+        "narrow": narrow(found),
+        "at stake": at_stake(found),
+        "by text": by_text(runs, list(texts)),
+        "by role": by_role(runs, chats),
     }
+    return {name: "\n".join(rows) for name, rows in made.items()}
 
 
 if __name__ == "__main__":

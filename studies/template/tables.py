@@ -7,6 +7,7 @@ is the mean of the draws that are there, with half of their range; of one draw a
 
 import statistics
 import sys
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -14,11 +15,11 @@ from typing import Final, NamedTuple
 from studies.arms import planned, with_range
 from studies.pages import draw, write_or_print
 
-from calibrant import Study
 from calibrant.lab.report.plots import Plot
 from calibrant.lab.report.plots.panels import Mark, Panel, PanelRow, Panels, span_of
 from calibrant.lab.report.plots.picture import plotted
 from calibrant.lab.report.plots.theme import FAMILIES
+from calibrant.lab.study.file import read_study
 from calibrant.results import Cell, Measurement, Store
 
 HERE: Final = Path(__file__).parent
@@ -48,11 +49,12 @@ FAMILY: Final[Mapping[str, str]] = {
 }
 ROLES: Final = ("template", "question", "answer")
 PROBLEMS: Final = "gsm8k:chat"
-"""What is measured by role: held-out problems in the template."""
+EVERYDAY: Final = "commonsense_qa:chat"
+"""The two texts that are measured by role: rows in the template that no set holds."""
 TEXTS: Final[Mapping[str, str]] = {
     PROBLEMS: "problems in the template",
     "gsm8k:qa": "without it",
-    "commonsense_qa:chat": "everyday questions in it",
+    EVERYDAY: "everyday questions in it",
     "wikitext:text": "prose",
     "python_code:text": "code",
 }
@@ -67,7 +69,7 @@ class Way(NamedTuple):
     target: str
 
 
-Draws = Mapping[str, Measurement]
+Scores = Mapping[str, Measurement]
 """What one run gave, by what was measured."""
 
 
@@ -75,8 +77,8 @@ class Results:
     """The study's runs that were measured whole, by method, target and calibration set."""
 
     def __init__(self, folder: Path) -> None:
-        self.of: dict[Way, dict[str, list[Draws]]] = {}
-        self.dense: Draws = {}
+        self.of: dict[Way, dict[str, list[Scores]]] = {}
+        self.dense: Scores = {}
         with Store(folder, create=False) as store:
             for cell in store.cells():
                 found = _measured(store, cell)
@@ -88,7 +90,7 @@ class Results:
                 sets = self.of.setdefault(Way(cell.method, cell.target), {})
                 sets.setdefault(cell.data, []).append(found)
 
-    def rows(self) -> Iterator[tuple[Way, str, list[Draws]]]:
+    def rows(self) -> Iterator[tuple[Way, str, list[Scores]]]:
         """Yield what there is of each method and set, in the order of `SETS`."""
         for way, sets in self.of.items():
             for data in SETS:
@@ -96,8 +98,10 @@ class Results:
                     yield way, data, sets[data]
 
 
-def _measured(store: Store, cell: Cell) -> Draws | None:
-    """What was measured of a run, by text; None while some of it is missing."""
+def _measured(store: Store, cell: Cell) -> Scores | None:
+    """What was measured of a run, by text; None while some or all of it is missing."""
+    if not cell.measures:
+        return None
     found: dict[str, Measurement] = {}
     for measure in cell.measures:
         measurement = store.measurement(cell.run, cell.measures[measure])
@@ -115,8 +119,8 @@ def value_of(measurement: Measurement, metric: str) -> float:
     raise KeyError(metric)
 
 
-def cells_of(runs: list[Draws], measured: str, metric: str) -> str:
-    """The mean of the draws with half of their range."""
+def cell_of(runs: list[Scores], measured: str, metric: str) -> str:
+    """A score in a table's cell: the mean of the draws with half of their range."""
     return with_range([value_of(run[measured], metric) for run in runs])
 
 
@@ -131,13 +135,13 @@ def row(way: Way, data: str, cells: list[str]) -> str:
     return f"| `{way.method}` | {way.target} | {SETS[data]} | {' | '.join(cells)} |"
 
 
-def by_role(results: Results) -> Iterator[str]:
-    """Rows: the divergence on problems in the template, by the role of a token."""
+def by_role(results: Results, text: str) -> Iterator[str]:
+    """Rows: the divergence on a text in the template, by the role of a token."""
     columns = ["the template's own tokens", "questions", "answers", "top token kept in answers"]
     yield from head(columns)
     for way, data, runs in results.rows():
-        cells = [cells_of(runs, PROBLEMS, f"kl_{role}") for role in ROLES]
-        kept = [value_of(run[PROBLEMS], "top1_agreement_answer") for run in runs]
+        cells = [cell_of(runs, text, f"kl_{role}") for role in ROLES]
+        kept = [value_of(run[text], "top1_agreement_answer") for run in runs]
         cells.append(f"{statistics.mean(kept):.0%}")
         yield row(way, data, cells)
 
@@ -146,29 +150,32 @@ def by_text(results: Results) -> Iterator[str]:
     """Rows: the divergence on each text, over all of its tokens."""
     yield from head(list(TEXTS.values()))
     for way, data, runs in results.rows():
-        yield row(way, data, [cells_of(runs, text, "kl") for text in TEXTS])
+        yield row(way, data, [cell_of(runs, text, "kl") for text in TEXTS])
 
 
 def by_loss(results: Results) -> Iterator[str]:
     """Rows: the loss of the labelled answers, beside the divergence on the same tokens."""
     yield from head(["divergence on answers", "loss of the labelled answers"])
     for way, data, runs in results.rows():
-        divergence = cells_of(runs, PROBLEMS, "kl_answer")
-        yield row(way, data, [divergence, cells_of(runs, PROBLEMS, "loss_answer")])
+        divergence = cell_of(runs, PROBLEMS, "kl_answer")
+        yield row(way, data, [divergence, cell_of(runs, PROBLEMS, "loss_answer")])
     untouched = value_of(results.dense[PROBLEMS], "loss_answer")
     yield f"| none | | | 0 | {untouched:.3f} |"
 
 
 def there(results: Results) -> Iterator[str]:
-    """Rows: how many of the sets each draw has, by method and target."""
-    study = Study.from_file(FILE)
+    """Rows: how many runs there are of those that the study's file names, by method and target."""
+    runs_of_file: Counter[Way] = Counter()
+    for labels in read_study(FILE).labels():
+        if labels.data:
+            runs_of_file[Way(labels.method, labels.target)] += 1
     yield "| method | target | draws of each set: least, most | runs there | runs of the file |"
     yield "| --- | --- | ---: | ---: | ---: |"
-    planned_runs = len(SETS) * len(study.seeds)
-    for way, sets in results.of.items():
+    for way, runs in runs_of_file.items():
+        sets = results.of.get(way, {})
         counts = [len(sets.get(data, [])) for data in SETS]
         spread = f"{min(counts)}, {max(counts)}"
-        yield f"| `{way.method}` | {way.target} | {spread} | {sum(counts)} | {planned_runs} |"
+        yield f"| `{way.method}` | {way.target} | {spread} | {sum(counts)} | {runs} |"
 
 
 def picture() -> Plot:
@@ -213,7 +220,8 @@ def tables() -> Mapping[str, str]:
     """Each table in Markdown, by name."""
     results = Results(STORE)
     made = {
-        "by role": by_role(results),
+        "by role": by_role(results, PROBLEMS),
+        "by role, everyday questions": by_role(results, EVERYDAY),
         "by text": by_text(results),
         "by loss": by_loss(results),
         "planned": planned(STORE),

@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from calibrant.compress import Recipe, compress, quantize
 from calibrant.data import CalibrationSet
@@ -21,6 +22,7 @@ from calibrant.packed import FloatCodes
 from calibrant.targets import Target, parse_target
 from calibrant.testing import tiny_folder, tiny_model
 
+from tests.models.mixtures_of_experts import SIZES, tiny_mixture
 from tests.usual import two_hundred_lines
 
 ROOT = Path(__file__).parents[2]
@@ -120,8 +122,59 @@ def test_a_matrix_on_another_grid_has_its_scale_for_itself() -> None:
     up_proj = found[f"{block.name}.mlp.up_proj"]
     assert up_proj.reach == found[f"{block.name}.mlp.gate_proj"].reach
     assert up_proj.reach is not None
-    # It is written, and stored, as before.
+    # What it shares is no part of its name.
     assert str(up_proj) == "NVFP4A16"
+
+
+def groups_of(model: PreTrainedModel, block: int) -> set[tuple[str, ...]]:
+    """The matrices of a block that share a global scale, by the last parts of their names."""
+    weights = view(model).blocks[block].weights
+    targets = {weight.name: parse_target("NVFP4A16") for weight in weights}
+    found: dict[str, Any] = sharing_scales(weights, targets)
+    names: dict[float, list[str]] = {}
+    for name, target in found.items():
+        if target.reach is not None:
+            names.setdefault(target.reach, []).append(name.rpartition(".")[2])
+    return {tuple(sorted(group)) for group in names.values()}
+
+
+ATTENTION = ("k_proj", "q_proj", "v_proj")
+FEED_FORWARD = ("gate_proj", "up_proj")
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gemma3"])
+def test_attention_and_feed_forward_share_by_themselves(family: str) -> None:
+    assert groups_of(tiny_model(family), 0) == {ATTENTION, FEED_FORWARD}
+
+
+def test_a_matrix_that_the_model_has_joined_already_is_left_alone() -> None:
+    assert groups_of(tiny_model("gpt2"), 0) == set()
+
+
+def test_latent_attention_shares_what_reads_its_input() -> None:
+    model = tiny_mixture("deepseek_v3")
+    assert groups_of(model, 0) == {("kv_a_proj_with_mqa", "q_a_proj"), FEED_FORWARD}
+
+
+def test_linear_attention_shares_as_vllm_joins_it() -> None:
+    kinds = ["linear_attention", "full_attention"]
+    configuration = AutoConfig.for_model(
+        "qwen3_5_text",
+        **{**SIZES, "head_dim": 16, "intermediate_size": 64, "layer_types": kinds},
+        linear_num_value_heads=4,
+        linear_num_key_heads=2,
+        linear_key_head_dim=8,
+        linear_value_head_dim=8,
+    )
+    model = AutoModelForCausalLM.from_config(configuration)
+    linear = {("in_proj_qkv", "in_proj_z"), ("in_proj_a", "in_proj_b")}
+    assert groups_of(model, 0) == {*linear, FEED_FORWARD}
+    assert groups_of(model, 1) == {ATTENTION, FEED_FORWARD}
+
+
+def test_a_target_is_revised_with_the_grid_in_it() -> None:
+    revised = ["NVFP4A16", "W8A8", "NVFP4A16+kv_fp8", "NVFP4+kv_fp8", "w4g64+kv_fp8", "kv_fp8"]
+    assert [parse_target(text).revised for text in revised] == [1, 0, 1, 1, 0, 0]
 
 
 LLM_COMPRESSOR = """

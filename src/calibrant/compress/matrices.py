@@ -46,7 +46,7 @@ def edits_of(method: Method, job: Job) -> Iterator[Edit]:
     targets: Mapping[str, Target] = {}
     for weight, seen in arrivals(method, job):
         if weight.block != block:
-            # None of its matrices is rounded yet.
+            # Before its first matrix is rounded: scales are those of the numbers as they were.
             block = weight.block
             targets = sharing_scales(job.view.blocks[block].weights, job.targets)
         with failing_at(method, weight.name), spent_on("method"), full_speed():

@@ -186,8 +186,8 @@ class Run:
     `data` and `tokens` are empty where nothing in it looks at data, `propagate` where the method
     doesn't. `model_name`, `data` and `seed` are labels: the model's digest and the tokens'
     fingerprint already cover what they name. `starved` says what experts with few tokens are
-    calibrated on, empty where it is those. `revised` is how often the target's numbers had become
-    others by then.
+    calibrated on, empty where it is those. `revised` is how often what the target stands for had
+    changed by then (`Target.revised`).
     """
 
     model: str

@@ -60,8 +60,8 @@ class Target(Spec, ABC):
 
     @property
     def revised(self) -> int:
-        """How often the numbers that it stands for became others: what was stored before is of an
-        older revision.
+        """How often what it stands for has changed since the first version. A stored run that was
+        made before has a smaller number, and so another id.
         """
         return 0
 

@@ -47,8 +47,8 @@ class FloatGrid(Target):
     `FP8A16_BLOCK` one for 128 × 128 weights. `NVFP4A16` has e2m1 numbers, an e4m3 scale for 16
     inputs, and one of float32 for the matrix; `MXFP4A16` a power of two for 32 inputs.
 
-    `reach` is the largest weight of the matrices that share the scale of float32 with this one;
-    None for a matrix that has it for itself.
+    `reach` is the largest |w| of all matrices that share a scale of float32; None where each matrix
+    has its own. It is no part of how the grid is written.
 
     >>> FloatGrid("NVFP4A16").bits, FloatGrid("NVFP4A16").width(64)
     (4, 16)

@@ -22,17 +22,21 @@ JOINED: Final = (
     ("gate_proj", "up_proj"),
     ("w1", "w3"),
     ("q_a_proj", "kv_a_proj_with_mqa"),
+    ("in_proj_qkv", "in_proj_z"),
+    ("in_proj_b", "in_proj_a"),
 )
-"""Names of matrices that vLLM joins into one, where one module has them all. llm-compressor has the
-same list.
+"""Names of matrices that vLLM joins into one, where one module has them all. The last two are those
+of Qwen3.5's linear attention, for which llm-compressor has no common scale; it has one for all
+others.
 """
 
 
 def sharing_scales(weights: Iterable[Weight], targets: Mapping[str, Target]) -> dict[str, Target]:
-    """Return the targets of a block's matrices, by name. Those with a global scale that are joined
-    when they are served get the reach of all that are joined, and so one global scale.
+    """Return the targets of a block's matrices, by name, where matrices that are joined when they
+    are served have one global scale: each of their grids reaches as far as all of them together.
 
-    The matrices must have the numbers that are to be rounded.
+    A matrix is left with its own scale if one that it is joined with is on another kind of grid.
+    None of the matrices may be rounded yet.
     """
     named = {weight.name: weight for weight in weights}
     found = {name: targets[name] for name in named}
@@ -54,8 +58,8 @@ def float_absmax(weight: Float[Tensor, "out in"], grid: FloatGrid) -> FloatScale
     """Return the scales with which the largest weight of each part becomes the largest value.
 
     Plain scales are max |w| over the largest value, in the weight's type. Those of e4m3 are that
-    times the global scale, which is so large that the largest of them is 448, of all matrices that
-    share it. Those of e8m0 are the power of two by which the largest weight comes to lie between
+    times the global scale. Of all matrices that share a global scale, it makes the largest e4m3
+    scale 448. Those of e8m0 are the power of two by which the largest weight comes to lie between
     3.5 and 7; it saturates at 6. A part whose scale would be zero gets a valid one, and is zero
     throughout.
 
