@@ -123,8 +123,9 @@ def planned(folder: Path) -> Iterator[str]:
         every = compare(store).contrasts
     tested = [one for one in every if one.difference is not None and one.p_holm is not None]
     several_models = len({one.model for one in tested}) > 1
-    methods = {one.method for one in tested}
-    several_targets = len({(one.method, one.target) for one in tested}) > len(methods)
+    asked = {(one.name, one.model, one.method) for one in tested}
+    # A question of one method at several targets needs the target beside it.
+    several_targets = len(tested) > len(asked)
     heads = ["question", "method", "better by", "4 in 5 see", "p (Holm)"]
     marks = ["---", "---", "---:", "---:", "---:"]
     if several_models:

@@ -501,14 +501,14 @@ def test_a_plan_knows_its_walk(folder: str, texts: str):
 @pytest.mark.parametrize(
     ("text", "meaning"),
     [
-        ("w4g64+kv_int8", WithCache(parse_target("w4g64"), CacheGrid("int8"))),
-        ("NVFP4+kv_fp8", WithCache(parse_target("W8A8"), CacheGrid("e4m3"))),
+        ("w4g64+kv_int8", WithCache(parse_target("w4g64"), "int8")),
+        ("NVFP4+kv_fp8", WithCache(parse_target("W8A8"), "e4m3")),
         (
             "FP8(range=mse)+kv_fp8(per=head)",
-            WithCache(parse_target("FP8(range=mse)"), CacheGrid("e4m3", "head")),
+            WithCache(parse_target("FP8(range=mse)"), "e4m3", "head"),
         ),
-        ("2:4+w4g64+kv_int8", WithCache(parse_target("2:4+w4g64"), CacheGrid("int8"))),
-        ("kv_int8", WithCache(None, CacheGrid("int8"))),
+        ("2:4+w4g64+kv_int8", WithCache(parse_target("2:4+w4g64"), "int8")),
+        ("kv_int8", WithCache(None, "int8")),
     ],
 )
 def test_a_text_says_what_becomes_of_it(text: str, meaning: WithCache):

@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from calibrant.compress import Recipe, compress, quantize
 from calibrant.data import CalibrationSet
 from calibrant.edits import Edit, Replace
-from calibrant.methods.quantization._float_scales import sharing_scales
+from calibrant.methods.quantization._shared_scales import sharing_scales
 from calibrant.models import open_model, view
 from calibrant.packed import FloatCodes
 from calibrant.targets import Target, parse_target

@@ -1,4 +1,4 @@
-"""One option for each item within a budget: as cheap as the best of all choices."""
+"""One alternative for each item within a budget: as cheap as the best of all choices."""
 
 from itertools import product
 
@@ -6,27 +6,27 @@ import numpy as np
 import pytest
 
 from calibrant.methods.quantization import _knapsack
-from calibrant.methods.quantization._knapsack import Option, cheapest_within, least_size
+from calibrant.methods.quantization._knapsack import Alternative, cheapest_within, least_size
 
 
-def some_items(seed: int) -> list[list[Option]]:
-    """Items of one to four options, of which some are larger and no cheaper than another."""
+def some_items(seed: int) -> list[list[Alternative]]:
+    """Items of one to four alternatives, of which some are larger and no cheaper than another."""
     generator = np.random.default_rng(seed)
-    items: list[list[Option]] = []
+    items: list[list[Alternative]] = []
     for _ in range(5):
         count = int(generator.integers(1, 5))
         sizes = generator.integers(1, 12, count) * 6
         costs = generator.integers(0, 10, count) / 7
-        items.append([Option(int(s), float(c)) for s, c in zip(sizes, costs, strict=True)])
+        items.append([Alternative(int(s), float(c)) for s, c in zip(sizes, costs, strict=True)])
     return items
 
 
-def least_cost(items: list[list[Option]], budget: int) -> float:
+def least_cost(items: list[list[Alternative]], budget: int) -> float:
     """Look at every choice there is."""
     costs: list[float] = []
     for choice in product(*items):
-        if sum(option.size for option in choice) <= budget:
-            costs.append(sum(option.cost for option in choice))
+        if sum(alternative.size for alternative in choice) <= budget:
+            costs.append(sum(alternative.cost for alternative in choice))
     return min(costs)
 
 
@@ -36,9 +36,11 @@ def test_no_choice_within_the_budget_is_cheaper(seed: int) -> None:
     least = least_size(items)
     for budget in (least, least + 5, least + 13, least + 60, 10**9):
         choice = cheapest_within(items, budget)
-        chosen = [options[pick] for options, pick in zip(items, choice.picks, strict=True)]
-        assert sum(option.size for option in chosen) == choice.size <= budget
-        assert sum(option.cost for option in chosen) == pytest.approx(choice.cost)
+        chosen = [
+            alternatives[pick] for alternatives, pick in zip(items, choice.picks, strict=True)
+        ]
+        assert sum(alternative.size for alternative in chosen) == choice.size <= budget
+        assert sum(alternative.cost for alternative in chosen) == pytest.approx(choice.cost)
         optimum = least_cost(items, budget)
         assert choice.cost == pytest.approx(optimum)
         assert choice.bound <= optimum + 1e-12

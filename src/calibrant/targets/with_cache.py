@@ -7,7 +7,7 @@ from calibrant.errors import SpecError, TargetError
 from calibrant.spec.foreign import brief
 from calibrant.spec.spec import Call, parse
 from calibrant.targets._base import Target
-from calibrant.targets._cache import WAYS, WORDS, CacheGrid
+from calibrant.targets._cache import WAYS, WORDS, CacheElement, CacheGrid, CacheScales
 from calibrant.targets._inputs import InputGrid
 from calibrant.targets.float_grid import FloatGrid
 from calibrant.targets.grid import Grid
@@ -20,8 +20,9 @@ BEFORE: Final = "kv_"
 
 @dataclass(frozen=True)
 class WithCache(Target):
-    """Keys and values of attention become values of `cache`, as a quantized KV cache holds them,
-    and all else becomes what `rest` says; without it, all else stays.
+    """Keys and values of attention become values of an `element`, as a quantized KV cache holds
+    them, with scales `per` tensor or head. All else becomes what `rest` says; without it, all else
+    stays.
 
     >>> target = WithCache.read("w4g64+kv_int8(per=head)")
     >>> str(target.weights), target.cache
@@ -32,7 +33,8 @@ class WithCache(Target):
     example: ClassVar[str] = "w4g64+kv_fp8"
 
     rest: Target | None
-    cache: CacheGrid
+    element: CacheElement
+    per: CacheScales = "tensor"
 
     @classmethod
     def read(cls, value: str | float | int) -> "WithCache | None":
@@ -44,19 +46,24 @@ class WithCache(Target):
             return None
         cache = _read_cache(last)
         if not plus:
-            return cls(None, cache)
-        return cls(_read_rest(before.strip(), value), cache)
+            return cls(None, cache.element, cache.per)
+        return cls(_read_rest(before.strip(), value), cache.element, cache.per)
 
     def __str__(self) -> str:
         words = {element: word for word, element in WORDS.items()}
-        text = f"{BEFORE}{words[self.cache.element]}"
-        if self.cache.per != "tensor":
-            text += f"(per={self.cache.per})"
+        text = f"{BEFORE}{words[self.element]}"
+        if self.per != "tensor":
+            text += f"(per={self.per})"
         return text if self.rest is None else f"{self.rest}+{text}"
 
     @property
     def weights(self) -> Target:
         return self if self.rest is None else self.rest.weights
+
+    @property
+    def cache(self) -> CacheGrid:
+        """What becomes of keys and values."""
+        return CacheGrid(self.element, self.per)
 
     @property
     def inputs(self) -> InputGrid | None:

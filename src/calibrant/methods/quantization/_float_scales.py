@@ -2,56 +2,14 @@
 it, and are computed in float32 whatever the type of the weight.
 """
 
-from collections.abc import Iterable, Mapping
-from dataclasses import replace
-from itertools import product
-from typing import Final
-
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from calibrant.methods._base import finite
-from calibrant.models import Weight
 from calibrant.packed import FloatScales
-from calibrant.targets import E4M3, FloatGrid, Target
+from calibrant.targets import E4M3, FloatGrid
 from calibrant.targets.float_grid import INSTEAD_OF_ZERO
-
-JOINED: Final = (
-    ("q_proj", "k_proj", "v_proj"),
-    ("gate_proj", "up_proj"),
-    ("w1", "w3"),
-    ("q_a_proj", "kv_a_proj_with_mqa"),
-    ("in_proj_qkv", "in_proj_z"),
-    ("in_proj_b", "in_proj_a"),
-)
-"""Names of matrices that vLLM joins into one, where one module has them all. The last two are those
-of Qwen3.5's linear attention, for which llm-compressor has no common scale; it has one for all
-others.
-"""
-
-
-def sharing_scales(weights: Iterable[Weight], targets: Mapping[str, Target]) -> dict[str, Target]:
-    """Return the targets of a block's matrices, by name, where matrices that are joined when they
-    are served have one global scale: each of their grids reaches as far as all of them together.
-
-    A matrix is left with its own scale if one that it is joined with is on another kind of grid.
-    None of the matrices may be rounded yet.
-    """
-    named = {weight.name: weight for weight in weights}
-    found = {name: targets[name] for name in named}
-    grids: dict[str, FloatGrid] = {}
-    for name, target in found.items():
-        if isinstance(target, FloatGrid) and target.scale == "e4m3":
-            grids[name] = target
-    modules = dict.fromkeys(name.rpartition(".")[0] for name in grids)
-    for module, names in product(modules, JOINED):
-        members = [f"{module}.{name}" for name in names]
-        if all(member in grids for member in members):
-            reach = max(float(named[member].get().abs().max()) for member in members)
-            for member in members:
-                found[member] = replace(grids[member], reach=reach)
-    return found
 
 
 def float_absmax(weight: Float[Tensor, "out in"], grid: FloatGrid) -> FloatScales:

@@ -15,7 +15,7 @@ from jaxtyping import Float, Shaped
 from calibrant.errors import TargetError
 from calibrant.llama_cpp import decode_blocks, quantize_matrix
 from calibrant.methods.quantization._gguf_file import NUMBERS, DenseFile
-from calibrant.methods.quantization._knapsack import Option, cheapest_within
+from calibrant.methods.quantization._knapsack import Alternative, cheapest_within
 from calibrant.models.gguf_writing import EXPERTS
 from calibrant.numerics import finite_number, six_digits
 from calibrant.system.progress import Progress
@@ -101,11 +101,11 @@ def chosen_within(
     group alone. With them a cost is in nats: it grows with the error, and the smallest kind costs
     what was measured.
     """
-    items: list[list[Option]] = []
+    items: list[list[Alternative]] = []
     for number, group in enumerate(costs):
         scale = 1.0 if nats is None else _nats_of_error(group, nats[number])
         priced = [scale * error for error in group.errors]
-        items.append(list(map(Option, group.sizes, priced)))
+        items.append(list(map(Alternative, group.sizes, priced)))
     choice = cheapest_within(items, target.bytes - plain_bytes)
     kinds: dict[str, str] = {}
     notes_by_tensor: dict[str, dict[str, Any]] = {}

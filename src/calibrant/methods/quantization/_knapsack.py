@@ -1,5 +1,5 @@
-"""One option for each item, so that their sizes stay within a budget and their costs together are
-least: the multiple-choice knapsack.
+"""One alternative for each item, so that their sizes stay within a budget and their costs together
+are least: the multiple-choice knapsack.
 """
 
 import math
@@ -16,7 +16,7 @@ billion numbers. Where sizes aren't whole multiples of a step, they count as the
 """
 
 
-class Option(NamedTuple):
+class Alternative(NamedTuple):
     """What an item may become: how large it is then, in bytes, and what it costs."""
 
     size: int
@@ -24,8 +24,8 @@ class Option(NamedTuple):
 
 
 class Choice(NamedTuple):
-    """The number of the option that each item gets, their `size` and `cost` together, and a `bound`
-    that no choice within the budget costs less than.
+    """The number of the alternative that each item gets, their `size` and `cost` together, and a
+    `bound` that no choice within the budget costs less than.
     """
 
     picks: tuple[int, ...]
@@ -34,32 +34,32 @@ class Choice(NamedTuple):
     bound: float
 
 
-def least_size(items: Sequence[Sequence[Option]]) -> int:
+def least_size(items: Sequence[Sequence[Alternative]]) -> int:
     """Return the size of all items together where each is as small as it can be."""
-    return sum(_smallest(options) for options in items)
+    return sum(_smallest(alternatives) for alternatives in items)
 
 
-def cheapest_within(items: Sequence[Sequence[Option]], budget: int) -> Choice:
+def cheapest_within(items: Sequence[Sequence[Alternative]], budget: int) -> Choice:
     """Return the choice of the least cost whose size is within `budget`, which is at least that of
     `least_size`.
 
     It is found by dynamic programming over the bytes above the smallest sizes, in steps of their
     greatest common divisor. The choice is the cheapest of all, unless there were more than
     `MOST_STEPS` of them: then it may cost a little more, and `bound` says how much at most. Of
-    equally cheap options the first is taken.
+    equally cheap alternatives the first is taken.
     """
     extras: list[list[int]] = []
-    for options in items:
-        least = _smallest(options)
-        extras.append([option.size - least for option in options])
-    # More room than the largest options take is of no use.
+    for alternatives in items:
+        least = _smallest(alternatives)
+        extras.append([alternative.size - least for alternative in alternatives])
+    # More room than the largest alternatives take is of no use.
     room = min(budget - least_size(items), sum(map(max, extras)))
     step = _step(extras, room)
     best = np.zeros(room // step + 1)
     steps_of_items: list[list[int]] = []
     picked_at: list[np.ndarray] = []
-    for options, item_extras in zip(items, extras, strict=True):
-        costs = [option.cost for option in options]
+    for alternatives, item_extras in zip(items, extras, strict=True):
+        costs = [alternative.cost for alternative in alternatives]
         # Rounded up, so that the budget is kept.
         steps = [-(-extra // step) for extra in item_extras]
         best, picked = _with_another(best, costs, steps)
@@ -73,14 +73,14 @@ def cheapest_within(items: Sequence[Sequence[Option]], budget: int) -> Choice:
         picks.append(pick)
         place -= steps[pick]
     picks.reverse()
-    chosen = [options[pick] for options, pick in zip(items, picks, strict=True)]
-    size = sum(option.size for option in chosen)
-    cost = math.fsum(option.cost for option in chosen)
+    chosen = [alternatives[pick] for alternatives, pick in zip(items, picks, strict=True)]
+    size = sum(alternative.size for alternative in chosen)
+    cost = math.fsum(alternative.cost for alternative in chosen)
     return Choice(tuple(picks), size, cost, _bound(items, budget))
 
 
-def _smallest(options: Sequence[Option]) -> int:
-    return min(option.size for option in options)
+def _smallest(alternatives: Sequence[Alternative]) -> int:
+    return min(alternative.size for alternative in alternatives)
 
 
 def _step(extras: Sequence[Sequence[int]], room: int) -> int:
@@ -95,7 +95,8 @@ def _with_another(
     best: Float[np.ndarray, "step"], costs: Sequence[float], steps: Sequence[int]
 ) -> tuple[Float[np.ndarray, "step"], UInt8[np.ndarray, "step"]]:
     """Return the least cost at each number of steps with one more item, and the number of the
-    option that the item gets there. Its options have these `costs`, and take so many `steps`.
+    alternative that the item gets there. Its alternatives have these `costs`, and take so many
+    `steps`.
     """
     least = np.full(len(best), np.inf)
     picked = np.zeros(len(best), dtype=np.uint8)
@@ -109,15 +110,15 @@ def _with_another(
     return least, picked
 
 
-def _bound(items: Sequence[Sequence[Option]], budget: int) -> float:
-    """The least cost if items could be divided between two options: what saves most for a byte
+def _bound(items: Sequence[Sequence[Alternative]], budget: int) -> float:
+    """The least cost if items could be divided between two alternatives: what saves most for a byte
     comes first, as far as there is room.
     """
     costs: list[float] = []
     upgrades: list[tuple[float, int]] = []
     room = budget
-    for options in items:
-        hull = _hull(options)
+    for alternatives in items:
+        hull = _hull(alternatives)
         room -= hull[0].size
         costs.append(hull[0].cost)
         for before, after in pairwise(hull):
@@ -130,19 +131,19 @@ def _bound(items: Sequence[Sequence[Option]], budget: int) -> float:
     return max(0.0, math.fsum(costs))
 
 
-def _hull(options: Sequence[Option]) -> list[Option]:
-    """The options that lie on the lower convex hull of cost over size, from the smallest to the
-    cheapest.
+def _hull(alternatives: Sequence[Alternative]) -> list[Alternative]:
+    """The alternatives that lie on the lower convex hull of cost over size, from the smallest to
+    the cheapest.
     """
-    hull: list[Option] = []
-    for option in sorted(options):
-        if hull and option.cost >= hull[-1].cost:
+    hull: list[Alternative] = []
+    for alternative in sorted(alternatives):
+        if hull and alternative.cost >= hull[-1].cost:
             continue
-        while len(hull) > 1 and _slope(hull[-2], hull[-1]) >= _slope(hull[-1], option):
+        while len(hull) > 1 and _slope(hull[-2], hull[-1]) >= _slope(hull[-1], alternative):
             hull.pop()
-        hull.append(option)
+        hull.append(alternative)
     return hull
 
 
-def _slope(before: Option, after: Option) -> float:
+def _slope(before: Alternative, after: Alternative) -> float:
     return (after.cost - before.cost) / (after.size - before.size)
