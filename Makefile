@@ -31,7 +31,7 @@ help:
 	@echo 'make generate  write the catalogue of names, the tables of the docs and the picture of the imports, and freeze what is new'
 	@echo 'make bench   time pruning, evaluation, studies and reports, against llm-compressor, lm-evaluation-harness and the machine, and their memory: hours'
 	@echo 'make tools   make the environments of other tools, with which make slow runs their scripts: 6 GB'
-	@echo 'make vllm    make the environment of vLLM for a processor, in which evaluate --engine vllm runs models: 3.3 GB'
+	@echo 'make vllm    make the environment of vLLM for a processor, in which evaluate --engine vllm runs models: 3 GB'
 	@echo 'make docs    build the documentation into site/'
 
 demo: .venv/ready
