@@ -3,15 +3,16 @@ scores: exactly as many go as were asked for, and of equal scores the first goes
 """
 
 from abc import ABC, abstractmethod
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from calibrant.errors import NumericsError
+from calibrant.errors import NumericsError, SpecError
 from calibrant.spec import Spec
+from calibrant.spec.spec import Call, parse
 
 Group = Literal["row", "matrix"]
 
@@ -126,3 +127,25 @@ def refuse_nan(scores: Tensor) -> None:
             f"{count} of {scores.numel()} scores are NaN, so no weight can be chosen; "
             f"look for NaN or infinity in the weight and its inputs"
         )
+
+
+def name_and_word(text: str, parameter: str, usual: str) -> tuple[str, Any] | None:
+    """Return the name in a text such as `FP8(range=mse)` and the word of its one parameter, with or
+    without quotes; `usual` where there is none. None for a text of another form.
+
+    >>> name_and_word("FP8(range=mse)", "range", "absmax"), name_and_word("FP8", "range", "absmax")
+    (('FP8', 'mse'), ('FP8', 'absmax'))
+    """
+    try:
+        call = parse(text)
+    except SpecError:
+        return None
+    if not isinstance(call, Call) or call.arguments.keys() - {parameter}:
+        return None
+    word: Any = call.arguments.get(parameter, usual)
+    # A name without quotes is read as a call without arguments.
+    if isinstance(word, Call):
+        word = word.name
+    if not isinstance(word, str):
+        return None
+    return call.name, word

@@ -3,12 +3,11 @@ and vLLM have for them, such as `W8A8`.
 """
 
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Final, NamedTuple, get_args
+from typing import ClassVar, Final, NamedTuple, get_args
 
-from calibrant.errors import SpecError, TargetError
+from calibrant.errors import TargetError
 from calibrant.spec.foreign import brief
-from calibrant.spec.spec import Call, parse
-from calibrant.targets._base import Target
+from calibrant.targets._base import Target, name_and_word
 from calibrant.targets._inputs import InputGrid, Range
 from calibrant.targets.float_grid import FloatGrid
 from calibrant.targets.grid import Grid
@@ -84,18 +83,10 @@ class Scheme(Target):
         # By itself that is llama.cpp's recipe; a method that rounds inputs takes it for the scheme.
         if name not in SCHEMES or value.strip().upper() == "NVFP4":
             return None
-        try:
-            call = parse(value)
-        except SpecError as error:
-            raise _unreadable(value) from error
-        if not isinstance(call, Call) or call.arguments.keys() - {"range"}:
+        read = name_and_word(value, "range", "absmax")
+        if read is None:
             raise _unreadable(value)
-        chosen: Any = call.arguments.get("range", "absmax")
-        # A name without quotes is read as a call without arguments.
-        if isinstance(chosen, Call):
-            chosen = chosen.name
-        if not isinstance(chosen, str):
-            raise _unreadable(value)
+        _, chosen = read
         return cls(name, chosen)
 
     def __str__(self) -> str:

@@ -1,12 +1,11 @@
 """The KV cache rounded too, beside weights or alone: `w4g64+kv_fp8`, `kv_int8`."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Final
+from typing import ClassVar, Final
 
-from calibrant.errors import SpecError, TargetError
+from calibrant.errors import TargetError
 from calibrant.spec.foreign import brief
-from calibrant.spec.spec import Call, parse
-from calibrant.targets._base import Target
+from calibrant.targets._base import Target, name_and_word
 from calibrant.targets._cache import WAYS, WORDS, CacheElement, CacheGrid, CacheScales
 from calibrant.targets._inputs import InputGrid
 from calibrant.targets.float_grid import FloatGrid
@@ -88,17 +87,11 @@ class WithCache(Target):
 
 
 def _read_cache(text: str) -> CacheGrid:
-    try:
-        call = parse(text)
-    except SpecError as error:
-        raise _unreadable(text) from error
-    if not isinstance(call, Call) or call.arguments.keys() - {"per"}:
+    read = name_and_word(text, "per", "tensor")
+    if read is None:
         raise _unreadable(text)
-    per: Any = call.arguments.get("per", "tensor")
-    # A name without quotes is read as a call without arguments.
-    if isinstance(per, Call):
-        per = per.name
-    element = WORDS.get(call.name.removeprefix(BEFORE))
+    name, per = read
+    element = WORDS.get(name.removeprefix(BEFORE))
     if element is None or per not in WAYS:
         raise _unreadable(text)
     return CacheGrid(element, per)
