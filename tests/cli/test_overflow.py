@@ -200,7 +200,7 @@ def test_selectors(place: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> N
     plain = f"{name}(source='mine.jsonl', candidates=8)" if picks else name
     # A question of arithmetic is longer than other windows.
     length = 1000 if name == "answers" else 24
-    drawn = CalibrationSet(SELECTORS.get(name, plain), tokens=96, length=length)
+    drawn = CalibrationSet(SELECTORS.get(name, plain), tokens=48, length=length)
     opened = open_model("llama", "float32", "cpu")
     opened.model.generation_config.eos_token_id = list(range(2, 259, 3))
     with suppress(NumericsError):

@@ -75,7 +75,9 @@ def test_the_file_is_the_one_that_llama_quantize_makes(tmp_path: Path, recipe: s
         )
     )
     assert done.record.edits[0]["edit"] == "replace_parameters"
-    assert "model.embed_tokens.weight" in done.record.edits[0]["parameters"]
+    packed = set(done.record.edits[0]["parameters"])
+    assert "model.embed_tokens.weight" in packed
+    assert packed.isdisjoint(entry["name"] for entry in done.record.dense)
 
 
 MOE = {"moe_intermediate_size": 64, "hidden_size": 32}

@@ -532,8 +532,13 @@ def _record(
     """
     replaced = tuple(report for report in reports if "edit" not in report)
     others = tuple(report for report in reports if "edit" in report)
+    packed: set[str] = set()
+    for report in others:
+        packed.update(report.get("parameters", ()))
     dense: list[Mapping[str, Any]] = []
     for matrix in view.dense:
+        if matrix.name in packed:
+            continue
         dense.append({"name": matrix.name, "shape": list(matrix.shape), "reason": matrix.reason})
     reached = {report["name"] for report in replaced}
     untouched_weights = [weight for weight in view.weights if weight.name not in reached]
