@@ -4,6 +4,7 @@ dropped, to the bit, however they are measured.
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import product
 from random import Random
 from typing import Any
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from calibrant.data import TokenBatch, divided
+from calibrant.data.calibration import factors_of
 from calibrant.errors import ModelError
 from calibrant.models import ModelView, view
 from calibrant.testing import FAMILIES, tiny_model
@@ -181,11 +183,15 @@ def test_a_part_of_a_block_may_be_another_and_what_the_last_block_gives_moves() 
 
 
 def mix_of(share: float) -> TokenBatch:
+    """A mix of two batches, of which the second has a quarter of the first one's mass."""
     one, other = batch_of(seed=1), batch_of(seed=2)
-    whole = (
+    other = replace(other, weights=other.weights / 4)
+    factors = factors_of((share, 1 - share), (one, other))
+    ids, mask, weights = (
         torch.cat([getattr(one, name), getattr(other, name)]) for name in ("ids", "mask", "weights")
     )
-    return TokenBatch(*whole, "sha256:m", {}, mixed=((share, one), (1 - share, other)))
+    mixed = tuple(zip(factors, (one, other), strict=True))
+    return TokenBatch(ids, mask, weights, "sha256:m", {}, mixed=mixed)
 
 
 def test_of_a_mix_each_part_counts_by_its_share() -> None:
@@ -245,6 +251,8 @@ def test_part_of_a_batch_is_whole_sequences_at_equal_distances_and_of_a_mix_a_pa
     assert cut.ids.shape == (1, 16)
     few, rest = divided(mix_of(0.25), 160)
     assert rest is not None
-    assert [(share, len(part.ids)) for share, part in few.mixed] == [(0.25, 3), (0.75, 3)]
+    assert [len(part.ids) for _, part in few.sets] == [3, 3]
+    assert [share for share, _ in few.sets] == pytest.approx([0.25, 0.75])
+    assert few.mass == pytest.approx(sum(part.mass for _, part in few.sets))
     assert torch.equal(few.ids, torch.cat([part.ids for _, part in few.mixed]))
     assert [len(part.ids) for _, part in rest.mixed] == [3, 3]

@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from calibrant.data.calibration import TokenBatch
+from calibrant.data.calibration import TokenBatch, factors_of
 
 
 def by_length(lengths: Sequence[int], tokens_per_pass: int) -> Iterator[list[int]]:
@@ -99,19 +99,17 @@ def divided(batch: TokenBatch, tokens: int) -> tuple[TokenBatch, TokenBatch | No
 
 def _divided_mix(batch: TokenBatch, tokens: int) -> tuple[TokenBatch, TokenBatch | None]:
     tokens_of_part = max(1, tokens // len(batch.mixed))
-    factors: list[float] = []
     chosen_parts: list[TokenBatch] = []
     other_parts: list[TokenBatch] = []
-    for factor, part in batch.mixed:
+    for _, part in batch.mixed:
         chosen, others = divided(part, tokens_of_part)
-        factors.append(factor)
         chosen_parts.append(chosen)
         if others is not None:
             other_parts.append(others)
-    chosen = _joined(batch, factors, chosen_parts)
+    chosen = _joined(batch, chosen_parts)
     if len(other_parts) < len(chosen_parts):
         return chosen, None
-    return chosen, _joined(batch, factors, other_parts)
+    return chosen, _joined(batch, other_parts)
 
 
 def _cut(batch: TokenBatch, width: int) -> TokenBatch:
@@ -135,18 +133,21 @@ def _picked(batch: TokenBatch, places: Tensor) -> TokenBatch:
     )
 
 
-def _joined(batch: TokenBatch, factors: Sequence[float], parts: Sequence[TokenBatch]) -> TokenBatch:
-    """Return parts of a mix as one batch, all as wide as the narrowest.
-
-    `factors` stay those of the whole mix.
+def _joined(batch: TokenBatch, parts: Sequence[TokenBatch]) -> TokenBatch:
+    """Return parts of the sets of a mix as one batch, all as wide as the narrowest. Each set keeps
+    its share.
     """
+    factors = factors_of((share for share, _ in batch.sets), parts)
     width = min(part.ids.shape[1] for part in parts)
     narrow = [_cut(part, width) for part in parts]
+    weights: list[Tensor] = []
+    for part, factor in zip(narrow, factors, strict=True):
+        weights.append(part.weights * factor)
     return replace(
         batch,
         ids=torch.cat([part.ids for part in narrow]),
         mask=torch.cat([part.mask for part in narrow]),
-        weights=torch.cat([part.weights for part in narrow]),
+        weights=torch.cat(weights),
         fingerprint="",
         pads=None,
         mixed=tuple(zip(factors, parts, strict=True)),

@@ -74,6 +74,36 @@ class TokenBatch:
     mixed: tuple[tuple[float, "TokenBatch"], ...] = ()
     rows: tuple[Row, ...] = field(default=(), repr=False)
 
+    @property
+    def mass(self) -> float:
+        """The sum of all weights."""
+        # In float64, because a batch has more tokens than float32 can count one by one.
+        return float(self.weights.double().sum())
+
+    @property
+    def sets(self) -> tuple[tuple[float, "TokenBatch"], ...]:
+        """The sets of a mix, each with its share of the mass; of another batch itself, with 1."""
+        if not self.mixed:
+            return ((1.0, self),)
+        masses = [factor * batch.mass for factor, batch in self.mixed]
+        whole = sum(masses)
+        sets: list[tuple[float, TokenBatch]] = []
+        for (_, batch), mass in zip(self.mixed, masses, strict=True):
+            sets.append((mass / whole, batch))
+        return tuple(sets)
+
+
+def factors_of(shares: Iterable[float], batches: Sequence[TokenBatch]) -> list[float]:
+    """Return what the weights of each batch are multiplied with, so that it has its share of the
+    mass of all: 1 where it has that already. A batch without mass has the factor 0.
+    """
+    masses = [batch.mass for batch in batches]
+    whole = sum(masses)
+    factors: list[float] = []
+    for share, mass in zip(shares, masses, strict=True):
+        factors.append(share * whole / mass if mass else 0.0)
+    return factors
+
 
 @dataclass(frozen=True, init=False, repr=False)
 class CalibrationSet:
@@ -621,22 +651,17 @@ class CalibrationSet:
     def _mixture(self, batches: Sequence[TokenBatch]) -> TokenBatch:
         """Return all batches as one, weighted by the mix's shares.
 
-        The mass of a batch is the sum of its weights; that of the mix is the sum of all masses.
-        Where each set's share is its part of that sum, every factor is 1: the sets are just pooled.
+        The mass of the mix is the sum of all masses.
         """
-        # In float64, because a batch has more tokens than float32 can count one by one.
-        masses = [float(batch.weights.double().sum()) for batch in batches]
-        factors: list[float] = []
+        factors = factors_of(map(float, self.shares), batches)
         weights: list[Tensor] = []
         part_facts: list[dict[str, Any]] = []
         set_facts: list[dict[str, Any]] = []
         # What is hashed: each set's fingerprint and share, so the same mix has the same digits.
         text = "mix\n"
-        for name, share, mass, batch in zip(self.names, self.shares, masses, batches, strict=True):
-            # Statistics are divided by their set's own mass and multiplied by its share of the mass
-            # of all: one walk then sees what the mix says.
-            factor = float(share) * sum(masses) / mass
-            factors.append(factor)
+        sets = zip(self.names, self.shares, factors, batches, strict=True)
+        for name, share, factor, batch in sets:
+            # One walk then sees what the mix says.
             weights.append(batch.weights * factor)
             for fact in batch.facts["parts"]:
                 in_mix = {"share": float(share) * fact["share"], "weight": factor * fact["weight"]}
@@ -644,7 +669,7 @@ class CalibrationSet:
             facts = {
                 "name": name,
                 "weight": float(share),
-                "mass": mass,
+                "mass": batch.mass,
                 "fingerprint": batch.fingerprint,
             }
             for key in ("data", "windows", "tokens", "overlap"):

@@ -174,7 +174,7 @@ class Variants:
         from those of the first variant of all.
 
         That is the mean of `compare(untouched, variant)` over the real tokens; a token counts by
-        its weight, and of a mix each part by its share.
+        its weight, and of a mix each set by its share.
         """
         measured = [tuple(choice) for choice in choices]
 
@@ -393,21 +393,20 @@ def _means(
     variants: Variants | None = None,
 ) -> list[float]:
     """The means over a batch of what `sums` adds up for each choice. Of a mix, the means over its
-    parts, weighted by their shares.
+    sets, weighted by their shares.
     """
-    parts = batch.mixed or ((1.0, batch),)
-    means_by_part = [_means_of_part(view, part, ranks, sums, variants) for _, part in parts]
-    whole = sum(share for share, _ in parts)
+    sets = batch.sets
+    means_by_set = [_means_of_set(view, part, ranks, sums, variants) for _, part in sets]
     means: list[float] = []
-    for means_of_choice in zip(*means_by_part, strict=True):
+    for means_of_choice in zip(*means_by_set, strict=True):
         weighted: list[float] = []
-        for (share, _), mean in zip(parts, means_of_choice, strict=True):
+        for (share, _), mean in zip(sets, means_of_choice, strict=True):
             weighted.append(share * mean)
-        means.append(sum(weighted) / whole)
+        means.append(sum(weighted))
     return means
 
 
-def _means_of_part(
+def _means_of_set(
     view: ModelView,
     batch: TokenBatch,
     ranks: Ranks,

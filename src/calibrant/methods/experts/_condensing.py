@@ -108,19 +108,16 @@ def layer_samples(
     view: ModelView, layers: Sequence[ExpertLayer], batch: TokenBatch, ranks: Ranks
 ) -> dict[int, list[LayerSample]]:
     """Return what each layer of experts did to a batch, by the number of its block: a sample for
-    each micro-batch of this rank, of every part of a mix.
+    each micro-batch of this rank, of every set of a mix.
 
     All layers are recorded in the same forward.
     """
-    parts = batch.mixed or ((1.0, batch),)
-    all_shares = sum(share for share, _ in parts)
     samples: dict[int, list[LayerSample]] = {layer.block: [] for layer in layers}
     device = next(view.model.parameters()).device
-    for share, part in parts:
-        mass = float((part.weights * part.mask).double().sum())
+    for share, part in batch.sets:
         for ids, mask, weights in ranks.share(list(micro_batches(part, TOKENS_PER_PASS))):
             counted = (weights.flatten() > 0).to(device)
-            scaled = weights.flatten().double() * (share / all_shares / mass)
+            scaled = weights.flatten().double() * (share / part.mass)
             shares = scaled.to(device)[counted]
             padding = None if bool(mask.all()) else mask.to(device)
             inputs = inputs_of(view.base, ids.to(device), padding)

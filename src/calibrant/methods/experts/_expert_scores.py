@@ -301,16 +301,13 @@ def expert_gradients(job: Job, layers: Sequence[ExpertLayer]) -> Mapping[int, Ma
     required_before = {
         parameter: parameter.requires_grad for parameter in job.view.model.parameters()
     }
-    batch = job.tokens()
-    parts = batch.mixed or ((1.0, batch),)
-    all_shares = sum(share for share, _ in parts)
     try:
         for parameter in required_before:
             parameter.requires_grad_(False)
         for parameter in parameters.values():
             parameter.requires_grad_(True)
-        for share, part in parts:
-            _add(job, part, share / all_shares, parameters, sums)
+        for share, part in job.tokens().sets:
+            _add(job, part, share, parameters, sums)
     finally:
         for parameter, before in required_before.items():
             parameter.requires_grad_(before)

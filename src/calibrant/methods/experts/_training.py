@@ -91,15 +91,14 @@ class _StepBatch(NamedTuple):
 
 
 def _step_batches(batch: TokenBatch) -> list[_StepBatch]:
-    """The micro-batches of every part of a mix."""
-    parts = batch.mixed or ((1.0, batch),)
-    all_shares = sum(share for share, _ in parts)
-    by_part = [list(micro_batches(part, TOKENS_PER_STEP)) for _, part in parts]
-    count = sum(map(len, by_part))
+    """The micro-batches of every set of a mix."""
+    sets = batch.sets
+    by_set = [list(micro_batches(part, TOKENS_PER_STEP)) for _, part in sets]
+    count = sum(map(len, by_set))
     batches: list[_StepBatch] = []
-    for (share, _), of_part in zip(parts, by_part, strict=True):
-        scale = share / all_shares * count / len(of_part)
-        batches += [_StepBatch(scale, *tensors) for tensors in of_part]
+    for (share, _), of_set in zip(sets, by_set, strict=True):
+        scale = share * count / len(of_set)
+        batches += [_StepBatch(scale, *tensors) for tensors in of_set]
     return batches
 
 
