@@ -1,12 +1,15 @@
 """A device that is pretended: it computes on the processor, and behaves as a GPU does where code
 could mistake one device for another.
+
+What runs in every operation of torch isn't type-checked while it runs: that would take most of the
+time of a test.
 """
 
 import threading
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, ClassVar, Final, final
+from typing import Any, ClassVar, Final, final, no_type_check
 
 import torch
 from torch import Tensor
@@ -120,6 +123,7 @@ class PretendedTensor(Tensor):
     __torch_function__ = torch._C._disabled_torch_function_impl  # pyright: ignore[reportAssignmentType]
 
     @classmethod
+    @no_type_check
     def __torch_dispatch__(
         cls, operator: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
     ) -> Any:
@@ -154,6 +158,7 @@ class PretendedTensor(Tensor):
         return f"{numbers}, device='{NAME}')"
 
 
+@no_type_check
 def _computed(operator: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     """What an operator gives, computed on the processor, on the device where it belongs."""
     _refuse_mixture(operator, args, kwargs)
@@ -191,6 +196,7 @@ def _computed(operator: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> 
     return tree_map(moved_back, result)
 
 
+@no_type_check
 def _refuse_mixture(operator: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
     """Raise `RuntimeError` where a GPU's operator would: for tensors on several devices."""
     name = operator.overloadpacket.__name__
@@ -210,6 +216,7 @@ def _refuse_mixture(operator: Any, args: Sequence[Any], kwargs: Mapping[str, Any
             )
 
 
+@no_type_check
 def _belongs(value: Any, written: bool) -> bool:
     """Whether an operator on the device takes a value, which it may write to."""
     if isinstance(value, torch.Generator):
@@ -220,6 +227,7 @@ def _belongs(value: Any, written: bool) -> bool:
     return value.dim() == 0 and not written
 
 
+@no_type_check
 def _on_processor(tensor: PretendedTensor) -> Tensor:
     """The same memory as a tensor of the processor's."""
     empty = torch.empty(0, dtype=tensor.dtype, device="cpu")
@@ -228,6 +236,7 @@ def _on_processor(tensor: PretendedTensor) -> Tensor:
     )
 
 
+@no_type_check
 def _on_device(numbers: Tensor) -> PretendedTensor:
     """The same memory as a tensor of the device's. Raises `torch.OutOfMemoryError` where the device
     has no room for it.
@@ -244,12 +253,14 @@ def _on_device(numbers: Tensor) -> PretendedTensor:
     )
 
 
+@no_type_check
 def _reshaped(tensor: PretendedTensor, numbers: Tensor) -> None:
     """Give a tensor of the device's the shape and memory that its numbers have by now."""
     if _place(numbers) != _place(tensor):
         tensor.data = _on_device(numbers)
 
 
+@no_type_check
 def _place(tensor: Tensor) -> tuple[Any, ...]:
     """Where in memory a tensor's numbers are."""
     storage = tensor.untyped_storage()._cdata
