@@ -23,6 +23,7 @@ from calibrant.edits import (
     Fold,
     QuantizeCache,
     QuantizeInputs,
+    ReplaceParameters,
     Replace,
     StoredEdit,
     read_edit,
@@ -534,7 +535,8 @@ def _record(
     others = tuple(report for report in reports if "edit" in report)
     packed: set[str] = set()
     for report in others:
-        packed.update(report.get("parameters", ()))
+        if report["edit"] == ReplaceParameters.kind:
+            packed.update(report["parameters"])
     dense: list[Mapping[str, Any]] = []
     for matrix in view.dense:
         if matrix.name in packed:
