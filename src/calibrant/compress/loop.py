@@ -23,8 +23,8 @@ from calibrant.edits import (
     Fold,
     QuantizeCache,
     QuantizeInputs,
-    ReplaceParameters,
     Replace,
+    ReplaceParameters,
     StoredEdit,
     read_edit,
 )
