@@ -44,7 +44,7 @@ def test_rows_are_fitted_and_swapped_and_the_loss_is_what_is_claimed(gram: Gram)
     keep = sizes >= sizes.median(1, keepdim=True).values
     start = masked(dense, dense, keep, hessian)
     fitted = descend(start, hessian, 4)
-    swapped, counts = swap(fitted, hessian, 20, 0)
+    swapped, counts = swap(fitted, hessian, 20, 0.0)
     assert counts.min() > 0
     assert (swapped.keep != keep).sum(1).min() > 0
     before = start.loss
