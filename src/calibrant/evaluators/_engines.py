@@ -15,7 +15,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from calibrant.errors import ModelError, SpecError
 from calibrant.evaluators._base import Evaluator
-from calibrant.evaluators._vllm import opened_by_vllm
+from calibrant.vllm import opened_by_vllm
 from calibrant.llama_cpp import LlamaModel
 from calibrant.models import Opened, gguf_of, open_model
 from calibrant.models.digests import file_digest

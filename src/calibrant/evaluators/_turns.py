@@ -14,7 +14,7 @@ from calibrant.data._templates import RefusedError
 from calibrant.data._written import ASSISTANT, THINKING, tags_of, written
 from calibrant.decoding import Decoder, Generated
 from calibrant.evaluators._base import Steps, Subject
-from calibrant.evaluators._vllm import VllmDecoder
+from calibrant.vllm import VllmDecoder
 from calibrant.evaluators._windows import token_ids
 
 _ANSWERED: Final = Conversation(

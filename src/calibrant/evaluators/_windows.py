@@ -26,7 +26,7 @@ from calibrant.evaluators._base import (
     Subject,
     check_least,
 )
-from calibrant.evaluators._vllm import RunByVllm
+from calibrant.vllm import RunByVllm
 from calibrant.results.outcomes import MOST
 from calibrant.spec import check_most, later
 
