@@ -99,8 +99,8 @@ def compared(folder: Path) -> dict[str, Any]:
     import calibrant
     from calibrant.errors import ModelError
     from calibrant.evaluators import evaluators
-    from calibrant.vllm import RunByVllm, opened_by_vllm
     from calibrant.evaluators._windows import ScoredWindow
+    from calibrant.vllm import RunByVllm, opened_by_vllm
 
     task: Any = evaluators.build(TASK)
     opened = opened_by_vllm(str(folder), "bfloat16")

@@ -215,7 +215,7 @@ def test_a_model_that_is_open_goes_to_vllm_as_its_folder_or_as_one_that_is_writt
     named = open_model(str(tiny_gguf(tmp_path / "model.gguf")), "float32")
     in_memory = opened_of(tiny_model("llama", seed=1), opened.tokenizer)
     changed = open_model(folder)
-    changed.model.get_output_embeddings().weight.data.neg_()
+    changed.model.get_parameter("lm_head.weight").data.neg_()
     will_be_changed(changed)
     for given in (named, in_memory, changed):
         with OpenInVllm(given) as in_vllm:

@@ -1,5 +1,5 @@
-"""The real vLLM, in a process of its own, whose Python may be another: a folder as it runs there, and
-a model that is open here.
+"""The real vLLM, in a process of its own, whose Python may be another: a folder as it runs there,
+and a model that is open here.
 """
 
 from calibrant.vllm.opening import OpenInVllm

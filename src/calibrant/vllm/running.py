@@ -229,5 +229,3 @@ def _negative(logarithm: float | None) -> float:
     if logarithm is None:
         return math.inf
     return -logarithm
-
-

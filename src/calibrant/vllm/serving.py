@@ -1,5 +1,5 @@
-"""Runs one model in vLLM for `process.py`. This file is started by a Python that has vLLM and needn't
-have calibrant: lines of JSON with token ids come in, and lines with what vLLM found go out.
+"""Runs one model in vLLM for `process.py`. This file is started by a Python that has vLLM and
+needn't have calibrant: lines of JSON with token ids come in, and lines with what vLLM found go out.
 """
 
 import importlib
@@ -65,9 +65,7 @@ class Served:
         }
         if sampling["vocabulary"] is not None:
             settings["allowed_token_ids"] = list(range(sampling["vocabulary"]))
-        drawn = [
-            self._vllm.SamplingParams(seed=seed, **settings) for seed in sampling["seeds"]
-        ]
+        drawn = [self._vllm.SamplingParams(seed=seed, **settings) for seed in sampling["seeds"]]
         return _written(self._run(prompts, drawn))
 
     def _greedy(self, **settings: Any) -> Any:
@@ -124,9 +122,7 @@ def main() -> None:
             if served is None:
                 served = Served(asked)
             elif "sampling" in asked:
-                reply["answer"] = served.sampled(
-                    asked["prompts"], asked["most"], asked["sampling"]
-                )
+                reply["answer"] = served.sampled(asked["prompts"], asked["most"], asked["sampling"])
             elif "most" in asked:
                 reply["answer"] = served.continued(asked["prompts"], asked["most"])
             else:
