@@ -99,8 +99,8 @@ def compared(folder: Path) -> dict[str, Any]:
     import calibrant
     from calibrant.errors import ModelError
     from calibrant.evaluators import evaluators
-    from calibrant.evaluators._vllm import RunByVllm, opened_by_vllm
     from calibrant.evaluators._windows import ScoredWindow
+    from calibrant.vllm import RunByVllm, opened_by_vllm
 
     task: Any = evaluators.build(TASK)
     opened = opened_by_vllm(str(folder), "bfloat16")
@@ -160,7 +160,7 @@ def main() -> None:
         for case in chosen(asked.cases):
             print(made(case, asked.folder), flush=True)
         return
-    from calibrant.evaluators._vllm import interpreter, version_in
+    from calibrant.vllm.process import interpreter, version_in
 
     versions = {name: version(name) for name in ("calibrant", "torch", "transformers")}
     versions["vllm"] = version_in(interpreter())

@@ -17,7 +17,7 @@ FLOORS = [
     ["packed", "results"],
     ["data", "models"],
     ["walk", "edits", "decoding"],
-    ["job"],
+    ["job", "vllm"],
     ["methods"],
     ["allocations", "transforms", "exports", "data.select"],
     ["options"],

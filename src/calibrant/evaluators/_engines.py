@@ -15,13 +15,13 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from calibrant.errors import ModelError, SpecError
 from calibrant.evaluators._base import Evaluator
-from calibrant.evaluators._vllm import opened_by_vllm
 from calibrant.llama_cpp import LlamaModel
 from calibrant.models import Opened, gguf_of, open_model
 from calibrant.models.digests import file_digest
 from calibrant.models.gguf_file import gguf_tokenizer, read_header
 from calibrant.spec import identity
 from calibrant.spec.foreign import did_you_mean
+from calibrant.vllm import opened_by_vllm
 
 Engine = Literal["torch", "llama_cpp", "vllm"]
 ENGINES: Final = get_args(Engine)

@@ -14,8 +14,8 @@ from calibrant.data._templates import RefusedError
 from calibrant.data._written import ASSISTANT, THINKING, tags_of, written
 from calibrant.decoding import Decoder, Generated
 from calibrant.evaluators._base import Steps, Subject
-from calibrant.evaluators._vllm import VllmDecoder
 from calibrant.evaluators._windows import token_ids
+from calibrant.vllm import VllmDecoder
 
 _ANSWERED: Final = Conversation(
     (Message("user", "How many?"), Message("assistant", "Five.", reasoning="Two and three."))

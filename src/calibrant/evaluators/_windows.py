@@ -26,9 +26,9 @@ from calibrant.evaluators._base import (
     Subject,
     check_least,
 )
-from calibrant.evaluators._vllm import RunByVllm
 from calibrant.results.outcomes import MOST
 from calibrant.spec import check_most, later
+from calibrant.vllm import RunByVllm
 
 
 @dataclass(frozen=True)

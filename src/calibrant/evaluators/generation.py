@@ -51,10 +51,10 @@ from calibrant.evaluators._base import (
 )
 from calibrant.evaluators._prompts import BETWEEN, draw_exemplars
 from calibrant.evaluators._turns import AssistantTurn, decode_all, prompt_ids, special_ids
-from calibrant.evaluators._vllm import RunByVllm, VllmDecoder
 from calibrant.evaluators._windows import token_ids
 from calibrant.results.outcomes import MOST, Measurement, Outcome, Score
 from calibrant.spec import check_most, identity, later
+from calibrant.vllm import RunByVllm, VllmDecoder
 
 TOKENS_OF_REASONING: Final = 256
 """The limit of an answer with its reasoning, or in a chat template, in tokens."""

@@ -47,12 +47,17 @@ from calibrant.decoding import Decoder
 from calibrant.errors import DataError, SpecError
 from calibrant.models import Opened
 from calibrant.numerics import type_name
-from calibrant.spec import canonical
+from calibrant.spec import canonical, later
 from calibrant.spec.grammar import read_sum
+from calibrant.vllm import OpenInVllm, VllmSampling
 
 REVISION: Final = 1
 """Raised when the same question gives other answers than before."""
 
+ENGINES: Final = ("torch", "vllm")
+"""What can write answers."""
+_LAST_SEED: Final = 2**62
+"""Seeds of vLLM are below it."""
 _ASKS_NOTHING: Final = "rows that ask nothing"
 _KNOWS_NOTHING: Final = "rows without an answer that can be compared"
 _REFUSED: Final = "refused by the template"
@@ -84,6 +89,9 @@ class Answers(Selector):
     are left have the wanted tokens and a twentieth more. Draw d takes the next `candidates` rows of
     the source's calibrate part in their fixed order, round and round, each time with other chance.
     `disjoint` counts prompts.
+
+    `engine="vllm"` has vLLM write the answers, in the type that the model has here. It draws by
+    chance of its own, so it writes other answers.
     """
 
     after = "RAC 2025 (abstract)"
@@ -97,6 +105,7 @@ class Answers(Selector):
     max_tokens: int = 512
     candidates: int = 64
     batch: int = 32
+    engine: str = later("torch")
 
     kind = "questions"
     licence = (
@@ -118,6 +127,7 @@ class Answers(Selector):
             batch=(1, MOST),
         )
         check_choice("keep", self.keep, ("all", "right", "shortest"))
+        check_choice("engine", self.engine, ENGINES)
         if self.greedy and self.n > 1:
             raise SpecError(
                 f"answers(n={self.n}, temperature={self.temperature}): without chance all answers "
@@ -149,7 +159,8 @@ class Answers(Selector):
 
     def select(self, context: Context) -> Selection:
         """Return answered conversations until they suffice. `DataError` for a model without a chat
-        template, if no prompt can be used, or if too little is left of what is written.
+        template, if no prompt can be used, or if too little is left of what is written. What vLLM
+        can't run is a `ModelError`, and `MissingPackageError` is raised where it isn't installed.
         """
         opened = context.model(self)
         if not context.tokenizer.chat_template:
@@ -158,7 +169,10 @@ class Answers(Selector):
                 "use selfgen, or an instruction-tuned model",
                 subject=str(self),
             )
-        return _Answering(self, context, opened).selection()
+        if self.engine == "torch":
+            return _Answering(self, context, opened).selection()
+        with OpenInVllm(opened) as in_vllm:
+            return _Answering(self, context, opened, in_vllm).selection()
 
     @property
     def _form(self) -> Chat:
@@ -254,12 +268,19 @@ class _Answer:
 
 
 class _Answering:
-    """The answers of one draw, round by round."""
+    """The answers of one draw, round by round: written in vLLM where the model is given to it."""
 
-    def __init__(self, selector: Answers, context: Context, opened: Opened) -> None:
+    def __init__(
+        self,
+        selector: Answers,
+        context: Context,
+        opened: Opened,
+        in_vllm: OpenInVllm | None = None,
+    ) -> None:
         self._selector = selector
         self._context = context
         self._opened = opened
+        self._in_vllm = in_vllm
         self._encoder = IdEncoder(context.tokenizer)
         self._form = Chat(thinking=selector.thinking)
         self._room = context.length - len(start_tokens(context.tokenizer))
@@ -268,20 +289,22 @@ class _Answering:
         self._prompts = self._all_prompts()
         self._ends = end_tokens(opened) | self._ends_of_turns()
         self._vocabulary = len(context.tokenizer)
-        self._batches = Batches(
-            {
-                "answered": REVISION,
-                "spec": canonical(selector),
-                "model": opened.digest,
-                "dtype": type_name(opened.dtype),
-                "draw": context.draw,
-                "tokens": context.tokens,
-                "length": context.length,
-                "prompts": [prompt.ids for prompt in self._prompts],
-                "ends": sorted(self._ends),
-                "vocabulary": self._vocabulary,
-            }
-        )
+        facts: dict[str, Any] = {
+            "answered": REVISION,
+            "spec": canonical(selector),
+            "model": opened.digest,
+            "dtype": type_name(opened.dtype),
+            "draw": context.draw,
+            "tokens": context.tokens,
+            "length": context.length,
+            "prompts": [prompt.ids for prompt in self._prompts],
+            "ends": sorted(self._ends),
+            "vocabulary": self._vocabulary,
+        }
+        if in_vllm is not None:
+            # Other versions of it compute in other ways.
+            facts["engine"] = in_vllm.engine
+        self._batches = Batches(facts)
         self._kept: dict[str, _Answer] = {}
         self._asked = 0  # prompts, one that comes again counted again
 
@@ -346,7 +369,8 @@ class _Answering:
         prompts: list[_Asked] = []
         for number in range(self._asked, self._asked + count):
             prompts += [self._prompts[number % len(self._prompts)]] * selector.n
-        texts = self._batches.batch(len(prompts), partial(self._write, prompts))
+        write = self._write if self._in_vllm is None else self._write_in_vllm
+        texts = self._batches.batch(len(prompts), partial(write, prompts))
         answers: list[_Answer] = []
         for prompt, (ids, cut) in zip(prompts, texts, strict=True):
             answers.append(self._read(prompt, ids, cut))
@@ -369,6 +393,30 @@ class _Answering:
         )
         written = decoder.run(range(len(prompts)))
         return [[list(answer.ids), answer.cut] for answer in written]
+
+    def _write_in_vllm(self, prompts: Sequence[_Asked], seed: int) -> list[list[Any]]:
+        """Return what `_write` does, as vLLM writes it."""
+        assert self._in_vllm is not None
+        selector = self._selector
+        target = self._context.tokens
+        self._context.progress(self._label, min(self._kept_tokens, target), target)
+        generator = torch.Generator().manual_seed(seed)
+        seeds = torch.randint(_LAST_SEED, (len(prompts),), generator=generator)
+        temperature = 0.0 if selector.greedy else selector.temperature
+        vocabulary = self._vocabulary if self._has_unknown_words else None
+        sampling = VllmSampling(
+            temperature, selector.top_p, seeds.tolist(), sorted(self._ends), vocabulary
+        )
+        # Room for any prompt at once, since vLLM starts anew where it needs more.
+        room = max(len(prompt.ids) for prompt in self._prompts) + self._most
+        model = self._in_vllm.run(room)
+        texts = model.continued([prompt.ids for prompt in prompts], self._most, sampling)
+        return [[ids, not self._is_ended(ids)] for ids in texts]
+
+    @property
+    def _has_unknown_words(self) -> bool:
+        """Whether the model's head has rows of tokens that the tokenizer lacks."""
+        return self._opened.model.config.get_text_config().vocab_size > self._vocabulary
 
     def _is_ended(self, ids: Sequence[int]) -> bool:
         return ids[-1] in self._ends
@@ -448,7 +496,10 @@ class _Answering:
 
     def _note(self) -> str:
         asked = min(self._asked, len(self._prompts))
-        notes = [f"wrote {self._asked * self._selector.n} answers to {asked} prompts"]
+        wrote = f"wrote {self._asked * self._selector.n} answers to {asked} prompts"
+        if self._in_vllm is not None:
+            wrote = f"{wrote} in {self._in_vllm.engine}"
+        notes = [wrote]
         faults = [f"{count} {fault}" for fault, count in self._faults.items() if count]
         if faults:
             notes.append(f"left out {', '.join(faults)}")

@@ -20,6 +20,11 @@ class SamplingParams:
     max_tokens: int
     prompt_logprobs: int | None = None
     detokenize: bool = True
+    top_p: float = 1.0
+    seed: int | None = None
+    ignore_eos: bool = False
+    stop_token_ids: list[int] | None = None
+    allowed_token_ids: list[int] | None = None
 
 
 class Logprob(NamedTuple):
@@ -73,25 +78,46 @@ class LLM:
     def generate(
         self,
         prompts: list[dict[str, list[int]]],
-        sampling_params: SamplingParams,
+        sampling_params: SamplingParams | list[SamplingParams],
         use_tqdm: bool = True,
     ) -> list[Output]:
-        """Continue prompts by their most probable tokens."""
+        """Continue prompts, by their most probable tokens where `temperature` is 0."""
         assert not use_tqdm
-        assert sampling_params.temperature == 0
-        return [self._output(prompt["prompt_token_ids"], sampling_params) for prompt in prompts]
+        if isinstance(sampling_params, SamplingParams):
+            sampling_params = [sampling_params] * len(prompts)
+        outputs: list[Output] = []
+        for prompt, sampling in zip(prompts, sampling_params, strict=True):
+            outputs.append(self._output(prompt["prompt_token_ids"], sampling))
+        return outputs
 
     def _output(self, ids: list[int], sampling: SamplingParams) -> Output:
         if len(ids) + sampling.max_tokens > self._room:
             raise ValueError("The prompt is too long.")
         written: list[int] = []
-        end = self._model.config.eos_token_id
-        while len(written) < sampling.max_tokens and (not written or written[-1] != end):
-            written.append(int(self._logarithms(ids + written)[-1].argmax()))
+        ends = set(sampling.stop_token_ids or ())
+        if not sampling.ignore_eos:
+            ends.add(self._model.config.eos_token_id)
+        generator = self._torch.Generator()
+        if sampling.seed is not None:
+            generator.manual_seed(sampling.seed)
+        while len(written) < sampling.max_tokens and not ends & set(written[-1:]):
+            row = self._logarithms(ids + written)[-1]
+            written.append(self._next(row, sampling, generator))
         known: list[dict[int, Logprob] | None] | None = None
         if sampling.prompt_logprobs:
             known = [None, *self._known(ids)]
         return Output(ids, known, [Written(written)])
+
+    def _next(self, row: Any, sampling: SamplingParams, generator: Any) -> int:
+        if sampling.allowed_token_ids is not None:
+            allowed = self._torch.full_like(row, -self._torch.inf)
+            allowed[sampling.allowed_token_ids] = row[sampling.allowed_token_ids]
+            row = allowed
+        if sampling.temperature == 0:
+            return int(row.argmax())
+        likely, tokens = (row / sampling.temperature).softmax(-1).sort(descending=True)
+        likely[likely.cumsum(0) - likely >= sampling.top_p] = 0
+        return int(tokens[self._torch.multinomial(likely, 1, generator=generator)])
 
     def _known(self, ids: list[int]) -> list[dict[int, Logprob] | None]:
         known: list[dict[int, Logprob] | None] = []

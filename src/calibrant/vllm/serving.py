@@ -1,5 +1,5 @@
-"""Runs one model in vLLM for `_vllm.py`. This file is started by a Python that has vLLM and needn't
-have calibrant: lines of JSON with token ids come in, and lines with what vLLM found go out.
+"""Runs one model in vLLM for `process.py`. This file is started by a Python that has vLLM and
+needn't have calibrant: lines of JSON with token ids come in, and lines with what vLLM found go out.
 """
 
 import importlib
@@ -29,7 +29,7 @@ class Served:
         most probable token in its place.
         """
         # At least one token must be generated.
-        outputs = self._run(prompts, max_tokens=1, prompt_logprobs=1)
+        outputs = self._run(prompts, self._greedy(max_tokens=1, prompt_logprobs=1))
         scored: list[dict[str, Any]] = []
         for output in outputs:
             logarithms: list[float | None] = []
@@ -46,13 +46,39 @@ class Served:
 
     def continued(self, prompts: Iterable[Sequence[int]], most: int) -> list[list[int]]:
         """Return the most probable tokens behind each prompt, at most so many."""
-        outputs = self._run(prompts, max_tokens=most)
-        return [list(output.outputs[0].token_ids) for output in outputs]
+        return _written(self._run(prompts, self._greedy(max_tokens=most)))
 
-    def _run(self, prompts: Iterable[Sequence[int]], **settings: Any) -> Any:
-        sampling = self._vllm.SamplingParams(temperature=0.0, detokenize=False, **settings)
+    def sampled(
+        self, prompts: Iterable[Sequence[int]], most: int, sampling: Mapping[str, Any]
+    ) -> list[list[int]]:
+        """Return tokens that are drawn behind each prompt, at most so many, with the one that ended
+        them.
+        """
+        settings: dict[str, Any] = {
+            "temperature": sampling["temperature"],
+            "top_p": sampling["top_p"],
+            "max_tokens": most,
+            # Else the model's own end tokens would end texts too.
+            "ignore_eos": True,
+            "stop_token_ids": sampling["ends"],
+            "detokenize": False,
+        }
+        if sampling["vocabulary"] is not None:
+            settings["allowed_token_ids"] = list(range(sampling["vocabulary"]))
+        drawn = [self._vllm.SamplingParams(seed=seed, **settings) for seed in sampling["seeds"]]
+        return _written(self._run(prompts, drawn))
+
+    def _greedy(self, **settings: Any) -> Any:
+        return self._vllm.SamplingParams(temperature=0.0, detokenize=False, **settings)
+
+    def _run(self, prompts: Iterable[Sequence[int]], sampling: Any) -> Any:
         inputs = [{"prompt_token_ids": list(ids)} for ids in prompts]
         return self._model.generate(inputs, sampling, use_tqdm=False)
+
+
+def _written(outputs: Iterable[Any]) -> list[list[int]]:
+    """Return the tokens that vLLM wrote behind each prompt."""
+    return [list(output.outputs[0].token_ids) for output in outputs]
 
 
 def finite(logarithm: float) -> float | None:
@@ -95,6 +121,8 @@ def main() -> None:
         try:
             if served is None:
                 served = Served(asked)
+            elif "sampling" in asked:
+                reply["answer"] = served.sampled(asked["prompts"], asked["most"], asked["sampling"])
             elif "most" in asked:
                 reply["answer"] = served.continued(asked["prompts"], asked["most"])
             else:
