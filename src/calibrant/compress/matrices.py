@@ -24,7 +24,7 @@ from calibrant.methods._model_method import (
     check_one_process,
     failing_at,
 )
-from calibrant.methods.quantization._shared_scales import sharing_scales
+from calibrant.edits.shared_scales import sharing_scales
 from calibrant.models import ModelView, Weight
 from calibrant.system.clock import spent_on
 from calibrant.system.products import full_speed

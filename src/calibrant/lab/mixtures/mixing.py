@@ -238,7 +238,7 @@ class _MixtureSearch:
         """
         with self.clock.phase("search"):
             sampled = self.statistics.inputs(
-                self.effort.search, self.progress, "reading statistics"
+                self.effort.search, self.stand_in.target, self.progress, "reading statistics"
             )
             search_errors = self._errors(list(sampled))
             search = self.search(search_errors)
@@ -289,8 +289,7 @@ class _MixtureSearch:
         return found, chosen
 
     def _errors(self, inputs: Iterable[SharedInput]) -> Errors:
-        stand_in = self.stand_in
-        return Errors(inputs, stand_in.method, stand_in.target, self.statistics.masses)
+        return Errors(inputs, self.stand_in.method, self.statistics.masses)
 
     def search(self, errors: Errors) -> Search:
         """Search among all mixtures, on the small sample."""
@@ -319,7 +318,9 @@ class _MixtureSearch:
         # Each source alone, and all of them alike: what a mixture must not be worse than.
         simple = [*(only(place, count) for place in range(count)), uniform(count)]
         candidates = list(dict.fromkeys([*simple, *ranked[:FINALISTS]]))
-        inputs = self.statistics.inputs(self.effort.final, self.progress, "figures")
+        inputs = self.statistics.inputs(
+            self.effort.final, self.stand_in.target, self.progress, "figures"
+        )
         errors = self._errors(inputs)(candidates)
         chosen = candidates[int(np.argmin(self.values(errors)))]
         rows: list[ErrorRow] = []

@@ -2,7 +2,7 @@
 matrix, from a sum of statistics.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, final
 
 import torch
@@ -53,7 +53,7 @@ class ScaledAlone(MatrixMethod):
 
     Sizes are root mean squares, which follow from the Gram's diagonal, where `awq` takes the mean
     of |x|; errors are those of the matrix's own outputs. No scale has to be folded into what comes
-    before the matrix, so every input can have one.
+    before the matrix, so every input can have one. A global scale is that of the rows alone.
     """
 
     accepts: ClassVar[tuple[type[Target], ...]] = (Grid, FloatGrid)
@@ -66,6 +66,9 @@ class ScaledAlone(MatrixMethod):
     def compress(self, weight: Float[Tensor, "out in"], seen: Seen, target: Target) -> Compressed:
         """Raises as `awq` does."""
         target_grid = grid(target)
+        if isinstance(target_grid, FloatGrid):
+            # What it reaches is that of the numbers before their columns are multiplied.
+            target_grid = replace(target_grid, reach=None)
         target_grid.check((weight.shape[0], weight.shape[1]), "the matrix")
         gram = observed(seen, Gram)
         checked = finite(weight, "the weight")
