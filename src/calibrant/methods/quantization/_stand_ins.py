@@ -14,7 +14,7 @@ from calibrant.errors import TargetError
 from calibrant.methods._base import Compressed, MatrixMethod, finite, grid, observed
 from calibrant.methods.quantization._rounding import clipped, effective, input_scales, scales_of
 from calibrant.methods.quantization.ggml import Ggml
-from calibrant.targets import FloatGrid, GgufRecipe, Grid, Target
+from calibrant.targets import FloatGrid, GgufBudget, GgufRecipe, Grid, Target
 
 
 @final
@@ -43,6 +43,29 @@ class RecipeByMatrix(MatrixMethod):
         if fitting is None:
             return Compressed(weight.detach().clone())
         return Ggml().compress(weight, seen, fitting)
+
+
+@final
+@dataclass(frozen=True, repr=False)
+class BudgetByMatrix(MatrixMethod):
+    """Rounds a matrix to the kind that it would get if a budget of bytes were shared equally.
+
+    `llama_cpp` gives more bits to tensors that lose more, and its choice depends on the text; that
+    is left out here.
+    """
+
+    accepts: ClassVar[tuple[type[Target], ...]] = (GgufBudget,)
+    observes: ClassVar[tuple[type[Statistic], ...]] = (FeatureNorms,)
+    propagate: ClassVar[Propagation] = "dense"
+
+    def compress(self, weight: Float[Tensor, "out in"], seen: Seen, target: Target) -> Compressed:
+        """Raises `TargetError` for a target that is no budget; else as `ggml` does."""
+        self.check(target)
+        assert isinstance(target, GgufBudget)
+        kind = target.kind_alone(weight.shape[1])
+        if kind is None:
+            return Compressed(weight.detach().clone())
+        return Ggml().compress(weight, seen, kind)
 
 
 @final
