@@ -48,8 +48,8 @@ class GgufBudget(Target):
     `numbers` is how many the model has, where its matrices are looked at one by one. It is no part
     of how the budget is written.
 
-    >>> GgufBudget.read("gguf 1.5GB"), str(GgufBudget(85_196_800))
-    (GgufBudget(bytes=1500000000), 'gguf 85.1968MB')
+    >>> str(GgufBudget.read("gguf 1.5GB")), GgufBudget(85_196_800).bytes
+    ('gguf 1500MB', 85196800)
     """
 
     written: ClassVar[str] = "a budget of bytes for a GGUF file"
