@@ -86,6 +86,8 @@ CHECKPOINT: Final = "checkpoint, removed at the end"
 """What a plan calls the finished blocks that are kept until the model is saved."""
 SCRATCH: Final = "scratch files of llama.cpp, removed again"
 """What a plan calls the files that a model is written to so that llama.cpp quantizes it."""
+PLAIN_BYTES: Final = 4
+"""Bytes of a number in the first of them."""
 CODE_BITS: Final = 8
 """Bits of a code in a checkpoint, whatever its grid."""
 SCALE_BITS: Final = 8
@@ -351,8 +353,8 @@ class CompressionPlanner:
         length = self._length
         needs = Needs.of(outline.shape, tokens, dtype, method, sources, length, outline.device)
         needs = replace(needs, process=self.machine.process)
-        kernel = KERNEL_BYTES if method.observes else 0
-        return held_by_process(needs, outline, kernel)
+        held = KERNEL_BYTES if method.observes else 0
+        return held_by_process(needs, outline, held + self._mapped)
 
     def _course(self, needs: Needs) -> "_Course":
         """How the job would go, as `prune` and `quantize` decide it."""
@@ -402,7 +404,16 @@ class CompressionPlanner:
     @property
     def _host_whole(self) -> int:
         """The same with the whole model, and no activations."""
-        return held_beside([self.outline], self.machine.process)
+        return held_beside([self.outline], self.machine.process) + self._mapped
+
+    @property
+    def _mapped(self) -> int:
+        """How many bytes of scratch files are in memory: the one of float32 twice, since llama.cpp
+        maps it too.
+        """
+        shape = self.outline.shape
+        scratch = scratch_bytes(shape, self.recipe.target.weights)
+        return scratch + PLAIN_BYTES * shape.numbers if scratch else 0
 
     @property
     def _host_room(self) -> int:
@@ -625,14 +636,14 @@ class _Course:
     blocks_in_turn: bool = False
 
 
-def held_by_process(needs: Needs, outline: ModelOutline, kernel: int = 0) -> Needs:
+def held_by_process(needs: Needs, outline: ModelOutline, more: int = 0) -> Needs:
     """Return `needs` with all that the process holds beside the model: on the processor also the
-    tokenizer and a `kernel` of so many bytes, on another device nothing. A model that is open is
+    tokenizer and `more` bytes, such as a kernel, on another device nothing. A model that is open is
     held already.
     """
     process = 0
     if outline.device.type == "cpu":
-        process = needs.process + tokenizer_bytes(outline) + kernel
+        process = needs.process + tokenizer_bytes(outline) + more
     return replace(needs, process=process, model=outline.added)
 
 
@@ -673,7 +684,8 @@ def scratch_bytes(shape: ModelShape, target: Target) -> int:
     if not isinstance(target, GgufRecipe | GgufBudget):
         return 0
     tokenizer = TOKENIZER_FILE_BYTES * shape.vocabulary
-    return 4 * shape.numbers + math.ceil(shape.numbers * MOST_BITS / 8) + 2 * tokenizer
+    quantized = math.ceil(shape.numbers * MOST_BITS / 8)
+    return PLAIN_BYTES * shape.numbers + quantized + 2 * tokenizer
 
 
 def bits_a_weight(form: Export, target: Target, inputs: int, dense: float) -> float:
