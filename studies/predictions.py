@@ -112,9 +112,8 @@ def predict(
                 NOTHING,
                 _told,
             )
-            found = Errors(kept.inputs(sample), standing.method, standing.target, kept.masses)(
-                mixtures
-            )
+            inputs = kept.inputs(sample, standing.target)
+            found = Errors(inputs, standing.method, kept.masses)(mixtures)
             of_draw = {
                 text: dict(zip(targets, map(float, row), strict=True))
                 for text, row in zip(names, found, strict=True)

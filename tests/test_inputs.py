@@ -266,6 +266,30 @@ def test_an_expert_that_saw_no_token_gets_the_scales_of_the_others(folder: str, 
             assert "from" not in seen[0].notes
 
 
+def test_an_export_refuses_rounded_inputs_of_an_expert_that_got_no_codes(
+    folder: str, texts: str, tmp_path: Path
+):
+    """It saw no token when a model that rounds inputs was quantized again."""
+    opened = open_model(folder, "float32")
+    for block in opened.model.model.layers:
+        block.mlp = TwoOfThree(block.mlp)
+    compress(opened, view(opened.model), None, Recipe.parse("rtn", "W8A8"))
+    unseen = "model.layers.0.mlp.experts.2.gate_proj"
+    asked: dict[str, Any] = {"data": texts, "target": "w8", "export": "compressed_tensors"}
+    asked |= {"tokenizer": opened.tokenizer, **SMALL}
+    refusal = refusal_of(
+        quantize, opened.model, method="gptq", out=tmp_path / "out", kind=OutputError, **asked
+    )
+    assert refusal.subject == unseen
+    assert not (tmp_path / "out").exists()
+    # Without data every matrix gets codes, and keeps what becomes of its inputs.
+    quantize(opened.model, method="rtn", out=tmp_path / "out", **asked)
+    config = json.loads((tmp_path / "out/compressed_tensors/config.json").read_text())
+    (group,) = config["quantization_config"]["config_groups"].values()
+    assert group["input_activations"]["num_bits"] == 8
+    assert unseen not in config["quantization_config"]["ignore"]
+
+
 def test_a_matrix_that_is_used_without_its_module_is_left(tmp_path: Path, texts: str):
     config = MambaConfig(vocab_size=259, hidden_size=32, num_hidden_layers=2, state_size=4)
     MambaForCausalLM(config).save_pretrained(tmp_path / "model")

@@ -364,6 +364,7 @@ print(json.dumps([planned.memory, peak, sum(planned.seconds.values()), taken]))
         ("quantize", "smollm2", {"method": "rtn"}),
         ("prune", "gemma3-270m", {"method": "wanda"}),
         ("quantize", "gemma3-270m", {"method": "gptq", "target": "w4g64"}),
+        ("quantize", "smollm2", {"method": "llama_cpp", "target": "gguf 90MB"}),
     ],
 )
 def test_memory_and_time_of_real_models(verb: str, model: str, options: dict[str, Any]):

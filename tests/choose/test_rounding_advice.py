@@ -132,8 +132,9 @@ def test_the_advice_for_a_grid_ends_with_a_command_that_does_what_was_measured(
     assert bool(advice["predicted_by"]) == (method in ("awq", "rsq"))
 
 
-def test_a_recipe_of_llama_cpp_is_advised_on_and_its_file_written(
-    ask: Callable[..., str], tmp_path: Path
+@pytest.mark.parametrize("target", ["Q4_K_M", "gguf 0.03MB"])
+def test_a_file_of_llama_cpp_is_advised_on_and_written(
+    ask: Callable[..., str], tmp_path: Path, target: str
 ) -> None:
     pytest.importorskip("llama_cpp_py_sync", reason="llama-cpp-py-sync isn't installed")
     model = tiny_gguf(tmp_path / "tiny.gguf", "F32")
@@ -152,12 +153,14 @@ def test_a_recipe_of_llama_cpp_is_advised_on_and_its_file_written(
     ]
     sources = ["--sources", "python_docs", "--sources", "random_tokens"]
     advice = json.loads(
-        ask("recommend", model, "--for", goal, "--target", "Q4_K_M", *sources, *small, "--json")
+        ask("recommend", model, "--for", goal, "--target", target, *sources, *small, "--json")
     )
-    assert (advice["method"], advice["target"]) == ("llama_cpp", "Q4_K_M")
+    assert (advice["method"], advice["target"]) == ("llama_cpp", target)
+    assert all(0 < one["predicted"] < 1 for one in advice["candidates"])
     assert "--export gguf" in advice["command"]
+    assert "llama.cpp rounds activations" in advice["text"]
     manifest = pasted(ask, advice)
-    assert manifest["record"]["run"]["target"] == "Q4_K_M"
+    assert manifest["record"]["run"]["target"] == target
     assert manifest["id"] in {cell.run for cell in Store(Path(advice["folder"]) / "race").cells()}
     words = shlex.split(advice["command"])
     assert (Path(words[words.index("--out") + 1]) / "model.gguf").is_file()

@@ -58,6 +58,8 @@ def test_what_is_no_goal(
         (None, "blocks 0.25", 1.0, TargetError, "blocks 0.25 is no target that data is chosen for"),
         (None, "w4g48", 1.0, TargetError, "has 64 inputs, which groups of 48 don't divide"),
         (None, "Q4_K_M", 1.0, OutputError, "gguf(like='FILE.gguf')"),
+        (None, "gguf 0.02MB", 1.0, TargetError, "gguf 0.02MB is too little: the matrices"),
+        (None, "gguf 90MB", 1.0, SpecError, "gguf 90MB has room for every tensor"),
     ],
 )
 def test_what_cannot_be_advised_on_and_nothing_is_written(
@@ -97,6 +99,7 @@ def test_what_cannot_be_advised_on_and_nothing_is_written(
         ({"tool": "gptqmodl"}, "did you mean 'gptqmodel'?"),
         ({"tool": "llama.cpp"}, "llama.cpp opens GGUF files"),
         ({"sources": "python_docs"}, "write sources=['python_docs']"),
+        ({"target": "gguf 90MB"}, "gguf 90MB has room for every tensor"),
     ],
 )
 def test_a_plan_refuses_what_the_job_would(

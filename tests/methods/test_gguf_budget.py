@@ -11,11 +11,14 @@ import pytest
 import torch
 
 import calibrant
-from calibrant.compress import Compression, quantize
+from calibrant.compress import Compression, planning, quantize
 from calibrant.compress.importance import imatrix
+from calibrant.compress.planning import SCRATCH
 from calibrant.edits import ReplaceParameters
 from calibrant.errors import DataError, SpecError, TargetError
+from calibrant.llama_cpp import quantize_file
 from calibrant.methods import methods
+from calibrant.methods.quantization import _gguf_file
 from calibrant.models import open_model
 from calibrant.models import view as seen
 from calibrant.targets import GgufBudget, parse_target
@@ -160,7 +163,7 @@ def test_killed_it_chooses_the_same_kinds_again(tmp_path: Path) -> None:
     again = within(template, tmp_path / "out", budget)
     once = within(template, tmp_path / "once", budget)
     assert notes_of(again) == notes_of(once)
-    first, second = (done.out / "model.gguf" for done in (once, again))
+    first, second = (file_of(done) for done in (once, again))
     assert first.read_bytes() == second.read_bytes()
 
 
@@ -314,6 +317,59 @@ def test_a_recipe_leaves_nothing_to_choose(tmp_path: Path) -> None:
     assert refused.value.subject == "q4_0"
     with pytest.raises(SpecError):
         methods.build("llama_cpp(by=size)")
+
+
+@pytest.mark.parametrize(
+    ("method", "target"),
+    [("llama_cpp", "gguf 0.04MB"), ("llama_cpp(by=kl)", "gguf 0.04MB"), ("llama_cpp", "Q8_0")],
+)
+def test_scratch_files_are_as_large_as_planned(
+    tmp_path: Path, method: str, target: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    template = str(tiny_gguf(tmp_path / "tiny.gguf", "F32"))
+    largest = 0
+
+    def watched(source: Path, made: Path, *rest: Any) -> None:
+        nonlocal largest
+        quantize_file(source, made, *rest)
+        largest = max(largest, sum(file.stat().st_size for file in source.parent.iterdir()))
+
+    monkeypatch.setattr(_gguf_file, "quantize_file", watched)
+    asked: dict[str, Any] = {"data": "python_docs", "method": method, "target": target, **SMALL}
+    planned = calibrant.plan(quantize, template, **asked)
+    quantize(template, **asked)
+    assert planned.disk == {SCRATCH: pytest.approx(largest, rel=0.15)}
+    # Nothing else is written without a folder for the result.
+    assert planned.seconds.keys() == {"open", "tokenize", "compress"}
+
+
+def test_a_disk_too_small_for_scratch_files_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    template = str(tiny_gguf(tmp_path / "tiny.gguf", "F32"))
+    asked: dict[str, Any] = {"data": "python_docs", "method": "llama_cpp", **SMALL}
+    asked |= {"target": "gguf 0.04MB", "out": tmp_path / "out"}
+    scratch = calibrant.plan(quantize, template, **asked).disk[SCRATCH]
+    for free, fits in ((scratch, True), (scratch - 1, False)):
+        monkeypatch.setattr(planning, "free_for_scratch", lambda out, free=free: free)
+        planned = calibrant.plan(quantize, template, **asked)
+        assert planned.fits == fits
+        assert fits or "TMPDIR" in planned.problems[0]
+
+
+def test_a_plan_and_a_profile_name_what_kinds_cost(tmp_path: Path) -> None:
+    template = str(tiny_gguf(tmp_path / "tiny.gguf", "F32"))
+    asked: dict[str, Any] = {"data": "python_docs", "method": "llama_cpp", **SMALL}
+    recipe, budget = (
+        calibrant.plan(quantize, template, target=target, **asked)
+        for target in ("Q8_0", "gguf 0.04MB")
+    )
+    assert "costs of kinds" not in recipe.parts
+    assert budget.seconds["compress"] > recipe.seconds["compress"]
+    done = quantize(template, target="gguf 0.04MB", profile=True, **asked)
+    assert done.costs is not None
+    assert done.costs.parts["costs of kinds"] > 0
+    assert budget.parts["costs of kinds"] > 0
 
 
 def test_a_plan_knows_the_budget(tmp_path: Path) -> None:

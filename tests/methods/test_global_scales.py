@@ -13,10 +13,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+from calibrant.activations import Gram, Seen
 from calibrant.compress import Recipe, compress, quantize
 from calibrant.data import CalibrationSet
 from calibrant.edits import Edit, Replace
-from calibrant.methods.quantization._shared_scales import sharing_scales
+from calibrant.edits.shared_scales import sharing_scales
+from calibrant.lab.mixtures import Sample, shared_inputs
+from calibrant.methods.quantization.rtn import RoundToNearest
 from calibrant.models import open_model, view
 from calibrant.packed import FloatCodes
 from calibrant.targets import Target, parse_target
@@ -124,6 +127,24 @@ def test_a_matrix_on_another_grid_has_its_scale_for_itself() -> None:
     assert up_proj.reach is not None
     # What it shares is no part of its name.
     assert str(up_proj) == "NVFP4A16"
+
+
+def test_rows_are_predicted_with_the_scale_of_the_whole_matrix(folder: str, texts: str) -> None:
+    packed = packed_by("rtn", "NVFP4A16", folder, texts)
+    block = view(open_model(folder, "float32", "cpu").model).blocks[1]
+    seen = {weight: Seen({Gram: Gram.of(torch.eye(weight.shape[1]))}) for weight in block.weights}
+    sample = Sample(1, 5)
+    target = parse_target("NVFP4A16")
+    found: set[str] = set()
+    for shared in shared_inputs([(block, seen)], [(block, seen)], sample, target):
+        changes = shared.changes(RoundToNearest(), shared.seen[0])
+        for name, of_matrix in zip(shared.names, changes.split(5), strict=True):
+            rounded = packed[name].dense()
+            rows = sample.of_rows(len(rounded))
+            dense = dict(zip(shared.names, shared.rows, strict=True))[name]
+            torch.testing.assert_close(dense - of_matrix, rounded[rows])
+            found.add(name)
+    assert found == {weight.name for weight in block.weights}
 
 
 def groups_of(model: PreTrainedModel, block: int) -> set[tuple[str, ...]]:

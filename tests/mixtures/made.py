@@ -29,14 +29,15 @@ class World:
         return [float(len(x)) for x, _ in self.own]
 
     def errors(self, method: MatrixMethod, target: str = "0.5") -> Errors:
-        return Errors(list(self.groups()), method, parse_target(target), self.masses)
+        return Errors(list(self.groups(target)), method, self.masses)
 
-    def groups(self) -> list[SharedInput]:
+    def groups(self, target: str = "0.5") -> list[SharedInput]:
         seen = [tuple(both(x[place]) for x in self.own) for place in (0, 1)]
         judges = [tuple(Gram.of(x[place]) for x in self.held_out) for place in (0, 1)]
+        asked = parse_target(target)
         return [
-            SharedInput(("a", "b"), self.weights[:2], seen[0], judges[0]),
-            SharedInput(("c",), self.weights[2:], seen[1], judges[1]),
+            SharedInput(("a", "b"), self.weights[:2], (asked, asked), seen[0], judges[0]),
+            SharedInput(("c",), self.weights[2:], (asked,), seen[1], judges[1]),
         ]
 
     def slowly(

@@ -96,9 +96,13 @@ def test_a_part_without_weight_is_left_out_and_one_that_saw_nothing_too() -> Non
 def test_a_matrix_that_the_mixture_never_reached_stays_as_it_is() -> None:
     made = world()
     group = SharedInput(
-        ("a",), made.weights[:1], (None, both(made.own[1][0])), (Gram.of(made.held_out[0][0]), None)
+        ("a",),
+        made.weights[:1],
+        (parse_target("0.5"),),
+        (None, both(made.own[1][0])),
+        (Gram.of(made.held_out[0][0]), None),
     )
-    found = Errors([group], Wanda(), parse_target("0.5"), made.masses[:2])([only(0, 2), only(1, 2)])
+    found = Errors([group], Wanda(), made.masses[:2])([only(0, 2), only(1, 2)])
     assert found[0, 0] == 0
     assert found[1, 0] > 0
     assert np.isnan(found[:, 1]).all(), "a judge without tokens has nothing to say"
@@ -121,7 +125,8 @@ def test_a_block_s_matrices_stand_together_where_they_read_one_input() -> None:
         short = weight.name.rpartition(".")[2]
         several.setdefault(inputs[short], Seen({Gram: Gram(torch.eye(widths[short]), 3, 3.0)}))
     seen = {w: several[inputs[w.name.rpartition(".")[2]]] for w in block.weights}
-    groups = list(shared_inputs([(block, seen)], [(block, seen)], Sample(1, 5)))
+    half = parse_target("0.5")
+    groups = list(shared_inputs([(block, seen)], [(block, seen)], Sample(1, 5), half))
     assert [[n.rpartition(".")[2] for n in g.names] for g in groups] == [
         ["q_proj", "k_proj", "v_proj"],
         ["o_proj"],
@@ -130,9 +135,9 @@ def test_a_block_s_matrices_stand_together_where_they_read_one_input() -> None:
     ]
     assert all(rows.shape[0] == 5 for group in groups for rows in group.rows)
     # Under inputs that are alike everywhere the error is the share of the squares that is lost.
-    lost = Errors(groups, Magnitude(), parse_target("0.5"), [3.0])([only(0, 1)])
+    lost = Errors(groups, Magnitude(), [3.0])([only(0, 1)])
     assert 0 < lost[0, 0] < 0.5
-    assert list(shared_inputs([(block, {})], [(block, {})], Sample(1, 5))) == []
+    assert list(shared_inputs([(block, {})], [(block, {})], Sample(1, 5), half)) == []
     sample = Sample(blocks=3, rows=4)
     assert (sample.of_blocks(30), sample.of_blocks(2), sample.of_rows(8)) == (
         [5, 15, 25],

@@ -13,7 +13,9 @@ from torch import Tensor
 
 from calibrant.compress.importance import imatrix, read_imatrix
 from calibrant.data import CalibrationSet, TokenBatch
+from calibrant.errors import SpecError
 from calibrant.lab.mixtures import Effort, Sample, aim_of, mix, rounded, stand_in_of
+from calibrant.lab.mixtures.aims import fitted_to
 from calibrant.methods import methods
 from calibrant.methods.quantization._stand_ins import RecipeByMatrix
 from calibrant.models import open_model
@@ -166,6 +168,37 @@ def test_a_recipe_is_predicted_by_the_kind_that_fits() -> None:
         assert torch.equal(found, expected)
 
 
+def test_a_budget_is_predicted_by_the_largest_kind_that_it_has_room_for() -> None:
+    pytest.importorskip("llama_cpp_py_sync", reason="llama-cpp-py-sync isn't installed")
+    generator = torch.Generator().manual_seed(0)
+    standing = stand_in_of(*aim_of(None, "gguf 1MB"))
+    for bits, columns, kind in (
+        (5.0, 256, "q4_1"),
+        (4.9, 256, "q4_k"),
+        (4.9, 64, "q4_0"),
+        (6.6, 256, "q6_k"),
+        (6.6, 64, "q5_1"),
+        (2.0, 256, "q2_k"),
+        (4.9, 40, None),
+    ):
+        fitted = fitted_to(standing, int(8_000_000 / bits))
+        weight, x = (torch.randn(rows, columns, generator=generator) for rows in (8, 100))
+        found = fitted.method.compress(weight, both(x), fitted.target).weight
+        expected = weight
+        if kind is not None:
+            expected = methods.build("ggml").compress(weight, both(x), GgmlKind(kind)).weight
+        assert torch.equal(found, expected)
+        # How many numbers there are is no part of its name.
+        assert str(fitted.target) == "gguf 1MB"
+
+
+def test_a_budget_without_anything_to_choose_is_refused() -> None:
+    standing = stand_in_of(*aim_of("llama_cpp(by=kl)", "gguf 1.0625MB"))
+    fitted_to(standing, 1_000_001)
+    with pytest.raises(SpecError, match=r"gguf 1\.0625MB has room .* ask for less than 1\.0625MB"):
+        fitted_to(standing, 1_000_000)
+
+
 @pytest.mark.parametrize("kind", ["q8_0", "q4_0", "q4_k", "iq4_nl"])
 def test_which_kinds_heed_the_importance_is_what_llama_cpp_does(kind: str) -> None:
     pytest.importorskip("llama_cpp_py_sync", reason="llama-cpp-py-sync isn't installed")
@@ -186,6 +219,7 @@ def test_which_kinds_heed_the_importance_is_what_llama_cpp_does(kind: str) -> No
         (None, None, "wanda", "0.6"),
         (None, "2:4+w4g64", "sparsegpt", "2:4+w4g64"),
         (None, "Q4_K_M", "llama_cpp", "Q4_K_M"),
+        (None, "gguf 90MB", "llama_cpp", "gguf 90MB"),
         ("awq", None, "awq", "w4g64"),
         ("llama_cpp", "q4_0", "llama_cpp", "Q4_0"),
     ],

@@ -112,6 +112,13 @@ def test_what_cannot_be_mixed_is_said_before_a_model_is_opened(
             "blocks 0.25 is no target that data is chosen for; ask for a sparsity",
         ),
         (
+            "llama_cpp(importance=false, by=kl)",
+            "gguf 90MB",
+            SpecError,
+            "llama_cpp(importance=False, by='kl')",
+            "does with gguf 90MB can't be predicted from statistics of texts; choose llama_cpp",
+        ),
+        (
             "short_gpt",
             "0.25",
             SpecError,

@@ -14,6 +14,7 @@ from torch import Tensor
 from calibrant.activations import Gram, Seen
 from calibrant.data import TokenBatch
 from calibrant.edits import Edit, Replace
+from calibrant.edits.shared_scales import sharing_scales
 from calibrant.errors import SpecError
 from calibrant.job import Job
 from calibrant.methods import MatrixMethod, Method
@@ -24,7 +25,6 @@ from calibrant.methods._model_method import (
     check_one_process,
     failing_at,
 )
-from calibrant.methods.quantization._shared_scales import sharing_scales
 from calibrant.models import ModelView, Weight
 from calibrant.system.clock import spent_on
 from calibrant.system.products import full_speed

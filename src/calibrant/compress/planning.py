@@ -1,10 +1,12 @@
 """What a job would take, said before anything is loaded: numbers, memory, disk and time."""
 
 import math
+import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from tempfile import gettempdir
 from typing import Any, Final, ParamSpec, final
 
 import psutil
@@ -17,8 +19,10 @@ from calibrant.compress.rates import (
     WORK,
     WRITTEN,
     Rates,
+    file_seconds,
     forward_seconds,
     head_seconds,
+    kinds_seconds,
     method_seconds,
     opening_seconds,
     rates_of,
@@ -80,6 +84,10 @@ GGUF_BLOCK: Final = 32
 """Inputs that share a scale in the blocks of GGUF into which codes of grids go."""
 CHECKPOINT: Final = "checkpoint, removed at the end"
 """What a plan calls the finished blocks that are kept until the model is saved."""
+SCRATCH: Final = "scratch files of llama.cpp, removed again"
+"""What a plan calls the files that a model is written to so that llama.cpp quantizes it."""
+PLAIN_BYTES: Final = 4
+"""Bytes of a number in the first of them."""
 CODE_BITS: Final = 8
 """Bits of a code in a checkpoint, whatever its grid."""
 SCALE_BITS: Final = 8
@@ -107,7 +115,7 @@ class Machine:
     The rest are bytes. The process may hold `memory` of the machine's own, of which it has
     `process` before it opens anything. On what computes it may hold `room`, which on the processor
     is the same memory. `disk` are free. A second takes `link` bytes to a device beside the
-    processor, or back.
+    processor, or back. Where scratch files go to another disk, `scratch` are free there.
     """
 
     rates: Rates
@@ -116,6 +124,7 @@ class Machine:
     room: int
     disk: int
     link: float = LINK
+    scratch: int | None = None
 
     @classmethod
     def here(
@@ -135,6 +144,7 @@ class Machine:
             memory=room_on(CPU),
             room=room,
             disk=free_at(out),
+            scratch=free_for_scratch(out),
         )
 
 
@@ -300,12 +310,14 @@ class CompressionPlanner:
             problems.append(too_much_beside(host, self._host_room))
         target = self.recipe.target
         if isinstance(target, GgufBudget):
-            shapes = [(matrix.outputs, matrix.inputs) for matrix in outline.shape.matrices]
-            problems += filter(None, [target.too_little_for(shapes)])
+            problems += too_little(target, outline.shape)
         disk = self._written()
-        in_all = sum(disk.values())
-        if in_all > self.machine.disk:
-            problems.append(f"{gigabytes(in_all)} don't fit on this disk; write to another (--out)")
+        kept = sum(disk.values()) - disk.get(CHECKPOINT, 0)
+        scratch = scratch_bytes(outline.shape, target)
+        if scratch:
+            disk[SCRATCH] = scratch
+            notes.append(f"scratch files are in {gettempdir()}; TMPDIR names another folder")
+        problems += self._too_large(disk)
         parts = self._parts(needs, course)
         return JobPlan(
             verb=verb,
@@ -319,7 +331,7 @@ class CompressionPlanner:
             room=room,
             disk=disk,
             free=self.machine.disk,
-            seconds=self._seconds(sum(parts.values()), in_all - disk.get(CHECKPOINT, 0)),
+            seconds=self._seconds(sum(parts.values()), kept),
             problems=tuple(problems),
             notes=(*notes, *self._uncounted()),
             host=host,
@@ -341,8 +353,8 @@ class CompressionPlanner:
         length = self._length
         needs = Needs.of(outline.shape, tokens, dtype, method, sources, length, outline.device)
         needs = replace(needs, process=self.machine.process)
-        kernel = KERNEL_BYTES if method.observes else 0
-        return held_by_process(needs, outline, kernel)
+        held = KERNEL_BYTES if method.observes else 0
+        return held_by_process(needs, outline, held + self._mapped)
 
     def _course(self, needs: Needs) -> "_Course":
         """How the job would go, as `prune` and `quantize` decide it."""
@@ -392,7 +404,16 @@ class CompressionPlanner:
     @property
     def _host_whole(self) -> int:
         """The same with the whole model, and no activations."""
-        return held_beside([self.outline], self.machine.process)
+        return held_beside([self.outline], self.machine.process) + self._mapped
+
+    @property
+    def _mapped(self) -> int:
+        """How many bytes of scratch files are in memory: the one of float32 twice, since llama.cpp
+        maps it too.
+        """
+        shape = self.outline.shape
+        scratch = scratch_bytes(shape, self.recipe.target.weights)
+        return scratch + PLAIN_BYTES * shape.numbers if scratch else 0
 
     @property
     def _host_room(self) -> int:
@@ -506,6 +527,21 @@ class CompressionPlanner:
         sizes[CHECKPOINT] = self._checkpoint_bytes()
         return sizes
 
+    def _too_large(self, disk: Mapping[str, int]) -> list[str]:
+        """Which of the things that are written don't fit on their disks, in sentences."""
+        problems: list[str] = []
+        in_all = sum(disk.values())
+        if self.machine.scratch is not None:
+            scratch = disk.get(SCRATCH, 0)
+            in_all -= scratch
+            if scratch > self.machine.scratch:
+                place = f"{gettempdir()}, where {gigabytes(self.machine.scratch)} are free"
+                message = f"{gigabytes(scratch)} of scratch files don't fit into {place}"
+                problems.append(f"{message}; let TMPDIR name a folder with more")
+        if in_all > self.machine.disk:
+            problems.append(f"{gigabytes(in_all)} don't fit on this disk; write to another (--out)")
+        return problems
+
     def _checkpoint_bytes(self) -> int:
         """How many bytes the finished blocks take that a checkpoint keeps."""
         norms = NORM_BITS if self.recipe.method.observes else 0
@@ -543,6 +579,11 @@ class CompressionPlanner:
         if tried:
             parts["forward"] += forward_seconds(shape, tried, length, rates)
             parts["forward"] += head_seconds(shape, tried, rates)
+        target = self.recipe.target.weights
+        parts["method and record"] += file_seconds(shape, target, method.tries)
+        parts["method and record"] += scratch_bytes(shape, target) / WRITTEN
+        if isinstance(target, GgufBudget):
+            parts["costs of kinds"] = kinds_seconds(shape)
         moved = self._moved(needs, course, walks)
         if moved:
             parts["to the device and back"] = moved / self.machine.link
@@ -574,8 +615,6 @@ class CompressionPlanner:
         left_out: list[str] = []
         if method.spec_name() not in WORK:
             left_out.append(f"{method} wasn't timed: it counts as a method that observes the same")
-        if isinstance(self.recipe.target, GgufBudget):
-            left_out.append("each tensor is made in every kind, and what that takes isn't counted")
         if self.recipe.allocation.tries:
             left_out.append(f"what the search of {self.recipe.allocation} takes isn't counted")
         if self.outline.storage == "hub":
@@ -597,14 +636,14 @@ class _Course:
     blocks_in_turn: bool = False
 
 
-def held_by_process(needs: Needs, outline: ModelOutline, kernel: int = 0) -> Needs:
+def held_by_process(needs: Needs, outline: ModelOutline, more: int = 0) -> Needs:
     """Return `needs` with all that the process holds beside the model: on the processor also the
-    tokenizer and a `kernel` of so many bytes, on another device nothing. A model that is open is
+    tokenizer and `more` bytes, such as a kernel, on another device nothing. A model that is open is
     held already.
     """
     process = 0
     if outline.device.type == "cpu":
-        process = needs.process + tokenizer_bytes(outline) + kernel
+        process = needs.process + tokenizer_bytes(outline) + more
     return replace(needs, process=process, model=outline.added)
 
 
@@ -630,6 +669,23 @@ def too_much_beside(held: int, room: int) -> str:
 def tokenizer_bytes(outline: ModelOutline) -> int:
     """Return how many bytes of memory the tokenizer takes, once it is open."""
     return TOKENIZER_BYTES * outline.shape.vocabulary
+
+
+def too_little(budget: GgufBudget, shape: ModelShape) -> list[str]:
+    """Return in a sentence that a budget is too little for a model of this shape, if it is."""
+    problem = budget.too_little_for((matrix.outputs, matrix.inputs) for matrix in shape.matrices)
+    return [problem] if problem else []
+
+
+def scratch_bytes(shape: ModelShape, target: Target) -> int:
+    """Return how many bytes the files take at most that llama.cpp reads and writes for a target of
+    whole files: the model as float32, and quantized.
+    """
+    if not isinstance(target, GgufRecipe | GgufBudget):
+        return 0
+    tokenizer = TOKENIZER_FILE_BYTES * shape.vocabulary
+    quantized = math.ceil(shape.numbers * MOST_BITS / 8)
+    return PLAIN_BYTES * shape.numbers + quantized + 2 * tokenizer
 
 
 def bits_a_weight(form: Export, target: Target, inputs: int, dense: float) -> float:
@@ -738,7 +794,22 @@ def in_tenths(count: int) -> float:
 
 def free_at(out: Path | None) -> int:
     """Return how many bytes are free where a folder is to be written."""
+    return shutil.disk_usage(_existing(out)).free
+
+
+def free_for_scratch(out: Path | None) -> int | None:
+    """Return how many bytes are free for scratch files, None where they are on the same disk as a
+    folder that is to be written.
+    """
+    place = Path(gettempdir())
+    if os.stat(place).st_dev == os.stat(_existing(out)).st_dev:
+        return None
+    return free_at(place)
+
+
+def _existing(out: Path | None) -> Path:
+    """The folder that is to be written, or the nearest one above it that is there."""
     place = (out or Path()).absolute()
     while not place.exists():
         place = place.parent
-    return shutil.disk_usage(place).free
+    return place

@@ -15,6 +15,8 @@ from calibrant.compress.costs import ROWS, peak
 from calibrant.compress.room import looks_at_grams
 from calibrant.methods import Method
 from calibrant.models import ModelOutline, ModelShape
+from calibrant.targets import GgufBudget, GgufRecipe, Target
+from calibrant.targets.gguf_budget import MEASURED_ROWS, kinds_that_fit
 
 
 @final
@@ -161,6 +163,10 @@ TOKENIZING: Final = 10e-6
 """Seconds that a token of calibration data takes to be read and tokenized."""
 DEQUANTIZING: Final = 3e-9
 """Seconds that a number of a GGUF file takes to be dequantized by llama.cpp."""
+MAKING: Final = 90e-9
+"""Seconds of a thread of the processor in which llama.cpp makes a number part of a block: the mean
+of the kinds that a budget chooses from.
+"""
 
 
 def work_of(method: Method) -> MethodWork:
@@ -220,6 +226,33 @@ def method_seconds(
     seconds += work.steps * columns * rates.launch
     again = work.again + method.tokens_again(tokens, length)
     return seconds + forward_seconds(shape, again, length, rates)
+
+
+def file_seconds(shape: ModelShape, target: Target, tries: bool) -> float:
+    """Return the seconds in which llama.cpp makes a whole file for this target, 0 for a target of
+    single matrices. With `tries` the smallest file is made too.
+    """
+    files = 0
+    if isinstance(target, GgufRecipe | GgufBudget):
+        files = 2 if tries else 1
+    return MAKING * files * shape.numbers / torch.get_num_threads()
+
+
+def kinds_seconds(shape: ModelShape) -> float:
+    """Return the seconds in which some rows of each tensor are made in every kind that a budget of
+    bytes chooses from.
+    """
+    made = min(MEASURED_ROWS, shape.vocabulary) * shape.hidden * len(kinds_that_fit(shape.hidden))
+    for block in shape.blocks:
+        experts = {matrix.part for matrix in block.matrices if matrix.used < 1}
+        for matrix in block.matrices:
+            rows = MEASURED_ROWS
+            # All experts are one tensor.
+            if matrix.part in experts:
+                rows = max(1, MEASURED_ROWS // len(experts))
+            kinds = len(kinds_that_fit(matrix.inputs))
+            made += min(rows, matrix.outputs) * matrix.inputs * kinds
+    return MAKING * made / torch.get_num_threads()
 
 
 def opening_seconds(outline: ModelOutline) -> float:

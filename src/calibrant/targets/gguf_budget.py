@@ -8,6 +8,7 @@ from decimal import Decimal
 from typing import ClassVar, Final
 
 from calibrant.errors import TargetError
+from calibrant.spec import later
 from calibrant.spec.foreign import brief
 from calibrant.spec.grammar import read_target
 from calibrant.targets._base import Target
@@ -30,6 +31,8 @@ CHOICES: Final = (
 """The kinds that are chosen from. The i-quants of less than four bits aren't among them: making
 them takes up to a hundred times as long, and each tensor is made in every kind.
 """
+MEASURED_ROWS: Final = 512
+"""Rows of a tensor, at equal distances, that its errors in every kind are measured on."""
 PLAIN_BITS: Final = 16
 """Bits at least of a plain number, in rows that no kind fits."""
 MOST_BITS: Final = max(GgmlKind(name).amount for name in CHOICES)
@@ -42,14 +45,18 @@ class GgufBudget(Target):
     """The tensors of a GGUF file may take so many `bytes` together, embedding and head too. What
     else is in the file, such as its vocabulary, comes on top.
 
-    >>> GgufBudget.read("gguf 1.5GB"), str(GgufBudget(85_196_800))
-    (GgufBudget(bytes=1500000000), 'gguf 85.1968MB')
+    `numbers` is how many the model has, where its matrices are looked at one by one. It is no part
+    of how the budget is written.
+
+    >>> str(GgufBudget.read("gguf 1.5GB")), GgufBudget(85_196_800).bytes
+    ('gguf 1500MB', 85196800)
     """
 
     written: ClassVar[str] = "a budget of bytes for a GGUF file"
     example: ClassVar[str] = "gguf 90MB"
 
     bytes: int
+    numbers: int | None = later(None)
 
     def __post_init__(self) -> None:
         # Not `isinstance`: True is an int, too.
@@ -71,6 +78,22 @@ class GgufBudget(Target):
     def __str__(self) -> str:
         return f"gguf {in_megabytes(self.bytes)}"
 
+    def kind_alone(self, inputs: int) -> GgmlKind | None:
+        """Return the kind of a matrix with rows of so many inputs, if all the model's numbers got
+        equally many bits: the largest that stays within the budget, else the smallest of all; None
+        where no kind fits the rows.
+
+        >>> GgufBudget(90, numbers=144).kind_alone(256), GgufBudget(90, numbers=144).kind_alone(32)
+        (GgmlKind(name='q4_1'), GgmlKind(name='q4_1'))
+        """
+        if self.numbers is None:
+            raise ValueError("how many numbers the model has isn't known")
+        by_size = sorted(kinds_that_fit(inputs), key=_bits_of)
+        within = [kind for kind in by_size if kind.amount * self.numbers <= 8 * self.bytes]
+        if within:
+            return within[-1]
+        return by_size[0] if by_size else None
+
     def too_little_for(self, shapes: Iterable[tuple[int, int]]) -> str:
         """Return a sentence that says how much matrices of these shapes (out, in) take at least, if
         that alone is more than the budget; else an empty one.
@@ -85,6 +108,10 @@ class GgufBudget(Target):
             f"{self} is too little: the matrices of the blocks alone take {in_megabytes(least)}; "
             "ask for more"
         )
+
+
+def _bits_of(kind: GgmlKind) -> float:
+    return kind.amount
 
 
 def in_megabytes(count: int) -> str:

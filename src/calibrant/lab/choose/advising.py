@@ -18,7 +18,7 @@ from calibrant.lab.choose.racing import Race, RaceResult, Standing, plain
 from calibrant.lab.mixtures import Mixture, aim_of
 from calibrant.lab.stats import LEVEL
 from calibrant.methods import methods
-from calibrant.targets import GgmlKind, GgufRecipe, Target
+from calibrant.targets import GgmlKind, GgufBudget, GgufRecipe, Target
 
 ENDS: Final = {
     "clear": "All others are clearly behind",
@@ -76,7 +76,7 @@ def advice(
     if best.divergence is not None:
         apart = f"{best.divergence.value:.3f} nats a token from the dense model's (KL)"
         sentences.append(f"Its predictions are {apart}.")
-    if isinstance(target, GgmlKind | GgufRecipe):
+    if isinstance(target, GgmlKind | GgufRecipe | GgufBudget):
         sentences.append(IN_TORCH)
     if halves:
         sentences += _siblings(race, halves)
@@ -162,7 +162,7 @@ def command(
     # The folder is called after the model, whose own name the mixture has.
     stem = file_stem(mixture.model)
     method = mixture.method.split("(")[0]
-    target = mixture.target.replace(":", "-")
+    target = mixture.target.replace(":", "-").replace(" ", "-")
     words += ["--out", f"{stem}-{method}-{target}"]
     return shlex.join(words)
 

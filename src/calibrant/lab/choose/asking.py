@@ -43,6 +43,7 @@ from calibrant.lab.choose.instruct import (
 from calibrant.lab.choose.predicting import Prediction, of_mixture, with_siblings
 from calibrant.lab.choose.timing import measured_costs
 from calibrant.lab.mixtures import Mixture, aim_of, expression, mix, stand_in_of, uniform
+from calibrant.lab.mixtures.aims import fitted_to
 from calibrant.lab.mixtures.algebra import effort_of
 from calibrant.lab.mixtures.mixture import BEST, UNIFORM
 from calibrant.lab.study import Study
@@ -51,7 +52,7 @@ from calibrant.models import Opened, opened_of, view
 from calibrant.options import RecommendCommand
 from calibrant.spec import identity
 from calibrant.system.progress import Progress, silent
-from calibrant.targets import GgmlKind, GgufRecipe, Target
+from calibrant.targets import GgmlKind, GgufBudget, GgufRecipe, Target
 
 BASELINE: Final = "c4"
 """What most people use."""
@@ -295,6 +296,7 @@ def asked(options: RecommendCommand, budget: TimeBudget) -> Prepared:
     candidates = list(dict.fromkeys([*candidates, baseline]))
     model_view = view(opened.model)
     check_model(method, model_view, target, dict.fromkeys(model_view.named, target))
+    stand_in = fitted_to(stand_in, opened.model.num_parameters())
     export = _deployed(method, target, opened)
     if options.sibling:
         halves, no_sibling = _halves(goal, folder / "halves")
@@ -419,14 +421,14 @@ def _deployed(method: Method, target: Target, opened: Opened) -> str:
 
     Raises an `InputError` where a whole file can't be made.
     """
-    if not isinstance(target, GgmlKind | GgufRecipe):
+    if not isinstance(target, GgmlKind | GgufRecipe | GgufBudget):
         return ""
     like = getattr(method, "like", "")
     export = exports.build(f"gguf(like={like!r})" if like else "gguf")
     try:
         export.check(method, target, opened, view(opened.model))
     except InputError:
-        if isinstance(target, GgufRecipe):
+        if isinstance(target, GgufRecipe | GgufBudget):
             raise
         return ""
     return str(export)

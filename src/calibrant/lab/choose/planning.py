@@ -11,6 +11,7 @@ from calibrant.compress.planning import (
     held_by_process,
     outline_of_options,
     room_on,
+    too_little,
 )
 from calibrant.compress.room import Needs, held_now
 from calibrant.errors import OutputError, SpecError
@@ -18,11 +19,12 @@ from calibrant.handover import tool_named
 from calibrant.lab.choose.asking import FIRST, TOKENS
 from calibrant.lab.choose.goal import check_any, conversations_in
 from calibrant.lab.choose.instruct import instruct_candidates
-from calibrant.lab.mixtures.aims import aim_of, stand_in_of
+from calibrant.lab.mixtures.aims import aim_of, fitted_to, stand_in_of
 from calibrant.models import is_object, name_of, open_tokenizer, opened_of
 from calibrant.numerics import gigabytes, type_name
 from calibrant.options import RecommendCommand
 from calibrant.spec.foreign import user_path
+from calibrant.targets import GgufBudget
 from calibrant.walk.statistics import packed_bytes
 
 
@@ -50,6 +52,7 @@ def planned_recommendation(options: RecommendCommand) -> JobPlan:
     stand_in = stand_in_of(method, target)
     outline = outline_of_options(options)
     shape = outline.shape
+    fitted_to(stand_in, shape.numbers)
     tokens = options.tokens or TOKENS
     needs = Needs.of(
         shape,
@@ -87,6 +90,8 @@ def planned_recommendation(options: RecommendCommand) -> JobPlan:
     if memory > room:
         fewer = f"fewer tokens (--tokens, now {tokens:,}) or a smaller model take less"
         problems.append(f"{gigabytes(memory)} of memory are too much here; {fewer}")
+    if isinstance(target, GgufBudget):
+        problems += too_little(target, shape)
     if statistics > free:
         problems.append(f"{gigabytes(statistics)} don't fit on this disk; name another --out")
     return JobPlan(

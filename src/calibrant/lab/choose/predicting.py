@@ -136,8 +136,8 @@ def _errors(
     """What gives the errors of mixtures on a sample, a column for each of the statistics."""
     by_statistics: list[Errors] = []
     for of_set in statistics:
-        inputs = list(of_set.inputs(sample))
-        by_statistics.append(Errors(inputs, stand_in.method, stand_in.target, of_set.masses))
+        inputs = list(of_set.inputs(sample, stand_in.target))
+        by_statistics.append(Errors(inputs, stand_in.method, of_set.masses))
 
     def errors(mixtures: Sequence[Shares]) -> Float[np.ndarray, "mixture judge"]:
         return np.concatenate([of_one(mixtures) for of_one in by_statistics], axis=1)

@@ -75,7 +75,7 @@ class RaceResult:
 
     `standings` are the best first, and `rounds` is how many were begun. `sibling` says whether the
     goal's held-out sibling decided. `bits` is how many a weight takes as it is stored, None
-    where it isn't stored as codes.
+    where it isn't stored as codes, and where runs differ in it.
     """
 
     why: str
@@ -263,10 +263,9 @@ class Race:
         # A race is of one model, method and target, and so one group.
         ((_, cells),) = grouped(results.cells).items()
         group = GroupResults.of(cells, results)
-        # One target, so all runs take as many bits; the first is taken.
-        for bits in results.bits.values():
-            self._bits = bits
-            break
+        # One target, so all runs take as many bits; but for a budget each chooses its kinds.
+        bits = set(results.bits.values())
+        self._bits = bits.pop() if len(bits) == 1 else None
         measured = [name for name in self._names if name in group.sides]
         if not measured or DENSE not in group.sides:
             errors = dict.fromkeys(str(failure["error"]) for failure in results.failures.values())

@@ -89,8 +89,8 @@ class Recommendation:
 
     `expr` is what `--data` takes, `text` the advice in a paragraph, and `command` does what was
     measured. `verb` is what it does, `prune` or `quantize`, and `target` is of whatever kind.
-    `bits` is how many a weight takes where it is stored as codes. `predicted_by` says by what a
-    method was predicted that reads more than sums of statistics.
+    `bits` is how many a weight takes where it is stored as codes, in all runs as many.
+    `predicted_by` says by what a method was predicted that reads more than sums of statistics.
 
     `candidates` are the best first, and `baseline` is what they are compared with. `why` says how
     the race ended: `clear`, `alike`, `draws` or `time`. `mixture` is what was searched for and
@@ -185,8 +185,8 @@ def recommend(options: RecommendOptions) -> Recommendation:
     data as an object too: rows, conversations or a `datasets.Dataset`. Texts in a list are several
     goals, so hand over rows in their place: `[{"text": text} for text in texts]`. `target` is
     what the model's matrices are to become, of any kind: 0.6, `"2:4"`, `"w4g64"`, `"q4_k"`,
-    `"Q4_K_M"`; without `method` it is done by the usual one that looks at data (`mixtures.aims`),
-    and without either by Wanda at 0.6.
+    `"Q4_K_M"`, `"gguf 90MB"`; without `method` it is done by the usual one that looks at data
+    (`mixtures.aims`), and without either by Wanda at 0.6.
 
     Without `sources` the usual ones that can be read here are tried, and the goal's own. Each
     candidate's damage is predicted from the statistics of the untouched model (`mixtures.mix`),

@@ -11,6 +11,7 @@ import torch
 
 from calibrant.activations import Gram, Seen
 from calibrant.compress import edits_of
+from calibrant.compress.rates import kinds_seconds
 from calibrant.data import CalibrationSet, TokenBatch
 from calibrant.decoding import Decoder
 from calibrant.edits import Replace
@@ -22,9 +23,9 @@ from calibrant.lab.mixtures.mixing import FINALISTS
 from calibrant.lab.study import Study
 from calibrant.lab.study.timing import measure_pieces
 from calibrant.methods import MatrixMethod, Method, ModelMethod, StandIn, TokenUse
-from calibrant.models import ModelView, Opened, Weight, view
+from calibrant.models import ModelShape, ModelView, Opened, Weight, view
 from calibrant.system.progress import Progress, silent
-from calibrant.targets import GgufRecipe, Removal
+from calibrant.targets import GgufBudget, GgufRecipe, Removal
 from calibrant.walk import TOKENS_PER_PASS, walk
 
 _PIECES: Final = 1.5
@@ -75,8 +76,11 @@ def measured_costs(
     forward = piece_times.forward[(statistic,)]
     compress = sum(piece_times.block.values())
     walking_again = 0.0 if recipe.propagate == "dense" else forward
-    if isinstance(recipe.target, GgufRecipe):
+    if isinstance(recipe.target, GgufRecipe | GgufBudget):
         compress = _whole_file_seconds(opened, first_block, stand_in) / piece_times.blocks
+        if isinstance(recipe.target, GgufBudget):
+            compress += kinds_seconds(ModelShape.of(model)) / piece_times.blocks
+            compress += forward * method.tried(piece_times.blocks, recipe.target)
     elif _needs_a_walk_of_its_own(method):
         target = recipe.target.weights
         targets = dict.fromkeys(model.named, target)

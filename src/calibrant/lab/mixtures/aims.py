@@ -6,7 +6,9 @@ sums and nothing else, and predict themselves; others, such as a recipe of llama
 method that comes near (`Method.stand_in`).
 """
 
+import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Final
 
 from calibrant.activations import InputStatistic
@@ -15,6 +17,7 @@ from calibrant.methods import MatrixMethod, Method, StandIn, methods
 from calibrant.targets import (
     FloatGrid,
     GgmlKind,
+    GgufBudget,
     GgufRecipe,
     Grid,
     Removal,
@@ -23,6 +26,7 @@ from calibrant.targets import (
     accepted,
     parse_target,
 )
+from calibrant.targets.gguf_budget import MOST_BITS, in_megabytes
 from calibrant.walk.statistics import KINDS
 
 USUAL: Final[Mapping[type[Target], str]] = {
@@ -32,6 +36,7 @@ USUAL: Final[Mapping[type[Target], str]] = {
     FloatGrid: "gptq",
     GgmlKind: "ggml",
     GgufRecipe: "llama_cpp",
+    GgufBudget: "llama_cpp",
 }
 """The method of each kind of target, where none is named: what is in use and looks at data. For
 grids that is gptq, whose result depends on the text most; what most people run, rtn, looks at
@@ -44,6 +49,7 @@ LOOKING: Final[Mapping[type[Target], str]] = {
     FloatGrid: "gptq, rsq or awq",
     GgmlKind: "ggml",
     GgufRecipe: "llama_cpp",
+    GgufBudget: "llama_cpp",
 }
 SPARSITY: Final = 0.6
 """What methods that remove are asked for where nothing is said."""
@@ -117,6 +123,23 @@ def stand_in_of(method: Method, target: Target) -> StandIn:
         raise SpecError(f"{message}; {_instead(target)}", subject=str(method))
     statistic_of(stand_in.method)
     return stand_in
+
+
+def fitted_to(stand_in: StandIn, numbers: int) -> StandIn:
+    """Return a stand-in for a model of so many numbers: with a budget of bytes they say how many
+    bits each has.
+
+    Raises `SpecError` for a budget that all tensors fit in the largest kind.
+    """
+    target = stand_in.target
+    if not isinstance(target, GgufBudget):
+        return stand_in
+    most = math.ceil(MOST_BITS * numbers / 8)
+    if target.bytes >= most:
+        problem = f"{target} has room for every tensor in the largest kind, which no text changes"
+        message = f"{problem}: there is nothing to choose; ask for less than {in_megabytes(most)}"
+        raise SpecError(message, subject=str(target))
+    return stand_in._replace(target=replace(target, numbers=numbers))
 
 
 def statistic_of(method: MatrixMethod) -> type[InputStatistic]:

@@ -8,11 +8,12 @@ statistics: `Errors`, averaged over matrices. G_B is of texts that no calibratio
 because a method that fits weights looks better under the very Gram that it was fitted to.
 
 Each matrix is judged on the inputs that it has in the untouched model: how errors add up on their
-way through the model isn't in it.
+way through the model isn't in it. A sample of its rows is rounded as they would be in the whole
+matrix, also where its scale is shared with other matrices.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cached_property
 from typing import Final, final
@@ -23,10 +24,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from calibrant.activations import Gram, Seen, wide
+from calibrant.edits.shared_scales import sharing_scales
 from calibrant.methods import MatrixMethod
-from calibrant.models import Weight
+from calibrant.models import Block, Weight
 from calibrant.numerics import not_finite
-from calibrant.targets import Target
+from calibrant.targets import FloatGrid, Target
 from calibrant.walk.statistics import SeenInBlock
 
 
@@ -140,25 +142,24 @@ def blended(seen: Sequence[Seen | None], shares: Shares, masses: Sequence[float]
 @final
 @dataclass(frozen=True, eq=False)
 class SharedInput:
-    """Matrices of a block that read the same input, `rows` of each, and what that input was: of
-    every source, and of every judge.
+    """Matrices of a block that read the same input, `rows` of each and their `targets`, and what
+    that input was: of every source, and of every judge.
     """
 
     names: tuple[str, ...]
     rows: tuple[Float[Tensor, "_ in"], ...]
+    targets: tuple[Target, ...]
     seen: tuple[Seen | None, ...]
     judges: tuple[Gram | None, ...]
 
-    def changes(
-        self, method: MatrixMethod, target: Target, seen: Seen | None
-    ) -> Float[Tensor, "row in"]:
+    def changes(self, method: MatrixMethod, seen: Seen | None) -> Float[Tensor, "row in"]:
         """Return W − Ŵ of all rows, one matrix below the other; a matrix that no token reached
         stays as it is.
         """
         if seen is None:
             return torch.zeros_like(self._stacked)
         compressed: list[Tensor] = []
-        for rows in self.rows:
+        for rows, target in zip(self.rows, self.targets, strict=True):
             weight = method.compress(rows, seen, target).weight
             compressed.append(weight.to(self._stacked.dtype))
         return self._stacked - torch.cat(compressed)
@@ -231,12 +232,10 @@ class Errors:
         self,
         inputs: Iterable[SharedInput],
         method: MatrixMethod,
-        target: Target,
         masses: Sequence[float],
     ) -> None:
         self.inputs = inputs
         self.method = method
-        self.target = target
         self.masses = tuple(masses)
 
     @torch.no_grad()
@@ -249,7 +248,7 @@ class Errors:
             changes: list[Tensor] = []
             for shares in mixtures:
                 seen = blended(shared.seen, shares, self.masses)
-                changes.append(shared.changes(self.method, self.target, seen))
+                changes.append(shared.changes(self.method, seen))
             damages = shared.damages(torch.stack(changes))
             total = total + np.nansum(damages, axis=1)
             count = count + (~np.isnan(damages)).sum(axis=1)
@@ -257,12 +256,13 @@ class Errors:
 
 
 def shared_inputs(
-    sources: Sequence[SeenInBlock], judges: Sequence[SeenInBlock], sample: Sample
+    sources: Sequence[SeenInBlock], judges: Sequence[SeenInBlock], sample: Sample, target: Target
 ) -> Iterator[SharedInput]:
     """Yield a block's matrices by the input that they share, with what it was of each source and
     judge. Those that no judge reached are left out.
     """
     block = judges[0][0]
+    targets = targets_of_rows(block, target)
     by_input: dict[tuple[int, ...], list[int]] = {}
     for place, weight in enumerate(block.weights):
         # Matrices that read the same tensor have one and the same statistic.
@@ -278,7 +278,21 @@ def shared_inputs(
         if any(gram is not None for gram in grams):
             names = tuple(weight.name for weight in weights)
             rows = tuple(sampled_rows(weight, sample) for weight in weights)
-            yield SharedInput(names, rows, seen, tuple(grams))
+            of_rows = tuple(targets[name] for name in names)
+            yield SharedInput(names, rows, of_rows, seen, tuple(grams))
+
+
+def targets_of_rows(block: Block, target: Target) -> dict[str, Target]:
+    """Return what single rows of a block's matrices are to become, by the matrices' names: where a
+    matrix has a global scale, it is that of all its rows.
+    """
+    names = [weight.name for weight in block.weights]
+    targets = sharing_scales(block.weights, dict.fromkeys(names, target))
+    for weight in block.weights:
+        own = targets[weight.name]
+        if isinstance(own, FloatGrid) and own.scale == "e4m3" and own.reach is None:
+            targets[weight.name] = replace(own, reach=float(weight.get().abs().max()))
+    return targets
 
 
 def sampled_rows(weight: Weight, sample: Sample) -> Float[Tensor, "row in"]:

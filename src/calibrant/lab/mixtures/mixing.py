@@ -14,7 +14,7 @@ from calibrant.data import CalibrationSet, TokenBatch
 from calibrant.data.objects import as_expression
 from calibrant.data.select import resolved
 from calibrant.errors import DataError, SpecError
-from calibrant.lab.mixtures.aims import aim_of, stand_in_of
+from calibrant.lab.mixtures.aims import aim_of, fitted_to, stand_in_of
 from calibrant.lab.mixtures.algebra import (
     Effort,
     Errors,
@@ -74,10 +74,10 @@ def mix(options: MixOptions) -> Mixture:
     `sources` are calibration sets as `--data` takes them, two or more, each drawn with `tokens`
     tokens and, to judge with, as many of the part that is measured on. `target` is
     what matrices are to become: a share that goes (0.6, unless the method is for something else),
-    `"2:4"`, or a grid, kind or recipe (`"w4g64"`, `"q4_k"`, `"Q4_K_M"`). Without `method` it is the
-    usual one that looks at data: Wanda, for grids GPTQ, for kinds and recipes llama.cpp's own
-    quantizers. A method that reads more than sums of statistics is predicted by one that comes
-    near; the result's `notes` say so.
+    `"2:4"`, or a grid, kind, recipe or budget (`"w4g64"`, `"q4_k"`, `"Q4_K_M"`, `"gguf 90MB"`).
+    Without `method` it is the usual one that looks at data: Wanda, for grids GPTQ, for whatever is
+    of llama.cpp its own quantizers. A method that reads more than sums of statistics is predicted
+    by one that comes near; the result's `notes` say so.
 
     `objective` is `mean` or `worst` over the sources as judges, or `target=EXPR`: a source, or a
     file of the user's own. The model is walked through once for each set and part; what its
@@ -145,6 +145,7 @@ def mix(options: MixOptions) -> Mixture:
         opened = opened_of(options.model, options.tokenizer, options.dtype, options.device)
         model_view = view(opened.model)
         check_model(method, model_view, target, dict.fromkeys(model_view.named, target))
+        stand_in = fitted_to(stand_in, opened.model.num_parameters())
         names = {} if options.imatrix is None else tensor_names(model_view)
     with clock.phase("tokenize"):
         batches = [_tokenized(data, opened, options.progress) for data in sets]
@@ -238,7 +239,7 @@ class _MixtureSearch:
         """
         with self.clock.phase("search"):
             sampled = self.statistics.inputs(
-                self.effort.search, self.progress, "reading statistics"
+                self.effort.search, self.stand_in.target, self.progress, "reading statistics"
             )
             search_errors = self._errors(list(sampled))
             search = self.search(search_errors)
@@ -289,8 +290,7 @@ class _MixtureSearch:
         return found, chosen
 
     def _errors(self, inputs: Iterable[SharedInput]) -> Errors:
-        stand_in = self.stand_in
-        return Errors(inputs, stand_in.method, stand_in.target, self.statistics.masses)
+        return Errors(inputs, self.stand_in.method, self.statistics.masses)
 
     def search(self, errors: Errors) -> Search:
         """Search among all mixtures, on the small sample."""
@@ -319,7 +319,9 @@ class _MixtureSearch:
         # Each source alone, and all of them alike: what a mixture must not be worse than.
         simple = [*(only(place, count) for place in range(count)), uniform(count)]
         candidates = list(dict.fromkeys([*simple, *ranked[:FINALISTS]]))
-        inputs = self.statistics.inputs(self.effort.final, self.progress, "figures")
+        inputs = self.statistics.inputs(
+            self.effort.final, self.stand_in.target, self.progress, "figures"
+        )
         errors = self._errors(inputs)(candidates)
         chosen = candidates[int(np.argmin(self.values(errors)))]
         rows: list[ErrorRow] = []

@@ -30,6 +30,7 @@ from calibrant.lab.mixtures.algebra import Sample, SharedInput, Shares, blended,
 from calibrant.methods import MatrixMethod
 from calibrant.models import Block, ModelView, Opened, Weight
 from calibrant.system.progress import Progress, silent
+from calibrant.targets import Target
 from calibrant.walk import walk
 from calibrant.walk.statistics import SeenInBlock, Statistics, by_block, gather, statistics_id
 
@@ -232,16 +233,22 @@ class MixtureStatistics:
         return [source.mass for source in self.sources]
 
     def inputs(
-        self, sample: Sample, progress: Progress = silent, what: str = "mixtures"
+        self,
+        sample: Sample,
+        target: Target,
+        progress: Progress = silent,
+        what: str = "mixtures",
     ) -> Iterator[SharedInput]:
-        """Yield the inputs of the sampled blocks, each read when its turn comes."""
+        """Yield the inputs of the sampled blocks, each read when its turn comes, with the `target`
+        of their matrices.
+        """
         chosen = sample.of_blocks(len(self.view.blocks))
         for done, place in enumerate(chosen):
             progress(what, done, len(chosen))
             block = self.view.blocks[place]
             sources = [source.stored.read([self.kind], block) for source in self.sources]
             judges = [judge.stored.read([Gram], block) for judge in self.judges]
-            yield from shared_inputs(sources, judges, sample)
+            yield from shared_inputs(sources, judges, sample, target)
         progress(what, len(chosen), len(chosen))
 
     def mixed(self, shares: Shares) -> Iterator[tuple[Weight, Seen]]:

@@ -20,7 +20,7 @@ from calibrant.models.gguf_writing import EXPERTS
 from calibrant.numerics import finite_number, six_digits
 from calibrant.system.progress import Progress
 from calibrant.targets import GgufBudget
-from calibrant.targets.gguf_budget import in_megabytes, kinds_that_fit
+from calibrant.targets.gguf_budget import MEASURED_ROWS, in_megabytes, kinds_that_fit
 
 RECIPE: Final = "Q8_0"
 """The recipe that is asked for where each tensor's kind is given. It is also the quickest to show
@@ -28,8 +28,6 @@ which tensors llama.cpp quantizes at all.
 """
 PLAIN_BYTES: Final = 4
 """Bytes that a plain number counts: as many as it takes at most in the exported file."""
-ROWS: Final = 512
-"""Rows of a tensor, at equal distances, that its errors are measured on."""
 
 Members = Mapping[str, Shaped[np.ndarray, "..."]]
 """The numbers of tensors that get one kind together, by the tensors' names."""
@@ -202,9 +200,9 @@ def _kinds_and_sizes(
 def _some_rows(
     matrices: Float[np.ndarray, "matrix row column"],
 ) -> Float[np.ndarray, "matrix some column"]:
-    """At most `ROWS` rows of all matrices together, but at least one of each."""
+    """At most `MEASURED_ROWS` rows of all matrices together, but at least one of each."""
     rows = matrices.shape[1]
-    count = min(rows, max(1, ROWS // len(matrices)))
+    count = min(rows, max(1, MEASURED_ROWS // len(matrices)))
     return matrices[:, np.arange(count) * rows // count]
 
 

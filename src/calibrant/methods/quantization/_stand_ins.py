@@ -2,7 +2,7 @@
 matrix, from a sum of statistics.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, final
 
 import torch
@@ -14,7 +14,7 @@ from calibrant.errors import TargetError
 from calibrant.methods._base import Compressed, MatrixMethod, finite, grid, observed
 from calibrant.methods.quantization._rounding import clipped, effective, input_scales, scales_of
 from calibrant.methods.quantization.ggml import Ggml
-from calibrant.targets import FloatGrid, GgufRecipe, Grid, Target
+from calibrant.targets import FloatGrid, GgufBudget, GgufRecipe, Grid, Target
 
 
 @final
@@ -47,13 +47,36 @@ class RecipeByMatrix(MatrixMethod):
 
 @final
 @dataclass(frozen=True, repr=False)
+class BudgetByMatrix(MatrixMethod):
+    """Rounds a matrix to the kind that it would get if a budget of bytes were shared equally.
+
+    `llama_cpp` gives more bits to tensors that lose more, and its choice depends on the text; that
+    is left out here.
+    """
+
+    accepts: ClassVar[tuple[type[Target], ...]] = (GgufBudget,)
+    observes: ClassVar[tuple[type[Statistic], ...]] = (FeatureNorms,)
+    propagate: ClassVar[Propagation] = "dense"
+
+    def compress(self, weight: Float[Tensor, "out in"], seen: Seen, target: Target) -> Compressed:
+        """Raises `TargetError` for a target that is no budget; else as `ggml` does."""
+        self.check(target)
+        assert isinstance(target, GgufBudget)
+        kind = target.kind_alone(weight.shape[1])
+        if kind is None:
+            return Compressed(weight.detach().clone())
+        return Ggml().compress(weight, seen, kind)
+
+
+@final
+@dataclass(frozen=True, repr=False)
 class ScaledAlone(MatrixMethod):
     """Does what `awq` does to a matrix alone: columns times s, the best of `steps` powers of their
     inputs' sizes, rounded, and divided by s again.
 
     Sizes are root mean squares, which follow from the Gram's diagonal, where `awq` takes the mean
     of |x|; errors are those of the matrix's own outputs. No scale has to be folded into what comes
-    before the matrix, so every input can have one.
+    before the matrix, so every input can have one. A global scale is that of the rows alone.
     """
 
     accepts: ClassVar[tuple[type[Target], ...]] = (Grid, FloatGrid)
@@ -66,6 +89,9 @@ class ScaledAlone(MatrixMethod):
     def compress(self, weight: Float[Tensor, "out in"], seen: Seen, target: Target) -> Compressed:
         """Raises as `awq` does."""
         target_grid = grid(target)
+        if isinstance(target_grid, FloatGrid):
+            # What it reaches is that of the numbers before their columns are multiplied.
+            target_grid = replace(target_grid, reach=None)
         target_grid.check((weight.shape[0], weight.shape[1]), "the matrix")
         gram = observed(seen, Gram)
         checked = finite(weight, "the weight")

@@ -16,6 +16,7 @@ from torch.overrides import TorchFunctionMode
 
 from calibrant.activations import FeatureSizes, Gram, Propagation, Seen, Statistic, wide
 from calibrant.edits import Edit, Fold, Replace
+from calibrant.edits.shared_scales import sharing_scales
 from calibrant.edits.sites import Site, Sites
 from calibrant.job import Job
 from calibrant.methods._base import (
@@ -29,7 +30,6 @@ from calibrant.methods._base import (
 )
 from calibrant.methods._model_method import PRODUCTS, ModelMethod, check_matrices
 from calibrant.methods.quantization._rounding import clipped, effective, input_scales, scales_of
-from calibrant.methods.quantization._shared_scales import sharing_scales
 from calibrant.methods.quantization._stand_ins import ScaledAlone
 from calibrant.models import Block, ModelView, Stream, Weight
 from calibrant.models.rounded_inputs import check_inputs_may_change

@@ -35,7 +35,7 @@ from calibrant.methods.quantization._gguf_kinds import (
     costs_of_kinds,
     smallest_kinds,
 )
-from calibrant.methods.quantization._stand_ins import RecipeByMatrix
+from calibrant.methods.quantization._stand_ins import BudgetByMatrix, RecipeByMatrix
 from calibrant.models import ModelView, Weight, gguf_of
 from calibrant.models.gguf_writing import (
     GgufPart,
@@ -124,6 +124,9 @@ class LlamaQuantize(ModelMethod):
 
     def stand_in(self, target: Target) -> StandIn | None:
         aim = self.aim(target)
+        if isinstance(aim, GgufBudget) and self.importance:
+            differs = "every matrix gets equally many bits, and the text decides no kind"
+            return StandIn(BudgetByMatrix(), aim, differs)
         if not isinstance(aim, GgufRecipe) or aim.kind is None:
             return None
         differs = "every matrix gets the kind that most of the recipe's get"
@@ -154,16 +157,17 @@ class LlamaQuantize(ModelMethod):
                     ranks=job.ranks,
                 )
             )
-        with spent_on("method"), TemporaryDirectory(prefix="calibrant-") as folder:
-            file = self._dense_file(job, template, Path(folder), seen)
-            notes: Mapping[str, Any] = {}
+        with TemporaryDirectory(prefix="calibrant-") as folder:
+            with spent_on("method"):
+                file = self._dense_file(job, template, Path(folder), seen)
+            chosen = ChosenKinds({}, {})
             aim = self.aim(job.target)
+            recipe = str(aim)
             if isinstance(aim, GgufBudget):
                 chosen = self._chosen(job, aim, file)
-                notes = chosen.notes
-                made = file.quantized(RECIPE, chosen.kinds)
-            else:
-                made = file.quantized(str(aim))
+                recipe = RECIPE
+            with spent_on("method"):
+                made = file.quantized(recipe, chosen.kinds)
         quantized = dict(in_own_order(job.view, made))
         dtype = job.opened.dtype
         for weight in job.view.weights:
@@ -179,7 +183,7 @@ class LlamaQuantize(ModelMethod):
             packed = packed_of(tensor, device, dtype)
             if packed is not None:
                 others[name] = packed
-        yield ReplaceParameters(others, notes)
+        yield ReplaceParameters(others, chosen.notes)
 
     def _template(self, job: Job) -> Path:
         """Return the GGUF file whose metadata the quantized one gets. `TargetError` without one."""
@@ -216,10 +220,12 @@ class LlamaQuantize(ModelMethod):
         return DenseFile(path, means)
 
     def _chosen(self, job: Job, target: GgufBudget, file: DenseFile) -> ChosenKinds:
-        costs, plain_bytes = costs_of_kinds(target, file, job.progress)
+        with spent_on("costs of kinds"):
+            costs, plain_bytes = costs_of_kinds(target, file, job.progress)
         nats = None
         if self.by == "kl":
-            smallest = file.quantized(RECIPE, smallest_kinds(costs))
+            with spent_on("method"):
+                smallest = file.quantized(RECIPE, smallest_kinds(costs))
             nats = _nats_alone(job, costs, smallest)
         return chosen_within(target, costs, nats, plain_bytes)
 
