@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from calibrant.data import TokenBatch, divided
 from calibrant.data.calibration import factors_of
-from calibrant.errors import ModelError
+from calibrant.errors import DataError, ModelError
 from calibrant.models import ModelView, view
 from calibrant.testing import FAMILIES, tiny_model
 from calibrant.walk.variants import AS_IT_IS, SKIPPED, Variant, Variants, loss
@@ -200,6 +200,15 @@ def test_of_a_mix_each_part_counts_by_its_share() -> None:
         variants.losses([(0, 1, 0)], part)[0] for part in (mix, *(part for _, part in mix.mixed))
     )
     assert whole == pytest.approx(0.25 * apart + 0.75 * too, rel=1e-12)
+
+
+def test_a_mix_in_which_no_token_counts_is_refused() -> None:
+    mix, variants = mix_of(0.25), skipping(view(tiny_model("llama")))
+    parts = [replace(part, weights=torch.zeros_like(part.weights)) for _, part in mix.mixed]
+    mix = replace(mix, mixed=tuple((1.0, part) for part in parts))
+    assert [share for share, _ in mix.sets] == [0, 0]
+    with pytest.raises(DataError, match="weights above 0"):
+        variants.losses([(0, 1, 0)], mix)
 
 
 def hidden_channel(layers: Any) -> None:

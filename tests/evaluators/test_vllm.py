@@ -11,6 +11,7 @@ import sys
 import tempfile
 from importlib.util import find_spec
 from pathlib import Path
+from typing import IO
 
 import pytest
 import torch
@@ -101,8 +102,11 @@ def test_what_vllm_cannot_run_is_refused_in_its_words(
     tmp_path: Path, name: str, words: str
 ) -> None:
     folder = str(tiny_folder(tmp_path / name))
-    with refused(ModelError, folder):
+    others = set(processes())
+    with pytest.raises(ModelError) as kept:
         evaluate(folder, tasks=LOSS, engine="vllm")
+    assert kept.value.subject == folder
+    assert set(processes()) == others, "an error that is kept keeps no process"
     found = CliRunner().invoke(app, ["evaluate", folder, "--task", LOSS, "--engine", "vllm"])
     assert found.exit_code == 2
     assert words in " ".join(found.stderr.split())
@@ -146,6 +150,34 @@ def test_a_process_that_is_killed_is_missed_and_another_takes_its_place(folder: 
         model.scored([short])
     assert len(model.scored([long])[0].nats) == 39
     assert model.scored([short]) == before
+
+
+class Interrupted:
+    """A pipe that a user interrupts instead of waiting for a line."""
+
+    def __init__(self, pipe: IO[bytes]) -> None:
+        self.close = pipe.close
+
+    def readline(self) -> bytes:
+        raise KeyboardInterrupt
+
+
+@pretended
+def test_after_an_interruption_no_answer_is_taken_for_another(
+    folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = opened_by_vllm(folder).model
+    assert isinstance(model, RunByVllm)
+    others = set(processes())
+    before = model.scored([[3, 4, 5]])
+    assert model._process is not None
+    popen = model._process._process
+    assert popen.stdout is not None
+    monkeypatch.setattr(popen, "stdout", Interrupted(popen.stdout))
+    with pytest.raises(KeyboardInterrupt):
+        model.scored([[6, 7, 8]])
+    assert set(processes()) == others
+    assert model.scored([[3, 4, 5]]) == before
 
 
 @pretended
@@ -264,9 +296,10 @@ def test_vllm_that_is_not_there_is_missed_by_name(
     broken = tmp_path / "vllm" / "bin" / "python"
     broken.parent.mkdir(parents=True)
     broken.write_text("#!/bin/sh\nexit 1\n")
-    broken.chmod(0o755)
-    with refused(MissingPackageError, "vllm"):
-        evaluate(folder, tasks=LOSS, engine="vllm")
+    for mode in (0o755, 0o644):
+        broken.chmod(mode)
+        with refused(MissingPackageError, "vllm"):
+            evaluate(folder, tasks=LOSS, engine="vllm")
 
 
 @pytest.mark.slow

@@ -87,7 +87,7 @@ CHECKPOINT: Final = "checkpoint, removed at the end"
 SCRATCH: Final = "scratch files of llama.cpp, removed again"
 """What a plan calls the files that a model is written to so that llama.cpp quantizes it."""
 PLAIN_BYTES: Final = 4
-"""Bytes of a number in the first of them."""
+"""Bytes of a number in the scratch file that llama.cpp reads, which holds float32."""
 CODE_BITS: Final = 8
 """Bits of a code in a checkpoint, whatever its grid."""
 SCALE_BITS: Final = 8
@@ -353,8 +353,8 @@ class CompressionPlanner:
         length = self._length
         needs = Needs.of(outline.shape, tokens, dtype, method, sources, length, outline.device)
         needs = replace(needs, process=self.machine.process)
-        held = KERNEL_BYTES if method.observes else 0
-        return held_by_process(needs, outline, held + self._mapped)
+        kernel = KERNEL_BYTES if method.observes else 0
+        return held_by_process(needs, outline, kernel + self._mapped)
 
     def _course(self, needs: Needs) -> "_Course":
         """How the job would go, as `prune` and `quantize` decide it."""
@@ -408,12 +408,14 @@ class CompressionPlanner:
 
     @property
     def _mapped(self) -> int:
-        """How many bytes of scratch files are in memory: the one of float32 twice, since llama.cpp
-        maps it too.
+        """How many bytes of scratch files are in memory, 0 without such files. The one of float32
+        counts twice, since llama.cpp maps it too.
         """
         shape = self.outline.shape
         scratch = scratch_bytes(shape, self.recipe.target.weights)
-        return scratch + PLAIN_BYTES * shape.numbers if scratch else 0
+        if not scratch:
+            return 0
+        return scratch + PLAIN_BYTES * shape.numbers
 
     @property
     def _host_room(self) -> int:
@@ -528,7 +530,9 @@ class CompressionPlanner:
         return sizes
 
     def _too_large(self, disk: Mapping[str, int]) -> list[str]:
-        """Which of the things that are written don't fit on their disks, in sentences."""
+        """What doesn't fit where it is written, in sentences: on the disk of the result, or on
+        another one that scratch files go to.
+        """
         problems: list[str] = []
         in_all = sum(disk.values())
         if self.machine.scratch is not None:

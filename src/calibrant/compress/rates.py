@@ -164,8 +164,8 @@ TOKENIZING: Final = 10e-6
 DEQUANTIZING: Final = 3e-9
 """Seconds that a number of a GGUF file takes to be dequantized by llama.cpp."""
 MAKING: Final = 90e-9
-"""Seconds of a thread of the processor in which llama.cpp makes a number part of a block: the mean
-of the kinds that a budget chooses from.
+"""Seconds that llama.cpp takes on one thread of the processor to round a number: the mean of the
+kinds that a budget chooses from.
 """
 
 
@@ -239,8 +239,8 @@ def file_seconds(shape: ModelShape, target: Target, tries: bool) -> float:
 
 
 def kinds_seconds(shape: ModelShape) -> float:
-    """Return the seconds in which some rows of each tensor are made in every kind that a budget of
-    bytes chooses from.
+    """Return the seconds in which some rows of each tensor are rounded to every kind that a budget
+    of bytes chooses from.
     """
     made = min(MEASURED_ROWS, shape.vocabulary) * shape.hidden * len(kinds_that_fit(shape.hidden))
     for block in shape.blocks:

@@ -82,14 +82,17 @@ class TokenBatch:
 
     @property
     def sets(self) -> tuple[tuple[float, "TokenBatch"], ...]:
-        """The sets of a mix, each with its share of the mass; of another batch itself, with 1."""
+        """The sets of a mix, each with its share of the mass, which is 0 where all weights are 0. A
+        batch that is no mix is its own only set, with the share 1.
+        """
         if not self.mixed:
             return ((1.0, self),)
         masses = [factor * batch.mass for factor, batch in self.mixed]
         whole = sum(masses)
         sets: list[tuple[float, TokenBatch]] = []
         for (_, batch), mass in zip(self.mixed, masses, strict=True):
-            sets.append((mass / whole, batch))
+            share = mass / whole if whole else 0.0
+            sets.append((share, batch))
         return tuple(sets)
 
 

@@ -106,16 +106,6 @@ class CompressedTensors(Export):
             if isinstance(form, FloatCodes):
                 packed[name] = form
                 grids[name] = form.scales.grid
-        rounding = rounding_modules(compressed.opened.model)
-        for name in rounding:
-            # A model that rounded inputs before: what no token reached got no codes now.
-            if packed and name not in packed:
-                raise OutputError(
-                    f"{self} can say how inputs are rounded only beside codes of their matrix, and "
-                    f"{name} rounds its inputs and got no codes, as what no token reaches gets "
-                    f"none; show more tokens, or leave --export {self} out",
-                    subject=name,
-                )
         caches = rounded_caches(compressed.opened.model)
         if not packed and not caches:
             raise OutputError(
@@ -123,6 +113,16 @@ class CompressedTensors(Export):
                 f"leave --export {self} out",
                 subject=str(self),
             )
+        rounding = rounding_modules(compressed.opened.model)
+        for name in rounding:
+            # A model that rounded inputs before: what no token reached got no codes now.
+            if name not in packed:
+                raise OutputError(
+                    f"{self} can say how inputs are rounded only beside codes of their matrix, and "
+                    f"{name} rounds its inputs and got no codes, as what no token reaches gets "
+                    f"none; show more tokens, or leave --export {self} out",
+                    subject=name,
+                )
         packed_folder = folder / FOLDER
         packed_folder.mkdir()
         file_of: dict[str, str] = {}

@@ -30,12 +30,12 @@ QUIET: Final = {
     "VLLM_CPU_KVCACHE_SPACE": "1",
 }
 """Variables of vLLM's process, where the user has set none."""
-VERSION: Final = (
+SAY_VERSION: Final = (
     "from importlib.metadata import packages_distributions, version; "
     "print(version(packages_distributions()['vllm'][0]))"
 )
-"""Says which vLLM an environment has, without importing it, which takes seconds."""
-WORDS: Final = 600
+"""A program that says which vLLM an environment has. It doesn't import it, which takes seconds."""
+LETTERS: Final = 600
 """Letters of a message of vLLM that are repeated: it says which kernels there are and why none of
 them fits.
 """
@@ -65,18 +65,20 @@ def version_in(python: Path) -> str:
     """Return the version of vLLM that a Python has. Raises `MissingPackageError` where it has none
     that is whole.
     """
-    asked = subprocess.run(
-        [python, "-P", "-c", VERSION],
-        env=_variables(python),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if asked.returncode != 0:
+    try:
+        asked = subprocess.run(
+            [python, "-P", "-c", SAY_VERSION],
+            env=_variables(python),
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    # What can't be run at all is an `OSError`.
+    except (OSError, subprocess.CalledProcessError) as error:
         raise MissingPackageError(
             f"there is no whole vLLM in the environment of {python}; make it anew with: make vllm",
             subject="vllm",
-        )
+        ) from error
     return asked.stdout.strip()
 
 
@@ -100,7 +102,8 @@ def _variables(python: Path) -> dict[str, str]:
 
 @final
 class VllmProcess:
-    """A process that has one model in vLLM. It ends when this object goes.
+    """A process that has one model in vLLM. It ends when this object goes, and before where nobody
+    can ask it any more.
 
     Raises `ModelError` where vLLM refuses the model, with its words.
     """
@@ -124,26 +127,45 @@ class VllmProcess:
             env={**_variables(python), **variables},
         )
         self.close = weakref.finalize(self, _end, self._process, self._printed)
-        self.ask(settings)
+        try:
+            self.ask(settings)
+        except BaseException:
+            # An error that somebody keeps would keep this object, and with it the process.
+            self.close()
+            raise
+
+    @property
+    def closed(self) -> bool:
+        """Whether the process was ended."""
+        return not self.close.alive
 
     def ask(self, request: Mapping[str, Any]) -> Any:
         """Return the answer to a request. Raises `ModelError` where vLLM raises anything, and where
-        its process died.
+        its process died. Where it is interrupted the process ends.
         """
-        process = self._process
-        assert process.stdin is not None
-        assert process.stdout is not None
         line = json.dumps(request, allow_nan=False).encode() + b"\n"
-        with suppress(OSError):  # it died, as its answer will show
-            process.stdin.write(line)
-            process.stdin.flush()
-        reply = process.stdout.readline()
+        try:
+            reply = self._reply(line)
+        except BaseException:
+            # Else the answer to this request would be read as that to the next one.
+            self.close()
+            raise
         if not reply.endswith(b"\n"):
             raise self._refused(self._how_it_ended())
         answer = json.loads(reply)
         if "error" in answer:
             raise self._refused(f"it says {_in_one_line(answer['error'])}")
         return answer["answer"]
+
+    def _reply(self, line: bytes) -> bytes:
+        """Return the line that answers this one, without its end where the process died."""
+        process = self._process
+        assert process.stdin is not None
+        assert process.stdout is not None
+        with suppress(OSError):  # it died, as its answer will show
+            process.stdin.write(line)
+            process.stdin.flush()
+        return process.stdout.readline()
 
     def _how_it_ended(self) -> str:
         # What it printed before it was killed has nothing to do with that.
@@ -178,6 +200,6 @@ def _end(process: subprocess.Popen[bytes], printed: IO[bytes]) -> None:
 
 def _in_one_line(words: str) -> str:
     text = visible(" ".join(words.split())).rstrip(".: ")
-    if len(text) <= WORDS:
+    if len(text) <= LETTERS:
         return text
-    return text[:WORDS].rpartition(" ")[0] + " …"
+    return text[:LETTERS].rpartition(" ")[0] + " …"

@@ -161,11 +161,11 @@ class RunByVllm(PreTrainedModel):
             self._process.close()
             self._process = None
 
-    def _started(self, room: int) -> "VllmProcess":
+    def _started(self, room: int) -> VllmProcess:
         """Return vLLM with the model in it, and room for so many tokens at least."""
         # Room takes memory, so there is more only when there must be.
         room = max(room, self._least_room)
-        if self._process is None or self._room < room:
+        if self._process is None or self._process.closed or self._room < room:
             self.close()
             variables: dict[str, str] = {}
             if self.positions is not None and room == self.positions + 1:

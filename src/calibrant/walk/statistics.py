@@ -389,7 +389,7 @@ def untouched(
             by_part.append(by_block(blocks, arrivals))
     by_blocks = by_part[0]
     if batch.mixed:
-        by_blocks = mixed(by_part, [share for share, _ in parts])
+        by_blocks = mixed(by_part, [factor for factor, _ in parts])
     for block, seen in by_blocks:
         with view.held(block):
             yield from one_by_one(seen)
@@ -452,8 +452,8 @@ def blocks_seen(
         block, seen = entries[0]
         if batch.mixed:
             scaled: list[Seen] = []
-            for (_, part_seen), (share, _) in zip(entries, parts, strict=True):
-                scaled.append(part_seen * share)
+            for (_, part_seen), (factor, _) in zip(entries, parts, strict=True):
+                scaled.append(part_seen * factor)
             seen = reduce(operator.add, scaled)
         # Sums that come from the disk are checked too, not only those of a walk.
         if not all(statistic.finite() for statistic in seen.values()):

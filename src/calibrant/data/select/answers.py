@@ -56,8 +56,8 @@ REVISION: Final = 1
 
 ENGINES: Final = ("torch", "vllm")
 """What can write answers."""
-_LAST_SEED: Final = 2**62
-"""Seeds of vLLM are below it."""
+_SEEDS_BELOW: Final = 2**62
+"""Seeds that vLLM draws tokens by are numbers below it."""
 _ASKS_NOTHING: Final = "rows that ask nothing"
 _KNOWS_NOTHING: Final = "rows without an answer that can be compared"
 _REFUSED: Final = "refused by the template"
@@ -401,7 +401,7 @@ class _Answering:
         target = self._context.tokens
         self._context.progress(self._label, min(self._kept_tokens, target), target)
         generator = torch.Generator().manual_seed(seed)
-        seeds = torch.randint(_LAST_SEED, (len(prompts),), generator=generator)
+        seeds = torch.randint(_SEEDS_BELOW, (len(prompts),), generator=generator)
         temperature = 0.0 if selector.greedy else selector.temperature
         vocabulary = self._vocabulary if self._has_unknown_words else None
         sampling = VllmSampling(

@@ -52,6 +52,7 @@ def planned_recommendation(options: RecommendCommand) -> JobPlan:
     stand_in = stand_in_of(method, target)
     outline = outline_of_options(options)
     shape = outline.shape
+    # It refuses a budget that leaves nothing to choose.
     fitted_to(stand_in, shape.numbers)
     tokens = options.tokens or TOKENS
     needs = Needs.of(

@@ -89,7 +89,7 @@ class Recommendation:
 
     `expr` is what `--data` takes, `text` the advice in a paragraph, and `command` does what was
     measured. `verb` is what it does, `prune` or `quantize`, and `target` is of whatever kind.
-    `bits` is how many a weight takes where it is stored as codes, in all runs as many.
+    `bits` is how many a weight takes where it is stored as codes, None where runs differ in it.
     `predicted_by` says by what a method was predicted that reads more than sums of statistics.
 
     `candidates` are the best first, and `baseline` is what they are compared with. `why` says how

@@ -126,10 +126,10 @@ def stand_in_of(method: Method, target: Target) -> StandIn:
 
 
 def fitted_to(stand_in: StandIn, numbers: int) -> StandIn:
-    """Return a stand-in for a model of so many numbers: with a budget of bytes they say how many
-    bits each has.
+    """Return a stand-in for a model of so many numbers. A budget of bytes is divided by them, which
+    says how many bits each gets; other targets stay as they are.
 
-    Raises `SpecError` for a budget that all tensors fit in the largest kind.
+    Raises `SpecError` for a budget with room for every tensor in the largest kind.
     """
     target = stand_in.target
     if not isinstance(target, GgufBudget):

@@ -278,13 +278,13 @@ def shared_inputs(
         if any(gram is not None for gram in grams):
             names = tuple(weight.name for weight in weights)
             rows = tuple(sampled_rows(weight, sample) for weight in weights)
-            of_rows = tuple(targets[name] for name in names)
-            yield SharedInput(names, rows, of_rows, seen, tuple(grams))
+            own_targets = tuple(targets[name] for name in names)
+            yield SharedInput(names, rows, own_targets, seen, tuple(grams))
 
 
 def targets_of_rows(block: Block, target: Target) -> dict[str, Target]:
-    """Return what single rows of a block's matrices are to become, by the matrices' names: where a
-    matrix has a global scale, it is that of all its rows.
+    """Return what single rows of a block's matrices are to become, by the matrices' names. Where a
+    matrix has a global scale, that follows from all rows and not from those that are sampled.
     """
     names = [weight.name for weight in block.weights]
     targets = sharing_scales(block.weights, dict.fromkeys(names, target))

@@ -90,7 +90,7 @@ class ScaledAlone(MatrixMethod):
         """Raises as `awq` does."""
         target_grid = grid(target)
         if isinstance(target_grid, FloatGrid):
-            # What it reaches is that of the numbers before their columns are multiplied.
+            # It reaches as far as the numbers before their columns are multiplied.
             target_grid = replace(target_grid, reach=None)
         target_grid.check((weight.shape[0], weight.shape[1]), "the matrix")
         gram = observed(seen, Gram)
