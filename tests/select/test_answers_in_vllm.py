@@ -4,7 +4,7 @@ one where `make vllm` has made its environment.
 
 import tempfile
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,7 +18,7 @@ from calibrant.evaluators import evaluate
 from calibrant.models import Opened
 from calibrant.spec import canonical
 from calibrant.testing import tiny_folder, tiny_model
-from calibrant.vllm import VllmSampling
+from calibrant.vllm import OpenInVllm, VllmSampling
 from calibrant.vllm.process import TOOLS
 
 from tests.select.test_answers import (
@@ -61,28 +61,15 @@ def drafts(
 
 
 class Scripted:
-    """Stands for `OpenInVllm`: writes texts that are given, one after the other, round and round;
+    """Stands for a model in vLLM: writes texts that are given, one after the other, round and round;
     one that ends with an ellipsis is cut.
     """
 
-    def __init__(self, texts: Sequence[str], engine: str) -> None:
+    def __init__(self, texts: Sequence[str]) -> None:
         self.texts = texts
-        self.engine = engine
         self.tokenizer = chatting().tokenizer
         self.asked: list[VllmSampling] = []
         self.written = 0
-
-    def opened(self, model: Opened) -> "Scripted":
-        return self
-
-    def __enter__(self) -> "Scripted":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-    def run(self, least_room: int) -> "Scripted":
-        return self
 
     def continued(
         self, prompts: Sequence[Sequence[int]], most: int, sampling: VllmSampling
@@ -101,8 +88,14 @@ class Scripted:
 
 def scripted(monkeypatch: pytest.MonkeyPatch, *texts: str, engine: str = "vLLM 1") -> Scripted:
     """Have vLLM write the texts that are given."""
-    stand_in = Scripted(texts, engine)
-    monkeypatch.setattr("calibrant.data.select.answers.OpenInVllm", stand_in.opened)
+    stand_in = Scripted(texts)
+
+    def opened(model: Opened) -> OpenInVllm:
+        in_vllm = object.__new__(OpenInVllm)
+        vars(in_vllm).update(engine=engine, run=lambda least_room: stand_in, _stack=ExitStack())
+        return in_vllm
+
+    monkeypatch.setattr("calibrant.data.select.answers.OpenInVllm", opened)
     return stand_in
 
 
