@@ -103,4 +103,5 @@ def test_pruning_it_takes_the_memory_that_its_plan_says(name: str) -> None:
     assert finished.returncode == 0, finished.stderr
     memory, peak, sparsity = json.loads(finished.stdout.splitlines()[-1])
     assert memory == pytest.approx(peak, rel=0.25)
-    assert sparsity == pytest.approx(0.5)
+    # Eight rows of the smaller model are more than half zeros before anything is removed.
+    assert sparsity == pytest.approx(0.5, abs=1e-5)
