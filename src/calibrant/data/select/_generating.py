@@ -15,7 +15,7 @@ a forward for the losses 3.1 s more, where `write` takes 7.4 s.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
@@ -577,19 +577,8 @@ class _Generation:
         self._ends = end_tokens(opened)
         self._vocabulary = len(context.tokenizer)
         self._label = f"writing text for {selector}"
-        facts = {
-            "generated": REVISION,
-            "spec": canonical(selector),
-            "model": opened.digest,
-            "dtype": type_name(opened.dtype),
-            "draw": context.draw,
-            "tokens": context.tokens,
-            "length": context.length,
-            "prefixes": request.prefixes,
-            "ends": sorted(self._ends),
-            "vocabulary": self._vocabulary,
-        }
-        self._batches = Batches(facts)
+        facts = identifying(selector, context, opened, self._ends)
+        self._batches = Batches({"generated": REVISION, "prefixes": request.prefixes, **facts})
 
     def batch(self, written_texts: int, count: int, kept_tokens: int) -> list[Draft]:
         """Return the next `count` texts, after `written_texts` of which `kept_tokens` are left."""
@@ -620,6 +609,24 @@ class _Generation:
             on_step,
         )
         return [[list(draft.ids), draft.nats] for draft in drafts]
+
+
+def identifying(
+    selector: Selector, context: Context, opened: Opened, ends: Iterable[int]
+) -> dict[str, Any]:
+    """Return by what the batches of a selector are told from others: all that decides what a model
+    writes, but for what it continues.
+    """
+    return {
+        "spec": canonical(selector),
+        "model": opened.digest,
+        "dtype": type_name(opened.dtype),
+        "draw": context.draw,
+        "tokens": context.tokens,
+        "length": context.length,
+        "ends": sorted(ends),
+        "vocabulary": len(context.tokenizer),
+    }
 
 
 def end_tokens(opened: Opened) -> frozenset[int]:

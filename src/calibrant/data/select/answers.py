@@ -36,6 +36,7 @@ from calibrant.data.select._generating import (
     PATIENCE,
     Batches,
     end_tokens,
+    identifying,
     known_logits,
     looped,
     most_likely,
@@ -46,8 +47,7 @@ from calibrant.data.user_file import UserFile
 from calibrant.decoding import Decoder
 from calibrant.errors import DataError, SpecError
 from calibrant.models import Opened
-from calibrant.numerics import type_name
-from calibrant.spec import canonical, later
+from calibrant.spec import later
 from calibrant.spec.grammar import read_sum
 from calibrant.vllm import OpenInVllm, VllmSampling
 
@@ -289,18 +289,9 @@ class _Answering:
         self._prompts = self._all_prompts()
         self._ends = end_tokens(opened) | self._ends_of_turns()
         self._vocabulary = len(context.tokenizer)
-        facts: dict[str, Any] = {
-            "answered": REVISION,
-            "spec": canonical(selector),
-            "model": opened.digest,
-            "dtype": type_name(opened.dtype),
-            "draw": context.draw,
-            "tokens": context.tokens,
-            "length": context.length,
-            "prompts": [prompt.ids for prompt in self._prompts],
-            "ends": sorted(self._ends),
-            "vocabulary": self._vocabulary,
-        }
+        facts = identifying(selector, context, opened, self._ends)
+        facts["answered"] = REVISION
+        facts["prompts"] = [prompt.ids for prompt in self._prompts]
         if in_vllm is not None:
             # Other versions of it compute in other ways.
             facts["engine"] = in_vllm.engine
