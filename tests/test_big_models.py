@@ -103,5 +103,11 @@ def test_pruning_it_takes_the_memory_that_its_plan_says(name: str) -> None:
     assert finished.returncode == 0, finished.stderr
     memory, peak, sparsity = json.loads(finished.stdout.splitlines()[-1])
     assert memory == pytest.approx(peak, rel=0.25)
-    # Eight rows of the smaller model are more than half zeros before anything is removed.
-    assert sparsity == pytest.approx(0.5, abs=1e-5)
+    zeros = 0
+    total = 0
+    for weight in view(open_model(name, "bfloat16", "cpu").model).weights:
+        numbers = weight.get()
+        # A row may have more zeros than are removed: eight of the smaller model have.
+        zeros += int((numbers == 0).sum(1).clamp_min(numbers.shape[1] // 2).sum())
+        total += numbers.numel()
+    assert sparsity == pytest.approx(zeros / total, rel=1e-12)

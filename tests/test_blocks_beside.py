@@ -36,10 +36,10 @@ SHARE = 0.65
 """How much of the model's bytes the device may hold: three of its 16 blocks, activations, and what
 the methods work with.
 """
-MORE = {"reconstructed": 0.85, "smooth": 0.75, "W8A8": 0.75, "permute": 0.75}
+MORE = {"reconstructed": 0.85, "smooth": 0.75, "W8A8": 0.75, "permute": 0.68}
 """The share for a job that needs more: an optimizer holds a block's numbers several times. The
-largest inputs of all matrices, and what a stream is traced by, are large beside matrices as small
-as these.
+largest inputs of all matrices are large beside matrices as small as these, and so are the
+activations that are held until a stream is traced to its end.
 """
 LEARNS = 0.85
 """The share for autoround, which holds a block's numbers several times."""
