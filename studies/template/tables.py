@@ -32,17 +32,19 @@ SETS: Final[Mapping[str, str]] = {
     "gsm8k:chat": "problems in the template",
     "0.5*gsm8k:chat + 0.5*c4": "half of them, half C4",
     "commonsense_qa:chat": "everyday questions in the template",
-    "gsm8k:qa": "the same problems without it",
+    "gsm8k:icl": "the same problems without it",
     "random_letters:chat": "random letters in the template",
     "python_code": "code",
     "c4": "C4",
 }
-"""The calibration sets, from the nearest to the measured problems to the farthest."""
+"""The calibration sets, from the nearest to the measured problems to the farthest; `gsm8k:icl` is
+what a cell calls `gsm8k:qa`.
+"""
 FAMILY: Final[Mapping[str, str]] = {
     "gsm8k:chat": "arithmetic",
     "0.5*gsm8k:chat + 0.5*c4": "mixed",
     "commonsense_qa:chat": "commonsense",
-    "gsm8k:qa": "arithmetic",
+    "gsm8k:icl": "arithmetic",
     "random_letters:chat": "control",
     "python_code": "code",
     "c4": "corpus",
