@@ -1,11 +1,14 @@
 """What a real vLLM computes with our exports, next to our own numbers: python benchmarks/in_vllm.py
-FOLDER [CASE ...] [--make] [--out FILE]
+FOLDER [CASE ...] [--make | --arithmetic] [--out FILE]
 
 `make vllm` makes the environment. Each case is a model that is quantized once and exported into
 FOLDER, which is all that --make does. Then vLLM and torch are shown the same windows of held-out
 text, both in bfloat16. A token is alike where the one that vLLM finds most probable is one of those
 that are so here; there may be several, since bfloat16 has few digits. What vLLM refuses is kept in
-its words. A record keeps the cases of earlier calls.
+its words.
+
+--arithmetic needs no vLLM. In its place stands our own model in float32, which shows how far
+another arithmetic alone moves the tokens. A record keeps what earlier calls found.
 """
 
 import argparse
@@ -18,7 +21,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks import machine
@@ -93,18 +96,12 @@ def made(case: Case, folder: Path) -> Path:
 
 
 def compared(folder: Path) -> dict[str, Any]:
-    """What both make of the windows: the share of tokens that are alike, and the losses."""
-    import torch
-
-    import calibrant
+    """What vLLM and torch make of the windows: the tokens that are alike, and the losses."""
     from calibrant.errors import ModelError
-    from calibrant.evaluators import evaluators
-    from calibrant.evaluators._windows import ScoredWindow
     from calibrant.vllm import RunByVllm, opened_by_vllm
 
-    task: Any = evaluators.build(TASK)
     opened = opened_by_vllm(str(folder), "bfloat16")
-    windows: list[ScoredWindow] = task.windows(opened.tokenizer)
+    windows = _windows(opened.tokenizer)
     assert isinstance(opened.model, RunByVllm)
     began = time.perf_counter()
     try:
@@ -116,27 +113,93 @@ def compared(folder: Path) -> dict[str, Any]:
         return {"refused": words.removeprefix("it says ")}
     seconds = time.perf_counter() - began
     del opened
+    found = _beside_ours(folder, windows, [_Theirs(one.nats, one.likeliest) for one in theirs])
+    return {
+        "tokens": found.tokens,
+        "alike": found.alike,
+        "ours": found.ours,
+        "vllm": found.theirs,
+        "apart": found.apart,
+        "seconds": seconds,
+    }
+
+
+def arithmetic(folder: Path) -> dict[str, Any]:
+    """The same of our float32 in place of vLLM."""
+    import torch
+
+    import calibrant
+
+    opened = calibrant.open_model(str(folder), "float32", "cpu")
+    windows = _windows(opened.tokenizer)
+    exact: list[_Theirs] = []
+    for window in windows:
+        with torch.no_grad():
+            rows = opened.model(torch.tensor([window.ids])).logits[0, :-1]
+        following = torch.tensor(window.ids[1:])
+        nats = torch.nn.functional.cross_entropy(rows, following, reduction="none")
+        exact.append(_Theirs(nats.tolist(), rows.argmax(-1).tolist()))
+    del opened
+    found = _beside_ours(folder, windows, exact)
+    return {"arithmetic": {"alike": found.alike, "apart": found.apart}}
+
+
+class _Theirs(NamedTuple):
+    """Of each token but the first of a window: its loss in nats, and the most probable token in its
+    place.
+    """
+
+    nats: list[float]
+    likeliest: list[int]
+
+
+class _Beside(NamedTuple):
+    """How many tokens were scored, how many are alike, the mean losses, and the mean of how far a
+    token's two losses lie apart.
+    """
+
+    tokens: int
+    alike: int
+    ours: float
+    theirs: float
+    apart: float
+
+
+def _windows(tokenizer: Any) -> list[Any]:
+    """The windows of held-out text."""
+    from calibrant.evaluators import evaluators
+
+    task: Any = evaluators.build(TASK)
+    return task.windows(tokenizer)
+
+
+def _beside_ours(folder: Path, windows: Sequence[Any], theirs: Sequence[_Theirs]) -> _Beside:
+    """Put what others found beside what our model finds in bfloat16."""
+    import torch
+
+    import calibrant
+
     model = calibrant.open_model(str(folder), "bfloat16", "cpu").model
     alike = 0
-    ours: list[float] = []
-    nats: list[float] = []
-    for window, scored in zip(windows, theirs, strict=True):
+    our_nats: list[float] = []
+    their_nats: list[float] = []
+    for window, found in zip(windows, theirs, strict=True):
         with torch.no_grad():
             rows = model(torch.tensor([window.ids])).logits[0, :-1].float()
         logarithms = rows.log_softmax(-1)
         for place in range(window.unscored - 1, len(window.ids) - 1):
             row = rows[place]
-            alike += bool(row[scored.likeliest[place]] == row.max())
-            ours.append(-float(logarithms[place, window.ids[place + 1]]))
-            nats.append(scored.nats[place])
-    return {
-        "tokens": len(ours),
-        "alike": alike,
-        "ours": statistics.fmean(ours),
-        "vllm": statistics.fmean(nats),
-        "apart": statistics.fmean(abs(one - other) for one, other in zip(ours, nats, strict=True)),
-        "seconds": seconds,
-    }
+            alike += bool(row[found.likeliest[place]] == row.max())
+            our_nats.append(-float(logarithms[place, window.ids[place + 1]]))
+            their_nats.append(found.nats[place])
+    apart = [abs(one - other) for one, other in zip(our_nats, their_nats, strict=True)]
+    return _Beside(
+        len(our_nats),
+        alike,
+        statistics.fmean(our_nats),
+        statistics.fmean(their_nats),
+        statistics.fmean(apart),
+    )
 
 
 def chosen(names: Sequence[str]) -> list[Case]:
@@ -153,12 +216,23 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="where the exports are")
     parser.add_argument("cases", nargs="*", help="such as 'smollm2 rtn W8A8'; all without any")
     parser.add_argument("--make", action="store_true", help="only write the exports")
+    parser.add_argument(
+        "--arithmetic", action="store_true", help="compare our float32 with our bfloat16, no vLLM"
+    )
     parser.add_argument("--out", type=Path, help="a file that keeps what was measured")
     asked = parser.parse_args()
     os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
     if asked.make:
         for case in chosen(asked.cases):
             print(made(case, asked.folder), flush=True)
+        return
+    if asked.arithmetic:
+        record = json.loads(asked.out.read_text("utf-8")) if asked.out else {"cases": {}}
+        for case in chosen(asked.cases):
+            found = arithmetic(made(case, asked.folder))
+            record["cases"].setdefault(case.name, {}).update(found)
+            machine.keep(asked.out, record)
+            print(f"{case.name}: {json.dumps(found)}", flush=True)
         return
     from calibrant.vllm.process import interpreter, version_in
 

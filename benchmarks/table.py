@@ -351,13 +351,26 @@ def vllm(record: Mapping[str, Any]) -> str:
             continue
         losses = [f"{found[name]:.4f}" for name in ("ours", "vllm", "apart")]
         alike = _percent(found["alike"] / found["tokens"])
-        rows.append([case, f"{found['tokens']:,}", alike, *losses])
+        arithmetic = ["", ""]
+        if "arithmetic" in found:
+            own = found["arithmetic"]
+            arithmetic = [_percent(own["alike"] / found["tokens"]), f"{own['apart']:.4f}"]
+        rows.append([case, f"{found['tokens']:,}", alike, *losses, *arithmetic])
     versions = record["versions"]
     about = (
         f"vLLM {versions['vllm']}, calibrant {versions['calibrant']}, transformers "
         f"{versions['transformers']}, bfloat16; {machine.told(record['machine'])}."
     )
-    heads = ("what", "tokens", "alike", "loss here", "loss in vLLM", "a token's loss apart")
+    heads = (
+        "what",
+        "tokens",
+        "alike",
+        "loss here",
+        "loss in vLLM",
+        "a token's loss apart",
+        "alike: our float32",
+        "apart: our float32",
+    )
     parts = [about, "", *_table(heads, rows)]
     if refused:
         parts += ["", "What vLLM refused, in its words:", "", *refused]
