@@ -350,9 +350,13 @@ class Flow(TorchDispatchMode):
             return [known.name]
         if operand.dim() != 3:
             return []
-        found = tuple(turned.shape[1:]), turned.stride()[1:]
-        experts = self._holders.get(operand.data_ptr(), ())
-        return [expert.name for expert in experts if (expert.shape, expert.strides) == found]
+        shape = tuple(turned.shape[1:])
+        strides_of_each = turned.stride()[1:]
+        names: list[str] = []
+        for expert in self._holders.get(operand.data_ptr(), ()):
+            if expert.shape == shape and expert.strides == strides_of_each:
+                names.append(expert.name)
+        return names
 
     def _sum(self, name: str, args: tuple[Any, ...]) -> tuple[Label, str]:
         """What is known of a sum, and what to call it."""
