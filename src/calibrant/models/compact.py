@@ -267,7 +267,7 @@ def _unpack_mask(bits: Tensor, count: int) -> Bool[Tensor, "number"]:
     return torch.from_numpy(spread[:count].astype(bool))
 
 
-class _Candidate(NamedTuple):
+class _SizedLayout(NamedTuple):
     """A layout that a tensor could have, and how many bits (`size`) it takes then. Of those of one
     size the one with the lowest `order` is taken.
     """
@@ -279,17 +279,17 @@ class _Candidate(NamedTuple):
     group: int = 0
 
 
-def _smallest(nonzero: Bool[Tensor, "number"], shape: Sequence[int], bits: int) -> _Candidate:
+def _smallest(nonzero: Bool[Tensor, "number"], shape: Sequence[int], bits: int) -> _SizedLayout:
     """The layout that takes the fewest bits. A number has `bits` bits."""
     length = len(nonzero)
     count = int(nonzero.count_nonzero())
     if not length:
-        return _Candidate(0, 0, "whole")
+        return _SizedLayout(0, 0, "whole")
     if not count:
-        return _Candidate(0, 0, "zeros")
-    candidates = [
-        _Candidate(length * bits, 0, "whole"),
-        _Candidate(count * bits + length, 2, "bits"),
+        return _SizedLayout(0, 0, "zeros")
+    layouts = [
+        _SizedLayout(length * bits, 0, "whole"),
+        _SizedLayout(count * bits + length, 2, "bits"),
     ]
     if count < length:
         for group in GROUPS:
@@ -299,11 +299,13 @@ def _smallest(nonzero: Bool[Tensor, "number"], shape: Sequence[int], bits: int) 
             if keep < group:
                 kept = length // group * keep
                 size = kept * (bits + _place_bits(group))
-                candidates.append(_Candidate(size, 1, "n_of_m", keep, group))
-    return min(candidates)
+                layouts.append(_SizedLayout(size, 1, "n_of_m", keep, group))
+    return min(layouts)
 
 
-def _parts(chosen: _Candidate, flat: Tensor, nonzero: Bool[Tensor, "number"]) -> dict[str, Tensor]:
+def _parts(
+    chosen: _SizedLayout, flat: Tensor, nonzero: Bool[Tensor, "number"]
+) -> dict[str, Tensor]:
     if chosen.layout == "zeros":
         return {}
     if chosen.layout == "whole":
