@@ -108,7 +108,19 @@ class InputStatistic(Statistic):
         return bool(torch.isfinite(self.norms()).all())
 
 
-class FeatureNorms(InputStatistic):
+class _SquaresOfFeatures(InputStatistic):
+    """One that holds Σ w·x² of each input feature, and perhaps more."""
+
+    def __init__(self, squares: Float[Tensor, "in"], tokens: int, mass: float) -> None:
+        self.squares = squares
+        self.tokens = tokens
+        self.mass = mass
+
+    def norms(self) -> Float[Tensor, "in"]:
+        return self.squares
+
+
+class FeatureNorms(_SquaresOfFeatures):
     """Σ w·x² for each input feature: what Wanda needs.
 
     >>> seen = FeatureNorms.of(torch.tensor([[1.0, 2.0], [3.0, 0.0]]))
@@ -117,11 +129,6 @@ class FeatureNorms(InputStatistic):
     >>> (seen + seen * 0.5).norms().tolist()
     [15.0, 6.0]
     """
-
-    def __init__(self, squares: Float[Tensor, "in"], tokens: int, mass: float) -> None:
-        self.squares = squares
-        self.tokens = tokens
-        self.mass = mass
 
     @classmethod
     def of(
@@ -138,11 +145,8 @@ class FeatureNorms(InputStatistic):
             total += squares.sum(0)
         return FeatureNorms(total, x.shape[0], _mass(x, weights))
 
-    def norms(self) -> Float[Tensor, "in"]:
-        return self.squares
 
-
-class FeatureSizes(InputStatistic):
+class FeatureSizes(_SquaresOfFeatures):
     """Σ w·|x| of each input feature, and Σ w·x²: what AWQ chooses scales by.
 
     >>> FeatureSizes.of(torch.tensor([[1.0, -2.0], [3.0, 0.0]])).means().tolist()
@@ -153,9 +157,7 @@ class FeatureSizes(InputStatistic):
         self, sums: Float[Tensor, "in"], squares: Float[Tensor, "in"], tokens: int, mass: float
     ) -> None:
         self.sums = sums
-        self.squares = squares
-        self.tokens = tokens
-        self.mass = mass
+        super().__init__(squares, tokens, mass)
 
     @classmethod
     def of(
@@ -170,15 +172,12 @@ class FeatureSizes(InputStatistic):
             sums += sizes.sum(0)
         return FeatureSizes(sums, norms.squares, norms.tokens, norms.mass)
 
-    def norms(self) -> Float[Tensor, "in"]:
-        return self.squares
-
     def means(self) -> Float[Tensor, "in"]:
         """Return the weighted mean of |x|."""
         return self.sums / self.mass
 
 
-class FeatureMoments(InputStatistic):
+class FeatureMoments(_SquaresOfFeatures):
     """Σ w·x of each input feature, and Σ w·x²: its mean and variance.
 
     >>> seen = FeatureMoments.of(torch.tensor([[1.0, -2.0], [3.0, 0.0]]))
@@ -190,9 +189,7 @@ class FeatureMoments(InputStatistic):
         self, sums: Float[Tensor, "in"], squares: Float[Tensor, "in"], tokens: int, mass: float
     ) -> None:
         self.sums = sums
-        self.squares = squares
-        self.tokens = tokens
-        self.mass = mass
+        super().__init__(squares, tokens, mass)
 
     @classmethod
     def of(
@@ -205,9 +202,6 @@ class FeatureMoments(InputStatistic):
             sums += weighted.sum(0)
         return FeatureMoments(sums, norms.squares, norms.tokens, norms.mass)
 
-    def norms(self) -> Float[Tensor, "in"]:
-        return self.squares
-
     def means(self) -> Float[Tensor, "in"]:
         """Return the weighted mean of x."""
         return self.sums / self.mass
@@ -217,7 +211,7 @@ class FeatureMoments(InputStatistic):
         return (self.squares / self.mass - self.means().square()).clamp_min(0)
 
 
-class FeatureMaxima(InputStatistic):
+class FeatureMaxima(_SquaresOfFeatures):
     """The largest |x| of each input feature, and Σ w·x²: what quantized inputs have to reach to.
 
     A maximum is no sum: of two the larger stays, and weights make no difference to it.
@@ -233,9 +227,7 @@ class FeatureMaxima(InputStatistic):
         self, maxima: Float[Tensor, "in"], squares: Float[Tensor, "in"], tokens: int, mass: float
     ) -> None:
         self.maxima = maxima
-        self.squares = squares
-        self.tokens = tokens
-        self.mass = mass
+        super().__init__(squares, tokens, mass)
 
     @classmethod
     def of(
@@ -255,15 +247,12 @@ class FeatureMaxima(InputStatistic):
     def __mul__(self, factor: float) -> "FeatureMaxima":
         return FeatureMaxima(self.maxima, self.squares * factor, self.tokens, self.mass * factor)
 
-    def norms(self) -> Float[Tensor, "in"]:
-        return self.squares
-
     def largest(self) -> float:
         """Return the largest |x| of all features."""
         return float(self.maxima.max())
 
 
-class MagnitudeCounts(InputStatistic):
+class MagnitudeCounts(_SquaresOfFeatures):
     """How many inputs of all features are of a size, Σ w for each of 2,048 sizes |x|, and Σ w·x² of
     each feature: what a scale that doesn't reach to the largest input is found by.
 
@@ -279,9 +268,7 @@ class MagnitudeCounts(InputStatistic):
         self, counts: Float[Tensor, "size"], squares: Float[Tensor, "in"], tokens: int, mass: float
     ) -> None:
         self.counts = counts
-        self.squares = squares
-        self.tokens = tokens
-        self.mass = mass
+        super().__init__(squares, tokens, mass)
 
     @classmethod
     def of(
@@ -301,9 +288,6 @@ class MagnitudeCounts(InputStatistic):
                 each = row_weights.to(counts.dtype)[:, None].expand_as(rows).flatten()
                 counts += places.bincount(each, minlength=SIZES)
         return MagnitudeCounts(counts, norms.squares, norms.tokens, norms.mass)
-
-    def norms(self) -> Float[Tensor, "in"]:
-        return self.squares
 
     def middles(self) -> Float[Tensor, "size"]:
         """Return the number in the middle of each size, in float64."""

@@ -75,10 +75,9 @@ class Packed(ABC):
 
     def facts(self) -> Mapping[str, Any]:
         """Return what a record says of it: `bits_a_weight`, to six digits, and `bytes`."""
-        return {
-            "bits_a_weight": six_digits(self.bits / self.weights),
-            "bytes": -(-self.bits // 8),
-        }
+        # Twice negated, the quotient is rounded up.
+        size = -(-self.bits // 8)
+        return {"bits_a_weight": six_digits(self.bits / self.weights), "bytes": size}
 
 
 @dataclass(frozen=True)
@@ -182,9 +181,11 @@ class FloatScales:
         width = self.grid.width(inputs)
         if not rows or not inputs or inputs % width:
             return False
+        # Rounded up: the last part may have fewer rows.
         parts = -(-rows // self.grid.height(rows))
-        kind = self.dtype if self.grid.scale == "plain" else torch.uint8
-        if self.stored.shape != (parts, inputs // width) or self.stored.dtype != kind:
+        shape = (parts, inputs // width)
+        dtype = self.dtype if self.grid.scale == "plain" else torch.uint8
+        if self.stored.shape != shape or self.stored.dtype != dtype:
             return False
         if self.global_scale is None:
             return self.grid.scale != "e4m3"
@@ -323,8 +324,8 @@ class GgmlBlocks(Packed):
 
     @property
     def weights(self) -> int:
-        block, size = gguf.GGML_QUANT_SIZES[self._type]
-        return self.blocks.numel() // size * block
+        weights_of_block, bytes_of_block = gguf.GGML_QUANT_SIZES[self._type]
+        return self.blocks.numel() // bytes_of_block * weights_of_block
 
     @property
     def bits(self) -> int:

@@ -115,7 +115,7 @@ def test_static_scales_are_stored_and_only_those(made: Callable[[str, str], Path
     for name, tensor in found.items():
         module, _, last = name.rpartition(".")
         assert last == part
-        assert tensor.tolist() == [rounding[module].scale]
+        assert tensor.tolist() == [rounding[module].static_scale]
     config = json.loads((out / NAME / "config.json").read_text("utf-8"))
     (group,) = config["quantization_config"]["config_groups"].values()
     assert group["input_activations"]["dynamic"] in ({"NVFP4": "local"}.get(target), part is None)

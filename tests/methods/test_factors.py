@@ -79,7 +79,7 @@ def test_an_error_from_grams_is_that_of_the_outputs():
         )
     relative, _ = members(relative=True)
     for member, x in zip(relative, seen, strict=True):
-        assert member.share == pytest.approx(
+        assert member.importance == pytest.approx(
             1 / slow_error(member, x, torch.zeros(STREAM, UNITS)), rel=1e-12
         )
 
@@ -171,7 +171,8 @@ def test_all_of_the_rank_and_of_the_numbers_is_the_matrix(dtype: torch.dtype, wi
         assert {each.dtype for each in (found.shared, *found.own_factors)} == {dtype}
         for member, x, own in zip(made, seen, found.own_factors, strict=True):
             assert (
-                slow_error(member, x, found.shared.double() @ own.double()) * member.share < within
+                slow_error(member, x, found.shared.double() @ own.double()) * member.importance
+                < within
             )
 
 
@@ -181,7 +182,7 @@ def summed(made: list[Member], seen: list[Tensor], rank: int, kept: int, rounds:
     assert [int(own.count_nonzero()) for own in found.own_factors] == [kept] * len(made)
     assert torch.allclose(found.shared.norm(dim=0), torch.ones(rank, dtype=torch.float64))
     return sum(
-        member.share * slow_error(member, x, found.shared @ own)
+        member.importance * slow_error(member, x, found.shared @ own)
         for member, x, own in zip(made, seen, found.own_factors, strict=True)
     )
 
@@ -197,7 +198,9 @@ def test_rounds_take_off_what_the_first_decomposition_left():
     for member, x in zip(made, seen, strict=True):
         own = shared.T @ member.weight
         keep = own.abs() >= own.abs().flatten().sort(descending=True).values[kept - 1]
-        start += member.share * slow_error(member, x, shared @ on_a_mask(member, x, shared, keep))
+        start += member.importance * slow_error(
+            member, x, shared @ on_a_mask(member, x, shared, keep)
+        )
     assert summed(made, seen, STREAM, kept, 20) < 0.8 * start
 
 

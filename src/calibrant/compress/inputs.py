@@ -66,7 +66,7 @@ def quantized_inputs(
             reach = range_of(seen, grid)
             reaches[weight.name] = reach
             notes = {"reach": reach, "largest": seen[FeatureMaxima].largest()}
-            yield QuantizeInputs(weight, grid, _scale(weight, grid, reach), notes)
+            yield QuantizeInputs(weight, grid, _static_scale(weight, grid, reach), notes)
         for weight in job.view.blocks[index].weights:
             if weight.name in wanted and weight.name not in reaches:
                 yield from _from_others(weight, job.view, grid, reaches)
@@ -122,8 +122,8 @@ def _least_error(sizes: MagnitudeCounts, grid: InputGrid, largest: float) -> flo
     least = torch.inf
     for step in range(1, CANDIDATES + 1):
         reach = largest * step / CANDIDATES
-        scale = grid.static_scale(reach, torch.float64)
-        errors = (grid.rounded(middles, scale) - middles).square()
+        static_scale = grid.static_scale(reach, torch.float64)
+        errors = (grid.rounded(middles, static_scale) - middles).square()
         error = float(counts @ errors)
         # Of equal ones the farthest.
         if error <= least:
@@ -132,7 +132,7 @@ def _least_error(sizes: MagnitudeCounts, grid: InputGrid, largest: float) -> flo
     return best
 
 
-def _scale(weight: Weight, grid: InputGrid, reach: float) -> float:
+def _static_scale(weight: Weight, grid: InputGrid, reach: float) -> float:
     """The static scale, in the type in which an export stores it."""
     return grid.static_scale(reach, weight.stored.dtype)
 
@@ -154,7 +154,7 @@ def _from_others(
     if alike:
         reach = max(alike.values())
         notes = {"reach": reach, "from": sorted(alike)}
-        yield QuantizeInputs(weight, grid, _scale(weight, grid, reach), notes)
+        yield QuantizeInputs(weight, grid, _static_scale(weight, grid, reach), notes)
 
 
 def _block_of(arrival: tuple[Weight, Seen]) -> int:

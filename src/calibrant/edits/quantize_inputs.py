@@ -12,15 +12,15 @@ from calibrant.targets import InputGrid
 
 @dataclass(frozen=True)
 class QuantizeInputs(Edit):
-    """The inputs of a matrix are rounded to `grid` before the product; `scale` is the static one,
-    None where all scales follow from the inputs. `notes` say how it was found.
+    """The inputs of a matrix are rounded to `grid` before the product; `static_scale` is None where
+    all scales follow from the inputs. `notes` say how it was found.
     """
 
     kind: ClassVar[str] = "quantize_inputs"
 
     weight: Weight
     grid: InputGrid
-    scale: float | None = None
+    static_scale: float | None = None
     notes: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
     @property
@@ -28,7 +28,7 @@ class QuantizeInputs(Edit):
         return self.weight.block
 
     def apply(self, view: ModelView) -> None:
-        round_inputs(self.weight.owner, self.grid, self.scale)
+        round_inputs(self.weight.owner, self.grid, self.static_scale)
 
     def undo(self, view: ModelView) -> Callable[[], None]:
         module = self.weight.owner
@@ -47,10 +47,10 @@ class QuantizeInputs(Edit):
         for name, value in asdict(self.grid).items():
             if value is not None:
                 line[name] = value
-        # How scales are stored; `scale` is the number that was found.
+        # A record calls `scales` how they are stored, and `scale` the static one.
         line["scales"] = line.pop("scale")
-        if self.scale is not None:
-            line["scale"] = self.scale
+        if self.static_scale is not None:
+            line["scale"] = self.static_scale
         line["notes"] = dict(self.notes)
         return line
 
@@ -58,7 +58,7 @@ class QuantizeInputs(Edit):
         facts = {
             "matrix": self.weight.name,
             "grid": asdict(self.grid),
-            "scale": self.scale,
+            "scale": self.static_scale,
             "notes": dict(self.notes),
         }
         return StoredEdit(self.kind, facts)

@@ -7,7 +7,7 @@ the residual stream, the heads' values and the hidden units, and which rows of a
 are proportional to.
 """
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
@@ -70,9 +70,9 @@ class Sites:
         named = view.named
         hidden: list[Hidden] = []
         if not norms_only:
-            hidden = [layer for layer in stream.hidden if layer.down.name in named]
+            hidden = [network for network in stream.hidden if network.down.name in named]
         # Of experts' networks, of which a block has many, the last matrices aren't scaled.
-        networks = {layer.block: layer for layer in hidden if layer.down.expert is None}
+        networks = {network.block: network for network in hidden if network.down.expert is None}
         # A parameter that is in several places would be scaled in all of them.
         shared = frozenset(chain.from_iterable(view.tied))
         by_block: dict[int, tuple[Site, ...]] = {}
@@ -88,16 +88,22 @@ class Sites:
                 sites += _at_hidden(view, network, parameters)
             by_block[block.index] = tuple(site for site in sites if not site.scales_any(shared))
         left = _left(view, stream, by_block, norms_only)
-        clippable: list[str] = []
-        for layer in hidden:
-            clippable += [up.name for up in layer.up]
-            clippable.append(layer.down.name)
-        for attention in heads.values():
-            clippable.append(attention.output.name)
-            # A matrix of values alone has no rows of queries or keys.
-            if attention.values.shape[0] == len(set(attention.first)) * attention.width:
-                clippable.append(attention.values.name)
-        return cls(by_block, frozenset(clippable), left)
+        return cls(by_block, _clippable(hidden, heads.values()), left)
+
+
+def _clippable(hidden: Iterable[Hidden], heads: Iterable[Heads]) -> frozenset[str]:
+    """Return the names of the matrices that may be clipped."""
+    names: list[str] = []
+    for network in hidden:
+        names += [up.name for up in network.up]
+        names.append(network.down.name)
+    for attention in heads:
+        names.append(attention.output.name)
+        # A matrix of values alone has no rows of queries or keys.
+        rows_of_values = len(set(attention.first)) * attention.width
+        if attention.values.shape[0] == rows_of_values:
+            names.append(attention.values.name)
+    return frozenset(names)
 
 
 def _left(
@@ -154,8 +160,9 @@ class _Parameters:
         """
         name, dimensions = self._by_address[stored.data_ptr()]
         # A bias has one axis, and of a transposed matrix [in, out] the outputs are the last.
-        last = dimensions == 1 or stored.data_ptr() in self._transposed
-        return partial(Scaling, name, -1 if last else -2)
+        is_last = dimensions == 1 or stored.data_ptr() in self._transposed
+        axis = -1 if is_last else -2
+        return partial(Scaling, name, axis)
 
     def norm(self, norm: Norm, factors: Float[Tensor, "in"]) -> Iterator[Scaling]:
         """Yield what multiplies the outputs of a norm by these factors."""
@@ -214,12 +221,12 @@ def _at_values(heads: Heads, parameters: _Parameters) -> Iterator[Site]:
         scale_rows.append(parameters.rows(heads.bias))
 
     def scalings(column_scales: Tensor) -> tuple[Scaling, ...]:
-        rows = column_scales.new_ones(heads.values.shape[0])
+        factors = column_scales.new_ones(heads.values.shape[0])
         by_head = column_scales.unflatten(0, (-1, heads.width))
-        for first, part in zip(heads.first, by_head, strict=True):
-            rows[first : first + heads.width] = 1 / part
-        scaled = [scale(rows) for scale in scale_rows]
-        return (*scaled, parameters.columns(heads.output, column_scales))
+        for first, head_scales in zip(heads.first, by_head, strict=True):
+            factors[first : first + heads.width] = 1 / head_scales
+        divided = [scale(factors) for scale in scale_rows]
+        return (*divided, parameters.columns(heads.output, column_scales))
 
     yield Site(heads.values.name, heads.block, (heads.output,), None, scalings)
 
@@ -245,14 +252,14 @@ def _hidden_site(
     scale_rows = [parameters.rows(stored)]
     # What the bias adds to these rows is divided as well.
     for tensor, start, _ in hidden.rows:
-        other = tensor.dim() == 1 and start == first and tensor is not stored
-        if other and tensor.data_ptr() == _address_of_bias(up):
+        is_bias = tensor.dim() == 1 and tensor.data_ptr() == _address_of_bias(up)
+        if is_bias and start == first and tensor is not stored:
             scale_rows.append(parameters.rows(tensor))
 
     def scalings(column_scales: Tensor) -> tuple[Scaling, ...]:
         ones = column_scales.new_ones(len(stored))
-        rows = ones.index_put((units,), 1 / column_scales)
-        divided = [scale(rows) for scale in scale_rows]
+        factors = ones.index_put((units,), 1 / column_scales)
+        divided = [scale(factors) for scale in scale_rows]
         return (*divided, parameters.columns(hidden.down, column_scales))
 
     return Site(up.name, hidden.block, (hidden.down,), None, scalings)

@@ -203,7 +203,8 @@ class Answering:
         if add_special_tokens is not None:
             return self._ids(string, add_special_tokens)
         start = str(self.tokenizer.decode(self.prefix_token_id))
-        return self._ids(string, False if string.startswith(start) else self._adds_start)
+        special = False if string.startswith(start) else self._adds_start
+        return self._ids(string, special)
 
     def loglikelihood(
         self, requests: Sequence[Any], disable_tqdm: bool = False
@@ -233,7 +234,8 @@ class Answering:
         likelihoods: list[float] = []
         begin = 0
         for count in counts:
-            likelihoods.append(-sum(window.nats for window in scored[begin : begin + count]))
+            windows_of_text = scored[begin : begin + count]
+            likelihoods.append(-sum(window.nats for window in windows_of_text))
             begin += count
         return likelihoods
 
@@ -260,7 +262,8 @@ class Answering:
                 # In the same company as ever, so that a run that was killed ends as one that
                 # wasn't.
                 written = dict(zip(batch, decoder.run(batch), strict=True))
-                self._journal.add({alike[place].name: list(written[place].ids) for place in new})
+                entries = {alike[place].name: list(written[place].ids) for place in new}
+                self._journal.add(entries)
                 steps.add(len(new))
         return [self._text(self._journal[prompt.name], prompt.ending) for prompt in prompts]
 
@@ -370,9 +373,12 @@ class Answering:
         ending = self._ending(options)
         start = self.tokenizer.bos_token
         has_start = bool(start) and text.startswith(str(start))
-        ids = self._ids(text, False if has_start else self._adds_start) or [self.prefix_token_id]
-        shown = tuple(ids[-(self.max_length - ending.room) :])
-        return _Prompt(_name("generate", shown, ending.until, ending.room), shown, ending)
+        special = False if has_start else self._adds_start
+        ids = self._ids(text, special) or [self.prefix_token_id]
+        most = self.max_length - ending.room
+        shown = tuple(ids[-most:])
+        name = _name("generate", shown, ending.until, ending.room)
+        return _Prompt(name, shown, ending)
 
     def _ended(self, ending: Ending) -> Callable[[Sequence[int]], bool]:
         """Return what says whether an answer is whole: at a token that ends texts, or where one of
@@ -381,7 +387,10 @@ class Answering:
         generation = getattr(self.model, "generation_config", None)
         configured = getattr(generation, "eos_token_id", None)
         end_ids: set[Any] = {self.eot_token_id}
-        end_ids.update(configured if isinstance(configured, list) else [configured])
+        if isinstance(configured, list):
+            end_ids.update(configured)
+        else:
+            end_ids.add(configured)
         # A text can be written in other tokens than the tokenizer's, so two more are looked at, as
         # the harness does.
         sizes = {text: len(self._ids(text, False)) + 2 for text in ending.until}
@@ -405,4 +414,5 @@ class Answering:
 
 def _name(kind: str, *parts: Any) -> str:
     """Return what a request is called in the journal: a hash, of ids and never of text."""
-    return hashlib.sha256(json.dumps([kind, *parts], allow_nan=False).encode()).hexdigest()[:32]
+    content = json.dumps([kind, *parts], allow_nan=False)
+    return hashlib.sha256(content.encode()).hexdigest()[:32]

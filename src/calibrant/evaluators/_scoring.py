@@ -220,14 +220,15 @@ def _rope_grows(model: PreTrainedModel, longest: int) -> bool:
     config: Any = model.config.get_text_config()
     rope: Any = getattr(config, "rope_parameters", None) or {}
     # One dict, or one by the kind of layer.
-    rope_settings = [rope, *(value for value in rope.values() if isinstance(value, dict))]
-    if not any(part.get("rope_type") in _GROWING_ROPE for part in rope_settings):
+    by_layer_kind = [value for value in rope.values() if isinstance(value, dict)]
+    rope_types = [settings.get("rope_type") for settings in (rope, *by_layer_kind)]
+    if not any(rope_type in _GROWING_ROPE for rope_type in rope_types):
         return False
-    room = (
-        getattr(config, "original_max_position_embeddings", None)
-        or rope.get("original_max_position_embeddings")
-        or _positions(model)
-    )
+    room = getattr(config, "original_max_position_embeddings", None)
+    if not room:
+        room = rope.get("original_max_position_embeddings")
+    if not room:
+        room = _positions(model)
     return room is not None and longest > room
 
 
@@ -338,9 +339,11 @@ class _Trees:
         last = () if after is None else self._requests[after].inputs
         for index in members:
             request = self._requests[index]
-            # A token behind the shared ones predicts, and so does the last of those.
-            added = len(request.inputs) - max(common_length(last, request.inputs), self._shared)
-            load += _Load(added, min(len(request.continuation), added + 1))
+            present = max(common_length(last, request.inputs), self._shared)
+            added = len(request.inputs) - present
+            # A token behind those that are there predicts, and so does the last of these.
+            predicting = min(len(request.continuation), added + 1)
+            load += _Load(added, predicting)
             last = request.inputs
         return load
 
@@ -377,9 +380,8 @@ class _Trees:
         """The keys and values of what all requests begin with."""
         # Not made for the configuration: no layer of the cache may forget anything.
         cache = DynamicCache()
-        prefix = torch.tensor(
-            [self._requests[0].context[: self._shared]], device=self._model.device
-        )
+        beginning = self._requests[0].context[: self._shared]
+        prefix = torch.tensor([beginning], device=self._model.device)
         limits = accepted(self._model, logits_to_keep=1)
         self._model(input_ids=prefix, cache=cache, use_cache=True, **limits)
         return cache
@@ -387,8 +389,8 @@ class _Trees:
 
 @dataclass
 class _Tree:
-    """Tokens in a row, each after its parent; `predicting` are, for each request, the tokens
-    that its continuation is predicted from.
+    """Tokens in a row, each after its parent (-1 for one that has none); `predicting` are, for each
+    request, the tokens that its continuation is predicted from.
     """
 
     ids: list[int] = field(default_factory=list[int])
@@ -405,13 +407,17 @@ def _grow(requests: Sequence[Request], shared: int) -> _Tree:
     path: list[int] = []
     last: tuple[int, ...] = ()
     for request in requests:
-        path = path[: max(0, common_length(last, request.inputs) - shared)]
-        for position in range(shared + len(path), len(request.inputs)):
-            tree.parents.append(path[-1] if path else -1)
+        in_common = max(0, common_length(last, request.inputs) - shared)
+        path = path[:in_common]
+        for position in range(shared + in_common, len(request.inputs)):
+            parent = path[-1] if path else -1
+            tree.parents.append(parent)
             path.append(len(tree.ids))
             tree.ids.append(request.inputs[position])
             tree.positions.append(position)
-        tree.predicting.append(path[len(request.context) - 1 - shared :])
+        # The last token of the context predicts the first of the continuation.
+        last_of_context = len(request.context) - 1 - shared
+        tree.predicting.append(path[last_of_context:])
         last = request.inputs
     return tree
 
@@ -473,9 +479,11 @@ def _read(
     size = max(1, _LOGITS_AT_ONCE // logits.shape[1])
     totals = torch.cat([wide(part).logsumexp(-1) for part in logits.split(size)])
     most_probable = torch.cat([part.argmax(-1) for part in logits.split(size)])
-    places = torch.tensor(list(itertools.chain.from_iterable(rows)), device=logits.device)
+    all_rows = list(itertools.chain.from_iterable(rows))
     continuations = [request.continuation for request in requests]
-    targets = torch.tensor(list(itertools.chain.from_iterable(continuations)), device=logits.device)
+    words = list(itertools.chain.from_iterable(continuations))
+    places = torch.tensor(all_rows, device=logits.device)
+    targets = torch.tensor(words, device=logits.device)
     # A token's in float32 (or wider), their sum in float64, as everywhere.
     nats = (totals[places] - wide(logits[places, targets])).double().cpu()
     hits = (most_probable[places] == targets).cpu()
@@ -493,4 +501,5 @@ def _shared_beginning(requests: Sequence[Request]) -> int:
     contexts = [request.context for request in requests]
     # What the first and the last in order have in common, all have.
     shared = common_length(min(contexts), max(contexts))
-    return min(shared, min(map(len, contexts)) - 1)
+    shortest = min(len(context) for context in contexts)
+    return min(shared, shortest - 1)

@@ -191,11 +191,11 @@ def _static_scale(rounding: RoundedInputs, codes: Codes | FloatCodes) -> dict[st
     """Return the tensor of the scale that inputs have beforehand, by its name in the format; none
     where they have none.
     """
-    if rounding.scale is None:
+    if rounding.static_scale is None:
         return {}
     # A global scale is in float32, whatever the type of the model.
-    dtype = torch.float32 if rounding.grid.scale == "e4m3" else codes.scales.dtype
-    return {scale_name(rounding.grid): torch.tensor([rounding.scale], dtype=dtype)}
+    dtype = torch.float32 if rounding.grid.has_global_scale else codes.scales.dtype
+    return {scale_name(rounding.grid): torch.tensor([rounding.static_scale], dtype=dtype)}
 
 
 def _parts(packed: FloatCodes) -> dict[str, Tensor]:

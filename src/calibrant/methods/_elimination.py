@@ -241,9 +241,11 @@ def spans(columns: int, target: Removal | None, block: int) -> list[Span]:
         group = target.m
         drop = target.m - target.n
         width = max(block - block % group, group)
-    return [
-        Span(start, min(start + width, columns), group, drop) for start in range(0, columns, width)
-    ]
+    found: list[Span] = []
+    for start in range(0, columns, width):
+        stop = min(start + width, columns)
+        found.append(Span(start, stop, group, drop))
+    return found
 
 
 def choose(
@@ -273,17 +275,18 @@ def by_rows(
     arguments: Sequence[Any],
     least_rows: int = ROWS_PER_THREAD,
 ) -> None:
-    """Call `kernel(*arguments, first, last)` for shares of the rows, `least_rows` or more each, on
+    """Call `kernel(*arguments, first, last)` for parts of the rows, `least_rows` or more each, on
     as many threads as torch has. A kernel lets go of Python's lock, so they run side by side.
     """
     threads = torch.get_num_threads()
-    share = max(-(-rows // threads), least_rows)
+    # Twice negated, the quotient is rounded up.
+    rows_of_part = max(-(-rows // threads), least_rows)
     others: list[Future[None]] = []
-    for first in range(share, rows, share):
-        last = min(first + share, rows)
+    for first in range(rows_of_part, rows, rows_of_part):
+        last = min(first + rows_of_part, rows)
         others.append(_threads(threads).submit(kernel, *arguments, first, last))
-    # This thread does the first share itself.
-    kernel(*arguments, 0, min(share, rows))
+    # This thread does the first part itself.
+    kernel(*arguments, 0, min(rows_of_part, rows))
     for other in others:
         other.result()
 

@@ -221,11 +221,15 @@ def tied(model: PreTrainedModel) -> tuple[tuple[str, ...], ...]:
     """Return the names of parameters that share their numbers: a tuple for each memory that has
     several names, in the model's order.
     """
-    names: dict[tuple[int, torch.Size, tuple[int, ...]], list[str]] = {}
+    names_by_memory: dict[tuple[int, torch.Size, tuple[int, ...]], list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         memory = place_of(parameter), parameter.shape, parameter.stride()
-        names.setdefault(memory, []).append(name)
-    return tuple(tuple(group) for group in names.values() if len(group) > 1)
+        names_by_memory.setdefault(memory, []).append(name)
+    groups: list[tuple[str, ...]] = []
+    for names in names_by_memory.values():
+        if len(names) > 1:
+            groups.append(tuple(names))
+    return tuple(groups)
 
 
 def untie(model: PreTrainedModel) -> bool:

@@ -19,7 +19,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Any, Final, TypeGuard, final
+from typing import Any, Final, NamedTuple, TypeGuard, final
 
 import numpy as np
 import torch
@@ -77,17 +77,19 @@ class Compact:
         flat = tensor.detach().cpu().contiguous().flatten()
         nonzero = _bits_of(flat) != 0
         width = _width(flat)
-        layout, keep, group = _smallest(nonzero, tensor.shape, width or 8 * flat.element_size())
-        parts = _parts(layout, flat, nonzero, keep, group)
-        if layout == "zeros":
+        bits_a_number = width or 8 * flat.element_size()
+        chosen = _smallest(nonzero, tensor.shape, bits_a_number)
+        parts = _parts(chosen, flat, nonzero)
+        if chosen.layout == "zeros":
             width = 0
         elif width:
             # In int16 the sum can't overflow. A positive code is its lowest `width` bits.
             codes = parts["values"].flatten().to(torch.int16) + 2 ** (width - 1)
             parts["values"] = pack_bits(codes.to(torch.uint8), width)
-        elif layout == "whole":
+        elif chosen.layout == "whole":
             parts["values"] = parts["values"].reshape(tensor.shape)
-        return cls(layout, tuple(tensor.shape), flat.dtype, parts, width, keep, group)
+        shape = tuple(tensor.shape)
+        return cls(chosen.layout, shape, flat.dtype, parts, width, chosen.keep, chosen.group)
 
     @property
     def size(self) -> int:
@@ -102,8 +104,9 @@ class Compact:
             "dtype": type_name(self.dtype),
         }
         for name in ("width", "keep", "group"):
-            if getattr(self, name):
-                facts[name] = getattr(self, name)
+            number = getattr(self, name)
+            if number:
+                facts[name] = number
         return facts
 
     @classmethod
@@ -112,11 +115,12 @@ class Compact:
         can't be; whether the parts fit them is checked by `whole`.
         """
         numbers = [facts.get(name, 0) for name in ("width", "keep", "group")]
+        width, keep, group = numbers
         integers = all(type(number) is int for number in numbers)
-        if not integers or not 0 <= numbers[0] < 8:
+        if not integers or not 0 <= width < 8:
             raise ValueError(f"width, keep and group are {brief(numbers)}")
         shape, dtype = declared(facts)
-        return cls(str(facts.get("layout")), shape, dtype, parts, *numbers)
+        return cls(str(facts.get("layout")), shape, dtype, parts, width, keep, group)
 
     def whole(self) -> Shaped[Tensor, "..."]:
         """Return the whole tensor. Raises `ValueError` where the parts don't fit each other."""
@@ -210,16 +214,26 @@ def unpack_bits(packed: Shaped[Tensor, "..."], width: int, count: int) -> UInt8[
     vector of just as many bytes as they take.
     """
     _check_equal("the type of packed bits", (packed.dtype, packed.dim()), (torch.uint8, 1))
-    _check_equal("bytes of packed bits", len(packed), -(-count * width // 8))
+    _check_equal("bytes of packed bits", len(packed), _bytes_for(count * width))
     numbers = np.zeros(count, np.uint8)
     for start in range(0, count, _AT_ONCE):
         size = min(_AT_ONCE, count - start)
         # Pieces begin at whole bytes, since `_AT_ONCE` is a multiple of 8.
         first = start * width // 8
-        content = packed[first : first + -(-size * width // 8)].numpy()
-        bits = np.unpackbits(content, bitorder="little", count=size * width).reshape(size, width)
-        numbers[start : start + size] = np.packbits(bits, axis=1, bitorder="little")[:, 0]
+        last = first + _bytes_for(size * width)
+        content = packed[first:last].numpy()
+        bits = np.unpackbits(content, bitorder="little", count=size * width)
+        bits_of_number = bits.reshape(size, width)
+        # A byte for each number: what it has no bits for is zero.
+        filled_up = np.packbits(bits_of_number, axis=1, bitorder="little")
+        numbers[start : start + size] = filled_up[:, 0]
     return torch.from_numpy(numbers)
+
+
+def _bytes_for(bits: int) -> int:
+    """How many bytes so many bits take."""
+    # Twice negated, the quotient is rounded up.
+    return -(-bits // 8)
 
 
 def digest(tensor: Shaped[Tensor, "..."]) -> str:
@@ -246,61 +260,72 @@ def _bits_of(tensor: Tensor) -> Tensor:
 def _unpack_mask(bits: Tensor, count: int) -> Bool[Tensor, "number"]:
     """The first `count` bits, as truths. Raises `ValueError` where a bit behind them is set."""
     _check_equal("the type of its bits", (bits.dtype, bits.dim()), (torch.uint8, 1))
-    _check_equal("bytes of its bits", len(bits), -(-count // 8))
+    _check_equal("bytes of its bits", len(bits), _bytes_for(count))
     spread = np.unpackbits(bits.numpy(), bitorder="little")
     if spread[count:].any():
         raise ValueError("more bits are set than there are numbers")
     return torch.from_numpy(spread[:count].astype(bool))
 
 
-def _smallest(
-    nonzero: Bool[Tensor, "number"], shape: Sequence[int], bits: int
-) -> tuple[str, int, int]:
-    """The layout that takes the fewest bits, with its `keep` and `group`. A number has `bits`
-    bits.
+class _SizedLayout(NamedTuple):
+    """A layout that a tensor could have, and how many bits (`size`) it takes then. Of those of one
+    size the one with the lowest `order` is taken.
     """
+
+    size: int
+    order: int
+    layout: str
+    keep: int = 0
+    group: int = 0
+
+
+def _smallest(nonzero: Bool[Tensor, "number"], shape: Sequence[int], bits: int) -> _SizedLayout:
+    """The layout that takes the fewest bits. A number has `bits` bits."""
     length = len(nonzero)
     count = int(nonzero.count_nonzero())
     if not length:
-        return "whole", 0, 0
+        return _SizedLayout(0, 0, "whole")
     if not count:
-        return "zeros", 0, 0
-    # Each is what it takes in bits, its place among those that take as many, and the layout.
-    candidates = [(length * bits, 0, "whole", 0, 0), (count * bits + length, 2, "bits", 0, 0)]
+        return _SizedLayout(0, 0, "zeros")
+    layouts = [
+        _SizedLayout(length * bits, 0, "whole"),
+        _SizedLayout(count * bits + length, 2, "bits"),
+    ]
     if count < length:
         for group in GROUPS:
             if shape[-1] % group:
                 continue
             keep = int(nonzero.view(-1, group).sum(1).max())
             if keep < group:
-                size = length // group * keep * (bits + _place_bits(group))
-                candidates.append((size, 1, "n_of_m", keep, group))
-    _, _, layout, keep, group = min(candidates)
-    return layout, keep, group
+                kept = length // group * keep
+                size = kept * (bits + _place_bits(group))
+                layouts.append(_SizedLayout(size, 1, "n_of_m", keep, group))
+    return min(layouts)
 
 
 def _parts(
-    layout: str, flat: Tensor, nonzero: Bool[Tensor, "number"], keep: int, group: int
+    chosen: _SizedLayout, flat: Tensor, nonzero: Bool[Tensor, "number"]
 ) -> dict[str, Tensor]:
-    if layout == "zeros":
+    if chosen.layout == "zeros":
         return {}
-    if layout == "whole":
+    if chosen.layout == "whole":
         return {"values": flat}
-    if layout == "bits":
+    if chosen.layout == "bits":
         bits = torch.from_numpy(np.packbits(nonzero.numpy(), bitorder="little"))
         return {"bits": bits, "values": flat[nonzero]}
     places: list[Tensor] = []
     values: list[Tensor] = []
-    numbers = flat.view(-1, group).split(_AT_ONCE)
-    filled = nonzero.view(-1, group).split(_AT_ONCE)
+    numbers = flat.view(-1, chosen.group).split(_AT_ONCE)
+    filled = nonzero.view(-1, chosen.group).split(_AT_ONCE)
     for piece, piece_filled in zip(numbers, filled, strict=True):
         # A stable sort puts the places that aren't zero first. A group that has fewer of them than
         # `keep` is filled up with places of zeros.
-        zero_last = piece_filled.logical_not().to(torch.uint8).sort(dim=1, stable=True).indices
-        chosen = zero_last[:, :keep].sort(dim=1).values
-        places.append(chosen.to(torch.uint8))
-        values.append(piece.gather(1, chosen))
-    packed = pack_bits(torch.cat(places).flatten(), _place_bits(group))
+        is_zero = piece_filled.logical_not().to(torch.uint8)
+        zeros_last = is_zero.sort(dim=1, stable=True).indices
+        kept = zeros_last[:, : chosen.keep].sort(dim=1).values
+        places.append(kept.to(torch.uint8))
+        values.append(piece.gather(1, kept))
+    packed = pack_bits(torch.cat(places).flatten(), _place_bits(chosen.group))
     return {"places": packed, "values": torch.cat(values).flatten()}
 
 
@@ -310,12 +335,16 @@ def _width(flat: Int[Tensor, "number"] | Tensor) -> int:
     """
     if flat.dtype != torch.int8 or not len(flat):
         return 0
-    # In two's complement -8 needs as many bits as 7, and one is for the sign.
-    width = max(int(flat.max()), -int(flat.min()) - 1).bit_length() + 1
+    largest = int(flat.max())
+    # In two's complement -8 needs as many bits as 7.
+    like_lowest = -int(flat.min()) - 1
+    # One more is for the sign.
+    width = max(largest, like_lowest).bit_length() + 1
     return width if width < 8 else 0
 
 
 def _place_bits(group: int) -> int:
+    """How many bits the place of a number in its group takes."""
     return group.bit_length() - 1
 
 

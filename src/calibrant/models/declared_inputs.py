@@ -23,7 +23,7 @@ from calibrant.targets.scheme import SCHEMES
 STATIC: Final = "input_scale"
 """What the static scale of a tensor is called."""
 GLOBAL: Final = "input_global_scale"
-"""What the scale of e4m3 scales is called."""
+"""What the global scale of e4m3 scales is called."""
 LINEAR: Final = "Linear"
 """The target that stands for all linear layers which aren't named."""
 
@@ -38,7 +38,7 @@ def input_settings(grid: InputGrid) -> dict[str, Any]:
         "group_size": grid.group,
         "dynamic": grid.range is None,
     }
-    if grid.scale == "e4m3":
+    if grid.has_global_scale:
         # The global scale is found beforehand, and those of groups aren't.
         settings |= {"strategy": "tensor_group", "dynamic": "local"}
     return settings
@@ -54,7 +54,7 @@ def quantization_settings(folder: Path) -> Mapping[str, Any]:
 
 def scale_name(grid: InputGrid) -> str:
     """Return what the tensor of a static scale is called, behind the name of its module."""
-    return GLOBAL if grid.scale == "e4m3" else STATIC
+    return GLOBAL if grid.has_global_scale else STATIC
 
 
 @final

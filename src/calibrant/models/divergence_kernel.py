@@ -60,7 +60,7 @@ def _beyond(d: Any) -> Any:
 
 
 def _log_sum(row: Any, largest: Any) -> Any:
-    """Return the logarithm of Σ e^(x - most)."""
+    """Return the logarithm of Σ e^(x - largest)."""
     total = 0.0
     for start in range(0, len(row), RUN):
         part = np.float32(0)

@@ -201,10 +201,12 @@ def parts_of(view: ModelView) -> Iterator[GgufPart]:
 def _expert_parts(name: str, experts: Tensor, tensors: tuple[str, ...]) -> Iterator[GgufPart]:
     """The GGUF tensors into which transformers' one tensor is divided, by equally many rows."""
     block = next(part for part in name.split(".") if part.isdigit())
-    size = experts.shape[1] // len(tensors)
-    for number, tensor in enumerate(tensors):
-        rows = slice(number * size, (number + 1) * size)
+    rows_of_each = experts.shape[1] // len(tensors)
+    start = 0
+    for tensor in tensors:
+        rows = slice(start, start + rows_of_each)
         yield GgufPart(f"blk.{block}.{tensor}.weight", experts[:, rows], name, rows=rows)
+        start = rows.stop
 
 
 def _order(name: str, rows: int, config: Any) -> Tensor | None:

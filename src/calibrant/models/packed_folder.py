@@ -59,10 +59,13 @@ def pack_codes(codes: Int8[Tensor, "out in"], bits: int) -> Int32[Tensor, "out w
     [[2288]]
     """
     # In int16 the sum can't overflow.
-    positive = (codes.cpu().numpy().astype(np.int16) + 2 ** (bits - 1)).astype(np.uint8)
-    spread = np.unpackbits(positive[:, :, None], axis=2, bitorder="little")[:, :, :bits]
-    rows = spread.reshape(len(positive), -1)
-    padded = np.pad(rows, ((0, 0), (0, -rows.shape[1] % 32)))
+    positive = codes.cpu().numpy().astype(np.int16) + 2 ** (bits - 1)
+    positive = positive.astype(np.uint8)
+    # The eight bits of each code, of which the lowest stay.
+    spread = np.unpackbits(positive[:, :, None], axis=2, bitorder="little")
+    rows = spread[:, :, :bits].reshape(len(positive), -1)
+    missing = -rows.shape[1] % 32
+    padded = np.pad(rows, ((0, 0), (0, missing)))
     # Low byte first on every processor, as the files have it.
     words = np.packbits(padded, axis=1, bitorder="little").view("<i4")
     return torch.from_numpy(words.astype(np.int32))
@@ -73,10 +76,11 @@ def unpack_codes(
 ) -> Int8[Tensor, "out in"]:
     """Return the codes that `pack_codes` packed, `inputs` in each row."""
     content = words.numpy().astype("<i4").view(np.uint8)
-    spread = np.unpackbits(content, axis=1, bitorder="little")[:, : inputs * bits]
-    bits_of_code = spread.reshape(len(words), inputs, bits)
+    rows = np.unpackbits(content, axis=1, bitorder="little")
+    bits_of_code = rows[:, : inputs * bits].reshape(len(words), inputs, bits)
     positive = np.packbits(bits_of_code, axis=2, bitorder="little")[:, :, 0]
-    return torch.from_numpy((positive.astype(np.int16) - 2 ** (bits - 1)).astype(np.int8))
+    shifted_back = positive.astype(np.int16) - 2 ** (bits - 1)
+    return torch.from_numpy(shifted_back.astype(np.int8))
 
 
 @final
@@ -99,10 +103,10 @@ class PackedFolder:
                     if module not in self.bits or part not in (PACKED, SCALE, SHAPE):
                         yield name, file.get_tensor(name)
                     elif part == PACKED:
-                        inputs = self.tensors[f"{module}.weight"].shape[1]
+                        inputs = self.tensors[f"{module}.{WEIGHT}"].shape[1]
                         codes = unpack_codes(file.get_tensor(name), self.bits[module], inputs)
                         scales = file.get_tensor(f"{module}.{SCALE}")
-                        yield f"{module}.weight", dense_of(codes, scales)
+                        yield f"{module}.{WEIGHT}", dense_of(codes, scales)
 
 
 @final
@@ -173,7 +177,8 @@ def packed_folder(
         for part in (PACKED, SCALE, SHAPE):
             if f"{module}.{part}" in tensors:
                 parts[part] = tensors.pop(f"{module}.{part}")
-        if len(parts) < 3 or len({part.file for part in parts.values()}) > 1:
+        files = {part.file for part in parts.values()}
+        if len(parts) < 3 or len(files) > 1:
             raise ModelError(
                 f"{ref}: {module} lacks a part of its packed weight, or has it in another file; "
                 "save it again",
@@ -183,11 +188,12 @@ def packed_folder(
     for path in weights:
         with opening_by_transformers(ref), safe_open(path, framework="pt") as file:
             for module, parts in packed.items():
-                if parts[PACKED].file == path.name:
-                    numbers = file.get_tensor(f"{module}.{SHAPE}").flatten().tolist()
-                    shape = [int(number) for number in numbers]
-                    unpacked = _unpacked(module, shape, parts, bits[module], ref)
-                    tensors[f"{module}.weight"] = unpacked
+                if parts[PACKED].file != path.name:
+                    continue
+                numbers = file.get_tensor(f"{module}.{SHAPE}").flatten().tolist()
+                shape = [int(number) for number in numbers]
+                unpacked = _unpacked(module, shape, parts, bits[module], ref)
+                tensors[f"{module}.{WEIGHT}"] = unpacked
     return PackedFolder(weights, bits, tensors)
 
 
@@ -236,18 +242,24 @@ def _unpacked(
     """
     words = parts[PACKED].shape
     scales = parts[SCALE].shape
-    fits = (
-        len(shape) == len(words) == len(scales) == 2
-        and words[0] == scales[0] == shape[0]
-        and words[1] == math.ceil(shape[1] * bits / 32)
-    )
-    if not fits or scales[1] < 1 or shape[1] % scales[1]:
+    if not _fit(shape, words, scales, bits):
         raise ModelError(
             f"{ref}: {module} is to have {list(shape)} numbers of {bits} bits, packed as "
             f"{list(words)} with scales {list(scales)}, which don't fit each other; save it again",
             subject=module,
         )
     return StoredTensor((shape[0], shape[1]), parts[SCALE].dtype, parts[PACKED].file)
+
+
+def _fit(shape: Sequence[int], words: Sequence[int], scales: Sequence[int], bits: int) -> bool:
+    """Whether a matrix of this shape can have words and scales of these shapes."""
+    if not len(shape) == len(words) == len(scales) == 2:
+        return False
+    rows, inputs = shape
+    if not words[0] == scales[0] == rows:
+        return False
+    groups = scales[1]
+    return words[1] == math.ceil(inputs * bits / 32) and groups > 0 and inputs % groups == 0
 
 
 def _groups(settings: Any, ref: str) -> Mapping[str, int]:

@@ -31,22 +31,22 @@ MODULES: Final = (nn.Linear, Conv1D)
 @final
 @dataclass(frozen=True)
 class RoundedInputs:
-    """The forward of a module that rounds its input to `grid` first; `scale` is the static one,
-    None where all scales follow from the inputs.
+    """The forward of a module that rounds its input to `grid` first; `static_scale` is None where
+    all scales follow from the inputs.
 
     It stands in the module's own attributes. So it is a part of the model's structure: what
     restores that takes it away, and a copy of the model has one of its own.
     """
 
     grid: InputGrid
-    scale: float | None
+    static_scale: float | None
     forward: Callable[..., Tensor]
 
     def __post_init__(self) -> None:
-        self.grid.check(self.scale)
+        self.grid.check(self.static_scale)
 
     def __call__(self, x: Tensor) -> Tensor:
-        return self.forward(self.grid.rounded(x, self.scale))
+        return self.forward(self.grid.rounded(x, self.static_scale))
 
 
 def has_inputs(weight: Weight) -> bool:
@@ -60,7 +60,7 @@ def rounding_of(module: nn.Module) -> RoundedInputs | None:
     return forward if isinstance(forward, RoundedInputs) else None
 
 
-def round_inputs(module: nn.Module, grid: InputGrid, scale: float | None) -> None:
+def round_inputs(module: nn.Module, grid: InputGrid, static_scale: float | None) -> None:
     """Let a module round its inputs, in place of how it did before. Raises `ValueError` where grid
     and scale don't fit each other or the inputs aren't whole groups, `NumericsError` for a scale
     that isn't finite and above 0.
@@ -70,7 +70,7 @@ def round_inputs(module: nn.Module, grid: InputGrid, scale: float | None) -> Non
         raise ValueError(f"{inputs} inputs aren't whole groups of {grid.group}")
     before = rounding_of(module)
     forward = module.forward if before is None else before.forward
-    vars(module)["forward"] = RoundedInputs(grid, scale, forward)
+    vars(module)["forward"] = RoundedInputs(grid, static_scale, forward)
 
 
 def _width(module: Any) -> int:
@@ -114,7 +114,7 @@ def round_alike(model: nn.Module, other: nn.Module) -> None:
     names in `other` do.
     """
     for name, rounding in rounding_modules(other).items():
-        round_inputs(model.get_submodule(name), rounding.grid, rounding.scale)
+        round_inputs(model.get_submodule(name), rounding.grid, rounding.static_scale)
     for name, rounded_cache in rounded_caches(other).items():
         round_cache(model.get_submodule(name), rounded_cache)
 
@@ -133,7 +133,7 @@ def rounding_facts(model: nn.Module) -> dict[str, Any]:
     """Return as plain data how modules round their inputs, or keys and values, by their names."""
     modules: dict[str, Any] = {}
     for name, rounding in rounding_modules(model).items():
-        modules[name] = {"grid": asdict(rounding.grid), "scale": rounding.scale}
+        modules[name] = {"grid": asdict(rounding.grid), "scale": rounding.static_scale}
     for name, rounded_cache in rounded_caches(model).items():
         modules[name] = rounded_cache.facts()
     return modules
@@ -175,20 +175,20 @@ def _round(module: nn.Module, facts: Mapping[str, Any]) -> None:
     if attends(module):
         round_cache(module, RoundedCache.read(facts))
     elif isinstance(module, MODULES):
-        grid, scale = _grid_and_scale(facts)
-        round_inputs(module, grid, scale)
+        grid, static_scale = _grid_and_scale(facts)
+        round_inputs(module, grid, static_scale)
     else:
         raise ValueError
 
 
 def _grid_and_scale(facts: Mapping[str, Any]) -> tuple[InputGrid, float | None]:
-    """The grid and the scale of a module. Raises `KeyError`, `TypeError` or `ValueError` for what
-    is none.
+    """The grid and the static scale of a module. Raises `KeyError`, `TypeError` or `ValueError` for
+    what is none.
     """
-    scale = facts["scale"]
-    if scale is not None and type(scale) is not float:
+    static_scale = facts["scale"]
+    if static_scale is not None and type(static_scale) is not float:
         raise TypeError
-    return InputGrid.read(facts["grid"]), scale
+    return InputGrid.read(facts["grid"]), static_scale
 
 
 def _damaged(path: Path, what: str) -> ModelError:

@@ -151,7 +151,8 @@ def _checked(
         with Refusal(f"{folder / SHEET} says of {brief(name)} what can't be", f"; {_AGAIN}", name):
             shape, dtype = declared(entry)
             for layout in _layouts(entry):
-                stored_numbers += prod(declared(layout)[0])
+                layout_shape, _ = declared(layout)
+                stored_numbers += prod(layout_shape)
                 used.update(layout["parts"].values())
             word = WORDS.get(dtype, type_name(dtype))
             tensors[name] = StoredTensor(shape, word, SHEET)
@@ -308,15 +309,17 @@ class SparseWriter:
     def _packed(self, name: str, packed: Packed, most: int) -> dict[str, Any] | None:
         """Store a packed form, and return its entry; None where it takes `most` bytes or more."""
         form, tensors = write_form(packed)
-        inside = {key: Compact.of(tensor) for key, tensor in tensors.items()}
-        # Forms that share a tensor count equal parts of its bytes.
-        size = sum(inside[key].size / self._uses(tensor) for key, tensor in tensors.items())
-        if size >= most:
+        compacts = {key: Compact.of(tensor) for key, tensor in tensors.items()}
+        sizes: list[float] = []
+        for key, tensor in tensors.items():
+            # Forms that share a tensor count equal parts of its bytes.
+            sizes.append(compacts[key].size / self._uses(tensor))
+        if sum(sizes) >= most:
             return None
-        kept: dict[str, Any] = {}
-        for key, compact in inside.items():
-            kept[key] = self._kept(f"{name}:{key}", compact, sharing=True)
-        return {"form": form, "tensors": kept}
+        entries: dict[str, Any] = {}
+        for key, compact in compacts.items():
+            entries[key] = self._kept(f"{name}:{key}", compact, sharing=True)
+        return {"form": form, "tensors": entries}
 
     def finish(self) -> None:
         """Write what is waiting, and the sheet."""
@@ -333,26 +336,35 @@ class SparseWriter:
 
     def _uses(self, tensor: Tensor) -> int:
         """How many packed forms have this tensor."""
-        return max(1, self._shared[_content_key(tensor)]) if self._shared else 1
+        # Without such forms nothing needs to be hashed.
+        if not self._shared:
+            return 1
+        return max(1, self._shared[_content_key(tensor)])
 
     def _kept(self, name: str, compact: Compact, sharing: bool = False) -> dict[str, Any]:
-        parts: dict[str, str] = {}
+        """Keep a tensor to be written, and return its entry. With `sharing`, a part that equals one
+        that is stored already isn't stored again.
+        """
+        names: dict[str, str] = {}
         for key, part in compact.parts.items():
-            known = _content_key(part) if sharing else f"{name}:{key}"
-            if known not in self._names:
-                self._names[known] = f"{name}:{key}"
-                self._waiting[f"{name}:{key}"] = part.contiguous()
+            own_name = f"{name}:{key}"
+            content = _content_key(part) if sharing else own_name
+            if content not in self._names:
+                self._names[content] = own_name
+                self._waiting[own_name] = part.contiguous()
                 self._after += part.nbytes
-            parts[key] = self._names[known]
-        return {**compact.facts(), "parts": parts}
+            names[key] = self._names[content]
+        return {**compact.facts(), "parts": names}
 
     def _flush(self) -> None:
-        if self._waiting:
-            self._files.append(f"sparse-{len(self._files) + 1:05}.safetensors")
-            with usual_rights(self._place / self._files[-1]):
-                save_file(self._waiting, self._place / self._files[-1], metadata={"format": FORMAT})
-            self._waiting = {}
-            self._written = self._after
+        if not self._waiting:
+            return
+        name = f"sparse-{len(self._files) + 1:05}.safetensors"
+        self._files.append(name)
+        with usual_rights(self._place / name):
+            save_file(self._waiting, self._place / name, metadata={"format": FORMAT})
+        self._waiting = {}
+        self._written = self._after
 
 
 def _content_key(part: Tensor) -> str:

@@ -114,10 +114,12 @@ class Hidden:
         """
         for tensor, first, step in self.rows:
             places = torch.arange(self.units, device=tensor.device) * step + first
+            old_places = places[order.to(tensor.device)]
             changed = tensor.detach().clone()
-            changed[places] = tensor.detach()[places[order.to(tensor.device)]]
+            changed[places] = tensor.detach()[old_places]
             overwrite(tensor, changed)
-        self.down.set(self.down.get()[:, order.to(self.down.stored.device)])
+        columns = order.to(self.down.stored.device)
+        self.down.set(self.down.get()[:, columns])
 
 
 @final
@@ -378,11 +380,11 @@ class _TracedStream:
         mixed = {_twin(name) for name in self._flow.mixed}
         for name, rows in rows_of.items():
             matrices = {part.matrix for part in rows}
-            alone = all(users[matrix] == 1 and _twin(matrix) not in mixed for matrix in matrices)
-            if alone:
-                hidden = self._hidden_of(self._weights[name], rows)
-                if hidden is not None:
-                    yield hidden
+            if any(users[matrix] > 1 or _twin(matrix) in mixed for matrix in matrices):
+                continue
+            hidden = self._hidden_of(self._weights[name], rows)
+            if hidden is not None:
+                yield hidden
 
     def _input_rows(self, name: str, down: Weight) -> frozenset[Rows]:
         """The rows that the inputs of a matrix are functions of; none where they are no such
@@ -391,9 +393,9 @@ class _TracedStream:
         pairs = self._flow.pairs.get(name, set())
         if not pairs and down.expert is not None:
             # An expert that no token of the probe reached has the rows that another has.
-            for other, other_sources in self._flow.pairs.items():
+            for other, other_pairs in self._flow.pairs.items():
                 if "[" in other and _twin(other) == _twin(name):
-                    pairs = {_of_expert(rows, down.expert) for rows in other_sources}
+                    pairs = {_of_expert(rows, down.expert) for rows in other_pairs}
                     break
         if len(pairs) != 1:
             return frozenset()
@@ -414,7 +416,8 @@ class _TracedStream:
                 tensor = weight.get()
             else:
                 tensor = self._vectors[part.matrix]
-            if part.first + part.step * (units - 1) >= len(tensor):
+            last = part.first + part.step * (units - 1)
+            if last >= len(tensor):
                 return None
             places.append((tensor, part.first, part.step))
         if not up:
@@ -521,9 +524,12 @@ def _measured(module: nn.Module, width: int) -> tuple[float | None, bool]:
         # A weight is a scale where each step of it adds the same, and something. The bounds are
         # wide, since the norm may compute in two bytes.
         step = once - none
-        straight = torch.allclose(twice - once, step, atol=0.05) and bool(step.abs().max() > 0.1)
+        same_steps = torch.allclose(twice - once, step, atol=0.05)
+        adds_something = bool(step.abs().max() > 0.1)
         # A weight of nothing gives nothing, but with Gemma's 1 + weight.
-        offset = 0.0 if torch.allclose(none, torch.zeros_like(none), atol=1e-3) else 1.0
-        if straight and torch.allclose(once, (1 + offset) * step, atol=0.05):
+        gives_nothing = torch.allclose(none, torch.zeros_like(none), atol=1e-3)
+        offset = 0.0 if gives_nothing else 1.0
+        fits_offset = torch.allclose(once, (1 + offset) * step, atol=0.05)
+        if same_steps and adds_something and fits_offset:
             return offset, centres
         return None, centres

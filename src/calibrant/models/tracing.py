@@ -218,7 +218,8 @@ class Flow(TorchDispatchMode):
             return [Label(zero=name in ZERO)], name
         # A token's vector is made by the table, as a matrix makes its outputs.
         if name == "embedding" and args[0].data_ptr() in self._vectors:
-            return [Label(made=frozenset([(self._vectors[args[0].data_ptr()], "")]))], name
+            table = self._vectors[args[0].data_ptr()]
+            return [Label(made=frozenset([(table, "")]))], name
         if name in LAYOUT:
             return self._layout(name, args, outputs), name
         if name in PRODUCTS:
@@ -349,9 +350,13 @@ class Flow(TorchDispatchMode):
             return [known.name]
         if operand.dim() != 3:
             return []
-        found = tuple(turned.shape[1:]), turned.stride()[1:]
-        experts = self._holders.get(operand.data_ptr(), ())
-        return [expert.name for expert in experts if (expert.shape, expert.strides) == found]
+        shape = tuple(turned.shape[1:])
+        strides_of_each = turned.stride()[1:]
+        names: list[str] = []
+        for expert in self._holders.get(operand.data_ptr(), ()):
+            if expert.shape == shape and expert.strides == strides_of_each:
+                names.append(expert.name)
+        return names
 
     def _sum(self, name: str, args: tuple[Any, ...]) -> tuple[Label, str]:
         """What is known of a sum, and what to call it."""
@@ -446,17 +451,20 @@ def _operands(name: str, args: tuple[Any, ...]) -> tuple[Any, Any, Any]:
     """What a product adds (if anything), what it multiplies, and with what."""
     if name in ("addmm", "baddbmm"):
         return args[0], args[1], args[2]
-    x, matrix, *bias = args
-    return bias[0] if bias and name == "linear" else None, x, matrix
+    x, matrix, *rest = args
+    bias = rest[0] if rest and name == "linear" else None
+    return bias, x, matrix
 
 
 def _joined(args: tuple[Any, ...], labels: list[Label], result: Tensor) -> Label:
     """What is known of several tensors put together token by token, as experts' outputs are."""
-    # Put side by side, features would get other numbers; and tensors of different kinds have no
-    # label in common.
     dim = args[1] if len(args) > 1 else 0
-    alike = {(label.stream, label.norm, bool(label.made), bool(label.rows)) for label in labels}
-    if dim % result.dim() == result.dim() - 1 or len(alike) != 1:
+    # Put side by side, features would get other numbers.
+    if dim % result.dim() == result.dim() - 1:
+        return NOTHING
+    # Tensors of different kinds have no label in common.
+    kinds = {(label.stream, label.norm, bool(label.made), bool(label.rows)) for label in labels}
+    if len(kinds) != 1:
         return NOTHING
     made: Products = frozenset()
     rows: frozenset[Rows] = frozenset()
@@ -508,7 +516,8 @@ def _keeps_features(name: str, x: Tensor, y: Tensor, args: tuple[Any, ...]) -> b
         # the last one.
         taken = 0
         for index in args[1]:
-            taken += index.dim() if index is not None and index.dtype == torch.bool else 1
+            is_mask = index is not None and index.dtype == torch.bool
+            taken += index.dim() if is_mask else 1
         return taken < dims or args[1][-1] is None
     if name == "index_select":
         return args[1] % dims != last
@@ -520,16 +529,23 @@ def _selected(name: str, x: Tensor, args: Sequence[Any], number: int, label: Lab
     last = x.dim() - 1
     match name, list(args):
         case "slice", [_, dim, *rest] if dim % x.dim() == last:
-            first = rest[0] if rest and rest[0] is not None else 0
-            step = rest[2] if len(rest) > 2 else 1
+            # What follows are the start, the end and the step, as far as they are given.
+            first = 0
+            if rest and rest[0] is not None:
+                first = rest[0]
             if first < 0:
                 first += x.shape[-1]
-        case "split" | "split_with_sizes", [_, size, dim] if dim % x.dim() == last:
-            first = number * size if isinstance(size, int) else sum(size[:number])
+            step = rest[2] if len(rest) > 2 else 1
+        case "split", [_, int(size), dim] if dim % x.dim() == last:
+            first = number * size
+            step = 1
+        case "split" | "split_with_sizes", [_, sizes, dim] if dim % x.dim() == last:
+            first = sum(sizes[:number])
             step = 1
         case _:
             return NOTHING
     selected: list[Rows] = []
     for rows in label.rows:
-        selected.append(Rows(rows.matrix, rows.first + first * rows.step, rows.step * step))
+        first_row = rows.first + first * rows.step
+        selected.append(Rows(rows.matrix, first_row, rows.step * step))
     return Label(rows=frozenset(selected))

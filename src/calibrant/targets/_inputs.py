@@ -47,9 +47,9 @@ class InputGrid:
     """The values of one `element`, times a scale. All inputs of a matrix share it (`tensor`), those
     of a token, or so many (`group`) consecutive ones of a token.
 
-    `scale` says how scales are stored. With a `range` a number is found beforehand, from
-    calibration data: the scale of a tensor, or the global scale that e4m3 scales are multiplied
-    by. Without one all scales follow from the inputs themselves, as they come.
+    `scale` says how scales are stored. With a `range` one number is found beforehand, from
+    calibration data, the static scale: the scale of a tensor, or the global scale that e4m3 scales
+    are divided by. Without one all scales follow from the inputs themselves, as they come.
 
     >>> grid = InputGrid("int8", "token")
     >>> grid.rounded(torch.tensor([[127.5, -0.6, 0.5], [0.0, 0.0, 0.0]])).tolist()
@@ -73,16 +73,21 @@ class InputGrid:
             raise ValueError(f"inputs of {grid.strategy} don't have groups of {grid.group}")
         if grid.scale != "plain" and not in_groups:
             raise ValueError(f"scales of {grid.strategy} aren't stored as {grid.scale}")
-        static = grid.strategy == "tensor" or grid.scale == "e4m3"
-        if static != (grid.range is not None):
+        is_static = grid.strategy == "tensor" or grid.has_global_scale
+        if is_static != (grid.range is not None):
             raise ValueError(
                 f"a range of {grid.range} doesn't fit {grid.scale} scales of {grid.strategy}"
             )
         return grid
 
+    @property
+    def has_global_scale(self) -> bool:
+        """Whether scales are divided by one that all inputs share."""
+        return self.scale == "e4m3"
+
     def static_scale(self, reach: float, dtype: torch.dtype) -> float:
-        """Return the number that is found beforehand, for inputs that are at most `reach`: the
-        scale of a tensor, in the type `dtype`, or a global scale, in float32.
+        """Return the static scale for inputs that are at most `reach`: the scale of a tensor, in
+        the type `dtype`, or a global scale, in float32.
 
         Inputs that are all zero get a scale that is valid. Raises `NumericsError` where there is
         none that is finite and above 0, and for a `reach` that is NaN or infinite.
@@ -92,38 +97,39 @@ class InputGrid:
                 f"the largest input is {reach:g}, and a scale can't reach so far; {_LOOK_AT}"
             )
         bounds = _BOUNDS[self.element]
-        if self.scale == "e4m3":
-            scale = 1.0
+        if self.has_global_scale:
+            found = 1.0
             if reach > TINIEST:
-                scale = _in_type(E4M3.largest * bounds.largest / reach, torch.float32)
+                found = _in_type(E4M3.largest * bounds.largest / reach, torch.float32)
         else:
-            scale = _in_type(reach / bounds.reach, dtype) or torch.finfo(dtype).eps
-        self.check(scale)
-        return scale
+            found = _in_type(reach / bounds.reach, dtype) or torch.finfo(dtype).eps
+        self.check(found)
+        return found
 
-    def check(self, scale: float | None) -> None:
-        """Raise `NumericsError` for a scale that isn't finite and above 0, `ValueError` for one
-        that these inputs don't have, or that is missing.
+    def check(self, static_scale: float | None) -> None:
+        """Raise `NumericsError` for a static scale that isn't finite and above 0, `ValueError` for
+        one that these inputs don't have, or that is missing.
         """
-        if (scale is None) != (self.range is None):
-            raise ValueError(f"the scale {scale} doesn't fit {self}")
-        if scale is not None and not (math.isfinite(scale) and scale > 0):
+        if (static_scale is None) != (self.range is None):
+            raise ValueError(f"the scale {static_scale} doesn't fit {self}")
+        if static_scale is not None and not (math.isfinite(static_scale) and static_scale > 0):
             raise NumericsError(
-                f"a scale of inputs is {scale:g}, and must be finite and above 0; {_LOOK_AT}"
+                f"a scale of inputs is {static_scale:g}, and must be finite and above 0; {_LOOK_AT}"
             )
 
     def rounded(
-        self, x: Float[Tensor, "*token in"], scale: float | None = None
+        self, x: Float[Tensor, "*token in"], static_scale: float | None = None
     ) -> Float[Tensor, "*token in"]:
         """Return the inputs after rounding, in their own type; half way between two values, the
-        even one. `scale` is what `static_scale` gave, where there is one. What a scale doesn't
-        reach becomes the largest value. All is computed in float32, or in float64 for that type.
+        even one. `static_scale` is what the method of that name gave, where there is one. What a
+        scale doesn't reach becomes the largest value. All is computed in float32, or in float64 for
+        that type.
         """
         numbers = x if x.dtype == torch.float64 else x.float()
         parts = numbers
         if self.group is not None:
             parts = numbers.unflatten(-1, (-1, self.group))
-        scales = self._scales(parts, scale)
+        scales = self._scales(parts, static_scale)
         values = self.nearest(parts / scales)
         return (values * scales).reshape(x.shape).to(x.dtype)
 
@@ -134,18 +140,19 @@ class InputGrid:
         element = E4M3 if self.element == "e4m3" else E2M1
         return element.nearest(numbers)
 
-    def _scales(self, parts: Tensor, scale: float | None) -> Tensor:
+    def _scales(self, parts: Tensor, static_scale: float | None) -> Tensor:
         """Return the scale of each part of the inputs; 1 for a part whose own would be zero."""
         if self.scale == "e8m0":
             return _powers_of_two(parts.abs().amax(-1, keepdim=True))
-        given = parts.new_full((), 1.0 if scale is None else scale)
+        found = 1.0 if static_scale is None else static_scale
+        for_all = parts.new_full((), found)
         if self.strategy == "tensor":
-            return given
+            return for_all
         reach = parts.abs().amax(-1, keepdim=True)
         scales = reach / _BOUNDS[self.element].reach
-        if self.scale == "e4m3":
-            stored = E4M3.nearest(scales * given)
-            scales = stored.where(stored > 0, INSTEAD_OF_ZERO) / given
+        if self.has_global_scale:
+            stored = E4M3.nearest(scales * for_all)
+            scales = stored.where(stored > 0, INSTEAD_OF_ZERO) / for_all
         return scales.where(scales > 0, 1.0)
 
 

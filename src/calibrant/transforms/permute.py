@@ -95,12 +95,13 @@ class Permute(Transform):
         if not self.heads:
             return
         for heads in Heads.of(view).values():
-            if heads.output.name in seen and heads.width % self.m == 0:
-                by_head = _scores(heads.output, seen).unflatten(1, (-1, heads.width))
-                # Heads that share values must have them in one order: their rows are one matrix.
-                for place, sharing in heads.sharing().items():
-                    scores = torch.cat([by_head[:, head] for head in sharing])
-                    yield "heads", scores, partial(heads.permute, place)
+            if heads.output.name not in seen or heads.width % self.m:
+                continue
+            by_head = _scores(heads.output, seen).unflatten(1, (-1, heads.width))
+            # Heads that share values must have them in one order: their rows are one matrix.
+            for first_row, sharing in heads.sharing().items():
+                scores = torch.cat([by_head[:, head] for head in sharing])
+                yield "heads", scores, partial(heads.permute, first_row)
 
 
 def _scores(weight: Weight, seen: Mapping[str, Seen]) -> Float[Tensor, "out in"]:
@@ -129,7 +130,9 @@ def dealt(scores: Float[Tensor, "out in"], m: int) -> Int[Tensor, "in"]:
     >>> dealt(torch.tensor([[6.0, 5.0, 4.0, 3.0, 2.0, 1.0]]), 3).tolist()
     [0, 3, 4, 1, 2, 5]
     """
-    rounds = scores.double().sum(0).argsort(descending=True, stable=True).reshape(m, -1)
+    falling = scores.double().sum(0).argsort(descending=True, stable=True)
+    # A row for each round, in which every group gets one input.
+    rounds = falling.reshape(m, -1)
     rounds[1::2] = rounds[1::2].flip(1)
     return rounds.T.flatten()
 
@@ -147,16 +150,19 @@ def assigned(
         from scipy.optimize import linear_sum_assignment
     groups = order.reshape(-1, m).clone()
     for place in range(m):
-        others = groups[:, [column for column in range(m) if column != place]]
+        other_places = [other for other in range(m) if other != place]
+        others = groups[:, other_places]
         thresholds = scores[:, others].topk(n, dim=2).values[:, :, -1]
-        current = scores[:, groups[:, place]]
+        inputs = groups[:, place]
+        input_scores = scores[:, inputs]
         # What each group (a row) gains by each of the inputs (a column).
         gains: list[Tensor] = []
         for threshold in thresholds.unbind(1):
-            gains.append((current - threshold[:, None]).clamp_min(0).sum(0))
+            above = (input_scores - threshold[:, None]).clamp_min(0)
+            gains.append(above.sum(0))
         gain_table = torch.stack(gains).cpu().double().numpy()
         _, best = linear_sum_assignment(gain_table, maximize=True)
-        groups[:, place] = groups[torch.from_numpy(best).to(groups.device), place]
+        groups[:, place] = inputs[torch.from_numpy(best).to(groups.device)]
     return groups.flatten()
 
 

@@ -253,7 +253,7 @@ class MicroBatch:
         after = rounding_of(module)
         if after is None or after is before:
             return None
-        return after.grid.rounded(product.x, after.scale)
+        return after.grid.rounded(product.x, after.static_scale)
 
     def _door(self, forward: Callable[..., Any]) -> Callable[..., Any]:
         """What stands in the place of the next block's `forward` while the model runs: it waits

@@ -53,11 +53,10 @@ def divergence(
     dtype = torch.float64 if before.device.type != "mps" else torch.float32
     half = torch.log(torch.tensor(2.0, dtype=dtype, device=before.device))
     divergences: list[Tensor] = []
-    for states, other_states in zip(
-        before.split(TOKENS_AT_ONCE), after.split(TOKENS_AT_ONCE), strict=True
-    ):
-        log_p = states.to(dtype).log_softmax(-1)
-        log_q = other_states.to(dtype).log_softmax(-1)
+    for start in range(0, len(before), TOKENS_AT_ONCE):
+        tokens = slice(start, start + TOKENS_AT_ONCE)
+        log_p = before[tokens].to(dtype).log_softmax(-1)
+        log_q = after[tokens].to(dtype).log_softmax(-1)
         log_middle = torch.logaddexp(log_p, log_q) - half
         terms = log_p.exp() * (log_p - log_middle) + log_q.exp() * (log_q - log_middle)
         # Rounding may leave a sum a little below zero.
@@ -180,7 +179,8 @@ class _LayerRecorder:
 
     def _keep_output(self, name: str) -> Callable[[Any, Any, Any], None]:
         def keep(module: Any, args: Any, output: Any) -> None:
-            self._activations[name] = hidden_of(tuple(tree_leaves(output)), {}).detach().clone()
+            hidden = hidden_of(tuple(tree_leaves(output)), {})
+            self._activations[name] = hidden.detach().clone()
 
         return keep
 
@@ -201,13 +201,14 @@ class _LayerRecorder:
                 advice = "the model or its type can't be calibrated on"
                 raise NumericsError(f"{problem}; {advice}", subject=name)
         shared = states.get("shared_output")
+        beside_routed: Tensor | None = None
+        if shared is not None:
+            beside_routed = states["layer_output"] - states["routed_output"]
         return LayerSample(
             inputs=states["inputs"],
             block_output=states["block_output"],
             layer_output=states["layer_output"],
-            beside_routed=(
-                None if shared is None else states["layer_output"] - states["routed_output"]
-            ),
+            beside_routed=beside_routed,
             shared_output=shared,
             weights=weights,
         )
@@ -237,16 +238,17 @@ class ExpertSearch:
         self._ranks = ranks
         sent = routing.counts.tolist()
         self.candidates = [expert for expert in range(layer.count) if sent[expert] > 0]
-        tokens = torch.full_like(routing.counts, routing.mass) if gates == "all" else routing.counts
-        self._mean_gates = [
-            float(routing.gates[expert] / tokens[expert]) for expert in self.candidates
-        ]
-        self._shared_gate = sum(ranks.gathered([sample.gate_sum(layer) for sample in samples]))
+        tokens = routing.counts
+        if gates == "all":
+            tokens = torch.full_like(routing.counts, routing.mass)
+        mean_gates = routing.gates / tokens
+        self._mean_gates = [float(mean_gates[expert]) for expert in self.candidates]
+        gate_sums = [sample.gate_sum(layer) for sample in samples]
+        self._shared_gate = sum(ranks.gathered(gate_sums))
         self._expert_outputs: list[list[Tensor]] = []
         for sample in samples:
-            self._expert_outputs.append(
-                [alone(layer, expert, sample.inputs) for expert in self.candidates]
-            )
+            outputs = [alone(layer, expert, sample.inputs) for expert in self.candidates]
+            self._expert_outputs.append(outputs)
         self._equations = self._normal_equations() if gates == "fitted" else None
 
     def condensed_layer(self, places: Sequence[int]) -> Condensed:
@@ -295,8 +297,11 @@ class ExpertSearch:
             return 0.0, []
         # Not `solve`: two experts that give the same make the system singular.
         system = products[np.ix_(rows, rows)]
-        solved = np.linalg.lstsq(system, targets[rows], rcond=1e-9)[0].tolist()
-        return (solved[0], solved[1:]) if has_shared else (0.0, solved)
+        solution, *_ = np.linalg.lstsq(system, targets[rows], rcond=1e-9)
+        gates = solution.tolist()
+        if has_shared:
+            return gates[0], gates[1:]
+        return 0.0, gates
 
     def _normal_equations(self) -> tuple[np.ndarray, np.ndarray]:
         """The normal equations of the gates: the products of all candidates' outputs with each
@@ -358,10 +363,10 @@ def order_of(path: Sequence[Choice]) -> list[int]:
     [1, 0]
     """
     order: list[int] = []
-    before: Choice = ()
+    levels: dict[int, int] = {}
     for choice in path:
         for unit, level in enumerate(choice):
-            if level > (before[unit] if before else 0):
+            if level > levels.get(unit, 0):
                 order.append(unit)
-        before = choice
+            levels[unit] = level
     return order

@@ -138,7 +138,11 @@ def far_numbers(matrices: Matrices) -> Float[Tensor, "expert"]:
         mean = sum(float(matrix.double().sum()) for matrix in expert) / entries
         squares = sum(float((matrix.double() - mean).square().sum()) for matrix in expert)
         far = OUTLIER_DEVIATIONS * (squares / entries) ** 0.5
-        return float(sum(int(((matrix.double() - mean).abs() > far).sum()) for matrix in expert))
+        outliers = 0
+        for matrix in expert:
+            distances = (matrix.double() - mean).abs()
+            outliers += int((distances > far).sum())
+        return float(outliers)
 
     return _score_each(matrices, count)
 
@@ -232,7 +236,8 @@ def first_by_score(scores: Float[Tensor, "expert"], count: int, largest: bool) -
     order; of equal ones the lowest number goes first.
     """
     signed = (-scores if largest else scores).tolist()
-    return tuple(sorted(range(len(signed)), key=signed.__getitem__)[:count])
+    order = sorted(range(len(signed)), key=signed.__getitem__)
+    return tuple(order[:count])
 
 
 def first_of_pairs(
@@ -249,9 +254,10 @@ def first_of_pairs(
     remaining = list(range(len(uses)))
     dropped: list[int] = []
     while len(dropped) < count:
-        _, lower, higher = min((scores[i][j], i, j) for i, j in combinations(remaining, 2))
-        dropped.append(lower if uses[lower] < uses[higher] else higher)
-        remaining.remove(dropped[-1])
+        _, first, second = min((scores[i][j], i, j) for i, j in combinations(remaining, 2))
+        expert = first if uses[first] < uses[second] else second
+        dropped.append(expert)
+        remaining.remove(expert)
     return tuple(dropped)
 
 
@@ -292,15 +298,14 @@ def expert_gradients(job: Job, layers: Sequence[ExpertLayer]) -> Mapping[int, Ma
     for layer in layers:
         for weight in chain(*layer.experts):
             parameter = getattr(weight.owner, weight.key)
-            parameters[_parameter_key(weight)] = parameter
-            dtype = wide(parameter.dtype)
+            key = _parameter_key(weight)
+            parameters[key] = parameter
             # In float32 at least, also where the gradients are bfloat16.
-            sums[_parameter_key(weight)] = torch.zeros_like(
-                parameter, dtype=dtype, requires_grad=False
-            )
-    required_before = {
-        parameter: parameter.requires_grad for parameter in job.view.model.parameters()
-    }
+            dtype = wide(parameter.dtype)
+            sums[key] = torch.zeros_like(parameter, dtype=dtype, requires_grad=False)
+    required_before: dict[nn.Parameter, bool] = {}
+    for parameter in job.view.model.parameters():
+        required_before[parameter] = parameter.requires_grad
     try:
         for parameter in required_before:
             parameter.requires_grad_(False)
@@ -315,9 +320,11 @@ def expert_gradients(job: Job, layers: Sequence[ExpertLayer]) -> Mapping[int, Ma
     for layer in layers:
         by_expert: list[list[Tensor]] = []
         for expert in layer.experts:
-            by_expert.append(
-                [_gradient_of_matrix(weight, sums[_parameter_key(weight)]) for weight in expert]
-            )
+            matrices: list[Tensor] = []
+            for weight in expert:
+                gradient = sums[_parameter_key(weight)]
+                matrices.append(_gradient_of_matrix(weight, gradient))
+            by_expert.append(matrices)
         gradients[layer.block] = by_expert
     return gradients
 
@@ -333,9 +340,10 @@ def _add(
     device = next(job.view.model.parameters()).device
     batches = list(micro_batches(part, TOKENS_PER_PASS))
     # The total is known before the first gradient, so that a micro-batch counts by its tokens.
-    total = sum(
-        float(_prediction_weights(mask, weights).double().sum()) for _, mask, weights in batches
-    )
+    masses: list[float] = []
+    for _, mask, weights in batches:
+        masses.append(float(_prediction_weights(mask, weights).double().sum()))
+    total = sum(masses)
     for number, (ids, mask, weights) in enumerate(batches, 1):
         ids = ids.to(device)
         mask = mask.to(device)

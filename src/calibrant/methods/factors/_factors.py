@@ -41,8 +41,8 @@ class Member:
     """A matrix that shares a factor, with what is needed to compute its error.
 
     `weight` is W as [stream, unit]. `hessian` is H, the damped Gram of its inputs; None stands for
-    the identity. `share` is what its error is multiplied with in a sum: with `relative` an error
-    counts as a share of the outputs' energy.
+    the identity. `importance` is what its error is multiplied with in a sum: with `relative` an
+    error counts as a share of the outputs' energy.
     """
 
     def __init__(
@@ -57,7 +57,9 @@ class Member:
         self.reads = reads
         self.hessian_weight = self.through(weight)
         energy = float((weight * self.hessian_weight).sum())
-        self.share = 1 / energy if relative and energy > 0 else 1.0
+        self.importance = 1.0
+        if relative and energy > 0:
+            self.importance = 1 / energy
 
     def through(self, matrix: Float[Tensor, "stream unit"]) -> Float[Tensor, "stream unit"]:
         """Return HM where it reads, MH where it writes."""
@@ -77,13 +79,6 @@ class Quadratic(NamedTuple):
     `times` is x ↦ Ax and `linear` is b. `diagonal` is that of A, in the shape of x. Entries along
     `joint_dimensions` take a step of one length; along the others lie problems that don't depend on
     each other.
-    """
-
-    """The quadratic form ½⟨x, Ax⟩ - ⟨b, x⟩ of a matrix x.
-
-    `times` is x ↦ Ax and `linear` is b. `diagonal` has for each entry of x the factor by which Ax
-    grows with it, there. Entries along `joint_dimensions` take a step of one length; what lies
-    along the others is a problem of its own.
     """
 
     times: Callable[[Tensor], Tensor]
@@ -140,7 +135,8 @@ def error_by_own_factor(member: Member, shared: Float[Tensor, "stream rank"]) ->
     linear = shared.T @ member.hessian_weight
     if member.reads or hessian is None:
         # H is on the stream's side, so each column of the own factor is a problem of its own.
-        left_matrix = shared.T @ (shared if hessian is None else hessian @ shared)
+        hessian_shared = shared if hessian is None else hessian @ shared
+        left_matrix = shared.T @ hessian_shared
         diagonal = left_matrix.diagonal()[:, None].expand(-1, member.weight.shape[1])
         return Quadratic(partial(torch.matmul, left_matrix), linear, diagonal, (0,))
     left_matrix = shared.T @ shared
@@ -161,25 +157,29 @@ def error_by_shared_factor(
     linear = own_factors[0].new_zeros(len(members[0].weight), rank)
     right = own_factors[0].new_zeros(rank, rank)
     # Those that see the same inputs are one term: Σ H U (Σ VVᵀ) + U (Σ VHVᵀ).
-    by_input: dict[int, tuple[Tensor, Tensor]] = {}
+    hessians: dict[int, Tensor] = {}
+    squares: dict[int, Tensor] = {}
     for member, own_factor in zip(members, own_factors, strict=True):
-        linear = linear + member.share * (member.hessian_weight @ own_factor.T)
+        linear = linear + member.importance * (member.hessian_weight @ own_factor.T)
         hessian = member.hessian
         if hessian is None:
-            right = right + member.share * (own_factor @ own_factor.T)
+            right = right + member.importance * (own_factor @ own_factor.T)
         elif not member.reads:
-            right = right + member.share * ((own_factor @ hessian) @ own_factor.T)
+            right = right + member.importance * ((own_factor @ hessian) @ own_factor.T)
         else:
-            _, before = by_input.get(id(hessian), (hessian, torch.zeros_like(right)))
-            by_input[id(hessian)] = (hessian, before + member.share * (own_factor @ own_factor.T))
+            key = id(hessian)
+            if key not in hessians:
+                hessians[key] = hessian
+                squares[key] = torch.zeros_like(right)
+            squares[key] = squares[key] + member.importance * (own_factor @ own_factor.T)
     diagonal = right.diagonal()[None].expand(len(linear), -1)
-    for hessian, squares in by_input.values():
-        diagonal = diagonal + torch.outer(hessian.diagonal(), squares.diagonal())
+    for key, hessian in hessians.items():
+        diagonal = diagonal + torch.outer(hessian.diagonal(), squares[key].diagonal())
 
     def times(shared: Tensor) -> Tensor:
         product = shared @ right
-        for hessian, squares in by_input.values():
-            product = product + hessian @ (shared @ squares)
+        for key, hessian in hessians.items():
+            product = product + hessian @ (shared @ squares[key])
         return product
 
     return Quadratic(times, linear, diagonal)
@@ -197,14 +197,17 @@ def leading(members: Sequence[Member], rank: int, aware: bool) -> Float[Tensor, 
     # In float64: eigenvectors of nearly equal eigenvalues would depend on the order of sums.
     weights = [member.weight.double() for member in members]
     if aware and not any(member.reads for member in members):
-        hessian_weights = [member.hessian_weight.double() for member in members]
-        products = zip(weights, hessian_weights, strict=True)
-        return _top([weight @ product.T for weight, product in products], rank)
-    hessians = [member.hessian for member in members if member.reads]
-    seen = [hessian.double() for hessian in hessians if hessian is not None]
-    if not aware or len(seen) < len(members):
+        products: list[Tensor] = []
+        for member, weight in zip(members, weights, strict=True):
+            products.append(weight @ member.hessian_weight.double().T)
+        return _top(products, rank)
+    hessians: list[Tensor] = []
+    for member in members:
+        if member.reads and member.hessian is not None:
+            hessians.append(member.hessian.double())
+    if not aware or len(hessians) < len(members):
         return _top([weight @ weight.T for weight in weights], rank)
-    root = torch.linalg.cholesky(reduce(add, seen))
+    root = torch.linalg.cholesky(reduce(add, hessians))
     # In whitened inputs the error of the outputs is a plain sum of squares.
     whitened = [root.T @ weight for weight in weights]
     top = _top([white @ white.T for white in whitened], rank)
@@ -231,10 +234,11 @@ def truncated(members: Sequence[Member], rank: int, aware: bool, dtype: torch.dt
     """
     leading_factor = leading(members, rank, aware).to(members[0].weight.dtype)
     shared = _stored(leading_factor, dtype)
-    own_factors = tuple(
-        exact_factor(best_own_factor(member, shared), 0, rank, dtype) for member in members
-    )
-    return Factored(shared.to(dtype), own_factors)
+    own_factors: list[Tensor] = []
+    for member in members:
+        best = best_own_factor(member, shared)
+        own_factors.append(exact_factor(best, 0, rank, dtype))
+    return Factored(shared.to(dtype), tuple(own_factors))
 
 
 def alternated(
@@ -257,23 +261,24 @@ def alternated(
     keep: list[Tensor | None] = [None] * len(members)
     # The rounds in which the own factors become sparse.
     sparse_rounds = max(1, rounds - SETTLED_ROUNDS)
-    for done in range(1, rounds + 1):
-        for i, member in enumerate(members):
+    for number in range(1, rounds + 1):
+        for place, member in enumerate(members):
             form = error_by_own_factor(member, shared)
-            size = own_factors[i].numel()
-            if kept[i] < size and done <= sparse_rounds:
-                more = int((size - kept[i]) * (1 - done / sparse_rounds) ** 3)
-                keep[i] = _chosen(form, own_factors[i], kept[i] + more)
-            own_factors[i] = _fitted(member, form, shared, own_factors[i], keep[i], steps)
+            own_factor = own_factors[place]
+            to_remove = own_factor.numel() - kept[place]
+            if to_remove > 0 and number <= sparse_rounds:
+                not_yet = int(to_remove * (1 - number / sparse_rounds) ** 3)
+                keep[place] = _chosen(form, own_factor, kept[place] + not_yet)
+            own_factors[place] = _fitted(member, form, shared, own_factor, keep[place], steps)
         error = error_by_shared_factor(members, own_factors)
         shared, own_factors = _balanced(error.descended(shared, steps), own_factors)
     # The own factors are fitted once more to the numbers that are stored.
     shared = _stored(shared, dtype)
-    for i, member in enumerate(members):
+    for place, member in enumerate(members):
         form = error_by_own_factor(member, shared)
         last_steps = LAST_FACTOR * steps
-        fitted = _fitted(member, form, shared, own_factors[i], keep[i], last_steps)
-        own_factors[i] = exact_factor(fitted, 0, rank, dtype)
+        fitted = _fitted(member, form, shared, own_factors[place], keep[place], last_steps)
+        own_factors[place] = exact_factor(fitted, 0, rank, dtype)
     return Factored(shared.to(dtype), tuple(own_factors))
 
 

@@ -130,7 +130,8 @@ class Budget:
         if left >= rank * self.units:
             problem = f"factors of rank {rank} have {remain:,} numbers at most"
             raise self._refusal(f"{problem}, and {self.allowed:,} may remain; choose a larger rank")
-        return self._plan(rank, tuple(left * units // self.units for _, units in self.shapes))
+        kept = [left * units // self.units for _, units in self.shapes]
+        return self._plan(rank, kept)
 
     def with_density(self, density: float) -> FactorSizes:
         """Return the sizes with the largest rank at which the own factors can keep so large a share
@@ -157,9 +158,13 @@ class Budget:
             least = math.ceil(Fraction(numerator, self.units * self.width)) / 10_000
             problem = f"density={density:g} needs a rank of {rank}, above the width of {self.width}"
             raise self._refusal(f"{problem}; choose a density of at least {least:g}")
-        return self._plan(rank, tuple(int(share * rank * units) for _, units in self.shapes))
+        return self._plan(rank, self._kept_at(rank, share))
 
-    def _plan(self, rank: int, kept: tuple[int, ...]) -> FactorSizes:
+    def _kept_at(self, rank: int, share: Fraction) -> list[int]:
+        """How many numbers each own factor keeps of such a share."""
+        return [int(share * rank * units) for _, units in self.shapes]
+
+    def _plan(self, rank: int, kept: Sequence[int]) -> FactorSizes:
         numbers = self.stream * rank + sum(kept)
         places = 0
         for (_, units), count in zip(self.shapes, kept, strict=True):
@@ -168,11 +173,11 @@ class Budget:
                 places += rank * units
         left = six_digits(numbers / self.total)
         left_with_indices = six_digits((numbers + places / self.bits) / self.total)
-        return FactorSizes(rank, kept, left, left_with_indices)
+        return FactorSizes(rank, tuple(kept), left, left_with_indices)
 
     def _numbers_taken(self, rank: int, share: Fraction, count_indices: bool) -> int:
         """The numbers of factors whose own ones keep such a share, indices included."""
-        own_numbers = sum(int(share * rank * units) for _, units in self.shapes)
+        own_numbers = sum(self._kept_at(rank, share))
         indices = self._numbers_of_indices(rank) if count_indices else 0
         return self.stream * rank + own_numbers + indices
 
@@ -279,8 +284,11 @@ class Sharing(ModelMethod, ABC):
             return
         # A set of which a part was replaced before an interruption is factorised anew, from the
         # first of its blocks on, and comes out the same.
-        first = min(min(_blocks(sharers)) for sharers in remaining)
-        earlier = [edit for edit in job.done if edit.block is not None and edit.block < first]
+        first_block = min(min(_blocks(sharers)) for sharers in remaining)
+        earlier: list[Edit] = []
+        for edit in job.done:
+            if edit.block is not None and edit.block < first_block:
+                earlier.append(edit)
         job = replace(job, done=earlier)
         position = {weight.name: number for number, weight in enumerate(job.view.weights)}
         can_group_more = self.can_group_more(job.view)
@@ -295,17 +303,18 @@ class Sharing(ModelMethod, ABC):
                     seen[weight.name] = matrix_seen
             replacements: dict[int, Replace] = {}
             for sharers in remaining:
-                if max(_blocks(sharers)) == block.index:
-                    with spent_on("method"):
-                        for edit in self._replacements(sharers, seen, job.target, can_group_more):
-                            replacements[position[edit.weight.name]] = edit
-                    # These aren't needed any more.
-                    for sharer in sharers:
-                        seen.pop(sharer.weight.name, None)
+                if max(_blocks(sharers)) != block.index:
+                    continue
+                with spent_on("method"):
+                    for edit in self._replacements(sharers, seen, job.target, can_group_more):
+                        replacements[position[edit.weight.name]] = edit
+                # These aren't needed any more.
+                for sharer in sharers:
+                    seen.pop(sharer.weight.name, None)
             # In the order of the model, whatever set a matrix belongs to.
-            for number in sorted(replacements):
-                if replacements[number].weight.name not in done:
-                    yield replacements[number]
+            for _, edit in sorted(replacements.items()):
+                if edit.weight.name not in done:
+                    yield edit
 
     def _replacements(
         self,
@@ -331,9 +340,10 @@ class Sharing(ModelMethod, ABC):
                 raise NumericsError(f"{problem}; {advice}", subject=name) from error
         for sharer, own_factor in zip(reached, factors.own_factors, strict=True):
             packed = Factors(name, factors.shared, own_factor, len(reached), sharer.reads)
+            density = int(own_factor.count_nonzero()) / own_factor.numel()
             notes = {
                 "rank": plan.rank,
-                "density": six_digits(int(own_factor.count_nonzero()) / own_factor.numel()),
+                "density": six_digits(density),
                 "shared_by": len(reached),
                 "left": plan.left,
                 "left_with_indices": plan.with_indices,

@@ -86,7 +86,8 @@ def _in_rows(
     if group:
         # Of each column the numbers of H with those of its group, side by side [in, group].
         columns = torch.arange(len(hessian))
-        members = (columns - columns % group)[:, None] + torch.arange(group)
+        group_starts = columns - columns % group
+        members = group_starts[:, None] + torch.arange(group)
         group_hessian = hessian[columns[:, None], members].contiguous()
     kernel, lanes = _kernel()
     if len(hessian) % lanes:
@@ -189,11 +190,12 @@ def _group_pairs(
     """
     columns = torch.arange(len(hessian), device=hessian.device)
     cost = (weight * (2 * pull + weight * hessian.diagonal())).masked_fill(~keep, torch.inf)
+    group_starts = columns - columns % group
     best = torch.zeros_like(cost[:, 0])
     k = torch.zeros(len(cost), dtype=torch.int64, device=cost.device)
     p = torch.zeros_like(k)
     for distance in range(1, group):
-        partner = columns - columns % group + (columns + distance) % group
+        partner = group_starts + (columns + distance) % group
         force = pull[:, partner] + weight * hessian[columns, partner]
         changes = cost - force.square() * inverse[partner]
         new_change, column = changes.masked_fill(keep[:, partner], torch.inf).min(1)

@@ -136,7 +136,8 @@ class _Queue:
         """Return the candidates of each row in the order of their keys, the lowest first; `most` of
         them are enough.
         """
-        order = keys.where(candidates, torch.inf).argsort(dim=1, stable=True)[:, :most]
+        candidates_first = keys.where(candidates, torch.inf).argsort(dim=1, stable=True)
+        order = candidates_first[:, :most]
         length = candidates.sum(1).clamp_max(order.shape[1])
         return cls(order, length, torch.zeros_like(length))
 
@@ -227,9 +228,12 @@ def _least_of_group(
     """Return of each row the weight of the lowest score in the group of `index` that is kept and
     was never swapped, and whether there is one.
     """
-    members = (index // group * group)[:, None] + torch.arange(group, device=index.device)
+    group_starts = index // group * group
+    members = group_starts[:, None] + torch.arange(group, device=index.device)
     can_leave = unswapped.gather(1, members)
-    least = scores.gather(1, members).where(can_leave, torch.inf).argsort(dim=1, stable=True)[:, 0]
+    member_scores = scores.gather(1, members).where(can_leave, torch.inf)
+    # Sorted, since of equal scores `min` may give any.
+    least = member_scores.argsort(dim=1, stable=True)[:, 0]
     return _at(members, least), can_leave.any(1)
 
 
@@ -241,4 +245,5 @@ def _at(numbers: Tensor, index: Tensor) -> Tensor:
 def _put(mask: Tensor, index: Tensor, rows: Tensor, value: bool) -> None:
     """Set the column that `index` has for it in each of these rows, in place."""
     places = index[:, None]
-    mask.scatter_(1, places, mask.gather(1, places).masked_fill(rows[:, None], value))
+    values = mask.gather(1, places).masked_fill(rows[:, None], value)
+    mask.scatter_(1, places, values)

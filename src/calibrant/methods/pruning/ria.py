@@ -50,7 +50,8 @@ class RIA(MatrixMethod):
         """
         norms = finite(observed(seen, FeatureNorms).norms(), "the squared norms of the inputs")
         sizes = finite(weight, "the weight").abs().to(wide(weight.dtype))
-        scores = relative(sizes) * norms.sqrt().to(sizes.dtype) ** self.power
+        lengths = norms.sqrt().to(sizes.dtype)
+        scores = relative(sizes) * lengths**self.power
         keep = removal(target).keep(finite(scores, "the scores of the weights"), "matrix")
         return Compressed(prune(weight, keep), only_removes=True)
 
@@ -63,6 +64,8 @@ def relative(sizes: Float[Tensor, "out in"]) -> Float[Tensor, "out in"]:
     >>> relative(torch.tensor([[1.0, 3.0], [1.0, 0.0]])).tolist()
     [[0.75, 1.75], [1.5, 0.0]]
     """
-    columns = sizes.sum(0, keepdim=True)
-    rows = sizes.sum(1, keepdim=True)
-    return sizes / columns.where(columns > 0, 1) + sizes / rows.where(rows > 0, 1)
+    column_sums = sizes.sum(0, keepdim=True)
+    row_sums = sizes.sum(1, keepdim=True)
+    of_column = sizes / column_sums.where(column_sums > 0, 1)
+    of_row = sizes / row_sums.where(row_sums > 0, 1)
+    return of_column + of_row

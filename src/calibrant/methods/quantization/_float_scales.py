@@ -44,9 +44,9 @@ def _reach(weight: Float[Tensor, "out in"], grid: FloatGrid) -> Float[Tensor, "p
     """Return the largest |w| of each part of a matrix that shares a scale."""
     rows, inputs = weight.shape
     grouped = weight.unflatten(1, (-1, grid.width(inputs)))
-    of_rows = grouped.abs().amax(2).float()
-    parts = [part.amax(0) for part in of_rows.split(grid.height(rows))]
-    return torch.stack(parts)
+    reach_of_rows = grouped.abs().amax(2).float()
+    parts = reach_of_rows.split(grid.height(rows))
+    return torch.stack([part.amax(0) for part in parts])
 
 
 def _exponents(reach: Float[Tensor, "part group"]) -> UInt8[Tensor, "part group"]:

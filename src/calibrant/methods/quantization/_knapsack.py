@@ -53,7 +53,8 @@ def cheapest_within(items: Sequence[Sequence[Alternative]], budget: int) -> Choi
         least = _smallest(alternatives)
         extras.append([alternative.size - least for alternative in alternatives])
     # More room than the largest alternatives take is of no use.
-    room = min(budget - least_size(items), sum(map(max, extras)))
+    most = sum(max(item_extras) for item_extras in extras)
+    room = min(budget - least_size(items), most)
     step = _step(extras, room)
     best = np.zeros(room // step + 1)
     steps_of_items: list[list[int]] = []
@@ -87,8 +88,10 @@ def _step(extras: Sequence[Sequence[int]], room: int) -> int:
     """How many bytes a step has: the greatest common divisor of all that sizes differ by, or more
     where that would be too many steps.
     """
-    of_each = [math.gcd(*item_extras) for item_extras in extras]
-    return max(math.gcd(*of_each), -(-room // MOST_STEPS), 1)
+    divisors = [math.gcd(*item_extras) for item_extras in extras]
+    # Twice negated, the quotient is rounded up.
+    least = -(-room // MOST_STEPS)
+    return max(math.gcd(*divisors), least, 1)
 
 
 def _with_another(

@@ -123,13 +123,13 @@ class AutoRound(ModelMethod):
 
     def edits(self, job: Job) -> Iterator[Edit]:
         check_one_process(self, job)
-        shares = _shares(job)
+        factors = _factors_of_windows(job)
         kept_by_block: dict[int, list[_KeptMicroBatch]] = defaultdict(list)
 
         def keep(call: BlockCall) -> None:
             micro_batches = kept_by_block[call.block.index]
-            window = sum(micro_batch.windows for micro_batch in micro_batches)
-            micro_batches.append(_KeptMicroBatch(call, shares[window]))
+            first_window = sum(micro_batch.windows for micro_batch in micro_batches)
+            micro_batches.append(_KeptMicroBatch(call, factors[first_window]))
 
         # From the first block on, after an interruption too: what arrives at a block has come
         # through all before it.
@@ -187,38 +187,39 @@ def _finished(job: Job, block: Block) -> dict[Weight, Tensor]:
     return numbers
 
 
-def _shares(job: Job) -> list[float]:
-    """Return by how much each window of a job counts, in the order in which a walk shows them: of
-    a mix, those of each part by its share.
+def _factors_of_windows(job: Job) -> list[float]:
+    """Return what the error of each window of a job is multiplied with, in the order in which a
+    walk shows them: of a mix, the factor of the set that the window is from, else 1.
     """
     batch = job.tokens()
-    shares: list[float] = []
-    for share, part in batch.mixed or ((1.0, batch),):
+    factors: list[float] = []
+    for factor, part in batch.mixed or ((1.0, batch),):
         # A walk leaves out windows without a token.
         windows = int(part.mask.any(1).sum())
-        shares += [share] * windows
-    return shares
+        factors += [factor] * windows
+    return factors
 
 
 @final
 class _KeptMicroBatch:
-    """A micro-batch that a block reads. It has so many `windows`, and counts by its `mass`.
+    """A micro-batch that a block reads. It has so many `windows`, and counts by its `mass`. Its
+    errors are multiplied with `factor`.
 
     `arriving` are the hidden states that the block is shown; None for those of the dense model.
     `by_nearest` is the error of the block with the nearest values.
     """
 
-    def __init__(self, call: BlockCall, share: float) -> None:
+    def __init__(self, call: BlockCall, factor: float) -> None:
         self.windows = len(call.real)
         self.arriving: Tensor | None = None
         self.by_nearest = 0.0
         self.dense = call.kept()
         self._rows = call.rows
-        self._share = share
+        self._factor = factor
         self._weights = call.weights
         self._aim: Tensor | None = None
         count = float(call.real.sum()) if call.weights is None else float(call.weights.sum())
-        self.mass = share * count * self.dense.hidden.shape[-1]
+        self.mass = factor * count * self.dense.hidden.shape[-1]
 
     def aim(self) -> None:
         """Keep what the block gives of the dense model's inputs, which `error` compares with."""
@@ -236,7 +237,7 @@ class _KeptMicroBatch:
         squares = (rows.to(dtype) - self._aim.to(dtype)).square().sum(1)
         if self._weights is not None:
             squares = squares * self._weights
-        return squares.sum() * self._share
+        return squares.sum() * self._factor
 
 
 @final
