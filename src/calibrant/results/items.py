@@ -70,7 +70,9 @@ def outcomes_of(table: Any) -> tuple[Outcome, ...]:
     _check_complete(table)
     outcomes: list[Outcome] = []
     for facts in table.to_pylist():
-        item, value, weight = (facts.pop(name) for name in COLUMNS)
+        item = facts.pop("item")
+        value = facts.pop("value")
+        weight = facts.pop("weight")
         outcomes.append(Outcome(item, value, weight, facts))
     return tuple(outcomes)
 
@@ -201,10 +203,10 @@ def laid_out(table: Any) -> tuple[list[list[str]], dict[str, Any]]:
         elif name == "value" and _is_chosen(table):
             layout.append([name, CHOSEN, "choices", "gold"])
         elif _repeats(array):
-            values = f"{name} values"
-            places = f"{name} places"
-            layout.append([name, PLACED, values, places])
-            arrays[values], arrays[places] = _placed(array)
+            values_name = f"{name} values"
+            places_name = f"{name} places"
+            layout.append([name, PLACED, values_name, places_name])
+            arrays[values_name], arrays[places_name] = _placed(array)
         else:
             layout.append([name, AS_IT_IS, name])
             arrays[name] = array
@@ -282,7 +284,8 @@ def _chosen(choices: Any, places: Any) -> Any:
     if (within < 0).any() or (within >= lengths).any():
         raise ValueError("some of its choices aren't there")
     firsts = np.cumsum(lengths) - lengths
-    return choices.flatten().to_numpy()[firsts + within]
+    numbers = choices.flatten().to_numpy()
+    return numbers[firsts + within]
 
 
 def _repeats(array: Any) -> bool:
@@ -291,7 +294,8 @@ def _repeats(array: Any) -> bool:
     if numbers is None or not len(numbers):
         return False
     # As bits, so that NaN is one number.
-    return len(np.unique(numbers.view(np.uint64))) <= MOST_DISTINCT * len(numbers)
+    distinct = np.unique(numbers.view(np.uint64))
+    return len(distinct) <= MOST_DISTINCT * len(numbers)
 
 
 def _placed(array: Any) -> tuple[Any, Any]:
@@ -322,4 +326,6 @@ def _offsets(lists: Any) -> Any:
     """Where each list begins, and where the last one ends."""
     import pyarrow as pa
 
-    return pa.array(np.concatenate([[0], np.cumsum(lists.value_lengths().to_numpy())]), pa.int32())
+    lengths = lists.value_lengths().to_numpy()
+    ends = np.cumsum(lengths)
+    return pa.array(np.concatenate([[0], ends]), pa.int32())

@@ -248,9 +248,10 @@ def read_sum(text: str) -> Sum:
     weights = given or [Fraction(1)] * len(terms)
     _check_digits(weights, text)
     total = sum(weights)
-    parts = [part for _, part in terms]
-    shared = zip(parts, weights, strict=True)
-    return tuple(replace(part, share=weight / total) for part, weight in shared)
+    parts: list[Part] = []
+    for (_, part), weight in zip(terms, weights, strict=True):
+        parts.append(replace(part, share=weight / total))
+    return tuple(parts)
 
 
 def read_weighted(text: str) -> list[tuple[Fraction | None, Part]]:
@@ -303,7 +304,8 @@ def written_sum(texts: Sequence[str], shares: Sequence[Fraction]) -> str:
     if len(texts) == 1:
         return texts[0]
     weights = written_shares(shares)
-    return " + ".join(f"{weight}*{text}" for weight, text in zip(weights, texts, strict=True))
+    terms = [f"{weight}*{text}" for weight, text in zip(weights, texts, strict=True)]
+    return " + ".join(terms)
 
 
 def written_mix(names: Sequence[str], texts: Sequence[str], shares: Sequence[Fraction]) -> str:
@@ -316,7 +318,8 @@ def written_mix(names: Sequence[str], texts: Sequence[str], shares: Sequence[Fra
     if len(texts) == 2:
         arguments.append(f"weight={float(shares[0])}")
     elif len(set(shares)) > 1:
-        arguments.append(f"weights=[{', '.join(written_shares(shares))}]")
+        weights = ", ".join(written_shares(shares))
+        arguments.append(f"weights=[{weights}]")
     return f"mix({', '.join(arguments)})"
 
 
@@ -475,7 +478,8 @@ def _read_mix(text: str) -> Mix | Sum:
     if len(weights) < 2:
         raise _refused(text, f"two sets are the fewest; {_MIX_EXAMPLE}")
     sets = [read_sum(left) for left in weights]
-    return _mix(text, names_of(list(weights)), sets, _checked_weights(text, weights.values()))
+    names = names_of(list(weights))
+    return _mix(text, names, sets, _checked_weights(text, weights.values()))
 
 
 def _sides_by_name(text: str) -> dict[str, str]:
@@ -485,7 +489,8 @@ def _sides_by_name(text: str) -> dict[str, str]:
         raise _refused(text, message)
     inside = text[text.index("(") + 1 : -1]
     arguments = pieces(inside, ",")
-    _check_count("mix", sum(len(pieces(argument, "+")) for argument in arguments), text)
+    part_count = sum(len(pieces(argument, "+")) for argument in arguments)
+    _check_count("mix", part_count, text)
     pairs: dict[str, str] = {}
     for argument in arguments:
         sides = [side.strip() for side in pieces(argument, "=")]
@@ -577,8 +582,10 @@ def _exact(number: str, text: str) -> Fraction:
     if exponent and abs(int(exponent[1:])) > LARGEST_EXPONENT:
         message = f"has an exponent beyond ±{LARGEST_EXPONENT}; write one nearer to 1"
         raise _refused(text, f"the weight {number} {message}")
-    plain = number.rstrip("%").strip().rstrip(".")
-    return Fraction(plain) / (100 if number.endswith("%") else 1)
+    weight = Fraction(number.rstrip("%").strip().rstrip("."))
+    if number.endswith("%"):
+        weight /= 100
+    return weight
 
 
 def _common_denominator(shares: Sequence[Fraction]) -> int:

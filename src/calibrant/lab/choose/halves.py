@@ -13,6 +13,7 @@ random.
 """
 
 import itertools
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -96,25 +97,31 @@ def halves_of(source: UserFile, place: Path) -> Halves | str:
         counts = f"{len(calibrating)} rows to calibrate on and {len(measuring)} to measure"
         return f"{source} has {counts}, too few to be divided"
     sides = divide([whole_text(row) for row in (*calibrating, *measuring)])
-    trains = _dealt(calibrating, sides[: len(calibrating)])
-    tests = _dealt(measuring, sides[len(calibrating) :])
-    if min(len(part) for part in (*trains, *tests)) < FEWEST:
+    first_train, second_train = _dealt(calibrating, sides[: len(calibrating)])
+    first_test, second_test = _dealt(measuring, sides[len(calibrating) :])
+    parts = (first_train, second_train, first_test, second_test)
+    if min(map(len, parts)) < FEWEST:
         return f"the rows of {source} are so alike that no two halves of them are different"
-    folders: list[str] = []
-    for number, (train, test) in enumerate(zip(trains, tests, strict=True), 1):
-        folder = place / f"half-{number}"
-        folder.mkdir(parents=True, exist_ok=True)
-        write_rows(folder / "train.jsonl", train)
-        write_rows(folder / "test.jsonl", test)
-        folders.append(written_path(str(folder)))
-    first, second = (word_runs(map(whole_text, train)) for train in trains)
+    first_folder = _written_half(place / "half-1", first_train, first_test)
+    second_folder = _written_half(place / "half-2", second_train, second_test)
+    first_runs = word_runs(map(whole_text, first_train))
+    second_runs = word_runs(map(whole_text, second_train))
+    tests = (first_test, second_test)
     return Halves(
         source,
-        folders=(folders[0], folders[1]),
-        items=(_names(tests[0]), _names(tests[1])),
-        inside=_held_share(tests, (first, second)),
-        across=_held_share(tests, (second, first)),
+        folders=(first_folder, second_folder),
+        items=(_names(first_test), _names(second_test)),
+        inside=_held_share(tests, (first_runs, second_runs)),
+        across=_held_share(tests, (second_runs, first_runs)),
     )
+
+
+def _written_half(folder: Path, train: Sequence[Row], test: Sequence[Row]) -> str:
+    """Write the rows of one half into a folder, and return that as expressions name it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_rows(folder / "train.jsonl", train)
+    write_rows(folder / "test.jsonl", test)
+    return written_path(str(folder))
 
 
 def _dealt(rows: Sequence[Row], sides: Int[np.ndarray, " row"]) -> tuple[list[Row], list[Row]]:
@@ -188,7 +195,7 @@ def divide(texts: Sequence[str]) -> Int[np.ndarray, " text"]:
     clusters = _clustered(features)
     letters = np.bincount(clusters, weights=[len(text) for text in texts])
     rows = np.bincount(clusters)
-    sums = np.stack([features[clusters == cluster].sum(0) for cluster in range(len(rows))])
+    sums = _sums(features, clusters, len(rows))
     likeness = sums @ sums.T
     best_figures = (np.inf, np.inf)
     best = np.zeros(len(rows), dtype=np.int64)
@@ -201,12 +208,14 @@ def divide(texts: Sequence[str]) -> Int[np.ndarray, " text"]:
         if not 0 < share < 1:
             continue
         # What one large cluster leaves too little for is divided as evenly as can be.
-        lacking_share = max(0.0, _LEAST_SHARE - min(share, 1 - share))
+        smaller_share = min(share, 1 - share)
+        lacking_share = max(0.0, _LEAST_SHARE - smaller_share)
         # The mean likeness of a row of one half and a row of the other.
         pairs = rows[in_first].sum() * rows[in_second].sum()
         across = likeness[in_first][:, in_second].sum() / pairs
-        if (lacking_share, across) < best_figures:
-            best_figures = (lacking_share, across)
+        figures = (lacking_share, across)
+        if figures < best_figures:
+            best_figures = figures
             best = half
     return best[clusters]
 
@@ -219,7 +228,7 @@ def _features(texts: Sequence[str]) -> Float[np.ndarray, "text feature"]:
     recurring = sum(count for count in counts.values() if count > 2)
     if recurring < 3 * len(texts):
         # Hardly a run recurs, so texts are compared by words.
-        run_sets = [{(word,) for word in word_list} for word_list in word_lists]
+        run_sets = [set(_runs(word_list, 1)) for word_list in word_lists]
         counts = _counted(run_sets)
     # What nearly all texts have tells none apart, and what one or two have links them to no other.
     usual = [run for run, count in counts.items() if 2 < count < 0.9 * len(texts)]
@@ -228,10 +237,11 @@ def _features(texts: Sequence[str]) -> Float[np.ndarray, "text feature"]:
         return -counts[run], run
 
     usual.sort(key=order)
-    places = {run: place for place, run in enumerate(usual[:_FEATURES])}
-    features = np.zeros((len(texts), max(1, len(places))), dtype=np.float32)
-    for number, runs in enumerate(run_sets):
-        features[number, [places[run] for run in runs if run in places]] = 1
+    columns = {run: column for column, run in enumerate(usual[:_FEATURES])}
+    features = np.zeros((len(texts), max(1, len(columns))), dtype=np.float32)
+    for row, runs in enumerate(run_sets):
+        present = [columns[run] for run in runs if run in columns]
+        features[row, present] = 1
     lengths = np.linalg.norm(features, axis=1, keepdims=True)
     return features / np.maximum(lengths, 1)
 
@@ -247,7 +257,8 @@ def _counted(run_sets: Sequence[set[WordRun]]) -> Counter[WordRun]:
 def _clustered(features: Float[np.ndarray, "text feature"]) -> Int[np.ndarray, " text"]:
     """The cluster of each text, numbered without gaps."""
     # Every row, or every second or third one where there are too many.
-    sample = features[:: 1 + (len(features) - 1) // MOST_ROWS]
+    stride = math.ceil(len(features) / MOST_ROWS)
+    sample = features[::stride]
     centres = sample[:1]
     while len(centres) < min(CLUSTERS, len(sample)):
         nearest = (sample @ centres.T).max(1)
@@ -255,17 +266,33 @@ def _clustered(features: Float[np.ndarray, "text feature"]) -> Int[np.ndarray, "
         centres = np.concatenate([centres, sample[[farthest]]])
     for _ in range(_TURNS):
         chosen = (sample @ centres.T).argmax(1)
-        sums = np.stack([sample[chosen == number].sum(0) for number in range(len(centres))])
+        sums = _sums(sample, chosen, len(centres))
         lengths = np.linalg.norm(sums, axis=1, keepdims=True)
         centres = sums / np.maximum(lengths, 1e-9)
-    return np.unique((features @ centres.T).argmax(1), return_inverse=True)[1]
+    chosen = (features @ centres.T).argmax(1)
+    _, clusters = np.unique(chosen, return_inverse=True)
+    return clusters
+
+
+def _sums(
+    features: Float[np.ndarray, "text feature"], clusters: Int[np.ndarray, " text"], count: int
+) -> Float[np.ndarray, "cluster feature"]:
+    """The sum of the texts of each of `count` clusters."""
+    sums: list[Float[np.ndarray, " feature"]] = []
+    for cluster in range(count):
+        members = features[clusters == cluster]
+        sums.append(members.sum(0))
+    return np.stack(sums)
 
 
 def _runs(word_list: Sequence[str], length: int) -> Iterable[WordRun]:
     """The runs of a text; a text that is shorter than one is a run itself."""
-    if len(word_list) >= length:
-        return zip(*(word_list[begin:] for begin in range(length)), strict=False)
-    return [tuple(word_list)] if word_list else []
+    if not word_list:
+        return []
+    if len(word_list) < length:
+        return [tuple(word_list)]
+    shifted = [word_list[begin:] for begin in range(length)]
+    return zip(*shifted, strict=False)
 
 
 def held_out_side(
@@ -284,11 +311,12 @@ def held_out_side(
     if not group.sides.keys() >= set(half_runs):
         return None
     first, second = (_cells_by_draw(cells, group, name) for name in half_runs)
-    items_by_half = []
+    items_by_half: list[frozenset[str]] = []
     for side in (0, 1):
-        items_by_half.append(
-            frozenset().union(*(file_halves.items[side] for file_halves in halves))
-        )
+        items: set[str] = set()
+        for file_halves in halves:
+            items |= file_halves.items[side]
+        items_by_half.append(frozenset(items))
     is_overlapping = any(name in group.overlapping for name in half_runs)
     independence = "overlapping" if is_overlapping else "independent"
     sides: dict[str, Side] = {}
@@ -297,9 +325,9 @@ def held_out_side(
         for seed in sorted(first.keys() & second.keys()):
             first_cell = first[seed]
             second_cell = second[seed]
-            values = results.items[first_cell.run][first_cell.measures[text]]
-            opposite = results.items[second_cell.run][second_cell.measures[text]]
-            draws.append(crossed(values, opposite, items_by_half))
+            first_values = results.items[first_cell.run][first_cell.measures[text]]
+            second_values = results.items[second_cell.run][second_cell.measures[text]]
+            draws.append(crossed(first_values, second_values, items_by_half))
         if not draws:
             return None
         sides[name] = Side.of(draws, independence)

@@ -66,6 +66,7 @@ def spaced(most: int, count: int) -> list[int]:
     [2, 6, 10]
     """
     most = min(most, count)
+    # The middle of each stretch is (place + ½) · count / most, in whole numbers.
     return [(2 * place + 1) * count // (2 * most) for place in range(most)]
 
 
@@ -134,7 +135,8 @@ def blended(seen: Sequence[Seen | None], shares: Shares, masses: Sequence[float]
     for place in counted:
         source = seen[place]
         if source is not None:
-            part = source * (float(shares[place]) * whole / masses[place])
+            factor = float(shares[place]) * whole / masses[place]
+            part = source * factor
             total = part if total is None else total + part
     return total
 
@@ -172,14 +174,12 @@ class SharedInput:
         """
         errors = np.full((len(changes), len(self.rows), len(self.judges)), np.nan)
         for place, gram in enumerate(self.judges):
+            if gram is None:
+                continue
             dense_energies = self._dense_energies[:, place]
-            if gram is not None:
-                errors[:, :, place] = np.divide(
-                    self._energies(changes, gram),
-                    dense_energies,
-                    out=errors[:, :, place],
-                    where=dense_energies > 0,
-                )
+            energies = self._energies(changes, gram)
+            known = dense_energies > 0
+            errors[:, known, place] = energies[:, known] / dense_energies[known]
         return errors
 
     def _energies(self, changes: Float[Tensor, "mixture row in"], gram: Gram) -> np.ndarray:
@@ -187,7 +187,8 @@ class SharedInput:
         # tr(D G Dᵀ) is the sum over rows d of d G dᵀ: no product of D with its own transpose is
         # needed.
         flat = changes.reshape(-1, changes.shape[-1])
-        by_row = ((flat @ gram.matrix.to(flat.dtype)) * flat).sum(1).double()
+        products = flat @ gram.matrix.to(flat.dtype)
+        by_row = (products * flat).sum(1).double()
         by_row = by_row.reshape(len(changes), -1)
         sizes = [len(rows) for rows in self.rows]
         parts = [part.sum(1) for part in by_row.split(sizes, dim=1)]
@@ -216,8 +217,12 @@ class SharedInput:
         """Return the logarithm of tr(W G Wᵀ) for a judge's token, [matrix, judge]; NaN where
         there is none.
         """
-        masses = np.array([np.nan if gram is None else gram.mass for gram in self.judges])
-        return np.log(np.where(self._dense_energies > 0, self._dense_energies, np.nan) / masses)
+        masses = np.full(len(self.judges), np.nan)
+        for place, gram in enumerate(self.judges):
+            if gram is not None:
+                masses[place] = gram.mass
+        known = np.where(self._dense_energies > 0, self._dense_energies, np.nan)
+        return np.log(known / masses)
 
 
 @final
@@ -250,8 +255,9 @@ class Errors:
                 seen = blended(shared.seen, shares, self.masses)
                 changes.append(shared.changes(self.method, seen))
             damages = shared.damages(torch.stack(changes))
+            known = ~np.isnan(damages)
             total = total + np.nansum(damages, axis=1)
-            count = count + (~np.isnan(damages)).sum(axis=1)
+            count = count + known.sum(axis=1)
         return _ratio(total, count, nothing=np.nan)
 
 
@@ -261,7 +267,7 @@ def shared_inputs(
     """Yield a block's matrices by the input that they share, with what it was of each source and
     judge. Those that no judge reached are left out.
     """
-    block = judges[0][0]
+    block, _ = judges[0]
     targets = targets_of_rows(block, target)
     by_input: dict[tuple[int, ...], list[int]] = {}
     for place, weight in enumerate(block.weights):
@@ -274,7 +280,10 @@ def shared_inputs(
         grams: list[Gram | None] = []
         for _, statistics in judges:
             judged = statistics.get(weights[0])
-            grams.append(None if judged is None else judged[Gram])
+            gram = None
+            if judged is not None:
+                gram = judged[Gram]
+            grams.append(gram)
         if any(gram is not None for gram in grams):
             names = tuple(weight.name for weight in weights)
             rows = tuple(sampled_rows(weight, sample) for weight in weights)
@@ -307,9 +316,12 @@ def typical(inputs: Iterable[SharedInput]) -> Float[np.ndarray, "judge"]:
     """
     energies = np.concatenate([shared.typical() for shared in inputs])
     known = ~np.isnan(energies)
-    return _ratio(np.where(known, energies, 0).sum(0), known.sum(0), nothing=0.0)
+    total = np.where(known, energies, 0).sum(0)
+    return _ratio(total, known.sum(0), nothing=0.0)
 
 
 def _ratio(total: np.ndarray, count: np.ndarray, nothing: float) -> np.ndarray:
     """A mean where something was counted, and `nothing` elsewhere."""
-    return np.divide(total, count, out=np.full(np.shape(count), nothing), where=count > 0)
+    ratios = np.full(np.shape(count), nothing)
+    np.divide(total, count, out=ratios, where=count > 0)
+    return ratios

@@ -180,10 +180,11 @@ def agreements(groups: Sequence[ComparedGroup]) -> Iterator[RankAgreement]:
     the target, or what is measured.
     """
     for two in combinations(groups, 2):
-        if two[0].averaged != two[1].averaged:
+        first_group, second_group = two
+        if first_group.averaged != second_group.averaged:
             continue
-        first = two[0].setting
-        second = two[1].setting
+        first = first_group.setting
+        second = second_group.setting
         if (first.model, first.propagate) != (second.model, second.propagate):
             continue
         if first.target == second.target:
@@ -229,7 +230,9 @@ def tau_b(a: Float[np.ndarray, "n n"], b: Float[np.ndarray, "n n"]) -> float:
     first = np.sign(a)
     second = np.sign(b)
     both = float(np.sqrt((first**2).sum() * (second**2).sum()))
-    return float((first * second).sum()) / both if both else 0.0
+    if not both:
+        return 0.0
+    return float((first * second).sum()) / both
 
 
 def tau_interval(a: Pairs, b: Pairs, level: float) -> tuple[float, float] | None:

@@ -214,11 +214,13 @@ def _contrast(
     # Each measured set counts the same, each set by its weight, and more is worse whichever way its
     # score points.
     names = list(group.names.values())
-    some_sides = group.sides[next(iter(request.weights))]
+    labels = list(request.weights)
+    some_sides = group.sides[labels[0]]
     coefs = {name: some_sides[name].worse / len(names) for name in names}
     terms: list[tuple[Mapping[str, Side], Mapping[str, float]]] = []
     for label, weight in request.weights.items():
-        terms.append((group.sides[label], {name: weight * coefs[name] for name in names}))
+        weighted = {name: weight * coef for name, coef in coefs.items()}
+        terms.append((group.sides[label], weighted))
     difference = combination(terms)
     first = request.draws(group, first=True)
     second = request.draws(group, first=False)
@@ -303,9 +305,10 @@ def _evaluators(
                 scores[text] = measurement.score
     if on:
         return _named_evaluators(scores, on)
-    first = next((score for score in scores.values() if score), None)
-    if first is None:
+    known = [score for score in scores.values() if score is not None]
+    if not known:
         return scores
+    first = known[0]
     alike: dict[str, Score | None] = {}
     for text, score in scores.items():
         if score is None or (score.metric, score.unit) == (first.metric, first.unit):

@@ -91,7 +91,8 @@ def contrast(
     """
     first = _sides(a)
     if b is None:
-        return combination([(first, {name: 1 / len(a) for name in a})])
+        means = {name: 1 / len(a) for name in a}
+        return combination([(first, means)])
     if a.keys() != b.keys():
         raise DataError(
             f"{sorted(a)} can't be compared with {sorted(b)}: "
@@ -107,7 +108,9 @@ def _sides(draws: Mapping[str, Draws | Sequence[ItemValues]]) -> dict[str, "Side
     for name, measured in draws.items():
         values: list[ItemValues] = []
         for draw in measured:
-            values.append(draw if isinstance(draw, ItemValues) else ItemValues.of(draw))
+            if not isinstance(draw, ItemValues):
+                draw = ItemValues.of(draw)
+            values.append(draw)
         sides[name] = Side.of(values)
     return sides
 
@@ -191,11 +194,12 @@ def combination(
     else. The error covers draws (`over_draws`) where every set in it has two or more, independent
     of one another.
     """
-    names = list(terms[0][1])
+    first_sides, first_coefs = terms[0]
+    names = list(first_coefs)
     variances: list[float] = []
     degrees: list[float] = []
     for name in names:
-        first = terms[0][0][name]
+        first = first_sides[name]
         residuals = np.zeros(len(first.items))
         # A document at a time and not a product of matrices: what is equal in both cancels to
         # exactly nothing.
@@ -250,7 +254,7 @@ def combination(
         np.array(draws_df),
         np.array(interaction),
     )
-    count = sum(len(terms[0][0][name].items) for name in names)
+    count = sum(len(first_sides[name].items) for name in names)
     if value is None:
         value = combined
     return spread.estimate(value, count, over_draws)
@@ -417,8 +421,10 @@ class Pairs:
             # The variance of a single draw, from all of them; what isn't counted has none.
             numbers = np.where(counted, over_df + 1, np.inf)
             df = over_df[counted].sum()
-            pooled_draws = (over_draws * numbers * over_df)[counted].sum() / df / numbers
-            draws = (pooled_draws[:, None] + pooled_draws)[..., None]
+            single_draw = (over_draws * numbers * over_df)[counted].sum() / df
+            pooled_draws = single_draw / numbers
+            of_both = pooled_draws[:, None] + pooled_draws
+            draws = of_both[..., None]
             draws_df = np.full((count, count, 1), df)
         spread = Spread.of(items, items_df, draws, draws_df, interaction[:, None] + interaction)
         item_count = sum(len(first[name].items) for name in measured)
@@ -439,7 +445,8 @@ class Pairs:
         """Return where row is significantly worse than column, jointly over so many
         `comparisons`.
         """
-        half = self.spread.half(1 - (1 - level) / (2 * comparisons))
+        tail = (1 - level) / (2 * comparisons)
+        half = self.spread.half(1 - tail)
         return self.values > half  # what has no error (not a number) is never significant
 
     def among(self, labels: Sequence[str]) -> "Pairs":

@@ -56,13 +56,17 @@ class Estimate:
         """
         if self.stderr is None:
             return None
-        half = self.quantile(1 - (1 - level) / (2 * comparisons)) * self.stderr
+        tail = (1 - level) / (2 * comparisons)
+        half = self.quantile(1 - tail) * self.stderr
         return self.value - half, self.value + half
 
     def significant(self, level: float = LEVEL, comparisons: int = 1) -> bool:
         """Whether the interval leaves out zero. Without an interval nothing is significant."""
         interval = self.interval(level, comparisons)
-        return interval is not None and not interval[0] <= 0 <= interval[1]
+        if interval is None:
+            return False
+        low, high = interval
+        return not low <= 0 <= high
 
     def quantile(self, p: float) -> float:
         """Return how many standard errors above the value the `p` quantile lies (p ≥ 0.5)."""
@@ -137,7 +141,8 @@ def detectable(estimate: Estimate, level: float = LEVEL, power: float = POWER) -
         return None
     # The estimate must pass the test's quantile, and with this power it does if the truth is the
     # power's quantile beyond that.
-    return (estimate.quantile(1 - (1 - level) / 2) + estimate.quantile(power)) * estimate.stderr
+    tested = estimate.quantile(1 - (1 - level) / 2)
+    return (tested + estimate.quantile(power)) * estimate.stderr
 
 
 def draws_needed(estimate: Estimate, draws: int, effect: float, level: float = LEVEL) -> int | None:

@@ -80,11 +80,14 @@ class KeptWords:
             return math.isnan(means[index]), means[index], self.words[index]
 
         order = sorted(range(len(self.words)), key=place)
+        kept: list[tuple[float, ...]] = []
+        for row in self.kept:
+            kept.append(tuple(row[index] for index in order))
         return replace(
             self,
             words=tuple(self.words[index] for index in order),
             counts=tuple(self.counts[index] for index in order),
-            kept=tuple(tuple(row[index] for index in order) for row in self.kept),
+            kept=tuple(kept),
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -143,7 +146,9 @@ def kept_languages_in(results: Results) -> tuple[KeptWords, ...]:
 
 def _tables(results: Results, kind: str) -> Iterator[KeptWords]:
     for setting, cells in grouped(results.cells).items():
-        texts = dict.fromkeys(text for cell in cells for text in cell.measures)
+        texts: dict[str, None] = {}
+        for cell in cells:
+            texts |= dict.fromkeys(cell.measures)
         for text in texts:
             scores = _scores(results, cells, text, kind)
             if scores:

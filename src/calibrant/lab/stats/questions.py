@@ -82,10 +82,11 @@ def _judged(compared: Sequence[_Pair]) -> tuple[Evidence, ...]:
         if difference.significant(group.level, len(compared)):
             verdict = "worse" if difference.value > 0 else "better"
         target = describe_target(group.setting.target)
+        on = pair.measured[0] if len(pair.measured) == 1 else MEAN
         found = Evidence(
             label=pair.label,
             where=f"{group.setting.model}, {group.setting.method} at {target}",
-            on=pair.measured[0] if len(pair.measured) == 1 else MEAN,
+            on=on,
             difference=difference,
             interval=difference.interval(group.level, len(compared)),
             verdict=verdict,
@@ -145,7 +146,8 @@ def _best(groups: Sequence[ComparedGroup]) -> PaperQuestion:
         worse = [found for found in evidence if found.verdict == "worse"]
         scope = ""
         if len(groups) > 1:
-            scope = f" in {len({found.where for found in worse})} of {places}"
+            where = {found.where for found in worse}
+            scope = f" in {len(where)} of {places}"
         answer = "no"
         text = (
             f"{join_names(list(better))} did significantly better than {name}{scope}; "

@@ -205,8 +205,9 @@ class ComparedGroup:
         """Return how much worse the sets `first`, taken together, are than `second`, averaged
         over `measured`.
         """
-        some_sides = next(iter(self.rows.values()))
-        coefs = {name: some_sides[name].worse / len(measured) for name in measured}
+        # More is worse, or better, on a measured set whatever the row.
+        any_sides = self.rows[first[0]]
+        coefs = {name: any_sides[name].worse / len(measured) for name in measured}
         terms: list[tuple[Mapping[str, Side], Mapping[str, float]]] = []
         for sets, sign in ((first, 1), (second, -1)):
             weight = sign / len(sets)
@@ -259,7 +260,8 @@ class ComparedGroup:
             # column.
             order = np.argsort(self.tables[name].values[:, 0], kind="stable")
             in_order = worse[np.ix_(order, order)]
-            for row, text in zip(order, compact_letters(in_order | in_order.T), strict=True):
+            texts = compact_letters(in_order | in_order.T)
+            for row, text in zip(order, texts, strict=True):
                 letters[self._order[row]][name] = text
             # How many rows are significantly worse than each.
             beaten = worse.sum(0)
@@ -276,6 +278,8 @@ class ComparedGroup:
                 best_on=frozenset(best_on.get(label, ())),
             )
 
+        dense = entry(DENSE) if self.dense else None
+        baselines = [entry(label) for label in self._order if label not in self._group.sets]
         setting = self.setting
         floors: dict[str, float] = {}
         for name, score in self._scores.items():
@@ -287,8 +291,8 @@ class ComparedGroup:
             averaged=self.averaged,
             unit=self._scores[self.measured[0]].unit,
             entries=tuple(map(entry, self.sets)),
-            baselines=tuple(entry(label) for label in self._order if label not in self._group.sets),
-            dense=entry(DENSE) if self.dense else None,
+            baselines=tuple(baselines),
+            dense=dense,
             missing=tuple(missing(self._cells, self._results)),
             level=self.level,
             partial=tuple(map(entry, self._group.partial)),
@@ -322,7 +326,7 @@ class ComparedGroup:
         """
         complete = label in self._group.sides
         sides = self._group.sides[label] if complete else self._group.partial[label]
-        is_set = label in self._group.sets
+        set_label = self.label(label) if label in self._group.sets else None
         known = [name for name in sides if name in self.dense]
         averaged_over = {name: [name] for name in known}
         if complete and self.dense:
@@ -345,7 +349,7 @@ class ComparedGroup:
         tied = to_best is not None and not to_best.significant(self.level, self._comparisons)
         return RankingEntry(
             name=label,
-            control=is_set and self.label(label).control,
+            control=set_label is not None and set_label.control,
             runs=self._group.runs[label],
             draws=self._group.draws(label),
             losses={name: _mean({name: sides[name]}) for name in sides},
@@ -356,7 +360,7 @@ class ComparedGroup:
             share_kept=kept,
             overlapping=label in self._group.overlapping,
             to_baseline=to_baseline,
-            label=self.label(label) if is_set else None,
+            label=set_label,
         )
 
 
@@ -407,11 +411,11 @@ def compact_letters(different: Bool[np.ndarray, "n n"]) -> list[str]:
         if all(_covers(remaining, member, group & alike[member]) for member in group):
             groups = remaining
     letters = [""] * count
-    numbers = range(len(_ALPHABET) + 1, len(groups) + 1)
-    names = [*_ALPHABET, *(f"[{number}]" for number in numbers)]
-    for number, group in enumerate(sorted(map(sorted, groups))):
+    in_order = sorted(sorted(group) for group in groups)
+    for number, group in enumerate(in_order):
+        name = _ALPHABET[number] if number < len(_ALPHABET) else f"[{number + 1}]"
         for member in group:
-            letters[member] += names[number]
+            letters[member] += name
     return letters
 
 

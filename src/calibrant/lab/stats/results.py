@@ -113,11 +113,14 @@ def read(store: Store, items: bool = True) -> Results:
         if cell.method == MEASURED and cell.data not in of_sets:
             # A label is no expression, whatever it looks like.
             sets[cell.data] = SetLabel(cell.data, cell.data)
+    item_values: Mapping[str, Mapping[str, ItemValues]] = {}
+    if items:
+        item_values = _items(store, cells, scores)
     return Results(
         cells=tuple(cells),
         records=records,
         scores=scores,
-        items=_items(store, cells, scores) if items else {},
+        items=item_values,
         study=index.study,
         failures=store.failures(),
         stale=frozenset(_stale(store, records, index.revisions)),
@@ -222,7 +225,10 @@ def tidy(store: Store | Results) -> "pl.DataFrame":
         stale = not results.stale.isdisjoint((cell.run, cell.measures[text]))
         for score in (measurement.score, *measurement.beside):
             dense = dense_values.get(score.metric)
-            share = None if dense is None else share_of(score.value, dense, score)
+            kept = None
+            if dense is not None:
+                share = share_of(score.value, dense, score)
+                kept = share[0] if share else None
             row: dict[str, Any] = {name: getattr(cell, name) for name in LABELS}
             row |= {
                 "measured": score.measured,
@@ -234,7 +240,7 @@ def tidy(store: Store | Results) -> "pl.DataFrame":
                 "better": score.better,
                 "chance": score.chance,
                 "dense": dense,
-                "kept": share[0] if share else None,
+                "kept": kept,
                 "run": cell.run,
                 "stale": stale,
             }
@@ -267,17 +273,17 @@ def draws(store: Store, **labels: str | int) -> dict[str, Draws]:
             f"a cell has no label {unknown[0]!r}; its labels are {', '.join(LABELS)}",
             subject=unknown[0],
         )
-    cells = [
-        cell
-        for cell in store.cells()
-        if all(getattr(cell, name) == value for name, value in labels.items())
-    ]
+    cells: list[Cell] = []
+    for cell in store.cells():
+        if all(getattr(cell, name) == value for name, value in labels.items()):
+            cells.append(cell)
     cells.sort(key=lambda cell: cell.seed)
     request = ", ".join(f"{name} {value!r}" for name, value in labels.items()) or "no label"
     if not cells:
         raise DataError(f"{request} fits no cell of the store", subject=request)
     for name in LABELS:
-        if name != "seed" and len({getattr(cell, name) for cell in cells}) > 1:
+        distinct = {getattr(cell, name) for cell in cells}
+        if name != "seed" and len(distinct) > 1:
             raise DataError(
                 f"{request} fits cells that differ in {name}; say which", subject=request
             )
@@ -345,8 +351,9 @@ def _item_values(
             # names and weights as objects, and to compare two of them takes no time.
             stored = stored_items.names
             readable = [item_name(name) for name in stored]
-            order = np.array(sorted(range(len(readable)), key=readable.__getitem__), dtype=np.intp)
-            names = tuple(readable[place] for place in order)
+            places = sorted(range(len(readable)), key=readable.__getitem__)
+            order = np.array(places, dtype=np.intp)
+            names = tuple(readable[place] for place in places)
         if not np.array_equal(stored_items.weights[order], weights):
             weights = stored_items.weights[order]
         yield ItemValues(
@@ -542,7 +549,11 @@ def missing(cells: Sequence[Cell], results: Results, texts: Sequence[str] = ()) 
     for failure in results.failures.values():
         if "cell" in failure:
             by_cell[tuple(failure["cell"])] = failure
-    texts = texts or tuple(dict.fromkeys(text for cell in cells for text in cell.measures))
+    if not texts:
+        named: dict[str, None] = {}
+        for cell in cells:
+            named |= dict.fromkeys(cell.measures)
+        texts = tuple(named)
     for cell in cells:
         labels = tuple(getattr(cell, name) for name in LABELS)
         for text in texts:

@@ -144,24 +144,26 @@ def sensitivity(group: ComparedGroup) -> Sensitivity | None:
     document was measured.
     """
     measured = group.averaged
-    rows = {
-        name: group.rows[name]
-        for name in group.sets
-        if not group.label(name).control and group.rows[name][measured[0]].counted
-    }
+    rows: dict[str, Mapping[str, Side]] = {}
+    for name in group.sets:
+        sides = group.rows[name]
+        if sides[measured[0]].counted and not group.label(name).control:
+            rows[name] = sides
     if len(rows) < 2:
         return None
     # All sides of a measured set have the same documents.
-    first = next(iter(rows.values()))
+    first = group.rows[group.sets[0]]
     if any(len(first[name].items) < 2 for name in measured):
         return None
-    comparisons = pairs(len(rows)) * len(measured)
+    pair_count = pairs(len(rows))
     gaps: dict[str, Gap] = {}
     for name in measured:
-        gaps[name] = _gap(Pairs.of(rows, [name], pooled=True), group.level, comparisons)
-    gaps[MEAN] = _gap(Pairs.of(rows, measured, pooled=True), group.level, pairs(len(rows)))
+        table = Pairs.of(rows, [name], pooled=True)
+        gaps[name] = _gap(table, group.level, pair_count * len(measured))
+    gaps[MEAN] = _gap(Pairs.of(rows, measured, pooled=True), group.level, pair_count)
     draws = [_draws(sides, measured) for sides in rows.values()]
     ratio, interval, p = variance_ratio(draws, group.level)
+    documents, documents_df = _over_documents(rows, measured)
     return Sensitivity(
         **group.setting._asdict(),
         unit=group.units[measured[0]],
@@ -173,7 +175,7 @@ def sensitivity(group: ComparedGroup) -> Sensitivity | None:
         p=p,
         gaps=gaps,
         level=group.level,
-        by_chance=worth_by_chance(draws, *_over_documents(rows, measured), group.level),
+        by_chance=worth_by_chance(draws, documents, documents_df, group.level),
         cross_fitted=cross_fitted(draws),
     )
 
@@ -192,29 +194,35 @@ def variance_ratio(
     from scipy.special import fdtrc, fdtri
 
     counts = np.array([len(draws) for draws in sets])
+    total = counts.sum()
     means = np.stack([draws.mean(0) for draws in sets])
     within_sets = _squares(_from_mean(sets))
     between_df = len(sets) - 1
-    within_df = int(counts.sum()) - len(sets)
+    within_df = int(total) - len(sets)
     if not np.trace(within_sets) > 0:
         return None, None, None
-    centred = means - counts @ means / counts.sum()
-    between_sets = _squares(np.sqrt(counts)[:, None] * centred)
+    mean_of_all = counts @ means / total
+    between_sets = _squares(np.sqrt(counts)[:, None] * (means - mean_of_all))
     within_directions = _directions(within_sets)
     between_directions = _directions(between_sets)
+    between_square = np.trace(between_sets) / between_df
+    within_square = np.trace(within_sets) / within_df
+    statistic = float(between_square / within_square)
     # Dempster's degrees of freedom: both parts times the directions of the draws.
-    statistic = float(np.trace(between_sets) / between_df / (np.trace(within_sets) / within_df))
     p = fdtrc(within_directions * between_df, within_directions * within_df, statistic)
     # The draws of a set, or what comes nearest to it where sets have different numbers of them.
-    draws_a_set = float(counts.sum() - (counts**2).sum() / counts.sum()) / between_df
+    draws_a_set = float(total - (counts**2).sum() / total) / between_df
+
+    def ratio_of(f: float) -> float:
+        # F is 1 where sets don't differ, and grows with the draws of a set where they do.
+        return max(0.0, (f - 1) / draws_a_set)
+
     tail = (1 - level) / 2
     ends: list[float] = []
     for quantile in (1 - tail, tail):
         least = fdtri(between_directions * between_df, within_directions * within_df, quantile)
-        ends.append(max(0.0, (statistic / float(least) - 1) / draws_a_set))
-    # F is 1 where sets don't differ, and grows with the draws of a set where they do.
-    ratio = max(0.0, (statistic - 1) / draws_a_set)
-    return ratio, (ends[0], ends[1]), float(p)
+        ends.append(ratio_of(statistic / float(least)))
+    return ratio_of(statistic), (ends[0], ends[1]), float(p)
 
 
 def worth_by_chance(
@@ -236,12 +244,14 @@ def worth_by_chance(
     within_df = int(counts.sum()) - len(sets)
     residuals = _from_mean(sets)
     per_mean = float((1 / counts).mean())
-    variances = (residuals**2).sum(0) / within_df * per_mean + documents
+    draw_variances = (residuals**2).sum(0) / within_df
+    variances = draw_variances * per_mean + documents
     if not variances.any():
         return 0.0
     root = np.asarray(np.linalg.qr(residuals, mode="r")) / math.sqrt(within_df)
     # A factorisation is unique but for the signs of its rows; the same ones on every machine.
-    root = root * np.where(np.diag(root) < 0, -1.0, 1.0)[:, None]
+    signs = np.where(np.diag(root) < 0, -1.0, 1.0)
+    root = root * signs[:, None]
     # Always the same studies: a report says the same twice.
     random = np.random.default_rng(0)
     simulated = random.standard_normal((STUDIES, len(sets), len(root))) @ root
@@ -252,9 +262,12 @@ def worth_by_chance(
     # has: the quantile of the ratio allows for an error that was estimated too small.
     again = random.standard_normal((STUDIES, within_df, len(root))) @ root
     chi_squared = random.chisquare(documents_df, (STUDIES, len(documents)))
-    estimated = (again**2).mean(1) * per_mean + documents * chi_squared / documents_df
-    ratios = worths / np.sqrt(estimated).mean(1)
-    return float(np.quantile(ratios, level) * np.sqrt(variances).mean())
+    over_draws = (again**2).mean(1) * per_mean
+    over_documents = documents * chi_squared / documents_df
+    estimated_errors = np.sqrt(over_draws + over_documents).mean(1)
+    quantile = np.quantile(worths / estimated_errors, level)
+    error = np.sqrt(variances).mean()
+    return float(quantile * error)
 
 
 def cross_fitted(sets: Sequence[Float[np.ndarray, "_draw measured"]]) -> float:
@@ -295,7 +308,8 @@ def _over_documents(
         over_draws = _mean([float(side.draws.var(ddof=1)) / len(side.draws) for side in sides])
         # As in `Spread`: the interaction is in the draws already, and no negative estimate
         # narrows anything.
-        added.append(max(0.0, variance - min(interaction, over_draws)))
+        in_draws = min(interaction, over_draws)
+        added.append(max(0.0, variance - in_draws))
         degrees.append((len(sides) - 1.0) * (documents - 1.0))
     return np.array(added), np.array(degrees)
 
@@ -335,12 +349,15 @@ def _directions(covariance: Float[np.ndarray, "measured measured"]) -> float:
     these: from 1 to their number.
     """
     squares = float((covariance**2).sum())
-    return float(np.trace(covariance)) ** 2 / squares if squares > 0 else 1.0
+    if not squares > 0:
+        return 1.0
+    return float(np.trace(covariance)) ** 2 / squares
 
 
 def _gap(table: Pairs, level: float, comparisons: int) -> Gap:
     """Return what the choice is worth by a table of all pairs."""
-    half = table.spread.half(1 - (1 - level) / (2 * comparisons))
+    tail = (1 - level) / (2 * comparisons)
+    half = table.spread.half(1 - tail)
     worst, best = np.unravel_index(int(table.values.argmax()), table.values.shape)
     distinct = ~np.eye(len(table.labels), dtype=bool)  # a set isn't compared with itself
     certain = float((table.values - half)[distinct].max())

@@ -11,7 +11,7 @@ compare it with (`overlaps`).
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Final
@@ -63,40 +63,39 @@ class SetSummary:
     def tokens(self) -> int | None:
         """Real tokens of a draw, on average; None where no record says it."""
         known = [int(draw.facts["tokens"]) for draw in self.draws if "tokens" in draw.facts]
-        return round(sum(known) / len(known)) if known else None
+        if not known:
+            return None
+        return round(sum(known) / len(known))
 
 
 def summaries(store: Store, results: Results) -> list[SetSummary]:
     """Return every calibration set that a run was made with, in the order of the grid.
     `DataError` for a profile that can't be read.
     """
-    by_seed: dict[str, dict[int, Draw]] = {}
+    found: dict[str, dict[int, Draw]] = {}
     for cell in results.cells:
         record = results.records.get(cell.run)
         if cell.data and cell.method != MEASURED and record is not None:
-            draw = Draw(record.run, record.data_facts)
-            by_seed.setdefault(cell.data, {}).setdefault(cell.seed, draw)
-    draws: dict[str, tuple[Draw, ...]] = {}
-    profiles: dict[str, list[Mapping[str, Any]]] = {}
-    for name, seeds in by_seed.items():
-        draws[name] = tuple(seeds[seed] for seed in sorted(seeds))
-        found = [_profile(store, results, draw) for draw in draws[name]]
-        profiles[name] = [profile for profile in found if profile is not None]
-    together = {name: _together(known) for name, known in profiles.items() if known}
-    terms = key_terms(together)
+            draws_by_seed = found.setdefault(cell.data, {})
+            draws_by_seed.setdefault(cell.seed, Draw(record.run, record.data_facts))
     every: list[SetSummary] = []
-    for name in draws:
-        known = profiles[name]
-        summary = SetSummary(
-            name=name,
-            family=results.label(name).family,
-            draws=draws[name],
-            profile=together.get(name),
-            terms=terms.get(name, ()),
-            examples=tuple(known[0]["examples"]) if known else (),
-        )
+    merged: dict[str, Mapping[str, Any]] = {}
+    for name, draws_by_seed in found.items():
+        draws = [draws_by_seed[seed] for seed in sorted(draws_by_seed)]
+        profiles: list[Mapping[str, Any]] = []
+        for draw in draws:
+            profile = _profile(store, results, draw)
+            if profile is not None:
+                profiles.append(profile)
+        summary = SetSummary(name, results.label(name).family, tuple(draws))
+        if profiles:
+            merged[name] = _merged(profiles)
+            examples = tuple(profiles[0]["examples"])
+            summary = replace(summary, profile=merged[name], examples=examples)
         every.append(summary)
-    return every
+    # What stands out in a set is known when all have been read.
+    terms = key_terms(merged)
+    return [replace(summary, terms=terms.get(summary.name, ())) for summary in every]
 
 
 def medians(summaries: Sequence[SetSummary]) -> dict[str, float]:
@@ -106,11 +105,21 @@ def medians(summaries: Sequence[SetSummary]) -> dict[str, float]:
     known = [summary.profile for summary in summaries if summary.profile is not None]
     if not known:
         return {}
-    found = {key: float(np.median([profile[key] for profile in known])) for key in NUMBERS}
-    for kind in dict.fromkeys(kind for profile in known for kind in profile["characters"]):
+    found: dict[str, float] = {}
+    for key in NUMBERS:
+        found[key] = float(np.median([profile[key] for profile in known]))
+    for kind in _kinds(known, "characters"):
         shares = [profile["characters"].get(kind, 0.0) for profile in known]
         found[kind] = float(np.median(shares))
     return found
+
+
+def _kinds(profiles: Sequence[Mapping[str, Any]], key: str) -> list[str]:
+    """Return every kind, as of characters, of which some profile has a share."""
+    kinds: dict[str, None] = {}
+    for profile in profiles:
+        kinds |= dict.fromkeys(profile[key])
+    return list(kinds)
 
 
 def weights_of_words(
@@ -129,9 +138,11 @@ def weights_of_words(
     if not any(counts):
         return [], np.zeros((len(counts), 0))
     vectorizer = DictVectorizer(dtype=np.float64)
+    frequencies = vectorizer.fit_transform(counts)
     # Sublinear: a word that stands ten times isn't ten times as telling.
-    weights = TfidfTransformer(sublinear_tf=True).fit_transform(vectorizer.fit_transform(counts))
-    return list(vectorizer.get_feature_names_out()), np.asarray(weights.todense())
+    weights = TfidfTransformer(sublinear_tf=True).fit_transform(frequencies)
+    words = list(vectorizer.get_feature_names_out())
+    return words, np.asarray(weights.todense())
 
 
 def key_terms(
@@ -148,10 +159,14 @@ def key_terms(
         ahead = weights[row]
         if len(profiles) > 1:
             ahead = ahead - np.delete(weights, row, axis=0).mean(0)
-        pairs = zip(words, ahead.tolist(), strict=True)
-        ordered = sorted(pairs, key=lambda pair: (-pair[1], pair[0]))
+        ordered = _largest_first(zip(words, ahead.tolist(), strict=True))
         terms[name] = tuple((word, weight) for word, weight in ordered[:most] if weight > 0)
     return terms
+
+
+def _largest_first(numbers: Iterable[tuple[str, float]]) -> list[tuple[str, float]]:
+    """Return named numbers, the largest first, and equal ones in the order of their names."""
+    return sorted(numbers, key=lambda named: (-named[1], named[0]))
 
 
 def _profile(store: Store, results: Results, draw: Draw) -> Mapping[str, Any] | None:
@@ -177,7 +192,7 @@ def _profile(store: Store, results: Results, draw: Draw) -> Mapping[str, Any] | 
         ) from error
 
 
-def _together(profiles: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _merged(profiles: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Return several draws as one: counts are added, numbers and shares averaged with the windows
     for weights.
     """
@@ -189,13 +204,14 @@ def _together(profiles: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         unquoted |= profile["unquoted"]
     merged: dict[str, Any] = {"words": dict(words)}
     for key in NUMBERS:
-        merged[key] = float(np.average([profile[key] for profile in profiles], weights=windows))
+        by_draw = [profile[key] for profile in profiles]
+        merged[key] = float(np.average(by_draw, weights=windows))
     for key in ("characters", "scripts"):
         shares: dict[str, float] = {}
-        for kind in {kind for profile in profiles for kind in profile[key]}:
+        for kind in _kinds(profiles, key):
             by_draw = [profile[key].get(kind, 0.0) for profile in profiles]
             shares[kind] = float(np.average(by_draw, weights=windows))
-        merged[key] = dict(sorted(shares.items(), key=lambda share: (-share[1], share[0])))
+        merged[key] = dict(_largest_first(shares.items()))
     for key in ("windows", "counted"):
         merged[key] = sum(profile[key] for profile in profiles)
     merged["unquoted"] = unquoted
@@ -268,7 +284,8 @@ class _Matrices:
     def of(weights: Sequence[Mapping[str, Any]]) -> "_Matrices":
         by_block: dict[str, list[Mapping[str, Any]]] = {}
         for weight in weights:
-            by_block.setdefault(block_of(str(weight["name"])), []).append(weight)
+            block = block_of(str(weight["name"]))
+            by_block.setdefault(block, []).append(weight)
         signs: dict[str, dict[str, np.ndarray]] = {}
         sizes: dict[str, dict[str, np.ndarray]] = {}
         errors: dict[str, float] = {}
@@ -277,14 +294,18 @@ class _Matrices:
             # A block at a time: a study has a hundred thousand matrices.
             if all("bits" in matrix for matrix in matrices):
                 bits = mask_bits(matrices).reshape(len(matrices), -1)
-                signs[block] = dict(zip(names, bits * 2 - 1, strict=True))
+                bit_signs = bits * 2 - 1
+                signs[block] = dict(zip(names, bit_signs, strict=True))
             if all("inputs" in matrix for matrix in matrices):
-                about_mean = _about_means([matrix["inputs"] for matrix in matrices])
-                sizes[block] = dict(zip(names, about_mean, strict=True))
+                about_means = _about_means([matrix["inputs"] for matrix in matrices])
+                sizes[block] = dict(zip(names, about_means, strict=True))
             known = [matrix["error"] for matrix in matrices if "error" in matrix]
             if known:
                 errors[block] = float(np.mean(known))
         return _Matrices(signs, sizes, errors, tuple(by_block))
+
+
+_NO_MATRICES: Final = _Matrices({}, {}, {}, ())
 
 
 def _about_means(inputs: Sequence[str]) -> Float[np.ndarray, "matrix feature"]:
@@ -320,8 +341,10 @@ def layers(store: Store, results: Results) -> Iterator[Layers]:
                 runs.setdefault(cell.data, {})[cell.seed] = _Matrices.of(record.weights)
         if not runs:
             continue
-        every = [draw for draws in runs.values() for draw in draws.values()]
-        blocks = tuple(dict.fromkeys(block for draw in every for block in draw.blocks))
+        blocks: dict[str, None] = {}
+        for draws in runs.values():
+            for draw in draws.values():
+                blocks |= dict.fromkeys(draw.blocks)
         masks = np.full((len(runs), len(runs), len(blocks)), np.nan)
         statistics = np.full_like(masks, np.nan)
         error = np.full((len(runs), len(blocks)), np.nan)
@@ -329,12 +352,12 @@ def layers(store: Store, results: Results) -> Iterator[Layers]:
             masks[:, :, column] = _mean(_agreements(runs, block))
             statistics[:, :, column] = _mean(_distances(runs, block))
             for row, draws in enumerate(runs.values()):
-                known = [np.array(draw.errors.get(block, np.nan)) for draw in draws.values()]
-                error[row, column] = _mean(known)
+                errors = [np.array(draw.errors.get(block, np.nan)) for draw in draws.values()]
+                error[row, column] = _mean(errors)
         yield Layers(
             **setting._asdict(),
             sets=tuple(runs),
-            blocks=blocks,
+            blocks=tuple(blocks),
             masks=masks,
             statistics=statistics,
             error=error,
@@ -361,9 +384,10 @@ def _agreements(
     """Return for each draw which share of the block's mask bits every two sets have in common."""
     found: list[Float[np.ndarray, "set set"]] = []
     for draws in _side_by_side(runs):
-        signs = _table([draw and draw.signs.get(block) for draw in draws])
-        # The mean product of signs, from -1 to 1, as a share.
-        found.append((signs @ signs.T / signs.shape[1] + 1) / 2)
+        signs = _table([draw.signs.get(block, {}) for draw in draws])
+        mean_products = signs @ signs.T / signs.shape[1]
+        # From −1 to 1, as a share.
+        found.append((mean_products + 1) / 2)
     return found
 
 
@@ -373,23 +397,29 @@ def _distances(
     """Return for each draw how far the block's input features of every two sets lie apart."""
     found: list[Float[np.ndarray, "set set"]] = []
     for draws in _side_by_side(runs):
-        sizes = _table([draw and draw.sizes.get(block) for draw in draws])
+        sizes = _table([draw.sizes.get(block, {}) for draw in draws])
+        rows: list[Float[np.ndarray, " set"]] = []
         # A row at a time: the difference of large squares would leave something between a set and
         # itself.
-        found.append(np.stack([np.sqrt(((sizes - row) ** 2).mean(1)) for row in sizes]))
+        for row in sizes:
+            mean_squares = ((sizes - row) ** 2).mean(1)
+            rows.append(np.sqrt(mean_squares))
+        found.append(np.stack(rows))
     return found
 
 
 def _side_by_side(
     runs: Mapping[str, Mapping[int, _Matrices]],
-) -> Iterator[list[_Matrices | None]]:
-    """Yield the draws of the same number of all sets; None for a set that lacks it."""
-    seeds = {seed for draws in runs.values() for seed in draws}
+) -> Iterator[list[_Matrices]]:
+    """Yield the draws of the same number of all sets; no matrices for a set that lacks it."""
+    seeds: set[int] = set()
+    for draws in runs.values():
+        seeds.update(draws)
     for seed in sorted(seeds):
-        yield [draws.get(seed) for draws in runs.values()]
+        yield [draws.get(seed, _NO_MATRICES) for draws in runs.values()]
 
 
-def _table(sets: Sequence[Mapping[str, np.ndarray] | None]) -> Float[np.ndarray, "set n"]:
+def _table(sets: Sequence[Mapping[str, np.ndarray]]) -> Float[np.ndarray, "set n"]:
     """Return a row for each set, of the matrices that all of them have.
 
     An expert that no token of one set reached is compared with nothing. A row that is missing, or
@@ -401,11 +431,12 @@ def _table(sets: Sequence[Mapping[str, np.ndarray] | None]) -> Float[np.ndarray,
         names = [name for name in present[0] if all(name in matrices for matrices in present)]
     rows: list[np.ndarray | None] = []
     for matrices in sets:
+        row = None
         if matrices and names:
-            rows.append(np.concatenate([matrices[name] for name in names]))
-        else:
-            rows.append(None)
-    width = max((len(row) for row in rows if row is not None), default=1)
+            row = np.concatenate([matrices[name] for name in names])
+        rows.append(row)
+    lengths = [len(row) for row in rows if row is not None]
+    width = max(lengths, default=1)
     # What is not a number spreads through products and sums, so a set without a row has no figure
     # with any other.
     blank = np.full(width, np.nan)
@@ -459,9 +490,9 @@ class MaskOverlap:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data; None where a number isn't known."""
-        table = [
-            [None if math.isnan(share) else share for share in row] for row in self.jaccard.tolist()
-        ]
+        table: list[list[float | None]] = self.jaccard.tolist()
+        for row, column in np.argwhere(np.isnan(self.jaccard)).tolist():
+            table[row][column] = None
         return {
             "model": self.model,
             "method": self.method,
@@ -504,15 +535,17 @@ def _jaccard(
     """Return the mean overlap of the draws of every two sets. Masks of another model's size can't
     be compared: only those of the size that most have are.
     """
-    sizes = [len(bits) for draws in masks.values() for bits in draws.values()]
-    # Of sizes that equally many have, the largest.
-    size = max(set(sizes), key=lambda size: (sizes.count(size), size))
-    rows: list[Float[np.ndarray, " bit"]] = []
-    places: list[list[int]] = []
+    sizes: Counter[int] = Counter()
     for draws in masks.values():
-        comparable = [bits for bits in draws.values() if len(bits) == size]
-        places.append(list(range(len(rows), len(rows) + len(comparable))))
-        rows += comparable
+        sizes.update(len(bits) for bits in draws.values())
+    # Of sizes that equally many have, the largest.
+    size = max(sizes, key=lambda size: (sizes[size], size))
+    rows: list[Float[np.ndarray, " bit"]] = []
+    places: list[range] = []
+    for draws in masks.values():
+        begin = len(rows)
+        rows += [bits for bits in draws.values() if len(bits) == size]
+        places.append(range(begin, len(rows)))
     table = np.stack(rows)
     # Of bits, the product counts where both are 1; the sum of both counts less that is where either
     # is.
@@ -573,7 +606,10 @@ def similarity(summaries: Sequence[SetSummary], groups: Sequence[Layers]) -> Sim
         _, weights = weights_of_words(known)
         places = [sets.index(name) for name in known]
         words[np.ix_(places, places)] = weights @ weights.T
-    statistics = [np.exp(-np.sqrt((group.statistics**2).mean(-1))) for group in groups]
+    statistics: list[Float[np.ndarray, "n n"]] = []
+    for group in groups:
+        distances = np.sqrt((group.statistics**2).mean(-1))
+        statistics.append(np.exp(-distances))
     masks = [group.masks.mean(-1) for group in groups]
     tables = {
         "words": words,

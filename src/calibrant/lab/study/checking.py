@@ -66,7 +66,7 @@ SYNONYMS: Final = {
 }
 """Other words for keys, and the canonical key of each."""
 
-_LABELS: Final = {**{axis: axis for axis in AXES}, "seeds": "seed"}
+_LABELS: Final = {axis: axis for axis in AXES} | {"seeds": "seed"}
 """The label of a cell that each axis stands for."""
 _DATA_AXES: Final = ("data", "seeds", "propagate")
 """Axes that only what looks at data has."""
@@ -118,11 +118,12 @@ class Mistakes:
 
         `lines` says where each key and item stands.
         """
+        known = lines or {}
         problems: list[Problem] = []
         for path, message in self.entries:
             line = 0
             for end in range(len(path) + 1):  # the nearest thing around it that has a line
-                line = (lines or {}).get(path[:end], line)
+                line = known.get(path[:end], line)
             problems.append(Problem(line, where(path), message))
         return sorted(problems, key=attrgetter("line"))
 
@@ -193,7 +194,9 @@ def written(value: Any) -> Any:
         return str(value)
     if isinstance(value, Mapping):
         return {key: written(item) for key, item in value.items()}
-    return [written(item) for item in value] if isinstance(value, list) else value
+    if isinstance(value, list):
+        return [written(item) for item in value]
+    return value
 
 
 def items(path: Path, value: Any) -> list[tuple[Path, Any]]:
@@ -214,21 +217,21 @@ def keyed(mistakes: Mistakes, path: Path, raw: Any, known: Sequence[str], noun: 
         mistakes.about(path, raw, f"is no {noun}; write keys with values, of {allowed}")
         return entries
     for key, value in raw.items():
+        place = (*path, key)
         name = SYNONYMS.get(str(key), str(key))
         if name in entries:
-            first = where(entries[name][0])
-            mistakes.add((*path, key), f"{key} says the same as {first}; leave one out")
+            first_place, _ = entries[name]
+            mistakes.add(place, f"{key} says the same as {where(first_place)}; leave one out")
         elif name in known:
-            entries[name] = (*path, key), value
+            entries[name] = place, value
+        elif key in RENAMED:
+            mistakes.add(place, f"{key} is called {RENAMED[key]} now; write that")
         else:
             words = [word for word, meant in SYNONYMS.items() if meant in known]
-            if key in RENAMED:
-                mistakes.add((*path, key), f"{key} is called {RENAMED[key]} now; write that")
-                continue
             hint = did_you_mean(str(key), [*known, *words])
             if name in KEYS and name not in AXES:
                 hint = f"; {key} is the same for the whole study"
-            mistakes.add((*path, key), f"a {noun} has no key {key!r}{hint} (known: {allowed})")
+            mistakes.add(place, f"a {noun} has no key {key!r}{hint} (known: {allowed})")
     return entries
 
 
@@ -376,7 +379,8 @@ class StudyReader:
         names = self.contents.names
         text = str(calibration)
         taken = name in names.values() and names.get(text) != name
-        if taken or names.get(text, name) != name or self._is_set(name):
+        named_otherwise = text in names and names[text] != name
+        if taken or named_otherwise or self._is_set(name):
             message = "is what another set is called; give each set one name of its own"
             self.mistakes.about(place, name, message)
         names[text] = name
@@ -564,7 +568,9 @@ class StudyReader:
             replaced = bool(groups) and all(axis in group for group in groups.values())
             if raw in NOTHING and not replaced:
                 lacking.append(axis)
-        grids = {name: self._grid(group, shared) for name, group in (groups or {"": {}}).items()}
+        if not groups:
+            groups[""] = {}
+        grids = {name: self._grid(group, shared) for name, group in groups.items()}
         for axis in lacking:
             # Where nothing looks at data, as where finished models are measured, none is needed.
             if axis != "data" or any(grid.looks for grid in grids.values()):
@@ -575,6 +581,8 @@ class StudyReader:
         """The grid of one group, with the axes that it replaces."""
         values = {axis: self._replaced(axis, replaced, shared) for axis in LISTS}
         above = ("propagate",), self.entries.get("propagate")
+        path, raw = replaced.get("propagate", above)
+        propagate = self._propagation(path, raw)
         return Axes(
             models=values["model"],
             data=values["data"],
@@ -583,7 +591,7 @@ class StudyReader:
             seeds=values["seeds"],
             allocations=values["allocation"],
             transforms=self._transforms,
-            propagate=self._propagation(*replaced.get("propagate", above)),
+            propagate=propagate,
             blind=self._propagation(*above) or USUAL,
         )
 
@@ -661,7 +669,10 @@ class StudyReader:
                 there.add(getattr(labels, _LABELS[axis]))
         named: set[Any] = set()
         # All are read before any is looked for: the mistakes of reading come first.
-        read = [(*each, self.value(axis, *each)) for each in self._listed(path, raw)]
+        read: list[tuple[Path, Any, Any]] = []
+        for place, given in self._listed(path, raw):
+            value = self.value(axis, place, given)
+            read.append((place, given, value))
         for place, given, value in read:
             if value is None:
                 continue

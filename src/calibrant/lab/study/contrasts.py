@@ -208,7 +208,8 @@ class _Comparing:
     def _possible(self, path: Path, contrast: Mapping[str, Any]) -> bool:
         """Whether it compares two things, isn't there already, and the grid has both its sides."""
         pools = self._contents.pools
-        name, other = (contrast[side] for side in SIDES)
+        name = contrast["compare"]
+        other = contrast["with"]
         compare = set(pools.get(name, [name]))
         against = set(pools.get(other, [other]))
         if compare == against:

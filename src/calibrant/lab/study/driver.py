@@ -193,7 +193,9 @@ class Driver:
             missing = self._missing(index, resolved)
             for journal in self._ended_journals(resolved):
                 journal.remove()
-            return not missing or self._answer(index, resolved, missing)
+            if not missing:
+                return True
+            return self._answer(index, resolved, missing)
 
     def _answer(self, index: int, resolved: Resolved, missing: Missing) -> bool:
         """Make what is missing of a request whose run is claimed.
@@ -207,8 +209,9 @@ class Driver:
             # Always in the same order, or two that need the same parts of mixes could wait for each
             # other.
             needed = sorted(resolved.statistics) if state is None else []
-            if not all(self._claim(gathering, name, index) for name in needed):
-                return False
+            for name in needed:
+                if not self._claim(gathering, name, index):
+                    return False
             self._report(["doing", request.label, run_id, index, ""])
             make = partial(self._make, resolved, missing.recorded, state)
             if not self._attempt(make, run_id, request):
@@ -312,7 +315,8 @@ class Driver:
         self._report(["cell", index, run_id, dict(wanted), there])
         if index not in self._work.chosen or self._failed(run_id):
             return Missing(recorded=True, measures=())
-        return Missing(recorded, [text for text in missing if not self._failed(wanted[text])])
+        to_measure = [text for text in missing if not self._failed(wanted[text])]
+        return Missing(recorded, to_measure)
 
     def _ended_journals(self, resolved: Resolved) -> Iterator[Journal]:
         """The journals of what the store has of a request.
@@ -513,8 +517,11 @@ class Driver:
 def failure(request: RunRequest, error: BaseException, measured: str = "") -> dict[str, Any]:
     """Return what is recorded of a failure, with the labels of the cell that is empty for it."""
     cell = request.cell
+    what = request.label
+    if measured:
+        what += f", measured by {measured}"
     return {
-        "what": f"{request.label}, measured by {measured}" if measured else request.label,
+        "what": what,
         "cell": [cell.model, cell.data, cell.method, cell.target, cell.seed],
         "error": f"{type(error).__name__}: {error}",
         "traceback": traceback.format_exception(error),

@@ -55,7 +55,8 @@ def read_study(path: str | FilePath) -> Study:
     """
     name = str(path)
     mistakes = Mistakes()
-    entries, lines = _Document(_text(user_path(path), name), name, mistakes).read()
+    text = _text(user_path(path), name)
+    entries, lines = _Document(text, name, mistakes).read()
     fields = {key: field for field, key in KEY_OF_FIELD.items()}
     values: dict[str, Any] = {}
     keys = keyed(mistakes, (), entries, KEYS, "study")
@@ -254,7 +255,8 @@ class _Document:
         if text in _CONSTANTS:
             return _CONSTANTS[text]
         if _WHOLE.fullmatch(text):
-            return int(text, 0) if text[:2] in ("0o", "0x") else int(text)
+            prefixed = text[:2] in ("0o", "0x")
+            return int(text, 0) if prefixed else int(text)
         if _INFINITE_OR_NAN.fullmatch(text):
             return float(text.replace(".", ""))
         return float(text) if _NUMBER.fullmatch(text) else text

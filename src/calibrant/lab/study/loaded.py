@@ -129,7 +129,9 @@ class LoadedModel:
         """Return the edits since the model was dense, to be applied again; None if there are
         none.
         """
-        return to_bytes([edit.stored() for edit in self._edits]) if self._edits else None
+        if not self._edits:
+            return None
+        return to_bytes([edit.stored() for edit in self._edits])
 
     def mask(self) -> bytes | None:
         """Return the nonzero weights as bits; None if some nonzero weight isn't the dense

@@ -284,11 +284,14 @@ def _shares(ray: ModuleType, workers: int, gpus: float, address: str | None) -> 
             )
     if address is None:
         share = resources.get("CPU", 1.0) / workers
-        # Above 1, Ray counts CPUs in whole ones.
-        return float(int(share)) or share, shared_threads(workers)
+        # From 1 on, Ray counts CPUs in whole ones.
+        if share >= 1:
+            share = float(int(share))
+        return share, shared_threads(workers)
     largest = max(node.get("CPU", 0.0) for node in nodes)
-    share = max(1, int(min(resources.get("CPU", 1.0) / workers, largest)))
-    return float(share), share
+    share = min(resources.get("CPU", 1.0) / workers, largest)
+    cpus = max(1, int(share))
+    return float(cpus), cpus
 
 
 def _variables(threads: int) -> dict[str, str]:

@@ -195,7 +195,10 @@ class Axes:
         draws = len(self.data) * len(self.seeds)
         ways = 0
         for method, allocation, target in product(self.methods, self.allocations, self.targets):
-            ways += draws if self._looks(method, allocation, aimed(method, target)) else 1
+            if self._looks(method, allocation, aimed(method, target)):
+                ways += draws
+            else:
+                ways += 1
         return len(self.models) * (1 + ways)
 
     def _looks(self, method: Method, allocation: Allocation, target: Target) -> bool:
@@ -234,7 +237,9 @@ class Axes:
 
 
 def _part_looks(part: Method | Allocation | Transform | Target) -> bool:
-    return part.looks if isinstance(part, Method | Target) else bool(part.observes)
+    if isinstance(part, Method | Target):
+        return part.looks
+    return bool(part.observes)
 
 
 def union(

@@ -227,7 +227,9 @@ class Study:
         cells = self._contents.requests
         if not groups:
             return frozenset(range(len(cells)))
-        wanted = set[Labels]().union(*(available[name] for name in groups))
+        wanted: set[Labels] = set()
+        for name in groups:
+            wanted |= available[name]
         return frozenset(number for number, labels in enumerate(cells) if labels in wanted)
 
     def requests(self) -> list[RunRequest]:
@@ -365,7 +367,9 @@ def _frozen(value: Any) -> Any:
     """Return a checked value as it is stored: lists as tuples."""
     if isinstance(value, Mapping):
         return {key: _frozen(item) for key, item in value.items()}
-    return tuple(_frozen(item) for item in value) if isinstance(value, list) else value
+    if isinstance(value, list):
+        return tuple(_frozen(item) for item in value)
+    return value
 
 
 def _as_json(value: Any) -> str:

@@ -178,7 +178,8 @@ class Timings:
         # The first try warms caches; of the others the shorter counts.
         tries = [_first_block(model, batch, kinds) for _ in range(3)]
         seen, _ = tries[-1]
-        self.forward[kinds] = min(seconds for _, seconds in tries) / int(batch.mask.sum())
+        shortest = min(seconds for _, seconds in tries)
+        self.forward[kinds] = shortest / int(batch.mask.sum())
         return seen
 
     def time_compression(
@@ -331,7 +332,8 @@ def _whole(evaluator: Evaluator, timed: Callable[[Evaluator], float]) -> float:
     # What the second took in all, spread over its budget, is the most that an item can cost, and a
     # fifth of it about the least.
     most = second / more
-    item_seconds = min(max((second - first) / (more - few), most / 5), most)
+    slope = (second - first) / (more - few)
+    item_seconds = min(max(slope, most / 5), most)
     return second + item_seconds * (budget - more)
 
 
