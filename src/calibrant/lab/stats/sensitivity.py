@@ -152,7 +152,7 @@ def sensitivity(group: ComparedGroup) -> Sensitivity | None:
     if len(rows) < 2:
         return None
     # All sides of a measured set have the same documents.
-    first = group.rows[group.sets[0]]
+    first, *_ = rows.values()
     if any(len(first[name].items) < 2 for name in measured):
         return None
     pair_count = pairs(len(rows))
