@@ -169,25 +169,25 @@ class Panels:
         low, high = panel.span
         for end in panel.span:
             yield {"k": "span", "v": end}
-        for row, end in panel.shaded.items():
-            yield {"k": "shade", "r": row, "v": max(0.0, low), "w": min(end, high)}
+        for place, end in panel.shaded.items():
+            yield {"k": "shade", "r": place, "v": max(0.0, low), "w": min(end, high)}
         for above, line in enumerate(reversed(self._titles[number])):
             yield {"k": f"title-{above}", "t": line}
         begins_line = number % size.columns == 0
-        for row, name in enumerate(self.rows):
-            if not name.head:
-                yield {"k": "row", "r": row}
+        for place, row in enumerate(self.rows):
+            if not row.head:
+                yield {"k": "row", "r": place}
             if begins_line:
-                kind = "head" if name.head else "name"
-                yield {"k": kind, "r": row, "t": cut(name.name, self.room)}
-            mark = panel.points.get(row)
+                kind = "head" if row.head else "name"
+                yield {"k": kind, "r": place, "t": cut(row.name, self.room)}
+            mark = panel.points.get(place)
             if mark is not None:
                 words = self.styles[mark.kind].words
                 for record in _drawn(mark, low, high, size.width):
-                    yield {"r": row, "f": words, **record}
-            elif not name.head:
-                yield {"k": "hole", "r": row, "t": HOLE}
-        # Letters of these texts that a panel has room for.
+                    yield {"r": place, "f": words, **record}
+            elif not row.head:
+                yield {"k": "hole", "r": place, "t": HOLE}
+        # So many letters of the texts below have room under a panel.
         room = int(size.width / 6)
         if self.reference:
             yield {"k": "zero"}
