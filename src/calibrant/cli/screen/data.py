@@ -35,6 +35,9 @@ COUNTED: Final = 64
 BARS: Final = 60
 """Columns of a histogram with its numbers."""
 
+_EIGHTHS: Final = ("", "▏", "▎", "▍", "▌", "▋", "▊", "▉")
+"""The end of a bar, by how many eighths of a column it takes."""
+
 
 # Files for other tools.
 
@@ -78,8 +81,12 @@ def catalogued(entries: Sequence[Mapping[str, Any]], long: bool = False) -> Iter
         for entry in entries:
             yield from _in_full(entry)
         return
-    shown = [fact for fact in IN_TABLE if any(fact in entry["facts"] for entry in entries)]
-    table = table_of("name", *(IN_TABLE[fact] for fact in shown), "what")
+    known: set[str] = set()
+    for entry in entries:
+        known.update(entry["facts"])
+    shown = [fact for fact in IN_TABLE if fact in known]
+    heads = [IN_TABLE[fact] for fact in shown]
+    table = table_of("name", *heads, "what")
     table.columns[0].no_wrap = True
     for entry in entries:
         facts = [str(entry["facts"].get(fact, "")) for fact in shown]
@@ -91,7 +98,9 @@ def _in_full(entry: Mapping[str, Any]) -> Iterator[Any]:
     arguments: list[str] = []
     for name, default in entry["parameters"].items():
         arguments.append(f"{name}={default}" if default else name)
-    call = f"{entry['name']}({', '.join(arguments)})" if arguments else entry["name"]
+    call = entry["name"]
+    if arguments:
+        call += f"({', '.join(arguments)})"
     yield Text(one_line(call), style="bold")
     lines = [entry["title"], entry["summary"]]
     for fact, value in entry["facts"].items():
@@ -123,8 +132,12 @@ def inspected(result: Mapping[str, Any]) -> Iterator[Any]:
     if result["pads"]:
         tokens += f", and {result['pads']:,} pads that count"
     seen = f"{vocabulary['distinct']:,} of {vocabulary['size']:,} ids"
+    read_by = ""
+    if result["tokenizer"]:
+        read_by = f"the tokenizer of {result['tokenizer']}"
     facts = {
         "set": f"{result['data']} ({amount})",
+        "read by": read_by,
         "windows": f"{windows}; {result['padding']:.1%} padding; "
         f"{result['repeated_windows']} repeated",
         "real tokens": tokens,
@@ -132,9 +145,6 @@ def inspected(result: Mapping[str, Any]) -> Iterator[Any]:
         f"as varied as {vocabulary['even']:,.0f} equally frequent ones",
         "draws": _draws(result["disjoint_draws"]),
     }
-    if result["tokenizer"]:
-        read_by = {"read by": f"the tokenizer of {result['tokenizer']}"}
-        facts = {"set": facts["set"], **read_by, **facts}
     if result["overlap"]:
         facts["overlap"] = f"{result['overlap']:.1%} of the rows are in earlier draws"
     if result["double_starts"]:
@@ -206,8 +216,11 @@ def _conversations(found: Mapping[str, Any]) -> Iterator[Any]:
         facts["cut reasoning"] = f"at the end of {counted(found['cut_reasoning'], 'window')}"
     if found["open_reasoning"]:
         facts["open reasoning"] = f"never closed in {found['open_reasoning']:,}"
-    held = [f"{name} in {found[name]:,}" for name in ("tools", "calls", "reasoning") if found[name]]
-    facts["conversations"] = "; ".join([f"{found['count']:,}", *held])
+    conversations = f"{found['count']:,}"
+    for name in ("tools", "calls", "reasoning"):
+        if found[name]:
+            conversations += f"; {name} in {found[name]:,}"
+    facts["conversations"] = conversations
     turns = " ≤ ".join(f"{count:,}" for count in found["turns"])
     facts["turns"] = f"{turns} (least, quarters, most)"
     yield from labelled(facts)
@@ -220,7 +233,8 @@ def _conversations(found: Mapping[str, Any]) -> Iterator[Any]:
 def _draws(count: int | None) -> str:
     if count is None:
         return "no end of disjoint ones"
-    draws = f"{count} disjoint {'one' if count == 1 else 'ones'} of this size"
+    noun = "one" if count == 1 else "ones"
+    draws = f"{count} disjoint {noun} of this size"
     return f"{draws}, or more" if count == COUNTED else draws
 
 
@@ -251,28 +265,38 @@ def _histogram(ranges: Sequence[Sequence[int]]) -> Iterator[str]:
     if not ranges:
         return
     names: list[str] = []
-    for least, most, _ in ranges:
-        names.append(f"{least:,}–{most:,}" if most > least else f"{least:,}")
-    counts = [count for _, _, count in ranges]
+    counts: list[int] = []
+    for least, most, count in ranges:
+        name = f"{least:,}"
+        if most > least:
+            name += f"–{most:,}"
+        names.append(name)
+        counts.append(count)
     numbers = [f"{count:,}" for count in counts]
-    widest = max(map(len, names))
-    room = BARS - 5 - widest - max(map(len, numbers))
-    longest = max(counts) or 1
+    name_width = max(map(len, names))
+    number_width = max(map(len, numbers))
+    # Five spaces: two before the line, two before the bar and one behind it.
+    room = BARS - 5 - name_width - number_width
+    most_rows = max(counts) or 1
     for name, number, count in zip(names, numbers, counts, strict=True):
         # Blocks of an eighth of a column; a range that has anything shows at least one.
-        eighths = round(8 * room * count / longest)
+        eighths = round(8 * room * count / most_rows)
         if count:
             eighths = max(eighths, 1)
-        bar = "█" * (eighths // 8) + " ▏▎▍▌▋▊▉"[eighths % 8].strip()
-        yield f"{name:>{widest}}  {bar} {number}" if bar else f"{name:>{widest}}  {number}"
+        columns, rest = divmod(eighths, 8)
+        bar = "█" * columns + _EIGHTHS[rest]
+        if bar:
+            bar += " "
+        yield f"{name:>{name_width}}  {bar}{number}"
 
 
 def _alike(near: Mapping[str, Any]) -> str:
     if not near["rows"]:
         return ""
     pair = near["pairs"][0]
-    first, second = zip(pair["parts"], pair["numbers"], strict=True)
-    where = f"row {first[1]} of {first[0]} and row {second[1]} of {second[0]}"
+    first_part, second_part = pair["parts"]
+    first, second = pair["numbers"]
+    where = f"row {first} of {first_part} and row {second} of {second_part}"
     rows = f"{near['rows']:,} of {near['examined']:,} rows repeat an earlier one"
     return f"{rows}, as {where} ({_percent(pair['share'])} alike){_quote(pair['quote'])}"
 

@@ -77,11 +77,12 @@ def _planned_model(model: Mapping[str, Any], limit: int) -> Iterator[Any]:
         each = ", ".join(statistics)
         needed = f"{_size(size)} on disk ({each} for a set and draw); {fits}"
     noticeable = {phase: spent for phase, spent in model["seconds"].items() if spent >= 1}
+    matrices = f"{model['matrices']:,} in {model['blocks']} blocks"
+    inputs = f"{model['inputs']:,} distinct inputs"
     yield from labelled(
         {
             "model": noted(model["model"], model["note"]),
-            "matrices": f"{model['matrices']:,} in {model['blocks']} blocks, "
-            f"with {model['inputs']:,} distinct inputs, {model['dtype']}",
+            "matrices": f"{matrices}, with {inputs}, {model['dtype']}",
             "left to do": f"{runs}, {_left(model['measurements'])} measurements",
             "statistics": needed,
             "time": phases(noticeable),
@@ -93,8 +94,10 @@ def _stocked(sets: Sequence[Mapping[str, Any]]) -> Any:
     """A line for each set: how long a draw is, and how many disjoint ones there are."""
     table = table_of("set", "tokens a draw", "draws", "disjoint ones")
     for supply in sets:
-        few = supply["held"] is not None and supply["held"] < supply["draws"]
-        held = Text(_held(supply), style="bold yellow" if few else "")
+        style = ""
+        if supply["held"] is not None and supply["held"] < supply["draws"]:
+            style = "bold yellow"
+        held = Text(_held(supply), style)
         table.add_row(supply["data"], f"{supply['tokens']:,}", f"{supply['draws']}", held)
     return table
 
@@ -104,9 +107,13 @@ def _held(supply: Mapping[str, Any]) -> str:
     disjoint = supply["held"]
     if disjoint is None:
         return "not known" if supply["why"] else "no end"
-    if not supply["exact"]:
-        return f"about {disjoint:,.1f}" if disjoint < 10 else f"about {disjoint:,.0f}"
-    return f"{disjoint:.0f} or more" if disjoint == supply["draws"] else f"{disjoint:.0f}"
+    if supply["exact"]:
+        count = f"{disjoint:.0f}"
+        # No more are counted than the study draws.
+        return f"{count} or more" if disjoint == supply["draws"] else count
+    if disjoint < 10:
+        return f"about {disjoint:,.1f}"
+    return f"about {disjoint:,.0f}"
 
 
 def _time(result: Mapping[str, Any]) -> Text:

@@ -48,12 +48,14 @@ def explained(result: Mapping[str, Any], most: int) -> Iterator[Any]:
     heads = ("count", "damage", "loss behind it", "block")
     table = table_of("word", *heads, "neurons behind it: response then and now")
     for word in result["words"][:most]:
-        raised = word["raised_next"]
+        raised = ""
+        if word["raised_next"] is not None:
+            raised = signed(word["raised_next"])
         table.add_row(
             one_line(word["word"]),
             f"{word['count']:,}",
             decimals(word["damage"]),
-            "" if raised is None else signed(raised),
+            raised,
             f"{word['block']}",
             _neurons(word["strongest"]),
         )
@@ -96,7 +98,8 @@ def _relations(facts: Mapping[str, Any]) -> dict[str, str]:
         high = facts.get(f"{fact}_high")
         if low is not None and high is not None:
             sentence += f" (95 % interval over documents {low:.2f} to {high:.2f})"
-        relations["and" if relations else "with the loss"] = sentence
+        name = "and" if relations else "with the loss"
+        relations[name] = sentence
     return relations
 
 
@@ -114,7 +117,9 @@ def kept_by_sets(tables: Sequence[Mapping[str, Any]], most: int) -> Iterator[Any
         for begin in range(0, len(sets), SETS):
             yield _kept(found["words"][:most], sets[begin : begin + SETS])
         draws = sorted(found["draws"].values())
-        number = f"{draws[0]}" if draws[0] == draws[-1] else f"{draws[0]} to {draws[-1]}"
+        number = f"{draws[0]}"
+        if draws[0] != draws[-1]:
+            number += f" to {draws[-1]}"
         yield (
             f"draws of a set: {number}; no difference between two cells is tested here, "
             "calibrant report compares the means over all words"

@@ -116,13 +116,17 @@ def find_leaks(calibration: Iterable[Row], measured: Iterable[Row]) -> list[Leak
     >>> [leak.kind for leak in find_leaks([seen], [measured])]
     ['same example']
     """
+
+    def gravity(leak: Leak) -> tuple[bool, float]:
+        return serious(leak), leak.share
+
     index = _Index(measured)
     leaks: dict[tuple[str, str], Leak] = {}
     for batch in _batches(calibration):
         for leak in chain(index.same(batch), index.shared(batch)):
-            known = leaks.get((leak.row, leak.measured))
-            if known is None or (serious(leak), leak.share) > (serious(known), known.share):
-                leaks[leak.row, leak.measured] = leak
+            pair = (leak.row, leak.measured)
+            if pair not in leaks or gravity(leak) > gravity(leaks[pair]):
+                leaks[pair] = leak
     return list(leaks.values())
 
 
@@ -395,7 +399,9 @@ class _RunTable:
         self._begins = begins[rare]
         self._counts = counts[rare]
         self._owners = owners[order]
-        self._sizes = np.bincount(self._owners[np.repeat(rare, counts)], minlength=rows[-1][0] + 1)
+        rare_owners = self._owners[np.repeat(rare, counts)]
+        last_row, _ = rows[-1]
+        self._sizes = np.bincount(rare_owners, minlength=last_row + 1)
         # Nearly every run that is looked up is in no measured row. A small table, by the first bits
         # of a run's number, says so at once for most of them.
         bits = min(24, max(8, 4 + len(keys).bit_length()))
@@ -411,12 +417,17 @@ class _RunTable:
         """
         likely = np.flatnonzero(self._may_hold[numbers >> self._shift])
         places = np.searchsorted(self._keys, numbers[likely])
-        found = places < len(self._keys)
-        found[found] = self._keys[places[found]] == numbers[likely[found]]
-        if not found.any():
+        # A number above all keys would have its place behind the last.
+        within = places < len(self._keys)
+        likely = likely[within]
+        places = places[within]
+        found = self._keys[places] == numbers[likely]
+        likely = likely[found]
+        places = places[found]
+        if not len(places):
             return
         # A run counts once, however often the calibration row repeats it.
-        distinct = np.unique(owners[likely[found]] * len(self._keys) + places[found])
+        distinct = np.unique(owners[likely] * len(self._keys) + places)
         calibration_rows, key_places = np.divmod(distinct, len(self._keys))
         counts = self._counts[key_places]
         # For each run the places of its owners, which stand together: its first place, then so many

@@ -88,7 +88,7 @@ def measurable(against: Sequence[str]) -> list[Source]:
                     subject=text,
                 )
             # One row is read, so that a source that isn't there is an error now.
-            next(iter(term.source.rows("measure")), None)
+            list(islice(term.source.rows("measure"), 1))
             measured.append(term.source)
     return measured
 
@@ -296,10 +296,14 @@ def _neighbours(keys: Numbers, count: int) -> Iterator[Indices]:
     sizes = np.diff(np.r_[begins, count])
     # Texts with one key stand together in `order`, the earlier first.
     group_firsts = np.repeat(order[begins], sizes)
-    yield (group_firsts * count + order)[group_firsts != order]
-    for distance in range(1, min(NEIGHBOURS, int(sizes.max()) - 1) + 1):
+    with_first = group_firsts * count + order
+    yield with_first[group_firsts != order]
+    farthest = min(NEIGHBOURS, int(sizes.max()) - 1)
+    for distance in range(1, farthest + 1):
         alike = ordered[distance:] == ordered[:-distance]
-        yield order[:-distance][alike] * count + order[distance:][alike]
+        earlier = order[:-distance][alike]
+        later = order[distance:][alike]
+        yield earlier * count + later
 
 
 def _likeness(
@@ -330,7 +334,8 @@ def _likeness(
         lefts = [runs_of_texts[place] for place in first[group]]
         rights = [runs_of_texts[place] for place in second[group]]
         shared = _shared_counts(lefts, rights, len(distinct_runs))
-        likeness[group] = shared / (sizes[first[group]] + sizes[second[group]] - shared)
+        in_either = sizes[first[group]] + sizes[second[group]] - shared
+        likeness[group] = shared / in_either
     return likeness
 
 
@@ -345,5 +350,6 @@ def _shared_counts(lefts: Sequence[Indices], rights: Sequence[Indices], run_coun
     for left, right in zip(lefts, rights, strict=True):
         pair_runs += [left, right]
     together = np.sort(owners * run_count + np.concatenate(pair_runs))
-    shared = together[1:][together[1:] == together[:-1]]
+    twice = together[1:] == together[:-1]
+    shared = together[1:][twice]
     return np.bincount(shared // run_count, minlength=len(lengths))

@@ -55,7 +55,8 @@ class IGSP(Picking):
         for level in np.array_split(by_loss, self.strata):
             levels.append(level[np.argsort(repeated[level], kind="stable")])
         rest = np.setdiff1d(np.arange(len(texts)), judged)
-        return [*in_turn(levels), *map(int, rest)], _note(repeated[judged], losses[judged])
+        order = [*in_turn(levels), *map(int, rest)]
+        return order, _note(repeated[judged], losses[judged])
 
 
 def repetition(ids: Sequence[int]) -> float:

@@ -113,9 +113,10 @@ def covering(
         best = int(useful[np.argmax(ranks)])
         chosen.append(best)
         remaining[best] = False
-        for new_type in types[best][~covered[types[best]]]:
+        best_types = types[best]
+        for new_type in best_types[~covered[best_types]]:
             gains[holders[new_type]] -= 1
-        covered[types[best]] = True
+        covered[best_types] = True
         gains[best] = 0
     empty = np.flatnonzero(totals == 0).tolist()
     return [*chosen, *empty], first_round or len(chosen)
@@ -127,5 +128,7 @@ def _holders(types: Sequence[Types]) -> list[Int[np.ndarray, " _"]]:
         return []
     types_of_all = np.concatenate(list(types))
     texts = np.repeat(np.arange(len(types)), [len(text_types) for text_types in types])
+    # Sorted by type, the texts of one type stand together, as many as it has holders.
     order = np.argsort(types_of_all, kind="stable")
-    return np.split(texts[order], np.cumsum(np.bincount(types_of_all))[:-1])
+    ends = np.cumsum(np.bincount(types_of_all))
+    return np.split(texts[order], ends[:-1])

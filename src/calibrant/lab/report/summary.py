@@ -57,7 +57,9 @@ def short_names(texts: Iterable[str]) -> dict[str, str]:
                 # `scales='importance'` is understood without its key, `swaps=25` is not.
                 values = re.sub(r"\w+='([^']*)'", r"\1", arguments)
                 named = f"{kind} {values}"
-                names[text] = named if len(named) <= LONGEST + len(kind) else f"{kind} {number}"
+                if len(named) > LONGEST + len(kind):
+                    named = f"{kind} {number}"
+                names[text] = named
     return names
 
 
@@ -285,11 +287,13 @@ def _figures(ranking: Ranking) -> dict[str, Figure]:
     """The figure of each set of a ranking, by its name."""
     figures: dict[str, Figure] = {}
     for entry in ranking.entries:
-        text = decimals(entry.mean.value)
-        if entry is ranking.best:
-            figures[entry.name] = Figure(text, letters=BEST, best=True)
-        else:
-            figures[entry.name] = Figure(text, letters=TIED if entry.tied else "")
+        best = entry is ranking.best
+        letters = ""
+        if best:
+            letters = BEST
+        elif entry.tied:
+            letters = TIED
+        figures[entry.name] = Figure(decimals(entry.mean.value), letters=letters, best=best)
     return figures
 
 
@@ -427,9 +431,11 @@ def _difference(first: RankingEntry, second: RankingEntry) -> Estimate:
     if first.mean.stderr is None or second.mean.stderr is None:
         return Estimate(value, None, 0.0, first.mean.items)
     stderr = math.hypot(first.mean.stderr, second.mean.stderr)
-    freedom = [first.mean.df, second.mean.df]
-    freedom.extend((*(first.mean.dfs or ()), *(second.mean.dfs or ())))
     # The fewest degrees of freedom of any part of the two: never too sure.
+    freedom = [first.mean.df, second.mean.df]
+    for mean in (first.mean, second.mean):
+        if mean.dfs is not None:
+            freedom.extend(mean.dfs)
     return Estimate(value, stderr, min(freedom), first.mean.items)
 
 
@@ -462,5 +468,6 @@ def _corrected(found: Sequence[Doubt], looked_at: int) -> Iterator[Doubt]:
         if doubt.p is None:
             yield doubt
             continue
-        so_far = max(so_far, min(1.0, (looked_at - place) * doubt.p))
+        left = looked_at - place
+        so_far = max(so_far, min(1.0, left * doubt.p))
         yield replace(doubt, p_holm=so_far)

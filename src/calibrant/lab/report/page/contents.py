@@ -46,10 +46,11 @@ class Contents:
     @cached_property
     def titles(self) -> Mapping[str, str]:
         """What each ranking is about, by its key."""
-        return {
-            f"r{number}": heading(r, self.facts.models.get(r.model, ""))
-            for number, r in enumerate(self.comparison.rankings)
-        }
+        titles: dict[str, str] = {}
+        for number, ranking in enumerate(self.comparison.rankings):
+            note = self.facts.models.get(ranking.model, "")
+            titles[f"r{number}"] = heading(ranking, note)
+        return titles
 
     @cached_property
     def doubts(self) -> Doubts:
@@ -76,9 +77,11 @@ class Contents:
     @cached_property
     def tokens(self) -> Mapping[str, int]:
         """Real tokens of a draw of each calibration set, where they are known."""
-        return {
-            summary.name: summary.tokens for summary in self.summaries if summary.tokens is not None
-        }
+        tokens: dict[str, int] = {}
+        for summary in self.summaries:
+            if summary.tokens is not None:
+                tokens[summary.name] = summary.tokens
+        return tokens
 
     @cached_property
     def places(self) -> Mapping[str, Sequence[tuple[Ranking, RankingEntry]]]:
@@ -98,8 +101,9 @@ class Contents:
         drawn: list[Plot | None] = []
         for model in dict.fromkeys(ranking.model for ranking in every):
             ranked = [ranking for ranking in self.comparison.of_sets if ranking.model == model]
-            drawn.append(against_sparsity(ranked) if ranked else None)
-            drawn.append(against_size([ranking for ranking in every if ranking.model == model]))
+            sized = [ranking for ranking in every if ranking.model == model]
+            drawn.append(against_sparsity(ranked))
+            drawn.append(against_size(sized))
         return [plot for plot in drawn if plot is not None]
 
     @cached_property
@@ -146,9 +150,10 @@ class Contents:
 
     def measured_on(self, name: str) -> Sequence[str]:
         """On what a calibration set was measured, over all its rankings."""
-        return list(
-            dict.fromkeys(m for ranking, _ in self.places.get(name, ()) for m in ranking.measured)
-        )
+        measured: list[str] = []
+        for ranking, _ in self.places.get(name, ()):
+            measured.extend(ranking.measured)
+        return list(dict.fromkeys(measured))
 
     def targets_of(self, name: str) -> Sequence[str]:
         """The targets of the rankings that a calibration set has a place in."""
@@ -159,7 +164,10 @@ class Contents:
         similarity; none where no two sets were compared by it.
         """
         table = self.similarity.by.get(measure)
-        if table is None or not np.isfinite(table[~np.eye(len(table), dtype=bool)]).any():
+        if table is None:
+            return []
+        of_two = ~np.eye(len(table), dtype=bool)
+        if not np.isfinite(table[of_two]).any():
             return []
         return self.similarity.nearest(name, measure, most)
 

@@ -56,39 +56,44 @@ def layers(groups: Sequence[Layers], ids: Mapping[str, str]) -> Markup:
 
     Where no two sets have layers to set side by side it is a sentence.
     """
-    shown = [
-        group
-        for group in groups
-        if len(group.sets) > 1
-        and any(not np.isnan(values).all() for values in _facts(group).values())
-    ]
+    shown = [group for group in groups if len(group.sets) > 1 and _knows(group)]
+    single = bool(groups) and all(len(group.sets) == 1 for group in groups)
+    rows = _table(shown[0]) if shown else ()
     return render(
         "layers",
         groups=shown,
-        single=bool(groups) and all(len(group.sets) == 1 for group in groups),
+        single=single,
         holes=list(_holes(shown)),
         missing=MISSING,
         titles=TITLES,
         group_title=_title,
-        rows=_table(shown[0]) if shown else (),
+        rows=rows,
         embedded=embedded("layers-data", _embedded(shown, ids)),
     )
+
+
+def _knows(group: Layers) -> bool:
+    """Whether anything is known of a group."""
+    return any(not np.isnan(values).all() for values in _facts(group).values())
 
 
 def _holes(groups: Sequence[Layers]) -> Iterator[str]:
     """Yield what this store lacks, by run group: all of a fact, or some of it."""
     for group in groups:
-        known = _facts(group)
-        gone = [NOUNS[fact] for fact, values in known.items() if np.isnan(values).all()]
-        some = [
-            NOUNS[fact]
-            for fact, values in known.items()
-            if np.isnan(values).any() and not np.isnan(values).all()
-        ]
+        nothing: list[str] = []
+        some: list[str] = []
+        for fact, values in _facts(group).items():
+            unknown = np.isnan(values)
+            if unknown.all():
+                nothing.append(NOUNS[fact])
+            elif unknown.any():
+                some.append(NOUNS[fact])
+        parts: list[str] = []
+        if nothing:
+            parts.append(f"holds nothing about {join_names(nothing)}")
+        if some:
+            parts.append(f"lacks {join_names(some)} in some places")
         where = f"Of {_title(group)} this store" if len(groups) > 1 else "This store"
-        parts = ([f"holds nothing about {join_names(gone)}"] if gone else []) + (
-            [f"lacks {join_names(some)} in some places"] if some else []
-        )
         if parts:
             yield f"{where} {' and '.join(parts)}. {MISSING}"
 
@@ -109,16 +114,12 @@ def _table(group: Layers) -> Iterator[tuple[str, tuple[str, ...]]]:
     def figure(value: float, form: str) -> str:
         return HOLE if math.isnan(value) else form.format(value)
 
-    for i, block in enumerate(group.blocks):
-        errors = (figure(100 * group.error[side, i], "{:.2f} %") for side in (0, 1))
-        yield (
-            block,
-            (
-                figure(100 * (1 - group.masks[0, 1, i]), "{:.1f} %"),
-                figure(group.statistics[0, 1, i], "{:.3f}"),
-                *errors,
-            ),
-        )
+    for number, block in enumerate(group.blocks):
+        masks = figure(100 * (1 - group.masks[0, 1, number]), "{:.1f} %")
+        statistics = figure(group.statistics[0, 1, number], "{:.3f}")
+        first_error = figure(100 * group.error[0, number], "{:.2f} %")
+        second_error = figure(100 * group.error[1, number], "{:.2f} %")
+        yield block, (masks, statistics, first_error, second_error)
 
 
 def _title(group: Layers) -> str:
@@ -128,15 +129,21 @@ def _title(group: Layers) -> str:
 
 
 def _embedded(groups: Sequence[Layers], ids: Mapping[str, str]) -> dict[str, Any]:
-    names = list(dict.fromkeys(name for group in groups for name in group.sets))
+    every: list[str] = []
+    for group in groups:
+        every.extend(group.sets)
+    names = list(dict.fromkeys(every))
     places = {name: place for place, name in enumerate(names)}
+    runs: list[dict[str, Any]] = []
+    for group in groups:
+        runs.append(_run(group, [places[name] for name in group.sets]))
     return {
         "spec": _spec(),
         "digits": DIGITS,
         "steps": STEPS,
         "names": names,
         "pages": [ids.get(name, "") for name in names],
-        "runs": [_run(group, [places[name] for name in group.sets]) for group in groups],
+        "runs": runs,
     }
 
 
@@ -150,20 +157,19 @@ def _run(group: Layers, places: Sequence[int]) -> dict[str, Any]:
         "statistics": group.statistics[upper],
         "error": group.error,
     }
-    most = {
-        fact: float(np.nanmax(values)) if np.isfinite(values).any() else 0.0
-        for fact, values in rows.items()
-    }
+    most = dict.fromkeys(rows, 0.0)
+    digits: dict[str, list[str]] = {fact: [] for fact in rows}
+    for fact, values in rows.items():
+        if np.isfinite(values).any():
+            most[fact] = float(np.nanmax(values))
+            digits[fact] = packed(values, most[fact])
     return {
         "text": _title(group),
         "sets": places,
         "blocks": group.blocks,
         "numbers": [_number(block, place) for place, block in enumerate(group.blocks)],
         "most": most,
-        **{
-            fact: packed(values, most[fact]) if np.isfinite(values).any() else []
-            for fact, values in rows.items()
-        },
+        **digits,
     }
 
 
@@ -175,12 +181,19 @@ def _number(block: str, place: int) -> int:
 
 def packed(rows: np.ndarray, most: float) -> list[str]:
     """Return each row as text, two of `DIGITS` a number, in steps of `most` / `STEPS`."""
-    # Twelve bits a number: the upper six are the first digit, the lower six the second. 4095 is
-    # what isn't known.
-    scaled = np.where(
-        np.isfinite(rows), np.rint(np.nan_to_num(rows) * (STEPS / most if most else 0.0)), STEPS + 1
-    ).astype(int)
-    return ["".join(DIGITS[n >> 6] + DIGITS[n & 63] for n in row) for row in scaled.tolist()]
+    steps_of_one = STEPS / most if most else 0.0
+    scaled = np.rint(np.nan_to_num(rows) * steps_of_one)
+    # One more than the largest number is what isn't known.
+    whole = np.where(np.isfinite(rows), scaled, STEPS + 1).astype(int)
+    texts: list[str] = []
+    for numbers in whole.tolist():
+        text = ""
+        for number in numbers:
+            # Twelve bits a number: the upper six are the first digit, the lower six the second.
+            upper, lower = divmod(number, 64)
+            text += DIGITS[upper] + DIGITS[lower]
+        texts.append(text)
+    return texts
 
 
 def _spec() -> dict[str, Any]:

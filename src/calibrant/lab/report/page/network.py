@@ -158,6 +158,9 @@ def network(data: Network) -> Markup:
             column.append((data.nodes[first].name, data.nodes[second].name, value))
         closest.append(column)
     pairs = list(zip_longest(*closest))
+    drawn = ""
+    if data.nodes:
+        drawn = embedded("network-data", _embedded(data, edges))
     return render(
         "network",
         data=data,
@@ -171,7 +174,7 @@ def network(data: Network) -> Markup:
         meanings=MEANINGS,
         missing=MISSING,
         square=_SQUARE,
-        embedded=embedded("network-data", _embedded(data, edges)) if data.nodes else "",
+        embedded=drawn,
     )
 
 
@@ -185,7 +188,10 @@ def _edges(data: Network, measure: str) -> list[tuple[int, int, float]]:
     if similarity is None:
         return []
     places = {name: place for place, name in enumerate(data.similarity.sets)}
-    compared = [(i, places[node.name]) for i, node in enumerate(data.nodes) if node.name in places]
+    compared: list[tuple[int, int]] = []
+    for number, node in enumerate(data.nodes):
+        if node.name in places:
+            compared.append((number, places[node.name]))
     edges: list[tuple[int, int, float]] = []
     for (first, row), (second, column) in combinations(compared, 2):
         # The lower triangle, as the two may differ in their last digits.
@@ -196,36 +202,46 @@ def _edges(data: Network, measure: str) -> list[tuple[int, int, float]]:
 
 
 def _significant(data: Network) -> list[Effect]:
-    return [e for e in data.effects if e.verdict != "not significant"]
+    return [effect for effect in data.effects if effect.verdict != "not significant"]
 
 
 def _embedded(data: Network, edges: dict[str, list[tuple[int, int, float]]]) -> dict[str, Any]:
+    measures: dict[str, dict[str, Any]] = {}
+    for measure in MEASURES:
+        if edges[measure]:
+            slider = _slider(edges[measure], len(data.nodes))
+            measures[measure] = {"edges": edges[measure], **slider}
+    effects: list[tuple[int, int, str, str]] = []
+    for effect in _significant(data):
+        # The squares are numbered behind the sets.
+        square = len(data.nodes) + effect.measured
+        effects.append((effect.set, square, effect.verdict, effect.text))
     return {
         "spec": network_spec(),
         "nodes": [*_nodes(data), *_squares(data)],
-        "measures": {
-            m: {"edges": edges[m], **_slider(edges[m], len(data.nodes))}
-            for m in MEASURES
-            if edges[m]
-        },
+        "measures": measures,
         "words": dict(MEASURES),
-        "effects": [
-            [e.set, len(data.nodes) + e.measured, e.verdict, e.text] for e in _significant(data)
-        ],
+        "effects": effects,
     }
 
 
 def _slider(edges: Sequence[tuple[int, int, float]], nodes: int) -> dict[str, float]:
     """The range of the threshold, its step, and where it stands at first."""
-    low, high = edges[-1][2], edges[0][2]
+    values = [value for _, _, value in edges]
+    low = values[-1]
+    high = values[0]
     step = 0.01 if high - low > 0.2 else 0.001
-    start = edges[min(len(edges), round(PER_NODE * nodes)) - 1][2]
-    down, up = math.floor(low / step + 1e-9) * step, math.ceil(high / step - 1e-9) * step
+    shown = min(len(edges), round(PER_NODE * nodes))
+    start = values[shown - 1]
+    # What is a whole number of steps stays so, however its quotient is rounded.
+    steps_down = math.floor(low / step + 1e-9)
+    steps_up = math.ceil(high / step - 1e-9)
+    steps_at_first = math.floor(start / step + 1e-9)
     return {
-        "low": round(down, 4),
-        "high": round(up, 4),
+        "low": round(steps_down * step, 4),
+        "high": round(steps_up * step, 4),
         "step": step,
-        "start": round(math.floor(start / step + 1e-9) * step, 4),
+        "start": round(steps_at_first * step, 4),
     }
 
 
@@ -233,26 +249,28 @@ def _nodes(data: Network) -> Iterator[dict[str, Any]]:
     """The sets. The ranking winds from the middle outwards, so that every reader's layout
     starts, and ends, alike.
     """
-    ranked = sorted(
-        range(len(data.nodes)), key=lambda i: (_unknown(data.nodes[i]), data.nodes[i].value or 0.0)
-    )
+
+    def order(number: int) -> tuple[bool, float]:
+        node = data.nodes[number]
+        return _unknown(node), node.value or 0.0
+
+    ranked = sorted(range(len(data.nodes)), key=order)
     places = {number: place for place, number in enumerate(ranked)}
-    for number, (node, size) in enumerate(zip(data.nodes, _sizes(data.nodes), strict=True)):
+    sizes = _sizes(data.nodes)
+    for number, node in enumerate(data.nodes):
+        place = places[number]
         family = node.family if node.family in FAMILIES else "own"
         colour = f"var(--f-{family})"
-        shown = {
-            "shape": FAMILIES[family].shape,
-            "stroke": colour,
-            "fill": "var(--card)" if _unknown(node) else colour,
-            "size": size,
-        }
+        fill = "var(--card)" if _unknown(node) else colour
+        shape = FAMILIES[family].shape
+        shown = {"shape": shape, "stroke": colour, "fill": fill, "size": sizes[number]}
         words = {
             "page": node.id,
             "name": node.name,
             "label": cut(node.name),
             "text": node.result or "no result",
         }
-        yield {"id": number, "place": places[number], **words, **shown, **_start(places[number])}
+        yield {"id": number, "place": place, **words, **shown, **_start(place)}
 
 
 def _squares(data: Network) -> Iterator[dict[str, Any]]:
@@ -270,7 +288,8 @@ def _start(place: int) -> dict[str, float]:
     """Where a node stands before the layout: a sunflower's spiral, each place a golden angle
     further, so that no two stand on one another.
     """
-    away, turn = 34 * math.sqrt(place + 0.5), place * math.pi * (3 - math.sqrt(5))
+    away = 34 * math.sqrt(place + 0.5)
+    turn = place * math.pi * (3 - math.sqrt(5))
     return {"x": round(away * math.cos(turn), 2), "y": round(away * math.sin(turn), 2)}
 
 
@@ -278,21 +297,21 @@ def _sizes(nodes: Sequence[Node]) -> list[int]:
     """In square pixels. Controls and baselines may be many times worse: they are small, so that
     the eye can distinguish the others.
     """
-    known = [n for n in nodes if not _unknown(n)]
-    inner = [n for n in known if n.family not in ("control", "none")] or known
-    values = [n.value for n in inner if n.value is not None]
-    low, high = min(values, default=0.0), max(values, default=0.0)
+    known = [node for node in nodes if not _unknown(node)]
+    inner = [node for node in known if node.family not in ("control", "none")] or known
+    values = [node.value for node in inner if node.value is not None]
+    low = min(values, default=0.0)
+    high = max(values, default=0.0)
     sizes: list[int] = []
     for node in nodes:
         if node.value is None or _unknown(node):
             sizes.append(EMPTY)
+            continue
+        if high > low:
+            share = float(np.clip((high - node.value) / (high - low), 0, 1))
         else:
-            share = (
-                float(np.clip((high - node.value) / (high - low), 0, 1))
-                if high > low
-                else float(node.value <= low)
-            )
-            sizes.append(round(SMALLEST + (LARGEST - SMALLEST) * share))
+            share = float(node.value <= low)
+        sizes.append(round(SMALLEST + (LARGEST - SMALLEST) * share))
     return sizes
 
 

@@ -8,7 +8,7 @@ import shlex
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from calibrant.lab.report.facts import StudyFacts
 from calibrant.lab.report.page.contents import Contents
@@ -32,9 +32,6 @@ from calibrant.results.records import MEASURED, UNTOUCHED
 from calibrant.results.store import UNKNOWN_ORIGIN
 from calibrant.spec import written_form
 from calibrant.spec.families import WORDS
-
-if TYPE_CHECKING:
-    from calibrant.lab.report.page.contents import Contents
 
 BUDGET: Final = {"samples": 128, "length": 2048, "tokens": None}
 """The budget of a study that doesn't name one."""
@@ -68,58 +65,65 @@ class RunTable:
 
 def run_table(contents: Contents) -> RunTable:
     """Return the runs that have a record, in the order of the study's grid."""
-    reading, facts = contents.reading, contents.facts
+    reading = contents.reading
+    facts = contents.facts
     cells = [cell for cell in reading.cells if cell.run in reading.records]
-    evaluators = list(dict.fromkeys(text for cell in cells for text in cell.measures))
+    asked: list[str] = []
+    for cell in cells:
+        asked.extend(cell.measures)
+    evaluators = list(dict.fromkeys(asked))
     budget = budget_of(facts)
     rows: list[RunRow] = []
-    names: dict[str, str] = {}
+    measured: dict[str, str] = {}
     for cell in cells:
-        record, scores = reading.records[cell.run], reading.scores.get(cell.run, {})
-        measurements = {text: scores.get(cell.measures.get(text, "")) for text in evaluators}
-        names |= {
-            text: m.score.measured
-            for text, m in measurements.items()
-            if m is not None and text not in names
-        }
-        bits: float | None = bits_of(cell.target)
-        if bits is None:
-            bits = reading.bits.get((cell.model, cell.method, cell.target))
-        if cell.method in (UNTOUCHED, MEASURED):
-            target, order = HOLE, None
-        elif bits is None:
-            target, order = describe_target(cell.target).removesuffix(" sparsity"), record.sparsity
-        else:
-            target, order = (
-                cell.target,
-                2 - bits / 16,
-            )  # behind every sparsity, those of the fewest bits last
-        values = tuple(None if m is None else m.score.value for m in measurements.values())
+        record = reading.records[cell.run]
+        scores = reading.scores.get(cell.run, {})
+        values: list[float | None] = []
+        for evaluator in evaluators:
+            measurement = scores.get(cell.measures.get(evaluator, ""))
+            if measurement is None:
+                values.append(None)
+            else:
+                values.append(measurement.score.value)
+                measured.setdefault(evaluator, measurement.score.measured)
+        stored_bits = reading.bits.get((cell.model, cell.method, cell.target))
+        target, order = _shown_target(cell, record, stored_bits)
+        stale = cell.run in reading.stale
         rows.append(
-            RunRow(
-                cell,
-                target,
-                order,
-                values,
-                cell.run in reading.stale,
-                command(cell, record, budget),
-            )
+            RunRow(cell, target, order, tuple(values), stale, command(cell, record, budget))
         )
-    named = [names.get(text, text) for text in evaluators]
-    settings = {
-        key: value
-        for key, value in {**facts.settings, **facts.machine}.items()
-        if value and key != "versions"
-    }
-    kind = target_noun(cell.target for cell in cells if cell.target and cell.method != UNTOUCHED)
-    return RunTable(tuple(rows), kind, tuple(short(name, named) for name in named), settings)
+    names = [measured.get(evaluator, evaluator) for evaluator in evaluators]
+    heads = tuple(short(name, names) for name in names)
+    settings: dict[str, str] = {}
+    for key, value in {**facts.settings, **facts.machine}.items():
+        if value and key != "versions":
+            settings[key] = value
+    targets = [cell.target for cell in cells if cell.target and cell.method != UNTOUCHED]
+    return RunTable(tuple(rows), target_noun(targets), heads, settings)
+
+
+def _shown_target(
+    cell: Cell, record: Record, stored_bits: float | None
+) -> tuple[str, float | None]:
+    """How the table shows a run's target, and what it is sorted by."""
+    if cell.method in (UNTOUCHED, MEASURED):
+        return HOLE, None
+    bits: float | None = bits_of(cell.target)
+    if bits is None:
+        bits = stored_bits
+    if bits is None:
+        return describe_target(cell.target).removesuffix(" sparsity"), record.sparsity
+    # Behind every sparsity, those of the fewest bits last.
+    return cell.target, 2 - bits / 16
 
 
 def budget_of(facts: StudyFacts) -> dict[str, Any]:
     """Return the budget of a draw, read from the study's own text, in which each line is a key
     and a JSON value; nothing without that text.
     """
-    budget = dict(BUDGET) if facts.study else dict[str, Any]()
+    if not facts.study:
+        return {}
+    budget: dict[str, Any] = dict(BUDGET)
     for line in facts.study.splitlines():
         key, _, value = line.partition(": ")
         if key in budget:
@@ -135,7 +139,9 @@ def command(cell: Cell, record: Record, budget: Mapping[str, Any]) -> str:
     model.
     """
     run = record.run
-    tasks = [word for evaluator in cell.measures for word in ("--task", evaluator)]
+    tasks: list[str] = []
+    for evaluator in cell.measures:
+        tasks += ["--task", evaluator]
     if cell.method == UNTOUCHED:
         return shlex.join(["calibrant", "evaluate", cell.model, "--dtype", run.dtype, *tasks])
     if cell.method == MEASURED:
@@ -202,11 +208,12 @@ def rows_of(facts: Mapping[str, Any]) -> int:
 
 def licence(summary: SetSummary) -> str:
     """Return the licences of all parts of a set."""
-    parts = [part for draw in summary.draws for part in draw.facts.get("parts", ())]
-    return join_names(
-        list(dict.fromkeys(str(part.get("licence", "")) for part in parts if part.get("licence")))
-        or [""]
-    )
+    licences: list[str] = []
+    for draw in summary.draws:
+        for part in draw.facts.get("parts", ()):
+            if part.get("licence"):
+                licences.append(str(part["licence"]))
+    return join_names(list(dict.fromkeys(licences)))
 
 
 def in_words(contents: Contents, summary: SetSummary) -> str:
@@ -330,20 +337,20 @@ def word_maps(contents: Contents) -> Mapping[str, WordMap]:
     """Return a table for each setting and measurement of words, by the key that a chooser has
     for it.
     """
-    return {
-        f"words-{number}": _map(kept_words, f"words of {kept_words.measured}")
-        for number, kept_words in enumerate(contents.kept_words)
-    }
+    maps: dict[str, WordMap] = {}
+    for number, words in enumerate(contents.kept_words):
+        maps[f"words-{number}"] = _map(words, f"words of {words.measured}")
+    return maps
 
 
 def language_maps(contents: Contents) -> Mapping[str, WordMap]:
     """Return a table for each setting in which the neurons of languages were measured, by the
     key that a chooser has for it.
     """
-    return {
-        f"languages-{number}": _map(kept_languages, kept_languages.measured)
-        for number, kept_languages in enumerate(contents.kept_languages)
-    }
+    maps: dict[str, WordMap] = {}
+    for number, languages in enumerate(contents.kept_languages):
+        maps[f"languages-{number}"] = _map(languages, languages.measured)
+    return maps
 
 
 def _map(words: KeptWords, measured: str) -> WordMap:
@@ -359,13 +366,14 @@ def _map(words: KeptWords, measured: str) -> WordMap:
     way = f", {words.propagate}" if words.propagate else ""
     target = describe_target(words.target)
     title = f"{words.model}, {words.method} at {target}{way}: {measured}"
-    return WordMap(
-        title, words.measured, words.sets, words.draws, tuple(rows), len(words.words), steps
-    )
+    every = len(words.words)
+    return WordMap(title, words.measured, words.sets, words.draws, tuple(rows), every, steps)
 
 
 def _cell(value: float, steps: Sequence[float]) -> tuple[float, int] | None:
-    return None if math.isnan(value) else (value, bisect_right(steps, value))
+    if math.isnan(value):
+        return None
+    return value, bisect_right(steps, value)
 
 
 def _steps(values: Sequence[float]) -> tuple[float, ...]:
@@ -375,4 +383,5 @@ def _steps(values: Sequence[float]) -> tuple[float, ...]:
     ordered = sorted(values)
     if not ordered:
         return ()
-    return tuple(ordered[len(ordered) * step // STEPS] for step in range(1, STEPS))
+    places = [len(ordered) * step // STEPS for step in range(1, STEPS)]
+    return tuple(ordered[place] for place in places)

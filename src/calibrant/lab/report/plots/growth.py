@@ -75,15 +75,22 @@ def against_sparsity(rankings: Sequence[Ranking]) -> Plot | None:
             continue
         title = f"{method}, {propagate}" if several[method] > 1 else method
         panels.append((title, lines))
-        coloured = max(coloured, sum(not line.plain for line in lines))
-        pale = pale or any(line.plain for line in lines)
+        own = [line for line in lines if not line.plain]
+        coloured = max(coloured, len(own))
+        pale = pale or len(own) < len(lines)
         for line in lines:
             spots.extend(line.spots)
     if not any(math.isfinite(spot.y) for spot in spots):
         return None
     reach = reached((spot.y for spot in spots), (spot.interval for spot in spots))
-    up = axis_of(reach, max(240, round(LINE * coloured)))
-    width = {1: 640, 2: 320}.get(len(panels), 210)
+    height = max(240, round(LINE * coloured))
+    if len(panels) == 1:
+        width = 640
+    elif len(panels) == 2:
+        width = 320
+    else:
+        width = 210
+    up = axis_of(reach, height)
     across = axis_of((spot.x for spot in spots), width)
     mean = _mean_of(first)
     caption = [
@@ -98,10 +105,12 @@ def against_sparsity(rankings: Sequence[Ranking]) -> Plot | None:
     ticks = tuple(sorted({spot.x for spot in spots}))
     axis = f"{mean}, {first.unit}"
     curves = CurvePanels(tuple(panels), across, up, "sparsity", axis, ticks, shares=True)
-    methods = {method for method, _ in by_method}
-    name = ("sparsity", *methods) if len(by_method) == 1 else ("sparsity",)
+    name = ["sparsity"]
+    if len(by_method) == 1:
+        name.extend(method for method, _ in by_method)
     title = f"{mean.capitalize()} over sparsity: {first.model}"
-    return _drawn(name, title, _lines_in_words(title, first.unit, panels), curves, caption)
+    words = _lines_in_words(title, first.unit, panels)
+    return _drawn(tuple(name), title, words, curves, caption)
 
 
 def _scale(ranking: Ranking) -> tuple[str, bool]:
@@ -218,18 +227,22 @@ def against_tokens(ranking: Ranking, tokens: Mapping[str, int]) -> Plot | None:
     for entry, count in sets:
         value = entry.mean.value
         interval = ends(entry.mean, ranking.level)
-        spot = Spot(float(count), value, None if crowded else interval)
+        number = f"{signed(value)}{spread(interval)}"
+        each.append(f"{entry.name} {counted(count, 'token')}, {number}")
+        if crowded:
+            interval = None
+        spot = Spot(float(count), value, interval)
         spots.append(spot)
         lines.append(Curve(entry.name, entry.family, 0, (spot,)))
         if entry.family != "control":
             inner.append(value)
-        each.append(f"{entry.name} {counted(count, 'token')}, {signed(value)}{spread(interval)}")
     inner = inner or [spot.y for spot in spots]
     most = max(inner) + OUTSIDE * (max(inner) - min(inner))
     within = [spot for spot in spots if spot.y <= most]
     reach = reached((spot.y for spot in within), (spot.interval for spot in within))
     across = axis_of(counts, 560, room=0.06)
-    up = axis_of(reach, 520 if crowded else 300)
+    height = 520 if crowded else 300
+    up = axis_of(reach, height)
     mean = _mean_of(ranking)
     caption = [
         f"Each mark: the {mean} of the model that was calibrated on one set, in {ranking.unit}, "
@@ -364,13 +377,15 @@ def against_size(rankings: Sequence[Ranking]) -> Plot | None:
         mean = result.entry.mean
         interval = ends(mean, result.ranking.level)
         on_front = result in front
-        spot = Spot(result.bits, mean.value, interval if few else None, not on_front)
+        number = f"{signed(mean.value)}{spread(interval)}"
+        ending = ", on the front" if on_front else ""
+        each.append(f"{result.name} {result.bits:.3g} bits, {number}{ending}")
+        if not few:
+            interval = None
+        spot = Spot(result.bits, mean.value, interval, apart=not on_front)
         spots.append(spot)
         label = few or on_front
         lines.append(Curve(result.name, result.entry.family, 0, (spot,), label=label))
-        ending = ", on the front" if on_front else ""
-        number = f"{signed(mean.value)}{spread(interval)}"
-        each.append(f"{result.name} {result.bits:.3g} bits, {number}{ending}")
     if len(front) > 1:
         lines.append(Curve("", "none", 0, _stairs(front), marked=False, plain=True))
     reach = reached((spot.y for spot in spots), (spot.interval for spot in spots))
@@ -381,13 +396,15 @@ def against_size(rankings: Sequence[Ranking]) -> Plot | None:
     panel = ("", tuple(lines))
     curves = CurvePanels((panel,), across, up, "bits a weight", axis, around=True)
     title = f"{mean.capitalize()} against size: {first.model}"
-    names = f"Upright lines: {percent(first.level)} intervals"
+    lines_or_names = "Names: of the front alone"
+    if few:
+        lines_or_names = f"Upright lines: {percent(first.level)} intervals"
     caption = [
         f"Each mark: the {mean} with one method, target and calibration set, in {first.unit}, by "
         "the bits that a weight of the compressed matrices takes, scales and zero points counted",
         "Filled, and joined by the dashed line: the front, better than all that takes no more "
         "bits; hollow: off it",
-        names if few else "Names: of the front alone",
+        lines_or_names,
     ]
     words = sentence([f"{title}, in {first.unit}", "; ".join(each)])
     return _drawn(("size",), title, words, curves, caption)

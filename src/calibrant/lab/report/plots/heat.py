@@ -86,7 +86,9 @@ class _Heat:
 
     def x(self, column: int) -> float:
         """Where a column stands, in columns: the mean stands a little apart."""
-        return column + (0.2 if self.columns[0] == MEAN and column else 0.0)
+        if column > 0 and self.columns[0] == MEAN:
+            return column + 0.2
+        return float(column)
 
     def records(self) -> Iterator[dict[str, Any]]:
         """Yield a record for each cell, name and head."""
@@ -118,8 +120,9 @@ class _Heat:
 
     def within(self, step: int) -> float:
         """Return a value that has the colour of a step."""
-        first, second, *_ = self.thresholds
-        *_, before, last = self.thresholds
+        first, second = self.thresholds[:2]
+        before, last = self.thresholds[-2:]
+        # The outermost colours have no end; they are taken to go as far as their neighbours.
         ends = (2 * first - second, *self.thresholds, 2 * last - before)
         return (ends[step] + ends[step + 1]) / 2
 
@@ -148,6 +151,7 @@ class _Heat:
         ink = alt.Color("s:O", scale=alt.Scale(domain=list(range(STEPS)), range=inks), legend=None)
         size = {"width": self.cell - 2, "height": self.height - 2}
         small = 11 if roomy else 10
+        names = 12 if roomy else 10
         number = {"x": x, "y": y, "text": alt.Text("t:N"), "color": ink}
         key_y = alt.YValue(height + 43)
         key = {"x": x, "y": key_y, "fill": fill}
@@ -156,7 +160,7 @@ class _Heat:
             layer("number", "text", number, fontSize=small),
             layer("best", "text", number, fontSize=small, fontWeight="bold"),
             text("hole", x, y, color="var(--soft)", align="center", fontSize=small),
-            text("name", alt.XValue(-8), y, align="right", fontSize=12 if roomy else 10),
+            text("name", alt.XValue(-8), y, align="right", fontSize=names),
         ]
         for above in range(max(map(len, self._folded))):
             layers.append(text(f"head-{above}", x, alt.YValue(-8 - HEAD * above), align="center"))
@@ -222,10 +226,13 @@ def _thresholds(low: float, high: float) -> tuple[float, ...]:
     rough = max(FINEST, (high - low) / (STEPS - 1))
     scale = 10.0 ** math.floor(math.log10(rough))
     # A little less than one: 0.02 divided by 0.01 needn't be quite 2.
-    rounder = [factor * scale for factor in (1, 2, 5, 10) if factor * scale >= rough * 0.999]
-    step = rounder[0]
-    middle = round((low + high) / 2 / step - (STEPS - 2) / 2)
-    return tuple(round((middle + number) * step, 12) for number in range(STEPS - 1))
+    least = rough * 0.999
+    step = scale
+    for factor in (2, 5, 10):
+        if step < least:
+            step = factor * scale
+    first = round((low + high) / 2 / step - (STEPS - 2) / 2)
+    return tuple(round((first + number) * step, 12) for number in range(STEPS - 1))
 
 
 def _brief(value: float) -> str:
@@ -283,33 +290,31 @@ class _Routers:
     def cell(self) -> float:
         """Pixels of an expert."""
         least, most = CELLS
-        return max(least, min(most, (WIDTH / len(self.groups) - GAP) / self.experts))
+        panel = WIDTH / len(self.groups) - GAP
+        return max(least, min(most, panel / self.experts))
 
     @property
     def size(self) -> tuple[float, float]:
         """Width and height in pixels."""
-        sets = len(self.first.sets)
         width = self._left(len(self.groups)) - GAP
-        return width, float(len(self.first.blocks) * (sets * ROW + BREAK) - BREAK)
+        height = self._top(len(self.first.blocks)) - BREAK
+        return width, float(height)
 
     def records(self) -> Iterator[dict[str, Any]]:
         """Yield a record for each square, and the names beside them."""
         sets = self.first.sets
         for row, block in enumerate(self.first.blocks):
-            top = row * (len(sets) * ROW + BREAK)
+            top = self._top(row)
             yield {"k": "block", "y": top + ROW / 2, "t": f"block {block}"}
             for line, name in enumerate(sets):
                 yield {"k": "set", "y": top + (line + 0.5) * ROW, "t": cut(name)}
             for panel, group in enumerate(self.groups):
                 for line, name in enumerate(sets):
                     shares = group.kept[group.sets.index(name), row]
+                    middle = top + (line + 0.5) * ROW
                     for expert, value in enumerate(shares):
-                        yield {
-                            "k": "cell",
-                            "y": top + (line + 0.5) * ROW,
-                            "x": round(self._left(panel) + (expert + 0.5) * self.cell, 3),
-                            "v": round(float(value), 3),
-                        }
+                        across = round(self._left(panel) + (expert + 0.5) * self.cell, 3)
+                        yield {"k": "cell", "y": middle, "x": across, "v": round(float(value), 3)}
         for panel, head in enumerate(self.heads):
             if head:
                 yield {"k": "head", "x": self._left(panel), "t": head}
@@ -317,6 +322,10 @@ class _Routers:
     def _left(self, panel: int) -> float:
         """Where a panel begins, in pixels."""
         return panel * (self.experts * self.cell + GAP)
+
+    def _top(self, row: int) -> int:
+        """Where the sets of a block begin, in pixels."""
+        return row * (len(self.first.sets) * ROW + BREAK)
 
     def chart(self) -> "alt.LayerSpec":
         """The picture over the records, which are called "cells"."""
@@ -326,16 +335,14 @@ class _Routers:
         x = alt.X("x:Q", axis=None, scale=_exact(0, width))
         y = alt.Y("y:Q", axis=None, scale=_exact(height, 0))
         shade = alt.FillOpacity("v:Q", scale=alt.Scale(domain=[0, 1], range=[0, 1]), legend=None)
-        square = {"width": self.cell - (1 if self.cell > 4 else 0), "height": ROW - 2}
+        place = {"x": x, "y": y}
+        shaded = {**place, "fillOpacity": shade}
+        # Between squares that are large enough is a gap.
+        gap = 1 if self.cell > 4 else 0
+        square = {"width": self.cell - gap, "height": ROW - 2}
         layers = [
-            layer("cell", "rect", {"x": x, "y": y}, fill="var(--grid)", **square),
-            layer(
-                "cell",
-                "rect",
-                {"x": x, "y": y, "fillOpacity": shade},
-                fill="var(--accent)",
-                **square,
-            ),
+            layer("cell", "rect", place, fill="var(--grid)", **square),
+            layer("cell", "rect", shaded, fill="var(--accent)", **square),
             text("head", x, alt.YValue(-14), fontSize=12, fontWeight="bold"),
             text("set", alt.XValue(-8), y, align="right", fontSize=10, color="var(--soft)"),
             text("block", alt.XValue(-NAME), y, align="right", fontSize=11),
@@ -357,7 +364,10 @@ def routers(groups: Sequence[KeptExperts], heads: Sequence[str] = ()) -> Plot | 
     for place, group in enumerate(groups):
         if _is_alike(group, groups[0]):
             alike.append(group)
-            titles.append(heads[place] if place < len(heads) else "")
+            title = ""
+            if place < len(heads):
+                title = heads[place]
+            titles.append(title)
     if not alike:
         return None
     drawn = _Routers(alike, titles)

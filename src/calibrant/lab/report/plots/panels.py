@@ -47,6 +47,13 @@ GAP: Final = 16
 TITLE: Final = 14
 """Pixels from one line of a title to the next."""
 
+NICE: Final = ((2, math.sqrt(2)), (5, math.sqrt(10)), (10, math.sqrt(50)))
+"""By what Vega multiplies a power of ten to get the step of its ticks, and from how many times the
+power on it does so.
+"""
+
+_SIGNED: Final = "datum.value > 0 ? '+' + datum.label : datum.label"
+
 
 @dataclass(frozen=True)
 class PanelRow:
@@ -126,185 +133,167 @@ class Panels:
         count = len(self.panels)
         space = self.width - self._longest * LETTER - 10
         most = max(1, int(space / (LEAST + GAP)))
-        across = math.ceil(count / math.ceil(count / most))
-        step = 22 if len(self.rows) <= 16 else 17 if len(self.rows) <= 36 else 14
-        wide = min(560 if count == 1 else 300, max(LEAST, space / across - GAP))
-        return _PanelSize(int(wide), step * len(self.rows), across, len(self.rows))
+        lines = math.ceil(count / most)
+        columns = math.ceil(count / lines)
+        widest = 560 if count == 1 else 300
+        width = min(widest, max(LEAST, space / columns - GAP))
+        rows = len(self.rows)
+        if rows <= 16:
+            row_height = 22
+        elif rows <= 36:
+            row_height = 17
+        else:
+            row_height = 14
+        return _PanelSize(int(width), row_height * rows, columns, rows)
 
     @property
     def _longest(self) -> int:
         """Letters of the longest name."""
-        return max((len(cut(r.name, self.room)) for r in self.rows), default=0)
+        names = [cut(row.name, self.room) for row in self.rows]
+        return max(map(len, names), default=0)
 
     @cached_property
     def data(self) -> dict[str, list[dict[str, Any]]]:
         """Records: what kind of mark (`k`), in which panel (`p`) and row (`r`), and what it
         shows.
         """
-        return {
-            self.key: [
-                record for p, panel in enumerate(self.panels) for record in self._records(p, panel)
-            ]
-        }
+        records: list[dict[str, Any]] = []
+        for number, panel in enumerate(self.panels):
+            for record in self._records(number, panel):
+                records.append({"p": number, **record})
+        return {self.key: records}
 
-    def _records(self, p: int, panel: Panel) -> Iterator[dict[str, Any]]:
-        size, (low, high) = self.size, panel.span
-        yield from ({"p": p, "k": "span", "v": end} for end in panel.span)
-        yield from (
-            {"p": p, "k": "shade", "r": r, "v": max(0.0, low), "w": min(end, high)}
-            for r, end in panel.shaded.items()
-        )
-        lines = self._titles[p]
-        yield from (
-            {"p": p, "k": f"title-{up}", "t": line} for up, line in enumerate(reversed(lines))
-        )
-        for r, row in enumerate(self.rows):
+    def _records(self, number: int, panel: Panel) -> Iterator[dict[str, Any]]:
+        """Yield what is drawn of one panel, the rows' names only where it begins a line."""
+        size = self.size
+        low, high = panel.span
+        for end in panel.span:
+            yield {"k": "span", "v": end}
+        for place, end in panel.shaded.items():
+            yield {"k": "shade", "r": place, "v": max(0.0, low), "w": min(end, high)}
+        for above, line in enumerate(reversed(self._titles[number])):
+            yield {"k": f"title-{above}", "t": line}
+        begins_line = number % size.columns == 0
+        for place, row in enumerate(self.rows):
             if not row.head:
-                yield {"p": p, "k": "row", "r": r}
-            if p % size.columns == 0:
-                yield {
-                    "p": p,
-                    "k": "head" if row.head else "name",
-                    "r": r,
-                    "t": cut(row.name, self.room),
-                }
-            if (point := panel.points.get(r)) is not None:
-                yield from (
-                    {"p": p, "r": r, "f": self.styles[point.kind].words, **record}
-                    for record in _point(point, low, high, size.width)
-                )
+                yield {"k": "row", "r": place}
+            if begins_line:
+                kind = "head" if row.head else "name"
+                yield {"k": kind, "r": place, "t": cut(row.name, self.room)}
+            mark = panel.points.get(place)
+            if mark is not None:
+                words = self.styles[mark.kind].words
+                for record in _drawn(mark, low, high, size.width):
+                    yield {"r": place, "f": words, **record}
             elif not row.head:
-                yield {"p": p, "k": "hole", "r": r, "t": HOLE}
+                yield {"k": "hole", "r": place, "t": HOLE}
+        # So many letters of the texts below have room under a panel.
+        room = int(size.width / 6)
         if self.reference:
-            yield {"p": p, "k": "zero"}
-            text = cut(self.reference, max(3, min(26, int(size.width / 6))))
-            yield {"p": p, "k": "reference", "v": _inside(text, low, high, size.width), "t": text}
+            yield {"k": "zero"}
+            reference = cut(self.reference, max(3, min(26, room)))
+            middle = _inside(reference, low, high, size.width)
+            yield {"k": "reference", "v": middle, "t": reference}
         if panel.unit:
-            yield {"p": p, "k": "unit", "t": cut(panel.unit, int(size.width / 6))}
-        if p == (len(self.panels) - 1) // size.columns * size.columns:
-            yield {"p": p, "k": "about", "t": visible_name(self.about)}
+            yield {"k": "unit", "t": cut(panel.unit, room)}
+        last_line = (len(self.panels) - 1) // size.columns
+        if begins_line and number // size.columns == last_line:
+            yield {"k": "about", "t": visible_name(self.about)}
 
     @cached_property
     def _titles(self) -> list[list[str]]:
         """The titles, each in two lines at most; letters of a bold title are wide."""
         room = max(6, int(self.size.width / (1.25 * LETTER)))
-        lines = [folded(visible_name(panel.title), room) for panel in self.panels]
-        return [
-            [
-                cut(line, room)
-                for line in (several if len(several) < 3 else [several[0], "".join(several[1:])])
-            ]
-            for several in lines
-        ]
+        titles: list[list[str]] = []
+        for panel in self.panels:
+            lines = folded(visible_name(panel.title), room)
+            if len(lines) > 2:
+                lines = [lines[0], "".join(lines[1:])]
+            titles.append([cut(line, room) for line in lines])
+        return titles
 
     def chart(self) -> "alt.FacetSpec":
         """The picture over `data`."""
         kinds = {record["k"] for record in self.data[self.key]}
-        marks = layered([*self._marks(), *self._words()], kinds, self.size.width, self.size.height)
-        # Below a row of panels stand its ticks, above the next its titles.
-        return faceted(
-            marks,
-            self.key,
-            self.size.columns,
-            74 + TITLE * (max(map(len, self._titles), default=1) - 1),
-            GAP,
-            own_scales=True,
-        )
+        layers = [*self._marks(), *self._words()]
+        panel = layered(layers, kinds, self.size.width, self.size.height)
+        # Below a line of panels stand its ticks, above the next its titles.
+        title_lines = max(map(len, self._titles), default=1)
+        between = 74 + TITLE * (title_lines - 1)
+        return faceted(panel, self.key, self.size.columns, between, GAP, own_scales=True)
 
     def _marks(self) -> Iterator[Layer]:
         import altair as alt
 
         x, y = self._axes()
-        words = [s.words for s in self.styles.values()]
-        colours = alt.Scale(domain=words, range=[s.colour for s in self.styles.values()])
-        stroke, fill = (
-            alt.Stroke("f:N", scale=colours, legend=None),
-            alt.Fill("f:N", scale=colours, legend=None),
-        )
-        shape = alt.Shape(
-            "f:N",
-            scale=alt.Scale(domain=words, range=[s.shape for s in self.styles.values()]),
-            legend=None,
-        )
+        styles = list(self.styles.values())
+        words = [style.words for style in styles]
+        colours = alt.Scale(domain=words, range=[style.colour for style in styles])
+        shapes = alt.Scale(domain=words, range=[style.shape for style in styles])
+        stroke = alt.Stroke("f:N", scale=colours, legend=None)
+        shape = alt.Shape("f:N", scale=shapes, legend=None)
         across = {"x": alt.XValue(0), "x2": alt.X2Value(self.size.width), "y": y}
-        shaped = {"x": x, "y": y, "stroke": stroke, "shape": shape}
-        arrow = {"x": x, "y": y, "stroke": stroke, "angle": alt.Angle("a:Q", scale=None)}
-        yield layer(
-            "span", "point", {"x": x}, stroke="transparent", fill="transparent"
-        )  # the ends of the axis, which so are those of its panel
-        yield layer(
-            "shade",
-            "rule",
-            {"x": x, "x2": alt.X2("w:Q"), "y": y},
-            color="var(--line)",
-            strokeWidth=self.size.height / self.size.rows - 2,
-        )
+        line = {"x": x, "x2": alt.X2("w:Q"), "y": y}
+        row_height = self.size.height / self.size.rows
+        # Nobody sees these points: they make an axis as long as its panel's range.
+        yield layer("span", "point", {"x": x}, stroke="transparent", fill="transparent")
+        yield layer("shade", "rule", line, color="var(--line)", strokeWidth=row_height - 2)
         yield layer("row", "rule", across, color="var(--grid)")
         yield layer("zero", "rule", {"x": alt.XDatum(0)}, color="var(--ink)", strokeWidth=1)
-        yield layer(
-            "interval",
-            "rule",
-            {"x": x, "x2": alt.X2("w:Q"), "y": y, "stroke": stroke},
-            strokeWidth=1.75,
-        )
-        yield layer(
-            "beyond",
-            "point",
-            arrow,
-            shape="M-.8,-1L.6,0L-.8,1",
-            size=44,
-            filled=False,
-            strokeWidth=1.75,
-            opacity=1,
-        )
-        yield layer(
-            "hollow", "point", shaped, size=64, opacity=1, strokeWidth=1.5, fill="var(--card)"
-        )
-        yield layer("mark", "point", {**shaped, "fill": fill}, size=64, opacity=1, strokeWidth=1.5)
+        yield layer("interval", "rule", {**line, "stroke": stroke}, strokeWidth=1.75)
+        turned = {"x": x, "y": y, "stroke": stroke, "angle": alt.Angle("a:Q", scale=None)}
+        arrow = {"shape": "M-.8,-1L.6,0L-.8,1", "size": 44, "filled": False}
+        yield layer("beyond", "point", turned, **arrow, strokeWidth=1.75, opacity=1)
+        hollow = {"x": x, "y": y, "stroke": stroke, "shape": shape}
+        filled = {**hollow, "fill": alt.Fill("f:N", scale=colours, legend=None)}
+        look = {"size": 64, "opacity": 1, "strokeWidth": 1.5}
+        yield layer("hollow", "point", hollow, **look, fill="var(--card)")
+        yield layer("mark", "point", filled, **look)
 
     def _axes(self) -> "tuple[alt.X, alt.Y]":
         import altair as alt
 
-        count = max(
-            (ticks(*panel.span, max(2, self.size.width // 46)) for panel in self.panels), default=2
-        )
+        usual = max(2, self.size.width // 46)
+        count = 2
+        for panel in self.panels:
+            low, high = panel.span
+            count = max(count, ticks(low, high, usual))
         label = _SIGNED if self.reference else alt.Undefined
         axis = alt.Axis(
             tickCount=count, grid=True, labelFlush=True, labelOverlap="parity", labelExpr=label
         )
-        x = alt.X("v:Q", title=None, axis=axis, scale=alt.Scale(nice=False, zero=False))
-        return x, alt.Y(
-            "r:Q",
-            axis=None,
-            scale=alt.Scale(domain=[self.size.rows - 0.5, -0.5], nice=False, zero=False),
-        )
+        across = alt.Scale(nice=False, zero=False)
+        down = alt.Scale(domain=[self.size.rows - 0.5, -0.5], nice=False, zero=False)
+        x = alt.X("v:Q", title=None, axis=axis, scale=across)
+        y = alt.Y("r:Q", axis=None, scale=down)
+        return x, y
 
     def _words(self) -> Iterator[Layer]:
         import altair as alt
 
-        (x, y), size = self._axes(), self.size
-        left, soft = alt.XValue(0), "var(--soft)"
+        x, y = self._axes()
+        size = self.size
+        left = alt.XValue(0)
+        soft = "var(--soft)"
         yield text("far-right", alt.XValue(size.width - 9), y, align="right", color=soft)
         yield text("far-left", alt.XValue(9), y, color=soft)
         yield text("hole", alt.XValue(4), y, color=soft)
         yield text("word", alt.XValue(size.width + 8), y)
         yield text("name", alt.XValue(-10), y, align="right", fontSize=size.font)
         yield text("head", alt.XValue(-10), y, align="right", fontSize=size.font, fontWeight="bold")
-        yield from (
-            text(f"title-{up}", left, alt.YValue(-11 - TITLE * up), fontSize=12, fontWeight="bold")
-            for up in (0, 1)
-        )
+        for above in (0, 1):
+            height = alt.YValue(-11 - TITLE * above)
+            yield text(f"title-{above}", left, height, fontSize=12, fontWeight="bold")
         yield text("reference", x, alt.YValue(size.height + 26), align="center")
         yield text("unit", left, alt.YValue(size.height + 40), color=soft)
-        beside = alt.XValue(
-            0 if self.width > NARROW else -LETTER * self._longest
-        )  # a narrow panel alone is shorter than the text
-        yield text(
-            "about",
-            beside,
-            alt.YValue(size.height + (56 if any(panel.unit for panel in self.panels) else 44)),
-            fontSize=12,
-        )
+        begin = 0
+        if self.width <= NARROW:
+            # A narrow panel alone is shorter than the text, which begins where the names do.
+            begin = -LETTER * self._longest
+        below = 44
+        if any(panel.unit for panel in self.panels):
+            below = 56
+        yield text("about", alt.XValue(begin), alt.YValue(size.height + below), fontSize=12)
 
 
 def stacked(blocks: "Sequence[Panels]") -> "alt.FacetSpec | alt.ConcatSpecGenericSpec":
@@ -330,56 +319,56 @@ def ticks(low: float, high: float, usual: int) -> int:
     # Vega takes the step of the form 1, 2 or 5 times a power of ten that is nearest to (high - low)
     # / count on a logarithmic scale.
     for count in range(usual, usual + 9):
-        step = (high - low) / count
-        power = 10.0 ** math.floor(math.log10(step))
-        step = (
-            next(
-                (
-                    nice
-                    for nice, least in ((10, math.sqrt(50)), (5, math.sqrt(10)), (2, math.sqrt(2)))
-                    if step / power >= least
-                ),
-                1,
-            )
-            * power
-        )
-        if math.floor(high / step) - math.ceil(low / step) >= 1:
+        rough = (high - low) / count
+        power = 10.0 ** math.floor(math.log10(rough))
+        factor = 1
+        for nice, least in NICE:
+            if rough / power >= least:
+                factor = nice
+        step = factor * power
+        first = math.ceil(low / step)
+        last = math.floor(high / step)
+        if last > first:
             return count
     return usual
 
 
-_SIGNED: Final = "datum.value > 0 ? '+' + datum.label : datum.label"
-
-
-def _point(point: Mark, low: float, high: float, width: int) -> Iterator[dict[str, Any]]:
-    """Yield the marks of a point on an axis from `low` to `high`."""
-    if not low <= point.value <= high:
-        over = point.value > high
-        yield {"k": "beyond", "v": high if over else low, "a": 0 if over else 180}
-        yield {
-            "k": "far-right" if over else "far-left",
-            "t": signed(point.value, 1 if width < 120 else 3),
-        }
+def _drawn(mark: Mark, low: float, high: float, width: int) -> Iterator[dict[str, Any]]:
+    """Yield what is drawn of a mark on an axis from `low` to `high`."""
+    left = {"k": "beyond", "v": low, "a": 180}
+    right = {"k": "beyond", "v": high, "a": 0}
+    if low <= mark.value <= high:
+        if mark.interval is not None:
+            begin, end = mark.interval
+            shown_begin = min(max(begin, low), high)
+            shown_end = min(max(end, low), high)
+            yield {"k": "interval", "v": shown_begin, "w": shown_end}
+            if begin < low:
+                yield left
+            if end > high:
+                yield right
+        kind = "hollow" if mark.hollow else "mark"
+        yield {"k": kind, "v": mark.value}
     else:
-        if point.interval is not None:
-            a, b = (min(max(end, low), high) for end in point.interval)
-            yield {"k": "interval", "v": a, "w": b}
-            if point.interval[0] < low:
-                yield {"k": "beyond", "v": low, "a": 180}
-            if point.interval[1] > high:
-                yield {"k": "beyond", "v": high, "a": 0}
-        yield {"k": "hollow" if point.hollow else "mark", "v": point.value}
-    if point.word:
-        yield {"k": "word", "t": visible_name(point.word)}
+        digits = 1 if width < 120 else 3
+        number = signed(mark.value, digits)
+        if mark.value > high:
+            yield right
+            yield {"k": "far-right", "t": number}
+        else:
+            yield left
+            yield {"k": "far-left", "t": number}
+    if mark.word:
+        yield {"k": "word", "t": visible_name(mark.word)}
 
 
-def _inside(text: str, low: float, high: float, width: int) -> float:
-    """Where a text of that many letters is centred so that it stays within the panel, as near to
-    zero as may be.
-    """
+def _inside(words: str, low: float, high: float, width: int) -> float:
+    """Where words are centred so that they stay within the panel, as near to zero as may be."""
     unit = (high - low) / width
-    half = len(text) * 3.1 * unit
-    return min(max(0.0, low + half), high - half) if 2 * half < high - low else (low + high) / 2
+    half = len(words) * 3.1 * unit
+    if 2 * half < high - low:
+        return min(max(0.0, low + half), high - half)
+    return (low + high) / 2
 
 
 def span_of(points: Sequence[Mark], zero: bool = True) -> tuple[float, float]:
@@ -389,25 +378,39 @@ def span_of(points: Sequence[Mark], zero: bool = True) -> tuple[float, float]:
     Left outside is what lies aside and far beyond the others, what is infinite, and the ends of
     intervals that reach several times as far as usual.
     """
-    finite = [p for p in points if math.isfinite(p.value)]
-    inner = [p for p in finite if not p.aside] or finite
+    finite = [mark for mark in points if math.isfinite(mark.value)]
+    inner = [mark for mark in finite if not mark.aside] or finite
     if not inner:
         return (-1.0, 1.0)
-    middle = 0.0 if zero else median_high([p.value for p in inner])
-    reach = max(abs(p.value - middle) for p in inner)
-    usual = median_high([_reach(p, middle) for p in inner if p.interval is not None] or [reach])
-    most = max(2 * reach, LONG * usual)
-    within = OUTSIDE * max(min(_reach(p, middle), most) for p in inner)
-    limits = [min(max(end, middle - most), middle + most) for p in inner for end in _ends(p)]
-    limits += [end for p in finite if p.aside and _reach(p, middle) <= within for end in _ends(p)]
-    low, high = min([*limits, *[0.0] * zero]), max([*limits, *[0.0] * zero])
+    middle = 0.0 if zero else median_high([mark.value for mark in inner])
+    farthest = max(abs(mark.value - middle) for mark in inner)
+    reaches = [_reach(mark, middle) for mark in inner if mark.interval is not None]
+    usual = median_high(reaches or [farthest])
+    most = max(2 * farthest, LONG * usual)
+    limits: list[float] = []
+    for mark in inner:
+        for end in _ends(mark):
+            limits.append(min(max(end, middle - most), middle + most))
+    within = OUTSIDE * max(min(_reach(mark, middle), most) for mark in inner)
+    for mark in finite:
+        if mark.aside and _reach(mark, middle) <= within:
+            limits.extend(_ends(mark))
+    if zero:
+        limits.append(0.0)
+    low = min(limits)
+    high = max(limits)
     room = 0.05 * (high - low) or 0.1 * abs(high) or 1.0
     return low - room, high + room
 
 
-def _reach(point: Mark, middle: float) -> float:
-    return max(abs(end - middle) for end in _ends(point))
+def _reach(mark: Mark, middle: float) -> float:
+    """How far a mark or its interval reaches from the middle."""
+    return max(abs(end - middle) for end in _ends(mark))
 
 
-def _ends(point: Mark) -> tuple[float, ...]:
-    return (point.value, *(end for end in point.interval or () if math.isfinite(end)))
+def _ends(mark: Mark) -> list[float]:
+    """A mark's value and the finite ends of its interval."""
+    ends = [mark.value]
+    if mark.interval is not None:
+        ends.extend(filter(math.isfinite, mark.interval))
+    return ends

@@ -96,13 +96,15 @@ class _Front:
     def records(self) -> Iterator[dict[str, Any]]:
         """Yield a record for each thing that is drawn."""
         x, y = self.axes
-        front = [(spot.x.value, spot.y.value) for spot in self.spots if spot.place == "front"]
-        for before, after in pairwise(sorted(front)):
+        front: list[tuple[float, float]] = []
+        for spot in self.spots:
+            if spot.place == "front":
+                front.append((spot.x.value, spot.y.value))
+        shown = [(x.inside(across), y.inside(up)) for across, up in sorted(front)]
+        for (left, upper), (right, lower) in pairwise(shown):
             # Level to the next set of the front, then down to it.
-            start = {"x": x.inside(before[0]), "y": y.inside(before[1])}
-            corner = {"x": x.inside(after[0]), "y": y.inside(before[1])}
-            yield {"k": "stair", **start, "w": corner["x"], "z": corner["y"]}
-            yield {"k": "stair", **corner, "w": corner["x"], "z": y.inside(after[1])}
+            yield {"k": "stair", "x": left, "y": upper, "w": right, "z": upper}
+            yield {"k": "stair", "x": right, "y": upper, "w": right, "z": lower}
         for spot in self.spots:
             yield from self._spot(spot)
         yield from self._names()
@@ -117,11 +119,14 @@ class _Front:
             return
         if len(self.spots) <= CROWDED:
             level = self.ranking.level
-            for key, end, axis, estimate in (("x", "w", x, spot.x), ("y", "z", y, spot.y)):
-                interval = ends(estimate, level)
-                if interval is not None:
-                    low, high = map(axis.inside, interval)
-                    yield {**mark, "k": f"reach-{key}", key: low, end: high}
+            interval = ends(spot.x, level)
+            if interval is not None:
+                low, high = map(x.inside, interval)
+                yield {**mark, "k": "reach-x", "x": low, "w": high}
+            interval = ends(spot.y, level)
+            if interval is not None:
+                low, high = map(y.inside, interval)
+                yield {**mark, "k": "reach-y", "y": low, "z": high}
         yield {**mark, "k": spot.place}
 
     def _names(self) -> Iterator[dict[str, Any]]:
@@ -131,7 +136,8 @@ class _Front:
         names: list[str] = []
         for spot in self.spots:
             across = x.at(x.inside(spot.x.value))
-            points.append((across, HEIGHT - y.at(y.inside(spot.y.value))))
+            up = y.at(y.inside(spot.y.value))
+            points.append((across, HEIGHT - up))
             name = cut(spot.entry.name)
             if not self._inside(spot):
                 name += f" ({signed(spot.x.value)}, {signed(spot.y.value)})"
@@ -142,8 +148,9 @@ class _Front:
         for point, name, label in zip(points, names, labels, strict=True):
             if label is None:
                 continue
+            kind = "left" if label.right else "right"
             place = {"x": x.back(label.x), "y": y.back(HEIGHT - label.y)}
-            yield {"k": "left" if label.right else "right", **place, "t": name}
+            yield {"k": kind, **place, "t": name}
             if label.off:
                 across, down = point
                 yield {"k": "hair", **place, "w": x.back(across), "z": y.back(HEIGHT - down)}
@@ -259,11 +266,9 @@ def pareto(ranking: Ranking, across: str = "", up: str = "") -> Plot | None:
     if len(sets) < 2:
         return None
     spots = [_placed(found, sets, pair) for found in sets]
-    axes = (
-        _axis(ranking, [(spot, spot.x) for spot in spots], WIDTH),
-        _axis(ranking, [(spot, spot.y) for spot in spots], HEIGHT),
-    )
-    front = _Front(ranking, *pair, tuple(spots), axes)
+    across_axis = _axis(ranking, [(spot, spot.x) for spot in spots], WIDTH)
+    up_axis = _axis(ranking, [(spot, spot.y) for spot in spots], HEIGHT)
+    front = _Front(ranking, *pair, tuple(spots), (across_axis, up_axis))
     first, second = (short(measured, ranking.measured) for measured in pair)
     where = setting_words(ranking)
     title = f"Loss on {first} against loss on {second}: {where}"
@@ -322,14 +327,18 @@ def _opposed(ranking: Ranking) -> tuple[str, str] | None:
 
     def opposite(pair: tuple[str, str]) -> int:
         sets = _with_both(ranking, *pair)
-        rows = [(x.value, y.value) for entry, x, y in sets if not entry.control]
+        values = [(x.value, y.value) for entry, x, y in sets if not entry.control]
         count = 0
-        for first, second in combinations(rows, 2):
-            count += (first[0] - second[0]) * (first[1] - second[1]) < 0
+        for (first_x, first_y), (second_x, second_y) in combinations(values, 2):
+            if (first_x - second_x) * (first_y - second_y) < 0:
+                count += 1
         return count
 
-    units = {m: ranking.units.get(m, ranking.unit) for m in ranking.measured}
-    losses = [measured for measured, unit in units.items() if unit.startswith("nats")]
+    losses: list[str] = []
+    for measured in ranking.measured:
+        unit = ranking.units.get(measured, ranking.unit)
+        if unit.startswith("nats"):
+            losses.append(measured)
     return max(combinations(losses, 2), key=opposite, default=None)
 
 
@@ -343,7 +352,9 @@ def _loss(ranking: Ranking, entry: RankingEntry, measured: str) -> Estimate | No
         return None
     else:
         loss = entry.losses.get(measured)
-    return loss if loss is not None and math.isfinite(loss.value) else None
+    if loss is None or not math.isfinite(loss.value):
+        return None
+    return loss
 
 
 def _axis(ranking: Ranking, sets: Sequence[tuple[_PlottedSet, Estimate]], pixels: int) -> Axis:

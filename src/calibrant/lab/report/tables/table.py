@@ -82,16 +82,18 @@ class Table:
     @property
     def lettered(self) -> bool:
         """Whether any figure has letters."""
-        return any(f.letters for row in self.rows for f in row.figures)
+        return any(figure.letters for row in self.rows for figure in row.figures)
 
     @property
     def key(self) -> str:
         """How the table is read, as a sentence."""
         text = "; ".join(self.legend)
+        if not text:
+            return ""
         # A Greek τ stays small.
-        if text and text[0].isascii():
+        if text[0].isascii():
             text = text[0].upper() + text[1:]
-        return f"{text}." if text else ""
+        return f"{text}."
 
     def shortened(self) -> "tuple[Table, ...]":
         """Return the table, fullest first: whole, with fewer errors, without any, without what is
@@ -124,10 +126,12 @@ class Table:
         for row in self.rows:
             figures = tuple(row.figures[index] for index in columns)
             rows.append(replace(row, figures=figures))
-        gone = tuple(
-            f"{column.head}:" for index, column in enumerate(self.columns) if index not in columns
-        )
-        legend = tuple(part for part in self.legend if not part.startswith(gone))
+        gone: list[str] = []
+        for index, column in enumerate(self.columns):
+            if index not in columns:
+                gone.append(f"{column.head}:")
+        # What explains a column goes with it.
+        legend = tuple(part for part in self.legend if not part.startswith(tuple(gone)))
         kept = tuple(self.columns[index] for index in columns)
         return replace(self, columns=kept, rows=tuple(rows), legend=legend)
 
@@ -160,7 +164,8 @@ def ranked(ranking: Ranking, way: As = "increase", note: str = "") -> Table:
     drawing = _RankingRows(ranking, way)
     rows: list[TableRow] = []
     for entry in ranking.entries:
-        rows.append(drawing.row(entry, "control" if entry.control else "", "set"))
+        kind = "control" if entry.control else ""
+        rows.append(drawing.row(entry, kind, "set"))
     rows.extend(drawing.row(entry, "incomplete", "partial") for entry in ranking.partial)
     rows.extend(drawing.row(entry, "no data", "baseline") for entry in ranking.baselines)
     if ranking.dense is not None:
@@ -191,8 +196,9 @@ def unranked(rankings: Sequence[Ranking], way: As) -> Table:
         rows.append(replace(row, figures=(Figure(), *row.figures)))
     columns = (Column("bits a weight"), *drawing.columns())
     whole = Table("", "method", columns, tuple(rows), drawing.legend())
+    first = 0 if sized else 1
     # The last column is the difference to the best, and here there is no best.
-    return whole.only(range(0 if sized else 1, len(columns) - 1))
+    return whole.only(range(first, len(columns) - 1))
 
 
 class _RankingRows:
@@ -203,7 +209,9 @@ class _RankingRows:
         self._way: As = "loss" if ranking.dense is None else way
         self._averaged = len(ranking.averaged) > 1
         self._ranks = any(any(entry.ranks) for entry in ranking.entries)
-        self._mixed = len(set(ranking.units.values())) > 1 or len(set(ranking.better.values())) > 1
+        units = set(ranking.units.values())
+        directions = set(ranking.better.values())
+        self._mixed = len(units) > 1 or len(directions) > 1
 
     def columns(self) -> tuple[Column, ...]:
         """Return rank, mean, each measured set, the difference to the best: what there is."""
@@ -212,9 +220,7 @@ class _RankingRows:
         if self._ranks:
             columns.append(Column("rank"))
         if self._averaged:
-            kept = self._way == "kept" and any("mean" in e.share_kept for e in ranking.entries)
-            plain = self._way == "increase" or ranking.dense is None or kept
-            columns.append(Column("mean" if plain else "mean increase"))
+            columns.append(Column(self._mean_head()))
         for measured in ranking.measured:
             name = short(measured, ranking.measured)
             if self._mixed:
@@ -223,6 +229,15 @@ class _RankingRows:
             columns.append(Column(name, spare=True))
         columns.append(Column("worse than the best", extra=True))
         return tuple(columns)
+
+    def _mean_head(self) -> str:
+        """`mean` where it is of the same kind as the figures beside it."""
+        ranking = self._ranking
+        if self._way == "increase" or ranking.dense is None:
+            return "mean"
+        if self._way == "kept" and any("mean" in entry.share_kept for entry in ranking.entries):
+            return "mean"
+        return "mean increase"
 
     def _higher(self, measured: str) -> bool:
         """Whether more is better."""
@@ -241,11 +256,16 @@ class _RankingRows:
 
     def dense(self, entry: RankingEntry) -> TableRow:
         """Return the dense model: always its own numbers."""
-        figures = [Figure()] * (self._ranks + self._averaged)
+        figures: list[Figure] = []
+        if self._ranks:
+            figures.append(Figure())
+        if self._averaged:
+            figures.append(Figure())
         for measured in self._ranking.measured:
             figures.append(Figure(decimals(entry.losses[measured].value)))
         figures.append(Figure())
-        return TableRow("dense", tuple(figures), f"its own {noun_of(self._ranking)}", "dense")
+        note = f"its own {noun_of(self._ranking)}"
+        return TableRow("dense", tuple(figures), note, "dense")
 
     def _mean(self, entry: RankingEntry) -> Figure:
         if self._way == "kept" and "mean" in entry.share_kept:
@@ -334,7 +354,9 @@ def _tenths(share: float) -> str:
 
 
 def _with_error(value: str, estimate: Estimate, write: Callable[[float], str]) -> Figure:
-    return Figure(value, "" if estimate.stderr is None else write(estimate.stderr))
+    if estimate.stderr is None:
+        return Figure(value)
+    return Figure(value, write(estimate.stderr))
 
 
 def _marked(figure: Figure, entry: RankingEntry, measured: str) -> Figure:
@@ -346,10 +368,12 @@ def _marked(figure: Figure, entry: RankingEntry, measured: str) -> Figure:
 def _gap(entry: RankingEntry, part: Part) -> Figure:
     """How much worse a row is than the best."""
     if entry.to_best is None:
-        return Figure(HOLE if part == "partial" else "the best")
+        text = HOLE if part == "partial" else "the best"
+        return Figure(text)
     figure = _change(entry.to_best, higher=False)
-    tied = entry.tied and part == "set"
-    return replace(figure, note="not significant" if tied else "")
+    if entry.tied and part == "set":
+        return replace(figure, note="not significant")
+    return figure
 
 
 def _places(ranks: tuple[int, int]) -> str:
@@ -357,4 +381,6 @@ def _places(ranks: tuple[int, int]) -> str:
     first, last = ranks
     if not first and not last:
         return ""
-    return f"{first}" if first == last else f"{first}–{last}"
+    if first == last:
+        return f"{first}"
+    return f"{first}–{last}"
