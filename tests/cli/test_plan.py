@@ -47,6 +47,18 @@ def test_schemes_are_planned(ask: Ask, model: Path, target: str):
     assert advised.json["fits"]
 
 
+@pytest.mark.parametrize("verb", ["prune", "quantize"])
+def test_only_a_plan_needs_no_folder(ask: Ask, model: Path, tmp_path: Path, verb: str):
+    words = [verb, model, *SMALL]
+    if verb == "quantize":
+        words += ["--target", "w8"]
+    planned = ask(*words, "--plan", "--json")
+    assert planned.code == 0, planned
+    assert planned.json["disk"]
+    assert_refused(ask(*words), "--out")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_what_cannot_be_planned_is_refused(ask: Ask, model: Path):
     assert_refused(ask("prune", model, *SMALL, "--method", "wnda", "--out", "x", "--plan"), "wnda")
     answer = ask("evaluate", model, "--task", "agreement", "--plan")

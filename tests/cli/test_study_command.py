@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.conftest import Ask
+from tests.cli.conftest import Ask, assert_refused
 
 SMALL = """
 model: MODEL
@@ -55,8 +55,9 @@ def test_the_plan_is_shown_and_nothing_is_written(ask: Ask, file: Path, tmp_path
     assert (answer.code, answer.err) == (0, "")
     for said in ("6: 1 model", "wanda: dense", "21 in 3 blocks", "float32"):
         assert said in answer.out, said
-    quick = ask("study", file, "--out", "out", "--plan", "--quick", "--json").json
+    quick = ask("study", file, "--plan", "--quick", "--json").json
     assert (quick["runs"], quick["seconds"]) == ({"asked": 6, "done": 0, "left": 6}, None)
+    assert_refused(ask("study", file, "--quick"), "--out")
     assert [p.name for p in tmp_path.iterdir()] == ["small.yaml"]
 
 

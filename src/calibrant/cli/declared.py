@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Collection
-from dataclasses import MISSING, Field
+from dataclasses import MISSING, Field, replace
 from typing import Annotated, Any, Final, TypeVar, get_args
 
 import typer
@@ -29,14 +29,16 @@ def with_options(
     declared: type[Any],
     *,
     required: Collection[str] = (),
+    unless_planned: Collection[str] = (),
 ) -> Callable[[Command], Command]:
     """Give a command the declared options, which it gets as `**options`.
 
-    Those that only the command line requires stand first. The command's own stand in front of
-    where the work is done, and last what every command ends with. Raises `LookupError` for a
-    required option that isn't shown.
+    Those that only the command line requires stand first. So do those that it requires
+    `unless_planned`, which the command checks itself. The command's own stand in front of where the
+    work is done, and last what every command ends with. Raises `LookupError` for a required option
+    that isn't shown.
     """
-    for name in required:
+    for name in (*required, *unless_planned):
         _shown_field(declared, name)
 
     def decorated(command: Command) -> Command:
@@ -49,6 +51,9 @@ def with_options(
                 continue
             if declared_field.name in required:
                 first.append(_parameter(declared_field, shown, inspect.Parameter.empty))
+            elif declared_field.name in unless_planned:
+                shown = replace(shown, help=f"{shown.help} [required, but for --plan]")
+                first.append(_parameter(declared_field, shown, None))
             elif declared_field.name in MACHINE:
                 machine.append(_parameter(declared_field, shown, _default(declared_field)))
             else:

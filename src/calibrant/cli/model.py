@@ -17,6 +17,7 @@ from calibrant.cli._frame import (
     check_file,
     command,
     console,
+    folder_to_write,
     look_in,
     progress,
     show,
@@ -75,10 +76,10 @@ def demo(
     "calibrant prune smollm2 --data gsm8k:cot --target 0.5 --out pruned",
     "calibrant prune smollm2 --data notes.jsonl --method sparsegpt --target 2:4 --out pruned",
     "calibrant prune smollm2 --data c4 --method short_gpt --target 0.2 --out fewer-blocks",
-    "calibrant prune smollm2 --data c4 --method sparsegpt --out pruned --plan",
+    "calibrant prune smollm2 --data c4 --method sparsegpt --plan",
     cls=WithMethods,
 )
-@with_options(PruneOptions, required=["out"])
+@with_options(PruneOptions, unless_planned=["out"])
 def prune(
     plan: PlanOnly = False, data_dir: DataDir = None, as_json: Json = False, **options: Any
 ) -> None:
@@ -87,6 +88,7 @@ def prune(
     """
     from calibrant.compress import prune as run
 
+    options["out"] = folder_to_write(options["out"], plan)
     if plan:
         show_plan(run, options, data_dir, as_json)
     else:
@@ -98,7 +100,7 @@ def prune(
     "calibrant quantize smollm2 --target w4g64 --out small",
     "calibrant quantize smollm2 --target w3g64a --out smaller",
 )
-@with_options(QuantizeOptions, required=["out"])
+@with_options(QuantizeOptions, unless_planned=["out"])
 def quantize(
     plan: PlanOnly = False, data_dir: DataDir = None, as_json: Json = False, **options: Any
 ) -> None:
@@ -107,6 +109,7 @@ def quantize(
     """
     from calibrant.compress import quantize as run
 
+    options["out"] = folder_to_write(options["out"], plan)
     if plan:
         show_plan(run, options, data_dir, as_json)
     else:

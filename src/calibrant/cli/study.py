@@ -15,6 +15,7 @@ from calibrant.cli._frame import (
     check_file,
     command,
     console,
+    folder_to_write,
     look_in,
     note,
     progress,
@@ -34,7 +35,7 @@ app.add_typer(store, name="store")
 
 @command(
     "study",
-    "calibrant study study.yaml --out results --plan",
+    "calibrant study study.yaml --plan",
     "calibrant study study.yaml --out results --workers 2",
     "calibrant study study.yaml --out results --retry",
 )
@@ -48,14 +49,15 @@ def study(
         ),
     ],
     out: Annotated[
-        Path,
+        Path | None,
         typer.Option(
             "--out",
             metavar="DIR",
-            help="Folder for results; what it already holds isn't computed again.",
+            help="Folder for results; what it already holds isn't computed again. [required, but "
+            "for --plan]",
             show_default=False,
         ),
-    ],
+    ] = None,
     only_plan: Annotated[
         bool,
         typer.Option(
@@ -100,16 +102,17 @@ def study(
     """Run every cell of a study that DIR lacks. Killed or interrupted, the same command goes on."""
     from calibrant.lab.study import plan, read_study
 
+    folder = folder_to_write(out, only_plan)
     look_in(data_dir)
     request = read_study(file)
     if only_plan:
         with progress() as update:
-            planned = plan(request, out, probed=not quick, progress=update, groups=group or ())
+            planned = plan(request, folder, probed=not quick, progress=update, groups=group or ())
         show(planned.to_json(), as_json, screen.planned)
         return
     with progress() as update:
         finished = request.run(
-            out,
+            folder,
             update,
             engine=engine,
             workers=workers,
