@@ -516,8 +516,10 @@ def _keeps_features(name: str, x: Tensor, y: Tensor, args: tuple[Any, ...]) -> b
         # the last one.
         taken = 0
         for index in args[1]:
-            is_mask = index is not None and index.dtype == torch.bool
-            taken += index.dim() if is_mask else 1
+            if index is not None and index.dtype == torch.bool:
+                taken += index.dim()
+            else:
+                taken += 1
         return taken < dims or args[1][-1] is None
     if name == "index_select":
         return args[1] % dims != last
