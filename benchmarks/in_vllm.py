@@ -1,14 +1,14 @@
 """What a real vLLM computes with our exports, next to our own numbers: python benchmarks/in_vllm.py
-FOLDER [CASE ...] [--make | --arithmetic] [--out FILE]
+FOLDER [CASE ...] [--make] [--out FILE]
 
 `make vllm` makes the environment. Each case is a model that is quantized once and exported into
 FOLDER, which is all that --make does. Then vLLM and torch are shown the same windows of held-out
 text, both in bfloat16. A token is alike where the one that vLLM finds most probable is one of those
 that are so here; there may be several, since bfloat16 has few digits. What vLLM refuses is kept in
-its words.
+its words. A record keeps the cases of earlier calls.
 
---arithmetic needs no vLLM. In its place stands our own model in float32, which shows how far
-another arithmetic alone moves the tokens. A record keeps what earlier calls found.
+Then our own model in float32 takes vLLM's place, which shows how far another arithmetic alone moves
+the tokens.
 """
 
 import argparse
@@ -113,7 +113,7 @@ def compared(folder: Path) -> dict[str, Any]:
         return {"refused": words.removeprefix("it says ")}
     seconds = time.perf_counter() - began
     del opened
-    found = _beside_ours(folder, windows, [_Theirs(one.nats, one.likeliest) for one in theirs])
+    found = _compare(folder, windows, [_Theirs(one.nats, one.likeliest) for one in theirs])
     return {
         "tokens": found.tokens,
         "alike": found.alike,
@@ -125,23 +125,23 @@ def compared(folder: Path) -> dict[str, Any]:
 
 
 def arithmetic(folder: Path) -> dict[str, Any]:
-    """The same of our float32 in place of vLLM."""
+    """The tokens that are alike, and losses apart, with our float32 in place of vLLM."""
     import torch
 
     import calibrant
 
     opened = calibrant.open_model(str(folder), "float32", "cpu")
     windows = _windows(opened.tokenizer)
-    exact: list[_Theirs] = []
+    in_float32: list[_Theirs] = []
     for window in windows:
         with torch.no_grad():
             rows = opened.model(torch.tensor([window.ids])).logits[0, :-1]
         following = torch.tensor(window.ids[1:])
         nats = torch.nn.functional.cross_entropy(rows, following, reduction="none")
-        exact.append(_Theirs(nats.tolist(), rows.argmax(-1).tolist()))
+        in_float32.append(_Theirs(nats.tolist(), rows.argmax(-1).tolist()))
     del opened
-    found = _beside_ours(folder, windows, exact)
-    return {"arithmetic": {"alike": found.alike, "apart": found.apart}}
+    found = _compare(folder, windows, in_float32)
+    return {"alike": found.alike, "apart": found.apart}
 
 
 class _Theirs(NamedTuple):
@@ -153,7 +153,7 @@ class _Theirs(NamedTuple):
     likeliest: list[int]
 
 
-class _Beside(NamedTuple):
+class _Comparison(NamedTuple):
     """How many tokens were scored, how many are alike, the mean losses, and the mean of how far a
     token's two losses lie apart.
     """
@@ -173,7 +173,7 @@ def _windows(tokenizer: Any) -> list[Any]:
     return task.windows(tokenizer)
 
 
-def _beside_ours(folder: Path, windows: Sequence[Any], theirs: Sequence[_Theirs]) -> _Beside:
+def _compare(folder: Path, windows: Sequence[Any], theirs: Sequence[_Theirs]) -> _Comparison:
     """Put what others found beside what our model finds in bfloat16."""
     import torch
 
@@ -193,7 +193,7 @@ def _beside_ours(folder: Path, windows: Sequence[Any], theirs: Sequence[_Theirs]
             our_nats.append(-float(logarithms[place, window.ids[place + 1]]))
             their_nats.append(found.nats[place])
     apart = [abs(one - other) for one, other in zip(our_nats, their_nats, strict=True)]
-    return _Beside(
+    return _Comparison(
         len(our_nats),
         alike,
         statistics.fmean(our_nats),
@@ -216,23 +216,12 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="where the exports are")
     parser.add_argument("cases", nargs="*", help="such as 'smollm2 rtn W8A8'; all without any")
     parser.add_argument("--make", action="store_true", help="only write the exports")
-    parser.add_argument(
-        "--arithmetic", action="store_true", help="compare our float32 with our bfloat16, no vLLM"
-    )
     parser.add_argument("--out", type=Path, help="a file that keeps what was measured")
     asked = parser.parse_args()
     os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
     if asked.make:
         for case in chosen(asked.cases):
             print(made(case, asked.folder), flush=True)
-        return
-    if asked.arithmetic:
-        record = json.loads(asked.out.read_text("utf-8")) if asked.out else {"cases": {}}
-        for case in chosen(asked.cases):
-            found = arithmetic(made(case, asked.folder))
-            record["cases"].setdefault(case.name, {}).update(found)
-            machine.keep(asked.out, record)
-            print(f"{case.name}: {json.dumps(found)}", flush=True)
         return
     from calibrant.vllm.process import interpreter, version_in
 
@@ -241,7 +230,10 @@ def main() -> None:
     question = {"task": TASK, "data": DATA, "machine": machine.facts(), "versions": versions}
     record = machine.started(asked.out, question, "cases")
     for case in chosen(asked.cases):
-        found = compared(made(case, asked.folder))
+        folder = made(case, asked.folder)
+        found = compared(folder)
+        if "refused" not in found:
+            found["arithmetic"] = arithmetic(folder)
         record["cases"][case.name] = found
         machine.keep(asked.out, record)
         print(f"{case.name}: {json.dumps(found)}", flush=True)

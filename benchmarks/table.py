@@ -351,11 +351,9 @@ def vllm(record: Mapping[str, Any]) -> str:
             continue
         losses = [f"{found[name]:.4f}" for name in ("ours", "vllm", "apart")]
         alike = _percent(found["alike"] / found["tokens"])
-        arithmetic = ["", ""]
-        if "arithmetic" in found:
-            own = found["arithmetic"]
-            arithmetic = [_percent(own["alike"] / found["tokens"]), f"{own['apart']:.4f}"]
-        rows.append([case, f"{found['tokens']:,}", alike, *losses, *arithmetic])
+        float32 = found["arithmetic"]
+        beside = [_percent(float32["alike"] / found["tokens"]), f"{float32['apart']:.4f}"]
+        rows.append([case, f"{found['tokens']:,}", alike, *losses, *beside])
     versions = record["versions"]
     about = (
         f"vLLM {versions['vllm']}, calibrant {versions['calibrant']}, transformers "
@@ -368,8 +366,8 @@ def vllm(record: Mapping[str, Any]) -> str:
         "loss here",
         "loss in vLLM",
         "a token's loss apart",
-        "alike: our float32",
-        "apart: our float32",
+        "alike, float32 here",
+        "apart, float32 here",
     )
     parts = [about, "", *_table(heads, rows)]
     if refused:

@@ -24,7 +24,7 @@ LEVEL = re.compile(r"\b95 %|(?:at|rate of) 5 %")
 FACTS = {
     "c4.md": {"15.6", "40", "99.98"},
     "choosing.md": {"5", "60"},
-    "index.md": {"1.5", "60"},
+    "index.md": {"60"},
     "languages.md": {"1", "50"},
     "mixing.md": {"50"},
     "pruning.md": {"60", "70"},

@@ -68,7 +68,7 @@ TEXTS: Final[Mapping[str, str]] = {
     "python_code:text": "code",
 }
 HEADLINE: Final = ("sparsegpt", "0.5")
-"""The method and target of the picture; gptq at four bits, which people ship, once that is there."""
+"""The method and target of the picture."""
 
 
 class Way(NamedTuple):
@@ -163,13 +163,27 @@ def by_text(results: Results) -> Iterator[str]:
 
 
 def by_loss(results: Results) -> Iterator[str]:
-    """Rows: the loss of the labelled answers, beside the divergence on the same tokens."""
-    yield from head(["divergence on answers", "loss of the labelled answers"])
+    """Rows: the loss beside the divergence on the same tokens, of labelled answers and of the
+    template's own tokens.
+    """
+    columns = [
+        "divergence on answers",
+        "loss of the labelled answers",
+        "divergence on the template's own tokens",
+        "their loss",
+    ]
+    roles = ("answer", "template")
+    yield from head(columns)
     for way, data, runs in results.rows():
-        divergence = cell_of(runs, PROBLEMS, "kl_answer")
-        yield row(way, data, [divergence, cell_of(runs, PROBLEMS, "loss_answer")])
-    untouched = value_of(results.dense[PROBLEMS], "loss_answer")
-    yield f"| none | | | 0 | {untouched:.3f} |"
+        cells: list[str] = []
+        for role in roles:
+            cells.append(cell_of(runs, PROBLEMS, f"kl_{role}"))
+            cells.append(cell_of(runs, PROBLEMS, f"loss_{role}"))
+        yield row(way, data, cells)
+    untouched: list[str] = []
+    for role in roles:
+        untouched += ["0", f"{value_of(results.dense[PROBLEMS], f'loss_{role}'):.3f}"]
+    yield f"| none | | | {' | '.join(untouched)} |"
 
 
 def there(results: Results) -> Iterator[str]:
@@ -203,7 +217,7 @@ def picture() -> Plot:
     families = {FAMILY[data] for data in names}
     styles = {family: style for family, style in FAMILIES.items() if family in families}
     rows = tuple(PanelRow(IN_PICTURE[data]) for data in names)
-    about = "divergence from the untouched model, nats/token; less is better →"
+    about = "divergence from the untouched model, nats/token; less is better"
     drawn = Panels(rows, tuple(panels), styles, about)
     title = "What the template is worth: Qwen2.5-Coder-1.5B-Instruct, SparseGPT at 50 %"
     return plotted(
@@ -212,17 +226,17 @@ def picture() -> Plot:
         f"{title}. The numbers are those of the table.",
         drawn.chart,
         drawn.data,
-        CAPTION,
+        CAPTION if any(len(runs) > 1 for runs in sets.values()) else CAPTION_OF_ONE_DRAW,
         families,
     )
 
 
-CAPTION: Final = (
+CAPTION_OF_ONE_DRAW: Final = (
     "Each mark: how far the compressed model is from the untouched one on tokens of one role, mean "
     "of the draws, when it is calibrated on the set at the left",
-    "Lines: from the least to the most of the draws",
     "The axes differ",
 )
+CAPTION: Final = (*CAPTION_OF_ONE_DRAW, "Lines: from the least to the most of the draws")
 
 
 def tables() -> Mapping[str, str]:

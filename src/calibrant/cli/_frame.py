@@ -81,8 +81,8 @@ USAGE: Final = cast("type[Exception]", typer.BadParameter.__mro__[2])
 brings its own copy of the library that has the others.
 """
 
-PLANNED: Final = ".calibrant-planned"
-"""The folder that a plan counts with where none is given; nobody makes it."""
+ASSUMED_FOLDER: Final = ".calibrant-planned"
+"""Where a plan assumes that results go if no folder is given; nobody makes it."""
 IN_ASCII: Final = "calibrant.in_ascii"
 PLAIN: Final = str.maketrans(
     {
@@ -439,15 +439,16 @@ def show(result: Any, as_json: bool, lines: Callable[[Any], Any]) -> None:
 
 def folder_to_write(out: str | Path | None, planned: bool) -> str | Path:
     """Return the folder that a command writes to. Only a plan may be asked for without one: it
-    counts with a new folder here. Raises `OutputError` where one is missing.
+    assumes a new folder here. Raises `OutputError` where one is missing.
     """
     if out is not None:
         return out
     if not planned:
         raise OutputError(
-            "where to write isn't said; give a folder with --out, or only --plan", subject="--out"
+            "there is no folder to write to; give one with --out, or ask for a --plan",
+            subject="--out",
         )
-    return Path(PLANNED)
+    return Path(ASSUMED_FOLDER)
 
 
 def show_plan(

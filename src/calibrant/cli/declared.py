@@ -52,8 +52,8 @@ def with_options(
             if declared_field.name in required:
                 first.append(_parameter(declared_field, shown, inspect.Parameter.empty))
             elif declared_field.name in unless_planned:
-                shown = replace(shown, help=f"{shown.help} [required, but for --plan]")
-                first.append(_parameter(declared_field, shown, None))
+                help_text = f"{shown.help} [required without --plan]"
+                first.append(_parameter(declared_field, replace(shown, help=help_text), None))
             elif declared_field.name in MACHINE:
                 machine.append(_parameter(declared_field, shown, _default(declared_field)))
             else:

@@ -53,8 +53,8 @@ def study(
         typer.Option(
             "--out",
             metavar="DIR",
-            help="Folder for results; what it already holds isn't computed again. [required, but "
-            "for --plan]",
+            help="Folder for results; what it already holds isn't computed again. [required "
+            "without --plan]",
             show_default=False,
         ),
     ] = None,
