@@ -113,7 +113,7 @@ def compared(folder: Path) -> dict[str, Any]:
         return {"refused": words.removeprefix("it says ")}
     seconds = time.perf_counter() - began
     del opened
-    found = _compare(folder, windows, [_Theirs(one.nats, one.likeliest) for one in theirs])
+    found = _compare(folder, windows, theirs)
     return {
         "tokens": found.tokens,
         "alike": found.alike,
@@ -129,28 +129,21 @@ def arithmetic(folder: Path) -> dict[str, Any]:
     import torch
 
     import calibrant
+    from calibrant.vllm import TokensInVllm
 
     opened = calibrant.open_model(str(folder), "float32", "cpu")
     windows = _windows(opened.tokenizer)
-    in_float32: list[_Theirs] = []
+    in_float32: list[TokensInVllm] = []
+    # Told of in the same form as vLLM's tokens.
     for window in windows:
         with torch.no_grad():
             rows = opened.model(torch.tensor([window.ids])).logits[0, :-1]
         following = torch.tensor(window.ids[1:])
         nats = torch.nn.functional.cross_entropy(rows, following, reduction="none")
-        in_float32.append(_Theirs(nats.tolist(), rows.argmax(-1).tolist()))
+        in_float32.append(TokensInVllm(nats.tolist(), rows.argmax(-1).tolist()))
     del opened
     found = _compare(folder, windows, in_float32)
     return {"alike": found.alike, "apart": found.apart}
-
-
-class _Theirs(NamedTuple):
-    """Of each token but the first of a window: its loss in nats, and the most probable token in its
-    place.
-    """
-
-    nats: list[float]
-    likeliest: list[int]
 
 
 class _Comparison(NamedTuple):
@@ -173,7 +166,7 @@ def _windows(tokenizer: Any) -> list[Any]:
     return task.windows(tokenizer)
 
 
-def _compare(folder: Path, windows: Sequence[Any], theirs: Sequence[_Theirs]) -> _Comparison:
+def _compare(folder: Path, windows: Sequence[Any], theirs: Sequence[Any]) -> _Comparison:
     """Put what others found beside what our model finds in bfloat16."""
     import torch
 

@@ -32,7 +32,7 @@ FACTS = {
     "words.md": {"50", "60"},
 }
 """By page what no table has: targets, hours, limits of what is listed, how many neurons are told
-of, how alike two processors' masks are, a model's size and version.
+of, how alike two processors' masks are, a model's version.
 """
 PAGES = {
     path.name: path.read_text("utf-8").splitlines()

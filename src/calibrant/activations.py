@@ -109,7 +109,7 @@ class InputStatistic(Statistic):
 
 
 class _SquaresOfFeatures(InputStatistic):
-    """One that holds Σ w·x² of each input feature, and perhaps more."""
+    """A statistic with Σ w·x² of each input feature. A class may add others."""
 
     def __init__(self, squares: Float[Tensor, "in"], tokens: int, mass: float) -> None:
         self.squares = squares

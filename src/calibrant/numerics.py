@@ -1,5 +1,5 @@
 """Numbers that were measured: they must be finite before they decide anything, and are written
-alike wherever they are shown. No torch here.
+alike wherever they are shown. And quotients of whole numbers, rounded up. No torch here.
 """
 
 import math
@@ -46,6 +46,15 @@ def _check_entry(entry: Any, what: str, subject: str) -> None:
             _check_entry(inner, what, subject)
     elif isinstance(entry, float):
         finite_number(entry, what, subject)
+
+
+def ceil_div(number: int, divisor: int) -> int:
+    """Return the quotient of two whole numbers, rounded up.
+
+    >>> ceil_div(9, 8)
+    2
+    """
+    return -(-number // divisor)
 
 
 # How numbers are written, wherever one is shown: in a terminal, in a table, on a page.

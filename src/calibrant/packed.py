@@ -15,7 +15,7 @@ from jaxtyping import Float, Int8, Shaped, UInt8
 from torch import Tensor
 
 from calibrant.activations import Gram, wide
-from calibrant.numerics import six_digits, type_name
+from calibrant.numerics import ceil_div, six_digits, type_name
 from calibrant.spec.foreign import brief
 from calibrant.targets import E2M1, E4M3, FloatGrid, Grid
 
@@ -75,8 +75,7 @@ class Packed(ABC):
 
     def facts(self) -> Mapping[str, Any]:
         """Return what a record says of it: `bits_a_weight`, to six digits, and `bytes`."""
-        # Twice negated, the quotient is rounded up.
-        size = -(-self.bits // 8)
+        size = ceil_div(self.bits, 8)
         return {"bits_a_weight": six_digits(self.bits / self.weights), "bytes": size}
 
 
@@ -181,8 +180,8 @@ class FloatScales:
         width = self.grid.width(inputs)
         if not rows or not inputs or inputs % width:
             return False
-        # Rounded up: the last part may have fewer rows.
-        parts = -(-rows // self.grid.height(rows))
+        # The last part may have fewer rows.
+        parts = ceil_div(rows, self.grid.height(rows))
         shape = (parts, inputs // width)
         dtype = self.dtype if self.grid.scale == "plain" else torch.uint8
         if self.stored.shape != shape or self.stored.dtype != dtype:
@@ -413,8 +412,8 @@ class Factors(Packed):
         # Zeros may be left out, with a bit for each number that says where they are.
         without_zeros = int(self.own.count_nonzero()) * bits_a_number + numbers
         stored = min(numbers * bits_a_number, without_zeros)
-        # This matrix's part of the shared factor, rounded up.
-        part = -(-self.shared.numel() * bits_a_number // self.sharing)
+        # This matrix's part of the shared factor.
+        part = ceil_div(self.shared.numel() * bits_a_number, self.sharing)
         return stored + part
 
 

@@ -10,7 +10,7 @@ As there: four bits, a scale and a zero point for each row, ranges by least erro
 inputs first, windows of 2,048 tokens of the training set. Not as there: the model is dequantized
 from Q4_1; 128 windows in place of 256; bfloat16 in place of float32; and the head, the embedding
 and inputs aren't rounded. There the head has four bits, the embedding eight, and inputs sixteen.
-One draw. Inputs in their natural order, our default, stand beside it.
+One draw. Inputs in their natural order, our default, stand beside it. No record is kept yet.
 """
 
 from collections.abc import Iterator

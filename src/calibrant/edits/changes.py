@@ -15,7 +15,7 @@ from torch import Tensor
 
 from calibrant.activations import FeatureNorms, Gram, Seen, wide
 from calibrant.models.compact import AS_INTEGERS
-from calibrant.numerics import finite_number, six_digits
+from calibrant.numerics import ceil_div, finite_number, six_digits
 from calibrant.packed import Change, gram_energy
 from calibrant.system.products import full_speed
 
@@ -105,7 +105,7 @@ def kept_alone(
     the bits of another shape.
     """
     count = matrix.numel()
-    if len(bits) != -(-count // 8):
+    if len(bits) != ceil_div(count, 8):
         raise ValueError(f"{len(bits)} bytes are no mask of {count} numbers")
     nonzero = np.unpackbits(bits.cpu().numpy(), count=count).astype(bool)
     kept = torch.from_numpy(nonzero.reshape(tuple(matrix.shape))).to(matrix.device)

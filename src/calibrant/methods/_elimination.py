@@ -22,7 +22,7 @@ from torch import Tensor
 from calibrant.activations import Gram
 from calibrant.errors import NumericsError
 from calibrant.methods._base import finite
-from calibrant.numerics import type_name
+from calibrant.numerics import ceil_div, type_name
 from calibrant.targets import NofM, Removal, Sparsity, keep_highest
 
 LADDER: Final = (1, 10, 100, 1000)
@@ -279,8 +279,7 @@ def by_rows(
     as many threads as torch has. A kernel lets go of Python's lock, so they run side by side.
     """
     threads = torch.get_num_threads()
-    # Twice negated, the quotient is rounded up.
-    rows_of_part = max(-(-rows // threads), least_rows)
+    rows_of_part = max(ceil_div(rows, threads), least_rows)
     others: list[Future[None]] = []
     for first in range(rows_of_part, rows, rows_of_part):
         last = min(first + rows_of_part, rows)

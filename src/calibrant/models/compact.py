@@ -26,7 +26,7 @@ import torch
 from jaxtyping import Bool, Int, Shaped, UInt8
 from torch import Tensor
 
-from calibrant.numerics import type_name
+from calibrant.numerics import ceil_div, type_name
 from calibrant.spec.foreign import brief
 
 GROUPS: Final = (4, 8, 16)
@@ -214,13 +214,13 @@ def unpack_bits(packed: Shaped[Tensor, "..."], width: int, count: int) -> UInt8[
     vector of just as many bytes as they take.
     """
     _check_equal("the type of packed bits", (packed.dtype, packed.dim()), (torch.uint8, 1))
-    _check_equal("bytes of packed bits", len(packed), _bytes_for(count * width))
+    _check_equal("bytes of packed bits", len(packed), ceil_div(count * width, 8))
     numbers = np.zeros(count, np.uint8)
     for start in range(0, count, _AT_ONCE):
         size = min(_AT_ONCE, count - start)
         # Pieces begin at whole bytes, since `_AT_ONCE` is a multiple of 8.
         first = start * width // 8
-        last = first + _bytes_for(size * width)
+        last = first + ceil_div(size * width, 8)
         content = packed[first:last].numpy()
         bits = np.unpackbits(content, bitorder="little", count=size * width)
         bits_of_number = bits.reshape(size, width)
@@ -228,12 +228,6 @@ def unpack_bits(packed: Shaped[Tensor, "..."], width: int, count: int) -> UInt8[
         filled_up = np.packbits(bits_of_number, axis=1, bitorder="little")
         numbers[start : start + size] = filled_up[:, 0]
     return torch.from_numpy(numbers)
-
-
-def _bytes_for(bits: int) -> int:
-    """How many bytes so many bits take."""
-    # Twice negated, the quotient is rounded up.
-    return -(-bits // 8)
 
 
 def digest(tensor: Shaped[Tensor, "..."]) -> str:
@@ -260,7 +254,7 @@ def _bits_of(tensor: Tensor) -> Tensor:
 def _unpack_mask(bits: Tensor, count: int) -> Bool[Tensor, "number"]:
     """The first `count` bits, as truths. Raises `ValueError` where a bit behind them is set."""
     _check_equal("the type of its bits", (bits.dtype, bits.dim()), (torch.uint8, 1))
-    _check_equal("bytes of its bits", len(bits), _bytes_for(count))
+    _check_equal("bytes of its bits", len(bits), ceil_div(count, 8))
     spread = np.unpackbits(bits.numpy(), bitorder="little")
     if spread[count:].any():
         raise ValueError("more bits are set than there are numbers")

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from calibrant.errors import ModelError, TargetError
 from calibrant.models.changing import without_numbers
 from calibrant.models.viewing import EXPERT_COUNTS, Block, ModelView, Weight
+from calibrant.numerics import ceil_div
 
 ROUTERS: Final = ("gate", "router")
 TOP_K_NAMES: Final = (
@@ -389,7 +390,8 @@ def _check_groups(view: ModelView, layer: ExpertLayer, staying: Sequence[int]) -
     for expert in staying:
         sizes[expert * groups // layer.count] += 1
     # The groups that are picked must hold at least as many experts as a token is sent to.
-    smallest = max(2, -(-layer.top_k // (groups if picked is None else picked)))
+    picked_groups = groups if picked is None else picked
+    smallest = max(2, ceil_div(layer.top_k, picked_groups))
     if len(set(sizes)) > 1 or sizes[0] < smallest:
         raise ModelError(
             f"the router of {layer.name} picks among {groups} groups, which would keep {sizes} "

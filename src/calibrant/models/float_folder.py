@@ -17,7 +17,7 @@ from torch import Tensor
 
 from calibrant.errors import ModelError
 from calibrant.models.complete import StoredTensor
-from calibrant.numerics import type_name
+from calibrant.numerics import ceil_div, type_name
 from calibrant.packed import FloatCodes
 from calibrant.spec.foreign import brief
 from calibrant.targets import E2M1, FloatGrid
@@ -151,7 +151,7 @@ def _unpacked(
     inputs = 2 * width if grid.element == E2M1 else width
     groups: tuple[int, ...] = ()
     if rows and inputs:
-        groups = (-(-rows // grid.height(rows)), inputs // grid.width(inputs))
+        groups = (ceil_div(rows, grid.height(rows)), inputs // grid.width(inputs))
     # One scale for the matrix has one dimension there.
     fits = bool(groups) and (scales.shape == groups or scales.shape == groups[:1] == (1,))
     fits = fits and inputs % grid.width(inputs) == 0

@@ -43,6 +43,7 @@ from calibrant.models.folder import reading
 from calibrant.models.gguf_decoding import add_tensors
 from calibrant.models.quiet import Refusal
 from calibrant.models.saving import forget_quantization
+from calibrant.numerics import ceil_div
 from calibrant.spec.foreign import brief
 
 MAGIC: Final = b"GGUF"
@@ -140,7 +141,7 @@ class _HeaderReader:
         """Raise `ValueError` unless the file has `size` bytes of data behind its header."""
         if not isinstance(alignment, int) or alignment < 1 or alignment & (alignment - 1):
             raise ValueError(f"its alignment is {brief(alignment)}, and no power of two")
-        start = -(-self._place // alignment) * alignment
+        start = ceil_div(self._place, alignment) * alignment
         if size and start + size > len(self._content):
             raise ValueError(
                 f"its tensors end at byte {start + size:,}, and it has {len(self._content):,}"

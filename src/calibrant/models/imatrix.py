@@ -21,6 +21,7 @@ from calibrant.activations import FeatureNorms, Seen
 from calibrant.errors import DataError, NumericsError, OutputError
 from calibrant.models.gguf_file import MAGIC, read_header
 from calibrant.models.viewing import ModelView, Weight
+from calibrant.numerics import ceil_div
 from calibrant.spec.foreign import brief, user_path
 from calibrant.system.durable import content, line_of_json, reason, replacing
 from calibrant.system.seals import BrokenSealError, seal_of
@@ -125,7 +126,7 @@ class Imatrix:
         yield struct.pack("<i", len(entries))
         for name, entry in entries:
             # Any number of calls would do, since it cancels; this is about that of llama.cpp.
-            calls = -(-int(entry.counts.max()) // max(1, self.chunk_size))
+            calls = ceil_div(int(entry.counts.max()), max(1, self.chunk_size))
             values = (entry.importance.astype(np.float64) * calls).astype("<f4").tobytes()
             text = name.encode()
             yield struct.pack("<i", len(text)) + text

@@ -26,7 +26,7 @@ from calibrant.methods._model_method import ModelMethod, failing_at, parts_of
 from calibrant.methods.factors._factors import Factored, Member
 from calibrant.methods.pruning._gradients import damped
 from calibrant.models import ModelView, Stream, Weight
-from calibrant.numerics import six_digits
+from calibrant.numerics import ceil_div, six_digits
 from calibrant.packed import Compressed, Factors
 from calibrant.spec import check_most
 from calibrant.spec.foreign import brief
@@ -188,8 +188,7 @@ class Budget:
 
     def _numbers_of_indices(self, rank: int) -> int:
         """How many numbers take as much room as a bit for each place of the own factors."""
-        # Twice negated, the quotient is rounded up.
-        return -(-rank * self.units // self.bits)
+        return ceil_div(rank * self.units, self.bits)
 
     def _largest_rank(self) -> int:
         """The largest rank that leaves the own factors one number a unit; 0 if none does."""

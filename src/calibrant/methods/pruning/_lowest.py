@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from calibrant.methods._elimination import by_rows
+from calibrant.numerics import ceil_div
 from calibrant.packed import Change, Compressed
 from calibrant.targets import NofM, Removal, Sparsity
 
@@ -64,7 +65,7 @@ def without_lowest(
         kept.view(integers).numpy(),
         sums,
     ]
-    by_rows(_kernel(), rows, arguments, least_rows=-(-LEAST_NUMBERS // width))
+    by_rows(_kernel(), rows, arguments, least_rows=ceil_div(LEAST_NUMBERS, width))
     zeros, size, lost = sums.sum(0).tolist()
     # It is finite if all weights are, since their squares can't overflow in float64.
     if not math.isfinite(size):

@@ -10,6 +10,8 @@ from typing import Final, NamedTuple
 import numpy as np
 from jaxtyping import Float, UInt8
 
+from calibrant.numerics import ceil_div
+
 MOST_STEPS: Final = 500_000
 """The most steps that the room above the smallest sizes is divided into: enough for models of a few
 billion numbers. Where sizes aren't whole multiples of a step, they count as the next larger ones.
@@ -62,7 +64,7 @@ def cheapest_within(items: Sequence[Sequence[Alternative]], budget: int) -> Choi
     for alternatives, item_extras in zip(items, extras, strict=True):
         costs = [alternative.cost for alternative in alternatives]
         # Rounded up, so that the budget is kept.
-        steps = [-(-extra // step) for extra in item_extras]
+        steps = [ceil_div(extra, step) for extra in item_extras]
         best, picked = _with_another(best, costs, steps)
         steps_of_items.append(steps)
         picked_at.append(picked)
@@ -89,9 +91,7 @@ def _step(extras: Sequence[Sequence[int]], room: int) -> int:
     where that would be too many steps.
     """
     divisors = [math.gcd(*item_extras) for item_extras in extras]
-    # Twice negated, the quotient is rounded up.
-    least = -(-room // MOST_STEPS)
-    return max(math.gcd(*divisors), least, 1)
+    return max(math.gcd(*divisors), ceil_div(room, MOST_STEPS), 1)
 
 
 def _with_another(
