@@ -1,5 +1,7 @@
-"""The tables of the study of served formats: python -m studies.served.tables FOLDER, in which
-smollm2.yaml and smooth.yaml beside this have stores of these names.
+"""The tables of docs/findings/served.md, made of the stores beside this file: python -m
+studies.served.tables [--write]
+
+With `--write` the picture is drawn too; picture.json has its numbers.
 
 Divergences are nats per token, KL(dense ‖ compressed), on rows that no draw calibrates on. They have
 five digits: at eight bits a model is some thousandths of a nat from the dense one. The analysis was
@@ -13,11 +15,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
+from studies.pages import draw, write_or_print
+
+from calibrant.lab.report.plots import Plot
+from calibrant.lab.report.plots.sensitivity import worth
 from calibrant.lab.stats import Comparison, Sensitivity, compare, read
 from calibrant.lab.stats.contrasts import Contrast, holm
 from calibrant.results import Measurement, Store
 from calibrant.results.records import UNTOUCHED
 
+HERE: Final = Path(__file__).parent
+PAGE: Final = HERE.parents[1] / "docs/findings/served.md"
+PICTURE: Final = HERE / "picture.json"
 STORES: Final = ("smollm2", "smooth")
 LEARNED: Final = "autoround(steps=10, batch=2)"
 ASKED: Final = (
@@ -197,13 +206,31 @@ def runs_of(store: Store, name: str) -> Mapping[Asked, Mapping[str, Runs]]:
     return runs
 
 
-def tables(folder: Path) -> dict[str, str]:
-    """Each table in Markdown, by name."""
+def compared() -> dict[str, Comparison]:
+    """What each store's runs say of its sets, by the store's name."""
     found: dict[str, Comparison] = {}
+    for name in STORES:
+        with Store(HERE / name, create=False) as store:
+            found[name] = compare(read(store), measures=["agreement"])
+    return found
+
+
+def picture() -> Plot:
+    """What the choice of set is worth by method, both stores together."""
+    found: list[Sensitivity] = []
+    for (store, method, _), sensitivity in _sensitivities(compared()).items():
+        found.append(replace(sensitivity, method=_label(store, method)))
+    drawn = worth(found)
+    assert drawn is not None
+    return drawn
+
+
+def tables() -> dict[str, str]:
+    """Each table in Markdown, by name."""
+    found = compared()
     runs: dict[Asked, Mapping[str, Runs]] = {}
     for name in STORES:
-        with Store(folder / name, create=False) as store:
-            found[name] = compare(read(store), measures=["agreement"])
+        with Store(HERE / name, create=False) as store:
             runs |= runs_of(store, name)
     texts: dict[str, None] = {}
     for sets in runs.values():
@@ -221,5 +248,6 @@ def tables(folder: Path) -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    for name, table in tables(Path(sys.argv[1])).items():
-        sys.stdout.write(f"{name}\n\n{table}\n\n")
+    write_or_print(PAGE, tables())
+    if "--write" in sys.argv[1:]:
+        draw(picture(), "served", PICTURE)
