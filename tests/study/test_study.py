@@ -175,7 +175,14 @@ def test_a_group_is_computed_first_and_the_rest_later_as_if_at_once(
         assert raised.value.subject == group
     assert not (tmp_path / "parts").exists()
     counted = Counted(monkeypatch)
-    study.run(tmp_path / "parts", groups=["control"])
+    told: list[tuple[int, int]] = []
+
+    def note(what: str, done: int, total: int) -> None:
+        if what == "study":
+            told.append((done, total))
+
+    study.run(tmp_path / "parts", note, groups=["control"])
+    assert told == [(0, 2), (1, 2), (2, 2), (2, 2)]  # the dense model and one run
     assert counted.compressed == ["", "random_tokens"]
     with Store(tmp_path / "parts", create=False) as store:
         assert [(of.data, of.seed, of.method) for of in store.cells()] == [

@@ -143,7 +143,7 @@ class Summary:
                 self._progress(label, done, total)
             case ["doing", *_]:
                 if not self._begun:
-                    self._progress("study", 0, len(self._cells))
+                    self._progress("study", 0, len(self.work.chosen))
                 self._begun = True
             case ["cell", index, run_id, measures, there]:
                 cell = self.work.requests[index].cell
@@ -152,8 +152,10 @@ class Summary:
             case ["made", made_id]:
                 self._computed.append(made_id)
             case ["done", index]:
-                self._done.add(index)
-                self._progress("study", len(self._done), len(self._cells))
+                # Drivers also come to what wasn't chosen, and find nothing to do.
+                if index in self.work.chosen:
+                    self._done.add(index)
+                    self._progress("study", len(self._done), len(self.work.chosen))
                 self.write_index()
             case ["few_tokens", model, data, sentence]:
                 self._shortages.setdefault((model, data), sentence)
@@ -172,7 +174,7 @@ class Summary:
 
     def result(self) -> StudyResult:
         """Return what the study came to."""
-        self._progress("study", len(self._cells), len(self._cells))
+        self._progress("study", len(self.work.chosen), len(self.work.chosen))
         self.write_index()
         computed = set(self._computed)
         shortages: dict[str, str] = {}
