@@ -111,10 +111,9 @@ class UnitRows(NamedTuple):
 @final
 @dataclass(frozen=True)
 class Hidden:
-    """The hidden units of a feed-forward layer, or of one expert: each is a row of each of `rows`,
-    and unit u is column u of `down`.
-
-    `rows` are those of matrices and, where they have such, of their biases.
+    """The hidden units of a feed-forward layer, or of one expert: each has a row in each of `rows`,
+    which are those of matrices and, where they have such, of their biases; unit u is column u of
+    `down`.
     """
 
     block: int
