@@ -255,9 +255,10 @@ def _hidden_site(hidden: Hidden, up: Weight, parameters: _Parameters, rows: Unit
     """Return the site of hidden units that are proportional to these rows of `up`."""
     places = rows.places(hidden.units).cpu()
     scale_rows = [parameters.rows(rows.stored)]
+    bias_address = _address_of_bias(up)
     # What the bias adds to these rows is divided as well.
     for other in hidden.rows:
-        is_bias = other.stored.dim() == 1 and other.stored.data_ptr() == _address_of_bias(up)
+        is_bias = other.stored.dim() == 1 and other.stored.data_ptr() == bias_address
         if is_bias and other.first == rows.first and other.stored is not rows.stored:
             scale_rows.append(parameters.rows(other.stored))
 

@@ -97,7 +97,8 @@ class LayerSample:
         shared = self.shared_output.double()
         sizes = shared.square().sum(-1)
         # The gate is a number for each token, and follows by least squares from the two outputs.
-        gates = torch.where(sizes > 0, (beside * shared).sum(-1) / sizes, 0)
+        products = (beside * shared).sum(-1)
+        gates = torch.where(sizes > 0, products / sizes, 0)
         unexplained = (beside - gates[:, None] * shared).norm()
         if not float(unexplained) <= UNEXPLAINED * float(beside.norm()):
             problem = f"{layer.name} adds more to its routed experts than a shared one times a gate"

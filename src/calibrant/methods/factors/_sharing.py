@@ -128,8 +128,8 @@ class Budget:
                 f"one a unit; {advice}"
             )
         if left >= rank * self.units:
-            most = (self.stream + self.units) * rank
-            problem = f"factors of rank {rank} have {most:,} numbers at most"
+            full_size = (self.stream + self.units) * rank
+            problem = f"factors of rank {rank} have {full_size:,} numbers at most"
             raise self._refusal(f"{problem}, and {self.allowed:,} may remain; choose a larger rank")
         kept = [left * units // self.units for _, units in self.shapes]
         return self._plan(rank, kept)
