@@ -105,9 +105,11 @@ class Codes(Packed):
     zeros: Int8[Tensor, "out group"] | None = None
 
     def dense(self) -> Float[Tensor, "out in"]:
-        grouped = self.codes.unflatten(1, (self.scales.shape[1], -1)).to(self.scales.dtype)
+        groups = self.scales.shape[1]
+        dtype = self.scales.dtype
+        grouped = self.codes.unflatten(1, (groups, -1)).to(dtype)
         if self.zeros is not None:
-            grouped = grouped - self.zeros[:, :, None].to(self.scales.dtype)
+            grouped = grouped - self.zeros[:, :, None].to(dtype)
         return (grouped * self.scales[:, :, None]).flatten(1)
 
     def stored(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -169,8 +171,9 @@ class FloatScales:
         """
         factors = self.stored
         if self.grid.scale == "e8m0":
-            powers = torch.tensor([2.0 ** (code - 127) for code in range(256)])
-            factors = powers.to(factors.device)[factors.int()]
+            # A code is the exponent of a power of two.
+            power_of_code = torch.tensor([2.0 ** (code - 127) for code in range(256)])
+            factors = power_of_code.to(factors.device)[factors.int()]
         if self.global_scale is not None:
             factors = E4M3.values_of(factors) / self.global_scale
         return factors.repeat_interleave(self.grid.height(rows), dim=0)[:rows]
@@ -197,12 +200,13 @@ class FloatScales:
         # In float32 or better: the quotient of two bfloat16 numbers would miss values.
         dtype = wide(weight.dtype)
         factors = self.factors(len(weight)).to(dtype)
+        groups = factors.shape[1]
         codes = torch.empty_like(weight, dtype=torch.uint8)
         # A few rows at a time, whose numbers stay in the cache.
         tile = max(1, TILE_NUMBERS // weight.shape[1])
         for start in range(0, len(weight), tile):
             rows = slice(start, start + tile)
-            grouped = weight[rows].to(dtype).unflatten(1, (factors.shape[1], -1))
+            grouped = weight[rows].to(dtype).unflatten(1, (groups, -1))
             values = self.grid.element.nearest(grouped / factors[rows, :, None])
             codes[rows] = self.grid.element.codes_of(values.flatten(1))
         return FloatCodes(self, codes)
@@ -233,7 +237,8 @@ class FloatCodes(Packed):
         factors = self.scales.factors(len(self.codes))
         values = self.scales.grid.element.values_of(self.codes).to(factors.dtype)
         grouped = values.unflatten(1, (factors.shape[1], -1))
-        return (grouped * factors[:, :, None]).flatten(1).to(self.scales.dtype)
+        products = (grouped * factors[:, :, None]).flatten(1)
+        return products.to(self.scales.dtype)
 
     def stored(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         scales = self.scales
@@ -247,7 +252,12 @@ class FloatCodes(Packed):
         grid = FloatGrid.read(facts["grid"])
         if grid is None:
             raise ValueError(f"{brief(facts['grid'])} is no grid of floating-point numbers")
-        scales = FloatScales(grid, tensors["scales"], tensors.get("global_scale"), _type_of(facts))
+        scales = FloatScales(
+            grid,
+            stored=tensors["scales"],
+            global_scale=tensors.get("global_scale"),
+            dtype=_type_of(facts),
+        )
         codes = tensors["codes"]
         if codes.dim() != 2 or codes.dtype != torch.uint8:
             raise ValueError(f"{type_name(codes.dtype)} {list(codes.shape)} are no codes")
@@ -260,7 +270,9 @@ class FloatCodes(Packed):
 
     def bytes(self) -> UInt8[Tensor, "out byte"]:
         """Return the codes as a file has them: of 4 bits two in a byte."""
-        return in_pairs(self.codes) if self.scales.grid.element == E2M1 else self.codes
+        if self.scales.grid.element == E2M1:
+            return in_pairs(self.codes)
+        return self.codes
 
     @property
     def weights(self) -> int:
@@ -282,12 +294,16 @@ def in_pairs(codes: UInt8[Tensor, "out in"]) -> UInt8[Tensor, "out byte"]:
     >>> in_pairs(torch.tensor([[1, 15]], dtype=torch.uint8)).tolist()
     [[241]]
     """
-    return codes[:, 0::2] | (codes[:, 1::2] << 4)
+    lower = codes[:, 0::2]
+    upper = codes[:, 1::2]
+    return lower | (upper << 4)
 
 
 def from_pairs(pairs: UInt8[Tensor, "out byte"]) -> UInt8[Tensor, "out in"]:
     """Return the codes that `in_pairs` put together."""
-    return torch.stack([pairs & 15, pairs >> 4], dim=2).flatten(1)
+    lower = pairs & 15
+    upper = pairs >> 4
+    return torch.stack([lower, upper], dim=2).flatten(1)
 
 
 def _type_of(facts: Mapping[str, Any]) -> torch.dtype:
@@ -324,7 +340,8 @@ class GgmlBlocks(Packed):
     @property
     def weights(self) -> int:
         weights_of_block, bytes_of_block = gguf.GGML_QUANT_SIZES[self._type]
-        return self.blocks.numel() // bytes_of_block * weights_of_block
+        block_count = self.blocks.numel() // bytes_of_block
+        return block_count * weights_of_block
 
     @property
     def bits(self) -> int:
@@ -371,7 +388,9 @@ class Factors(Packed):
         device = self.own.device
         # Products are summed in float64, which Apple's GPUs don't have.
         with_float64 = torch.device("cpu") if device.type == "mps" else device
-        product = self.shared.to(with_float64).double() @ self.own.to(with_float64).double()
+        shared = self.shared.to(with_float64).double()
+        own = self.own.to(with_float64).double()
+        product = shared @ own
         if self.own.dtype != torch.float64:
             product = product.float().to(self.own.dtype)
         if self.turned:

@@ -106,9 +106,13 @@ def cheapest(
         # A later choice must be cheaper, so the nearest comes first.
         for choice in nearest:
             shift = steps[choice] * (size // unit)
-            # The sums after this choice, and the sums before it, which lie `shift` lower.
-            after = slice(max(shift, 0), len(least) + min(shift, 0))
-            before = slice(max(-shift, 0), len(least) + min(-shift, 0))
+            # Each sum after this choice lies `shift` above a sum before it; of both, those that
+            # are in range.
+            in_range = len(least) - abs(shift)
+            first_after = max(shift, 0)
+            first_before = max(-shift, 0)
+            after = slice(first_after, first_after + in_range)
+            before = slice(first_before, first_before + in_range)
             cost = least[before] + costs[part, choice]
             better = cost < with_part[after]
             with_part[after] = np.where(better, cost, with_part[after])
@@ -144,32 +148,40 @@ def to_the_weight(wanted: Mapping[Weight, float], target: Sparsity) -> dict[str,
     for weight, share in wanted.items():
         rows, inputs = weight.shape
         exact_inputs[weight] = inputs * share
-        removed_inputs[weight] = min(math.floor(exact_inputs[weight] + 1e-9), inputs - 1)
+        whole = math.floor(exact_inputs[weight] + 1e-9)
+        removed_inputs[weight] = min(whole, inputs - 1)
         left -= rows * removed_inputs[weight]
 
-    def rounded_down(weight: Weight) -> float:
+    def rounding(weight: Weight) -> float:
         return removed_inputs[weight] - exact_inputs[weight]
 
+    def has_room(weight: Weight) -> bool:
+        _, inputs = weight.shape
+        return removed_inputs[weight] < inputs - 1
+
     # First those that lost most by rounding down; of equals the first of the model.
-    order = sorted(wanted, key=rounded_down)
+    order = sorted(wanted, key=rounding)
     # The 1e-9 above may have rounded up, so that too many go.
     for weight in reversed(order):
         while left < 0 and removed_inputs[weight]:
             removed_inputs[weight] -= 1
-            left += weight.shape[0]
+            left += _rows(weight)
     raised = True
     while raised:
         raised = False
         for weight in order:
-            if weight.shape[0] <= left and removed_inputs[weight] < weight.shape[1] - 1:
+            if _rows(weight) <= left and has_room(weight):
                 removed_inputs[weight] += 1
-                left -= weight.shape[0]
+                left -= _rows(weight)
                 raised = True
-    counts = {weight: weight.shape[0] * count for weight, count in removed_inputs.items()}
-    with_room = [weight for weight in wanted if removed_inputs[weight] < weight.shape[1] - 1]
+    counts: dict[Weight, int] = {}
+    for weight, removed in removed_inputs.items():
+        counts[weight] = _rows(weight) * removed
+    with_room = [weight for weight in wanted if has_room(weight)]
     if left and with_room:
         # These are fewer than the rows of any matrix with room, or a column more would have gone.
-        counts[max(with_room, key=_rows)] += left
+        tallest = max(with_room, key=_rows)
+        counts[tallest] += left
     return {weight.name: _sparsity(counts[weight], size_of([weight])) for weight in wanted}
 
 

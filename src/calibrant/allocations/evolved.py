@@ -73,11 +73,9 @@ class Evolved(Allocation):
         check_most(self, levels=MOST_LEVELS, offspring=MOST_CANDIDATES, survivors=MOST_CANDIDATES)
         check_most(self, generations=MOST_STEPS, patience=MOST_STEPS)
         for name in ("levels", "offspring", "survivors", "generations", "patience"):
-            if getattr(self, name) < 1:
-                raise SpecError(
-                    f"evolved({name}={getattr(self, name)}): {name} must be at least 1",
-                    subject=name,
-                )
+            value = getattr(self, name)
+            if value < 1:
+                raise SpecError(f"evolved({name}={value}): {name} must be at least 1", subject=name)
         if not 0 < self.step < 1:
             raise SpecError(
                 f"evolved(step={self.step:g}): "
@@ -87,7 +85,8 @@ class Evolved(Allocation):
         tokens = self._stages
         object.__setattr__(self, "tokens", tokens)
         whole = all(type(number) is int for number in tokens)
-        if not tokens or not whole or list(tokens) != sorted(set(tokens)) or tokens[0] < 2:
+        growing = whole and list(tokens) == sorted(set(tokens))
+        if not tokens or not growing or tokens[0] < 2:
             raise SpecError(
                 f"evolved(tokens={brief(list(tokens))}): "
                 f"write numbers of tokens that grow, as in tokens=[512, 2048]",
@@ -164,7 +163,8 @@ class Evolved(Allocation):
         if isinstance(target, Sparsity):
             # In fractions, so that 0.6 + 0.05 is the same number as 0.65 written by a user.
             fraction = Fraction(str(target.fraction))
-            shares = [fraction + number * Fraction(str(self.step)) for number in steps]
+            step = Fraction(str(self.step))
+            shares = [fraction + number * step for number in steps]
             return [Sparsity(float(share)) for share in shares if 0 <= share < 1]
         if isinstance(target, Grid):
             widths = [target.bits + number for number in steps]
@@ -205,9 +205,10 @@ class _Candidates:
         """
         blocks = self._job.view.blocks
         menu = self._menu
-        needed = 0
+        size = 0
         for block in blocks:
-            needed += len(menu) * sum(weight.stored.nbytes for weight in block.weights)
+            size += sum(weight.stored.nbytes for weight in block.weights)
+        needed = len(menu) * size
         free = psutil.virtual_memory().available
         if needed > free:
             raise SpecError(
@@ -216,7 +217,9 @@ class _Candidates:
                 subject="levels",
             )
         # For each block and level, the compressed copies of the block's parameters.
-        copies = [[_Copies() for _ in menu] for _ in blocks]
+        copies: list[list[_Copies]] = []
+        for _ in blocks:
+            copies.append([_Copies() for _ in menu])
         memory = None
         if self._job.view.residence.elsewhere:
             # Of all blocks they may be more than the device has room for.

@@ -54,7 +54,8 @@ class LeastError(Allocation):
             object.__setattr__(self, "method", methods.build(self.method))
             # The errors are computed from Grams, from which feature norms follow.
             usable = {FeatureNorms, Gram}
-            if not isinstance(self.method, MatrixMethod) or not usable >= set(self.method.observes):
+            by_matrix = isinstance(self.method, MatrixMethod)
+            if not by_matrix or not usable.issuperset(self.method.observes):
                 raise SpecError(
                     f"least_error(method={self.method}): errors are those of a method that looks "
                     f"at feature norms or a Gram, such as wanda",
@@ -122,7 +123,9 @@ class LeastError(Allocation):
             choices.append("per=block")
         if self.reach > 1:
             choices.append("a smaller reach")
-        return f"choose {' or '.join(choices)}" if choices else "leave the allocation out"
+        if not choices:
+            return "leave the allocation out"
+        return f"choose {' or '.join(choices)}"
 
     def _judge(self, target: Target) -> MatrixMethod:
         """The method whose errors are measured."""
@@ -143,7 +146,9 @@ class LeastError(Allocation):
             lost = energy(_wide(matrix) - _wide(compressed))
             finite_number(lost, f"the error of {weight.name} at {target}", weight.name)
             # A matrix without outputs, such as one of zeros, loses nothing.
-            return lost / scale if scale > 0 else 0.0
+            if scale <= 0:
+                return 0.0
+            return lost / scale
 
         return np.array([error(target) for target in steps.values()])
 

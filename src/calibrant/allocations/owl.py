@@ -84,10 +84,9 @@ class OWL(Allocation):
         # N can't be a fraction: of all N from 1 to M - 1 with the right mean, those are taken that
         # lie nearest to what is wanted, by squares that count by size.
         steps = [target.n - number for number in range(1, target.m)]
-        distances = [
-            [size * (kept_more * target.m + step) ** 2 for step in steps]
-            for size, kept_more in zip(sizes, surplus, strict=True)
-        ]
+        distances: list[list[float]] = []
+        for size, kept_more in zip(sizes, surplus, strict=True):
+            distances.append([size * (kept_more * target.m + step) ** 2 for step in steps])
         advice = "choose a pattern with a smaller M, or leave the allocation out"
         choices = cheapest(np.array(distances), steps, sizes, advice)
         patterns: dict[int, NofM] = {}
@@ -121,12 +120,15 @@ def outliers(block: Sequence[tuple[Weight, Seen]], times: float) -> float | None
     """Return the share of a block's scores that lie above `times` their mean; None where no
     token reached it.
     """
-    scores = [_scores(weight, seen[FeatureNorms]) for weight, seen in block if FeatureNorms in seen]
+    scores: list[Tensor] = []
+    for weight, seen in block:
+        if FeatureNorms in seen:
+            scores.append(_scores(weight, seen[FeatureNorms]))
     count = sum(matrix_scores.numel() for matrix_scores in scores)
     if not count:
         return None
-    mean = sum(float(matrix_scores.double().sum()) for matrix_scores in scores) / count
-    threshold = times * mean
+    total = sum(float(matrix_scores.double().sum()) for matrix_scores in scores)
+    threshold = times * (total / count)
     above = sum(int((matrix_scores > threshold).count_nonzero()) for matrix_scores in scores)
     return above / count
 
@@ -135,5 +137,6 @@ def _scores(weight: Weight, norms: FeatureNorms) -> Tensor:
     """Wanda's scores |W|·‖x‖, [out, in]."""
     matrix = weight.get()
     dtype = wide(matrix.dtype)
-    scores = matrix.abs().to(dtype) * norms.norms().sqrt().to(matrix.device, dtype)
+    lengths = norms.norms().sqrt().to(matrix.device, dtype)
+    scores = matrix.abs().to(dtype) * lengths
     return finite(scores, f"the scores of {weight.name}")

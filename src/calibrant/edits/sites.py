@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from calibrant.edits.folding import Scaling
 from calibrant.models import Block, Heads, ModelView, Stream, Weight
-from calibrant.models.stream import Hidden, Norm
+from calibrant.models.stream import Hidden, Norm, UnitRows
 
 PROBE: Final = 8
 """Tokens that are run to see what hidden units are proportional to."""
@@ -65,12 +65,13 @@ class Sites:
         of networks. Blocks may be on disk then.
         """
         stream = Stream.of(view)
-        heads = {} if norms_only else Heads.of(view)
-        parameters = _Parameters(view)
         named = view.named
+        heads: Mapping[int, Heads] = {}
         hidden: list[Hidden] = []
         if not norms_only:
+            heads = Heads.of(view)
             hidden = [network for network in stream.hidden if network.down.name in named]
+        parameters = _Parameters(view)
         # Of experts' networks, of which a block has many, the last matrices aren't scaled.
         networks = {network.block: network for network in hidden if network.down.expert is None}
         # A parameter that is in several places would be scaled in all of them.
@@ -86,7 +87,8 @@ class Sites:
                 sites += _at_values(attention, parameters)
             if network is not None:
                 sites += _at_hidden(view, network, parameters)
-            by_block[block.index] = tuple(site for site in sites if not site.scales_any(shared))
+            movable = [site for site in sites if not site.scales_any(shared)]
+            by_block[block.index] = tuple(movable)
         left = _left(view, stream, by_block, norms_only)
         return cls(by_block, _clippable(hidden, heads.values()), left)
 
@@ -160,16 +162,18 @@ class _Parameters:
         """
         name, dimensions = self._by_address[stored.data_ptr()]
         # A bias has one axis, and of a transposed matrix [in, out] the outputs are the last.
-        is_last = dimensions == 1 or stored.data_ptr() in self._transposed
-        axis = -1 if is_last else -2
+        outputs_are_last = dimensions == 1 or stored.data_ptr() in self._transposed
+        axis = -1 if outputs_are_last else -2
         return partial(Scaling, name, axis)
 
     def norm(self, norm: Norm, factors: Float[Tensor, "in"]) -> Iterator[Scaling]:
         """Yield what multiplies the outputs of a norm by these factors."""
         module: Any = norm.module
-        yield Scaling(self._names[id(module), "weight"], -1, factors, norm.offset)
+        weight = self._names[id(module), "weight"]
+        yield Scaling(weight, -1, factors, norm.offset)
         if isinstance(getattr(module, "bias", None), Tensor):
-            yield Scaling(self._names[id(module), "bias"], -1, factors)
+            bias = self._names[id(module), "bias"]
+            yield Scaling(bias, -1, factors)
 
 
 def _at_norm(
@@ -184,29 +188,33 @@ def _at_norm(
     """Yield the site of a norm of this block that nothing but its matrices read; none for
     another.
     """
-    if not norm.name.startswith(f"{block.name}.") or norm.others or norm.scale is None:
+    of_block = norm.name.startswith(f"{block.name}.")
+    if not of_block or norm.others or norm.scale is None:
         return
     readers = [reader.weight for reader in stream.readers_of(norm)]
     if {weight.block for weight in readers} != {block.index}:
         return
-    # Experts of one tensor are scaled together: once.
-    distinct = {id(getattr(weight.owner, weight.key)): weight for weight in readers}.values()
-
-    def scalings(column_scales: Tensor) -> tuple[Scaling, ...]:
-        columns = [parameters.columns(weight, column_scales) for weight in distinct]
-        return (*parameters.norm(norm, 1 / column_scales), *columns)
-
     compressed = tuple(weight for weight in readers if weight.name in named)
     if not compressed:
         return
     names = {weight.name for weight in compressed}
-    attends = heads is not None and heads.values.name in names
-    feeds = hidden is not None and any(up.name in names for up in hidden.up)
-    writer = None
-    if heads is not None and attends and not feeds:
-        writer = heads.output
-    elif hidden is not None and feeds and not attends:
-        writer = hidden.down
+    writers: list[Weight] = []
+    if heads is not None and heads.values.name in names:
+        writers.append(heads.output)
+    if hidden is not None and any(up.name in names for up in hidden.up):
+        writers.append(hidden.down)
+    writer = writers[0] if len(writers) == 1 else None
+    # Experts of one tensor are scaled together: once.
+    distinct: dict[int, Weight] = {}
+    for weight in readers:
+        parameter = getattr(weight.owner, weight.key)
+        distinct[id(parameter)] = weight
+
+    def scalings(column_scales: Tensor) -> tuple[Scaling, ...]:
+        divided = parameters.norm(norm, 1 / column_scales)
+        columns = [parameters.columns(weight, column_scales) for weight in distinct.values()]
+        return (*divided, *columns)
+
     yield Site(norm.name, block.index, compressed, writer, scalings)
 
 
@@ -236,29 +244,27 @@ def _at_hidden(view: ModelView, hidden: Hidden, parameters: _Parameters) -> Iter
     some rows of a matrix before it.
     """
     for up in hidden.up:
-        for stored, first, step in hidden.rows:
-            if stored.data_ptr() == up.address and _proportional(view, hidden, up, first, step):
-                yield _hidden_site(hidden, up, parameters, stored, first, step)
+        for rows in hidden.rows:
+            of_matrix = rows.stored.data_ptr() == up.address
+            if of_matrix and _proportional(view, hidden, up, rows):
+                yield _hidden_site(hidden, up, parameters, rows)
                 return
 
 
-def _hidden_site(
-    hidden: Hidden, up: Weight, parameters: _Parameters, stored: Tensor, first: int, step: int
-) -> Site:
-    """Return the site of hidden units that are proportional to every `step`-th row of `stored`,
-    from the row `first` on.
-    """
-    units = torch.arange(hidden.units) * step + first
-    scale_rows = [parameters.rows(stored)]
+def _hidden_site(hidden: Hidden, up: Weight, parameters: _Parameters, rows: UnitRows) -> Site:
+    """Return the site of hidden units that are proportional to these rows of `up`."""
+    places = rows.places(hidden.units).cpu()
+    scale_rows = [parameters.rows(rows.stored)]
+    bias_address = _address_of_bias(up)
     # What the bias adds to these rows is divided as well.
-    for tensor, start, _ in hidden.rows:
-        is_bias = tensor.dim() == 1 and tensor.data_ptr() == _address_of_bias(up)
-        if is_bias and start == first and tensor is not stored:
-            scale_rows.append(parameters.rows(tensor))
+    for other in hidden.rows:
+        is_bias = other.stored.dim() == 1 and other.stored.data_ptr() == bias_address
+        if is_bias and other.first == rows.first and other.stored is not rows.stored:
+            scale_rows.append(parameters.rows(other.stored))
 
     def scalings(column_scales: Tensor) -> tuple[Scaling, ...]:
-        ones = column_scales.new_ones(len(stored))
-        factors = ones.index_put((units,), 1 / column_scales)
+        ones = column_scales.new_ones(len(rows.stored))
+        factors = ones.index_put((places,), 1 / column_scales)
         divided = [scale(factors) for scale in scale_rows]
         return (*divided, parameters.columns(hidden.down, column_scales))
 
@@ -267,17 +273,19 @@ def _hidden_site(
 
 def _address_of_bias(weight: Weight) -> int:
     bias = getattr(weight.owner, "bias", None)
-    return bias.data_ptr() if isinstance(bias, Tensor) else 0
+    if isinstance(bias, Tensor):
+        return bias.data_ptr()
+    return 0
 
 
-def _proportional(view: ModelView, hidden: Hidden, up: Weight, first: int, step: int) -> bool:
+def _proportional(view: ModelView, hidden: Hidden, up: Weight, rows: UnitRows) -> bool:
     """Return whether hidden units double when these rows of `up`'s outputs do."""
-    hidden_units: list[Tensor] = []
+    recorded: list[Tensor] = []
     factors = torch.ones(up.shape[0])
-    factors[torch.arange(hidden.units) * step + first] = 2
+    factors[rows.places(hidden.units).cpu()] = 2
 
     def keep(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        hidden_units.append(args[0].detach().clone())
+        recorded.append(args[0].detach().clone())
 
     def double(_module: nn.Module, _args: Any, output: Tensor) -> Tensor:
         return output * factors.to(output)
@@ -296,7 +304,10 @@ def _proportional(view: ModelView, hidden: Hidden, up: Weight, first: int, step:
                 doubling.remove()
     finally:
         watching.remove()
-    if len(hidden_units) != 2 or hidden_units[0].shape != hidden_units[1].shape:
+    if len(recorded) != 2:
+        return False
+    plain, doubled = recorded
+    if plain.shape != doubled.shape:
         return False
     # As near as a bfloat16 forward rounds; what isn't proportional is far off.
-    return bool(torch.allclose(hidden_units[1], 2 * hidden_units[0], rtol=1e-2, atol=1e-6))
+    return bool(torch.allclose(doubled, 2 * plain, rtol=1e-2, atol=1e-6))

@@ -87,7 +87,8 @@ class Space:
             surplus = self._surplus(repaired, group)
             step = -1 if surplus > 0 else 1
             for _ in range(abs(surplus)):
-                repaired[chance.choice(self._movable(repaired, group, step))] += step
+                unit = chance.choice(self._movable(repaired, group, step))
+                repaired[unit] += step
         return tuple(repaired)
 
     def exchanged(self, choice: Choice, chance: Random) -> Choice:
@@ -96,9 +97,10 @@ class Space:
         """
         pairs: list[tuple[int, int]] = []
         for group in range(len(self.sums)):
-            lowered = self._movable(choice, group, -1)
-            for up in self._movable(choice, group, 1):
-                pairs += [(up, down) for down in lowered if down != up]
+            falling = self._movable(choice, group, -1)
+            rising = self._movable(choice, group, 1)
+            for up in rising:
+                pairs += [(up, down) for down in falling if down != up]
         if not pairs:
             return choice
         up, down = chance.choice(pairs)
@@ -198,7 +200,10 @@ class Trials:
         What isn't finite counts as infinite.
         """
         tokens = self.stages[stage]
-        names = {choice: f"{self._name}{tokens} {' '.join(map(str, choice))}" for choice in choices}
+        names: dict[Choice, str] = {}
+        for choice in choices:
+            levels = " ".join(map(str, choice))
+            names[choice] = f"{self._name}{tokens} {levels}"
         # Counted whether they are measured now or were before an interruption.
         self._asked.update(names.values())
         unmeasured = [choice for choice, name in names.items() if name not in self._journal]
@@ -209,8 +214,13 @@ class Trials:
                 # A journal is JSON, which has no infinity.
                 entries[names[choice]] = loss if math.isfinite(loss) else None
             self._journal.add(entries)
-        losses = [self._journal[names[choice]] for choice in choices]
-        return [math.inf if loss is None or math.isnan(loss) else loss for loss in losses]
+        losses: list[float] = []
+        for choice in choices:
+            loss = self._journal[names[choice]]
+            if loss is None or math.isnan(loss):
+                loss = math.inf
+            losses.append(loss)
+        return losses
 
     def ranked(self, choices: Sequence[Choice], stage: int = -1) -> list[Choice]:
         """Return different choices, the best first; of equals the one that is less as a tuple."""
@@ -232,7 +242,8 @@ class Trials:
             if len(left) > keep:
                 # Each stage leaves the same share, whose product over all stages is keep / count.
                 share = (max(keep, 1) / count) ** ((stage + 1) / earlier)
-                left = self.ranked(left, stage)[: max(keep, round(count * share))]
+                stage_keeps = max(keep, round(count * share))
+                left = self.ranked(left, stage)[:stage_keeps]
         return left
 
     def settle(self, best: Choice, done: int, total: int) -> None:
@@ -277,15 +288,17 @@ def evolve(
     known = set(start)
     places = max(population - len(known), 1)
     drawn = _new(partial(trials.space.drawn, chance), 2 * population, known)
-    members = trials.ranked([*start, *trials.narrowed(drawn, places)])[:population]
+    best_drawn = trials.narrowed(drawn, places)
+    members = trials.ranked([*start, *best_drawn])[:population]
     trials.settle(members[0], 0, generations)
     for generation in range(generations):
         born = _new(partial(_child, trials.space, members, chance), children, known)
         if not born or _stuck(trials.course, patience):
             trials.finish(generations)
             break
-        grown = trials.ranked(trials.narrowed(born, population - elites))
-        replacements = [*grown, *members[elites:]][: population - elites]
+        wanted = population - elites
+        grown = trials.ranked(trials.narrowed(born, wanted))
+        replacements = [*grown, *members[elites:]][:wanted]
         members = trials.ranked([*members[:elites], *replacements])
         trials.settle(members[0], generation + 1, generations)
     return members[0]
@@ -311,14 +324,16 @@ def climb(
     `evolve` does.
     """
     random = _new(partial(trials.space.drawn, chance), drawn, set(start))
-    parent = trials.ranked([*start, *trials.narrowed(random, 1)])[0]
+    best_random = trials.narrowed(random, 1)
+    parent = trials.ranked([*start, *best_random])[0]
     trials.settle(parent, 0, generations)
     for generation in range(generations):
         born = _new(partial(_moved, trials.space, parent, chance), offspring, {parent})
         if not born or _stuck(trials.course, patience):
             trials.finish(generations)
             break
-        parent = trials.ranked([parent, *trials.narrowed(born, survivors)])[0]
+        best_born = trials.narrowed(born, survivors)
+        parent = trials.ranked([parent, *best_born])[0]
         trials.settle(parent, generation + 1, generations)
     return parent
 
@@ -335,8 +350,11 @@ def eliminate(trials: Trials, finalists: int) -> Choice:
         raised: list[Choice] = []
         for unit, level in enumerate(choice):
             if level < trials.space.most:
-                raised.append((*choice[:unit], level + 1, *choice[unit + 1 :]))
-        choice = trials.ranked(trials.narrowed(raised, finalists))[0]
+                levels = list(choice)
+                levels[unit] += 1
+                raised.append(tuple(levels))
+        best_raised = trials.narrowed(raised, finalists)
+        choice = trials.ranked(best_raised)[0]
         trials.settle(choice, step + 1, total)
     return choice
 
@@ -373,7 +391,8 @@ def _better_place(count: int, chance: Random) -> int:
 def _moved(space: Space, choice: Choice, chance: Random) -> Choice:
     """Return a choice with one to three pairs of levels exchanged."""
     # The smaller of two draws: fewer exchanges are more likely.
-    for _ in range(min(chance.randint(1, 3), chance.randint(1, 3))):
+    exchanges = min(chance.randint(1, 3), chance.randint(1, 3))
+    for _ in range(exchanges):
         choice = space.exchanged(choice, chance)
     return choice
 

@@ -140,22 +140,24 @@ class Compact:
     def _whole_of_groups(self, count: int) -> Tensor:
         keep = self.keep
         group = self.group
-        fits = group in GROUPS and 0 < keep < group
-        if not fits or not self.shape or self.shape[-1] % group:
+        possible = group in GROUPS and 0 < keep < group
+        if not possible or not self.shape or self.shape[-1] % group:
             raise ValueError(
                 f"{brief(keep)} of every {brief(group)} don't fit rows of {self.shape[-1:]}"
             )
-        kept = count // group * keep
+        group_count = count // group
+        kept = group_count * keep
         packed = unpack_bits(self.parts["places"], _place_bits(group), kept)
         places = packed.reshape(-1, keep)
-        if keep > 1 and not bool((places[:, 1:] > places[:, :-1]).all()):
+        ascending = places[:, 1:] > places[:, :-1]
+        if not bool(ascending.all()):
             raise ValueError("the places of a group aren't in order")
         values = self._values(kept).reshape(-1, keep)
-        flat = torch.zeros(count // group, group, dtype=self.dtype)
-        for start in range(0, len(flat), _AT_ONCE):
+        groups = torch.zeros(group_count, group, dtype=self.dtype)
+        for start in range(0, group_count, _AT_ONCE):
             piece = slice(start, start + _AT_ONCE)
-            flat[piece].scatter_(1, places[piece].long(), values[piece])
-        return flat.reshape(self.shape)
+            groups[piece].scatter_(1, places[piece].long(), values[piece])
+        return groups.reshape(self.shape)
 
     def _values(self, count: int) -> Tensor:
         """The numbers that are stored, `count` of them, as a vector."""
@@ -164,9 +166,9 @@ class Compact:
             _check_equal("the type of its numbers", self.dtype, torch.int8)
             codes = unpack_bits(values, self.width, count).to(torch.int16)
             return (codes - 2 ** (self.width - 1)).to(torch.int8)
-        shape = self.shape if self.layout == "whole" else (count,)
+        expected = self.shape if self.layout == "whole" else (count,)
         _check_equal("the type of its numbers", values.dtype, self.dtype)
-        _check_equal("the shape of its numbers", tuple(values.shape), shape)
+        _check_equal("the shape of its numbers", tuple(values.shape), expected)
         return values.flatten()
 
 
@@ -289,9 +291,10 @@ def _smallest(nonzero: Bool[Tensor, "number"], shape: Sequence[int], bits: int) 
         for group in GROUPS:
             if shape[-1] % group:
                 continue
-            keep = int(nonzero.view(-1, group).sum(1).max())
+            nonzero_by_group = nonzero.view(-1, group).sum(1)
+            keep = int(nonzero_by_group.max())
             if keep < group:
-                kept = length // group * keep
+                kept = len(nonzero_by_group) * keep
                 size = kept * (bits + _place_bits(group))
                 layouts.append(_SizedLayout(size, 1, "n_of_m", keep, group))
     return min(layouts)

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Final, final
+from typing import Any, Final, NamedTuple, final
 
 import torch
 from jaxtyping import Float, Int
@@ -55,7 +55,9 @@ class Norm:
     def scale(self) -> Float[Tensor, "hidden"] | None:
         """What it multiplies each feature by; None where it has no weight."""
         weight = getattr(self.module, "weight", None)
-        return None if weight is None else weight.detach() + self.offset
+        if weight is None:
+            return None
+        return weight.detach() + self.offset
 
     def multiply(self, factors: Float[Tensor, "hidden"]) -> None:
         """Multiply what it gives, feature by feature. Raises `ModelError` where it has no
@@ -92,19 +94,31 @@ class Writer:
     norm: Norm | None
 
 
+class UnitRows(NamedTuple):
+    """The rows of hidden units in a matrix `[out, in]` or in its bias `[out]`: unit u is row
+    `first + step · u`.
+    """
+
+    stored: Tensor
+    first: int
+    step: int
+
+    def places(self, units: int) -> Int[Tensor, "unit"]:
+        """Return the numbers of the rows of so many units."""
+        return torch.arange(units, device=self.stored.device) * self.step + self.first
+
+
 @final
 @dataclass(frozen=True)
 class Hidden:
-    """The hidden units of a feed-forward layer, or of one expert: unit u is row `first + step · u`
-    of each of `rows`, and column u of `down`.
-
-    `rows` are matrices and, where they have such, their biases.
+    """The hidden units of a feed-forward layer, or of one expert: each has a row in each of `rows`,
+    which are those of matrices and, where they have such, of their biases; unit u is column u of
+    `down`.
     """
 
     block: int
     units: int
-    rows: tuple[tuple[Tensor, int, int], ...] = field(repr=False, compare=False)
-    """Stored as `[out, in]` or `[out]`, with the first row and the step."""
+    rows: tuple[UnitRows, ...] = field(repr=False, compare=False)
     up: tuple[Weight, ...]
     down: Weight
 
@@ -112,12 +126,13 @@ class Hidden:
         """Put the units in another order, which changes nothing of what the layer computes but
         the order in which it adds.
         """
-        for tensor, first, step in self.rows:
-            places = torch.arange(self.units, device=tensor.device) * step + first
-            old_places = places[order.to(tensor.device)]
-            changed = tensor.detach().clone()
-            changed[places] = tensor.detach()[old_places]
-            overwrite(tensor, changed)
+        for rows in self.rows:
+            places = rows.places(self.units)
+            old_places = places[order.to(places.device)]
+            stored = rows.stored.detach()
+            changed = stored.clone()
+            changed[places] = stored[old_places]
+            overwrite(rows.stored, changed)
         columns = order.to(self.down.stored.device)
         self.down.set(self.down.get()[:, columns])
 
@@ -225,25 +240,31 @@ class _TracedStream:
         for matrix, sources in self._flow.inputs.items():
             reads[matrix] = sources - {ELSEWHERE}
         norms: dict[str, Norm] = {}
-        for names in (*reads.values(), *writes.values()):
-            for name in names:
+        for norm_names in (*reads.values(), *writes.values()):
+            for name in norm_names:
+                # No name stands for no norm.
                 if name and name not in norms:
                     norms[name] = self._norm(name)
         inside: list[Reader] = []
         outside: list[Reader] = []
         writers: list[Writer] = []
         for name, weight in self._weights.items():
-            place = outside if weight.block == OUTSIDE else inside
-            for norm in sorted(_sources_of(reads, name)):
-                place.append(Reader(weight, norms.get(norm)))
-            for norm in sorted(_sources_of(writes, name)):
-                writers.append(Writer(weight, norms.get(norm)))
-        readers = (*inside, *outside)
-        vectors = [(name, vector) for name, vector in self._vectors.items() if name in writes]
-        hidden = tuple(self._hidden())
+            readers = outside if weight.block == OUTSIDE else inside
+            for norm_name in sorted(_sources_of(reads, name)):
+                readers.append(Reader(weight, norms.get(norm_name)))
+            for norm_name in sorted(_sources_of(writes, name)):
+                writers.append(Writer(weight, norms.get(norm_name)))
+        # The head comes last.
+        readers = [*inside, *outside]
         read_through = {reader.norm.name for reader in readers if reader.norm}
-        ordered = tuple(norm for name, norm in norms.items() if name in read_through)
-        return Stream(readers, tuple(writers), tuple(vectors), hidden, ordered)
+        vectors = [(name, vector) for name, vector in self._vectors.items() if name in writes]
+        return Stream(
+            readers=tuple(readers),
+            writers=tuple(writers),
+            vectors=tuple(vectors),
+            hidden=tuple(self._hidden()),
+            norms=tuple(norm for name, norm in norms.items() if name in read_through),
+        )
 
     def _trace(self) -> None:
         model = self._view.model
@@ -251,7 +272,8 @@ class _TracedStream:
         flow = self._flow
         vocabulary = self._view.config.vocab_size
         # Tokens that differ, so that experts get some of them at least.
-        ids = torch.arange(PROBE, device=next(model.parameters()).device)[None] % vocabulary
+        device = next(model.parameters()).device
+        ids = torch.arange(PROBE, device=device)[None] % vocabulary
         with ExitStack() as stack:
             for name, norm in self._norms.items():
                 enter = norm.register_forward_pre_hook(self._enter_norm)
@@ -305,21 +327,23 @@ class _TracedStream:
                 hidden = value
                 break
         label = flow.label(hidden)
-        first = flow.place == "before the blocks"
-        if first and hidden is not None and label.made:
+        is_first = flow.place == "before the blocks"
+        if is_first and hidden is not None and label.made:
             for matrix, norm in label.made:
                 flow.writes.setdefault(matrix, set()).add(norm)
             flow.put(hidden, Label(stream=True))
         elif not label.stream:
             why = f"what arrives at {name} is not its stream"
-            if first:
+            if is_first:
                 why = f"what the embeddings made arrives at {name} changed"
             other = self._first_other()
             if other:
                 why = f"{why} (see {other})"
             raise self._not_understood(why, name)
         flow.place = name
-        self._width = hidden.shape[-1] if hidden is not None else 0
+        self._width = 0
+        if hidden is not None:
+            self._width = hidden.shape[-1]
 
     def _first_other(self) -> str:
         """The first operation besides sums and products that the stream itself goes into."""
@@ -380,7 +404,8 @@ class _TracedStream:
         mixed = {_twin(name) for name in self._flow.mixed}
         for name, rows in rows_of.items():
             matrices = {part.matrix for part in rows}
-            if any(users[matrix] > 1 or _twin(matrix) in mixed for matrix in matrices):
+            shared = any(users[matrix] > 1 for matrix in matrices)
+            if shared or any(_twin(matrix) in mixed for matrix in matrices):
                 continue
             hidden = self._hidden_of(self._weights[name], rows)
             if hidden is not None:
@@ -403,26 +428,27 @@ class _TracedStream:
         if down.expert is None:
             return rows
         # Outputs of all experts in one tensor have the rows of all of them.
-        return frozenset(part for part in rows if part.matrix.endswith(f"[{down.expert}]"))
+        expert = f"[{down.expert}]"
+        return frozenset(part for part in rows if part.matrix.endswith(expert))
 
     def _hidden_of(self, down: Weight, rows: frozenset[Rows]) -> Hidden | None:
         units = down.shape[1]
-        places: list[tuple[Tensor, int, int]] = []
+        unit_rows: list[UnitRows] = []
         up: dict[str, Weight] = {}
         for part in sorted(rows, key=_by_place):
             if part.matrix in self._weights:
                 weight = self._weights[part.matrix]
                 up[part.matrix] = weight
-                tensor = weight.get()
+                stored = weight.get()
             else:
-                tensor = self._vectors[part.matrix]
+                stored = self._vectors[part.matrix]
             last = part.first + part.step * (units - 1)
-            if last >= len(tensor):
+            if last >= len(stored):
                 return None
-            places.append((tensor, part.first, part.step))
+            unit_rows.append(UnitRows(stored, part.first, part.step))
         if not up:
             return None
-        return Hidden(down.block, units, tuple(places), tuple(up.values()), down)
+        return Hidden(down.block, units, tuple(unit_rows), tuple(up.values()), down)
 
 
 def _by_place(rows: Rows) -> tuple[str, int]:
@@ -504,11 +530,14 @@ def _measured(module: nn.Module, width: int) -> tuple[float | None, bool]:
     # An input with numbers of many sizes, whose mean isn't zero.
     x = torch.linspace(-1.0, 2.0, width).square()[None]
     if not isinstance(weight, Tensor):
-        return 0.0, torch.allclose(module(x), module(x + 3.0), atol=0.05)
+        centres = torch.allclose(module(x), module(x + 3.0), atol=0.05)
+        return 0.0, centres
     if weight.shape != (width,):
         return None, False
     x = x.to(weight)
-    shift = bias.detach() if isinstance(bias, Tensor) else torch.zeros_like(weight)
+    shift = torch.zeros_like(weight)
+    if isinstance(bias, Tensor):
+        shift = bias.detach()
 
     def output(scale: float, moved: float = 0.0) -> Tensor:
         parameters = {"weight": torch.full_like(weight, scale)}

@@ -173,7 +173,7 @@ class Flow(TorchDispatchMode):
                 outcome = Label(norm=name)
                 inputs = []  # the stream has arrived where it may
             elif label.made and not any(norm for _, norm in label.made):
-                outcome = Label(made=frozenset((matrix, name) for matrix, _ in label.made))
+                outcome = Label(made=frozenset((matrix, name) for matrix in _names(label.made)))
         for y in results:
             self.put(y, outcome)
         self._settle(f"the norm {name}", inputs, [outcome])
@@ -192,7 +192,8 @@ class Flow(TorchDispatchMode):
         name = func.overloadpacket.__name__
         # Labels are of what went in: they are read before the operation, which may write over its
         # inputs.
-        labels = [self._refreshed(name, x) for x in _tensors([*args, *kwargs.values()])]
+        inputs = _tensors([*args, *kwargs.values()])
+        labels = [self._refreshed(name, x) for x in inputs]
         result = func(*args, **kwargs)
         outputs = list(_tensors([result]))
         if func._schema.is_mutable:
@@ -229,7 +230,7 @@ class Flow(TorchDispatchMode):
             return [label], message
         if name in MULTIPLES and not kwargs:
             return [self._multiple(name, args)], name
-        if name == "sum" and _keeps_the_last(args):
+        if name == "sum" and _keeps_features_apart(args):
             # A sum over anything but the features adds up experts or tokens: it stays a sum of what
             # matrices made, but no row is told from another.
             return [replace(labels[0], rows=frozenset())], name
@@ -264,7 +265,8 @@ class Flow(TorchDispatchMode):
         for label in labels:
             reads = label.stream or label.norm
             if reads and (label.stream, label.norm) not in came_out:
-                self.others.setdefault(label.norm, set()).add(f"{name} in {self.place}")
+                others = self.others.setdefault(label.norm, set())
+                others.add(f"{name} in {self.place}")
             for matrix in _names(label.made) - matrices:
                 self.spilled.setdefault(matrix, name)
             self.mixed |= _matrices_of(label.rows) - rows
@@ -317,7 +319,10 @@ class Flow(TorchDispatchMode):
             return None
         address = x.data_ptr()
         product = self._copies.get(address) or self._products.get(address)
-        if product is None or (product.shape, product.strides) != (tuple(x.shape), x.stride()):
+        if product is None:
+            return None
+        # A part of the matrix may begin at the same place.
+        if product.shape != tuple(x.shape) or product.strides != x.stride():
             return None
         return product
 
@@ -368,7 +373,7 @@ class Flow(TorchDispatchMode):
         if not isinstance(b, Tensor) or b.dim() == 0:
             # A number added to every feature is no sum of what matrices made.
             return Label(rows=left.rows), name
-        if left.norm or right.norm or (scatters and args[1] % a.dim() == a.dim() - 1):
+        if left.norm or right.norm or (scatters and _is_last(args[1], a)):
             return NOTHING, name
         same_width = _width(a) == _width(b)
         if left.stream or right.stream:
@@ -404,14 +409,14 @@ class Flow(TorchDispatchMode):
     def _multiple(self, name: str, args: tuple[Any, ...]) -> Label:
         left = self.label(args[0])
         right = self.label(args[1])
-        left_width = _width(args[0])
-        right_width = _width(args[1])
+        left_is_one = _width(args[0]) == 1
+        right_is_one = _width(args[1]) == 1
         # By one number for all features of a token: still the same sum of the same things.
-        if right_width == 1 and left_width != 1:
+        if right_is_one and not left_is_one:
             return left
-        if left_width == 1 and right_width != 1 and name.startswith("mul"):
+        if left_is_one and not right_is_one and name.startswith("mul"):
             return right
-        if left_width == right_width == 1 or not left.rows or not right.rows:
+        if (left_is_one and right_is_one) or not left.rows or not right.rows:
             return NOTHING
         # Feature by feature, as gate times up: a function of both their rows, and no sum of
         # anything.
@@ -430,7 +435,9 @@ def norms_of(model: nn.Module) -> dict[str, nn.Module]:
     """
     norms: dict[str, nn.Module] = {}
     for name, module in model.named_modules():
-        if "norm" in type(module).__name__.lower() and not list(module.children()):
+        kind = type(module).__name__.lower()
+        is_leaf = not list(module.children())
+        if "norm" in kind and is_leaf:
             norms[name] = module
     return norms
 
@@ -460,7 +467,7 @@ def _joined(args: tuple[Any, ...], labels: list[Label], result: Tensor) -> Label
     """What is known of several tensors put together token by token, as experts' outputs are."""
     dim = args[1] if len(args) > 1 else 0
     # Put side by side, features would get other numbers.
-    if dim % result.dim() == result.dim() - 1:
+    if _is_last(dim, result):
         return NOTHING
     # Tensors of different kinds have no label in common.
     kinds = {(label.stream, label.norm, bool(label.made), bool(label.rows)) for label in labels}
@@ -475,7 +482,15 @@ def _joined(args: tuple[Any, ...], labels: list[Label], result: Tensor) -> Label
 
 
 def _width(x: Any) -> int:
-    return x.shape[-1] if isinstance(x, Tensor) and x.dim() else 1
+    """How many features a tensor has; a number counts as one."""
+    if isinstance(x, Tensor) and x.dim():
+        return x.shape[-1]
+    return 1
+
+
+def _is_last(dim: int, x: Tensor) -> bool:
+    """Whether a dimension, counted from either end, is the last one, that of the features."""
+    return dim % x.dim() == x.dim() - 1
 
 
 def _tensors(values: Any) -> Iterator[Tensor]:
@@ -486,31 +501,31 @@ def _tensors(values: Any) -> Iterator[Tensor]:
             yield from _tensors(value)
 
 
-def _keeps_the_last(args: tuple[Any, ...]) -> bool:
+def _keeps_features_apart(args: tuple[Any, ...]) -> bool:
     """Whether a sum is over dimensions that are named and don't have the features."""
     if len(args) < 2 or not args[1]:
         return False
     x, dims, *_ = args
-    return all(dim % x.dim() != x.dim() - 1 for dim in dims)
+    return not any(_is_last(dim, x) for dim in dims)
 
 
 def _keeps_features(name: str, x: Tensor, y: Tensor, args: tuple[Any, ...]) -> bool:
     """Whether the last dimension of `y` is that of `x`, feature by feature."""
-    dims = x.dim()
-    last = dims - 1
-    if not dims or not y.dim() or x.shape[-1] != y.shape[-1]:
+    if not x.dim() or not y.dim():
+        return False
+    if x.shape[-1] != y.shape[-1]:
         return False
     if name == "t":
-        return dims < 2
+        return x.dim() < 2
     if name == "transpose":
-        return last not in (args[1] % dims, args[2] % dims)
+        return not _is_last(args[1], x) and not _is_last(args[2], x)
     if name == "permute":
-        return args[1][-1] % dims == last
+        return _is_last(args[1][-1], x)
     if name == "repeat":
         return args[1][-1] == 1
     if name in ("select", "unbind"):
         dim = args[1] if len(args) > 1 else 0
-        return dim % dims != last
+        return not _is_last(dim, x)
     if name == "index":
         # A mask takes as many dimensions as it has; the features are safe if the indices end before
         # the last one.
@@ -520,17 +535,16 @@ def _keeps_features(name: str, x: Tensor, y: Tensor, args: tuple[Any, ...]) -> b
                 taken += index.dim()
             else:
                 taken += 1
-        return taken < dims or args[1][-1] is None
+        return taken < x.dim() or args[1][-1] is None
     if name == "index_select":
-        return args[1] % dims != last
+        return not _is_last(args[1], x)
     return True
 
 
 def _selected(name: str, x: Tensor, args: Sequence[Any], number: int, label: Label) -> Label:
     """What is known of the result with this number where it has some of the features of `x`."""
-    last = x.dim() - 1
     match name, list(args):
-        case "slice", [_, dim, *rest] if dim % x.dim() == last:
+        case "slice", [_, dim, *rest] if _is_last(dim, x):
             # What follows are the start, the end and the step, as far as they are given.
             first = 0
             if rest and rest[0] is not None:
@@ -538,10 +552,10 @@ def _selected(name: str, x: Tensor, args: Sequence[Any], number: int, label: Lab
             if first < 0:
                 first += x.shape[-1]
             step = rest[2] if len(rest) > 2 else 1
-        case "split", [_, int(size), dim] if dim % x.dim() == last:
+        case "split", [_, int(size), dim] if _is_last(dim, x):
             first = number * size
             step = 1
-        case "split" | "split_with_sizes", [_, sizes, dim] if dim % x.dim() == last:
+        case "split" | "split_with_sizes", [_, sizes, dim] if _is_last(dim, x):
             first = sum(sizes[:number])
             step = 1
         case _:

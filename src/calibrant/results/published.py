@@ -90,8 +90,11 @@ class PublishedResults(StoredResults):
     @classmethod
     def of(cls, folder: Path) -> "PublishedResults | None":
         """Return the published part of the store in `folder`, or None if it has none."""
-        published = any((place / PACKED).exists() for place in (folder / MOVING, folder))
-        return cls(folder) if published else None
+        # In this order: another process may move it into the folder meanwhile.
+        for place in (folder / MOVING, folder):
+            if (place / PACKED).exists():
+                return cls(folder)
+        return None
 
     def path(self, name: str) -> Path:
         """Return where a table is: a publishing that was killed may have left it on its way."""
@@ -143,8 +146,9 @@ class PublishedResults(StoredResults):
         return sorted(self._measurements.get(run, {}))
 
     def has(self, run: str, measurement: str = "") -> bool:
-        there = self._measurements.get(run, {}) if measurement else self._runs
-        return (measurement or run) in there
+        if measurement:
+            return measurement in self._measurements.get(run, {})
+        return run in self._runs
 
     def record(self, run: str) -> Mapping[str, Any]:
         with self.understood(run):
@@ -156,7 +160,8 @@ class PublishedResults(StoredResults):
             first, count = self._matrices[self._runs[run]]
             columns = [self._cells_below(first, count, name) for name in MATRIX_FIELDS]
             for values in zip(*columns, strict=True):
-                matrices.append(matrix_of(dict(zip(MATRIX_FIELDS, values, strict=True))))
+                row = dict(zip(MATRIX_FIELDS, values, strict=True))
+                matrices.append(matrix_of(row))
         return matrices
 
     def provenance(self, run: str, measurement: str = "") -> Mapping[str, Any]:
@@ -207,7 +212,8 @@ class PublishedResults(StoredResults):
 
     def where(self, run: str, measurement: str = "") -> str:
         table = SCORES if measurement else RUNS
-        return str(self.path(table) / (measurement or run).rpartition(":")[2])
+        _, _, digits = (measurement or run).rpartition(":")
+        return str(self.path(table) / digits)
 
     @cached_property
     def _runs(self) -> Mapping[str, int]:
@@ -282,9 +288,10 @@ class PublishedResults(StoredResults):
         """A column of ids, whole."""
         with understood(self.path(table)):
             values = self._column(table, column)
-            # A row without an id would stand for no run.
-            if not all(isinstance(value, str) for value in values):
-                raise ValueError(f"its column {column} has rows without an id")
+            for value in values:
+                # A row without an id would stand for no run.
+                if not isinstance(value, str):
+                    raise ValueError(f"its column {column} has rows without an id")
             return values
 
     def _column(self, table: str, column: str) -> list[Any]:
@@ -352,7 +359,8 @@ def matrix_of(row: Mapping[str, Any]) -> dict[str, Any]:
         facts["shape"] = [row["rows"], row["columns"]]
         # It was left out, since it is what zeros and shape give.
         if row["zeros"] is not None and row["sparsity"] is None:
-            facts["sparsity"] = row["zeros"] / (row["rows"] * row["columns"])
+            size = row["rows"] * row["columns"]
+            facts["sparsity"] = row["zeros"] / size
     if row["notes"] is not None:
         facts["notes"] = from_json(row["notes"])
     if row["more"] is not None:
@@ -387,7 +395,10 @@ def row_of_matrix(facts: Mapping[str, Any]) -> dict[str, Any]:
 def _has_column(name: str, value: Any) -> bool:
     """Whether a fact of a matrix has a column, in which it comes back to the bit."""
     if name == ERROR:
-        return type(value) is float and six_digits(float(np.float32(value))) == value
+        if type(value) is not float:
+            return False
+        read_back = six_digits(float(np.float32(value)))
+        return read_back == value
     return name in MATRIX_COLUMNS and type(value) is MATRIX_COLUMNS[name]
 
 

@@ -193,11 +193,13 @@ def read_target(text: str) -> TargetLabel:
     text = _SCHEMES.get(text.strip().upper(), text)
     grid = _GRID.fullmatch(text.strip())
     if grid:
-        bits = whole_number(grid[1])
-        group = whole_number(grid[2] or "0")
-        if bits is not None and group is not None:  # None is a number that nobody means
-            width = group if grid[2] else None
-            return TargetLabel(text, bits=bits, group=width, zeros=bool(grid[3]))
+        bits_text, group_text, zeros = grid.groups()
+        bits = whole_number(bits_text)
+        group = whole_number(group_text) if group_text else None
+        # A number that nobody means is read as None; then it is no grid.
+        meant = bits is not None and (group is not None or not group_text)
+        if meant:
+            return TargetLabel(text, bits=bits, group=group, zeros=bool(zeros))
     kept_text, colon, whole_text = text.partition(":")
     if colon:
         kept = whole_number(kept_text)
@@ -217,10 +219,13 @@ def read_target(text: str) -> TargetLabel:
 def _bytes_of(size: str) -> int | None:
     """How many whole bytes a size such as `1.5GB` is; None for what is no size."""
     match = _BUDGET.fullmatch(size)
-    unit = _UNITS.get(match[2].lower()) if match else None
-    if match is None or unit is None:
+    if match is None:
         return None
-    return int(Fraction(match[1]) * unit)
+    number, unit = match.groups()
+    bytes_of_unit = _UNITS.get(unit.lower())
+    if bytes_of_unit is None:
+        return None
+    return int(Fraction(number) * bytes_of_unit)
 
 
 def read_set(text: str) -> Mix | Sum:
@@ -229,8 +234,9 @@ def read_set(text: str) -> Mix | Sum:
     Sets of weight 0 are left out of a mix, and one that is left alone is no mix. Raises `SpecError`
     for a text that can't be read, `DataError` for a weight that can't be had.
     """
+    begins_as_mix = _MIX.match(user_text(text, SpecError))
     # A mix with something added to it is read as a sum, which refuses the mix as a part.
-    if _MIX.match(user_text(text, SpecError)) and len(pieces(text, "+")) == 1:
+    if begins_as_mix and len(pieces(text, "+")) == 1:
         return _read_mix(text.strip())
     return read_sum(text)
 
@@ -314,7 +320,9 @@ def written_mix(names: Sequence[str], texts: Sequence[str], shares: Sequence[Fra
     >>> written_mix(["a", "b"], ["c4", "gsm8k:cot"], [Fraction(1, 4), Fraction(3, 4)])
     'mix(a=c4, b=gsm8k:cot, weight=0.25)'
     """
-    arguments = [f"{name}={_in_mix(text)}" for name, text in zip(names, texts, strict=True)]
+    arguments: list[str] = []
+    for name, text in zip(names, texts, strict=True):
+        arguments.append(f"{name}={_in_mix(text)}")
     if len(texts) == 2:
         arguments.append(f"weight={float(shares[0])}")
     elif len(set(shares)) > 1:
@@ -387,10 +395,10 @@ def pieces(text: str, mark: str) -> list[str]:
 
 def written_shares(shares: Sequence[Fraction]) -> list[str]:
     """Write shares as texts that are exact: decimals where they are short, else whole numbers."""
-    # Up to four decimals.
-    if all((share * 10_000).denominator == 1 for share in shares):
-        return [str(float(share)) for share in shares]
     common = _common_denominator(shares)
+    # All are short if they have four decimals at most.
+    if 10_000 % common == 0:
+        return [str(float(share)) for share in shares]
     return [str(int(share * common)) for share in shares]
 
 
@@ -432,6 +440,7 @@ def _weighted(term: str, text: str) -> tuple[Fraction | None, Part]:
 def _part(body: str) -> Part:
     if _MIX.match(body):
         raise _no_nested_mix(body)
+    # What stands before the first mark, then what stands behind each.
     named, *packings = pieces(body, "@")
     name, *formats = pieces(named, ":")
     if len(packings) > 1 or len(formats) > 1 or not name.strip():
@@ -484,11 +493,12 @@ def _read_mix(text: str) -> Mix | Sum:
 
 def _sides_by_name(text: str) -> dict[str, str]:
     """What stands right of the equals signs of a mix, by what stands left of them."""
-    if not text.endswith(")") or any(len(pieces(text, mark)) > 1 for mark in ":@*"):
+    has_mark = any(len(pieces(text, mark)) > 1 for mark in ":@*")
+    if has_mark or not text.endswith(")"):
         message = "nothing may stand behind a mix; give its sets their formats and packings"
         raise _refused(text, message)
-    inside = text[text.index("(") + 1 : -1]
-    arguments = pieces(inside, ",")
+    begin = text.index("(") + 1
+    arguments = pieces(text[begin:-1], ",")
     part_count = sum(len(pieces(argument, "+")) for argument in arguments)
     _check_count("mix", part_count, text)
     pairs: dict[str, str] = {}
@@ -496,7 +506,8 @@ def _sides_by_name(text: str) -> dict[str, str]:
         sides = [side.strip() for side in pieces(argument, "=")]
         if len(sides) != 2 or sides[0] in pairs:
             raise _no_pair(text, argument)
-        pairs[sides[0]] = sides[1]
+        left, right = sides
+        pairs[left] = right
     return pairs
 
 
@@ -558,7 +569,8 @@ def _given_weights(text: str, names: Sequence[str], settings: Mapping[str, str])
         if listed.startswith("[") and listed.endswith("]"):
             listed = listed[1:-1]
         numbers = [number.strip() for number in listed.split(",")]
-        if len(numbers) != len(names) or not all(map(_NUMBER.fullmatch, numbers)):
+        all_weights = all(_NUMBER.fullmatch(number) for number in numbers)
+        if len(numbers) != len(names) or not all_weights:
             raise _no_weights(text, names, settings)
         return _checked_weights(text, numbers)
     return [Fraction(1)] * len(names)
@@ -616,9 +628,12 @@ def _no_pair(text: str, argument: str) -> InputError:
 
 
 def _no_weights(text: str, names: Sequence[str], settings: Mapping[str, str]) -> SpecError:
-    sets = f"the sets {', '.join(names)}" if names else "no set"
-    written = [f"{name} {value!r}" for name, value in settings.items()]
-    weights = " and ".join(written) or "no weights"
+    sets = "no set"
+    if names:
+        sets = f"the sets {', '.join(names)}"
+    weights = "no weights"
+    if settings:
+        weights = " and ".join(f"{name} {value!r}" for name, value in settings.items())
     return SpecError(f"{text!r} has {sets} and {weights}; {_MIX_EXAMPLE}", subject=text)
 
 
@@ -629,8 +644,11 @@ def _no_nested_mix(mix: str) -> SpecError:
 
 def _unquoted(text: str) -> str:
     """What stands in quotes that go around all of a set: a path in quotes stands in two kinds."""
-    if text[:1] in ("'", '"') and text.find(text[0], 1) == len(text) - 1:
-        return text[1:-1]
+    quote = text[:1]
+    if quote in ("'", '"'):
+        closed_at = text.find(quote, 1)
+        if closed_at == len(text) - 1:
+            return text[1:-1]
     return text
 
 

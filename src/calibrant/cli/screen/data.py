@@ -185,7 +185,9 @@ def _part(part: Mapping[str, Any]) -> Iterator[Any]:
     if part["truncated"]:
         facts["cut"] = _cut(part)
     if part["special_texts"]:
-        places = [f"{token} in {_rows(count)}" for token, count in part["special_texts"].items()]
+        places: list[str] = []
+        for token, count in part["special_texts"].items():
+            places.append(f"{token} in {_rows(count)}")
         facts["special tokens"] = f"written out in the texts: {', '.join(places)}"
     if part["padding"]:
         facts["padding"] = f"{part['padding']:.1%}"
@@ -235,7 +237,9 @@ def _draws(count: int | None) -> str:
         return "no end of disjoint ones"
     noun = "one" if count == 1 else "ones"
     draws = f"{count} disjoint {noun} of this size"
-    return f"{draws}, or more" if count == COUNTED else draws
+    if count == COUNTED:
+        draws += ", or more"
+    return draws
 
 
 def _left_out(part: Mapping[str, Any]) -> str:
@@ -253,8 +257,9 @@ def _cut(part: Mapping[str, Any]) -> str:
     """What a window's end does to a text: it depends on the packing whether the rest is lost."""
     share = _percent(part["truncated"] / part["windows"])
     ends = f"{part['truncated']:,} of {part['windows']:,} windows ({share}) end within a row"
-    if part["packing"].startswith("many") and part["fills"] and part["windows"] > 1:
-        return f"{ends}; the next window goes on with it"
+    goes_on = part["packing"].startswith("many") and part["fills"]
+    if goes_on and part["windows"] > 1:
+        ends += "; the next window goes on with it"
     return ends
 
 
@@ -296,9 +301,10 @@ def _alike(near: Mapping[str, Any]) -> str:
     pair = near["pairs"][0]
     first_part, second_part = pair["parts"]
     first, second = pair["numbers"]
-    where = f"row {first} of {first_part} and row {second} of {second_part}"
     rows = f"{near['rows']:,} of {near['examined']:,} rows repeat an earlier one"
-    return f"{rows}, as {where} ({_percent(pair['share'])} alike){_quote(pair['quote'])}"
+    where = f"row {first} of {first_part} and row {second} of {second_part}"
+    share = _percent(pair["share"])
+    return f"{rows}, as {where} ({share} alike){_quote(pair['quote'])}"
 
 
 def _check(check: Mapping[str, Any]) -> Iterator[Any]:
@@ -324,9 +330,11 @@ def _check(check: Mapping[str, Any]) -> Iterator[Any]:
         kind = leak["kind"]
         if kind != "same example":
             kind += f", {_percent(leak['share'])} of it"
-        yield Text(f"  {rows}: {kind}{_quote(leak['quote'])}")
-    if len(check["leaks"]) > SHOWN:
-        yield Text(f"  … and {len(check['leaks']) - SHOWN:,} more, which --json lists")
+        quote = _quote(leak["quote"])
+        yield Text(f"  {rows}: {kind}{quote}")
+    unlisted = len(check["leaks"]) - SHOWN
+    if unlisted > 0:
+        yield Text(f"  … and {unlisted:,} more, which --json lists")
 
 
 def _modelled(model: Mapping[str, Any]) -> Iterator[Any]:
@@ -350,11 +358,16 @@ def _modelled(model: Mapping[str, Any]) -> Iterator[Any]:
         return
     shares = list(kinds_of.values())
     table = table_of("share of", *kinds_of)
-    table.add_row("the tokens", *(_percent(share["tokens"]) for share in shares))
-    table.add_row("Σx², median matrix", *(_percent(share["median"]) for share in shares))
+    tokens = [_percent(share["tokens"]) for share in shares]
+    table.add_row("the tokens", *tokens)
+    medians = [_percent(share["median"]) for share in shares]
+    table.add_row("Σx², median matrix", *medians)
     for role in shares[0]["matrices"]:
-        table.add_row(f"Σx², {role}", *(_percent(share["matrices"][role]) for share in shares))
-    most = [f"{_percent(share['most'])}\n{share['where']}" for share in shares]
+        of_role = [_percent(share["matrices"][role]) for share in shares]
+        table.add_row(f"Σx², {role}", *of_role)
+    most: list[str] = []
+    for share in shares:
+        most.append(f"{_percent(share['most'])}\n{share['where']}")
     table.add_row("Σx², most in a matrix", *most)
     yield table
 
@@ -365,12 +378,16 @@ def _rows(count: int) -> str:
 
 def _percent(share: float) -> str:
     """A share with as many digits as tell it from nothing and from all."""
-    clear = 0.001 <= share <= 0.999 or share in (0, 1)
-    return f"{share:.1%}" if clear else f"{share:.3%}"
+    one_digit_tells = 0.001 <= share <= 0.999 or share in (0, 1)
+    if one_digit_tells:
+        return f"{share:.1%}"
+    return f"{share:.3%}"
 
 
 def _quote(text: str) -> str:
-    return f": “{one_line(text)}”" if text else ""
+    if not text:
+        return ""
+    return f": “{one_line(text)}”"
 
 
 # Every source in every format.
@@ -395,19 +412,23 @@ def surveyed(result: Sequence[Mapping[str, Any]]) -> Iterator[Any]:
         if reasons:
             yield Text(verdict, style="bold")
         for reason, data in reasons.items():
-            yield Text(f"  {', '.join(dict.fromkeys(data))}: {visible(reason)}")
+            distinct = ", ".join(dict.fromkeys(data))
+            yield Text(f"  {distinct}: {visible(reason)}")
 
 
 def _surveyed(found: Mapping[str, Any]) -> Iterator[str]:
     """The numbers of a source that works in a format."""
-    draws = found["draws"]
-    many = found["seconds_many"]
+    draws = "no end"
+    if found["draws"] is not None:
+        draws = str(found["draws"])
+        if found["draws"] >= COUNTED:
+            draws += " or more"
+    many = "holds less"
+    if found["seconds_many"] is not None:
+        many = f"{found['seconds_many']:.2f} s"
     yield f"{found['rows']:,}"
     yield f"{found['tokens']:,}"
-    if draws is None:
-        yield "no end"
-    else:
-        yield f"{draws} or more" if draws >= COUNTED else f"{draws}"
+    yield draws
     yield f"{found['seconds']:.2f}"
-    yield "holds less" if many is None else f"{many:.2f} s"
+    yield many
     yield found["fingerprint"][:19]

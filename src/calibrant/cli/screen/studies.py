@@ -19,7 +19,7 @@ def planned(result: Mapping[str, Any]) -> Iterator[Any]:
     time, and what should be known before it begins.
     """
     shared = result["shared"]
-    grid = (
+    axes = (
         counted(len(result["models"]), "model"),
         counted(len(result["sets"]), "set"),
         counted(len(result["draws"]), "draw"),
@@ -27,7 +27,7 @@ def planned(result: Mapping[str, Any]) -> Iterator[Any]:
     )
     evaluators = counted(len(result["evaluators"]), "evaluator")
     facts = {
-        "runs": f"{_left(result['runs'])}: {', '.join(grid)}",
+        "runs": f"{_left(result['runs'])}: {', '.join(axes)}",
         "measurements": f"{_left(result['measurements'])}: {evaluators} on each run",
     }
     if result["failed"]:
@@ -45,7 +45,9 @@ def planned(result: Mapping[str, Any]) -> Iterator[Any]:
         facts["dense"] = f"{shared['from_passes']:,} runs are made from {passes}"
     yield from labelled(facts)
     for method, propagate, reason in result["methods"]:
-        because = f", since {reason}" if reason.startswith("it") else f"; {reason}"
+        because = f"; {reason}"
+        if reason.startswith("it"):
+            because = f", since {reason}"
         yield from labelled({"propagation": f"{method}: {propagate}{because}"})
     for model in result["models"]:
         yield ""
@@ -97,8 +99,9 @@ def _stocked(sets: Sequence[Mapping[str, Any]]) -> Any:
         style = ""
         if supply["held"] is not None and supply["held"] < supply["draws"]:
             style = "bold yellow"
-        held = Text(_held(supply), style)
-        table.add_row(supply["data"], f"{supply['tokens']:,}", f"{supply['draws']}", held)
+        tokens = f"{supply['tokens']:,}"
+        draws = str(supply["draws"])
+        table.add_row(supply["data"], tokens, draws, Text(_held(supply), style))
     return table
 
 
@@ -110,7 +113,9 @@ def _held(supply: Mapping[str, Any]) -> str:
     if supply["exact"]:
         count = f"{disjoint:.0f}"
         # No more are counted than the study draws.
-        return f"{count} or more" if disjoint == supply["draws"] else count
+        if disjoint == supply["draws"]:
+            return f"{count} or more"
+        return count
     if disjoint < 10:
         return f"about {disjoint:,.1f}"
     return f"about {disjoint:,.0f}"
@@ -119,7 +124,9 @@ def _held(supply: Mapping[str, Any]) -> str:
 def _time(result: Mapping[str, Any]) -> Text:
     """The estimate, with what it rests on."""
     unknown = [model["model"] for model in result["models"] if model["why"]]
-    without = f", without {', '.join(unknown)}" if unknown else ""
+    without = ""
+    if unknown:
+        without = f", without {', '.join(unknown)}"
     basis = (
         "This is an estimate: one block's forward and compression and a few items of each "
         "evaluator were timed just now on this machine, and multiplied"
@@ -165,7 +172,9 @@ def _sentences(heading: str, sentences: Sequence[str]) -> Iterator[Any]:
 
 def _left(count: Mapping[str, int]) -> str:
     left = count["asked"] - count["done"]
-    return f"{left:,} of {count['asked']:,}" if count["done"] else f"{left:,}"
+    if not count["done"]:
+        return f"{left:,}"
+    return f"{left:,} of {count['asked']:,}"
 
 
 def _targets(result: Mapping[str, Any]) -> str:
@@ -179,7 +188,9 @@ def _targets(result: Mapping[str, Any]) -> str:
 
 def _size(count: int) -> str:
     """Bytes as one would say them."""
-    return gigabytes(count) if count >= 1e9 else megabytes(count)
+    if count >= 1e9:
+        return gigabytes(count)
+    return megabytes(count)
 
 
 # The store.
@@ -221,4 +232,5 @@ def _runs(result: Mapping[str, Any], joined: str = ", ") -> str:
 
 def _problems(problems: Sequence[Mapping[str, str]]) -> Iterator[str]:
     for problem in problems:
-        yield one_line(f"{problem['where']}: {problem['what']}; {problem['remedy']}")
+        line = f"{problem['where']}: {problem['what']}; {problem['remedy']}"
+        yield one_line(line)

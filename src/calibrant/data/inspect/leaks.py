@@ -176,8 +176,8 @@ class LeakCount:
             "the same but for spaces and punctuation": self.respaced,
             "sharing half of their words or more": self.alike,
         }
-        listed = ", ".join(f"{count:,} {kind}" for kind, count in kinds.items() if count)
-        return f"{self.count:,} of {self.rows:,} measured rows: {listed}"
+        counts = [f"{count:,} {kind}" for kind, count in kinds.items() if count]
+        return f"{self.count:,} of {self.rows:,} measured rows: {', '.join(counts)}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -281,7 +281,8 @@ class RowFingerprints:
             numbers = _words_to_compare(row)
             runs_by_row.append(np.unique(runs(numbers, _run_length(len(numbers)))))
         row_count = len(runs_by_row)
-        rows_of_runs = np.repeat(np.arange(row_count), [len(numbers) for numbers in runs_by_row])
+        sizes = [len(row_runs) for row_runs in runs_by_row]
+        rows_of_runs = np.repeat(np.arange(row_count), sizes)
         if not len(rows_of_runs) or not len(self.runs):
             return set()
         run_numbers, number_places, counts = np.unique(
@@ -297,7 +298,8 @@ class RowFingerprints:
         compared = np.bincount(rows_of_runs, judged[number_places], row_count)
         shared = np.bincount(rows_of_runs, seen[number_places], row_count)
         enough = (compared > 0) & (compared >= np.minimum(judged_counts, FEW_RUNS))
-        return set(np.flatnonzero(enough & (2 * shared >= compared)).tolist())
+        half_seen = 2 * shared >= compared
+        return set(np.flatnonzero(enough & half_seen).tolist())
 
 
 def _smallest(parts: list[Numbers]) -> Numbers:
@@ -389,8 +391,9 @@ class _RunTable:
 
     def __init__(self, rows: list[tuple[int, Numbers]]) -> None:
         places = np.array([place for place, _ in rows], dtype=np.int32)
+        sizes = [len(row_runs) for _, row_runs in rows]
         numbers = np.concatenate([row_runs for _, row_runs in rows])
-        owners = np.repeat(places, [len(row_runs) for _, row_runs in rows])
+        owners = np.repeat(places, sizes)
         # Stable, so that the rows of one run stand in their own order.
         order = np.argsort(numbers, kind="stable")
         keys, begins, counts = np.unique(numbers[order], return_index=True, return_counts=True)
@@ -410,7 +413,7 @@ class _RunTable:
         self._may_hold[self._keys >> self._shift] = True
 
     def shares(
-        self, owners: Indices, numbers: Numbers, measured: int
+        self, owners: Indices, numbers: Numbers, measured_count: int
     ) -> Iterator[tuple[int, int, float]]:
         """Yield (calibration row, measured row, the share of the latter's runs) for rows that
         meet; `owners` says in which row each run stands.
@@ -430,14 +433,16 @@ class _RunTable:
         distinct = np.unique(owners[likely] * len(self._keys) + places)
         calibration_rows, key_places = np.divmod(distinct, len(self._keys))
         counts = self._counts[key_places]
-        # For each run the places of its owners, which stand together: its first place, then so many
-        # after it.
-        firsts = self._begins[key_places] - np.cumsum(counts) + counts
-        owner_places = np.repeat(firsts, counts) + np.arange(counts.sum())
-        meetings = np.repeat(calibration_rows, counts) * measured + self._owners[owner_places]
+        # A run's owners stand together. Their places, run after run, count up from its first one;
+        # so what was counted for the runs before it is taken off.
+        counted_before = np.cumsum(counts) - counts
+        offsets = self._begins[key_places] - counted_before
+        owner_places = np.repeat(offsets, counts) + np.arange(counts.sum())
+        measured_rows = self._owners[owner_places]
+        meetings = np.repeat(calibration_rows, counts) * measured_count + measured_rows
         pairs, shared = np.unique(meetings, return_counts=True)
         for pair, count in zip(pairs.tolist(), shared.tolist(), strict=True):
-            calibration_row, measured_row = divmod(pair, measured)
+            calibration_row, measured_row = divmod(pair, measured_count)
             yield calibration_row, measured_row, count / int(self._sizes[measured_row])
 
 
@@ -445,16 +450,18 @@ def _words_to_compare(row: Row) -> Numbers:
     """Return numbers for the words that a model would learn from. Where the frame is empty, the
     question brings its own marks, such as `Premise:`.
     """
-    texts = [row.text, row.question, row.rationale]
-    if row.question and not row.frame[0]:
-        texts[1] = _SENTENCE_MARK.sub("", row.question)
+    question = row.question
+    if question and not row.frame[0]:
+        question = _SENTENCE_MARK.sub("", question)
+    texts = [row.text, question, row.rationale]
     # A letter that stands for a choice gives nothing away.
     if not row.labels:
         texts.append(row.answer)
     texts += row.said
     # The first exchange of a conversation may stand in question and answer too: each text is read
     # once.
-    return numbered(words("\n".join(filter(None, dict.fromkeys(texts)))))
+    distinct = [text for text in dict.fromkeys(texts) if text]
+    return numbered(words("\n".join(distinct)))
 
 
 def _run_length(count: int) -> int:

@@ -11,7 +11,7 @@ any process finds the same.
 from collections.abc import Iterator, Sequence
 from hashlib import blake2b
 from itertools import islice
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from jaxtyping import Float64, Int64, UInt64
@@ -110,38 +110,48 @@ def overlaps(
             yield _compared(term, rows, source, requested=source in against)
 
 
+class _DrawnRow(NamedTuple):
+    """A row, the part of the set that it is in, and its number there."""
+
+    term: Term
+    number: int
+    row: Row
+
+
 def repeats(terms: Sequence[Term], drawn: Sequence[Sequence[Row]]) -> dict[str, Any]:
     """Find rows of the whole set that are nearly alike: how many have one before them, and the
     pairs, each row as its part and number in it.
     """
-    places: list[tuple[Term, int, Row]] = []
+    examined: list[_DrawnRow] = []
     for term, rows in zip(terms, drawn, strict=True):
         if term.source.kind == "control":
             continue
         # A row that is dealt twice is no near-duplicate; `overlap` and `repeated_windows` tell it.
-        distinct: dict[str, tuple[Term, int, Row]] = {}
+        distinct: dict[str, _DrawnRow] = {}
         for number, row in enumerate(rows, 1):
-            distinct.setdefault(row.key, (term, number, row))
-        places += islice(distinct.values(), _NEAR_ROWS // len(terms))
-    texts = [row_content(row, term.format)[:_NEAR_LETTERS] for term, _, row in places]
+            distinct.setdefault(row.key, _DrawnRow(term, number, row))
+        examined += islice(distinct.values(), _NEAR_ROWS // len(terms))
+    texts: list[str] = []
+    for term, _, row in examined:
+        texts.append(row_content(row, term.format)[:_NEAR_LETTERS])
     pairs: list[dict[str, Any]] = []
     repeated: set[int] = set()
-    for first, second, share in near_duplicates(texts):
-        term, number, row = places[first]
-        other, other_number, _ = places[second]
+    for first_place, second_place, share in near_duplicates(texts):
+        first = examined[first_place]
+        second = examined[second_place]
         quote = ""
-        if term.source.shown and other.source.shown:
-            quote = quoted_row(row, term.format)
+        if first.term.source.shown and second.term.source.shown:
+            quote = quoted_row(first.row, first.term.format)
         pairs.append(
             {
-                "parts": [str(term), str(other)],
-                "numbers": [number, other_number],
+                "parts": [str(first.term), str(second.term)],
+                "numbers": [first.number, second.number],
                 "share": share,
                 "quote": quote,
             }
         )
-        repeated.add(second)
-    return {"examined": len(places), "rows": len(repeated), "pairs": pairs}
+        repeated.add(second_place)
+    return {"examined": len(examined), "rows": len(repeated), "pairs": pairs}
 
 
 def _compared(term: Term, rows: Sequence[Row], source: Source, requested: bool) -> dict[str, Any]:
@@ -165,6 +175,8 @@ def _compared(term: Term, rows: Sequence[Row], source: Source, requested: bool) 
     leaks = sorted(find_leaks(rows, measured), key=order)
     same = {leak.row for leak in leaks if leak.kind == "same example"}
     half_seen = {leak.row for leak in leaks if serious(leak)} - same
+    slight = {leak.row for leak in leaks} - half_seen - same
+    given_away = {leak.measured for leak in leaks if serious(leak)}
     shown = term.source.shown and source.shown  # what both have in common is a quotation of both
     entries: list[dict[str, Any]] = []
     for leak in leaks:
@@ -192,8 +204,8 @@ def _compared(term: Term, rows: Sequence[Row], source: Source, requested: bool) 
         "rows_of": size,
         "same": len(same),
         "half": len(half_seen),
-        "slight": len({leak.row for leak in leaks} - half_seen - same),
-        "given_away": len({leak.measured for leak in leaks if serious(leak)}),
+        "slight": len(slight),
+        "given_away": len(given_away),
         "leaks": entries,
     }
 
@@ -242,7 +254,8 @@ def _signatures(shingles: Sequence[Numbers]) -> Signatures:
     The share of places in which two texts agree is about their likeness.
     """
     runs_of_all = np.concatenate(shingles)
-    begins = np.cumsum([0, *map(len, shingles[:-1])])
+    sizes = [len(text_runs) for text_runs in shingles]
+    begins = np.cumsum([0, *sizes[:-1]])
     signatures = np.empty((len(shingles), SIGNATURE), dtype=np.uint64)
     # The least hash of a set is equally likely to be that of any of its runs, so two sets agree in
     # it with the chance that a run is in both.
@@ -265,7 +278,9 @@ def _band_size(threshold: float) -> int:
     # Two texts of likeness t agree in a band of r places with chance t^r, and in at least one of b
     # bands with 1 - (1 - t^r)^b.
     for size in range(SIGNATURE, 1, -1):
-        if 1 - (1 - threshold**size) ** (SIGNATURE // size) >= 0.99:
+        band_count = SIGNATURE // size
+        in_no_band = (1 - threshold**size) ** band_count
+        if 1 - in_no_band >= 0.99:
             return size
     return 1
 
@@ -292,9 +307,11 @@ def _neighbours(keys: Numbers, count: int) -> Iterator[Indices]:
     """
     order = np.argsort(keys, kind="stable")
     ordered = keys[order]
-    begins = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]])
-    sizes = np.diff(np.r_[begins, count])
     # Texts with one key stand together in `order`, the earlier first.
+    is_first = np.ones(count, dtype=np.bool_)
+    is_first[1:] = ordered[1:] != ordered[:-1]
+    begins = np.flatnonzero(is_first)
+    sizes = np.diff(begins, append=count)
     group_firsts = np.repeat(order[begins], sizes)
     with_first = group_firsts * count + order
     yield with_first[group_firsts != order]
@@ -314,9 +331,11 @@ def _likeness(
     """
     sizes = np.array([len(text_runs) for text_runs in shingles], dtype=np.int64)
     # Equal texts are settled by their hashes: they are the most frequent pairs by far.
-    digests = [blake2b(text_runs.tobytes(), digest_size=16).digest() for text_runs in shingles]
-    number_of_digest = {digest: number for number, digest in enumerate(dict.fromkeys(digests))}
-    text_numbers = np.array([number_of_digest[digest] for digest in digests])
+    number_of_digest: dict[bytes, int] = {}
+    text_numbers = np.zeros(len(shingles), dtype=np.int64)
+    for place, text_runs in enumerate(shingles):
+        digest = blake2b(text_runs.tobytes(), digest_size=16).digest()
+        text_numbers[place] = number_of_digest.setdefault(digest, len(number_of_digest))
     likeness = (text_numbers[first] == text_numbers[second]).astype(np.float64)
     smaller = np.minimum(sizes[first], sizes[second])
     larger = np.maximum(sizes[first], sizes[second])
@@ -327,8 +346,8 @@ def _likeness(
     distinct_runs, run_numbers = np.unique(np.concatenate(shingles), return_inverse=True)
     runs_of_texts = np.split(run_numbers, np.cumsum(sizes)[:-1])
     ends = np.cumsum(smaller[unsettled] + larger[unsettled])
-    borders = np.searchsorted(ends, range(_RUNS_AT_ONCE, int(ends[-1]), _RUNS_AT_ONCE))
-    for group in np.split(unsettled, borders):
+    limits = range(_RUNS_AT_ONCE, int(ends[-1]), _RUNS_AT_ONCE)
+    for group in np.split(unsettled, np.searchsorted(ends, limits)):
         if not len(group):  # the pair before it is larger than a group
             continue
         lefts = [runs_of_texts[place] for place in first[group]]
@@ -344,12 +363,13 @@ def _shared_counts(lefts: Sequence[Indices], rights: Sequence[Indices], run_coun
 
     Either text has a run but once, so one that comes twice in a pair is shared.
     """
-    lengths = [len(left) + len(right) for left, right in zip(lefts, rights, strict=True)]
-    owners = np.repeat(np.arange(len(lengths), dtype=np.int64), lengths)
+    lengths: list[int] = []
     pair_runs: list[Indices] = []
     for left, right in zip(lefts, rights, strict=True):
+        lengths.append(len(left) + len(right))
         pair_runs += [left, right]
-    together = np.sort(owners * run_count + np.concatenate(pair_runs))
-    twice = together[1:] == together[:-1]
-    shared = together[1:][twice]
+    pairs = np.repeat(np.arange(len(lengths), dtype=np.int64), lengths)
+    together = np.sort(pairs * run_count + np.concatenate(pair_runs))
+    later = together[1:]
+    shared = later[later == together[:-1]]
     return np.bincount(shared // run_count, minlength=len(lengths))

@@ -48,14 +48,14 @@ class IGSP(Picking):
         sequences = beginnings(texts, context.tokenizer, context.length)
         losses = np.array(nats(context.model(self), sequences, context.progress))
         repeated = np.array([repetition(ids) for ids in sequences])
-        judged = np.flatnonzero(~np.isnan(losses) & ~np.isnan(repeated))
-        # Levels of equal size, and not of equal width: few texts are very easy or very hard.
+        unknown = np.isnan(losses) | np.isnan(repeated)
+        judged = np.flatnonzero(~unknown)
         by_loss = judged[np.argsort(losses[judged], kind="stable")]
         levels: list[np.ndarray] = []
+        # Of equal size, and not of equal width: few texts are very easy or very hard.
         for level in np.array_split(by_loss, self.strata):
             levels.append(level[np.argsort(repeated[level], kind="stable")])
-        rest = np.setdiff1d(np.arange(len(texts)), judged)
-        order = [*in_turn(levels), *map(int, rest)]
+        order = [*in_turn(levels), *np.flatnonzero(unknown).tolist()]
         return order, _note(repeated[judged], losses[judged])
 
 

@@ -54,16 +54,21 @@ class ZipCal(Picking):
 def types_of(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, length: int) -> list[Types]:
     """Return the distinct token types of each text, as sorted numbers."""
     sequences = [np.array(ids, dtype=np.int64) for ids in beginnings(texts, tokenizer, length)]
-    used_tokens = np.unique(np.concatenate([*sequences, np.zeros(0, dtype=np.int64)]))
+    if not sequences:
+        return []
+    used_tokens = np.unique(np.concatenate(sequences))
     spelt = tokenizer.batch_decode(used_tokens[:, None].tolist())
     tokens = tokenizer.convert_ids_to_tokens(used_tokens.tolist())
     names = list(map(normalised, spelt, tokens))
-    numbers = {name: number for number, name in enumerate(sorted(set(names) - {""}))}
     # A token that is nothing but spaces has no type: -1.
-    type_of_used = np.array([numbers.get(name, -1) for name in names], dtype=np.int64)
+    number_of_name = {"": -1}
+    for number, name in enumerate(sorted(set(names) - {""})):
+        number_of_name[name] = number
+    type_of_used = np.array([number_of_name[name] for name in names], dtype=np.int64)
     types: list[Types] = []
     for ids in sequences:
-        text_types = np.unique(type_of_used[np.searchsorted(used_tokens, ids)])
+        places = np.searchsorted(used_tokens, ids)
+        text_types = np.unique(type_of_used[places])
         types.append(text_types[text_types >= 0])
     return types
 
@@ -114,7 +119,8 @@ def covering(
         chosen.append(best)
         remaining[best] = False
         best_types = types[best]
-        for new_type in best_types[~covered[best_types]]:
+        new_types = best_types[~covered[best_types]]
+        for new_type in new_types:
             gains[holders[new_type]] -= 1
         covered[best_types] = True
         gains[best] = 0
@@ -124,10 +130,11 @@ def covering(
 
 def _holders(types: Sequence[Types]) -> list[Int[np.ndarray, " _"]]:
     """Return for each type the texts that hold it."""
-    if not any(map(len, types)):
+    sizes = [len(text_types) for text_types in types]
+    if not any(sizes):
         return []
     types_of_all = np.concatenate(list(types))
-    texts = np.repeat(np.arange(len(types)), [len(text_types) for text_types in types])
+    texts = np.repeat(np.arange(len(types)), sizes)
     # Sorted by type, the texts of one type stand together, as many as it has holders.
     order = np.argsort(types_of_all, kind="stable")
     ends = np.cumsum(np.bincount(types_of_all))

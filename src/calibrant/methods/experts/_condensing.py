@@ -51,17 +51,19 @@ def divergence(
     [0.0]
     """
     dtype = torch.float64 if before.device.type != "mps" else torch.float32
-    half = torch.log(torch.tensor(2.0, dtype=dtype, device=before.device))
+    log_two = torch.log(torch.tensor(2.0, dtype=dtype, device=before.device))
     divergences: list[Tensor] = []
     for start in range(0, len(before), TOKENS_AT_ONCE):
         tokens = slice(start, start + TOKENS_AT_ONCE)
         log_p = before[tokens].to(dtype).log_softmax(-1)
         log_q = after[tokens].to(dtype).log_softmax(-1)
-        log_middle = torch.logaddexp(log_p, log_q) - half
+        log_middle = torch.logaddexp(log_p, log_q) - log_two
         terms = log_p.exp() * (log_p - log_middle) + log_q.exp() * (log_q - log_middle)
         # Rounding may leave a sum a little below zero.
         divergences.append((0.5 * terms.sum(-1)).clamp_min(0))
-    return torch.cat(divergences) if divergences else before.new_zeros(0, dtype=dtype)
+    if not divergences:
+        return before.new_zeros(0, dtype=dtype)
+    return torch.cat(divergences)
 
 
 @final
@@ -95,7 +97,8 @@ class LayerSample:
         shared = self.shared_output.double()
         sizes = shared.square().sum(-1)
         # The gate is a number for each token, and follows by least squares from the two outputs.
-        gates = torch.where(sizes > 0, (beside * shared).sum(-1) / sizes, 0)
+        products = (beside * shared).sum(-1)
+        gates = torch.where(sizes > 0, products / sizes, 0)
         unexplained = (beside - gates[:, None] * shared).norm()
         if not float(unexplained) <= UNEXPLAINED * float(beside.norm()):
             problem = f"{layer.name} adds more to its routed experts than a shared one times a gate"
@@ -115,8 +118,9 @@ def layer_samples(
     device = next(view.model.parameters()).device
     for share, part in batch.sets:
         for ids, mask, weights in ranks.share(list(micro_batches(part, TOKENS_PER_PASS))):
-            counted = (weights.flatten() > 0).to(device)
-            scaled = weights.flatten().double() * (share / part.mass)
+            flat_weights = weights.flatten()
+            counted = (flat_weights > 0).to(device)
+            scaled = flat_weights.double() * (share / part.mass)
             shares = scaled.to(device)[counted]
             padding = None if bool(mask.all()) else mask.to(device)
             inputs = inputs_of(view.base, ids.to(device), padding)
@@ -191,15 +195,16 @@ class _LayerRecorder:
         name = self._layer.name
         states: dict[str, Tensor] = {}
         for part in ("inputs", *self._modules):
-            tensor = self._activations.get(part)
-            if tensor is None or tensor.shape[:-1].numel() != len(counted):
+            recorded = self._activations.get(part)
+            if recorded is None or recorded.shape[:-1].numel() != len(counted):
                 problem = f"what goes through {name} can't be followed ({part})"
                 raise ModelError(f"{problem}, so its experts can't be condensed", subject=name)
-            states[part] = tensor.flatten(0, -2)[counted]
-            if not bool(states[part].isfinite().all()):
+            state = recorded.flatten(0, -2)[counted]
+            if not bool(state.isfinite().all()):
                 problem = f"the activations of {name} hold NaN or infinity"
                 advice = "the model or its type can't be calibrated on"
                 raise NumericsError(f"{problem}; {advice}", subject=name)
+            states[part] = state
         shared = states.get("shared_output")
         beside_routed: Tensor | None = None
         if shared is not None:
@@ -318,7 +323,10 @@ class ExpertSearch:
             by_sample.append((weighted @ weighted.T).double().tolist())
         # Added in the order of the micro-batches, whatever rank had them.
         total = np.sum(np.array(self._ranks.gathered(by_sample)), axis=0)
-        return total[:-1, :-1], total[:-1, -1]
+        # The layer's output is the last.
+        products = total[:-1, :-1]
+        targets = total[:-1, -1]
+        return products, targets
 
 
 def tuned(job: Job, edit: Condense, steps: int, rate: float, seed: int) -> Mapping[str, Tensor]:

@@ -101,7 +101,8 @@ def norms(matrices: Matrices) -> Float[Tensor, "expert"]:
     """Return the norm of all numbers of an expert."""
 
     def norm(expert: Sequence[Tensor]) -> float:
-        return sum(float(matrix.double().square().sum()) for matrix in expert) ** 0.5
+        squares = sum(float(matrix.double().square().sum()) for matrix in expert)
+        return squares**0.5
 
     return _score_each(matrices, norm)
 
@@ -137,11 +138,12 @@ def far_numbers(matrices: Matrices) -> Float[Tensor, "expert"]:
         # The mean and deviation are those of all numbers of the expert, not of each matrix.
         mean = sum(float(matrix.double().sum()) for matrix in expert) / entries
         squares = sum(float((matrix.double() - mean).square().sum()) for matrix in expert)
-        far = OUTLIER_DEVIATIONS * (squares / entries) ** 0.5
+        deviation = (squares / entries) ** 0.5
+        farthest = OUTLIER_DEVIATIONS * deviation
         outliers = 0
         for matrix in expert:
             distances = (matrix.double() - mean).abs()
-            outliers += int((distances > far).sum())
+            outliers += int((distances > farthest).sum())
         return float(outliers)
 
     return _score_each(matrices, count)
@@ -162,7 +164,8 @@ def mean_outputs_alike(evidence: LayerEvidence) -> Float[Tensor, "expert"]:
     compared, since two experts seldom get the same token.
     """
     means = evidence.seen[ExpertOutputs].means()
-    return _cosines(means @ means.T) / max(1, len(means) - 1)
+    others = max(1, len(means) - 1)
+    return _cosines(means @ means.T) / others
 
 
 def router_weighted(evidence: LayerEvidence) -> Float[Tensor, "expert"]:
@@ -254,7 +257,10 @@ def first_of_pairs(
     remaining = list(range(len(uses)))
     dropped: list[int] = []
     while len(dropped) < count:
-        _, first, second = min((scores[i][j], i, j) for i, j in combinations(remaining, 2))
+        candidates: list[tuple[float, int, int]] = []
+        for first, second in combinations(remaining, 2):
+            candidates.append((scores[first][second], first, second))
+        _, first, second = min(candidates)
         expert = first if uses[first] < uses[second] else second
         dropped.append(expert)
         remaining.remove(expert)
@@ -353,8 +359,11 @@ def _add(
         counts = _prediction_weights(mask, weights.to(device)).flatten()
         with torch.enable_grad():
             logits = job.view.model(input_ids=ids, use_cache=False, **padding).logits
-            flat = logits[:, :-1].flatten(0, 1)
-            nats = cross_entropy(flat.to(wide(flat.dtype)), ids[:, 1:].flatten(), reduction="none")
+            # Each token predicts the one after it.
+            predictions = logits[:, :-1].flatten(0, 1)
+            predictions = predictions.to(wide(predictions.dtype))
+            followers = ids[:, 1:].flatten()
+            nats = cross_entropy(predictions, followers, reduction="none")
             lost = (nats * counts).sum() * (share / total)
             gradients = torch.autograd.grad(lost, list(parameters.values()), allow_unused=True)
         for key, gradient in zip(parameters, gradients, strict=True):
@@ -377,4 +386,6 @@ def _gradient_of_matrix(weight: Weight, gradient: Tensor) -> Float[Tensor, "out 
     """The gradient of one matrix, out of that of the parameter that holds it."""
     if weight.expert is not None:
         gradient = gradient[weight.expert]
-    return gradient.T if weight.transposed else gradient
+    if weight.transposed:
+        gradient = gradient.T
+    return gradient

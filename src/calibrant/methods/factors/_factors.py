@@ -65,7 +65,9 @@ class Member:
         """Return HM where it reads, MH where it writes."""
         if self.hessian is None:
             return matrix
-        return self.hessian @ matrix if self.reads else matrix @ self.hessian
+        if self.reads:
+            return self.hessian @ matrix
+        return matrix @ self.hessian
 
     def error(self, product: Float[Tensor, "stream unit"]) -> float:
         """Return tr(EᵀHE), or tr(EHEᵀ) where it writes, with E = W - `product`."""
@@ -114,7 +116,8 @@ class Quadratic(NamedTuple):
             residual = residual - length * mapped
             preconditioned = residual * scale
             next_decrease = (residual * preconditioned).sum(self.joint_dimensions, keepdim=True)
-            direction = preconditioned + (next_decrease / decrease).where(moving, 0) * direction
+            share = (next_decrease / decrease).where(moving, 0)
+            direction = preconditioned + share * direction
             decrease = next_decrease
         return solution
 
@@ -125,7 +128,8 @@ class Quadratic(NamedTuple):
         So an entry that is zero now is judged like one that isn't, and may come back.
         """
         tiny = torch.finfo(entries.dtype).tiny
-        best = entries + (self.linear - self.times(entries)) / self.diagonal.clamp_min(tiny)
+        residual = self.linear - self.times(entries)
+        best = entries + residual / self.diagonal.clamp_min(tiny)
         return best.square() * self.diagonal
 
 
@@ -137,14 +141,16 @@ def error_by_own_factor(member: Member, shared: Float[Tensor, "stream rank"]) ->
         # H is on the stream's side, so each column of the own factor is a problem of its own.
         hessian_shared = shared if hessian is None else hessian @ shared
         left_matrix = shared.T @ hessian_shared
-        diagonal = left_matrix.diagonal()[:, None].expand(-1, member.weight.shape[1])
+        units = member.weight.shape[1]
+        diagonal = left_matrix.diagonal()[:, None].expand(-1, units)
         return Quadratic(partial(torch.matmul, left_matrix), linear, diagonal, (0,))
     left_matrix = shared.T @ shared
 
     def times(own_factor: Tensor) -> Tensor:
         return left_matrix @ (own_factor @ hessian)
 
-    return Quadratic(times, linear, torch.outer(left_matrix.diagonal(), hessian.diagonal()))
+    diagonal = torch.outer(left_matrix.diagonal(), hessian.diagonal())
+    return Quadratic(times, linear, diagonal)
 
 
 def error_by_shared_factor(
@@ -211,7 +217,8 @@ def leading(members: Sequence[Member], rank: int, aware: bool) -> Float[Tensor, 
     # In whitened inputs the error of the outputs is a plain sum of squares.
     whitened = [root.T @ weight for weight in weights]
     top = _top([white @ white.T for white in whitened], rank)
-    return _unit(torch.linalg.solve_triangular(root.T, top, upper=True))
+    factor = torch.linalg.solve_triangular(root.T, top, upper=True)
+    return factor / factor.norm(dim=0)
 
 
 def best_own_factor(
@@ -224,7 +231,8 @@ def best_own_factor(
     left_matrix = columns
     if member.reads and member.hessian is not None:
         left_matrix = member.hessian.double() @ columns
-    best = torch.linalg.solve(columns.T @ left_matrix, left_matrix.T @ member.weight.double())
+    linear = left_matrix.T @ member.weight.double()
+    best = torch.linalg.solve(columns.T @ left_matrix, linear)
     return best.to(member.weight.dtype)
 
 
@@ -267,11 +275,13 @@ def alternated(
             own_factor = own_factors[place]
             to_remove = own_factor.numel() - kept[place]
             if to_remove > 0 and number <= sparse_rounds:
-                not_yet = int(to_remove * (1 - number / sparse_rounds) ** 3)
+                share_left = (1 - number / sparse_rounds) ** 3
+                not_yet = int(to_remove * share_left)
                 keep[place] = _chosen(form, own_factor, kept[place] + not_yet)
             own_factors[place] = _fitted(member, form, shared, own_factor, keep[place], steps)
-        error = error_by_shared_factor(members, own_factors)
-        shared, own_factors = _balanced(error.descended(shared, steps), own_factors)
+        form = error_by_shared_factor(members, own_factors)
+        shared = form.descended(shared, steps)
+        shared, own_factors = _balanced(shared, own_factors)
     # The own factors are fitted once more to the numbers that are stored.
     shared = _stored(shared, dtype)
     for place, member in enumerate(members):
@@ -285,7 +295,8 @@ def alternated(
 def _chosen(form: Quadratic, own_factor: Tensor, count: int) -> Tensor:
     """Which `count` numbers are worth most."""
     worth = form.worth(own_factor).reshape(1, -1)
-    return keep_highest(worth, own_factor.numel() - count).reshape(own_factor.shape)
+    keep = keep_highest(worth, own_factor.numel() - count)
+    return keep.reshape(own_factor.shape)
 
 
 def _fitted(
@@ -315,11 +326,8 @@ def _balanced(shared: Tensor, own_factors: Sequence[Tensor]) -> tuple[Tensor, li
     length = shared.norm(dim=0)
     # The scale is a degree of freedom: without this one factor would grow and the other shrink.
     length = length.where(length > 0, 1)
-    return shared / length, [own_factor * length[:, None] for own_factor in own_factors]
-
-
-def _unit(matrix: Tensor) -> Tensor:
-    return matrix / matrix.norm(dim=0)
+    scaled = [own_factor * length[:, None] for own_factor in own_factors]
+    return shared / length, scaled
 
 
 def _top(parts: Sequence[Tensor], rank: int) -> Tensor:
@@ -328,4 +336,6 @@ def _top(parts: Sequence[Tensor], rank: int) -> Tensor:
     """
     # Made symmetric, since products may round the two triangles differently.
     total = torch.stack(list(parts)).sum(0)
-    return torch.linalg.eigh((total + total.T) / 2).eigenvectors.flip(1)[:, :rank]
+    symmetric = (total + total.T) / 2
+    smallest_first = torch.linalg.eigh(symmetric).eigenvectors
+    return smallest_first.flip(1)[:, :rank]

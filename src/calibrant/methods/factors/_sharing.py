@@ -8,7 +8,6 @@ room too: indices, a bit for each place of an own factor. The notes say how much
 indices and without. A method may be asked to count them in the budget.
 """
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -120,15 +119,17 @@ class Budget:
         # With less than one number a unit, some units would be cut off altogether.
         if left < self.units:
             most = self._largest_rank()
-            advice = self._advice(f"a rank of at most {most}") if most else self._advice()
+            advice = self._advice()
+            if most:
+                advice = self._advice(f"a rank of at most {most}")
             raise self._refusal(
                 f"a shared factor of rank {rank} takes {self.stream * rank:,} of the "
                 f"{self.allowed:,} numbers that may remain, which leaves the own ones less than "
                 f"one a unit; {advice}"
             )
-        remain = (self.stream + self.units) * rank
         if left >= rank * self.units:
-            problem = f"factors of rank {rank} have {remain:,} numbers at most"
+            full_size = (self.stream + self.units) * rank
+            problem = f"factors of rank {rank} have {full_size:,} numbers at most"
             raise self._refusal(f"{problem}, and {self.allowed:,} may remain; choose a larger rank")
         kept = [left * units // self.units for _, units in self.shapes]
         return self._plan(rank, kept)
@@ -154,8 +155,8 @@ class Budget:
             raise self._refusal(f"{fits}; {self._advice()}")
         if rank > self.width:
             # Four digits, rounded up: with that density the largest rank fits.
-            numerator = 10_000 * (self.allowed - self.stream * self.width)
-            least = math.ceil(Fraction(numerator, self.units * self.width)) / 10_000
+            left = self.allowed - self.stream * self.width
+            least = ceil_div(10_000 * left, self.units * self.width) / 10_000
             problem = f"density={density:g} needs a rank of {rank}, above the width of {self.width}"
             raise self._refusal(f"{problem}; choose a density of at least {least:g}")
         return self._plan(rank, self._kept_at(rank, share))
@@ -171,9 +172,13 @@ class Budget:
             # A dense own factor needs no indices.
             if count < rank * units:
                 places += rank * units
-        left = six_digits(numbers / self.total)
-        left_with_indices = six_digits((numbers + places / self.bits) / self.total)
-        return FactorSizes(rank, tuple(kept), left, left_with_indices)
+        with_indices = numbers + places / self.bits
+        return FactorSizes(
+            rank,
+            tuple(kept),
+            left=six_digits(numbers / self.total),
+            with_indices=six_digits(with_indices / self.total),
+        )
 
     def _numbers_taken(self, rank: int, share: Fraction, count_indices: bool) -> int:
         """The numbers of factors whose own ones keep such a share, indices included."""
@@ -281,9 +286,15 @@ class Sharing(ModelMethod, ABC):
                 remaining.append(sharers)
         if not remaining:
             return
+        waiting: set[str] = set()
+        blocks: set[int] = set()
+        for sharers in remaining:
+            for sharer in sharers:
+                waiting.add(sharer.weight.name)
+                blocks.add(sharer.weight.block)
         # A set of which a part was replaced before an interruption is factorised anew, from the
         # first of its blocks on, and comes out the same.
-        first_block = min(min(_blocks(sharers)) for sharers in remaining)
+        first_block = min(blocks)
         earlier: list[Edit] = []
         for edit in job.done:
             if edit.block is not None and edit.block < first_block:
@@ -291,18 +302,17 @@ class Sharing(ModelMethod, ABC):
         job = replace(job, done=earlier)
         position = {weight.name: number for number, weight in enumerate(job.view.weights)}
         can_group_more = self.can_group_more(job.view)
-        waiting: set[str] = set()
-        for sharers in remaining:
-            waiting.update(sharer.weight.name for sharer in sharers)
         seen: dict[str, Seen] = {}
-        for block, arrived in by_block(job.view.blocks[job.start :], job.walk(self.observes)):
+        blocks_to_walk = job.view.blocks[job.start :]
+        for block, arrived in by_block(blocks_to_walk, job.walk(self.observes)):
             # Grams are large, and those of other matrices aren't needed.
             for weight, matrix_seen in arrived.items():
                 if weight.name in waiting:
                     seen[weight.name] = matrix_seen
             replacements: dict[int, Replace] = {}
             for sharers in remaining:
-                if max(_blocks(sharers)) != block.index:
+                last_block = max(sharer.weight.block for sharer in sharers)
+                if last_block != block.index:
                     continue
                 with spent_on("method"):
                     for edit in self._replacements(sharers, seen, job.target, can_group_more):
@@ -375,17 +385,14 @@ class Sharing(ModelMethod, ABC):
         if len(sharers) > 1:
             name = f"the {len(sharers)} matrices that share with {weight.name}"
         shapes = tuple(sharer.shape for sharer in sharers)
-        if len({stream for stream, _ in shapes}) > 1:
+        widths = {stream for stream, _ in shapes}
+        if len(widths) > 1:
             message = f"{name} are of different widths, so they can't share a factor"
             raise ModelError(message, subject=weight.name)
         if share.fraction == 0:
             return FactorSizes(0, (), 1.0, 1.0)
         bits = weight.stored.element_size() * 8
         return self.plan(Budget(shapes, share, bits, self.indices_count, name, can_group_more))
-
-
-def _blocks(sharers: Sequence[Sharer]) -> list[int]:
-    return [sharer.weight.block for sharer in sharers]
 
 
 def networks(view: ModelView) -> list[Sharer]:
@@ -423,6 +430,8 @@ def grouped(blocks: int, group: int, method: str, distant: bool = False) -> list
         count = "1 block" if blocks == 1 else f"{blocks} blocks"
         problem = f"{method}(group={group}): {count} can't be divided into groups of {brief(group)}"
         raise SpecError(f"{problem}; choose {choice}", subject="group")
-    if distant:
-        return [range(start, blocks, blocks // group) for start in range(blocks // group)]
-    return [range(start, start + group) for start in range(0, blocks, group)]
+    if not distant:
+        return [range(start, start + group) for start in range(0, blocks, group)]
+    # Blocks of a group lie as far apart as there are groups.
+    group_count = blocks // group
+    return [range(start, blocks, group_count) for start in range(group_count)]

@@ -68,15 +68,15 @@ def cheapest_within(items: Sequence[Sequence[Alternative]], budget: int) -> Choi
         best, picked = _with_another(best, costs, steps)
         steps_of_items.append(steps)
         picked_at.append(picked)
-    # From the last item back to the first.
+    # From the last item back to the first: what it was given tells where the one before it ended.
     place = len(best) - 1
-    picks: list[int] = []
-    for steps, picked in zip(reversed(steps_of_items), reversed(picked_at), strict=True):
-        pick = int(picked[place])
-        picks.append(pick)
-        place -= steps[pick]
-    picks.reverse()
-    chosen = [alternatives[pick] for alternatives, pick in zip(items, picks, strict=True)]
+    picks = [0] * len(items)
+    for item in reversed(range(len(items))):
+        picks[item] = int(picked_at[item][place])
+        place -= steps_of_items[item][picks[item]]
+    chosen: list[Alternative] = []
+    for alternatives, pick in zip(items, picks, strict=True):
+        chosen.append(alternatives[pick])
     size = sum(alternative.size for alternative in chosen)
     cost = math.fsum(alternative.cost for alternative in chosen)
     return Choice(tuple(picks), size, cost, _bound(items, budget))
@@ -107,9 +107,12 @@ def _with_another(
         if taken >= len(best):
             continue
         reached = best[: len(best) - taken] + cost
-        better = reached < least[taken:]
-        least[taken:][better] = reached[better]
-        picked[taken:][better] = number
+        # Views: what is written into them is written into `least` and `picked`.
+        least_there = least[taken:]
+        picked_there = picked[taken:]
+        better = reached < least_there
+        least_there[better] = reached[better]
+        picked_there[better] = number
     return least, picked
 
 
@@ -125,10 +128,11 @@ def _bound(items: Sequence[Sequence[Alternative]], budget: int) -> float:
         room -= hull[0].size
         costs.append(hull[0].cost)
         for before, after in pairwise(hull):
-            upgrades.append((-_slope(before, after), after.size - before.size))
-    for saved, size in sorted(upgrades, reverse=True):
+            saved_a_byte = -_slope(before, after)
+            upgrades.append((saved_a_byte, after.size - before.size))
+    for saved_a_byte, size in sorted(upgrades, reverse=True):
         taken = min(size, room)
-        costs.append(-saved * taken)
+        costs.append(-saved_a_byte * taken)
         room -= taken
     # Costs aren't negative, but what is left of them after rounding may be.
     return max(0.0, math.fsum(costs))
@@ -142,7 +146,11 @@ def _hull(alternatives: Sequence[Alternative]) -> list[Alternative]:
     for alternative in sorted(alternatives):
         if hull and alternative.cost >= hull[-1].cost:
             continue
-        while len(hull) > 1 and _slope(hull[-2], hull[-1]) >= _slope(hull[-1], alternative):
+        while len(hull) > 1:
+            before, last = hull[-2:]
+            lies_above = _slope(before, last) >= _slope(last, alternative)
+            if not lies_above:
+                break
             hull.pop()
         hull.append(alternative)
     return hull
