@@ -75,7 +75,8 @@ class Halves:
             if source == self.source:
                 return half
             # A selector takes its rows, or what the model is asked, from the half.
-            if isinstance(source, PerDraw) and getattr(source, "source", "") == str(self.source):
+            drawn_from = getattr(source, "source", "")
+            if isinstance(source, PerDraw) and drawn_from == str(self.source):
                 return replace(cast(Any, source), source=str(half))
             return source
 
@@ -212,7 +213,8 @@ def divide(texts: Sequence[str]) -> Int[np.ndarray, " text"]:
         lacking_share = max(0.0, _LEAST_SHARE - smaller_share)
         # The mean likeness of a row of one half and a row of the other.
         pairs = rows[in_first].sum() * rows[in_second].sum()
-        across = likeness[in_first][:, in_second].sum() / pairs
+        between = likeness[in_first][:, in_second]
+        across = between.sum() / pairs
         figures = (lacking_share, across)
         if figures < best_figures:
             best_figures = figures
@@ -231,14 +233,16 @@ def _features(texts: Sequence[str]) -> Float[np.ndarray, "text feature"]:
         run_sets = [set(_runs(word_list, 1)) for word_list in word_lists]
         counts = _counted(run_sets)
     # What nearly all texts have tells none apart, and what one or two have links them to no other.
-    usual = [run for run, count in counts.items() if 2 < count < 0.9 * len(texts)]
+    nearly_all = 0.9 * len(texts)
+    usual = [run for run, count in counts.items() if 2 < count < nearly_all]
 
     def order(run: WordRun) -> tuple[int, WordRun]:
         return -counts[run], run
 
     usual.sort(key=order)
     columns = {run: column for column, run in enumerate(usual[:_FEATURES])}
-    features = np.zeros((len(texts), max(1, len(columns))), dtype=np.float32)
+    width = max(1, len(columns))
+    features = np.zeros((len(texts), width), dtype=np.float32)
     for row, runs in enumerate(run_sets):
         present = [columns[run] for run in runs if run in columns]
         features[row, present] = 1
@@ -310,7 +314,9 @@ def held_out_side(
     """
     if not group.sides.keys() >= set(half_runs):
         return None
-    first, second = (_cells_by_draw(cells, group, name) for name in half_runs)
+    first_name, second_name = half_runs
+    first = _cells_by_draw(cells, group, first_name)
+    second = _cells_by_draw(cells, group, second_name)
     items_by_half: list[frozenset[str]] = []
     for side in (0, 1):
         items: set[str] = set()
@@ -351,8 +357,9 @@ def crossed(
     `first` was calibrated on the rows `items_by_half[0]`, so it gives the values of those in
     `items_by_half[1]`.
     """
-    in_first = np.array([item in items_by_half[0] for item in first.items])
-    in_second = np.array([item in items_by_half[1] for item in first.items])
+    first_half, second_half = items_by_half
+    in_first = np.array([item in first_half for item in first.items])
+    in_second = np.array([item in second_half for item in first.items])
     mean = (first.values + second.values) / 2
     values = np.where(in_second, first.values, mean)
     values = np.where(in_first, second.values, values)

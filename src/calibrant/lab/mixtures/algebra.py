@@ -82,10 +82,20 @@ class Effort:
     meter: Sample
 
 
-SCORING: Final = Effort(Sample(6, 32), 120, Sample(10, 64), Sample(6, 32))
+SCORING: Final = Effort(
+    search=Sample(blocks=6, rows=32),
+    evaluations=120,
+    final=Sample(blocks=10, rows=64),
+    meter=Sample(blocks=6, rows=32),
+)
 """For methods that read the norms of inputs."""
 
-FITTING: Final = Effort(Sample(3, 32), 30, Sample(5, 64), Sample(3, 32))
+FITTING: Final = Effort(
+    search=Sample(blocks=3, rows=32),
+    evaluations=30,
+    final=Sample(blocks=5, rows=64),
+    meter=Sample(blocks=3, rows=32),
+)
 """For methods that read a Gram: each mixture has a factorisation of its own, which costs more
 than all else.
 """
@@ -114,7 +124,8 @@ def uniform(count: int) -> Shares:
 
 def without(place: int, shares: Shares) -> Shares:
     """Return the mixture without its part at `place`, the others as they stand to one another."""
-    others = [share / (1 - shares[place]) for share in shares]
+    remaining = 1 - shares[place]
+    others = [share / remaining for share in shares]
     others[place] = Fraction(0)
     return tuple(others)
 
@@ -172,7 +183,8 @@ class SharedInput:
         """Return each matrix's relative error under each judge; NaN where the judge never
         reached it, or its outputs were zero.
         """
-        errors = np.full((len(changes), len(self.rows), len(self.judges)), np.nan)
+        shape = len(changes), len(self.rows), len(self.judges)
+        errors = np.full(shape, np.nan)
         for place, gram in enumerate(self.judges):
             if gram is None:
                 continue
@@ -270,16 +282,18 @@ def shared_inputs(
     block, _ = judges[0]
     targets = targets_of_rows(block, target)
     by_input: dict[tuple[int, ...], list[int]] = {}
+    seen_in_block = [statistics for _, statistics in (*sources, *judges)]
     for place, weight in enumerate(block.weights):
         # Matrices that read the same tensor have one and the same statistic.
-        inputs = [id(statistics.get(weight)) for _, statistics in (*sources, *judges)]
-        by_input.setdefault(tuple(inputs), []).append(place)
+        inputs = tuple(id(statistics.get(weight)) for statistics in seen_in_block)
+        by_input.setdefault(inputs, []).append(place)
     for places in by_input.values():
         weights = [block.weights[place] for place in places]
-        seen = tuple(statistics.get(weights[0]) for _, statistics in sources)
+        any_weight = weights[0]
+        seen = tuple(statistics.get(any_weight) for _, statistics in sources)
         grams: list[Gram | None] = []
         for _, statistics in judges:
-            judged = statistics.get(weights[0])
+            judged = statistics.get(any_weight)
             gram = None
             if judged is not None:
                 gram = judged[Gram]
@@ -300,7 +314,8 @@ def targets_of_rows(block: Block, target: Target) -> dict[str, Target]:
     for weight in block.weights:
         own = targets[weight.name]
         if isinstance(own, FloatGrid) and own.scale == "e4m3" and own.reach is None:
-            targets[weight.name] = replace(own, reach=float(weight.get().abs().max()))
+            largest = weight.get().abs().max()
+            targets[weight.name] = replace(own, reach=float(largest))
     return targets
 
 

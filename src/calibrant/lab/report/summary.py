@@ -152,10 +152,11 @@ def overall(comparison: Comparison) -> str:
 
 
 def _tally(counts: Counter[str], names: Mapping[str, str]) -> str:
+    most = 2 * NAMED
     several = counts.most_common()
-    parts = [f"{names[name]} in {count}" for name, count in several[: 2 * NAMED]]
-    if len(several) > 2 * NAMED:
-        rest = sum(count for _, count in several[2 * NAMED :])
+    parts = [f"{names[name]} in {count}" for name, count in several[:most]]
+    rest = sum(count for _, count in several[most:])
+    if rest:
         parts.append(f"others in {rest}")
     return join_names(parts)
 
@@ -169,7 +170,8 @@ def set_names(rankings: Iterable[Ranking]) -> dict[str, str]:
     for ranking in rankings:
         names = labels if ranking.finished else texts
         names.extend(entry.name for entry in (*ranking.entries, *ranking.partial))
-    return {**{label: label for label in labels}, **short_names(texts)}
+    as_they_are = {label: label for label in labels}
+    return as_they_are | short_names(texts)
 
 
 @dataclass(frozen=True)
@@ -208,8 +210,10 @@ class Matrix:
                     controls.add(entry.name)
 
         def rank(name: str) -> tuple[bool, bool, float]:
-            rare = 2 * len(places[name]) < len(self.rankings)
-            return name in controls, rare, sum(places[name]) / len(places[name])
+            count = len(places[name])
+            rare = 2 * count < len(self.rankings)
+            mean_place = sum(places[name]) / count
+            return name in controls, rare, mean_place
 
         return sorted(places, key=rank)
 
@@ -217,20 +221,25 @@ class Matrix:
     def title(self) -> str:
         """What the figures are."""
         first = self.rankings[0]
-        what = f"mean {rise(first)}" if len(first.averaged) > 1 else rise(first)
+        what = rise(first)
+        if len(first.averaged) > 1:
+            what = f"mean {what}"
         unit = f", {first.unit}" if first.unit else ""
         return f"What each calibration set costs: {what}{unit}"
 
     @property
     def legend(self) -> tuple[str, ...]:
         """How the table is read."""
-        marks = (
+        level = percent(self.rankings[0].level)
+        lines = [
             f"{BEST}: the best of its method",
-            f"{TIED}: cannot be distinguished from it ({percent(self.rankings[0].level)}, "
-            "all pairs of a method together)",
-        )
-        named = [f"{name}: {text}" for name, text in self.meanings.items() if name in self.names]
-        return (*marks, *spelled_out(self.ways, self.names), *named)
+            f"{TIED}: cannot be distinguished from it ({level}, all pairs of a method together)",
+            *spelled_out(self.ways, self.names),
+        ]
+        for name, text in self.meanings.items():
+            if name in self.names:
+                lines.append(f"{name}: {text}")
+        return tuple(lines)
 
     def by_method(self) -> Table:
         """Return a row for each method and a column for each set."""
@@ -302,7 +311,8 @@ def matrices(comparison: Comparison, study: Mapping[str, Any]) -> list[Matrix]:
 
     `study` may have `names`, which the study's file gives to sets.
     """
-    meanings = {name: text for text, name in (study.get("names") or {}).items()}
+    names: Mapping[str, str] = study.get("names") or {}
+    meanings = {name: text for text, name in names.items()}
     alike: dict[tuple[str, tuple[str, ...]], list[Ranking]] = {}
     for ranking in comparison.of_sets:
         if ranking.entries:
@@ -359,11 +369,12 @@ class Doubts:
     @property
     def in_short(self) -> str:
         """How many are not significant, in a sentence; empty where there are none."""
-        if not self.chance:
+        count = len(self.chance)
+        if not count:
             return ""
-        verb = "is" if len(self.chance) == 1 else "are"
+        verb = "is" if count == 1 else "are"
         return (
-            f"{counted(len(self.chance), 'odd result')} {verb} not significant after Holm's "
+            f"{counted(count, 'odd result')} {verb} not significant after Holm's "
             f"correction over the {self.looked_at:,} comparisons that were looked at, "
             "and may be chance"
         )
@@ -391,11 +402,13 @@ def doubts(rankings: Sequence[Ranking]) -> Doubts:
         where = f"{ranking.model}, {ways[way_of(ranking)]}"
         if ranking.finished:
             where = heading(ranking)
-        for sentence, difference in (*_controls(ranking, names), *_against_dense(ranking, names)):
-            looked_at += 1
+        compared = [*_controls(ranking, names), *_against_dense(ranking, names)]
+        looked_at += len(compared)
+        for sentence, difference in compared:
             if difference.value < 0:
                 by = decimals(-difference.value)
-                found.append(Doubt(f"{sentence} by {by} ({where})", _one_sided(difference)))
+                p = _one_sided(difference)
+                found.append(Doubt(f"{sentence} by {by} ({where})", p))
     return Doubts(tuple(_corrected(found, looked_at)), looked_at)
 
 
@@ -445,7 +458,8 @@ def _against_dense(ranking: Ranking, names: Mapping[str, str]) -> Iterator[tuple
     for measured in ranking.measured:
         for entry in (*ranking.entries, *ranking.baselines):
             if measured in entry.increases:
-                model = f"the model {verb} with {names.get(entry.name, entry.name)}"
+                name = names.get(entry.name, entry.name)
+                model = f"the model {verb} with {name}"
                 if ranking.finished:
                     model = entry.name
                 where = short(measured, ranking.measured)

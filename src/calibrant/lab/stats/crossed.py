@@ -184,11 +184,12 @@ class Side:
         )
 
 
-def combination(
-    terms: Sequence[tuple[Mapping[str, Side], Mapping[str, float]]], value: float | None = None
-) -> Estimate:
-    """Return a linear combination of calibration sets: of each term the sides by measured set, and
-    the coefficient of each of them.
+WeightedSides = tuple[Mapping[str, Side], Mapping[str, float]]
+"""A calibration set's sides by measured set, and the coefficient of each."""
+
+
+def combination(terms: Sequence[WeightedSides], value: float | None = None) -> Estimate:
+    """Return a linear combination of calibration sets.
 
     `value` stands in the place of the combination's own where it is the linear form of something
     else. The error covers draws (`over_draws`) where every set in it has two or more, independent
@@ -196,32 +197,7 @@ def combination(
     """
     first_sides, first_coefs = terms[0]
     names = list(first_coefs)
-    variances: list[float] = []
-    degrees: list[float] = []
-    for name in names:
-        first = first_sides[name]
-        residuals = np.zeros(len(first.items))
-        # A document at a time and not a product of matrices: what is equal in both cancels to
-        # exactly nothing.
-        for sides, coefs in terms:
-            check_paired(first, sides[name])
-            residuals = residuals + coefs[name] * sides[name].residuals
-        count = len(residuals)
-        variance = math.nan
-        if count > 1:
-            # A: the residuals sum to zero, which takes one degree of freedom.
-            variance = float((residuals**2).sum()) * count / (count - 1)
-        variances.append(variance)
-        degrees.append(count - 1.0)
-    # Satterthwaite: a sum of independent variances has (Σ v)² / Σ (v² / df) degrees of freedom.
-    items_variance = sum(variances)
-    squares: list[float] = []
-    for variance, df in zip(variances, degrees, strict=True):
-        if variance > 0:
-            squares.append(variance**2 / df)
-    items_df = max(1.0, *degrees)
-    if squares:
-        items_df = items_variance**2 / sum(squares)
+    items_variance, items_df = _over_items(terms)
     # B: draws belong to one set, so the sets' variances add; a set drawn once, or with overlapping
     # draws, has nothing to add.
     draws_variances: list[float] = []
@@ -260,6 +236,37 @@ def combination(
     return spread.estimate(value, count, over_draws)
 
 
+def _over_items(terms: Sequence[WeightedSides]) -> tuple[float, float]:
+    """Return A of a combination, and its degrees of freedom."""
+    first_sides, first_coefs = terms[0]
+    variances: list[float] = []
+    degrees: list[float] = []
+    for name in first_coefs:
+        first = first_sides[name]
+        residuals = np.zeros(len(first.items))
+        # A document at a time and not a product of matrices: what is equal in both cancels to
+        # exactly nothing.
+        for sides, coefs in terms:
+            check_paired(first, sides[name])
+            residuals = residuals + coefs[name] * sides[name].residuals
+        count = len(residuals)
+        variance = math.nan
+        if count > 1:
+            # The residuals sum to zero, which takes one degree of freedom.
+            variance = float((residuals**2).sum()) * count / (count - 1)
+        variances.append(variance)
+        degrees.append(count - 1.0)
+    # Satterthwaite: a sum of independent variances has (Σ v)² / Σ (v² / df) degrees of freedom.
+    total = sum(variances)
+    squares: list[float] = []
+    for variance, df in zip(variances, degrees, strict=True):
+        if variance > 0:
+            squares.append(variance**2 / df)
+    if not squares:
+        return total, max(1.0, *degrees)
+    return total, total**2 / sum(squares)
+
+
 def variance_over_draws(sides: Mapping[str, Side], coefs: Mapping[str, float]) -> float:
     """Return the variance of the mean over draws: a draw that is good for one measured set may
     be good for another, so they add draw by draw.
@@ -294,8 +301,9 @@ class Spread:
         all_draws = draws.sum(-1)
         # Satterthwaite takes the variances for the truth; the largest of a few is more likely too
         # large, and counts 1 + 2/df times.
-        largest = np.arange(draws.shape[-1]) == draws.argmax(-1)[..., None]
-        counted = draws * np.where(largest, 1 + 2 / draws_df, 1.0)
+        places = np.arange(draws.shape[-1])
+        is_largest = places == draws.argmax(-1)[..., None]
+        counted = draws * np.where(is_largest, 1 + 2 / draws_df, 1.0)
         with np.errstate(invalid="ignore", divide="ignore"):
             satterthwaite = counted.sum(-1) ** 2 / (counted**2 / draws_df).sum(-1)
             share = all_draws / (items_alone + all_draws)
@@ -414,19 +422,20 @@ class Pairs:
                 if any_side.counted:
                     interaction[row] += coef**2 * side.interaction
         items, items_df = _variance_over_items(sides, coefs)
-        # A difference has the draws of both its sets: the last axis is the row's and the column's.
-        draws = np.stack(np.broadcast_arrays(over_draws[:, None], over_draws), axis=-1)
-        draws_df = np.stack(np.broadcast_arrays(over_df[:, None], over_df), axis=-1)
+        # A difference has the draws of both its sets.
+        draws = _of_both(over_draws)
+        draws_df = _of_both(over_df)
         if pooled and counted.any():
             # The variance of a single draw, from all of them; what isn't counted has none.
             numbers = np.where(counted, over_df + 1, np.inf)
             df = over_df[counted].sum()
             single_draw = (over_draws * numbers * over_df)[counted].sum() / df
             pooled_draws = single_draw / numbers
-            of_both = pooled_draws[:, None] + pooled_draws
-            draws = of_both[..., None]
+            sums = pooled_draws[:, None] + pooled_draws
+            draws = sums[..., None]
             draws_df = np.full((count, count, 1), df)
-        spread = Spread.of(items, items_df, draws, draws_df, interaction[:, None] + interaction)
+        interactions = interaction[:, None] + interaction
+        spread = Spread.of(items, items_df, draws, draws_df, interactions)
         item_count = sum(len(first[name].items) for name in measured)
         return Pairs(labels, values[:, None] - values, spread, item_count, counted, with_draws)
 
@@ -461,6 +470,12 @@ class Pairs:
             self.counted[places],
             self.with_draws[places],
         )
+
+
+def _of_both(numbers: Float[np.ndarray, " n"]) -> Float[np.ndarray, "n n 2"]:
+    """Return a table with the number of the row and the number of the column in each place."""
+    of_row, of_column = np.broadcast_arrays(numbers[:, None], numbers)
+    return np.stack([of_row, of_column], axis=-1)
 
 
 def _variance_over_items(
@@ -502,7 +517,8 @@ def share_kept(
     own_coefs: dict[str, float] = {}
     dense_coefs: dict[str, float] = {}
     for name in measured:
-        part = share_of(sides[name].value, dense[name].value, sides[name].score)
+        side = sides[name]
+        part = share_of(side.value, dense[name].value, side.score)
         if part is None:
             return None
         share, own_slope, dense_slope = part

@@ -12,7 +12,7 @@ from typing import Final, Literal
 import numpy as np
 from jaxtyping import Bool
 
-from calibrant.lab.stats.crossed import Pairs, Side, combination, share_kept
+from calibrant.lab.stats.crossed import Pairs, Side, WeightedSides, combination, share_kept
 from calibrant.lab.stats.estimate import LEVEL, Estimate
 from calibrant.lab.stats.results import DENSE, GroupResults, Results, Setting, missing
 from calibrant.results import Cell, Score
@@ -161,7 +161,8 @@ class ComparedGroup:
         self._named_baseline = baseline
         self._group = GroupResults.of(cells, results)
         self.dense = self._group.sides.get(DENSE, {})
-        self.rows = {label: sides for label, sides in self._group.sides.items() if label != DENSE}
+        self.rows = dict(self._group.sides)
+        self.rows.pop(DENSE, None)
         self.measured = tuple(self._group.names.values())
         scores: dict[str, Score] = {}
         for sides in (*self._group.sides.values(), *self._group.partial.values()):
@@ -208,7 +209,7 @@ class ComparedGroup:
         # More is worse, or better, on a measured set whatever the row.
         any_sides = self.rows[first[0]]
         coefs = {name: any_sides[name].worse / len(measured) for name in measured}
-        terms: list[tuple[Mapping[str, Side], Mapping[str, float]]] = []
+        terms: list[WeightedSides] = []
         for sets, sign in ((first, 1), (second, -1)):
             weight = sign / len(sets)
             weighted = {name: weight * coef for name, coef in coefs.items()}
@@ -265,7 +266,8 @@ class ComparedGroup:
                 letters[self._order[row]][name] = text
             # How many rows are significantly worse than each.
             beaten = worse.sum(0)
-            if len(worse) > 1 and beaten.max() == len(beaten) - 1:
+            others = len(worse) - 1
+            if others > 0 and beaten.max() == others:
                 best = self._order[int(beaten.argmax())]
                 best_on[best].add(name)
         ranks = self._ranks()
@@ -338,7 +340,8 @@ class ComparedGroup:
                 kept[name] = share
         mean = UNKNOWN
         if complete:
-            mean = _mean({name: sides[name] for name in self.averaged}, self.dense or None)
+            averaged = {name: sides[name] for name in self.averaged}
+            mean = _mean(averaged, self.dense or None)
         to_best = None
         if label in self.rows and self.sets and label != self.sets[0]:
             to_best = self.tables[MEAN].estimate(label, self.sets[0])
@@ -352,7 +355,7 @@ class ComparedGroup:
             control=set_label is not None and set_label.control,
             runs=self._group.runs[label],
             draws=self._group.draws(label),
-            losses={name: _mean({name: sides[name]}) for name in sides},
+            losses={name: _mean({name: side}) for name, side in sides.items()},
             increases={name: _mean({name: sides[name]}, self.dense) for name in known},
             mean=mean,
             to_best=to_best,
@@ -366,9 +369,11 @@ class ComparedGroup:
 
 def _mean(sides: Mapping[str, Side], dense: Mapping[str, Side] | None = None) -> Estimate:
     """Return the mean of some measured sets, or how much worse than the dense model it is."""
+    count = len(sides)
     if dense is None:
-        return combination([(sides, {name: 1 / len(sides) for name in sides})])
-    coefs = {name: side.worse / len(sides) for name, side in sides.items()}
+        means = dict.fromkeys(sides, 1 / count)
+        return combination([(sides, means)])
+    coefs = {name: side.worse / count for name, side in sides.items()}
     negative = {name: -coef for name, coef in coefs.items()}
     return combination([(sides, coefs), (dense, negative)])
 

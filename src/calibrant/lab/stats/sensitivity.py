@@ -202,7 +202,8 @@ def variance_ratio(
     if not np.trace(within_sets) > 0:
         return None, None, None
     mean_of_all = counts @ means / total
-    between_sets = _squares(np.sqrt(counts)[:, None] * (means - mean_of_all))
+    deviations = np.sqrt(counts)[:, None] * (means - mean_of_all)
+    between_sets = _squares(deviations)
     within_directions = _directions(within_sets)
     between_directions = _directions(between_sets)
     between_square = np.trace(between_sets) / between_df
@@ -254,10 +255,12 @@ def worth_by_chance(
     root = root * signs[:, None]
     # Always the same studies: a report says the same twice.
     random = np.random.default_rng(0)
-    simulated = random.standard_normal((STUDIES, len(sets), len(root))) @ root
-    simulated /= np.sqrt(counts)[:, None]
-    simulated += random.standard_normal(simulated.shape) * np.sqrt(documents)
-    worths = (simulated.max(1) - simulated.min(1)).mean(1)
+    # The mean of each set on each measured set, [study, set, measured].
+    means = random.standard_normal((STUDIES, len(sets), len(root))) @ root
+    means /= np.sqrt(counts)[:, None]
+    means += random.standard_normal(means.shape) * np.sqrt(documents)
+    gaps = means.max(1) - means.min(1)
+    worths = gaps.mean(1)
     # Each simulated study estimates its own error, with as many degrees of freedom as this one
     # has: the quantile of the ratio allows for an error that was estimated too small.
     again = random.standard_normal((STUDIES, within_df, len(root))) @ root
@@ -277,15 +280,19 @@ def cross_fitted(sets: Sequence[Float[np.ndarray, "_draw measured"]]) -> float:
     measured set, and the held out draws of these two are compared. It isn't too large by having
     been picked, as the plain difference is; where the choice is wrong it is too small.
     """
-    found: list[float] = []
-    for left_out in range(min(map(len, sets))):
-        choosing = np.stack([np.delete(draws, left_out, axis=0).mean(0) for draws in sets])
-        measuring = np.stack([draws[left_out] for draws in sets])
+    fewest = min(map(len, sets))
+    worths: list[float] = []
+    for held_out in range(fewest):
+        others = [np.delete(draws, held_out, axis=0) for draws in sets]
+        choosing = np.stack([draws.mean(0) for draws in others])
+        measuring = np.stack([draws[held_out] for draws in sets])
+        # On each measured set another set may be the worst or the best.
         columns = np.arange(measuring.shape[1])
         worst = measuring[choosing.argmax(0), columns]
         best = measuring[choosing.argmin(0), columns]
-        found.append(float((worst - best).mean()))
-    return _mean(found)
+        gaps = worst - best
+        worths.append(float(gaps.mean()))
+    return _mean(worths)
 
 
 def _over_documents(
@@ -304,11 +311,14 @@ def _over_documents(
         differing = residuals - residuals.mean(0)
         mean_square = float((differing**2).sum()) / (len(sides) - 1)
         variance = mean_square * documents / (documents - 1)
-        interaction = _mean([side.interaction for side in sides])
-        over_draws = _mean([float(side.draws.var(ddof=1)) / len(side.draws) for side in sides])
+        over_draws: list[float] = []
+        for side in sides:
+            draws_variance = float(side.draws.var(ddof=1))
+            over_draws.append(draws_variance / len(side.draws))
         # As in `Spread`: the interaction is in the draws already, and no negative estimate
         # narrows anything.
-        in_draws = min(interaction, over_draws)
+        interaction = _mean([side.interaction for side in sides])
+        in_draws = min(interaction, _mean(over_draws))
         added.append(max(0.0, variance - in_draws))
         degrees.append((len(sides) - 1.0) * (documents - 1.0))
     return np.array(added), np.array(degrees)
@@ -358,7 +368,8 @@ def _gap(table: Pairs, level: float, comparisons: int) -> Gap:
     """Return what the choice is worth by a table of all pairs."""
     tail = (1 - level) / (2 * comparisons)
     half = table.spread.half(1 - tail)
-    worst, best = np.unravel_index(int(table.values.argmax()), table.values.shape)
+    largest = int(table.values.argmax())
+    worst, best = np.unravel_index(largest, table.values.shape)
     distinct = ~np.eye(len(table.labels), dtype=bool)  # a set isn't compared with itself
     certain = float((table.values - half)[distinct].max())
     possible = float((table.values + half)[distinct].max())
@@ -374,7 +385,11 @@ def _gap(table: Pairs, level: float, comparisons: int) -> Gap:
 def _draws(
     sides: Mapping[str, Side], measured: Sequence[str]
 ) -> Float[np.ndarray, "draw measured"]:
-    return np.stack([sides[name].worse * sides[name].draws for name in measured], axis=1)
+    columns: list[Float[np.ndarray, " draw"]] = []
+    for name in measured:
+        side = sides[name]
+        columns.append(side.worse * side.draws)
+    return np.stack(columns, axis=1)
 
 
 def _mean(values: Sequence[float]) -> float:

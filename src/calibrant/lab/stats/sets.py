@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from operator import itemgetter
 from typing import Any, Final
 
 import numpy as np
@@ -159,14 +160,19 @@ def key_terms(
         ahead = weights[row]
         if len(profiles) > 1:
             ahead = ahead - np.delete(weights, row, axis=0).mean(0)
-        ordered = _largest_first(zip(words, ahead.tolist(), strict=True))
-        terms[name] = tuple((word, weight) for word, weight in ordered[:most] if weight > 0)
+        heaviest = _largest_first(zip(words, ahead.tolist(), strict=True))[:most]
+        terms[name] = tuple((word, weight) for word, weight in heaviest if weight > 0)
     return terms
 
 
 def _largest_first(numbers: Iterable[tuple[str, float]]) -> list[tuple[str, float]]:
     """Return named numbers, the largest first, and equal ones in the order of their names."""
-    return sorted(numbers, key=lambda named: (-named[1], named[0]))
+
+    def order(named: tuple[str, float]) -> tuple[float, str]:
+        name, number = named
+        return -number, name
+
+    return sorted(numbers, key=order)
 
 
 def _profile(store: Store, results: Results, draw: Draw) -> Mapping[str, Any] | None:
@@ -175,7 +181,8 @@ def _profile(store: Store, results: Results, draw: Draw) -> Mapping[str, Any] | 
     """
     content: bytes | None = None
     for run, record in results.records.items():
-        if record.run.tokens == draw.run.tokens and record.run.model == draw.run.model:
+        same_tokens = record.run.tokens == draw.run.tokens
+        if same_tokens and record.run.model == draw.run.model:
             content = store.file(run, PROFILE)
             if content is not None:
                 break
@@ -307,6 +314,9 @@ class _Matrices:
 
 _NO_MATRICES: Final = _Matrices({}, {}, {}, ())
 
+_Runs = Mapping[str, Mapping[int, _Matrices]]
+"""The matrices of a group's runs, by set and by the number of the draw."""
+
 
 def _about_means(inputs: Sequence[str]) -> Float[np.ndarray, "matrix feature"]:
     """Return the stored sizes of matrices' input features, in double precision, less the mean of
@@ -378,9 +388,7 @@ def _records(
                 yield cell, record
 
 
-def _agreements(
-    runs: Mapping[str, Mapping[int, _Matrices]], block: str
-) -> list[Float[np.ndarray, "set set"]]:
+def _agreements(runs: _Runs, block: str) -> list[Float[np.ndarray, "set set"]]:
     """Return for each draw which share of the block's mask bits every two sets have in common."""
     found: list[Float[np.ndarray, "set set"]] = []
     for draws in _side_by_side(runs):
@@ -391,9 +399,7 @@ def _agreements(
     return found
 
 
-def _distances(
-    runs: Mapping[str, Mapping[int, _Matrices]], block: str
-) -> list[Float[np.ndarray, "set set"]]:
+def _distances(runs: _Runs, block: str) -> list[Float[np.ndarray, "set set"]]:
     """Return for each draw how far the block's input features of every two sets lie apart."""
     found: list[Float[np.ndarray, "set set"]] = []
     for draws in _side_by_side(runs):
@@ -408,9 +414,7 @@ def _distances(
     return found
 
 
-def _side_by_side(
-    runs: Mapping[str, Mapping[int, _Matrices]],
-) -> Iterator[list[_Matrices]]:
+def _side_by_side(runs: _Runs) -> Iterator[list[_Matrices]]:
     """Yield the draws of the same number of all sets; no matrices for a set that lacks it."""
     seeds: set[int] = set()
     for draws in runs.values():
@@ -426,14 +430,15 @@ def _table(sets: Sequence[Mapping[str, np.ndarray]]) -> Float[np.ndarray, "set n
     of another model's size, is NaN; where all are missing, so is everything.
     """
     present = [matrices for matrices in sets if matrices]
-    names: list[str] = []
+    shared: list[str] = []
     if present:
-        names = [name for name in present[0] if all(name in matrices for matrices in present)]
+        in_all = set(present[0]).intersection(*present)
+        shared = [name for name in present[0] if name in in_all]
     rows: list[np.ndarray | None] = []
     for matrices in sets:
         row = None
-        if matrices and names:
-            row = np.concatenate([matrices[name] for name in names])
+        if matrices and shared:
+            row = np.concatenate([matrices[name] for name in shared])
         rows.append(row)
     lengths = [len(row) for row in rows if row is not None]
     width = max(lengths, default=1)
@@ -455,7 +460,8 @@ def _mean(tables: Sequence[Float[np.ndarray, "..."]]) -> Float[np.ndarray, "..."
     known = np.isfinite(stacked)
     count = known.sum(0)
     total = np.where(known, stacked, 0.0).sum(0)
-    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
+    mean = total / np.maximum(count, 1)
+    return np.where(count > 0, mean, np.nan)
 
 
 @dataclass(frozen=True)
@@ -525,8 +531,9 @@ def overlaps(store: Store, results: Results) -> Iterator[MaskOverlap]:
 
 def mask_bits(weights: Sequence[Mapping[str, Any]]) -> Float[np.ndarray, " bit"]:
     """Return the sampled mask bits of a record's matrices, one after another."""
-    packed = bytes.fromhex("".join(str(weight["bits"]) for weight in weights))
-    return np.unpackbits(np.frombuffer(packed, np.uint8)).astype(np.float32)
+    digits = "".join(str(weight["bits"]) for weight in weights)
+    packed = np.frombuffer(bytes.fromhex(digits), np.uint8)
+    return np.unpackbits(packed).astype(np.float32)
 
 
 def _jaccard(
@@ -538,8 +545,9 @@ def _jaccard(
     sizes: Counter[int] = Counter()
     for draws in masks.values():
         sizes.update(len(bits) for bits in draws.values())
+    most = max(sizes.values())
     # Of sizes that equally many have, the largest.
-    size = max(sizes, key=lambda size: (sizes[size], size))
+    size = max(size for size, count in sizes.items() if count == most)
     rows: list[Float[np.ndarray, " bit"]] = []
     places: list[range] = []
     for draws in masks.values():
@@ -591,7 +599,8 @@ class Similarity:
             if other != name and math.isfinite(share):
                 known.append((other, share))
         # Sorting keeps the order of the sets among those that are as much alike.
-        return sorted(known, key=lambda pair: -pair[1])[:most]
+        known.sort(key=itemgetter(1), reverse=True)
+        return known[:most]
 
 
 def similarity(summaries: Sequence[SetSummary], groups: Sequence[Layers]) -> Similarity:

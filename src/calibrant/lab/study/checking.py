@@ -137,21 +137,29 @@ def where(path: Path) -> str:
     """Return a path as messages write it: `groups.small.data[2]`."""
     text = ""
     for step in path:
-        text += f"[{step}]" if isinstance(step, int) else f".{step}"
+        if isinstance(step, int):
+            text += f"[{step}]"
+        else:
+            text += f".{step}"
     return text.removeprefix(".")
 
 
 def short(value: Any) -> str:
     """Return a value for a message, never long."""
     text = brief(written(value))
-    return text if len(text) <= 60 else text[:60] + "…"
+    if len(text) > 60:
+        text = f"{text[:60]}…"
+    return text
 
 
 def listed(names: Iterable[Any], most: int = 12) -> str:
     """Return some names in words, so many at most."""
     texts = sorted(map(str, names))
     shown = ", ".join(texts[:most]) or "none"
-    return shown if len(texts) <= most else f"{shown} and {len(texts) - most} more"
+    more = len(texts) - most
+    if more > 0:
+        shown += f" and {more} more"
+    return shown
 
 
 def gathered(value: Any) -> Any:
@@ -353,9 +361,11 @@ class StudyReader:
         text = self.mistakes.tried(path, registry.text, raw)
         if text is None:
             return None
+        if reads_back(raw):
+            return raw
         # Identities are those of the study's file: an object that its text says otherwise, such as
         # with 1 for 1.0, is what its text says.
-        return raw if reads_back(raw) else self._once(key, text)
+        return self._once(key, text)
 
     def _set(self, path: Path, raw: Any) -> CalibrationSet | None:
         if isinstance(raw, CalibrationSet):
@@ -403,8 +413,10 @@ class StudyReader:
         if given.budget is None:
             alike = alike and given.samples == usual["samples"]
         if alike and not given.seed and given.part == "calibrate":
-            # In a study a budget is exact, also that of data that came as objects.
-            return CalibrationSet(given.expr, **usual) if given.at_most else given
+            if given.at_most:
+                # In a study a budget is exact, also that of data that came as objects.
+                return CalibrationSet(given.expr, **usual)
+            return given
         budget = [f"{name}={usual[name]}" for name in BUDGET if usual[name] is not None]
         self.mistakes.add(
             path,
@@ -416,9 +428,9 @@ class StudyReader:
     def _target(self, path: Path, raw: Any) -> Target | None:
         if isinstance(raw, Target):
             return raw
-        plain = isinstance(raw, str | int | float) and not isinstance(raw, bool)
-        given = raw if plain else short(raw)
-        return self.mistakes.tried(path, parse_target, given)
+        if isinstance(raw, bool) or not isinstance(raw, str | int | float):
+            raw = short(raw)
+        return self.mistakes.tried(path, parse_target, raw)
 
     def _whole(
         self, path: Path, raw: Any, noun: str, least: int, most: int = LARGEST
@@ -426,7 +438,9 @@ class StudyReader:
         whole = type(raw) is int  # True is no number here
         if whole and least <= raw <= most:
             return raw
-        allowed = f"at most {most:,}" if whole and raw > most else f"at least {least}"
+        allowed = f"at least {least}"
+        if whole and raw > most:
+            allowed = f"at most {most:,}"
         message = f"{noun} is {short(raw)}; it must be a whole number of {allowed}"
         self.mistakes.add(path, message)
         return None
@@ -436,7 +450,8 @@ class StudyReader:
             return allowed[allowed.index(raw)]
         names = [str(choice) for choice in allowed]
         hint = did_you_mean(str(raw), names)
-        self.mistakes.about(path, raw, f"is not known{hint}; choose one of {', '.join(names)}")
+        choices = ", ".join(names)
+        self.mistakes.about(path, raw, f"is not known{hint}; choose one of {choices}")
         return None
 
     # What is said once for the whole study.
@@ -565,7 +580,8 @@ class StudyReader:
         for axis in LISTS:
             raw = self.entries.get(axis)
             shared[axis] = self._axis(axis, (axis,), raw)
-            replaced = bool(groups) and all(axis in group for group in groups.values())
+            in_every_group = all(axis in group for group in groups.values())
+            replaced = bool(groups) and in_every_group
             if raw in NOTHING and not replaced:
                 lacking.append(axis)
         if not groups:
@@ -626,7 +642,8 @@ class StudyReader:
             value = read(place, given)
             text = str(value)
             if text in values:
-                self._add_twice(place, given, f"{text} ({where(places[text])})")
+                first_place = where(places[text])
+                self._add_twice(place, given, f"{text} ({first_place})")
             elif value is not None:
                 values[text] = value
                 places[text] = place

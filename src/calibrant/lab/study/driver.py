@@ -273,8 +273,11 @@ class Driver:
 
     def _measures_of(self, run_id: str) -> dict[str, str]:
         """The ids of a run's measurements by evaluator."""
-        work = self._work
-        return {text: measurement_id(run_id, *work.measures(text)) for text in work.evaluators}
+        ids: dict[str, str] = {}
+        for text in self._work.evaluators:
+            form, digest = self._work.measures(text)
+            ids[text] = measurement_id(run_id, form, digest)
+        return ids
 
     def _tokens(self, request: RunRequest) -> TokenBatch | None:
         """The token batch of a request, made by one driver for all.
@@ -506,7 +509,8 @@ class Driver:
         if self._alone or len(self._resolved) == len(self._sets):
             unused = [name for name in sizes if name not in used]
         no_longer_needed = [name for name in (*unused, *used) if name not in needed]
-        for name in surplus(sizes, no_longer_needed, int(self._work.limit_gb * 1e9)):
+        limit = int(self._work.limit_gb * 1e9)
+        for name in surplus(sizes, no_longer_needed, limit):
             # Another driver may be reading them at this moment.
             claim = self._store.claim(name)
             if claim is not None:
@@ -564,9 +568,9 @@ class Elsewhere:
         standing: list[Run] = []
         for record in self._found.get(identity_without_tokens(run), []):
             there = self._store.measured(record.run.id)
-            measured = set(measures(record.run.id).values()) <= there
+            needed = set(measures(record.run.id).values())
             same = _identity_without_text(record.data_facts, calibration) == facts_id
-            if measured and same:
+            if needed <= there and same:
                 standing.append(record.run)
         # Where there are several, always the first, so that methods mostly share a text.
         return min(standing, key=attrgetter("tokens"), default=None)
@@ -579,19 +583,28 @@ class Elsewhere:
                 record = self._store.record(name, False)
                 made_on = self._store.provenance(name).get("processor", "")
                 if record is not None and made_on not in ("", self._processor):
-                    self._found.setdefault(identity_without_tokens(record.run), []).append(record)
+                    alike = identity_without_tokens(record.run)
+                    self._found.setdefault(alike, []).append(record)
 
 
 def _chosen_by_model(calibration: CalibrationSet) -> list[bool]:
     """Of each part whether its text is written or chosen with the model's help."""
-    sources = [term.source for term in calibration.parts]
-    return [isinstance(source, Selector) and source.needs_model for source in sources]
+    chosen: list[bool] = []
+    for term in calibration.parts:
+        source = term.source
+        chosen.append(isinstance(source, Selector) and source.needs_model)
+    return chosen
 
 
 def _identity_without_text(facts: Mapping[str, Any], calibration: CalibrationSet) -> str:
     """The identity of what is known of tokens, but for the text that a model wrote or chose."""
-    parts: list[list[Any]] = []
-    for part, chosen in zip(facts.get("parts", []), _chosen_by_model(calibration), strict=False):
-        names = PART_FACTS if chosen else (*PART_FACTS, "digest")
-        parts.append([part.get(name) for name in names])
-    return identity([[facts.get(name) for name in REQUEST_FACTS], parts])
+    of_request = [facts.get(name) for name in REQUEST_FACTS]
+    of_parts: list[list[Any]] = []
+    known = facts.get("parts", [])
+    for part, chosen in zip(known, _chosen_by_model(calibration), strict=False):
+        of_part = [part.get(name) for name in PART_FACTS]
+        if not chosen:
+            # The text is the data's own, so it is the same everywhere.
+            of_part.append(part.get("digest"))
+        of_parts.append(of_part)
+    return identity([of_request, of_parts])

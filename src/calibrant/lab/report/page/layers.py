@@ -93,8 +93,8 @@ def _holes(groups: Sequence[Layers]) -> Iterator[str]:
             parts.append(f"holds nothing about {join_names(nothing)}")
         if some:
             parts.append(f"lacks {join_names(some)} in some places")
-        where = f"Of {_title(group)} this store" if len(groups) > 1 else "This store"
         if parts:
+            where = f"Of {_title(group)} this store" if len(groups) > 1 else "This store"
             yield f"{where} {' and '.join(parts)}. {MISSING}"
 
 
@@ -115,11 +115,16 @@ def _table(group: Layers) -> Iterator[tuple[str, tuple[str, ...]]]:
         return HOLE if math.isnan(value) else form.format(value)
 
     for number, block in enumerate(group.blocks):
-        masks = figure(100 * (1 - group.masks[0, 1, number]), "{:.1f} %")
-        statistics = figure(group.statistics[0, 1, number], "{:.3f}")
-        first_error = figure(100 * group.error[0, number], "{:.2f} %")
-        second_error = figure(100 * group.error[1, number], "{:.2f} %")
-        yield block, (masks, statistics, first_error, second_error)
+        differing = 1 - group.masks[0, 1, number]
+        distance = group.statistics[0, 1, number]
+        first_error, second_error = group.error[:2, number]
+        figures = (
+            figure(100 * differing, "{:.1f} %"),
+            figure(distance, "{:.3f}"),
+            figure(100 * first_error, "{:.2f} %"),
+            figure(100 * second_error, "{:.2f} %"),
+        )
+        yield block, figures
 
 
 def _title(group: Layers) -> str:
@@ -129,14 +134,16 @@ def _title(group: Layers) -> str:
 
 
 def _embedded(groups: Sequence[Layers], ids: Mapping[str, str]) -> dict[str, Any]:
-    every: list[str] = []
+    # The place of each set's name, in the order in which they first come.
+    places: dict[str, int] = {}
     for group in groups:
-        every.extend(group.sets)
-    names = list(dict.fromkeys(every))
-    places = {name: place for place, name in enumerate(names)}
+        for name in group.sets:
+            places.setdefault(name, len(places))
     runs: list[dict[str, Any]] = []
     for group in groups:
-        runs.append(_run(group, [places[name] for name in group.sets]))
+        own_places = [places[name] for name in group.sets]
+        runs.append(_run(group, own_places))
+    names = list(places)
     return {
         "spec": _spec(),
         "digits": DIGITS,

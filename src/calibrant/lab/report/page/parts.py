@@ -89,9 +89,8 @@ def run_table(contents: Contents) -> RunTable:
         stored_bits = reading.bits.get((cell.model, cell.method, cell.target))
         target, order = _shown_target(cell, record, stored_bits)
         stale = cell.run in reading.stale
-        rows.append(
-            RunRow(cell, target, order, tuple(values), stale, command(cell, record, budget))
-        )
+        commands = command(cell, record, budget)
+        rows.append(RunRow(cell, target, order, tuple(values), stale, commands))
     names = [measured.get(evaluator, evaluator) for evaluator in evaluators]
     heads = tuple(short(name, names) for name in names)
     settings: dict[str, str] = {}
@@ -229,14 +228,14 @@ def in_words(contents: Contents, summary: SetSummary) -> str:
     drawn = "once" if count == 1 else f"{count} times"
     sentences = [f"{summary.name} is {WORDS[summary.family]}: {size}, drawn {drawn}."]
     if summary.terms:
-        sentences.append(f"Its own words: {', '.join(word for word, _ in summary.terms[:6])}.")
+        own_words = [word for word, _ in summary.terms[:6]]
+        sentences.append(f"Its own words: {', '.join(own_words)}.")
     for ranking, entry in contents.places.get(summary.name, ())[:1]:
         sentences.append(_placed(ranking, entry))
     nearest: list[str] = []
     for measure, words in MEASURES.items():
-        near = contents.nearest(summary.name, measure, 1)
-        if near:
-            nearest.append(f"by {words}: {near[0][0]}")
+        for name, _ in contents.nearest(summary.name, measure, 1):
+            nearest.append(f"by {words}: {name}")
     if nearest:
         sentences.append(f"Most like it {'; '.join(nearest)}.")
     return " ".join(sentences)
@@ -265,8 +264,9 @@ def origin(part: Mapping[str, Any]) -> str:
     parts = [str(part.get("origin") or "")]
     hub = part.get("hub") or {}
     if hub:
-        config = hub.get("config")
-        name = f"{hub.get('id')} ({config})" if config else hub.get("id")
+        name = f"{hub.get('id')}"
+        if hub.get("config"):
+            name += f" ({hub['config']})"
         parts.append(f"on the hub: {name}, revision {hub.get('revision')}")
     parts.append(str(part.get("note") or ""))
     return "; ".join(part for part in parts if part)
@@ -284,9 +284,12 @@ def profile_rows(
 ) -> Iterator[tuple[str, str, str]]:
     """Yield what a set's text is like, in words, its number, and the median of all sets."""
     for kind, share in profile["characters"].items():
-        yield f"{kind} among all characters", f"{share:.1%}", f"{medians.get(kind, 0.0):.1%}"
+        median = medians.get(kind, 0.0)
+        yield f"{kind} among all characters", f"{share:.1%}", f"{median:.1%}"
     for key, words in NUMBERS.items():
-        yield words, f"{profile[key]:,.1f}", f"{medians.get(key, 0.0):,.1f}"
+        number = profile[key]
+        median = medians.get(key, 0.0)
+        yield words, f"{number:,.1f}", f"{median:,.1f}"
 
 
 def plain(number: object) -> str:

@@ -105,12 +105,13 @@ def against_sparsity(rankings: Sequence[Ranking]) -> Plot | None:
     ticks = tuple(sorted({spot.x for spot in spots}))
     axis = f"{mean}, {first.unit}"
     curves = CurvePanels(tuple(panels), across, up, "sparsity", axis, ticks, shares=True)
-    name = ["sparsity"]
+    name = ("sparsity",)
     if len(by_method) == 1:
-        name.extend(method for method, _ in by_method)
+        ((method, _),) = by_method
+        name = ("sparsity", method)
     title = f"{mean.capitalize()} over sparsity: {first.model}"
     words = _lines_in_words(title, first.unit, panels)
-    return _drawn(tuple(name), title, words, curves, caption)
+    return _drawn(name, title, words, curves, caption)
 
 
 def _scale(ranking: Ranking) -> tuple[str, bool]:
@@ -153,7 +154,8 @@ def _lines(rankings: Sequence[Ranking]) -> tuple[Curve, ...]:
     if len(sparsities) < 2:
         return ()
     coloured = _best_and_worst(rankings, family)
-    dashes = _dashes({name: kind for name, kind in family.items() if name in coloured})
+    coloured_family = {name: kind for name, kind in family.items() if name in coloured}
+    dashes = _dashes(coloured_family)
     pale: list[Curve] = []
     lines: list[Curve] = []
     for name, unordered in spots.items():
@@ -162,7 +164,8 @@ def _lines(rankings: Sequence[Ranking]) -> tuple[Curve, ...]:
             lines.append(Curve(name, family[name], dashes[name], ordered))
         else:
             bare = tuple(Spot(spot.x, spot.y) for spot in ordered if not spot.apart)
-            pale.append(Curve(name, family[name], 0, bare, marked=False, plain=True, label=False))
+            line = Curve(name, family[name], 0, bare, marked=False, plain=True, label=False)
+            pale.append(line)
     # Pale lines come first, so that the others are drawn over them.
     return (*pale, *lines)
 
@@ -199,11 +202,12 @@ def _lines_in_words(title: str, unit: str, panels: Iterable[tuple[str, Sequence[
     for name, lines in panels:
         each: list[str] = []
         for line in lines:
-            spots: list[str] = []
+            numbers: list[str] = []
             for spot in line.spots:
                 where = spot.note or share(spot.x)
-                spots.append(f"at {where} {signed(spot.y)}{spread(spot.interval)}")
-            each.append(f"{line.name} {', '.join(spots)}")
+                number = f"{signed(spot.y)}{spread(spot.interval)}"
+                numbers.append(f"at {where} {number}")
+            each.append(f"{line.name} {', '.join(numbers)}")
         parts.append(f"With {name}: {'; '.join(each)}")
     return sentence(parts)
 
@@ -237,7 +241,8 @@ def against_tokens(ranking: Ranking, tokens: Mapping[str, int]) -> Plot | None:
         if entry.family != "control":
             inner.append(value)
     inner = inner or [spot.y for spot in spots]
-    most = max(inner) + OUTSIDE * (max(inner) - min(inner))
+    highest = max(inner)
+    most = highest + OUTSIDE * (highest - min(inner))
     within = [spot for spot in spots if spot.y <= most]
     reach = reached((spot.y for spot in within), (spot.interval for spot in within))
     across = axis_of(counts, 560, room=0.06)
@@ -278,7 +283,8 @@ def layer_errors(layers: Layers) -> Plot | None:
         return fmean(filter(math.isfinite, errors[name]))
 
     order = sorted(errors, key=mean)
-    names = order if len(order) <= FEW else [order[0], order[-1]]
+    crowded = len(order) > FEW
+    names = [order[0], order[-1]] if crowded else order
     family = {name: layers.families.get(name, "own") for name in order}
     dashes = _dashes({name: family[name] for name in names})
     marked = len(layers.blocks) <= 40
@@ -287,7 +293,7 @@ def layer_errors(layers: Layers) -> Plot | None:
         spots = [Spot(float(block), value) for block, value in enumerate(errors[name])]
         lines.append(Curve(name, family[name], dashes[name], tuple(spots), marked=marked))
     band: list[tuple[float, float, float]] = []
-    if len(order) > FEW:
+    if crowded:
         middle: list[Spot] = []
         for block, (low, median, high) in enumerate(layers.error_range.T.tolist()):
             if math.isfinite(median):
@@ -312,7 +318,8 @@ def layer_errors(layers: Layers) -> Plot | None:
     curves = CurvePanels((panel,), across, up, "block", axis, band=tuple(band))
     where = f"{layers.model}, {layers.method} at {describe_target(layers.target)}"
     title = f"Output error by block: {where}"
-    words = _errors_in_words(title, layers.blocks, {name: errors[name] for name in order})
+    ordered = {name: errors[name] for name in order}
+    words = _errors_in_words(title, layers.blocks, ordered)
     return _drawn(("layers", layers.method, layers.target), title, words, curves, caption)
 
 
@@ -344,8 +351,16 @@ class Sized:
     @property
     def name(self) -> str:
         """Method, target and set."""
-        data = "" if self.entry.name == self.ranking.method else f" · {self.entry.name}"
-        return f"{self.ranking.method} {self.ranking.target}{data}"
+        words = f"{self.ranking.method} {self.ranking.target}"
+        # What looks at no data is called like its method.
+        if self.entry.name != self.ranking.method:
+            words += f" · {self.entry.name}"
+        return words
+
+    @property
+    def value(self) -> float:
+        """The mean."""
+        return self.entry.mean.value
 
 
 def against_size(rankings: Sequence[Ranking]) -> Plot | None:
@@ -374,15 +389,14 @@ def against_size(rankings: Sequence[Ranking]) -> Plot | None:
     spots: list[Spot] = []
     each: list[str] = []
     for result in sized:
-        mean = result.entry.mean
-        interval = ends(mean, result.ranking.level)
+        interval = ends(result.entry.mean, result.ranking.level)
         on_front = result in front
-        number = f"{signed(mean.value)}{spread(interval)}"
+        number = f"{signed(result.value)}{spread(interval)}"
         ending = ", on the front" if on_front else ""
         each.append(f"{result.name} {result.bits:.3g} bits, {number}{ending}")
         if not few:
             interval = None
-        spot = Spot(result.bits, mean.value, interval, apart=not on_front)
+        spot = Spot(result.bits, result.value, interval, apart=not on_front)
         spots.append(spot)
         label = few or on_front
         lines.append(Curve(result.name, result.entry.family, 0, (spot,), label=label))
@@ -416,7 +430,7 @@ def _stairs(front: Sequence[Sized]) -> tuple[Spot, ...]:
     for result in front:
         if steps:
             steps.append(Spot(result.bits, steps[-1].y))
-        steps.append(Spot(result.bits, result.entry.mean.value))
+        steps.append(Spot(result.bits, result.value))
     return tuple(steps)
 
 
@@ -424,10 +438,10 @@ def on_the_front(sized: Sequence[Sized]) -> list[Sized]:
     """Return what is better than everything that takes no more bits, the smallest first."""
 
     def order(result: Sized) -> tuple[float, float]:
-        return result.bits, result.entry.mean.value
+        return result.bits, result.value
 
     front: list[Sized] = []
     for result in sorted(sized, key=order):
-        if not front or result.entry.mean.value < front[-1].entry.mean.value:
+        if not front or result.value < front[-1].value:
             front.append(result)
     return front

@@ -41,6 +41,9 @@ WIDEST: Final = 96
 HEAD: Final = 13
 """Pixels from one line of a head to the next."""
 
+PADDING: Final = 6
+"""Pixels that a line of a head leaves free in its column."""
+
 
 @dataclass(frozen=True)
 class _Heat:
@@ -71,17 +74,20 @@ class _Heat:
         """
         longest = 0
         for lines in self._folded:
-            longest = max([longest, *map(len, lines)])
-        return min(WIDEST, max(CELL, int(longest * LETTER) + 6))
+            for line in lines:
+                longest = max(longest, len(line))
+        needed = int(longest * LETTER) + PADDING
+        return min(WIDEST, max(CELL, needed))
 
     @cached_property
     def _folded(self) -> list[list[str]]:
         """The heads in lines."""
-        room = int((WIDEST - 6) / LETTER)
+        usual = int((CELL - PADDING) / LETTER)
+        most = int((WIDEST - PADDING) / LETTER)
         heads: list[list[str]] = []
         for head in self.heads:
-            lines = folded(head, int((CELL - 6) / LETTER))
-            heads.append([cut(line, room) for line in lines])
+            lines = folded(head, usual)
+            heads.append([cut(line, most) for line in lines])
         return heads
 
     def x(self, column: int) -> float:
@@ -148,7 +154,8 @@ class _Heat:
         inks = [f"var(--heat-ink-{step})" for step in range(STEPS)]
         ground = alt.Scale(type="threshold", domain=list(self.thresholds), range=grounds)
         fill = alt.Fill("v:Q", scale=ground, legend=None)
-        ink = alt.Color("s:O", scale=alt.Scale(domain=list(range(STEPS)), range=inks), legend=None)
+        by_step = alt.Scale(domain=list(range(STEPS)), range=inks)
+        ink = alt.Color("s:O", scale=by_step, legend=None)
         size = {"width": self.cell - 2, "height": self.height - 2}
         small = 11 if roomy else 10
         names = 12 if roomy else 10
@@ -162,14 +169,17 @@ class _Heat:
             text("hole", x, y, color="var(--soft)", align="center", fontSize=small),
             text("name", alt.XValue(-8), y, align="right", fontSize=names),
         ]
-        for above in range(max(map(len, self._folded))):
-            layers.append(text(f"head-{above}", x, alt.YValue(-8 - HEAD * above), align="center"))
+        most_lines = max(map(len, self._folded))
+        for above in range(most_lines):
+            line_y = alt.YValue(-8 - HEAD * above)
+            layers.append(text(f"head-{above}", x, line_y, align="center"))
         layers += [
             text("key-title", alt.XValue(0), alt.YValue(height + 22), color="var(--soft)"),
             layer("key", "rect", key, width=self.cell - 2, height=18),
             layer("key", "text", {**number, "y": key_y}, fontSize=11),
         ]
-        cells = layered(layers, {kind for kind, _ in layers}, self.cell * (last + 1), height)
+        kinds = {kind for kind, _ in layers}
+        cells = layered(layers, kinds, self.cell * (last + 1), height)
         cells.data = alt.NamedData(name="cells")
         return cells
 
@@ -187,14 +197,15 @@ def kept(ranking: Ranking) -> Plot | None:
     """
     entries = (*ranking.entries, *ranking.baselines, *ranking.partial)
     columns = list(ranking.measured)
-    if len(columns) > 1 and any(MEAN in entry.share_kept for entry in entries):
+    mean_known = any(MEAN in entry.share_kept for entry in entries)
+    if len(columns) > 1 and mean_known:
         columns.insert(0, MEAN)
     every = _shares(entries, columns)
     if not every:
         return None
     # The colours are for sets with content: a control may be far below them.
-    ordinary = _shares([entry for entry in ranking.entries if not entry.control], columns)
-    values = ordinary or every
+    with_content = [entry for entry in ranking.entries if not entry.control]
+    values = _shares(with_content, columns) or every
     thresholds = _thresholds(min(values), max(values))
     heat = _Heat(ranking, entries, tuple(columns), thresholds)
     where = setting_words(ranking)
@@ -231,7 +242,9 @@ def _thresholds(low: float, high: float) -> tuple[float, ...]:
     for factor in (2, 5, 10):
         if step < least:
             step = factor * scale
-    first = round((low + high) / 2 / step - (STEPS - 2) / 2)
+    # As many are below the middle as above it.
+    middle = (low + high) / 2
+    first = round(middle / step - (STEPS - 2) / 2)
     return tuple(round((first + number) * step, 12) for number in range(STEPS - 1))
 
 
@@ -256,8 +269,9 @@ def _kept_in_words(heat: _Heat, title: str) -> str:
             mark = "*" if column in entry.best_on else ""
             each.append(f"{entry.name} {share(estimate.value)}{mark}")
         where = "Mean" if column == MEAN else f"On {head}"
+        shares = ", ".join(each) or "nothing"
         holes = f"; no number for {', '.join(lacking)}" if lacking else ""
-        parts.append(f"{where}: {', '.join(each) or 'nothing'}{holes}")
+        parts.append(f"{where}: {shares}{holes}")
     return sentence(parts)
 
 
@@ -306,14 +320,15 @@ class _Routers:
         for row, block in enumerate(self.first.blocks):
             top = self._top(row)
             yield {"k": "block", "y": top + ROW / 2, "t": f"block {block}"}
-            for line, name in enumerate(sets):
-                yield {"k": "set", "y": top + (line + 0.5) * ROW, "t": cut(name)}
+            middles = [top + (line + 0.5) * ROW for line in range(len(sets))]
+            for name, middle in zip(sets, middles, strict=True):
+                yield {"k": "set", "y": middle, "t": cut(name)}
             for panel, group in enumerate(self.groups):
-                for line, name in enumerate(sets):
+                left = self._left(panel)
+                for name, middle in zip(sets, middles, strict=True):
                     shares = group.kept[group.sets.index(name), row]
-                    middle = top + (line + 0.5) * ROW
                     for expert, value in enumerate(shares):
-                        across = round(self._left(panel) + (expert + 0.5) * self.cell, 3)
+                        across = round(left + (expert + 0.5) * self.cell, 3)
                         yield {"k": "cell", "y": middle, "x": across, "v": round(float(value), 3)}
         for panel, head in enumerate(self.heads):
             if head:
@@ -334,7 +349,8 @@ class _Routers:
         width, height = self.size
         x = alt.X("x:Q", axis=None, scale=_exact(0, width))
         y = alt.Y("y:Q", axis=None, scale=_exact(height, 0))
-        shade = alt.FillOpacity("v:Q", scale=alt.Scale(domain=[0, 1], range=[0, 1]), legend=None)
+        as_it_is = alt.Scale(domain=[0, 1], range=[0, 1])
+        shade = alt.FillOpacity("v:Q", scale=as_it_is, legend=None)
         place = {"x": x, "y": y}
         shaded = {**place, "fillOpacity": shade}
         # Between squares that are large enough is a gap.
@@ -347,7 +363,8 @@ class _Routers:
             text("set", alt.XValue(-8), y, align="right", fontSize=10, color="var(--soft)"),
             text("block", alt.XValue(-NAME), y, align="right", fontSize=11),
         ]
-        cells = layered(layers, {kind for kind, _ in layers}, width, height)
+        kinds = {kind for kind, _ in layers}
+        cells = layered(layers, kinds, width, height)
         cells.data = alt.NamedData(name="cells")
         return cells
 
@@ -400,8 +417,9 @@ def _routers_in_words(drawn: _Routers, title: str) -> str:
         for place, name in enumerate(group.sets):
             blocks: list[str] = []
             for row, block in enumerate(group.blocks):
-                shares = enumerate(group.kept[place, row])
-                whole = [str(expert) for expert, value in shares if value == 1]
-                blocks.append(f"{block}: {', '.join(whole) or 'none'}")
+                shares = group.kept[place, row]
+                whole = [str(expert) for expert, value in enumerate(shares) if value == 1]
+                experts = ", ".join(whole) or "none"
+                blocks.append(f"{block}: {experts}")
             parts.append(f"{lead}{name}: every draw keeps, by block, {'; '.join(blocks)}")
     return sentence(parts)

@@ -23,9 +23,9 @@ def worth(sensitivities: Sequence[Sensitivity], narrow: bool = False) -> Plot | 
     A `narrow` one, for a telephone, has the first panel alone. What isn't measured in the first
     one's unit is left out.
     """
-    first = sensitivities[0] if sensitivities else None
-    if first is None:
+    if not sensitivities:
         return None
+    first = sensitivities[0]
     alike = [found for found in sensitivities if found.unit == first.unit]
     ordered = sorted(alike, key=_order)
     ways = {(found.method, found.target) for found in ordered}
@@ -37,7 +37,8 @@ def worth(sensitivities: Sequence[Sensitivity], narrow: bool = False) -> Plot | 
             name += f", {found.propagate}"
         rows.append(PanelRow(name))
     panels = [_panel("worst less best set", ordered, first.unit)]
-    if all(found.increase and found.share for found in ordered) and not narrow:
+    shares_known = all(found.increase and found.share for found in ordered)
+    if shares_known and not narrow:
         panels.append(_panel("as a share of the increase", ordered))
     level = percent(first.level)
     title = f"What the choice of calibration set is worth: {first.model}"
@@ -84,7 +85,8 @@ def _in_words(title: str, unit: str, ordered: Sequence[Sensitivity]) -> str:
     each: list[str] = []
     for found in ordered:
         number = f"{plainly(found.worth)}{spread(found.worth_interval)}"
-        words = f"{found.method} {found.target} {number}, chance {plainly(found.by_chance)}"
+        chance = plainly(found.by_chance)
+        words = f"{found.method} {found.target} {number}, chance {chance}"
         if found.share is not None:
             words += f", {share(found.share)} of the increase"
         each.append(words)

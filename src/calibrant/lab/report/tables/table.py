@@ -126,12 +126,10 @@ class Table:
         for row in self.rows:
             figures = tuple(row.figures[index] for index in columns)
             rows.append(replace(row, figures=figures))
-        gone: list[str] = []
-        for index, column in enumerate(self.columns):
-            if index not in columns:
-                gone.append(f"{column.head}:")
+        gone = [column for index, column in enumerate(self.columns) if index not in columns]
         # What explains a column goes with it.
-        legend = tuple(part for part in self.legend if not part.startswith(tuple(gone)))
+        explained = tuple(f"{column.head}:" for column in gone)
+        legend = tuple(part for part in self.legend if not part.startswith(explained))
         kept = tuple(self.columns[index] for index in columns)
         return replace(self, columns=kept, rows=tuple(rows), legend=legend)
 
@@ -235,7 +233,8 @@ class _RankingRows:
         ranking = self._ranking
         if self._way == "increase" or ranking.dense is None:
             return "mean"
-        if self._way == "kept" and any("mean" in entry.share_kept for entry in ranking.entries):
+        kept_known = any("mean" in entry.share_kept for entry in ranking.entries)
+        if self._way == "kept" and kept_known:
             return "mean"
         return "mean increase"
 
@@ -327,7 +326,8 @@ class _RankingRows:
         alike: dict[str, list[str]] = {}
         for measured in ranking.measured:
             better = ranking.better.get(measured, "lower")
-            scale = f"in {ranking.units.get(measured, '')}, {better} is better"
+            unit = ranking.units.get(measured, "")
+            scale = f"in {unit}, {better} is better"
             alike.setdefault(scale, []).append(short(measured, ranking.measured))
         parts = [f"{join_names(names)} {scale}" for scale, names in alike.items()]
         return f" ({'; '.join(parts)})"
