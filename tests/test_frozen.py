@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tools.freeze import EXACT, NEARLY, README, Frozen, difference, freeze, read, same
+from tools.freeze import EXACT, NEARLY, README, Frozen, add, difference, freeze, read, same
 
 from tests.frozen import comparison, requests, stores, texts
 
@@ -93,6 +93,21 @@ def test_what_would_be_another_thing_is_overwritten_with_a_reason_alone(
     assert read("one.json", folder) == changed
     assert read("two.json.xz", folder) == {"c": "3", "d": "new"}
     assert "a better rule" in (folder / README).read_text().splitlines()[-1]
+
+
+def test_what_is_new_is_added_and_where_something_else_changed_it_says_what_to_do(folder: Path):
+    new = [Frozen("one.json", given(a=1, b=[2.0], d=4)), Frozen("two.json.xz", given(c="3"))]
+    assert add(new, folder) == []
+    assert read("one.json", folder) == {"a": 1, "b": [2.0], "d": 4}
+    before = (folder / "one.json").read_bytes()
+    for name, other in (("a", {"b": [2.0], "d": 4}), ("b", {"a": 1, "b": [3.0], "d": 4})):
+        assert add([Frozen("one.json", given(**other))], folder) == [], "the tests tell of that"
+        (sentence,) = add([Frozen("one.json", given(**other, e="new"))], folder)
+        assert "one.json" in sentence
+        assert repr(name) in sentence
+        assert "'e'" in sentence
+        assert "--revision" in sentence
+        assert (folder / "one.json").read_bytes() == before
 
 
 def test_numbers_are_the_same_within_their_tolerance_alone():

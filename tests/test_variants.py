@@ -265,3 +265,49 @@ def test_part_of_a_batch_is_whole_sequences_at_equal_distances_and_of_a_mix_a_pa
     assert few.mass == pytest.approx(sum(part.mass for _, part in few.sets))
     assert torch.equal(few.ids, torch.cat([part.ids for _, part in few.mixed]))
     assert [len(part.ids) for _, part in rest.mixed] == [3, 3]
+
+
+def test_of_a_mix_no_token_is_lost_where_one_part_is_cut() -> None:
+    """Full windows of one set are cut to the tokens that are wanted, padded ones of another aren't.
+    Only answers count, which stand at the end of each sequence.
+    """
+    full, padded = batch_of(padded=False, seed=1), batch_of(seed=2)
+    # The first sequence is the one that is chosen: of 29 tokens.
+    padded = replace(
+        padded,
+        ids=padded.ids.flip(0),
+        mask=padded.mask.flip(0),
+        weights=padded.weights.flip(0),
+    )
+    full = replace(full, weights=full.weights * (torch.arange(40) >= 10))
+    padded = replace(padded, weights=padded.weights * (torch.arange(40) >= 24))
+    factors = factors_of((0.25, 0.75), (full, padded))
+    mix = TokenBatch(
+        torch.cat([full.ids, padded.ids]),
+        torch.cat([full.mask, padded.mask]),
+        torch.cat([full.weights * factors[0], padded.weights * factors[1]]),
+        "sha256:m",
+        {},
+        mixed=((factors[0], full), (factors[1], padded)),
+    )
+    few, _ = divided(mix, 32)
+    of_full, of_padded = (part for _, part in few.mixed)
+    assert (of_full.ids.shape, of_padded.ids.shape) == ((1, 16), (1, 40))
+    assert torch.equal(few.ids[few.mask], torch.cat([full.ids[0, :16], padded.ids[0, :29]]))
+    assert few.weights[0].double().sum() / few.mass == pytest.approx(0.25, rel=1e-7)
+    # In float64: each set's own mean, times its share.
+    model = tiny_model("llama")
+    expected = 0.0
+    for share, ids, weights in (
+        (0.25, full.ids[:1, :16], full.weights[0, 1:16]),
+        (0.75, padded.ids[:1, :29], padded.weights[0, 1:29]),
+    ):
+        with torch.no_grad():
+            log_p = model.double()(ids, use_cache=False).logits[0, :-1].log_softmax(-1)
+        nats = -log_p.gather(1, ids[0, 1:, None])[:, 0]
+        expected += share * float((nats * weights.double()).sum() / weights.double().sum())
+    model.float()
+    assert loss(view(model), few) == pytest.approx(expected, rel=1e-6)
+    assert loss(view(model), replace(few, mixed=())) == pytest.approx(expected, rel=1e-6), (
+        "one walk sees what the mix says"
+    )

@@ -28,6 +28,9 @@ ROUGHLY: Final = 1e-4
 """For sums of numbers that went through a model, in float32."""
 
 REFUSAL: Final = "frozen, and would be another thing now; say why with --revision REASON"
+WITH_REASON: Final = (
+    "put back what changed or is gone by mistake, else run python -m tools.freeze --revision REASON"
+)
 SHOWN: Final = 5
 """Names in a message at most."""
 
@@ -154,18 +157,26 @@ def freeze(frozen: Sequence[Frozen], folder: Path = FROZEN, reason: str = "") ->
     return told
 
 
-def add(folder: Path = FROZEN) -> list[str]:
-    """Write names that are new, and return a line for each file that has some; what was frozen
-    stays, for the tests to tell."""
-    told = list[str]()
-    for file in files():
-        before, made = read(file.name, folder), _plain(file.now())
-        new = {name: value for name, value in made.items() if name not in before}
-        # Of a class whose revision was raised the old numbers are gone: that is no addition.
-        if new and not difference(before, made, file.tolerance).breaks:
-            _write(folder / file.name, {**before, **new})
-            told.append(f"{file.name}: {len(new)} new")
-    return told
+def add(frozen: Sequence[Frozen], folder: Path = FROZEN) -> list[str]:
+    """Write names that are new; what was frozen stays, for the tests to tell.
+
+    Return a sentence for each file whose new names aren't written, because something else in it
+    changed or is gone. New numbers of a class whose revision was raised look like that: the old
+    ones are gone, and a reason is wanted.
+    """
+    held_back = list[str]()
+    for file in frozen:
+        before = read(file.name, folder)
+        made = _plain(file.now())
+        differs = difference(before, made, file.tolerance)
+        if not differs.new:
+            continue
+        if differs.breaks:
+            held_back.append(f"{file.name}: {differs}; nothing of it is added: {WITH_REASON}")
+            continue
+        new = {name: made[name] for name in differs.new}
+        _write(folder / file.name, {**before, **new})
+    return held_back
 
 
 def _plain(entries: Iterable[tuple[str, Any]]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ torch.
 import copy
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,14 @@ import pytest
 import torch
 
 from calibrant.allocations import allocations
+from calibrant.allocations.evolved import _Candidates
 from calibrant.compress import Recipe, UntouchedModel, prune, quantize
 from calibrant.compress.loop import allocated
+from calibrant.compress.matrices import edits_of
 from calibrant.data import CalibrationSet, TokenBatch
+from calibrant.edits import Replace
 from calibrant.errors import SpecError
+from calibrant.methods import methods
 from calibrant.models import Opened, open_model, view
 from calibrant.results.outcomes import Journal
 from calibrant.targets import parse_target
@@ -60,7 +65,9 @@ def diverged(opened: Opened, batch: TokenBatch, shares: Sequence[float]) -> floa
             flat[flat.abs().argsort(stable=True)[: int(round(share * 10) * len(flat) // 10)]] = 0
             matrix.data = flat.reshape(matrix.shape)
     after = distributions(model, batch)
-    return float((before.exp() * (before - after)).sum(-1).mean())
+    weights = batch.weights[:, 1:].double()
+    divergences = (before.exp() * (before - after)).sum(-1)
+    return float((divergences * weights).sum() / weights.sum())
 
 
 def test_the_best_of_all_shares_is_found(folder: Path, opened: Opened, batch: TokenBatch) -> None:
@@ -130,6 +137,49 @@ def test_the_mean_is_what_was_asked_for_and_the_course_is_told_and_noted(
         [48, 192],
     )
     assert notes["measured"] > len(notes["course"])
+
+
+def test_a_token_of_weight_0_has_no_say(opened: Opened, batch: TokenBatch) -> None:
+    answers = batch.weights * (torch.arange(24) >= 16)
+    weighed = replace(batch, weights=answers)
+    recipe = Recipe.parse(
+        "magnitude", 0.5, allocation="evolved(levels=1, step=0.2, tokens=[192], generations=2)"
+    )
+    notes: dict[str, Any] = {}
+    seen = view(opened.model)
+    targets = allocated(UntouchedModel(opened, seen, weighed), recipe, Journal(), notes)
+    shares = [float(targets[block.weights[0].name].amount or 0) for block in seen.blocks]
+    assert notes["best"] == pytest.approx(diverged(opened, weighed, shares), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("method", "target"),
+    [
+        ("rsq", "w4g16"),
+        ("rsq(importance=equal, expand=2)", "w4g16"),
+        ("robust(rounds=2, swaps=4, steps=2)", "0.5"),
+    ],
+)
+def test_a_level_is_what_the_method_makes_of_tokens_shown_as_it_wants_them(
+    opened: Opened, method: str, target: str
+) -> None:
+    both = CalibrationSet("0.5*python_docs + 0.5*random_tokens", samples=4, length=24)
+    untouched = UntouchedModel(opened, view(opened.model), both.tokens(opened.tokenizer))
+    level = parse_target(target)
+    job = untouched.job(level, Journal(), {})
+    built = methods.build(method)
+    made = _Candidates(job, built, [level])._variants
+    copies: dict[int, torch.Tensor] = {}
+    for _, compressed in made._ways:
+        for parameter, numbers in compressed.numbers:
+            copies[id(parameter)] = numbers
+    count = 0
+    for edit in edits_of(built, job):
+        assert isinstance(edit, Replace)
+        parameter = edit.weight.owner.get_parameter(edit.weight.key)
+        assert torch.equal(copies[id(parameter)], edit.compressed.weight)
+        count += 1
+    assert count == len(copies) == len(job.view.weights)
 
 
 def test_killed_while_it_searches_it_comes_to_the_same_model(folder: Path, tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from calibrant.evaluators._windows import ScoredWindow, summed_nats
 from calibrant.models import open_model, opened_of, will_be_changed
 from calibrant.testing import tiny_folder, tiny_gguf, tiny_model
 from calibrant.vllm import OpenInVllm, RunByVllm, opened_by_vllm, serving
-from calibrant.vllm.process import TOOLS
+from calibrant.vllm.process import TOOLS, on_gpu
 
 from tests.refusing import refused
 from tests.vllm_processes import PRETENDED, needs_real_vllm, processes
@@ -281,6 +281,43 @@ def test_on_a_gpu_vllm_takes_of_what_the_model_leaves(
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (60, 80))
     with OpenInVllm(opened) as in_vllm:
         assert in_vllm.run(8)._settings == {"gpu_memory_utilization": pytest.approx(0.675)}
+
+
+@pretended
+def test_vllm_takes_the_gpu_that_is_named(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    opened = open_model(folder)
+    gpu = torch.device("cuda:1")
+    monkeypatch.setattr(type(opened.model), "device", property(lambda model: gpu))
+    # The pretended vLLM has no such setting.
+    monkeypatch.setattr("calibrant.vllm.opening._settings", lambda opened: {})
+    with OpenInVllm(opened) as in_vllm:
+        in_vllm.run(8).continued([[3, 4, 5]], 4)
+        (process,) = processes()
+        assert process.environ()["CUDA_VISIBLE_DEVICES"] == "1"
+
+
+def test_a_gpu_is_told_by_its_place_among_those_that_are_seen_here(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert on_gpu("cuda:1") == {"CUDA_VISIBLE_DEVICES": "1"}
+    for device in ("auto", "cpu", "cuda", "mps"):
+        assert on_gpu(device) == {}
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3, GPU-8932f937")
+    assert on_gpu("cuda:0") == {"CUDA_VISIBLE_DEVICES": "3"}
+    assert on_gpu("cuda:1") == {"CUDA_VISIBLE_DEVICES": "GPU-8932f937"}
+    with refused(ModelError, "cuda:2"):
+        on_gpu("cuda:2")
+
+
+@pretended
+def test_the_gpu_that_evaluate_is_told_is_the_one_that_vllm_takes(
+    folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    with refused(ModelError, "cuda:1"):
+        evaluate(folder, tasks=LOSS, engine="vllm", device="cuda:1")
 
 
 @pytest.mark.skipif(find_spec("vllm") is not None, reason="vllm is installed")

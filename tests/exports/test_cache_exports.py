@@ -5,18 +5,24 @@ opens as.
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
+from calibrant.activations import Seen
 from calibrant.compress import quantize
 from calibrant.errors import OutputError
+from calibrant.methods import MatrixMethod, methods
 from calibrant.models import open_model
 from calibrant.models.rounded_cache import rounded_caches
+from calibrant.packed import Compressed
+from calibrant.targets import Grid, Target
 from calibrant.testing import tiny_folder
 
 from tests.models.refused import refusal_of
@@ -127,3 +133,32 @@ def test_inputs_that_are_rounded_beside_plain_weights_are_refused(tmp_path: Path
     with torch.no_grad():
         expected = done.model(IDS).logits
         assert torch.equal(open_model(str(out / NAME), "float32").model(IDS).logits, expected)
+
+
+@dataclass(frozen=True, repr=False)
+class Uncoded(MatrixMethod):
+    """Rounds weights as `rtn` does, and gives no codes."""
+
+    accepts: ClassVar[tuple[type[Target], ...]] = (Grid,)
+
+    def compress(self, weight: Tensor, seen: Seen, target: Target) -> Compressed:
+        rounded: Compressed = methods.build("rtn").compress(weight, seen, target)
+        return Compressed(rounded.weight)
+
+
+@pytest.mark.parametrize("before", ["", "kv_int8"])
+def test_weights_without_codes_are_refused_beside_a_rounded_cache(before: str, tmp_path: Path):
+    """Also where the model had that cache before, and the target says nothing of it."""
+    folder = str(tiny_folder(tmp_path / "model", "llama"))
+    data: dict[str, Any] = {"data": "python_docs", "samples": 4, "length": 32, "dtype": "float32"}
+    target = "w8+kv_fp8"
+    if before:
+        target = "w8"
+        quantize(folder, target=before, out=tmp_path / "before", **data)
+        folder = str(tmp_path / "before")
+    out = tmp_path / "out"
+    job: dict[str, Any] = {"method": Uncoded(), "out": out, "export": NAME, **data}
+    refused = refusal_of(quantize, folder, target=target, **job, kind=OutputError)
+    assert refused.subject == NAME
+    assert f"no codes in what {target} made" in str(refused)
+    assert not out.exists()

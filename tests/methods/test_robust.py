@@ -11,7 +11,7 @@ from torch import Tensor
 
 from calibrant import prune
 from calibrant.activations import Gram
-from calibrant.compress.matrices import joined
+from calibrant.methods._arrivals import joined
 from calibrant.methods._base import Sources
 from calibrant.methods.pruning.refined import Refined
 from calibrant.methods.pruning.robust import Robust

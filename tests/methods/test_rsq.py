@@ -10,11 +10,12 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from calibrant.activations import Gram
-from calibrant.compress.matrices import edits_of, turned
+from calibrant.compress.matrices import edits_of
 from calibrant.data import TokenBatch
 from calibrant.errors import ModelError
 from calibrant.job import Job
 from calibrant.methods import methods
+from calibrant.methods._arrivals import turned
 from calibrant.methods.quantization.rsq import spread
 from calibrant.models import ModelView, Opened, view
 from calibrant.targets import parse_target

@@ -20,6 +20,7 @@ from calibrant.data import divided
 from calibrant.errors import SpecError, TargetError
 from calibrant.job import Job
 from calibrant.methods import MatrixMethod, Method
+from calibrant.methods._arrivals import arrivals
 from calibrant.methods._base import MOST_CANDIDATES
 from calibrant.methods._searching import Choice, Space, Trials, climb
 from calibrant.models import Weight
@@ -224,7 +225,7 @@ class _Candidates:
         if self._job.view.residence.elsewhere:
             # Of all blocks they may be more than the device has room for.
             memory = torch.device("cpu")
-        for weight, seen in self._job.walk(self._method.observes):
+        for weight, seen in arrivals(self._method, self._job):
             for level_copies, target in zip(copies[weight.block], menu, strict=True):
                 compressed = self._method.compress(weight.get(), seen, target)
                 _write_into(level_copies, weight, compressed.weight, memory)

@@ -1,36 +1,20 @@
-"""The loop over the matrices of a model: what a method that knows tensors alone is shown of each,
-and the edit that comes of it.
+"""The loop over the matrices of a model: the edit that comes of what a method that knows tensors
+alone is shown of each.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
-from functools import reduce
-from operator import add
+from collections.abc import Iterator, Mapping
 
-import torch
-from jaxtyping import Float
-from torch import Tensor
-
-from calibrant.activations import Gram, Seen
-from calibrant.data import TokenBatch
 from calibrant.edits import Edit, Replace
 from calibrant.edits.shared_scales import sharing_scales
 from calibrant.errors import SpecError
 from calibrant.job import Job
 from calibrant.methods import MatrixMethod, Method
-from calibrant.methods._base import Sources
-from calibrant.methods._model_method import (
-    ModelMethod,
-    check_matrices,
-    check_one_process,
-    failing_at,
-)
-from calibrant.models import ModelView, Weight
+from calibrant.methods._arrivals import arrivals
+from calibrant.methods._model_method import ModelMethod, check_matrices, failing_at
+from calibrant.models import ModelView
 from calibrant.system.clock import spent_on
 from calibrant.system.products import full_speed
 from calibrant.targets import Target
-from calibrant.walk.attention import BlockCall, Weigh, attention_received
-from calibrant.walk.walking import together
 
 
 def edits_of(method: Method, job: Job) -> Iterator[Edit]:
@@ -69,118 +53,8 @@ def check_model(
         check_matrices(view, targets)
 
 
-def arrivals(method: MatrixMethod, job: Job) -> Iterator[tuple[Weight, Seen]]:
-    """Return the matrices that are still to be compressed, each with what it saw. Tokens are shown
-    as the method's `token_use` says. Raises `SpecError` for a method that can't be shared by
-    several processes.
-    """
-    token_use = method.token_use
-    if token_use.one_process:
-        check_one_process(method, job)
-    if token_use.sources_apart:
-        return _sources_apart(method, job)
-    if token_use.turns > 1 and job.batch is not None:
-        # Stored statistics are those of sequences that aren't turned.
-        job = replace(job, batch=turned(job.batch, token_use.turns), statistics=None)
-    weigh = _by_attention(method) if token_use.by_attention else None
-    return job.walk(method.observes, weigh)
-
-
-def parts_of(batch: TokenBatch) -> list[tuple[float, TokenBatch]]:
-    """Return the tokens of each source of a batch, with its share: the parts of a mix or of a sum.
-    A batch of one source is its only part.
-    """
-    parts: list[tuple[float, TokenBatch]] = []
-    if batch.mixed:
-        for facts, (_, part) in zip(batch.facts["mix"], batch.mixed, strict=True):
-            parts.append((facts["weight"], part))
-        return parts
-    # Of a sum the sequences stand source by source, one after the other.
-    start = 0
-    for facts in batch.facts["parts"]:
-        rows = slice(start, start + facts["sequences"])
-        part = replace(
-            batch,
-            ids=batch.ids[rows],
-            mask=batch.mask[rows],
-            weights=batch.weights[rows],
-            pads=None,
-        )
-        parts.append((facts["share"], part))
-        start = rows.stop
-    return parts
-
-
-def joined(seen: Sequence[Seen | None], shares: Sequence[float]) -> Seen:
-    """Return what a matrix saw of all sources together, each counted by its share, and the Grams of
-    the single ones in `Sources`. A source that didn't reach the matrix (None) isn't among them.
-    """
-    scaled: list[Seen] = []
-    for source_seen, share in zip(seen, shares, strict=True):
-        if source_seen is not None:
-            # Divided by the mass that arrived: a source counts by its share, however many tokens
-            # it has.
-            scaled.append(source_seen * (share / source_seen[Gram].mass))
-    total = reduce(add, scaled)
-    return Seen({**total, Sources: Sources([source_seen[Gram] for source_seen in scaled])})
-
-
-def turned(batch: TokenBatch, times: int) -> TokenBatch:
-    """Return the sequences `times` over. In each repetition the real tokens are moved on by another
-    `times`-th of the sequence, and those that fall off its end come to its beginning.
-    """
-    lengths = batch.mask.sum(1, keepdim=True)
-    # An order with the real tokens first; it is stable, so that they keep theirs.
-    real_first = (~batch.mask).long().argsort(dim=1, stable=True)
-    positions = torch.arange(batch.ids.shape[1])[None].expand_as(batch.ids)
-
-    def all_turns(numbers: Tensor) -> Tensor:
-        numbers = numbers.gather(1, real_first)
-        turns: list[Tensor] = []
-        for turn in range(times):
-            # Where the token at each position comes from; padding stays where it is.
-            origins = (positions - turn * lengths // times) % lengths.clamp_min(1)
-            turns.append(numbers.gather(1, origins.where(positions < lengths, positions)))
-        return torch.cat(turns)
-
-    return replace(
-        batch,
-        ids=all_turns(batch.ids),
-        mask=all_turns(batch.mask),
-        weights=all_turns(batch.weights),
-        pads=None if batch.pads is None else all_turns(batch.pads),
-        mixed=tuple((factor / times, turned(part, times)) for factor, part in batch.mixed),
-    )
-
-
 def _matrix_method(method: Method) -> MatrixMethod:
     if not isinstance(method, MatrixMethod):
         problem = f"{method} is neither a MatrixMethod nor a ModelMethod"
         raise SpecError(f"{problem}; let its class inherit one of them", subject=str(method))
     return method
-
-
-def _sources_apart(method: MatrixMethod, job: Job) -> Iterator[tuple[Weight, Seen]]:
-    """Walk through the model with each source by itself, but in step: a matrix is compressed when
-    all sources have reached it, and so all go on with the same weights.
-    """
-    parts = parts_of(job.batch) if job.batch is not None else []
-    shares = [share for share, _ in parts]
-    walks = [replace(job, batch=part, statistics=None).walk(method.observes) for _, part in parts]
-    last: list[Seen | None] = []
-    total = Seen({})
-    for weight, by_source in together(job.view, walks):
-        # Matrices that share their inputs are given one object, so it is joined once for them.
-        if list(map(id, by_source)) != list(map(id, last)):
-            last = by_source
-            total = joined(by_source, shares)
-        yield weight, total
-
-
-def _by_attention(method: MatrixMethod) -> Weigh:
-    """What weighs the tokens of a block by the attention that they receive, as the method says."""
-
-    def weigh(call: BlockCall) -> Float[Tensor, "sample position"]:
-        return method.token_weights(attention_received(call), call.real)
-
-    return weigh

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from calibrant.data.calibration import TokenBatch, factors_of
 
@@ -134,19 +135,23 @@ def _picked(batch: TokenBatch, places: Tensor) -> TokenBatch:
 
 
 def _joined(batch: TokenBatch, parts: Sequence[TokenBatch]) -> TokenBatch:
-    """Return parts of the sets of a mix as one batch, all as wide as the narrowest. Each set keeps
-    its share.
+    """Return parts of the sets of a mix as one batch. Each set keeps its share, and narrower parts
+    are padded: no token is lost.
     """
     factors = factors_of((share for share, _ in batch.sets), parts)
-    width = min(part.ids.shape[1] for part in parts)
-    narrow = [_cut(part, width) for part in parts]
+    width = max(part.ids.shape[1] for part in parts)
+    ids: list[Tensor] = []
+    mask: list[Tensor] = []
     weights: list[Tensor] = []
-    for part, factor in zip(narrow, factors, strict=True):
-        weights.append(part.weights * factor)
+    for part, factor in zip(parts, factors, strict=True):
+        padding = (0, width - part.ids.shape[1])
+        ids.append(pad(part.ids, padding))
+        mask.append(pad(part.mask, padding))
+        weights.append(pad(part.weights * factor, padding))
     return replace(
         batch,
-        ids=torch.cat([part.ids for part in narrow]),
-        mask=torch.cat([part.mask for part in narrow]),
+        ids=torch.cat(ids),
+        mask=torch.cat(mask),
         weights=torch.cat(weights),
         fingerprint="",
         pads=None,

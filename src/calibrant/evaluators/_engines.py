@@ -54,10 +54,10 @@ def check_engine(engine: str, tasks: list[Evaluator]) -> None:
             )
 
 
-def opened_by(engine: str, ref: str, dtype: str) -> Opened:
-    """Open a model as an engine runs it that isn't torch. `dtype` is for vLLM."""
+def opened_by(engine: str, ref: str, dtype: str, device: str) -> Opened:
+    """Open a model as an engine runs it that isn't torch. `dtype` and `device` are for vLLM."""
     if engine == "vllm":
-        return opened_by_vllm(ref, dtype)
+        return opened_by_vllm(ref, dtype, device)
     return opened_by_llama_cpp(ref)
 
 

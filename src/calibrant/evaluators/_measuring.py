@@ -197,7 +197,7 @@ def _open(
                 subject=option,
             )
     if by_another and not isinstance(model, Opened):
-        return opened_by(options.engine, name_of(model), options.dtype)
+        return opened_by(options.engine, name_of(model), options.dtype, options.device)
     names = [name_of(model)]
     if dense is not None and not is_object(dense):
         names.append(name_of(dense))

@@ -36,7 +36,16 @@ from calibrant.models.rounded_cache import rounded_caches
 from calibrant.models.rounded_inputs import INPUTS, RoundedInputs, rounding_modules
 from calibrant.packed import Codes, FloatCodes
 from calibrant.system.durable import usual_rights
-from calibrant.targets import E4M3, FloatGrid, Grid, InputGrid, SparseGrid, Target, WithCache
+from calibrant.targets import (
+    E4M3,
+    FloatGrid,
+    Grid,
+    InputGrid,
+    SparseGrid,
+    Target,
+    WithCache,
+    parse_target,
+)
 
 FOLDER: Final = "compressed_tensors"
 SCALE_TYPES: Final[Mapping[str, Mapping[str, str]]] = {
@@ -107,10 +116,12 @@ class CompressedTensors(Export):
                 packed[name] = form
                 grids[name] = form.scales.grid
         caches = rounded_caches(compressed.opened.model)
-        if not packed and not caches:
+        target = parse_target(compressed.record.run.target)
+        # A target that rounds the cache alone leaves weights as plain numbers.
+        cache_alone = isinstance(target.weights, WithCache) and bool(caches)
+        if not packed and not cache_alone:
             raise OutputError(
-                f"{self} found no codes in what {compressed.record.run.target} made; "
-                f"leave --export {self} out",
+                f"{self} found no codes in what {target} made; leave --export {self} out",
                 subject=str(self),
             )
         rounding = rounding_modules(compressed.opened.model)

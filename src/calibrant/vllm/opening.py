@@ -60,6 +60,7 @@ class OpenInVllm:
                 self._python,
                 least_room,
                 _settings(opened),
+                str(opened.model.device),
             )
             self._stack.callback(run.close)
             self._run = run

@@ -30,6 +30,8 @@ QUIET: Final = {
     "VLLM_CPU_KVCACHE_SPACE": "1",
 }
 """Variables of vLLM's process, where the user has set none."""
+VISIBLE: Final = "CUDA_VISIBLE_DEVICES"
+"""The variable that says which GPUs a process sees."""
 SAY_VERSION: Final = (
     "from importlib.metadata import packages_distributions, version; "
     "print(version(packages_distributions()['vllm'][0]))"
@@ -98,6 +100,28 @@ def _variables(python: Path) -> dict[str, str]:
         places = [path or str(Path.cwd()) for path in sys.path]
         variables["PYTHONPATH"] = os.pathsep.join(places)
     return variables
+
+
+def on_gpu(device: str) -> dict[str, str]:
+    """Return the variables of a process that sees one GPU alone: that which `device` names here,
+    such as `cuda:1`. None for a device without a number. Raises `ModelError` where this process
+    doesn't see that GPU itself.
+    """
+    kind, _, number = device.partition(":")
+    if kind != "cuda" or not number.isdecimal():
+        return {}
+    seen = os.environ.get(VISIBLE)
+    if seen is None:
+        return {VISIBLE: number}
+    # Numbers here count only the GPUs that the variable names.
+    gpus = seen.split(",")
+    if int(number) >= len(gpus):
+        raise ModelError(
+            f"device {device!r} isn't among the GPUs of {VISIBLE}={seen}; name another, or leave "
+            "--device out",
+            subject=device,
+        )
+    return {VISIBLE: gpus[int(number)].strip()}
 
 
 @final

@@ -21,7 +21,7 @@ from calibrant.models.rounded_inputs import INPUTS
 from calibrant.models.saving import check_unchanged
 from calibrant.numerics import type_name
 from calibrant.spec import identity
-from calibrant.vllm.process import VllmProcess, engine_in, interpreter
+from calibrant.vllm.process import VllmProcess, engine_in, interpreter, on_gpu
 
 GENERATION: Final = "generation_config.json"
 ONE_MORE: Final = "VLLM_ALLOW_LONG_MAX_MODEL_LEN"
@@ -53,8 +53,9 @@ class VllmSampling:
     vocabulary: int | None
 
 
-def opened_by_vllm(ref: str, dtype: str = "auto") -> Opened:
-    """Open a folder as vLLM runs it, in `dtype`; by default in the type that it was saved in.
+def opened_by_vllm(ref: str, dtype: str = "auto", device: str = "auto") -> Opened:
+    """Open a folder as vLLM runs it, in `dtype`; by default in the type that it was saved in. A
+    `device` such as `cuda:1` is the GPU that vLLM takes; any other leaves the choice to vLLM.
 
     Raises `ModelError` for anything but a folder of safetensors, and for one whose inputs or KV
     cache vLLM would leave as they are though they were rounded; `MissingPackageError` without vLLM.
@@ -85,7 +86,7 @@ def opened_by_vllm(ref: str, dtype: str = "auto") -> Opened:
     note = f"as {engine} runs it"
     if manifest.get("note"):
         note = f"{manifest['note']}; {note}"
-    model = RunByVllm(ref, folder, type_name(resolved), python)
+    model = RunByVllm(ref, folder, type_name(resolved), python, device=device)
     digest = identity([folder_digest(digests), engine])
     return Opened(model, tokenizer, ref, digest, note, resolved)
 
@@ -96,7 +97,8 @@ class RunByVllm(PreTrainedModel):
     those of a few tokens.
 
     vLLM has room for `least_room` tokens, or for more as soon as there must be, and is given
-    `settings` beside its usual ones.
+    `settings` beside its usual ones. `device` is that of `opened_by_vllm`. Raises `ModelError` for
+    a GPU that this process doesn't see.
     """
 
     def __init__(
@@ -107,6 +109,7 @@ class RunByVllm(PreTrainedModel):
         python: Path,
         least_room: int = 0,
         settings: Mapping[str, Any] | None = None,
+        device: str = "auto",
     ) -> None:
         super().__init__(PretrainedConfig())
         config = read_object(folder / CONFIG)
@@ -122,6 +125,7 @@ class RunByVllm(PreTrainedModel):
         self._python = python
         self._least_room = least_room
         self._settings = settings or {}
+        self._gpu = on_gpu(device)
         self._process: VllmProcess | None = None
         self._room = 0
 
@@ -167,7 +171,7 @@ class RunByVllm(PreTrainedModel):
         room = max(room, self._least_room)
         if self._process is None or self._process.closed or self._room < room:
             self.close()
-            variables: dict[str, str] = {}
+            variables = dict(self._gpu)
             if self.positions is not None and room == self.positions + 1:
                 # Nothing is read behind the last token of a window, so it needs no position.
                 variables[ONE_MORE] = "1"

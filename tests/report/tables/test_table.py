@@ -1,9 +1,12 @@
 from dataclasses import replace
+from pathlib import Path
 
+from calibrant.lab.report.reporting import report
+from calibrant.lab.report.tables.sections import without_data
 from calibrant.lab.report.tables.table import HOLE, Table, ranked
 from calibrant.lab.stats import Ranking
 
-from tests.report.made import BEST, FULL, HOLED, NOTHING, PLAIN, SECOND, ranking
+from tests.report.made import BEST, FULL, HOLED, NOTHING, PLAIN, SECOND, ranking, store_of
 
 
 def heads(table: Table) -> list[str]:
@@ -72,6 +75,20 @@ def test_other_ways_to_show_a_figure():
         },
     )
     assert figures(ranked(ranking(shared), "kept"), "python_docs")[0] == "40.0% ± 2.0%"
+
+
+def test_the_column_of_means_has_figures_of_one_kind_and_says_which(tmp_path: Path):
+    shared = replace(BEST, share_kept={"mean": replace(BEST.mean, value=0.4)})
+    mixed = ranked(ranking(shared, SECOND), "kept")
+    assert heads(mixed)[0] == "mean increase"
+    assert figures(mixed, "python_docs")[0] == "+1.600 ± 0.020"
+    assert figures(mixed, "c4")[0] == "+1.700 ± 0.020"
+    # Nothing was calibrated: the method alone, in a table of its own.
+    folder = store_of(tmp_path / "results", {})
+    (section,) = without_data(report(folder, way="kept").comparison, "kept")
+    assert section.table is not None
+    assert heads(section.table)[0] == "mean"
+    assert figures(section.table, "magnitude 0.6")[0].startswith("13.6% ± ")
 
 
 def test_what_is_better_when_higher_falls():

@@ -159,7 +159,7 @@ def ranked(ranking: Ranking, way: As = "increase", note: str = "") -> Table:
     `way` says what the figures of the measured sets are; without a dense model they are the sets'
     own numbers whatever is asked.
     """
-    drawing = _RankingRows(ranking, way)
+    drawing = _RankingRows(ranking, way, _means_are_shares([ranking], way))
     rows: list[TableRow] = []
     for entry in ranking.entries:
         kind = "control" if entry.control else ""
@@ -177,6 +177,7 @@ def unranked(rankings: Sequence[Ranking], way: As) -> Table:
     dense model's own numbers.
     """
     sized = any(ranking.bits is not None for ranking in rankings)
+    means_are_shares = _means_are_shares(rankings, way)
     rows: list[TableRow] = []
     for ranking in rankings:
         size = HOLE if ranking.bits is None else decimals(ranking.bits)
@@ -185,10 +186,11 @@ def unranked(rankings: Sequence[Ranking], way: As) -> Table:
             if words == ranking.target:
                 # The name of a scheme or of a recipe, which the row has already.
                 words = ""
-            row = _RankingRows(ranking, way).row(replace(entry, letters={}), words, "baseline")
+            lines = _RankingRows(ranking, way, means_are_shares)
+            row = lines.row(replace(entry, letters={}), words, "baseline")
             name = f"{ranking.method} {ranking.target}"
             rows.append(replace(row, name=name, figures=(Figure(size), *row.figures)))
-    drawing = _RankingRows(rankings[0], way)
+    drawing = _RankingRows(rankings[0], way, means_are_shares)
     if rankings[0].dense is not None:
         row = drawing.dense(rankings[0].dense)
         rows.append(replace(row, figures=(Figure(), *row.figures)))
@@ -199,11 +201,25 @@ def unranked(rankings: Sequence[Ranking], way: As) -> Table:
     return whole.only(range(first, len(columns) - 1))
 
 
+def _means_are_shares(rankings: Sequence[Ranking], way: As) -> bool:
+    """Return whether the column of means says what is kept. A column has one kind of figure, so
+    every row with a mean must have such a share.
+    """
+    if way != "kept":
+        return False
+    for ranking in rankings:
+        for entry in (*ranking.entries, *ranking.baselines):
+            if "mean" not in entry.share_kept:
+                return False
+    return True
+
+
 class _RankingRows:
     """How the rows of one ranking are shown."""
 
-    def __init__(self, ranking: Ranking, way: As) -> None:
+    def __init__(self, ranking: Ranking, way: As, means_are_shares: bool) -> None:
         self._ranking = ranking
+        self._means_are_shares = means_are_shares
         self._way: As = "loss" if ranking.dense is None else way
         self._averaged = len(ranking.averaged) > 1
         self._ranks = any(any(entry.ranks) for entry in ranking.entries)
@@ -233,10 +249,7 @@ class _RankingRows:
         ranking = self._ranking
         if self._way == "increase" or ranking.dense is None:
             return "mean"
-        kept_known = any("mean" in entry.share_kept for entry in ranking.entries)
-        if self._way == "kept" and kept_known:
-            return "mean"
-        return "mean increase"
+        return "mean" if self._means_are_shares else "mean increase"
 
     def _higher(self, measured: str) -> bool:
         """Whether more is better."""
@@ -267,7 +280,7 @@ class _RankingRows:
         return TableRow("dense", tuple(figures), note, "dense")
 
     def _mean(self, entry: RankingEntry) -> Figure:
-        if self._way == "kept" and "mean" in entry.share_kept:
+        if self._means_are_shares and "mean" in entry.share_kept:
             figure = _share(entry.share_kept["mean"])
         elif math.isnan(entry.mean.value):
             return Figure(HOLE)
