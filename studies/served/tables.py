@@ -4,7 +4,7 @@ studies.served.tables [--write]
 With `--write` the picture is drawn too; picture.json has its numbers.
 
 Divergences are nats per token, KL(dense ‖ compressed), on rows that no draw calibrates on. They have
-five digits: at eight bits a model is some thousandths of a nat from the dense one. The analysis was
+four digits: at eight bits a model is some hundredths of a nat from the dense one. The analysis was
 fixed before the first run. What isn't computed yet is left empty.
 """
 
@@ -28,6 +28,23 @@ HERE: Final = Path(__file__).parent
 PAGE: Final = HERE.parents[1] / "docs/findings/served.md"
 PICTURE: Final = HERE / "picture.json"
 STORES: Final = ("smollm2", "smooth")
+SETS: Final[Mapping[str, str]] = {
+    "c4": "C4",
+    "python_code": "code",
+    "gsm8k:cot": "arithmetic",
+    "commonsense_qa:chat": "conversations",
+    "0.25*c4 + 0.25*python_code + 0.25*gsm8k:cot + 0.25*commonsense_qa:chat": "mixture",
+    "random_tokens": "random tokens",
+    "": "nothing",
+}
+TEXTS: Final[Mapping[str, str]] = {
+    "c4:text": "C4",
+    "python_code:text": "code",
+    "gsm8k:cot": "arithmetic",
+    "commonsense_qa:chat": "conversations",
+}
+CONVERSATIONS: Final = "commonsense_qa:chat"
+"""The text whose divergence is told by role."""
 LEARNED: Final = "autoround(steps=10, batch=2)"
 ASKED: Final = (
     ("smollm2", "gptq", "w4g64"),
@@ -81,7 +98,7 @@ def planned(found: Mapping[str, Comparison]) -> Iterator[str]:
     yield "| question | method | target | found | 4 in 5 see | p (Holm) |"
     yield "| --- | --- | --- | ---: | ---: | ---: |"
     for contrast, figure in zip(family, told, strict=True):
-        seen = "" if contrast.detectable is None else f"{contrast.detectable:.5f}"
+        seen = "" if contrast.detectable is None else f"{contrast.detectable:.4f}"
         p = "" if contrast.p_holm is None else f"{contrast.p_holm:.1g}"
         cells = [contrast.name, f"`{contrast.method}`", contrast.target, figure, seen, p]
         yield f"| {' | '.join(cells)} |"
@@ -103,7 +120,7 @@ def narrow(found: Mapping[str, Comparison]) -> Iterator[str]:
             continue
         margin = NARROW * sensitivity.increase
         within = -margin < interval[0] and interval[1] < margin
-        yield f"| {_difference(contrast)} | {margin:.5f} | {'yes' if within else 'no'} |"
+        yield f"| {_difference(contrast)} | {margin:.4f} | {'yes' if within else 'no'} |"
 
 
 def at_stake(found: Mapping[str, Comparison]) -> Iterator[str]:
@@ -117,35 +134,35 @@ def at_stake(found: Mapping[str, Comparison]) -> Iterator[str]:
     for (store, method, target), sensitivity in _sensitivities(found).items():
         low, high = sensitivity.worth_interval
         cells = [f"`{_label(store, method)}`", target]
-        cells.append("" if sensitivity.increase is None else f"{sensitivity.increase:.5f}")
-        cells.append(f"{sensitivity.worth:.5f} ({low:.5f} to {high:.5f})")
-        cells += [f"{sensitivity.cross_fitted:.5f}", f"{sensitivity.by_chance:.5f}"]
+        cells.append("" if sensitivity.increase is None else f"{sensitivity.increase:.4f}")
+        cells.append(f"{sensitivity.worth:.4f} ({low:.4f} to {high:.4f})")
+        cells += [f"{sensitivity.cross_fitted:.4f}", f"{sensitivity.by_chance:.4f}"]
         cells.append("" if sensitivity.share is None else f"{sensitivity.share:.0%}")
         cells.append(_ratio(sensitivity))
         yield f"| {' | '.join(cells)} |"
 
 
-def by_text(runs: Mapping[Asked, Mapping[str, Runs]], texts: Sequence[str]) -> Iterator[str]:
+def by_text(runs: Mapping[Asked, Mapping[str, Runs]]) -> Iterator[str]:
     """Rows: the divergence on each text, of every method and set; also of what looks at no data."""
-    yield f"| method | target | calibrated on | {' | '.join(texts)} |"
-    yield f"| --- | --- | --- |{' ---: |' * len(texts)}"
+    yield f"| method | target | calibrated on | {' | '.join(TEXTS.values())} |"
+    yield f"| --- | --- | --- |{' ---: |' * len(TEXTS)}"
     for (store, method, target), sets in runs.items():
         for data, draws in sets.items():
-            cells = [f"`{_label(store, method)}`", target, data]
-            for text in texts:
+            cells = [f"`{_label(store, method)}`", target, SETS[data]]
+            for text in TEXTS:
                 cells.append(_mean([draw[text].score.value for draw in draws]))
             yield f"| {' | '.join(cells)} |"
 
 
-def by_role(runs: Mapping[Asked, Mapping[str, Runs]], text: str) -> Iterator[str]:
+def by_role(runs: Mapping[Asked, Mapping[str, Runs]]) -> Iterator[str]:
     """Rows: the divergence on conversations, by the role of a token."""
     yield "| method | target | calibrated on | the template's own tokens | questions | answers |"
     yield "| --- | --- | --- | ---: | ---: | ---: |"
     for (store, method, target), sets in runs.items():
         for data, draws in sets.items():
-            cells = [f"`{_label(store, method)}`", target, data]
+            cells = [f"`{_label(store, method)}`", target, SETS[data]]
             for role in ROLES:
-                cells.append(_mean([_beside(draw[text], role) for draw in draws]))
+                cells.append(_mean([_beside(draw[CONVERSATIONS], role) for draw in draws]))
             yield f"| {' | '.join(cells)} |"
 
 
@@ -171,18 +188,18 @@ def _ratio(sensitivity: Sensitivity) -> str:
 def _difference(contrast: Contrast) -> str:
     if contrast.difference is None:
         return ""
-    value = f"{contrast.difference.value:+.5f}"
+    value = f"{contrast.difference.value:+.4f}"
     interval = contrast.difference.interval()
     if interval is None:
         return value
     low, high = interval
-    return f"{value} ({low:+.5f} to {high:+.5f})"
+    return f"{value} ({low:+.4f} to {high:+.4f})"
 
 
 def _mean(values: Sequence[float]) -> str:
     """The mean of the draws, and half of what they lie apart."""
-    mean = f"{statistics.mean(values):.5f}"
-    return mean if len(values) == 1 else f"{mean} ± {(max(values) - min(values)) / 2:.5f}"
+    mean = f"{statistics.mean(values):.4f}"
+    return mean if len(values) == 1 else f"{mean} ± {(max(values) - min(values)) / 2:.4f}"
 
 
 def _beside(measurement: Measurement, metric: str) -> float:
@@ -202,7 +219,7 @@ def runs_of(store: Store, name: str) -> Mapping[Asked, Mapping[str, Runs]]:
         if cell.method == UNTOUCHED or not measured or len(measured) < len(cell.measures):
             continue
         sets = runs.setdefault((name, cell.method, cell.target), {})
-        sets.setdefault(cell.data or "no data", []).append(measured)
+        sets.setdefault(cell.data, []).append(measured)
     return runs
 
 
@@ -232,17 +249,12 @@ def tables() -> dict[str, str]:
     for name in STORES:
         with Store(HERE / name, create=False) as store:
             runs |= runs_of(store, name)
-    texts: dict[str, None] = {}
-    for sets in runs.values():
-        for draws in sets.values():
-            texts |= dict.fromkeys(draws[0])
-    (chats,) = (text for text in texts if text.endswith(":chat"))
     made = {
         "planned": planned(found),
         "narrow": narrow(found),
         "at stake": at_stake(found),
-        "by text": by_text(runs, list(texts)),
-        "by role": by_role(runs, chats),
+        "by text": by_text(runs),
+        "by role": by_role(runs),
     }
     return {name: "\n".join(rows) for name, rows in made.items()}
 

@@ -52,6 +52,7 @@ class Evolved(Allocation):
     from compressed blocks (`arrival`) isn't what was searched on.
     """
 
+    revision: ClassVar[int] = 2
     tries: ClassVar[bool] = True
 
     levels: int = 2
