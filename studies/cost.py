@@ -99,32 +99,28 @@ def grams(tokens: int) -> int:
     """The operations of the Grams of all inputs of a model: of a block, of its attention's
     product, of the feed-forward, of its product.
     """
-    width, inner = SHAPE["hidden_size"], SHAPE["intermediate_size"]
-    each = {
-        n: counted(lambda n=n: Gram.of(torch.empty(tokens, n, device="meta")))
-        for n in (width, inner)
-    }
-    return SHAPE["num_hidden_layers"] * (3 * each[width] + each[inner])
+
+    def one(inputs: int) -> int:
+        return counted(lambda: Gram.of(torch.empty(tokens, inputs, device="meta")))
+
+    of_block = 3 * one(SHAPE["hidden_size"]) + one(SHAPE["intermediate_size"])
+    return SHAPE["num_hidden_layers"] * of_block
 
 
 def eliminations() -> dict[str, float]:
     """The operations of eliminating in all matrices of a model, by method, with the inverses of
     the factors and the Choleskys.
     """
-    width, inner, layers = (
-        SHAPE["hidden_size"],
-        SHAPE["intermediate_size"],
-        SHAPE["num_hidden_layers"],
-    )
+    width = SHAPE["hidden_size"]
+    inner = SHAPE["intermediate_size"]
     matrices = [(width, width)] * 4 + [(inner, width)] * 2 + [(width, inner)]
+    cubes = 3 * width**3 + inner**3
     found: dict[str, float] = {}
     for name, method, target in (("sparsegpt", SparseGPT(), "0.5"), ("gptq", GPTQ(), "w4g128")):
         first, again = _updates(method, target)
-        cubes = 3 * width**3 + inner**3
-        found[name] = layers * (
-            sum(again * out * inputs**2 for out, inputs in matrices)
-            + (first - again + 1 / 3) * cubes
-        )
+        updates = sum(again * outputs * inputs**2 for outputs, inputs in matrices)
+        factors = (first - again + 1 / 3) * cubes  # a Cholesky is a third of a cube
+        found[name] = SHAPE["num_hidden_layers"] * (updates + factors)
     return found
 
 
@@ -132,11 +128,14 @@ def _updates(method: MatrixMethod, target: str) -> tuple[float, float]:
     """What compressing a small square matrix takes the first time, and again, when its factor is
     kept with the Gram: in cubes of its size.
     """
-    seen, weight = Seen({Gram: Gram.of(torch.randn(2 * SMALL, SMALL))}), torch.randn(SMALL, SMALL)
-    first, again = (
-        counted(lambda: method.compress(weight, seen, parse_target(target))) / SMALL**3
-        for _ in range(2)
-    )
+    seen = Seen({Gram: Gram.of(torch.randn(2 * SMALL, SMALL))})
+    weight = torch.randn(SMALL, SMALL)
+
+    def compress() -> object:
+        return method.compress(weight, seen, parse_target(target))
+
+    first = counted(compress) / SMALL**3
+    again = counted(compress) / SMALL**3
     return first, again
 
 
@@ -150,9 +149,8 @@ def measured_tokens() -> dict[str, int]:
         "num_attention_heads": 1,
         "num_key_value_heads": 1,
     }
-    model = LlamaForCausalLM(
-        LlamaConfig(**narrow, vocab_size=len(tokenizer), max_position_embeddings=8192)
-    ).eval()
+    config = LlamaConfig(**narrow, vocab_size=len(tokenizer), max_position_embeddings=8192)
+    model = LlamaForCausalLM(config).eval()
     seen: list[int] = []
     model.model.embed_tokens.register_forward_hook(lambda _, args, __: seen.append(args[0].numel()))
     found: dict[str, int] = {}
@@ -161,18 +159,20 @@ def measured_tokens() -> dict[str, int]:
             found[text] = evaluator.tokens
             continue
         limit: int | None = getattr(evaluator, "limit", None)
-        held = max(
-            sum(1 for _ in evaluator.rows()), PUBLISHED.get(getattr(evaluator, "name", ""), 0)
-        )
-        every, read = held if limit is None else min(limit, held), list[int]()
+        published = PUBLISHED.get(getattr(evaluator, "name", ""), 0)
+        questions = max(sum(1 for _ in evaluator.rows()), published)
+        if limit is not None:
+            questions = min(limit, questions)
+        read: list[int] = []
         for few in (SAMPLED // 2, SAMPLED):
             seen.clear()
             evaluator.limited(few).measure(Subject(model, tokenizer))
             read.append(sum(seen))
+        by_half, by_all = read
         # The examples before all questions are read once, so only what more questions take is
         # scaled.
-        found[text] = read[1] + (read[1] - read[0]) * (every - SAMPLED) // (SAMPLED // 2)
-        print(text, f"{every:,} questions, {found[text]:,} tokens", file=sys.stderr, flush=True)
+        found[text] = by_all + (by_all - by_half) * (questions - SAMPLED) // (SAMPLED // 2)
+        print(text, f"{questions:,} questions, {found[text]:,} tokens", file=sys.stderr, flush=True)
     return found
 
 
@@ -200,7 +200,8 @@ def tables() -> dict[str, str]:
 
 def _runs(counts: Mapping[str, Any]) -> Iterator[str]:
     """What a run of each method costs, and all of them on every model, with the hours of a GPU."""
-    forward, grams = counts["samples"] * counts["forward"]["blocks"], counts["grams"]
+    forward = counts["samples"] * counts["forward"]["blocks"]
+    with_grams = forward + counts["grams"]
     measured = sum(counts["tokens"].values()) * sum(counts["forward"].values()) / counts["length"]
     once = {
         "none 0.0": 0.0,
@@ -208,14 +209,11 @@ def _runs(counts: Mapping[str, Any]) -> Iterator[str]:
         "rtn w4g128": 0.0,
         SHARING: 0.0,
         "wanda 0.5": forward,
-        "awq w4g128": forward + grams,
+        "awq w4g128": with_grams,
     }
-    once |= {
-        name: forward
-        + grams
-        + counts["eliminations"]["sparsegpt" if name.startswith("sparse") else "gptq"]
-        for name in FITTED
-    }
+    for name in FITTED:
+        method = "sparsegpt" if name.startswith("sparsegpt") else "gptq"
+        once[name] = with_grams + counts["eliminations"][method]
     hours = " | ".join(f"hours at {rate}" for rate in RATES)
     yield f"| method | runs of a model | compressing, PFLOP a run | measuring, PFLOP a run | all models, PFLOP | {hours} |"
     yield f"| --- |{' ---: |' * (4 + len(RATES))}"
@@ -224,22 +222,13 @@ def _runs(counts: Mapping[str, Any]) -> Iterator[str]:
         compressing = once[name]
         every = counts["models"] * runs * (compressing + measured)
         total += every
-        yield _row(
-            f"`{name}`" if name != "none 0.0" else "dense",
-            runs,
-            f"{compressing / 1e15:.1f}",
-            f"{measured / 1e15:.1f}",
-            every,
-        )
-    shared = counts["models"] * counts["runs"][SHARING] * forward
+        shown = "dense" if name == "none 0.0" else f"`{name}`"
+        yield _row(shown, runs, f"{compressing / 1e15:.1f}", f"{measured / 1e15:.1f}", every)
+    runs = counts["runs"][SHARING]
+    shared = counts["models"] * runs * forward
     total += shared
-    yield _row(
-        "the untouched model's statistics, for `rtn`",
-        counts["runs"][SHARING],
-        f"{forward / 1e15:.1f}",
-        "",
-        shared,
-    )
+    name = "the untouched model's statistics, for `rtn`"
+    yield _row(name, runs, f"{forward / 1e15:.1f}", "", shared)
     yield _row("**all**", sum(counts["runs"].values()), "", "", total)
 
 

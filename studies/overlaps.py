@@ -19,36 +19,41 @@ Alike = Callable[[T, T], float]
 
 def within(sets: Draws[T], alike: Alike[T]) -> float:
     """The mean over two draws of one set."""
-    return statistics.mean(
-        statistics.mean(alike(a, b) for a, b in itertools.combinations(draws, 2))
-        for draws in sets.values()
-    )
+    means: list[float] = []
+    for draws in sets.values():
+        pairs = itertools.combinations(draws, 2)
+        means.append(statistics.mean(alike(one, other) for one, other in pairs))
+    return statistics.mean(means)
 
 
 def between(sets: Draws[T], alike: Alike[T]) -> float:
     """The mean over draws of two sets."""
-    return statistics.mean(
-        against([one], other, alike) for one, other in itertools.combinations(sets.values(), 2)
-    )
+    pairs = itertools.combinations(sets.values(), 2)
+    return statistics.mean(against([one], other, alike) for one, other in pairs)
 
 
 def against(sets: Sequence[Sequence[T]], other: Sequence[T], alike: Alike[T]) -> float:
     """The mean over a draw of each of `sets` and one of `other`."""
-    return statistics.mean(alike(a, b) for draws in sets for a in draws for b in other)
+    every_draw = itertools.chain.from_iterable(sets)
+    pairs = itertools.product(every_draw, other)
+    return statistics.mean(alike(one, another) for one, another in pairs)
 
 
 def part_of_the_set(sets: Draws[T], alike: Alike[T], digits: int = 2) -> str:
     """How much more alike two draws of one set are than draws of two, with its interval; bold
     where zero is left out.
     """
-    return told(*jackknifed(sets, lambda each: within(each, alike) - between(each, alike)), digits)
+    value, half = jackknifed(sets, lambda each: within(each, alike) - between(each, alike))
+    return told(value, half, digits)
 
 
 def told(value: float, half: float, digits: int = 2) -> str:
-    """A value and its interval, half of whose width is given; bold where zero is left out."""
-    text = f"{value:+.{digits}f}" + (
-        f" ({value - half:+.{digits}f} to {value + half:+.{digits}f})" if half == half else ""
-    )
+    """A value and its interval, half of whose width is given (NaN: no interval); bold where zero
+    is left out.
+    """
+    text = f"{value:+.{digits}f}"
+    if not math.isnan(half):
+        text += f" ({value - half:+.{digits}f} to {value + half:+.{digits}f})"
     return f"**{text}**" if abs(value) > half else text
 
 
@@ -63,24 +68,22 @@ def jackknifed(sets: Draws[T], of: Callable[[Draws[T]], float]) -> tuple[float, 
     """
     if min(map(len, sets.values())) < 3:  # without one of two no pair is left
         return of(sets), math.nan
-    parts: list[tuple[float, int]] = []
-    for name in sets:
-        count = len(sets[name])
-        without = [
-            of({**sets, name: [one for at, one in enumerate(sets[name]) if at != left]})
-            for left in range(count)
-        ]
-        parts.append(
-            (
-                (count - 1)
-                / count
-                * sum((value - statistics.mean(without)) ** 2 for value in without),
-                count - 1,
-            )
-        )
-    parts.sort()
-    counted = [*parts[:-1], (parts[-1][0] * (1 + 2 / parts[-1][1]), parts[-1][1])]
-    if parts[-1][0] == 0:
+    variances: list[tuple[float, int]] = []
+    for name, draws in sets.items():
+        count = len(draws)
+        without: list[float] = []
+        for left_out in range(count):
+            others = [*draws[:left_out], *draws[left_out + 1 :]]
+            without.append(of({**sets, name: others}))
+        mean = statistics.mean(without)
+        squares = sum((value - mean) ** 2 for value in without)
+        variances.append(((count - 1) / count * squares, count - 1))
+    variances.sort()
+    *smaller, (largest, df_of_largest) = variances
+    if largest == 0:
         return of(sets), math.nan
-    degrees = sum(one for one, _ in counted) ** 2 / sum(one**2 / df for one, df in counted)
-    return of(sets), t_quantile(0.975, degrees) * sum(one for one, _ in parts) ** 0.5
+    counted = [*smaller, (largest * (1 + 2 / df_of_largest), df_of_largest)]
+    whole = sum(variance for variance, _ in counted)
+    degrees = whole**2 / sum(variance**2 / df for variance, df in counted)
+    error = sum(variance for variance, _ in variances) ** 0.5
+    return of(sets), t_quantile(0.975, degrees) * error

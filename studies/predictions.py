@@ -9,7 +9,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from calibrant.data import CalibrationSet
+from calibrant.data import CalibrationSet, TokenBatch
 from calibrant.data.select import resolved
 from calibrant.errors import DataError
 from calibrant.lab.mixtures import Errors, Sample, gather_statistics
@@ -59,48 +59,34 @@ def predict(
         "targets": dict(targets),
         "by": {name: str(predicted) for name, predicted in methods.items()},
     }
-    record: dict[str, Any] = (
-        json.loads(out.read_text("utf-8")) if out.is_file() else {**asked, "errors": {}}
-    )
+    record: dict[str, Any] = {**asked, "errors": {}}
+    if out.is_file():
+        record = json.loads(out.read_text("utf-8"))
     if {name: record.get(name) for name in asked} != asked:
         raise DataError(
             f"{out.name} was predicted for other sets, targets or methods; delete it first",
             subject=out.name,
         )
-    sources = list(
-        dict.fromkeys(
-            str(part)
-            for text in names
-            for part in (CalibrationSet(text).mixed or (CalibrationSet(text),))
-        )
-    )
+    sources = _sources(names)
     mixtures = [_shares(text, sources, study.length) for text in names]
     (model,) = study.models
-    opened, budget = (
-        open_model(model, dtype=study.dtype),
-        {"tokens": study.tokens, "length": study.length},
-    )
-    judges = [
-        (text, CalibrationSet(text, seed=draw, **budget).held_out().tokens(opened.tokenizer))
-        for text, draw in targets.items()
-    ]
+    opened = open_model(model, dtype=study.dtype)
+    budget = {"tokens": study.tokens, "length": study.length}
+    judges: list[tuple[str, TokenBatch]] = []
+    for text, draw in targets.items():
+        held_out = CalibrationSet(text, seed=draw, **budget).held_out()
+        judges.append((text, held_out.tokens(opened.tokenizer)))
     for seed in study.seeds:
-        missing = {
-            name: of
-            for name, of in methods.items()
-            if str(seed) not in record["errors"].get(name, {})
-        }
+        missing: dict[str, Predicted] = {}
+        for name, predicted in methods.items():
+            if str(seed) not in record["errors"].get(name, {}):
+                missing[name] = predicted
         if not missing:  # own text takes minutes to generate
             continue
-        drawn = [
-            (
-                text,
-                resolved(CalibrationSet(text, seed=seed, **budget), opened).tokens(
-                    opened.tokenizer
-                ),
-            )
-            for text in sources
-        ]
+        drawn: list[tuple[str, TokenBatch]] = []
+        for text in sources:
+            of_source = resolved(CalibrationSet(text, seed=seed, **budget), opened)
+            drawn.append((text, of_source.tokens(opened.tokenizer)))
         for name, (standing, sample) in missing.items():
             kept = gather_statistics(
                 opened,
@@ -114,10 +100,9 @@ def predict(
             )
             inputs = kept.inputs(sample, standing.target)
             found = Errors(inputs, standing.method, kept.masses)(mixtures)
-            of_draw = {
-                text: dict(zip(targets, map(float, row), strict=True))
-                for text, row in zip(names, found, strict=True)
-            }
+            of_draw: dict[str, dict[str, float]] = {}
+            for text, row in zip(names, found, strict=True):
+                of_draw[text] = dict(zip(targets, map(float, row), strict=True))
             record["errors"].setdefault(name, {})[str(seed)] = of_draw
             put(out, (json.dumps(record, indent=1) + "\n").encode())
             print(
@@ -125,14 +110,22 @@ def predict(
             )
 
 
+def _sources(names: Sequence[str]) -> list[str]:
+    """Every set that is no mix, and every part of one that is."""
+    found: dict[str, None] = {}
+    for name in names:
+        one = CalibrationSet(name)
+        for part in one.mixed or (one,):
+            found[str(part)] = None
+    return list(found)
+
+
 def _shares(text: str, sources: Sequence[str], length: int) -> tuple[Fraction, ...]:
     """How much each source weighs in a set: a mix is of several."""
     found = CalibrationSet(text, length=length)
-    parts = (
-        dict(zip(map(str, found.mixed), found.shares, strict=True))
-        if found.mixed
-        else {str(found): Fraction(1)}
-    )
+    parts = {str(found): Fraction(1)}
+    if found.mixed:
+        parts = dict(zip(map(str, found.mixed), found.shares, strict=True))
     return tuple(parts.get(source, Fraction(0)) for source in sources)
 
 

@@ -50,9 +50,11 @@ class Again:
         return self.farthest <= APART and self.equal >= EQUAL
 
     def __str__(self) -> str:
-        c, holds = self.cell, "yes" if self.same else "NO"
+        cell = self.cell
+        compressed = f"{cell.model}, {cell.method} at {cell.target} ({cell.propagate})"
+        holds = "yes" if self.same else "NO"
         return (
-            f"| {c.model}, {c.method} at {c.target} ({c.propagate}), `{c.data}`, draw {c.seed} | "
+            f"| {compressed}, `{cell.data}`, draw {cell.seed} | "
             f"{self.farthest:.5f} | {self.equal:.2%} | {holds} |"
         )
 
@@ -62,14 +64,13 @@ def chosen(kept: Store, runs: int, seed: int, elsewhere: bool = False) -> list[C
     one, or from `elsewhere`.
     """
     here = costs.processor()
-    recorded = [
-        c
-        for c in kept.cells()
-        if c.data
-        and kept.record(c.run, whole=False)
-        and may_be_of(processor(kept, c.run), here, elsewhere)
-    ]
-    finished = [c for c in recorded if set(c.measures.values()) <= kept.scores(c.run).keys()]
+    finished: list[Cell] = []
+    for cell in kept.cells():
+        if not cell.data or not kept.record(cell.run, whole=False):
+            continue
+        is_asked = may_be_of(processor(kept, cell.run), here, elsewhere)
+        if is_asked and set(cell.measures.values()) <= kept.scores(cell.run).keys():
+            finished.append(cell)
     return random.Random(seed).sample(finished, min(runs, len(finished)))
 
 
@@ -87,41 +88,37 @@ def processor(store: Store, run: str) -> str:
 
 def narrowed(study: Study, cells: list[Cell]) -> Study:
     """The study with these cells alone."""
-    groups = {
-        f"run {at}": {
-            "model": c.model,
-            "data": c.data,
-            "method": c.method,
-            "target": c.target,
-            "seeds": [c.seed],
-            "propagate": c.propagate,
+    groups: dict[str, dict[str, Any]] = {}
+    for number, cell in enumerate(cells):
+        groups[f"run {number}"] = {
+            "model": cell.model,
+            "data": cell.data,
+            "method": cell.method,
+            "target": cell.target,
+            "seeds": [cell.seed],
+            "propagate": cell.propagate,
         }
-        for at, c in enumerate(cells)
-    }
     return replace(study, groups=groups, pools={}, primary=(), exclude=(), baseline=None)
 
 
 def again(kept: Store, fresh: Store, cells: list[Cell]) -> Iterator[Again]:
     """Each of the cells in both stores."""
     for cell in cells:
-        (other,) = [c for c in fresh.cells() if c.labels == cell.labels]
-        before, now = kept.scores(cell.run), fresh.scores(other.run)
-        farthest = max(
-            abs(before[i].score.value - now[other.measures[text]].score.value)
-            for text, i in cell.measures.items()
-        )
-        yield Again(cell, farthest, equal(record_of(kept, cell.run), record_of(fresh, other.run)))
+        (other,) = [fresh_cell for fresh_cell in fresh.cells() if fresh_cell.labels == cell.labels]
+        before = kept.scores(cell.run)
+        now = fresh.scores(other.run)
+        apart: list[float] = []
+        for text, measure in cell.measures.items():
+            now_value = now[other.measures[text]].score.value
+            apart.append(abs(before[measure].score.value - now_value))
+        alike = equal(record_of(kept, cell.run), record_of(fresh, other.run))
+        yield Again(cell, max(apart), alike)
 
 
 def markdown(found: Iterable[Again]) -> str:
     """In Markdown, a line a run."""
-    return "\n".join(
-        [
-            "| run | largest difference | equal | holds |",
-            "| --- | ---: | ---: | --- |",
-            *map(str, found),
-        ]
-    )
+    heads = ["| run | largest difference | equal | holds |", "| --- | ---: | ---: | --- |"]
+    return "\n".join([*heads, *map(str, found)])
 
 
 def equal(one: Record, other: Record) -> float:
@@ -129,22 +126,17 @@ def equal(one: Record, other: Record) -> float:
     same was done to the model and else 0.
     """
     if not one.weights:
-        return float(
-            [_without_notes(edit) for edit in one.edits]
-            == [_without_notes(edit) for edit in other.edits]
-        )
-    if [weight["name"] for weight in one.weights] != [weight["name"] for weight in other.weights]:
+        done = [_without_notes(edit) for edit in one.edits]
+        return float(done == [_without_notes(edit) for edit in other.edits])
+    names = [weight["name"] for weight in one.weights]
+    if names != [weight["name"] for weight in other.weights]:
         return 0.0
     if all("bits" in weight for weight in one.weights):
         return float(np.mean(mask_bits(one.weights) == mask_bits(other.weights)))
-    return float(
-        np.mean(
-            [
-                _same(*(weight.get("error") for weight in pair))
-                for pair in zip(one.weights, other.weights, strict=True)
-            ]
-        )
-    )
+    are_same: list[bool] = []
+    for weight, other_weight in zip(one.weights, other.weights, strict=True):
+        are_same.append(_same(weight.get("error"), other_weight.get("error")))
+    return float(np.mean(are_same))
 
 
 def _without_notes(edit: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -153,11 +145,9 @@ def _without_notes(edit: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _same(one: float | None, other: float | None) -> bool:
-    return (
-        one == other
-        if one is None or other is None
-        else bool(np.isclose(one, other, rtol=APART, atol=0))
-    )
+    if one is None or other is None:
+        return one == other
+    return bool(np.isclose(one, other, rtol=APART, atol=0))
 
 
 def record_of(store: Store, run: str) -> Record:
@@ -165,6 +155,10 @@ def record_of(store: Store, run: str) -> Record:
     record = store.record(run)
     assert record is not None, f"{run} has no record"
     return record
+
+
+def _told(what: str, done: int, total: int) -> None:
+    print(f"{what} {done}/{total}", file=sys.stderr)
 
 
 def main() -> int:
@@ -181,9 +175,7 @@ def main() -> int:
     study = read_study(args.study)
     with Store(args.store, create=False) as kept:
         cells = chosen(kept, args.runs, args.seed, args.elsewhere)
-        narrowed(study, cells).run(
-            args.again, lambda what, done, total: print(f"{what} {done}/{total}", file=sys.stderr)
-        )
+        narrowed(study, cells).run(args.again, _told)
         with Store(args.again, create=False) as fresh:
             found = list(again(kept, fresh, cells))
     print(markdown(found))

@@ -27,14 +27,13 @@ MAIN = HERE.parent / "smollm2"
 C4, GSM8K, LONG = "c4", "gsm8k:icl", "c4@crop"
 TASKS = ("gsm8k", "esnli", "commonsense_qa")
 ASKED = read_study(HERE.parent / "smollm2.yaml").evaluate
+STARTS = ("loss", *(f"task(name={task}," for task in TASKS))
 SHARED = {
     "models": "smollm2",
     "methods": ["wanda"],
     "targets": [0.6],
     "seeds": [0, 1, 2],
-    "evaluate": [
-        e for e in ASKED if e.startswith(("loss", *(f"task(name={task}," for task in TASKS)))
-    ],
+    "evaluate": [text for text in ASKED if text.startswith(STARTS)],
     "length": 512,
     "dtype": "bfloat16",
     "masks": False,
@@ -72,20 +71,9 @@ def tables() -> Iterator[str]:
     """In Markdown, in nats a token: how much worse each arm is than the first of its set, and
     how far its draws lie apart.
     """
-    yield "\n".join(
-        [
-            f"| calibrated on | {' | '.join(COLUMNS)} |",
-            f"| --- |{' ---: |' * len(COLUMNS)}",
-            *rows(),
-        ]
-    )
-    yield "\n".join(
-        [
-            f"| its draws lie apart | {' | '.join(COLUMNS)} |",
-            f"| --- |{' ---: |' * len(COLUMNS)}",
-            *spans(),
-        ]
-    )
+    for head, lines in (("calibrated on", rows()), ("its draws lie apart", spans())):
+        heads = f"| {head} | {' | '.join(COLUMNS)} |"
+        yield "\n".join([heads, f"| --- |{' ---: |' * len(COLUMNS)}", *lines])
 
 
 def rows() -> Iterator[str]:
@@ -94,18 +82,16 @@ def rows() -> Iterator[str]:
     for data in ARMS:
         (_, usual), *others = measured(data)
         for name, of in others:
-            yield markdown_row(
-                f"`{data}`, {name}",
-                [worse(of, usual, names) for names in COLUMNS.values()],
-                comparisons,
-            )
+            estimates = [worse(of, usual, sources) for sources in COLUMNS.values()]
+            yield markdown_row(f"`{data}`, {name}", estimates, comparisons)
 
 
 def spans() -> Iterator[str]:
     """All arms of each set."""
     for data in ARMS:
         for name, of in measured(data):
-            yield f"| `{data}`, {name} | {' | '.join(f'{span(of, names):.3f}' for names in COLUMNS.values())} |"
+            cells = [f"{span(of, sources):.3f}" for sources in COLUMNS.values()]
+            yield f"| `{data}`, {name} | {' | '.join(cells)} |"
 
 
 def measured(data: str) -> list[tuple[str, Measured]]:

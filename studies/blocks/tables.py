@@ -4,18 +4,19 @@ studies.blocks.tables [--write]
 Losses are nats per token, on rows that no draw calibrates on.
 """
 
+import itertools
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from studies.arms import Measured, named, planned, with_interval, with_range
+from studies.arms import Measured, named, planned, with_interval, with_range, worse
 from studies.overlaps import against, between, part_of_the_set, within
 from studies.pages import write_or_print
 
-from calibrant.lab.stats import contrast, draws
-from calibrant.results import Record, Store
+from calibrant.lab.stats import draws
+from calibrant.results import Cell, Record, Store
 
 HERE: Final = Path(__file__).parent
 PAGE: Final = HERE.parents[1] / "docs/findings/blocks.md"
@@ -34,6 +35,8 @@ SETS: Final = {
     "random_tokens": "random tokens",
     "": "nothing",
 }
+BLOCKS: Final = 30
+"""Of SmolLM2."""
 
 
 class Arm(NamedTuple):
@@ -67,25 +70,17 @@ def arms(folder: Path) -> tuple[list[Arm], Measured]:
     """
     found: list[Arm] = []
     with Store(folder, create=False) as store:
-        cells = [c for c in store.cells() if c.run and c.method != "none"]
-        for target, method, data in dict.fromkeys(
-            (c.target, c.method, c.data) for c in sorted(cells, key=lambda c: c.target)
-        ):
-            records = [
-                store.record(c.run)
-                for c in cells
-                if (c.method, c.target, c.data) == (method, target, data)
-            ]
-            if measured := draws(store, method=method, target=target, data=data):
-                found.append(
-                    Arm(
-                        method,
-                        target,
-                        data.partition("(")[0],
-                        measured,
-                        [record for record in records if record is not None],
-                    )
-                )
+        by_label: dict[tuple[str, str, str], list[Cell]] = {}
+        for cell in sorted(store.cells(), key=lambda cell: cell.target):
+            if cell.run and cell.method != "none":
+                by_label.setdefault((cell.method, cell.target, cell.data), []).append(cell)
+        for (method, target, data), cells in by_label.items():
+            measured = draws(store, method=method, target=target, data=data)
+            if measured:
+                name = data.partition("(")[0]
+                records = [store.record(cell.run) for cell in cells]
+                known = [record for record in records if record is not None]
+                found.append(Arm(method, target, name, measured, known))
         return found, draws(store, method="none")
 
 
@@ -94,16 +89,14 @@ def losses(every: Iterable[Arm], dense: Measured, columns: Mapping[str, str]) ->
     yield f"| target | calibrated on | method | draws | mean | {' | '.join(columns)} |"
     yield f"| --- | --- | --- | ---: | ---: |{' ---: |' * len(columns)}"
     untouched = Arm("none", "untouched", "", dense, [])
-    for arm in [
-        untouched,
-        *sorted(every, key=lambda arm: (arm.target, list(SETS).index(arm.data))),
-    ]:
-        values = [
-            [m.score.value for m in arm.measured[name]]
-            for name in named(arm.measured, columns.values())
-        ]
-        cells = [[statistics.mean(of) for of in zip(*values, strict=True)], *values]
-        yield f"| {arm.target} | {SETS[arm.data]} | `{arm.method}` | {len(values[0])} | {' | '.join(map(with_range, cells))} |"
+    rows = sorted(every, key=lambda arm: (arm.target, list(SETS).index(arm.data)))
+    for arm in [untouched, *rows]:
+        by_domain: list[list[float]] = []
+        for name in named(arm.measured, columns.values()):
+            by_domain.append([measurement.score.value for measurement in arm.measured[name]])
+        means = [statistics.mean(draw) for draw in zip(*by_domain, strict=True)]
+        cells = " | ".join(map(with_range, [means, *by_domain]))
+        yield f"| {arm.target} | {SETS[arm.data]} | `{arm.method}` | {len(means)} | {cells} |"
 
 
 def searches(every: Iterable[Arm]) -> Iterator[str]:
@@ -112,13 +105,17 @@ def searches(every: Iterable[Arm]) -> Iterator[str]:
     """
     yield "| target | searched on | method | increase there | increase on others of the set | choices measured |"
     yield "| --- | --- | --- | ---: | ---: | ---: |"
-    for arm in (arm for arm in every if arm.name != "short_gpt"):
-        there = statistics.mean(note["loss"] - note["untouched_loss"] for note in arm.notes)
-        others = statistics.mean(
-            note["held_out"]["loss"] - note["held_out"]["untouched_loss"] for note in arm.notes
-        )
+    for arm in every:
+        if arm.name == "short_gpt":
+            continue  # it searches nothing
+        there = statistics.mean(map(_increase, arm.notes))
+        others = statistics.mean(_increase(note["held_out"]) for note in arm.notes)
         measured = statistics.mean(note["measured"] for note in arm.notes)
         yield f"| {arm.target} | {SETS[arm.data]} | `{arm.name}` | {there:.3f} | {others:.3f} | {measured:.0f} |"
+
+
+def _increase(note: Mapping[str, Any]) -> float:
+    return note["loss"] - note["untouched_loss"]
 
 
 def gone(every: Iterable[Arm]) -> Iterator[str]:
@@ -126,12 +123,11 @@ def gone(every: Iterable[Arm]) -> Iterator[str]:
     yield "| target | calibrated on | method | blocks that go (draws, if not all) |"
     yield "| --- | --- | --- | --- |"
     for arm in every:
-        counts = Counter(block for draw in arm.dropped for block in draw)
-        told = ", ".join(
-            f"{block}" if counts[block] == len(arm.dropped) else f"{block} ({counts[block]})"
-            for block in sorted(counts)
-        )
-        yield f"| {arm.target} | {SETS[arm.data]} | `{arm.name}` | {told} |"
+        counts = Counter(itertools.chain.from_iterable(arm.dropped))
+        blocks: list[str] = []
+        for block, count in sorted(counts.items()):
+            blocks.append(f"{block}" if count == len(arm.dropped) else f"{block} ({count})")
+        yield f"| {arm.target} | {SETS[arm.data]} | `{arm.name}` | {', '.join(blocks)} |"
 
 
 def overlaps(every: list[Arm]) -> Iterator[str]:
@@ -140,24 +136,23 @@ def overlaps(every: list[Arm]) -> Iterator[str]:
     """
     yield "| target | method | two draws of a set | two sets | C4 and arithmetic | a set and random tokens | by chance | the set's part |"
     yield "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |"
-    for target, name in dict.fromkeys((arm.target, arm.name) for arm in every):
-        rows = {arm.data: arm.dropped for arm in every if (arm.target, arm.name) == (target, name)}
-        if (
-            min(map(len, rows.values())) < 2
-            or not {"c4", "gsm8k:cot", "random_tokens"} <= rows.keys()
-        ):
+    by_label: dict[tuple[str, str], dict[str, list[frozenset[int]]]] = {}
+    for arm in every:
+        by_label.setdefault((arm.target, arm.name), {})[arm.data] = arm.dropped
+    for (target, name), dropped in by_label.items():
+        fewest = min(map(len, dropped.values()))
+        if fewest < 2 or not {"c4", "gsm8k:cot", "random_tokens"} <= dropped.keys():
             continue  # a part of the study isn't there
-        texts = {data: drawn for data, drawn in rows.items() if data != "random_tokens"}
-        apart = against([rows["c4"]], rows["gsm8k:cot"], _common)
-        random = against(list(texts.values()), rows["random_tokens"], _common)
+        texts = {data: drawn for data, drawn in dropped.items() if data != "random_tokens"}
         shares = [
             within(texts, _common),
             between(texts, _common),
-            apart,
-            random,
-            len(rows["c4"][0]) / 30,
+            against([dropped["c4"]], dropped["gsm8k:cot"], _common),
+            against(list(texts.values()), dropped["random_tokens"], _common),
+            len(dropped["c4"][0]) / BLOCKS,
         ]
-        yield f"| {target} | `{name}` | {' | '.join(f'{share:.2f}' for share in shares)} | {part_of_the_set(texts, _common)} |"
+        cells = [*(f"{share:.2f}" for share in shares), part_of_the_set(texts, _common)]
+        yield f"| {target} | `{name}` | {' | '.join(cells)} |"
 
 
 def _common(one: frozenset[int], other: frozenset[int]) -> float:
@@ -175,9 +170,11 @@ def better(
     by = {(arm.target, arm.data, arm.method): arm.measured for arm in every}
     for target, data in dict.fromkeys((arm.target, arm.data) for arm in every):
         for first, second in pairs:
-            sides = by.get((target, data, second)), by.get((target, data, first))
-            if sides[0] and sides[1]:
-                yield f"| {target} | {SETS[data]} | `{first}` | `{second}` | {' | '.join(_differences(sides[0], sides[1], columns))} |"
+            less = by.get((target, data, first))
+            more = by.get((target, data, second))
+            if less and more:
+                cells = " | ".join(_differences(more, less, columns))
+                yield f"| {target} | {SETS[data]} | `{first}` | `{second}` | {cells} |"
 
 
 def sets(every: list[Arm], columns: Mapping[str, str]) -> Iterator[str]:
@@ -187,20 +184,19 @@ def sets(every: list[Arm], columns: Mapping[str, str]) -> Iterator[str]:
     yield f"| target | method | better | than | mean | {' | '.join(columns)} |"
     yield f"| --- | --- | --- | --- | ---: |{' ---: |' * len(columns)}"
     base = {(arm.target, arm.method): arm.measured for arm in every if arm.data == "c4"}
-    for arm in (
-        arm for arm in every if arm.data not in ("", "c4") and (arm.target, arm.method) in base
-    ):
-        cells = " | ".join(_differences(base[arm.target, arm.method], arm.measured, columns))
+    for arm in every:
+        with_c4 = base.get((arm.target, arm.method))
+        if with_c4 is None or arm.data in ("", "c4"):
+            continue
+        cells = " | ".join(_differences(with_c4, arm.measured, columns))
         yield f"| {arm.target} | `{arm.method}` | {SETS[arm.data]} | C4 | {cells} |"
 
 
-def _differences(worse: Measured, less: Measured, columns: Mapping[str, str]) -> Iterator[str]:
-    every = named(less, columns.values())
-    for names in (every, *([name] for name in every)):
-        estimate = contrast(
-            {name: worse[name] for name in names}, {name: less[name] for name in names}
-        )
-        yield with_interval(estimate)
+def _differences(more: Measured, less: Measured, columns: Mapping[str, str]) -> Iterator[str]:
+    """How much more one loses than the other, on average and on each domain."""
+    yield with_interval(worse(more, less, columns.values()))
+    for source in columns.values():
+        yield with_interval(worse(more, less, [source]))
 
 
 def tables() -> Mapping[str, str]:
@@ -210,14 +206,12 @@ def tables() -> Mapping[str, str]:
         every, dense = arms(HERE / "smollm2")
         greedy, evop = "greedy", "evop(generations=8)"
         pairs = [(evop, "short_gpt"), (evop, greedy), (greedy, "short_gpt")]
-        made |= {"blocks planned": planned(HERE / "smollm2")}
         made |= {
+            "blocks planned": planned(HERE / "smollm2"),
             "gone": gone(every),
             "overlaps": overlaps(every),
             "searches": searches(every),
             "blocks better": better(every, pairs, DOMAINS),
-        }
-        made |= {
             "blocks sets": sets(every, DOMAINS),
             "blocks losses": losses(every, dense, DOMAINS),
         }

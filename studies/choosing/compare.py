@@ -7,7 +7,7 @@ worst one, averaged over draws. Intervals are the middle 95 % of 4,000 resamples
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,31 +29,34 @@ def damages() -> dict[str, dict[int, dict[str, dict[str, float]]]]:
     that isn't whole is left out.
     """
     reading = read(Store(HERE / "results", create=False), items=False)
-    known = {
-        run: {m.score.measured: m.score.value for m in scores.values()}
-        for run, scores in reading.scores.items()
-    }
-    (dense,) = [cell for cell in reading.cells if cell.method == "none"]
+    (dense_cell,) = [cell for cell in reading.cells if cell.method == "none"]
+    dense: dict[str, float] = {}
+    for measurement in reading.scores[dense_cell.run].values():
+        dense[measurement.score.measured] = measurement.score.value
     cells = [cell for cell in reading.cells if cell.data]
     found: dict[str, dict[int, dict[str, dict[str, float]]]] = {}
     for cell in cells:
-        rises = {
-            name: value - known[dense.run][name] for name, value in known.get(cell.run, {}).items()
-        }
+        rises: dict[str, float] = {}
+        for measurement in reading.scores.get(cell.run, {}).values():
+            score = measurement.score
+            rises[score.measured] = score.value - dense[score.measured]
         if cell.measures and len(rises) >= len(cell.measures):
             found.setdefault(cell.method, {}).setdefault(cell.seed, {})[cell.data] = rises
     sets = {cell.data for cell in cells}
-    return {
-        method: {draw: of for draw, of in draws.items() if of.keys() == sets}
-        for method, draws in found.items()
-    }
+    whole: dict[str, dict[int, dict[str, dict[str, float]]]] = {}
+    for method, by_draw in found.items():
+        whole[method] = {draw: of for draw, of in by_draw.items() if of.keys() == sets}
+    return whole
 
 
 def table(
     of: Mapping[str, Mapping[str, float]], sets: Sequence[str], columns: Sequence[str]
 ) -> np.ndarray:
     """[set, domain]."""
-    return np.array([[of[name][column] for column in columns] for name in sets])
+    rows: list[list[float]] = []
+    for name in sets:
+        rows.append([of[name][column] for column in columns])
+    return np.array(rows)
 
 
 def measured_as(domain: str) -> str:
@@ -73,58 +76,63 @@ def correlations(predicted: np.ndarray, measured: np.ndarray) -> np.ndarray:
     """Spearman's over the last axis but one, averaged over draws: of [draw, …, set, quantity].
     NaN where all sets are the same one.
     """
-    a, b = (rankdata(values, axis=-2) for values in (predicted, measured))
-    a, b = a - a.mean(-2, keepdims=True), b - b.mean(-2, keepdims=True)
+    a = rankdata(predicted, axis=-2)
+    b = rankdata(measured, axis=-2)
+    a = a - a.mean(-2, keepdims=True)
+    b = b - b.mean(-2, keepdims=True)
     with np.errstate(invalid="ignore"):
-        return ((a * b).sum(-2) / np.sqrt((a**2).sum(-2) * (b**2).sum(-2))).mean(0)
+        by_draw = (a * b).sum(-2) / np.sqrt((a**2).sum(-2) * (b**2).sum(-2))
+        return by_draw.mean(0)
 
 
 def interval(predicted: np.ndarray, measured: np.ndarray) -> np.ndarray:
     """The middle 95 % over resamples of the sets, [bound, quantity]; resamples of fewer than
     four different sets say nothing.
     """
-    chance, chosen = np.random.default_rng(0), list[np.ndarray]()
+    chance = np.random.default_rng(0)
+    sets = predicted.shape[1]
+    chosen: list[np.ndarray] = []
     while len(chosen) < RESAMPLES:
-        resample = chance.integers(predicted.shape[1], size=predicted.shape[1])
+        resample = chance.integers(sets, size=sets)
         if len(set(resample)) >= 4:
             chosen.append(resample)
     drawn = np.array(chosen)
-    return np.nanquantile(
-        correlations(predicted[:, drawn], measured[:, drawn]), [0.025, 0.975], axis=0
-    )
+    resampled = correlations(predicted[:, drawn], measured[:, drawn])
+    return np.nanquantile(resampled, [0.025, 0.975], axis=0)
 
 
 def found() -> dict[str, Any]:
     """By method: of each set its damage, [mean, error] over draws; where it was predicted, that
     too, and the correlations with their intervals.
     """
-    record, said = json.loads((HERE / "predicted.json").read_text()), dict[str, Any]()
-    domains = list(next(iter(record["errors"]["wanda"]["0"].values())))
+    record = json.loads((HERE / "predicted.json").read_text())
+    domains = list(record["targets"])
+    columns = list(map(measured_as, domains))
+    said: dict[str, Any] = {}
     for method, by_draw in damages().items():
-        predictions, sets, draws = (
-            record["errors"].get(method, {}),
-            list(by_draw[0]),
-            sorted(by_draw),
-        )
-        rises = np.stack([table(by_draw[d], sets, list(map(measured_as, domains))) for d in draws])
-        said[method] = {
-            "draws": len(draws),
-            "damage": {s: _summed(rises[:, i]) for i, s in enumerate(sets)},
+        sets = list(by_draw[0])
+        draws = sorted(by_draw)
+        rises = np.stack([table(by_draw[draw], sets, columns) for draw in draws])
+        damage = {name: _summed(rises[:, place]) for place, name in enumerate(sets)}
+        said[method] = {"draws": len(draws), "damage": damage}
+        predictions = record["errors"].get(method, {})
+        known = [draw for draw in draws if str(draw) in predictions]
+        if not known:
+            continue
+        errors = np.stack([table(predictions[str(draw)], sets, domains) for draw in known])
+        predicted = summaries(errors)
+        measured = summaries(rises[[draws.index(draw) for draw in known]])
+        values = correlations(predicted, measured)
+        lows, highs = interval(predicted, measured)
+        correlation: dict[str, list[float]] = {}
+        for place, name in enumerate([*domains, "mean", "worst"]):
+            correlation[name] = [float(values[place]), float(lows[place]), float(highs[place])]
+        mean_errors = {name: float(errors[:, place].mean()) for place, name in enumerate(sets)}
+        said[method] |= {
+            "predicted": len(known),
+            "correlation": correlation,
+            "errors": mean_errors,
         }
-        if known := [d for d in draws if str(d) in predictions]:
-            predicted = summaries(
-                np.stack([table(predictions[str(d)], sets, domains) for d in known])
-            )
-            there = summaries(rises[[draws.index(d) for d in known]])
-            values, bounds = correlations(predicted, there), interval(predicted, there)
-            named = zip([*domains, "mean", "worst"], values, bounds.T, strict=True)
-            said[method] |= {
-                "predicted": len(known),
-                "correlation": {n: [float(x) for x in (v, *b)] for n, v, b in named},
-            }
-            said[method]["errors"] = {
-                s: float(predicted[:, i, : len(domains)].mean()) for i, s in enumerate(sets)
-            }
     return said
 
 
@@ -132,35 +140,30 @@ def tables(said: Mapping[str, Any]) -> list[str]:
     """Two tables in Markdown: the damages of both methods, and the correlations of what was
     predicted.
     """
-    sets = sorted(
-        said["wanda"]["damage"], key=lambda name: said["wanda"]["damage"][name]["mean"][0]
-    )
-    heads = [
-        f"{method}: {column}"
-        for method in said
-        for column in (
-            "mean",
-            "worst of five",
-            *(["predicted"] if "errors" in said[method] else []),
-        )
-    ]
+    heads: list[str] = []
+    for method, of in said.items():
+        heads += [f"{method}: mean", f"{method}: worst of five"]
+        if "errors" in of:
+            heads.append(f"{method}: predicted")
     first = [f"| calibrated on | {' | '.join(heads)} |", f"| --- |{' ---: |' * len(heads)}"]
-    for name in sets:
-        first.append(
-            f"| `{name}` | {' | '.join(cell for of in said.values() for cell in _cells(of, name))} "
-            "|"
-        )
+    damage = said["wanda"]["damage"]
+    for name in sorted(damage, key=lambda name: damage[name]["mean"][0]):
+        cells: list[str] = []
+        for of in said.values():
+            cells += _cells(of, name)
+        first.append(f"| `{name}` | {' | '.join(cells)} |")
     told = {method: of for method, of in said.items() if "correlation" in of}
     second = [
         f"| correlation over sets | {' | '.join(_heads(told))} |",
         f"| --- |{' --- |' * len(told)}",
     ]
-    for name in next(iter(told.values()))["correlation"]:
-        each = [of["correlation"][name] for of in told.values()]
-        second.append(
-            f"| {name} | "
-            f"{' | '.join(f'{v:+.2f} ({low:+.2f} to {high:+.2f})' for v, low, high in each)} |"
-        )
+    any_method, *_ = told.values()
+    for name in any_method["correlation"]:
+        cells = []
+        for of in told.values():
+            value, low, high = of["correlation"][name]
+            cells.append(f"{value:+.2f} ({low:+.2f} to {high:+.2f})")
+        second.append(f"| {name} | {' | '.join(cells)} |")
     return ["\n".join(first), "\n".join(second)]
 
 
@@ -169,16 +172,18 @@ def _cells(of: Mapping[str, Any], name: str) -> list[str]:
     found: list[str] = []
     for key in ("mean", "worst own"):
         value, error = of["damage"][name][key]
-        mark = "**" if value == min(row[key][0] for row in of["damage"].values()) else ""
+        least = min(row[key][0] for row in of["damage"].values())
+        mark = "**" if value == least else ""
         found.append(f"{mark}{value:.3f}{mark} ± {error:.3f}")
-    return found + ([f"{of['errors'][name]:.4f}"] if "errors" in of else [])
+    if "errors" in of:
+        found.append(f"{of['errors'][name]:.4f}")
+    return found
 
 
-def _heads(said: Mapping[str, Any]) -> list[str]:
-    return [
-        f"{method}, {of['predicted']} draw{'s' if of['predicted'] > 1 else ''}"
-        for method, of in said.items()
-    ]
+def _heads(said: Mapping[str, Any]) -> Iterator[str]:
+    for method, of in said.items():
+        draws = of["predicted"]
+        yield f"{method}, {draws} draws" if draws > 1 else f"{method}, {draws} draw"
 
 
 def _mean(values: np.ndarray) -> list[float]:

@@ -87,9 +87,8 @@ def main() -> None:
         path = HERE / f"{name}.json"
         if not path.is_file():
             opened = opened or calibrant.open_model("smollm2", "bfloat16")
-            (measured,) = calibrant.evaluate(
-                opened, tasks=f"task(name={name!r}, limit={ITEMS})", progress=told
-            )
+            task = f"task(name={name!r}, limit={ITEMS})"
+            (measured,) = calibrant.evaluate(opened, tasks=task, progress=told)
             scores = [asdict(score) for score in (measured.score, *measured.beside)]
             machine = {
                 "processor": platform.processor() or platform.machine(),
@@ -97,7 +96,7 @@ def main() -> None:
                 "threads": torch.get_num_threads(),
             }
             record = {
-                "task": f"task(name={name!r}, limit={ITEMS})",
+                "task": task,
                 "scores": scores,
                 "provenance": {**measured.provenance, **machine},
             }
@@ -112,15 +111,14 @@ def told(what: str, done: int, total: int) -> None:
 
 def page() -> str:
     """The page with the table of everything that has a record, in the order of CONVENTION."""
-    found = {
-        name: json.loads((HERE / f"{name}.json").read_text("utf-8"))
-        for name in CONVENTION
-        if (HERE / f"{name}.json").is_file()
-    }
-    lines = [
-        line(name, {score["metric"]: score for score in record["scores"]})
-        for name, record in found.items()
-    ]
+    found: dict[str, Any] = {}
+    for name in CONVENTION:
+        path = HERE / f"{name}.json"
+        if path.is_file():
+            found[name] = json.loads(path.read_text("utf-8"))
+    lines: list[str] = []
+    for name, record in found.items():
+        lines.append(line(name, {score["metric"]: score for score in record["scores"]}))
     notes = NOTES.format(items=ITEMS, sets=len(found), chances=len(found) * 0.023)
     return HEAD.format(answer=answer(found)) + "".join(lines) + notes
 
@@ -128,42 +126,48 @@ def page() -> str:
 def line(name: str, scores: dict[str, Any]) -> str:
     """A set's row of the table."""
     chosen = scores[CONVENTION[name]]
-    cells = []
+    cells = [name, f"{chosen['n']}", f"{100 * chosen['chance']:.1f}"]
+    if "blind" in chosen["facts"]:
+        cells.append(f"{100 * chosen['facts']['blind']:.1f}")
+    else:
+        cells.append("")
     for metric in METRICS:
         if metric not in scores:
             cells.append("")
             continue
-        score = scores[metric]
-        text = (
-            f"{100 * score['value']:.1f} ± {100 * score['stderr']:.1f}"
-            if metric.startswith("acc")
-            else f"{score['value']:.3f} ± {score['stderr']:.3f}"
-        )
-        cells.append(f"**{text}**" if metric == CONVENTION[name] else text)
-    blind = f"{100 * chosen['facts']['blind']:.1f}" if "blind" in chosen["facts"] else ""
-    return (
-        f"| {name} | {chosen['n']} | {100 * chosen['chance']:.1f} | {blind} | {' | '.join(cells)} "
-        f"| {verdict(chosen)} |\n"
-    )
+        value, stderr = scores[metric]["value"], scores[metric]["stderr"]
+        if metric.startswith("acc"):
+            cell = f"{100 * value:.1f} ± {100 * stderr:.1f}"
+        else:
+            cell = f"{value:.3f} ± {stderr:.3f}"
+        cells.append(f"**{cell}**" if metric == CONVENTION[name] else cell)
+    cells.append(verdict(chosen))
+    return f"| {' | '.join(cells)} |\n"
 
 
 def verdict(score: dict[str, Any]) -> str:
     """Whether it is above chance by more than two standard errors; and if so, whether it is
     above what it would be without the questions.
     """
-    errors = (score["value"] - score["chance"]) / score["stderr"]
-    beyond = (score["value"] - score["facts"].get("blind", score["chance"])) / score["stderr"]
-    return (
-        f"{'no' if errors <= 2 else 'yes' if beyond > 2 else 'without reading'} ({errors:+.1f} se)"
-    )
+    blind = score["facts"].get("blind", score["chance"])
+    above_chance = (score["value"] - score["chance"]) / score["stderr"]
+    above_blind = (score["value"] - blind) / score["stderr"]
+    if above_chance <= 2:
+        can_rank = "no"
+    elif above_blind > 2:
+        can_rank = "yes"
+    else:
+        can_rank = "without reading"
+    return f"{can_rank} ({above_chance:+.1f} se)"
 
 
 def answer(found: dict[str, Any]) -> str:
     """What follows from the table."""
     sets: dict[str, list[str]] = {"yes": [], "without reading": [], "no": []}
     for name, record in found.items():
-        score = next(score for score in record["scores"] if score["metric"] == CONVENTION[name])
-        sets[verdict(score).partition(" (")[0]].append(name)
+        (score,) = [score for score in record["scores"] if score["metric"] == CONVENTION[name]]
+        can_rank, _, _ = verdict(score).partition(" (")
+        sets[can_rank].append(name)
     yes, partly, no = (", ".join(names) or "no set" for names in sets.values())
     return (
         "Compare compressed versions of SmolLM2-135M-Instruct (dequantized from 4 bits) by "

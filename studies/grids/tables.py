@@ -10,11 +10,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
-from studies.arms import Measured, named, with_interval
+from studies.arms import Measured, named, with_interval, worse
 from studies.pages import write_or_print
 
-from calibrant.lab.stats import contrast, draws
-from calibrant.results import Store, stored_bits
+from calibrant.lab.stats import Draws, draws
+from calibrant.results import Cell, Store, stored_bits
 
 HERE: Final = Path(__file__).parent
 PAGE: Final = HERE.parents[1] / "docs/findings/quantization.md"
@@ -54,22 +54,21 @@ class Results:
         self.of: dict[tuple[str, str], dict[str, Measured]] = {}
         self.bits: dict[tuple[str, str], float] = {}
         with Store(folder, create=False) as store:
-            for target, method, data in dict.fromkeys(
-                (c.target, c.method, c.data) for c in store.cells() if c.method != "none"
-            ):
+            by_label: dict[tuple[str, str, str], list[Cell]] = {}
+            for cell in store.cells():
+                if cell.method != "none":
+                    by_label.setdefault((cell.target, cell.method, cell.data), []).append(cell)
+            for (target, method, data), cells in by_label.items():
                 found = draws(store, target=target, method=method, data=data)
                 if len(found) < len(KINDS) and data:  # of a set whose second draw lacks, the first
                     found = draws(store, target=target, method=method, data=data, seed=0)
-                if len(found) == len(KINDS):
-                    self.of.setdefault((target, method), {})["" if method in WITHOUT else data] = (
-                        found
-                    )
-                    run = next(
-                        c.run
-                        for c in store.cells()
-                        if (c.target, c.method, c.data) == (target, method, data)
-                    )
-                    self.bits[target, method] = stored_bits(store.record(run).weights) or 16.0
+                if len(found) != len(KINDS):
+                    continue
+                record = store.record(cells[0].run)
+                assert record is not None
+                self.bits[target, method] = stored_bits(record.weights) or 16.0
+                sets = self.of.setdefault((target, method), {})
+                sets["" if method in WITHOUT else data] = found
 
     def matched(self, target: str, method: str) -> Measured | None:
         """Each measure with the set that is made of its kind of text; a method without data has
@@ -80,17 +79,21 @@ class Results:
             return sets[""]
         if not set(KINDS.values()) <= sets.keys():
             return None
-        return {
-            name: sets[data][name]
-            for source, data in zip(SOURCES, KINDS.values(), strict=True)
-            for name in named(sets[data], [source])
-        }
+        found: dict[str, Draws] = {}
+        for source, data in zip(SOURCES, KINDS.values(), strict=True):
+            (name,) = named(sets[data], [source])
+            found[name] = sets[data][name]
+        return found
 
 
 def divergence(measured: Measured, source: str) -> tuple[float, float | None]:
     """The mean of the draws, and half of their range; None for one draw."""
-    values = [m.score.value for m in measured[named(measured, [source])[0]]]
-    return statistics.mean(values), (max(values) - min(values)) / 2 if len(values) > 1 else None
+    (name,) = named(measured, [source])
+    values = [measurement.score.value for measurement in measured[name]]
+    half = None
+    if len(values) > 1:
+        half = (max(values) - min(values)) / 2
+    return statistics.mean(values), half
 
 
 def by_set(results: Results) -> Iterator[str]:
@@ -101,12 +104,13 @@ def by_set(results: Results) -> Iterator[str]:
     yield f"| --- | --- | ---: | --- |{' ---: |' * len(KINDS)}"
     for (target, method), sets in results.of.items():
         for data, measured in sets.items():
-            cells = []
+            cells: list[str] = []
             for source, own in zip(SOURCES, KINDS.values(), strict=True):
                 mean, half = divergence(measured, source)
-                text = f"{mean:.3f}" if half is None else f"{mean:.3f} ± {half:.3f}"
-                cells.append(f"**{text}**" if own == data else text)
-            yield f"| {target} | `{method}` | {results.bits[target, method]:.2f} | {data or 'nothing'} | {' | '.join(cells)} |"
+                cell = f"{mean:.3f}" if half is None else f"{mean:.3f} ± {half:.3f}"
+                cells.append(f"**{cell}**" if own == data else cell)
+            bits = results.bits[target, method]
+            yield f"| {target} | `{method}` | {bits:.2f} | {data or 'nothing'} | {' | '.join(cells)} |"
 
 
 def by_order(results: Results) -> Iterator[str]:
@@ -117,15 +121,11 @@ def by_order(results: Results) -> Iterator[str]:
     yield f"| --- | --- | --- |{' ---: |' * len(KINDS)}"
     for target in dict.fromkeys(target for target, _ in results.of):
         for first, second in ORDER:
-            sides = results.matched(target, first), results.matched(target, second)
-            if sides[0] is not None and sides[1] is not None:
-                yield f"| {target} | `{first}` | `{second}` | {' | '.join(_difference(*sides, source) for source in SOURCES)} |"
-
-
-def _difference(first: Measured, second: Measured, source: str) -> str:
-    """How much less the first diverges: bold where an interval of 95 % leaves out zero."""
-    (name,) = named(first, [source])
-    return with_interval(contrast({name: second[name]}, {name: first[name]}))
+            less = results.matched(target, first)
+            more = results.matched(target, second)
+            if less is not None and more is not None:
+                cells = [with_interval(worse(more, less, [source])) for source in SOURCES]
+                yield f"| {target} | `{first}` | `{second}` | {' | '.join(cells)} |"
 
 
 def by_choice(results: Results) -> Iterator[str]:
@@ -135,59 +135,58 @@ def by_choice(results: Results) -> Iterator[str]:
     yield "| target | method | matching text | other text | other over matching | least and most of six pairs | worst over best set | draws apart |"
     yield "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |"
     for (target, method), sets in results.of.items():
-        if set(KINDS.values()) <= sets.keys():
-            table = {
-                data: [divergence(sets[data], source)[0] for source in SOURCES]
-                for data in KINDS.values()
-            }
-            own = statistics.mean(table[data][i] for i, data in enumerate(table))
-            other = statistics.mean(
-                v for i, data in enumerate(table) for j, v in enumerate(table[data]) if i != j
-            )
-            # Each other text on each measure, over the matching text there.
-            ratios: list[float] = []
-            for column, matching in enumerate(KINDS.values()):
-                for data in table:
-                    if data != matching:
-                        ratios.append(table[data][column] / table[matching][column])
-            spread = statistics.mean(
-                max(column) / min(column) for column in zip(*table.values(), strict=True)
-            )
-            spans = [
-                2 * half / mean
-                for data in table
-                for mean, half in (divergence(sets[data], source) for source in SOURCES)
-                if half is not None
-            ]
-            apart = f"{statistics.mean(spans):.1%}" if spans else "one draw"
-            pairs = f"{min(ratios):.2f} to {max(ratios):.2f}"
-            losses = f"{own:.3f} | {other:.3f} | {other / own:.2f}"
-            yield f"| {target} | `{method}` | {losses} | {pairs} | {spread:.2f} | {apart} |"
+        if not set(KINDS.values()) <= sets.keys():
+            continue
+        matching: list[float] = []
+        other: list[float] = []
+        other_over_matching: list[float] = []
+        worst_over_best: list[float] = []
+        draws_apart: list[float] = []
+        for source, own in zip(SOURCES, KINDS.values(), strict=True):
+            means: dict[str, float] = {}
+            for data in KINDS.values():
+                mean, half = divergence(sets[data], source)
+                means[data] = mean
+                if half is not None:
+                    draws_apart.append(2 * half / mean)
+            matching.append(means[own])
+            others = [mean for data, mean in means.items() if data != own]
+            other += others
+            other_over_matching += [mean / means[own] for mean in others]
+            worst_over_best.append(max(means.values()) / min(means.values()))
+        mean_matching, mean_other = statistics.mean(matching), statistics.mean(other)
+        cells = [
+            f"{mean_matching:.3f}",
+            f"{mean_other:.3f}",
+            f"{mean_other / mean_matching:.2f}",
+            f"{min(other_over_matching):.2f} to {max(other_over_matching):.2f}",
+            f"{statistics.mean(worst_over_best):.2f}",
+            f"{statistics.mean(draws_apart):.1%}" if draws_apart else "one draw",
+        ]
+        yield f"| {target} | `{method}` | {' | '.join(cells)} |"
 
 
 def by_rotation() -> Iterator[str]:
     """Rows: the first draw of smollm2 with and without rotation, on the text that each was
     calibrated on, and by how much rotation is better.
     """
-    yield f"| target | method | {' | '.join(f'{kind}: before, rotated' for kind in KINDS)} | {' | '.join(f'{kind}: better by' for kind in KINDS)} |"
-    yield f"| --- | --- |{' ---: |' * 2 * len(KINDS)}"
+    heads = [f"{kind}: before, rotated" for kind in KINDS]
+    heads += [f"{kind}: better by" for kind in KINDS]
+    yield f"| target | method | {' | '.join(heads)} |"
+    yield f"| --- | --- |{' ---: |' * len(heads)}"
     with Store(STORES["smollm2"], create=False) as plain, Store(ROTATED, create=False) as rotated:
-        for target, method in dict.fromkeys(
-            (c.target, c.method) for c in rotated.cells() if c.method != "none"
-        ):
-            values, differences = list[str](), list[str]()
-            for source, data in zip(SOURCES, KINDS.values(), strict=True):
-                labels = {
-                    "target": target,
-                    "method": method,
-                    "data": "" if method in WITHOUT else data,
-                    "seed": 0,
-                }
-                before, after = draws(plain, **labels), draws(rotated, **labels)
-                values.append(
-                    ", ".join(f"{divergence(of, source)[0]:.3f}" for of in (before, after))
-                )
-                differences.append(_difference(after, before, source))
+        cells = [cell for cell in rotated.cells() if cell.method != "none"]
+        for target, method in dict.fromkeys((cell.target, cell.method) for cell in cells):
+            values: list[str] = []
+            differences: list[str] = []
+            for source, own in zip(SOURCES, KINDS.values(), strict=True):
+                data = "" if method in WITHOUT else own
+                before = draws(plain, target=target, method=method, data=data, seed=0)
+                after = draws(rotated, target=target, method=method, data=data, seed=0)
+                mean_before, _ = divergence(before, source)
+                mean_after, _ = divergence(after, source)
+                values.append(f"{mean_before:.3f}, {mean_after:.3f}")
+                differences.append(with_interval(worse(before, after, [source])))
             yield f"| {target} | `{method}` | {' | '.join(values)} | {' | '.join(differences)} |"
 
 
@@ -197,12 +196,11 @@ def tables() -> Mapping[str, str]:
     for model, folder in STORES.items():
         if folder.is_dir():
             results = Results(folder)
-            for name, rows in (("order", by_order), ("choice", by_choice), ("sets", by_set)):
-                made[f"{model} {name}"] = "\n".join(rows(results))
-    made["rotated order"], made["rotated choice"] = (
-        "\n".join(by_rotation()),
-        "\n".join(by_choice(Results(ROTATED))),
-    )
+            made[f"{model} order"] = "\n".join(by_order(results))
+            made[f"{model} choice"] = "\n".join(by_choice(results))
+            made[f"{model} sets"] = "\n".join(by_set(results))
+    made["rotated order"] = "\n".join(by_rotation())
+    made["rotated choice"] = "\n".join(by_choice(Results(ROTATED)))
     return made
 
 

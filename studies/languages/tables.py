@@ -5,7 +5,9 @@ Losses are nats per token, of passages that no draw calibrates on. Masks are com
 bits of each matrix that a record holds.
 """
 
+import itertools
 import statistics
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -17,9 +19,9 @@ from studies.pages import write_or_print
 
 from calibrant.data import CalibrationSet
 from calibrant.evaluators import evaluators
-from calibrant.lab.stats import contrast, t_quantile
+from calibrant.lab.stats import Estimate, contrast, t_quantile
 from calibrant.lab.stats.sets import mask_bits
-from calibrant.results import Record, Store
+from calibrant.results import Cell, Record, Store
 from calibrant.results.outcomes import Measurement
 
 HERE: Final = Path(__file__).parent
@@ -69,22 +71,30 @@ def arms() -> tuple[list[Arm], Measured]:
     """
     found: list[Arm] = []
     with Store(STORE, create=False) as store:
-        cells = [cell for cell in store.cells() if cell.method != "none"]
-        for method, target, data in dict.fromkeys((c.method, c.target, c.data) for c in cells):
-            own = [c for c in cells if (c.method, c.target, c.data) == (method, target, data)]
-            records = [record for c in own if c.run and (record := store.record(c.run)) is not None]
-            if (measured := complete(store, method=method, target=target, data=data)) and len(
-                records
-            ) == len(own):
-                found.append(Arm(method, SETS.get(data, ALL), measured, records))
-        methods, order = [cell.method for cell in cells], [*CODES, ALL]
-        whole = [
-            method for method in methods if sum(arm.method == method for arm in found) == len(order)
-        ]
-        found = [arm for arm in found if arm.method in whole]
-        return sorted(
-            found, key=lambda arm: (methods.index(arm.method), order.index(arm.data))
-        ), complete(store, method="none")
+        by_label: dict[tuple[str, str, str], list[Cell]] = {}
+        for cell in store.cells():
+            if cell.method != "none":
+                by_label.setdefault((cell.method, cell.target, cell.data), []).append(cell)
+        for (method, target, data), cells in by_label.items():
+            records = [store.record(cell.run) for cell in cells if cell.run]
+            known = [record for record in records if record is not None]
+            measured = complete(store, method=method, target=target, data=data)
+            if measured and len(known) == len(cells):
+                found.append(Arm(method, SETS.get(data, ALL), measured, known))
+        dense = complete(store, method="none")
+    methods = [method for method, _, _ in by_label]
+    order = [*CODES, ALL]
+    sets_of = Counter(arm.method for arm in found)
+    whole = [arm for arm in found if sets_of[arm.method] == len(order)]
+    whole.sort(key=lambda arm: (methods.index(arm.method), order.index(arm.data)))
+    return whole, dense
+
+
+def _by_method(every: Iterable[Arm]) -> dict[str, list[Arm]]:
+    found: dict[str, list[Arm]] = {}
+    for arm in every:
+        found.setdefault(arm.method, []).append(arm)
+    return found
 
 
 def columns(source: str, codes: Mapping[str, str]) -> Mapping[str, str]:
@@ -101,30 +111,35 @@ def losses(every: Iterable[Arm], dense: Measured, asked: Mapping[str, str]) -> I
     """
     yield f"| method | calibrated on | mean | {' | '.join(asked)} |"
     yield f"| --- | --- | ---: |{' ---: |' * len(asked)}"
-    rows = {(arm.method, arm.data): _values(arm.measured, asked) for arm in every}
     if dense:
-        yield f"| none | dense model | {' | '.join(_with_mean(_values(dense, asked)))} |"
-    for (method, data), values in rows.items():
-        least = [
-            min(statistics.mean(of[at]) for (other, _), of in rows.items() if other == method)
-            for at in range(len(values))
-        ]
-        told = zip(_with_mean(values), values, least, strict=True)
-        cells = [f"**{cell}**" if statistics.mean(of) == low else cell for cell, of, low in told]
-        yield f"| `{method}` | {data} | {' | '.join(cells)} |"
+        yield f"| none | dense model | {' | '.join(_cells(_values(dense, asked)))} |"
+    for method, arms_of in _by_method(every).items():
+        columns = {arm.data: _values(arm.measured, asked) for arm in arms_of}
+        means = {data: list(map(statistics.mean, values)) for data, values in columns.items()}
+        least = [min(of_sets) for of_sets in zip(*means.values(), strict=True)]
+        for data, values in columns.items():
+            cells = _cells(values)
+            for column, mean in enumerate(means[data]):
+                if mean == least[column]:
+                    cells[column] = f"**{cells[column]}**"
+            yield f"| `{method}` | {data} | {' | '.join(cells)} |"
 
 
-def _with_mean(values: list[list[float]]) -> list[str]:
+def _cells(columns: list[list[float]]) -> list[str]:
     """The mean of the draws on average over the languages, with their range, and on each
     language.
     """
-    return [with_range(values[0]), *(f"{statistics.mean(of):.3f}" for of in values[1:])]
+    mean, *by_language = columns
+    return [with_range(mean), *(f"{statistics.mean(values):.3f}" for values in by_language)]
 
 
 def _values(measured: Measured, asked: Mapping[str, str]) -> list[list[float]]:
     """What the draws gave, on average and on each language."""
-    each = [[m.score.value for m in measured[name]] for name in asked.values()]
-    return [[statistics.mean(of) for of in zip(*each, strict=True)], *each]
+    by_language: list[list[float]] = []
+    for text in asked.values():
+        by_language.append([measurement.score.value for measurement in measured[text]])
+    means = [statistics.mean(draw) for draw in zip(*by_language, strict=True)]
+    return [means, *by_language]
 
 
 def own(every: list[Arm], asked: Mapping[str, str]) -> Iterator[str]:
@@ -133,20 +148,18 @@ def own(every: list[Arm], asked: Mapping[str, str]) -> Iterator[str]:
     """
     yield "| method | language | own text is | best other | own text is better by |"
     yield "| --- | --- | --- | --- | ---: |"
-    for method in dict.fromkeys(arm.method for arm in every):
-        for name, measured in asked.items():
-            sides = {
-                arm.data: {measured: arm.measured[measured]}
-                for arm in every
-                if arm.method == method and arm.data != ALL
-            }
-            ranked = sorted(
-                sides,
-                key=lambda data: statistics.mean(m.score.value for m in sides[data][measured]),
-            )
-            best = next(data for data in ranked if data != name)
-            better = with_interval(contrast(sides[best], sides[name]), comparisons=len(CODES) - 1)
-            yield f"| `{method}` | {name} | {ranked.index(name) + 1} of {len(ranked)} | {best} | {better} |"
+    for method, arms_of in _by_method(every).items():
+        for name, text in asked.items():
+            sides = {arm.data: arm.measured[text] for arm in arms_of if arm.data != ALL}
+            means: dict[str, float] = {}
+            for data, drawn in sides.items():
+                means[data] = statistics.mean(measurement.score.value for measurement in drawn)
+            ranked = sorted(means, key=means.__getitem__)
+            place = ranked.index(name) + 1
+            others = [data for data in ranked if data != name]
+            estimate = contrast({text: sides[others[0]]}, {text: sides[name]})
+            better = with_interval(estimate, comparisons=len(CODES) - 1)
+            yield f"| `{method}` | {name} | {place} of {len(ranked)} | {others[0]} | {better} |"
 
 
 def averages(every: list[Arm], asked: Mapping[str, str]) -> Iterator[str]:
@@ -157,30 +170,23 @@ def averages(every: list[Arm], asked: Mapping[str, str]) -> Iterator[str]:
     """
     yield "| method | calibrated on | mean | more than with equal shares by | less than with English by |"
     yield "| --- | --- | ---: | ---: | ---: |"
-    for method in dict.fromkeys(arm.method for arm in every):
-        sides = {
-            arm.data: {name: arm.measured[name] for name in asked.values()}
-            for arm in every
-            if arm.method == method
-        }
-        mean = {
-            data: statistics.mean(m.score.value for of in side.values() for m in of)
-            for data, side in sides.items()
-        }
-        for data in sorted(sides, key=mean.__getitem__):
-            more = (
-                ""
-                if data == ALL
-                else with_interval(contrast(sides[data], sides[ALL]), comparisons=len(CODES))
-            )
-            less = (
-                ""
-                if data in ("English", ALL)
-                else with_interval(
-                    contrast(sides["English"], sides[data]), comparisons=len(CODES) - 1
-                )
-            )
-            yield f"| `{method}` | {data} | {mean[data]:.3f} | {more} | {less} |"
+    for method, arms_of in _by_method(every).items():
+        sides: dict[str, Measured] = {}
+        means: dict[str, float] = {}
+        for arm in arms_of:
+            side = {text: arm.measured[text] for text in asked.values()}
+            drawn = itertools.chain.from_iterable(side.values())
+            sides[arm.data] = side
+            means[arm.data] = statistics.mean(measurement.score.value for measurement in drawn)
+        for data in sorted(means, key=means.__getitem__):
+            more = less = ""
+            if data != ALL:
+                above_equal = contrast(sides[data], sides[ALL])
+                more = with_interval(above_equal, comparisons=len(CODES))
+            if data not in ("English", ALL):
+                below_english = contrast(sides["English"], sides[data])
+                less = with_interval(below_english, comparisons=len(CODES) - 1)
+            yield f"| `{method}` | {data} | {means[data]:.3f} | {more} | {less} |"
 
 
 def behind(every: list[Arm], asked: Mapping[str, str]) -> Iterator[str]:
@@ -189,27 +195,25 @@ def behind(every: list[Arm], asked: Mapping[str, str]) -> Iterator[str]:
     """
     yield f"| method | calibrated on | furthest behind on | {' | '.join(asked)} |"
     yield f"| --- | --- | ---: |{' ---: |' * len(asked)}"
-    for method in dict.fromkeys(arm.method for arm in every):
-        by = {arm.data: arm.measured for arm in every if arm.method == method}
+    for method, arms_of in _by_method(every).items():
+        by_set = {arm.data: arm.measured for arm in arms_of}
+        comparisons = (len(by_set) - 1) * len(asked)
         rows: list[tuple[float, str]] = []
-        comparisons = (len(by) - 1) * len(asked)
-        for data, of in by.items():
-            apart = {
-                name: contrast({m: of[m]}, {m: by[name][m]})
-                for name, m in asked.items()
-                if name != data
-            }
+        for data, measured in by_set.items():
+            apart: dict[str, Estimate] = {}
+            for name, text in asked.items():
+                if name != data:
+                    apart[name] = contrast({text: measured[text]}, {text: by_set[name][text]})
             worst = max(apart, key=lambda name: apart[name].value)
-            marked = {
-                name: f"**{e.value:+.3f}**"
-                if e.significant(comparisons=comparisons)
-                else f"{e.value:+.3f}"
-                for name, e in apart.items()
-            }
-            cells = [
-                f"{worst}: {with_interval(apart[worst], comparisons=comparisons)}",
-                *(marked.get(name, "") for name in asked),
-            ]
+            cells = [f"{worst}: {with_interval(apart[worst], comparisons=comparisons)}"]
+            for name in asked:
+                if name == data:
+                    cells.append("")
+                    continue
+                cell = f"{apart[name].value:+.3f}"
+                if apart[name].significant(comparisons=comparisons):
+                    cell = f"**{cell}**"
+                cells.append(cell)
             rows.append((apart[worst].value, f"| `{method}` | {data} | {' | '.join(cells)} |"))
         yield from (row for _, row in sorted(rows))
 
@@ -223,31 +227,27 @@ def overlaps(every: list[Arm]) -> Iterator[str]:
     """
     yield "| method | two draws | two languages | least alike | and equal shares | random masks | the language's part |"
     yield "| --- | ---: | ---: | --- | ---: | ---: | ---: |"
-    for method in dict.fromkeys(arm.method for arm in every):
-        kept = {arm.data: arm.kept for arm in every if arm.method == method}
+    for method, arms_of in _by_method(every).items():
+        kept = {arm.data: arm.kept for arm in arms_of}
         if not len(kept[ALL][0]):
             continue  # the method leaves no mask
-        languages = {data: of for data, of in kept.items() if data != ALL}
-        pairs = {
-            (a, b): against([languages[a]], languages[b], _common)
-            for a in languages
-            for b in languages
-            if a < b
-        }
-        (a, b), least = min(pairs.items(), key=lambda pair: pair[1])
-        share = statistics.mean(
-            float(of.mean()) for draws_of in languages.values() for of in draws_of
-        )
+        languages = {data: masks for data, masks in kept.items() if data != ALL}
+        pairs: dict[tuple[str, str], float] = {}
+        for one, other in itertools.combinations(sorted(languages), 2):
+            pairs[one, other] = against([languages[one]], languages[other], _common)
+        least_alike = min(pairs, key=pairs.__getitem__)
+        but_first = [masks[1:] for masks in languages.values()]
+        every_mask = itertools.chain.from_iterable(languages.values())
+        share = statistics.mean(float(mask.mean()) for mask in every_mask)
         cells = [
             f"{within(languages, _common):.3f}",
             f"{between(languages, _common):.3f}",
-            f"{a} and {b}: {least:.3f}",
-        ]
-        cells += [
-            f"{against([of[1:] for of in languages.values()], kept[ALL], _common):.3f}",
+            f"{' and '.join(least_alike)}: {pairs[least_alike]:.3f}",
+            f"{against(but_first, kept[ALL], _common):.3f}",
             f"{share / (2 - share):.3f}",
+            part_of_the_set(languages, _common, digits=3),
         ]
-        yield f"| `{method}` | {' | '.join(cells)} | {part_of_the_set(languages, _common, digits=3)} |"
+        yield f"| `{method}` | {' | '.join(cells)} |"
 
 
 def _common(one: np.ndarray, other: np.ndarray) -> float:
@@ -261,14 +261,14 @@ def neurons(every: list[Arm]) -> Iterator[str]:
     yield f"| method | calibrated on | all | {' | '.join(CODES)} |"
     yield f"| --- | --- | ---: |{' ---: |' * len(CODES)}"
     if every:
-        had = {name: _specific(every[0].measured[NEURONS][0], name)[1] for name in CODES}
-        yield f"| none | dense model, how many | {sum(had.values()):,.0f} | {' | '.join(f'{count:,.0f}' for count in had.values())} |"
+        measurement = every[0].measured[NEURONS][0]
+        there = [_specific(measurement, name)[1] for name in CODES]
+        cells = [f"{count:,.0f}" for count in (sum(there), *there)]
+        yield f"| none | dense model, how many | {' | '.join(cells)} |"
     for arm in every:
-        of = arm.measured[NEURONS]
-        cells = [
-            f"{statistics.mean(m.score.value for m in of):.2f}",
-            *(_share(of, name) for name in CODES),
-        ]
+        drawn = arm.measured[NEURONS]
+        mean = statistics.mean(measurement.score.value for measurement in drawn)
+        cells = [f"{mean:.2f}", *(_share(drawn, name) for name in CODES)]
         yield f"| `{arm.method}` | {arm.data} | {' | '.join(cells)} |"
 
 
@@ -276,17 +276,17 @@ def _specific(measurement: Measurement, name: str) -> tuple[float, float]:
     """How many of a language's neurons stay, and how many there are; none of none where no
     neuron is specific to it.
     """
-    found = [
-        outcome
-        for outcome in measurement.outcomes
-        if outcome.item == f"flores(language={CODES[name]})"
-    ]
-    return (found[0].value, found[0].weight) if found else (0.0, 0.0)
+    for outcome in measurement.outcomes:
+        if outcome.item == f"flores(language={CODES[name]})":
+            return outcome.value, outcome.weight
+    return 0.0, 0.0
 
 
-def _share(of: Iterable[Measurement], name: str) -> str:
-    staying, had = map(sum, zip(*(_specific(measurement, name) for measurement in of), strict=True))
-    return f"{staying / had:.2f}" if had else ""
+def _share(drawn: Iterable[Measurement], name: str) -> str:
+    found = [_specific(measurement, name) for measurement in drawn]
+    staying = sum(count for count, _ in found)
+    there = sum(count for _, count in found)
+    return f"{staying / there:.2f}" if there else ""
 
 
 def own_neurons(every: list[Arm]) -> Iterator[str]:
@@ -295,37 +295,36 @@ def own_neurons(every: list[Arm]) -> Iterator[str]:
     """
     yield "| method | own text | another language | equal shares | own less another |"
     yield "| --- | ---: | ---: | ---: | ---: |"
-    for method in dict.fromkeys(arm.method for arm in every):
-        by: Draws[Measurement] = {
-            arm.data: arm.measured[NEURONS] for arm in every if arm.method == method
-        }
-        some = [name for name in CODES if _specific(by[ALL][0], name)[1]]
-        apart = {name: _staying(by[name], name) - _elsewhere(by, name) for name in some}
-        half = (
-            t_quantile(0.975, float(len(apart) - 1))
-            * statistics.stdev(apart.values())
-            / len(apart) ** 0.5
-        )
-        means = [
-            statistics.mean(of)
-            for of in zip(
-                *((_staying(by[n], n), _elsewhere(by, n), _staying(by[ALL], n)) for n in some),
-                strict=True,
-            )
-        ]
-        yield f"| `{method}` | {' | '.join(f'{mean:.2f}' for mean in means)} | {told(statistics.mean(apart.values()), half, 3)} |"
+    for method, arms_of in _by_method(every).items():
+        by_set = {arm.data: arm.measured[NEURONS] for arm in arms_of}
+        own_text: list[float] = []
+        another: list[float] = []
+        equal_shares: list[float] = []
+        for name in CODES:
+            _, there = _specific(by_set[ALL][0], name)
+            if there:
+                own_text.append(_staying(by_set[name], name))
+                another.append(_elsewhere(by_set, name))
+                equal_shares.append(_staying(by_set[ALL], name))
+        apart = [stay - elsewhere for stay, elsewhere in zip(own_text, another, strict=True)]
+        quantile = t_quantile(0.975, float(len(apart) - 1))
+        half = quantile * statistics.stdev(apart) / len(apart) ** 0.5
+        cells = [f"{statistics.mean(shares):.2f}" for shares in (own_text, another, equal_shares)]
+        yield f"| `{method}` | {' | '.join(cells)} | {told(statistics.mean(apart), half, 3)} |"
 
 
-def _staying(of: Iterable[Measurement], name: str) -> float:
+def _staying(drawn: Iterable[Measurement], name: str) -> float:
     """The share of a language's neurons that stay, mean of draws."""
-    return statistics.mean(
-        staying / had for staying, had in (_specific(measurement, name) for measurement in of)
-    )
+    shares: list[float] = []
+    for measurement in drawn:
+        staying, there = _specific(measurement, name)
+        shares.append(staying / there)
+    return statistics.mean(shares)
 
 
-def _elsewhere(by: Draws[Measurement], name: str) -> float:
+def _elsewhere(by_set: Draws[Measurement], name: str) -> float:
     """The same with the other languages' text, mean of these."""
-    return statistics.mean(_staying(by[data], name) for data in CODES if data != name)
+    return statistics.mean(_staying(by_set[data], name) for data in CODES if data != name)
 
 
 def tables() -> Mapping[str, str]:
@@ -334,15 +333,15 @@ def tables() -> Mapping[str, str]:
         return {}
     every, dense = arms()
     asked = columns("flores", CODES)
+    other = columns("xquad", OTHER_TEXT)
     made: dict[str, Iterable[str]] = {
         "planned": planned(STORE),
         "own": own(every, asked),
         "behind": behind(every, asked),
-    }
-    other = columns("xquad", OTHER_TEXT)
-    made |= {"averages": averages(every, asked), "losses": losses(every, dense, asked)}
-    made |= {"other text": losses(every, dense, other), "own, other text": own(every, other)}
-    made |= {
+        "averages": averages(every, asked),
+        "losses": losses(every, dense, asked),
+        "other text": losses(every, dense, other),
+        "own, other text": own(every, other),
         "overlaps": overlaps(every),
         "neurons": neurons(every),
         "own neurons": own_neurons(every),

@@ -16,7 +16,7 @@ Killed and run again, it goes on.
 from collections.abc import Iterator
 from pathlib import Path
 
-from studies.arms import arm, run
+from studies.arms import Measured, arm, run
 
 from calibrant import Study
 from calibrant.lab.stats import contrast
@@ -63,25 +63,29 @@ def tables() -> Iterator[str]:
     """For each set, Markdown: the damage of each arm on text like the set and over all six, and
     how much worse that is than the first arm.
     """
+    dense = arm(CHOOSING / "results", data="")
     for data, own in ((C4, "c4:text"), (GSM8K, "gsm8k:cot"), (MIX, None)):
-        found = {
-            name: arm(folder, method=method, data=data)
-            for name, (folder, method, sets) in ARMS.items()
-            if data in sets
-        }
-        dense, usual = arm(CHOOSING / "results", data=""), next(iter(found.values()))
-        asked = ({"its own text": [own]} if own else {}) | {"all six": list(dense)}
+        found: dict[str, Measured] = {}
+        for name, (folder, method, sets) in ARMS.items():
+            if data in sets:
+                found[name] = arm(folder, method=method, data=data)
+        usual, *_ = found.values()
+        asked = {"all six": list(dense)}
+        if own:
+            asked = {"its own text": [own], **asked}
+        heads = [f"{name} | against the first" for name in asked]
         lines = [
-            f"| `{data}` | {' | '.join(f'{name} | against the first' for name in asked)} |",
+            f"| `{data}` | {' | '.join(heads)} |",
             f"| --- |{' ---: |' * 2 * len(asked)}",
         ]
-        for name, of in found.items():
-            rises = [
-                contrast({n: of[n] for n in names}, {n: b[n] for n in names})
-                for names in asked.values()
-                for b in (dense, usual)
-            ]
-            lines.append(f"| {name} | {' | '.join(f'{rise:+.3f}' for rise in rises)} |")
+        for name, measured in found.items():
+            cells: list[str] = []
+            for texts in asked.values():
+                here = {text: measured[text] for text in texts}
+                for base in (dense, usual):
+                    rise = contrast(here, {text: base[text] for text in texts})
+                    cells.append(f"{rise:+.3f}")
+            lines.append(f"| {name} | {' | '.join(cells)} |")
         yield "\n".join(lines)
 
 

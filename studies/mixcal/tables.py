@@ -17,9 +17,9 @@ from studies.arms import Measured, complete, named, planned, with_interval, with
 from studies.pages import draw, write_or_print
 
 from calibrant.lab.report.plots import Plot, pareto
-from calibrant.lab.stats import Estimate, compare, contrast, read
+from calibrant.lab.stats import Estimate, RankingEntry, compare, contrast, read
 from calibrant.lab.stats.contrasts import Contrast, holm
-from calibrant.results import Store
+from calibrant.results import Cell, Store
 
 HERE: Final = Path(__file__).parent
 PAGE: Final = HERE.parents[1] / "docs/findings/mixing.md"
@@ -39,8 +39,6 @@ NAMES: Final = {
 }
 POOLED: Final = "0.5 pooled"
 """Half of the tokens of each set in the place of half of the statistics of both."""
-
-
 SHOWN: Final = {"0": "C4 alone", "1": "arithmetic alone"}
 """Shares that have a name of their own in the picture."""
 
@@ -57,13 +55,16 @@ class Way(NamedTuple):
     @property
     def texts(self) -> list[str]:
         """What is measured on the domain and on the general text."""
-        return named(self.measured, [re.split(r"[ :(]", data)[0] for data in PAIRS[self.pair]])
+        return named(self.measured, map(_source, PAIRS[self.pair]))
 
     @property
     def losses(self) -> list[list[float]]:
         """What the draws gave, mean of both texts, on the domain and on the general text."""
-        each = [[m.score.value for m in self.measured[name]] for name in self.texts]
-        return [[statistics.mean(of) for of in zip(*each, strict=True)], *each]
+        by_text: list[list[float]] = []
+        for name in self.texts:
+            by_text.append([measurement.score.value for measurement in self.measured[name]])
+        means = [statistics.mean(draw) for draw in zip(*by_text, strict=True)]
+        return [means, *by_text]
 
     @property
     def mixed(self) -> bool:
@@ -86,9 +87,17 @@ def groups(pair: str, folder: Path = STORE) -> Mapping[tuple[str, str], Group]:
         asked = {(c.model, c.method, c.data) for c in store.cells() if c.method != "none"}
         for model, method, data in sorted(asked, key=lambda label: _share(label[2], pair)):
             share = _share(data, pair)
-            if share and (measured := complete(store, model=model, method=method, data=data)):
+            if not share:
+                continue
+            measured = complete(store, model=model, method=method, data=data)
+            if measured:
                 found[model, method][share] = Way(model, method, pair, share, measured)
     return {label: group for label, group in found.items() if group}
+
+
+def _source(data: str) -> str:
+    """The source that a set is made of."""
+    return re.split(r"[ :(]", data)[0]
 
 
 def _share(data: str, pair: str) -> str:
@@ -99,7 +108,13 @@ def _share(data: str, pair: str) -> str:
     if domain not in data or general not in data:
         return ""
     weight = re.search(r"weight=([\d.]+)", data)
-    return weight[1] if weight else POOLED if data.count("0.5*") == 2 else ""
+    if weight:
+        return weight[1]
+    return POOLED if data.count("0.5*") == 2 else ""
+
+
+def _pooled_last(group: Group) -> list[tuple[str, Way]]:
+    return sorted(group.items(), key=lambda item: item[0] == POOLED)
 
 
 def curves(pair: str) -> Iterator[str]:
@@ -115,25 +130,37 @@ def curves(pair: str) -> Iterator[str]:
     yield f"|{' --- |' * len(_labels(found))} --- | ---: | ---: | ---: | ---: | --- |"
     for label, group in found.items():
         means = {share: list(map(statistics.mean, way.losses)) for share, way in group.items()}
-        for share, way in sorted(group.items(), key=lambda item: item[0] == POOLED):
-            least = [
-                min((of[at] for other, of in means.items() if other != POOLED), default=0.0)
-                for at in range(3)
-            ]
-            marked = zip(way.losses, means[share], least, strict=True)
-            cells = [
-                f"**{with_range(of)}**" if mean == low and share != POOLED else with_range(of)
-                for of, mean, low in marked
-            ]
-            better = [
-                other
-                for other, of in means.items()
-                if all(a < b for a, b in zip(of[1:], means[share][1:], strict=True))
-            ]
-            whole = means["0"][1] - means["1"][1] if {"0", "1"} <= means.keys() else 0.0
-            brought = f"{(means['0'][1] - means[share][1]) / whole:.0%}" if whole > 0 else ""
-            both, own, other = cells
-            yield f"| {_told(label, found)} | {share} | {both} | {own} | {brought} | {other} | {', '.join(better)} |"
+        of_statistics = [columns for share, columns in means.items() if share != POOLED]
+        on_domain = {share: columns[1] for share, columns in means.items()}
+        on_general = {share: columns[2] for share, columns in means.items()}
+        for share, way in _pooled_last(group):
+            cells: list[str] = []
+            for column, values in enumerate(way.losses):
+                cell = with_range(values)
+                if share != POOLED:
+                    least = min(columns[column] for columns in of_statistics)
+                    if means[share][column] == least:
+                        cell = f"**{cell}**"
+                cells.append(cell)
+            better: list[str] = []
+            for other in means:
+                if on_domain[other] < on_domain[share] and on_general[other] < on_general[share]:
+                    better.append(other)
+            gain = _part_of_the_gain(on_domain, share)
+            of_both, of_domain, of_general = cells
+            yield f"| {_told(label, found)} | {share} | {of_both} | {of_domain} | {gain} | {of_general} | {', '.join(better)} |"
+
+
+def _part_of_the_gain(on_domain: Mapping[str, float], share: str) -> str:
+    """How much of what the domain's set saves on its own text a share saves; nothing where that
+    set saves nothing, or an end isn't there.
+    """
+    if not {"0", "1"} <= on_domain.keys():
+        return ""
+    whole = on_domain["0"] - on_domain["1"]
+    if whole <= 0:
+        return ""
+    return f"{(on_domain['0'] - on_domain[share]) / whole:.0%}"
 
 
 def untouched() -> Iterator[str]:
@@ -142,9 +169,11 @@ def untouched() -> Iterator[str]:
     yield f"| --- |{' ---: |' * len(NAMES)}"
     with Store(STORE, create=False) as store:
         for model, name in MODELS.items():
-            if dense := complete(store, model=model, method="none"):
-                each = named(dense, [re.split(r"[ :(]", data)[0] for data in NAMES])
-                yield f"| {name} | {' | '.join(f'{dense[measured][0].score.value:.3f}' for measured in each)} |"
+            dense = complete(store, model=model, method="none")
+            if dense:
+                texts = named(dense, map(_source, NAMES))
+                cells = [f"{dense[text][0].score.value:.3f}" for text in texts]
+                yield f"| {name} | {' | '.join(cells)} |"
 
 
 def inside(pair: str) -> Iterator[str]:
@@ -162,21 +191,21 @@ def inside(pair: str) -> Iterator[str]:
         "p (Holm)",
         f"cost on {general}",
     ]
-    found, corrected = groups(pair), better_than_both()
+    found = groups(pair)
+    corrected = better_than_both()
     yield f"| {_headed(found)} | {' | '.join(heads)} |"
     yield f"|{' --- |' * len(_labels(found))} --- | ---: | ---: | ---: | ---: |"
     for label, group in found.items():
-        for share, way in sorted(group.items(), key=lambda item: item[0] == POOLED):
-            if share in ("0", "1") or not {"0", "1"} <= group.keys():
+        if not {"0", "1"} <= group.keys():
+            continue
+        for share, way in _pooled_last(group):
+            if share in ("0", "1"):
                 continue
-            cost = contrast(_of(way, way.texts[1:]), _of(group["0"], way.texts[1:]))
-            gains, told = _gains(group, way), _p(corrected.get((*label, pair, share)))
-            cells = [
-                share,
-                *(with_interval(e, False) for e in gains),
-                told,
-                with_interval(cost, False),
-            ]
+            gains = [with_interval(gain, False) for gain in _gains(group, way)]
+            p = _p(corrected.get((*label, pair, share)))
+            _, general_text = way.texts
+            cost = contrast(_of(way, [general_text]), _of(group["0"], [general_text]))
+            cells = [share, *gains, p, with_interval(cost, False)]
             yield f"| {_told(label, found)} | {' | '.join(cells)} |"
 
 
@@ -202,18 +231,26 @@ def better_than_both() -> Mapping[tuple[str, str, str, str], float | None]:
     asked: dict[tuple[str, str, str, str], float | None] = {}
     for pair in PAIRS:
         for (model, method), group in groups(pair).items():
-            for way in group.values() if {"0", "1"} <= group.keys() else ():
+            if not {"0", "1"} <= group.keys():
+                continue
+            for way in group.values():
                 if way.mixed:
-                    each = [
-                        (e.p_value() if e.over_draws else None) if e.value > 0 else 1.0
-                        for e in _gains(group, way)
-                    ]
-                    known = [p for p in each if p is not None]
-                    asked[model, method, pair, way.share] = (
-                        max(known) if len(known) == len(each) else None
-                    )
+                    asked[model, method, pair, way.share] = _larger_p(_gains(group, way))
     family = holm([Contrast("", "", "", (), "", "", "", p=p) for p in asked.values()])
     return {label: of.p_holm for label, of in zip(asked, family, strict=True)}
+
+
+def _larger_p(gains: Iterable[Estimate]) -> float | None:
+    """The larger p of two gains, where what is no gain has 1; None where one isn't known."""
+    found: list[float] = []
+    for gain in gains:
+        p = 1.0
+        if gain.value > 0:
+            p = gain.p_value() if gain.over_draws else None
+        if p is None:
+            return None
+        found.append(p)
+    return max(found)
 
 
 def _labels(found: Mapping[tuple[str, str], Group]) -> Sequence[str]:
@@ -227,9 +264,8 @@ def _headed(found: Mapping[tuple[str, str], Group]) -> str:
 
 def _told(label: tuple[str, str], found: Mapping[tuple[str, str], Group]) -> str:
     model, method = label
-    return " | ".join(
-        {"model": MODELS[model], "method": f"`{method}`"}[name] for name in _labels(found)
-    )
+    cells = {"model": MODELS[model], "method": f"`{method}`"}
+    return " | ".join(cells[name] for name in _labels(found))
 
 
 def _gains(group: Group, way: Way) -> list[Estimate]:
@@ -267,29 +303,19 @@ def picture() -> Plot:
     """
     with Store(STORE, create=False) as store:
         results = read(store)
-    cells = [
-        cell
-        for cell in results.cells
-        if cell.model == "smollm2" and cell.method in ("none", "sparsegpt")
-    ]
-    own = replace(
-        results,
-        cells=tuple(
-            cell
-            for cell in cells
-            if cell.method == "none" or _share(cell.data, "arithmetic") not in ("", POOLED)
-        ),
-    )
-    (ranking,) = compare(own).rankings
-    named_by_share = [
-        replace(entry, name=SHOWN.get(share := _share(entry.name, "arithmetic"), share))
-        for entry in ranking.entries
-    ]
-    measured = named(
-        dict.fromkeys(ranking.measured),
-        [re.split(r"[ :(]", data)[0] for data in PAIRS["arithmetic"]],
-    )
-    drawn = pareto(replace(ranking, entries=tuple(named_by_share)), *measured)
+    shown: list[Cell] = []
+    for cell in results.cells:
+        is_dense = cell.method == "none"
+        is_share = _share(cell.data, "arithmetic") not in ("", POOLED)
+        if cell.model == "smollm2" and (is_dense or (cell.method == "sparsegpt" and is_share)):
+            shown.append(cell)
+    (ranking,) = compare(replace(results, cells=tuple(shown))).rankings
+    entries: list[RankingEntry] = []
+    for entry in ranking.entries:
+        share = _share(entry.name, "arithmetic")
+        entries.append(replace(entry, name=SHOWN.get(share, share)))
+    measured = named(dict.fromkeys(ranking.measured), map(_source, PAIRS["arithmetic"]))
+    drawn = pareto(replace(ranking, entries=tuple(entries)), *measured)
     assert drawn is not None
     return drawn
 

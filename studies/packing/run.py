@@ -88,11 +88,8 @@ def tables() -> Iterator[str]:
     dense = arm(HERE / "equal", data="")
     for source in SOURCES:
         arms = arms_of(source)
-        yield table(
-            f"calibrated on {source}",
-            [row(name, found, dense, list(dense), len(arms)) for name, found in arms.items()],
-            dense,
-        )
+        rows = [row(name, found, dense, dense, len(arms)) for name, found in arms.items()]
+        yield table(f"calibrated on {source}", rows, dense)
     yield from steps()
 
 
@@ -102,26 +99,25 @@ def steps() -> Iterator[str]:
     """
     for source in SOURCES:
         arms = arms_of(source)
-        names = list(arms["single, 8,192 tokens"])
-        yield table(
-            f"step ({source})",
-            [row(step, arms[a], arms[b], names, len(STEPS)) for step, (a, b) in STEPS.items()],
-            names,
-        )
+        texts = list(arms["single, 8,192 tokens"])
+        rows: list[str] = []
+        for step, (first, second) in STEPS.items():
+            rows.append(row(step, arms[first], arms[second], texts, len(STEPS)))
+        yield table(f"step ({source})", rows, texts)
 
 
 def arms_of(source: str) -> dict[str, Measured]:
     """What each arm of a source gave."""
-    return {
-        name: arm(HERE / folder, data=data.format(source)) for name, (folder, data) in ARMS.items()
-    }
+    found: dict[str, Measured] = {}
+    for name, (folder, data) in ARMS.items():
+        found[name] = arm(HERE / folder, data=data.format(source))
+    return found
 
 
-def table(head: str, rows: Iterable[str], names: Collection[str]) -> str:
-    """Markdown."""
-    return "\n".join(
-        [f"| {head} | {' | '.join(names)} |", f"| --- |{' ---: |' * len(names)}", *rows]
-    )
+def table(head: str, rows: Iterable[str], texts: Collection[str]) -> str:
+    """A table of Markdown with a column for each text."""
+    heads = f"| {head} | {' | '.join(texts)} |"
+    return "\n".join([heads, f"| --- |{' ---: |' * len(texts)}", *rows])
 
 
 if __name__ == "__main__":

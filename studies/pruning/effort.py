@@ -41,21 +41,10 @@ print(json.dumps({"seconds": how["seconds"]["compress"], "peak": how["peak_memor
 def measured(method: str, threads: int) -> dict[str, Any]:
     """Seconds and bytes of one method."""
     study = yaml.safe_load((HERE / "smollm2.yaml").read_text("utf-8"))
-    told = {
-        "model": study["model"],
-        "dtype": study["dtype"],
-        "tokens": study["tokens"],
-        "length": study["length"],
-        "propagate": study["propagate"],
-    }
+    told = {name: study[name] for name in ("model", "dtype", "tokens", "length", "propagate")}
+    told |= {"data": DATA, "method": method, "target": TARGET, "threads": threads}
     with tempfile.TemporaryDirectory() as folder:
-        told |= {
-            "data": DATA,
-            "method": method,
-            "target": TARGET,
-            "out": str(Path(folder, "out")),
-            "threads": threads,
-        }
+        told["out"] = str(Path(folder, "out"))
         done = subprocess.run(
             [sys.executable, "-c", ONE, json.dumps(told)],
             capture_output=True,

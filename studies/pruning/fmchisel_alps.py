@@ -22,15 +22,18 @@ def main(given: Path, made: Path, target: str) -> None:
 
     torch.set_num_threads(1)
     torch.set_grad_enabled(False)
-    n, m = map(int, target.split(":")) if ":" in target else (0, 0)
+    if ":" in target:
+        n, m = map(int, target.split(":"))
+        sparsity = 1 - n / m
+    else:
+        n, m = 0, 0
+        sparsity = float(target)
     done: dict[str, Any] = {}
     for name, (weight, hessian) in torch.load(given).items():
         module = torch.nn.Linear(weight.shape[1], weight.shape[0], bias=False)
         module.weight.copy_(weight)
         began = time.process_time()
-        _, pruned = sparsify_weight(
-            module, {module: hessian}, 1 - n / m if m else float(target), prunen=n, prunem=m
-        )
+        _, pruned = sparsify_weight(module, {module: hessian}, sparsity, prunen=n, prunem=m)
         done[name] = pruned.detach().clone(), time.process_time() - began
     torch.save(done, made)
 

@@ -65,11 +65,11 @@ def grams(kept: Path | None) -> dict[str, Any]:
     if kept is not None and kept.is_file():
         return torch.load(kept, mmap=True)
     opened = calibrant.open_model("smollm2", "float32")
-    view, found = calibrant.view(opened.model), dict[str, Any]()
+    view = calibrant.view(opened.model)
+    found: dict[str, Any] = {}
     for label, (data, seed) in SEEN.items():
-        batch = calibrant.CalibrationSet(data, tokens=TOKENS, length=512, seed=seed).tokens(
-            opened.tokenizer
-        )
+        drawn = calibrant.CalibrationSet(data, tokens=TOKENS, length=512, seed=seed)
+        batch = drawn.tokens(opened.tokenizer)
         for weight, seen in walk(view, batch, (Gram,), "dense"):
             if weight.block in BLOCKS:
                 gram = seen[Gram]
@@ -90,14 +90,17 @@ def pruned(
     from calibrant.methods import methods
     from calibrant.targets import parse_target
 
-    made, aim, shared = methods.build(method), parse_target(target), dict[int, Gram]()
+    made = methods.build(method)
+    aim = parse_target(target)
+    shared: dict[int, Gram] = {}
+    compiled = False
     for name, one in matrices.items():
         numbers, tokens, mass = one["calibrated"]
         gram = shared.setdefault(numbers.data_ptr(), Gram(numbers.clone(), tokens, mass))
-        if name == next(iter(matrices)):
-            made.compress(
-                one["weight"][:64], Seen.of_gram(Gram(numbers.clone(), tokens, mass)), aim
-            )  # kernels are compiled at their first use
+        if not compiled:  # kernels are compiled at their first use
+            another = Gram(numbers.clone(), tokens, mass)
+            made.compress(one["weight"][:64], Seen.of_gram(another), aim)
+            compiled = True
         began = time.process_time()
         done = made.compress(one["weight"], Seen.of_gram(gram), aim)
         yield name, done.weight, time.process_time() - began
@@ -109,16 +112,14 @@ def by_peer(
     """The same by fmchisel, matrix by matrix, in a process of its interpreter."""
     import torch
 
+    hessians: dict[str, Any] = {}
+    for name, one in matrices.items():
+        if f".{PEER_BLOCK}." in name:
+            numbers, _, mass = one["calibrated"]
+            hessians[name] = (one["weight"].clone(), numbers / mass)
     with tempfile.TemporaryDirectory() as folder:
         given, made = Path(folder, "given.pt"), Path(folder, "made.pt")
-        some = {name: one for name, one in matrices.items() if f".{PEER_BLOCK}." in name}
-        torch.save(
-            {
-                name: (one["weight"].clone(), one["calibrated"][0] / one["calibrated"][2])
-                for name, one in some.items()
-            },
-            given,
-        )
+        torch.save(hessians, given)
         subprocess.run([python, HERE / "fmchisel_alps.py", given, made, target], check=True)
         for name, (weight, seconds) in torch.load(made).items():
             yield name, weight, seconds
@@ -127,12 +128,12 @@ def by_peer(
 def errors(one: Mapping[str, Any], weight: Any) -> dict[str, float]:
     """The matrix's error on each set."""
     dense = one["weight"].double()
-    lost, found = dense - weight.double(), dict[str, float]()
+    lost = dense - weight.double()
+    found: dict[str, float] = {}
     for label in SEEN:
         gram = one[label][0].double()
-        found[label] = float(
-            f"{float(((lost @ gram) * lost).sum() / ((dense @ gram) * dense).sum()):.6g}"
-        )
+        error = float(((lost @ gram) * lost).sum() / ((dense @ gram) * dense).sum())
+        found[label] = float(f"{error:.6g}")
     return found
 
 
@@ -142,17 +143,16 @@ def table(record: Mapping[str, Any]) -> Iterator[str]:
     """
     found = record["found"]
     targets = [target for target in ("0.5", "0.6", "0.7", "2:4") if f"{BASE} {target}" in found]
-    names = [
-        name for name in (*METHODS, PEER) if any(f"{name} {target}" in found for target in targets)
-    ]
     heads = [*targets, f"{FIRST}, other C4", f"{FIRST}, arithmetic"]
     yield f"| method | {' | '.join(heads)} | take it |"
     yield f"| --- |{' ---: |' * len(heads)} --- |"
-    for name in names:
+    for name in (*METHODS, PEER):
+        if not any(f"{name} {target}" in found for target in targets):
+            continue
         cells = [ratio(found, name, target, "calibrated") for target in targets]
         cells += [ratio(found, name, FIRST, label) for label in ("again", "arithmetic")]
-        shown, advice = (f"`{name}`", METHODS[name]) if name in METHODS else (name, "")
-        yield f"| {shown} | {' | '.join(cells)} | {advice} |"
+        shown = name if name == PEER else f"`{name}`"
+        yield f"| {shown} | {' | '.join(cells)} | {METHODS.get(name, '')} |"
 
 
 def ratio(found: Mapping[str, Any], method: str, target: str, label: str) -> str:
@@ -161,18 +161,20 @@ def ratio(found: Mapping[str, Any], method: str, target: str, label: str) -> str
     """
     if f"{method} {target}" not in found:
         return "–"
-    base, mine = (found[f"{name} {target}"]["errors"] for name in (BASE, method))
-    ratios = [mine[name][label] / base[name][label] for name in mine]
-    return f"{statistics.median(ratios):.3f} ({max(ratios):.2f})" if method != BASE else "1"
+    if method == BASE:
+        return "1"
+    base = found[f"{BASE} {target}"]["errors"]
+    own = found[f"{method} {target}"]["errors"]
+    ratios = [own[name][label] / base[name][label] for name in own]
+    return f"{statistics.median(ratios):.3f} ({max(ratios):.2f})"
 
 
 def parsed() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--targets", nargs="+", default=list(TARGETS))
-    parser.add_argument(
-        "--methods", nargs="+", default=["sparsegpt", *(name for name in METHODS if name != BASE)]
-    )
+    others = [name for name in METHODS if name != BASE]
+    parser.add_argument("--methods", nargs="+", default=[BASE, *others])
     parser.add_argument("--grams", type=Path, help="the file that keeps weights and Grams")
     parser.add_argument("--fmchisel", help="the Python of an environment with fmchisel")
     parser.add_argument(
@@ -198,15 +200,17 @@ def main() -> None:
         "found",
     )
     matrices = grams(asked.grams)
+    methods = list(asked.methods)
+    if asked.fmchisel:
+        methods.append(PEER)
     for target in asked.targets:
-        for method in [*asked.methods, *([PEER] if asked.fmchisel else [])]:
+        for method in methods:
             if f"{method} {target}" in record["found"]:
                 continue
-            made = list(
-                by_peer(asked.fmchisel, target, matrices)
-                if method == PEER
-                else pruned(method, target, matrices)
-            )
+            if method == PEER:
+                made = list(by_peer(asked.fmchisel, target, matrices))
+            else:
+                made = list(pruned(method, target, matrices))
             lost = {name: errors(matrices[name], weight) for name, weight, _ in made}
             record["found"][f"{method} {target}"] = {
                 "errors": lost,

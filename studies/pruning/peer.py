@@ -32,15 +32,14 @@ def draw(study: Mapping[str, Any], seed: int, python: str, folder: Path) -> dict
 
     opened = calibrant.open_model(study["model"], "float32")
     save(opened, folder / "model", {})
-    batch = calibrant.CalibrationSet(
+    drawn = calibrant.CalibrationSet(
         DATA, tokens=study["tokens"], length=study["length"], seed=seed
-    ).tokens(opened.tokenizer)
-    # Padding would be a part of the peer's Grams: each window is given without it.
-    (folder / "tokens.json").write_text(
-        json.dumps(
-            [ids[mask].tolist() for ids, mask in zip(batch.ids, batch.mask.bool(), strict=True)]
-        )
     )
+    batch = drawn.tokens(opened.tokenizer)
+    # Padding would be a part of the peer's Grams: each window is given without it.
+    windows = zip(batch.ids, batch.mask.bool(), strict=True)
+    real_tokens = [ids[mask].tolist() for ids, mask in windows]
+    (folder / "tokens.json").write_text(json.dumps(real_tokens))
     told = {
         "way": "llmcompressor",
         "method": METHOD,
@@ -48,28 +47,30 @@ def draw(study: Mapping[str, Any], seed: int, python: str, folder: Path) -> dict
         "dtype": "float32",
         "batch": 1,
         "model": str(folder / "model"),
+        "tokens": str(folder / "tokens.json"),
+        "out": str(folder / "pruned"),
     }
-    told |= {"tokens": str(folder / "tokens.json"), "out": str(folder / "pruned")}
     done = subprocess.run(
         [python, WAYS, json.dumps(told)], capture_output=True, text=True, cwd=folder, check=False
     )
     if done.returncode:
         raise SystemExit(done.stderr[-4000:])
     found = json.loads(done.stdout.splitlines()[-1])
-    scores = [
-        measured.score
-        for measured in calibrant.evaluate(
-            str(folder / "pruned"), tasks=study["evaluate"], dtype=study["dtype"]
-        )
-    ]
+    losses: dict[str, Any] = {}
+    for measured in calibrant.evaluate(
+        str(folder / "pruned"), tasks=study["evaluate"], dtype=study["dtype"]
+    ):
+        score = measured.score
+        losses[score.measured] = {
+            "value": score.value,
+            "standard error": score.stderr,
+            "items": score.n,
+        }
     return {
         "tokens": batch.fingerprint,
         "seconds": found["seconds"],
         "versions": found["versions"],
-        "losses": {
-            score.measured: {"value": score.value, "standard error": score.stderr, "items": score.n}
-            for score in scores
-        },
+        "losses": losses,
     }
 
 

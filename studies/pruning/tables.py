@@ -10,11 +10,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from studies.arms import Measured, named, planned, with_interval, with_range
+from studies.arms import Measured, named, planned, with_interval, with_range, worse
 from studies.pages import write_or_print
 
-from calibrant.lab.stats import Estimate, contrast, draws
-from calibrant.results import Store
+from calibrant.lab.stats import Draws, Estimate, draws
+from calibrant.results import Cell, Store
 
 HERE: Final = Path(__file__).parent
 PAGE: Final = HERE.parents[1] / "docs/findings/pruning.md"
@@ -63,23 +63,21 @@ def arms() -> list[Arm]:
     """
     found: list[Arm] = []
     with Store(HERE / "smollm2", create=False) as store:
-        cells = [c for c in store.cells() if c.run and c.method != "none"]
-        for method, target, data in dict.fromkeys((c.method, c.target, c.data) for c in cells):
+        by_label: dict[tuple[str, str, str], list[Cell]] = {}
+        for cell in store.cells():
+            if cell.run and cell.method != "none":
+                by_label.setdefault((cell.method, cell.target, cell.data), []).append(cell)
+        for (method, target, data), cells in by_label.items():
             measured = draws(store, method=method, target=target, data=data)
-            records = [
-                store.record(c.run)
-                for c in cells
-                if (c.method, c.target, c.data) == (method, target, data)
-            ]
-            if len(measured) == len(DOMAINS):
-                seconds = [
-                    record.provenance["seconds"]["compress"]
-                    for record in records
-                    if record is not None
-                ]
-                found.append(
-                    Arm(method, target, data, measured, len(seconds), statistics.median(seconds))
-                )
+            if len(measured) != len(DOMAINS):
+                continue
+            seconds: list[float] = []
+            for cell in cells:
+                record = store.record(cell.run)
+                if record is not None:
+                    seconds.append(record.provenance["seconds"]["compress"])
+            typical = statistics.median(seconds)
+            found.append(Arm(method, target, data, measured, len(seconds), typical))
     return found
 
 
@@ -95,18 +93,32 @@ def losses(every: list[Arm], target: str) -> Iterator[str]:
     """
     yield f"| calibrated on | method | draws | mean | {' | '.join(DOMAINS)} |"
     yield f"| --- | --- | ---: | ---: |{' ---: |' * len(DOMAINS)}"
-    rows = sorted(
-        (arm for arm in every if arm.target == target), key=lambda arm: list(SETS).index(arm.data)
-    )
+    rows = [arm for arm in every if arm.target == target]
+    rows.sort(key=_place_of_set)
     for arm in [Arm("none", "", "", untouched(), 1, 0.0), *rows]:
-        columns = [
-            [m.score.value for m in arm.measured[name]]
-            for name in named(arm.measured, DOMAINS.values())
-        ]
-        columns = [[statistics.mean(of) for of in zip(*columns, strict=True)], *columns]
-        yield f"| {SETS[arm.data]} | `{arm.method}` | {arm.draws} | {' | '.join(map(with_range, columns))} |"
+        by_domain = [_values(drawn) for drawn in _by_domain(arm.measured).values()]
+        yield f"| {SETS[arm.data]} | `{arm.method}` | {arm.draws} | {_with_mean(by_domain)} |"
     if target == "0.6" and PEER.is_file():
         yield peer(json.loads(PEER.read_text("utf-8")))
+
+
+def _place_of_set(arm: Arm) -> int:
+    return list(SETS).index(arm.data)
+
+
+def _values(drawn: Draws) -> list[float]:
+    return [measurement.score.value for measurement in drawn]
+
+
+def _by_domain(measured: Measured) -> dict[str, Draws]:
+    names = named(measured, DOMAINS.values())
+    return {domain: measured[name] for domain, name in zip(DOMAINS, names, strict=True)}
+
+
+def _with_mean(by_domain: list[list[float]]) -> str:
+    """The cells of a row: the mean of the domains, then each domain."""
+    means = [statistics.mean(draw) for draw in zip(*by_domain, strict=True)]
+    return " | ".join(map(with_range, [means, *by_domain]))
 
 
 def at_stake(every: list[Arm]) -> Iterator[str]:
@@ -115,35 +127,40 @@ def at_stake(every: list[Arm]) -> Iterator[str]:
     """
     yield f"| method | {' | '.join(TARGETS)} |"
     yield f"| --- |{' ---: |' * len(TARGETS)}"
-    whole = untouched()
-    names = named(whole, DOMAINS.values())
-    dense = [whole[name][0].score.value for name in names]
+    dense = _untouched_losses()
     for method in ("wanda", "sparsegpt", "refined", "alps"):
         cells: list[str] = []
         for target in TARGETS:
             rises: list[list[float]] = []
             for arm in every:
-                if (arm.method, arm.target) == (method, target):
-                    means = [statistics.mean(m.score.value for m in arm.measured[n]) for n in names]
-                    rises.append([mean - loss for mean, loss in zip(means, dense, strict=True)])
-            columns = list(zip(*rises, strict=True))
-            apart = statistics.mean(max(column) - min(column) for column in columns or [(0.0,)])
-            mean_rise = statistics.mean(map(statistics.mean, rises)) if rises else 1.0
-            cells.append(f"{100 * apart / mean_rise:.0f}%" if len(rises) == 3 else "")
+                if (arm.method, arm.target) != (method, target):
+                    continue
+                rises.append([])
+                for domain, drawn in _by_domain(arm.measured).items():
+                    rises[-1].append(statistics.mean(_values(drawn)) - dense[domain])
+            if len(rises) != 3:
+                cells.append("")
+                continue
+            by_domain = zip(*rises, strict=True)
+            apart = statistics.mean(max(of_sets) - min(of_sets) for of_sets in by_domain)
+            mean_rise = statistics.mean(map(statistics.mean, rises))
+            cells.append(f"{100 * apart / mean_rise:.0f}%")
         yield f"| `{method}` | {' | '.join(cells)} |"
+
+
+def _untouched_losses() -> dict[str, float]:
+    """The untouched model's loss, by domain."""
+    return {domain: drawn[0].score.value for domain, drawn in _by_domain(untouched()).items()}
 
 
 def peer(record: Mapping[str, Any]) -> str:
     """The row of llm-compressor's SparseGPT, from the same tokens of C4."""
     drawn = [draw["losses"] for draw in record["draws"].values()]
-    columns = [
-        [losses[name]["value"] for losses in drawn] for name in named(drawn[0], DOMAINS.values())
-    ]
-    columns = [[statistics.mean(of) for of in zip(*columns, strict=True)], *columns]
-    return (
-        f"| {SETS[C4]} | llm-compressor's SparseGPT | {len(drawn)} | "
-        f"{' | '.join(map(with_range, columns))} |"
-    )
+    by_domain: list[list[float]] = []
+    for name in named(drawn[0], DOMAINS.values()):
+        by_domain.append([losses[name]["value"] for losses in drawn])
+    cells = _with_mean(by_domain)
+    return f"| {SETS[C4]} | llm-compressor's SparseGPT | {len(drawn)} | {cells} |"
 
 
 def by_draw() -> Iterator[str]:
@@ -155,19 +172,18 @@ def by_draw() -> Iterator[str]:
     with Store(HERE / "smollm2", create=False) as store:
         there = {(c.method, c.seed) for c in store.cells() if (c.target, c.data) == ("0.6", C4)}
         for method in ("sparsegpt", "alps", "refined", *STARTS):
-            found = [
-                draws(store, method=method, target="0.6", data=C4, seed=seed)
-                if (method, seed) in there
-                else {}
-                for seed in range(3)
-            ]
-            means = [
-                statistics.mean(of[name][0].score.value for name in named(of, DOMAINS.values()))
-                if of
-                else None
-                for of in found
-            ]
-            yield f"| `{method}` | {' | '.join('–' if mean is None else f'{mean:.3f}' for mean in means)} |"
+            cells: list[str] = []
+            for seed in range(3):
+                measured: Measured = {}
+                if (method, seed) in there:
+                    measured = draws(store, method=method, target="0.6", data=C4, seed=seed)
+                if not measured:
+                    cells.append("–")
+                    continue
+                by_domain = _by_domain(measured).values()
+                mean = statistics.mean(drawn[0].score.value for drawn in by_domain)
+                cells.append(f"{mean:.3f}")
+            yield f"| `{method}` | {' | '.join(cells)} |"
 
 
 def prices(every: list[Arm]) -> Iterator[str]:
@@ -176,12 +192,12 @@ def prices(every: list[Arm]) -> Iterator[str]:
     """
     yield "| method | seconds | over sparsegpt's |"
     yield "| --- | ---: | ---: |"
-    rows = [
-        arm
-        for arm in every
-        if (arm.target == "0.6" and arm.data in (C4, "")) or arm.method == "robust"
-    ]
-    base = next(arm.seconds for arm in rows if arm.method == "sparsegpt")
+    rows: list[Arm] = []
+    for arm in every:
+        with_c4 = arm.target == "0.6" and arm.data in (C4, "")
+        if with_c4 or arm.method == "robust":  # which was run with the mixture alone
+            rows.append(arm)
+    (base,) = [arm.seconds for arm in rows if arm.method == "sparsegpt"]
     for arm in sorted(rows, key=lambda arm: arm.seconds):
         yield f"| `{arm.method}` | {arm.seconds:.1f} | {arm.seconds / base:.2f} |"
 
@@ -196,15 +212,14 @@ def effort(record: Mapping[str, Any]) -> Iterator[str]:
     for method in rounds[0]:
         cells: list[str] = []
         for name, unit, digits in (("seconds", 1, 1), ("peak", 1e6, 0)):
+            taken = statistics.median(one[method][name] for one in rounds)
+            cells.append(f"{taken / unit:,.{digits}f}")
+            if method == "sparsegpt":
+                cells.append("1")
+                continue
             ratios = [one[method][name] / one["sparsegpt"][name] for one in rounds]
-            cells.append(
-                f"{statistics.median(one[method][name] for one in rounds) / unit:,.{digits}f}"
-            )
-            cells.append(
-                f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
-                if method != "sparsegpt"
-                else "1"
-            )
+            least, most = min(ratios), max(ratios)
+            cells.append(f"{statistics.median(ratios):.2f} ({least:.2f} to {most:.2f})")
         yield f"| `{method}` | {' | '.join(cells)} |"
 
 
@@ -217,13 +232,15 @@ def better(
     """How much less the first (method, target, set) loses than the second on the mean of the
     domains; None where one wasn't run.
     """
-    by = {(arm.method, arm.target, arm.data): arm.measured for arm in every}
-    if first not in by or second not in by:
+    by_label = _by_label(every)
+    if first not in by_label or second not in by_label:
         return None
-    chosen = named(by[first], [DOMAINS[domain] for domain in domains])
-    return contrast(
-        {name: by[second][name] for name in chosen}, {name: by[first][name] for name in chosen}
-    )
+    return worse(by_label[second], by_label[first], [DOMAINS[domain] for domain in domains])
+
+
+def _by_label(every: list[Arm]) -> dict[tuple[str, str, str], Measured]:
+    """What each method, target and set gave."""
+    return {(arm.method, arm.target, arm.data): arm.measured for arm in every}
 
 
 def questions(every: list[Arm]) -> Iterator[str]:
@@ -232,8 +249,8 @@ def questions(every: list[Arm]) -> Iterator[str]:
     """
     yield "| question | at | with | on | better by | p (Holm) |"
     yield "| --- | --- | --- | --- | ---: | ---: |"
-    asked = list[tuple[str, str, str, str, Estimate]]()
-    every_domain, others = tuple(DOMAINS), tuple(name for name in DOMAINS if name != "web")
+    every_domain = tuple(DOMAINS)
+    others = tuple(name for name in DOMAINS if name != "web")
     pairs = [("refined", "sparsegpt", "0.6", C4, every_domain)]
     pairs += [("refined", "sparsegpt", "0.6", C4, (domain,)) for domain in DOMAINS]
     pairs += [
@@ -242,51 +259,53 @@ def questions(every: list[Arm]) -> Iterator[str]:
     ]
     pairs += [("robust", "refined", "0.6", MIXTURE, (worst(every),))]
     pairs += [("held_out", "sparsegpt", "0.6", C4, others)]
+    asked: list[str] = []
+    estimates: list[Estimate] = []
+    p_values: list[float] = []
     for first, second, target, data, domains in pairs:
         estimate = better(every, (first, target, data), (second, target, data), domains)
-        on = (
-            domains[0]
-            if len(domains) == 1
-            else f"the mean of {'all' if domains == every_domain else 'the other five'}"
-        )
-        if estimate is not None:
-            asked.append((f"`{first}` better than `{second}`?", target, SETS[data], on, estimate))
-    found = [estimate.p_value() for *_, estimate in asked]
-    corrected = holm([1.0 if p is None else p for p in found], len(pairs))
-    for (question, target, data, on, estimate), p in zip(asked, corrected, strict=True):
-        yield f"| {question} | {target} | {data} | {on} | {with_interval(estimate, p < 0.05)} | {p:.1g} |"
+        if estimate is None:
+            continue
+        if domains == every_domain:
+            on = "the mean of all"
+        elif domains == others:
+            on = "the mean of the other five"
+        else:
+            (on,) = domains
+        asked.append(f"`{first}` better than `{second}`? | {target} | {SETS[data]} | {on}")
+        estimates.append(estimate)
+        p = estimate.p_value()
+        p_values.append(1.0 if p is None else p)
+    corrected = holm(p_values, len(pairs))
+    for question, estimate, p in zip(asked, estimates, corrected, strict=True):
+        yield f"| {question} | {with_interval(estimate, p < 0.05)} | {p:.1g} |"
 
 
 def worst(every: list[Arm]) -> str:
     """The domain on which refined with the mixture increases the loss most."""
-    arm = next(
-        arm for arm in every if (arm.method, arm.target, arm.data) == ("refined", "0.6", MIXTURE)
-    )
+    refined = _by_label(every)["refined", "0.6", MIXTURE]
     dense = untouched()
-    return max(
-        DOMAINS,
-        key=lambda domain: float(
-            contrast(
-                *[{"": side[named(side, [DOMAINS[domain]])[0]]} for side in (arm.measured, dense)]
-            ).value
-        ),
-    )
+    rises = {domain: worse(refined, dense, [source]).value for domain, source in DOMAINS.items()}
+    return max(rises, key=rises.__getitem__)
 
 
 def compared(every: list[Arm]) -> Iterator[str]:
     """Rows: for each target and set, how much better one method is than the next, on the mean of
     the six domains; each stands for itself.
     """
-    yield f"| removed | calibrated on | {' | '.join(f'`{first}` better than `{second}` by' for first, second in STEPS)} |"
+    heads = [f"`{first}` better than `{second}` by" for first, second in STEPS]
+    yield f"| removed | calibrated on | {' | '.join(heads)} |"
     yield f"| --- | --- |{' ---: |' * len(STEPS)}"
     for target in TARGETS:
         for data in (C4, ARITHMETIC, MIXTURE):
-            found = [
-                better(every, (first, target, data), (second, target, data), tuple(DOMAINS))
-                for first, second in STEPS
-            ]
-            if any(found):
-                yield f"| {target} | {SETS[data]} | {' | '.join('–' if one is None else with_interval(one, one.significant()) for one in found)} |"
+            cells: list[str] = []
+            for first, second in STEPS:
+                estimate = better(
+                    every, (first, target, data), (second, target, data), tuple(DOMAINS)
+                )
+                cells.append("–" if estimate is None else with_interval(estimate))
+            if set(cells) != {"–"}:
+                yield f"| {target} | {SETS[data]} | {' | '.join(cells)} |"
 
 
 def worst_domains(every: list[Arm]) -> Iterator[str]:
@@ -295,62 +314,51 @@ def worst_domains(every: list[Arm]) -> Iterator[str]:
     """
     yield "| calibrated on | method | worst of the six | by | worst of the mixture's own | by |"
     yield "| --- | --- | --- | ---: | --- | ---: |"
-    dense = {
-        domain: one[0].score.value
-        for domain, one in zip(DOMAINS, _by_domain(untouched()), strict=True)
-    }
-    rows = [
-        arm
-        for arm in every
-        if arm.target == "0.6" and arm.method in ("sparsegpt", "refined", "alps", "robust")
-    ]
-    for arm in sorted(rows, key=lambda arm: list(SETS).index(arm.data)):
-        raised = {
-            domain: [m.score.value - dense[domain] for m in one]
-            for domain, one in zip(DOMAINS, _by_domain(arm.measured), strict=True)
-        }
+    dense = _untouched_losses()
+    methods = ("sparsegpt", "refined", "alps", "robust")
+    rows = [arm for arm in every if arm.target == "0.6" and arm.method in methods]
+    for arm in sorted(rows, key=_place_of_set):
+        rises: dict[str, list[float]] = {}
+        for domain, drawn in _by_domain(arm.measured).items():
+            rises[domain] = [value - dense[domain] for value in _values(drawn)]
+        mean_rises = {domain: statistics.mean(values) for domain, values in rises.items()}
         cells: list[str] = []
         for domains in (tuple(DOMAINS), ("web", "code", "arithmetic")):
-            most = max(domains, key=lambda domain: statistics.mean(raised[domain]))
-            cells += [most, with_range(raised[most])]
+            most = max(domains, key=mean_rises.__getitem__)
+            cells += [most, with_range(rises[most])]
         yield f"| {SETS[arm.data]} | `{arm.method}` | {' | '.join(cells)} |"
-
-
-def _by_domain(measured: Measured) -> list[Any]:
-    return [measured[name] for name in named(measured, DOMAINS.values())]
 
 
 def holm(found: list[float], planned: int) -> list[float]:
     """Holm's step-down correction for so many planned questions, those that can't be answered
     counted too.
     """
-    corrected, most = dict[int, float](), 0.0
-    for place, i in enumerate(sorted(range(len(found)), key=found.__getitem__)):
-        most = max(most, min(1.0, found[i] * (planned - place)))
-        corrected[i] = most
-    return [corrected[i] for i in range(len(found))]
+    smallest_first = sorted(range(len(found)), key=found.__getitem__)
+    corrected = [0.0] * len(found)
+    largest = 0.0
+    for place, index in enumerate(smallest_first):
+        largest = max(largest, min(1.0, found[index] * (planned - place)))
+        corrected[index] = largest
+    return corrected
 
 
 def tables() -> Mapping[str, str]:
     """Each table in Markdown, by name."""
     every = arms()
     made = {
-        "questions": "\n".join(questions(every)),
-        "prices": "\n".join(prices(every)),
-        "at stake": "\n".join(at_stake(every)),
-        "starts": "\n".join(by_draw()),
-        "sets": "\n".join(planned(HERE / "smollm2")),
+        "questions": questions(every),
+        "prices": prices(every),
+        "at stake": at_stake(every),
+        "starts": by_draw(),
+        "sets": planned(HERE / "smollm2"),
+        "compared": compared(every),
+        "worst": worst_domains(every),
     }
-    made |= {"compared": "\n".join(compared(every)), "worst": "\n".join(worst_domains(every))}
-    made |= (
-        {"effort": "\n".join(effort(json.loads(EFFORT.read_text("utf-8"))))}
-        if EFFORT.is_file()
-        else {}
-    )
-    return made | {
-        target: "\n".join(losses(every, target))
-        for target in dict.fromkeys(arm.target for arm in every)
-    }
+    if EFFORT.is_file():
+        made["effort"] = effort(json.loads(EFFORT.read_text("utf-8")))
+    for arm in every:
+        made.setdefault(arm.target, losses(every, arm.target))
+    return {name: "\n".join(rows) for name, rows in made.items()}
 
 
 if __name__ == "__main__":

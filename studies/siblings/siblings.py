@@ -75,7 +75,7 @@ class Results:
 
     def __init__(self, folder: Path) -> None:
         self.results = read(Store(folder, create=False))
-        ((_, self.cells),) = grouped(self.results.cells).items()
+        (self.cells,) = grouped(self.results.cells).values()
         self.group = GroupResults.of(self.cells, self.results)
 
     def sides(self, data: str) -> Mapping[str, Side]:
@@ -102,44 +102,44 @@ def records(
         store = Path(f"{target}-{FAMILIES[family]}")
         if not store.exists():
             continue
-        own, halves = Results(store), halved[target, family]
-        here, there = loss(file), loss(files[target, 1 - family])
+        own = Results(store)
+        halves = halved[target, family]
+        here = loss(file)
+        there = loss(files[target, 1 - family])
         sides = {data: others.sides(data) for data in others.group.sets}
         on_sibling = dict(sides)
         for data, twins in names[target, family].items():
-            canonical = next(label for label in own.group.sets if label == data)
-            sides[canonical], on_sibling[canonical] = (
-                own.sides(canonical),
-                own.sibling(twins, halves),
-            )
+            sides[data] = own.sides(data)
+            on_sibling[data] = own.sibling(twins, halves)
         dense = others.sides(DENSE)
         ranked = sorted(sides, key=lambda data: sides[data][there].value)
         choices = {
             "own": min(sides, key=lambda data: sides[data][here].value),
             "sibling": min(sides, key=lambda data: on_sibling[data][here].value),
         }
-        lost = {
-            data: {
+        lost: dict[str, dict[str, float]] = {}
+        for data in ranked:
+            lost[called(data)] = {
                 "own": round(sides[data][here].value - dense[here].value, 4),
                 "sibling": round(on_sibling[data][here].value - dense[here].value, 4),
                 "other family": round(sides[data][there].value - dense[there].value, 4),
             }
-            for data in ranked
-        }
-        behind = {}
+        behind: dict[str, dict[str, Any]] = {}
+        best = sides[ranked[0]][there]
         for how, data in choices.items():
             worse = combination(
                 [
                     ({"there": sides[data][there]}, {"there": 1.0}),
-                    ({"there": sides[ranked[0]][there]}, {"there": -1.0}),
+                    ({"there": best}, {"there": -1.0}),
                 ]
             )
-            interval = worse.interval() if data != ranked[0] else None
+            is_best = data == ranked[0]
+            interval = None if is_best else worse.interval()
             behind[how] = {
                 "set": called(data),
                 "behind": round(worse.value, 4),
                 "interval": [round(end, 4) for end in interval] if interval else None,
-                "within noise": data == ranked[0] or bool(interval and interval[0] <= 0),
+                "within noise": is_best or bool(interval and interval[0] <= 0),
                 "rank": ranked.index(data) + 1,
             }
         yield {
@@ -150,7 +150,7 @@ def records(
             "across": round(halves.across, 3),
             "best": called(ranked[0]),
             "choices": behind,
-            "lost": {called(data): figures for data, figures in lost.items()},
+            "lost": lost,
         }
 
 
@@ -172,20 +172,24 @@ def main() -> None:
     os.chdir(given.folder)
     files = write(Path("files"))
     halved: dict[tuple[str, int], Halves] = {}
-    for key, file in files.items():
+    names: dict[tuple[str, int], dict[str, tuple[str, str]]] = {}
+    studies = {"others": study(SOURCES, list(files.values()), given.draws)}
+    for (target, family), file in files.items():
         source = parse_source(file)
         assert isinstance(source, UserFile)
-        halves = halves_of(source, Path("files") / f"{key[0]}-{FAMILIES[key[1]]}")
+        halves = halves_of(source, Path("files") / f"{target}-{FAMILIES[family]}")
         assert isinstance(halves, Halves)
-        halved[key] = halves
-    names = {key: own_sets(file, halved[key]) for key, file in files.items()}
-    studies = {"others": study(SOURCES, list(files.values()), given.draws)}
-    for (target, family), own in names.items():
-        sets = tuple(dict.fromkeys(run for data, twins in own.items() for run in (data, *twins)))
+        halved[target, family] = halves
+        names[target, family] = own_sets(file, halves)
+        sets: list[str] = []
+        for data, twins in names[target, family].items():
+            sets += [data, *twins]
         studies[f"{target}-{FAMILIES[family]}"] = study(
-            sets, [files[target, 0], files[target, 1]], given.draws
+            tuple(dict.fromkeys(sets)), [files[target, 0], files[target, 1]], given.draws
         )
-    for name, one in ({} if given.tables else studies).items():
+    if given.tables:
+        studies = {}
+    for name, one in studies.items():
         finished = one.run(name)
         print(
             f"{name}: {finished.computed} computed, {finished.found} found, "

@@ -202,9 +202,12 @@ def rows(target: str, family: int, count: int = 400, seed: int = 1) -> list[dict
     """Return `count` different rows of one family, the same whenever this is called; a template
     may have fewer fillings than its share.
     """
-    chance, found, tries = random.Random(f"{target} {family} {seed}"), dict[str, str](), 0
-    while len(found) < count and (tries := tries + 1) < 50 * count:
-        question, answer = TEMPLATES[target][family][tries % 5]
+    chance = random.Random(f"{target} {family} {seed}")
+    found: dict[str, str] = {}
+    for place in range(1, 50 * count):
+        if len(found) == count:
+            break
+        question, answer = TEMPLATES[target][family][place % 5]
         a, b, c = chance.randint(3, 60), chance.randint(2, 40), chance.randint(2, 9)
         table = chance.choice(list(TABLES))
         slots = {
@@ -215,8 +218,6 @@ def rows(target: str, family: int, count: int = 400, seed: int = 1) -> list[dict
             "product": a * c,
             "table": table,
             "column": TABLES[table],
-        }
-        slots |= {
             "name": chance.choice(NAMES),
             "thing": chance.choice(THINGS),
             "good": chance.choice(GOODS),

@@ -19,6 +19,7 @@ from studies.pages import write_or_print
 
 from calibrant.lab.stats import KeptWords, Results, kept_words_in, read, summaries
 from calibrant.results import Store
+from calibrant.results.outcomes import Measurement
 
 HERE: Final = Path(__file__).parent
 PAGE: Final = HERE.parents[1] / "docs/findings/words.md"
@@ -56,12 +57,13 @@ def shares_in(store: Store, results: Results) -> Shares:
     """How often each word stands in each set's calibration windows; a word that one window has
     at most counts as half a time.
     """
-    found = dict[str, Mapping[str, float]]()
+    found: dict[str, dict[str, float]] = {}
     for summary in summaries(store, results):
         profile = summary.profile or {"words": {}, "counted": 1}
-        found[summary.name] = {
-            word: 1e6 * n / profile["counted"] for word, n in profile["words"].items()
-        } | {"": 0.5e6 / profile["counted"]}
+        counted = profile["counted"]
+        shares = {word: 1e6 * count / counted for word, count in profile["words"].items()}
+        shares[""] = 0.5e6 / counted
+        found[summary.name] = shares
     return found
 
 
@@ -73,16 +75,18 @@ def spearman(a: np.ndarray, b: np.ndarray) -> float:
 def interval(statistic: Callable[..., Any], *columns: np.ndarray) -> tuple[float, float]:
     """A 95 % interval over words."""
     chance = np.random.default_rng(0)
-    picks = (chance.integers(0, len(columns[0]), len(columns[0])) for _ in range(RESAMPLES))
-    values = [float(statistic(*(column[pick] for column in columns))) for pick in picks]
+    words = len(columns[0])
+    values: list[float] = []
+    for _ in range(RESAMPLES):
+        pick = chance.integers(0, words, words)
+        values.append(float(statistic(*(column[pick] for column in columns))))
     return float(np.nanquantile(values, 0.025)), float(np.nanquantile(values, 0.975))
 
 
 def ranged(values: Sequence[float], form: str = "{:+.2f}") -> str:
     """The mean of the draws, and the least and the most of them."""
-    return "{} ({} to {})".format(
-        *map(form.format, (statistics.mean(values), min(values), max(values)))
-    )
+    mean, least, most = map(form.format, (statistics.mean(values), min(values), max(values)))
+    return f"{mean} ({least} to {most})"
 
 
 def relations(results: Results) -> Iterator[str]:
@@ -95,32 +99,33 @@ def relations(results: Results) -> Iterator[str]:
     )
     yield f"| {heads} |"
     yield "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |"
-    cells = [cell for cell in results.cells if cell.data]
-    for data, method, target in dict.fromkeys(
-        (cell.data, cell.method, cell.target) for cell in cells
-    ):
-        runs = [
-            cell.run
-            for cell in cells
-            if (cell.data, cell.method, cell.target) == (data, method, target)
+    by_label: dict[tuple[str, str, str], list[Measurement]] = {}
+    for cell in results.cells:
+        if cell.data:
+            of_label = by_label.setdefault((cell.data, cell.method, cell.target), [])
+            of_label.extend(results.scores.get(cell.run, {}).values())
+    for (data, method, target), drawn in by_label.items():
+        cells = [
+            ranged([one.score.value for one in drawn], "{:.3f}"),
+            ranged([one.beside[0].value for one in drawn]),
         ]
-        found = [one for run in runs for one in results.scores.get(run, {}).values()]
-        facts = [one.score.facts for one in found]
-        columns = [
-            ranged([one.score.value for one in found], "{:.3f}"),
-            ranged([one.beside[0].value for one in found]),
-        ]
+        facts = [one.score.facts for one in drawn]
         for name in RELATIONS:
-            beyond = sum(of[f"{name}_low"] > 0 or of[f"{name}_high"] < 0 for of in facts)
-            half = statistics.mean((of[f"{name}_high"] - of[f"{name}_low"]) / 2 for of in facts)
-            columns += [
-                ranged([of[name] for of in facts]),
-                f"{half:.2f}",
-                f"{beyond} of {len(facts)}",
+            halves: list[float] = []
+            beyond_chance = 0
+            for fact in facts:
+                low, high = fact[f"{name}_low"], fact[f"{name}_high"]
+                halves.append((high - low) / 2)
+                if low > 0 or high < 0:
+                    beyond_chance += 1
+            cells += [
+                ranged([fact[name] for fact in facts]),
+                f"{statistics.mean(halves):.2f}",
+                f"{beyond_chance} of {len(facts)}",
             ]
             if name == "rank_next":
-                columns.append(ranged([of[f"{name}_at_equal_frequency"] for of in facts]))
-        yield f"| {SETS[data]} | `{method}` | {target} | {' | '.join(columns)} |"
+                cells.append(ranged([fact[f"{name}_at_equal_frequency"] for fact in facts]))
+        yield f"| {SETS[data]} | `{method}` | {target} | {' | '.join(cells)} |"
 
 
 def differences(of: KeptWords) -> tuple[list[str], np.ndarray]:
@@ -128,21 +133,19 @@ def differences(of: KeptWords) -> tuple[list[str], np.ndarray]:
     rows = dict(zip(of.sets, of.kept, strict=True))
     difference = np.array(rows[A]) - np.array(rows[B])
     known = np.isfinite(difference)
-    return [word for word, there in zip(of.words, known, strict=True) if there], difference[known]
+    words = [word for word, is_known in zip(of.words, known, strict=True) if is_known]
+    return words, difference[known]
 
 
 def by_draw(results: Results, of: KeptWords) -> list[KeptWords]:
     """The same table of each draw by itself."""
-    seeds = dict.fromkeys(cell.seed for cell in results.cells if cell.data)
-    tables = [
-        kept_words_in(
-            replace(results, cells=tuple(cell for cell in results.cells if cell.seed == seed))
-        )
-        for seed in seeds
-    ]
-    return [
-        one for each in tables for one in each if (one.method, one.target) == (of.method, of.target)
-    ]
+    found: list[KeptWords] = []
+    for seed in dict.fromkeys(cell.seed for cell in results.cells if cell.data):
+        cells = tuple(cell for cell in results.cells if cell.seed == seed)
+        for one in kept_words_in(replace(results, cells=cells)):
+            if (one.method, one.target) == (of.method, of.target):
+                found.append(one)
+    return found
 
 
 def survival(results: Results, shares: Shares) -> Iterator[str]:
@@ -154,16 +157,16 @@ def survival(results: Results, shares: Shares) -> Iterator[str]:
 
     def correlated(one: KeptWords) -> tuple[np.ndarray, np.ndarray]:
         words, difference = differences(one)
-        return np.array(
-            [np.log(share(shares[A], word) / share(shares[B], word)) for word in words]
-        ), difference
+        ratios = [share(shares[A], word) / share(shares[B], word) for word in words]
+        return np.array([np.log(ratio) for ratio in ratios]), difference
 
     for of in kept_words_in(results):
-        columns = correlated(of)
-        low, high = interval(spearman, *columns)
+        often, difference = correlated(of)
+        correlation = spearman(often, difference)
+        low, high = interval(spearman, often, difference)
         draws = [spearman(*correlated(one)) for one in by_draw(results, of)]
         told = f"{low:+.2f} to {high:+.2f} | {min(draws):+.2f} to {max(draws):+.2f}"
-        yield f"| `{of.method}` | {of.target} | {len(columns[0])} | {spearman(*columns):+.2f} | {told} |"
+        yield f"| `{of.method}` | {of.target} | {len(difference)} | {correlation:+.2f} | {told} |"
 
 
 def share(of: Mapping[str, float], word: str) -> float:
@@ -181,19 +184,23 @@ def groups(results: Results, shares: Shares) -> Iterator[str]:
         words, difference = differences(of)
         for name, group in {**GROUPS, "all": frozenset(words)}.items():
             own = difference[[word in group for word in words]]
-            draws = [
-                float(each[[word in group for word in names]].mean())
-                for names, each in (differences(one) for one in by_draw(results, of))
-            ]
-            often = [
-                sum(share(shares[data], word) for word in words if word in group) for data in (A, B)
-            ]
             low, high = interval(np.mean, own)
-            told = (
-                f"{own.mean():+.3f} | {low:+.3f} to {high:+.3f} | {min(draws):+.3f} to "
-                f"{max(draws):+.3f}"
-            )
-            yield f"| `{of.method}` | {of.target} | {name} | {len(own)} | {often[0] / often[1]:.2f} times | {told} |"
+            draws: list[float] = []
+            for one in by_draw(results, of):
+                words_of_draw, difference_of_draw = differences(one)
+                is_in_group = [word in group for word in words_of_draw]
+                draws.append(float(difference_of_draw[is_in_group].mean()))
+            in_group = [word for word in words if word in group]
+            often = sum(share(shares[A], word) for word in in_group)
+            often_in_c4 = sum(share(shares[B], word) for word in in_group)
+            cells = [
+                f"{len(own)}",
+                f"{often / often_in_c4:.2f} times",
+                f"{own.mean():+.3f}",
+                f"{low:+.3f} to {high:+.3f}",
+                f"{min(draws):+.3f} to {max(draws):+.3f}",
+            ]
+            yield f"| `{of.method}` | {of.target} | {name} | {' | '.join(cells)} |"
 
 
 def most(results: Results) -> Iterator[str]:
@@ -201,12 +208,12 @@ def most(results: Results) -> Iterator[str]:
     yield "| method | removed | least kept | most kept |"
     yield "| --- | ---: | --- | --- |"
     for of in kept_words_in(results):
-        told = [
-            f"{word} {mean:.2f}"
-            for word, mean in zip(of.words, of.means, strict=True)
-            if re.fullmatch(r"\w+", word)
-        ]
-        yield f"| `{of.method}` | {of.target} | {', '.join(told[:10])} | {', '.join(reversed(told[-10:]))} |"
+        told: list[str] = []
+        for word, mean in zip(of.words, of.means, strict=True):
+            if re.fullmatch(r"\w+", word):
+                told.append(f"{word} {mean:.2f}")
+        least, most = ", ".join(told[:10]), ", ".join(reversed(told[-10:]))
+        yield f"| `{of.method}` | {of.target} | {least} | {most} |"
 
 
 def tables() -> Mapping[str, str]:
