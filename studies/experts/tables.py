@@ -53,6 +53,8 @@ IN_ROUNDS: Final = {
 """Of rounds.yaml, by criterion: at once, in rounds, and with training."""
 Kept = Mapping[int, frozenset[int]]
 """By block the experts that a run keeps."""
+Pair = tuple[np.ndarray, np.ndarray]
+"""The shares of a layer's tokens that each expert got, of two draws."""
 
 
 class Results:
@@ -311,22 +313,26 @@ def loads(results: Results) -> Iterator[str]:
             counts = [np.array(of_draw[block]) for of_draw in results.loads[data]]
             shares[data] = [of_draw / sum(of_draw) for of_draw in counts]
         even = [statistics.mean(map(_experts_as_even, shares[data])) for data in SETS]
-        two_draws: list[float] = []
-        two_texts: list[float] = []
-        random: list[float] = []
+        two_draws: list[Pair] = []
+        two_texts: list[Pair] = []
+        to_random: list[Pair] = []
         for text in TEXTS:
-            two_draws += itertools.starmap(_apart, itertools.combinations(shares[text], 2))
-            random += itertools.starmap(_apart, itertools.product(shares[text], shares[NOTHING]))
+            two_draws += itertools.combinations(shares[text], 2)
+            to_random += itertools.product(shares[text], shares[NOTHING])
         for one, other in itertools.combinations(TEXTS, 2):
-            two_texts += itertools.starmap(_apart, itertools.product(shares[one], shares[other]))
+            two_texts += itertools.product(shares[one], shares[other])
         numbers = [f"{number:.1f}" for number in even]
-        apart = [f"{statistics.mean(each):.4f}" for each in (two_draws, two_texts, random)]
+        apart = [f"{_mean_apart(pairs):.4f}" for pairs in (two_draws, two_texts, to_random)]
         yield table_row([f"{block}", *numbers, *apart])
 
 
 def _experts_as_even(load: np.ndarray) -> float:
     """The number of experts that would make as even a load."""
     return float(np.exp(entropy(load)))
+
+
+def _mean_apart(pairs: Sequence[Pair]) -> float:
+    return statistics.mean(_apart(one, other) for one, other in pairs)
 
 
 def _apart(one: np.ndarray, other: np.ndarray) -> float:
