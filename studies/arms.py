@@ -5,7 +5,7 @@ tokens: each arm has a store of its own.
 import re
 import statistics
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,16 +21,19 @@ def run(studies: Mapping[str, Study], here: Path, tables: Callable[[], Iterable[
     """Compute what the stores in `here`, one for each name, lack, unless `--tables` is asked for
     alone; print the tables.
     """
-    for name, study in () if "--tables" in sys.argv[1:] else studies.items():
-        finished = study.run(
-            here / name, lambda what, done, total: print(f"{what} {done}/{total}", file=sys.stderr)
-        )
-        print(
-            f"{name}: {finished.computed} computed, {finished.found} found, "
-            f"{len(finished.failures)} failed\n",
-            flush=True,
-        )
+    if "--tables" not in sys.argv[1:]:
+        for name, study in studies.items():
+            finished = study.run(here / name, _tell_progress)
+            print(
+                f"{name}: {finished.computed} computed, {finished.found} found, "
+                f"{len(finished.failures)} failed\n",
+                flush=True,
+            )
     print("\n\n".join(tables()))
+
+
+def _tell_progress(what: str, done: int, total: int) -> None:
+    print(f"{what} {done}/{total}", file=sys.stderr)
 
 
 def arm(folder: Path, **labels: str) -> Measured:
@@ -43,42 +46,73 @@ def complete(store: Store, **labels: str) -> Measured:
     """What the draws with these labels gave, by what was measured; nothing while some of it is
     missing.
     """
-    cells = [
-        cell
-        for cell in store.cells()
-        if all(getattr(cell, name) == value for name, value in labels.items())
-    ]
-    if not cells:
+    asked: set[str] = set()
+    for cell in store.cells():
+        if all(getattr(cell, name) == value for name, value in labels.items()):
+            asked.update(cell.measures)
+    if not asked:
         return {}
-    asked = {text for cell in cells for text in cell.measures}
     measured = draws(store, **labels)
-    return measured if len(measured) == len(asked) else {}
+    if len(measured) != len(asked):
+        return {}
+    return measured
 
 
-def worse(a: Measured, b: Measured, names: Iterable[str]) -> Estimate:
-    """How much worse `a` did than `b` on average over what has one of the names."""
-    chosen = named(a, names)
-    return contrast({m: a[m] for m in chosen}, {m: b[m] for m in chosen})
+def worse(one: Measured, other: Measured, names: Iterable[str]) -> Estimate:
+    """How much worse `one` did than the `other` on average over what has one of the names."""
+    chosen = named(one, names)
+    return contrast({text: one[text] for text in chosen}, {text: other[text] for text in chosen})
 
 
-def named(of: Mapping[str, object], names: Iterable[str]) -> list[str]:
+def named(by_measured: Mapping[str, object], names: Iterable[str]) -> list[str]:
     """What was measured on each of `names`, in their order."""
-    by_source = {re.split(r"[ :(]", measured)[0]: measured for measured in of}
+    by_source = {source_of(measured): measured for measured in by_measured}
     return [by_source[name] for name in names]
 
 
-def span(of: Measured, names: Iterable[str]) -> float:
+def source_of(measured: str) -> str:
+    """The source in the text of what was measured: `gsm8k` of `gsm8k:cot`."""
+    return re.split(r"[ :(]", measured)[0]
+
+
+def span(measured: Measured, names: Iterable[str]) -> float:
     """How far the best and the worst draw of a set lie apart."""
-    draws_of = zip(*(of[measured] for measured in named(of, names)), strict=True)
-    means = [statistics.mean(m.score.value for m in draw) for draw in draws_of]
+    chosen = [measured[text] for text in named(measured, names)]
+    means: list[float] = []
+    for measurements_of_draw in zip(*chosen, strict=True):
+        means.append(statistics.mean(one.score.value for one in measurements_of_draw))
     return max(means) - min(means)
 
 
-def row(head: str, a: Measured, b: Measured, names: Iterable[str], comparisons: int) -> str:
-    """A row of Markdown: how much worse `a` is than `b` on each measured set; `comparisons` as
-    in `markdown_row`.
+def table_head(texts: Sequence[str], numbers: Sequence[str]) -> Iterator[str]:
+    """The first two rows of a table in Markdown: the heads of columns of text, then those of
+    columns of numbers, which stand at the right.
     """
-    return markdown_row(head, [contrast({n: a[n]}, {n: b[n]}) for n in names], comparisons)
+    yield table_row([*texts, *numbers])
+    yield table_row(["---"] * len(texts) + ["---:"] * len(numbers))
+
+
+def table_row(cells: Iterable[str]) -> str:
+    """A row of a table in Markdown."""
+    return f"| {' | '.join(cells)} |"
+
+
+def bold_if(condition: bool, text: str) -> str:
+    """The text, bold where the condition holds."""
+    return f"**{text}**" if condition else text
+
+
+def number_or_nothing(value: float | None, form: str) -> str:
+    """A number in such a form, such as `.3f`; nothing where there is none."""
+    return "" if value is None else format(value, form)
+
+
+def row(head: str, one: Measured, other: Measured, names: Iterable[str], comparisons: int) -> str:
+    """A row of Markdown: how much worse `one` is than the `other` on each measured set;
+    `comparisons` as in `markdown_row`.
+    """
+    estimates = [contrast({name: one[name]}, {name: other[name]}) for name in names]
+    return markdown_row(head, estimates, comparisons)
 
 
 def markdown_row(head: str, estimates: Iterable[Estimate], comparisons: int) -> str:
@@ -88,29 +122,30 @@ def markdown_row(head: str, estimates: Iterable[Estimate], comparisons: int) -> 
     cells: list[str] = []
     for estimate in estimates:
         is_bold = estimate.over_draws and estimate.significant(comparisons=comparisons)
-        cells.append(f"**{estimate:+.3f}**" if is_bold else f"{estimate:+.3f}")
-    return f"| {head} | {' | '.join(cells)} |"
+        cells.append(bold_if(is_bold, f"{estimate:+.3f}"))
+    return table_row([head, *cells])
 
 
 def with_range(values: list[float]) -> str:
     """The mean of the draws, and half of what they lie apart."""
-    return f"{statistics.mean(values):.3f}" + (
-        f" ± {(max(values) - min(values)) / 2:.3f}" if len(values) > 1 else ""
-    )
+    mean = f"{statistics.mean(values):.3f}"
+    if len(values) == 1:
+        return mean
+    half = (max(values) - min(values)) / 2
+    return f"{mean} ± {half:.3f}"
 
 
 def with_interval(estimate: Estimate, significant: bool | None = None, comparisons: int = 1) -> str:
     """An estimate with its interval of 95 %, jointly over so many: bold if it is `significant`,
     by default where the interval leaves out zero.
     """
-    if (interval := estimate.interval(comparisons=comparisons)) is None:
+    interval = estimate.interval(comparisons=comparisons)
+    if interval is None:
         return f"{estimate.value:+.3f}"
-    text = f"{estimate.value:+.3f} ({interval[0]:+.3f} to {interval[1]:+.3f})"
-    return (
-        f"**{text}**"
-        if (estimate.significant(comparisons=comparisons) if significant is None else significant)
-        else text
-    )
+    if significant is None:
+        significant = estimate.significant(comparisons=comparisons)
+    low, high = interval
+    return bold_if(significant, f"{estimate.value:+.3f} ({low:+.3f} to {high:+.3f})")
 
 
 def planned(folder: Path) -> Iterator[str]:
@@ -126,15 +161,12 @@ def planned(folder: Path) -> Iterator[str]:
     asked = {(one.name, one.model, one.method) for one in tested}
     # A question of one method at several targets needs the target beside it.
     several_targets = len(tested) > len(asked)
-    heads = ["question", "method", "better by", "4 in 5 see", "p (Holm)"]
-    marks = ["---", "---", "---:", "---:", "---:"]
+    heads = ["question", "method"]
     if several_models:
         heads.insert(1, "model")
-        marks.insert(1, "---")
-    yield f"| {' | '.join(heads)} |"
-    yield f"| {' | '.join(marks)} |"
+    yield from table_head(heads, ["better by", "4 in 5 see", "p (Holm)"])
     for one in tested:
-        yield f"| {' | '.join(_answer(one, several_models, several_targets))} |"
+        yield table_row(_answer(one, several_models, several_targets))
 
 
 def _answer(one: Contrast, several_models: bool, several_targets: bool) -> Iterator[str]:
@@ -144,8 +176,11 @@ def _answer(one: Contrast, several_models: bool, several_targets: bool) -> Itera
     yield one.name
     if several_models:
         yield one.model
-    yield f"`{one.method}`, {one.target}" if several_targets else f"`{one.method}`"
+    if several_targets:
+        yield f"`{one.method}`, {one.target}"
+    else:
+        yield f"`{one.method}`"
     better_by = replace(one.difference, value=-one.difference.value)
     yield with_interval(better_by, one.p_holm < 0.05)
-    yield "" if one.detectable is None else f"{one.detectable:.3f}"
+    yield number_or_nothing(one.detectable, ".3f")
     yield f"{one.p_holm:.1g}"

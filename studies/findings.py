@@ -16,7 +16,15 @@ from dataclasses import replace
 from pathlib import Path
 
 from studies.ablations import run as ablations
-from studies.arms import Measured, markdown_row, named, span, worse
+from studies.arms import (
+    Measured,
+    markdown_row,
+    named,
+    span,
+    table_head,
+    table_row,
+    worse,
+)
 from studies.made import note_hashes
 from studies.packing import run as packing
 from studies.pages import draw, filled
@@ -27,7 +35,7 @@ from calibrant.lab.report.plots import Plot
 from calibrant.lab.report.plots.panels import Mark, Panel, PanelRow, Panels, span_of
 from calibrant.lab.report.plots.picture import plotted
 from calibrant.lab.report.plots.theme import FAMILIES
-from calibrant.lab.stats import Draws, detectable, draws, label_set
+from calibrant.lab.stats import Draws, Estimate, detectable, draws, label_set
 from calibrant.results import Measurement, Outcome, Score, Store
 
 HERE = Path(__file__).parent
@@ -46,7 +54,7 @@ KINDS = {
     "text": ("c4", "pile", "redpajama", "wikipedia"),
 }
 """What was measured, by kind; the first three are the nine tasks."""
-TASKS = tuple(name for kind in list(KINDS)[:3] for name in KINDS[kind])
+TASKS = (*KINDS["arithmetic"], *KINDS["inference"], *KINDS["commonsense"])
 COLUMNS = {"nine tasks": TASKS, **KINDS}
 ON_TASKS = {kind: names for kind, names in COLUMNS.items() if kind != "text"}
 MEASURED = len(TASKS) + len(KINDS["text"])
@@ -62,18 +70,23 @@ SHOWN = ("pile", "gsm8k:icl", "esnli:icl", "commonsense_qa:icl", "random_tokens"
 """Sets whose accuracies are shown beside those of C4."""
 
 Sets = Mapping[str, Measured]
+Group = tuple[str, str, str]
+"""A method, a target and a propagation."""
 
 
-def groups(store: Store) -> Mapping[tuple[str, str, str], Sets]:
+def groups(store: Store) -> Mapping[Group, Sets]:
     """By method, target and propagation: every set that was measured whole, and what its draws
     gave. The dense model's is `none`.
     """
-    asked = dict.fromkeys((c.method, c.target, c.propagate, c.data) for c in store.cells())
-    found: dict[tuple[str, str, str], dict[str, Measured]] = {}
+    asked = dict.fromkeys(
+        (cell.method, cell.target, cell.propagate, cell.data) for cell in store.cells()
+    )
+    found: dict[Group, dict[str, Measured]] = {}
     for method, target, propagate, data in asked:
-        of = draws(store, method=method, target=target, propagate=propagate, data=data)
-        if len(of) == MEASURED:
-            found.setdefault((method, target, propagate), {})[data] = of
+        measured = draws(store, method=method, target=target, propagate=propagate, data=data)
+        if len(measured) == MEASURED:
+            sets_of_group = found.setdefault((method, target, propagate), {})
+            sets_of_group[data] = measured
     return found
 
 
@@ -81,139 +94,165 @@ def tables() -> dict[str, str]:
     """Each table in Markdown, by the name that the page marks its place with."""
     with Store(STORE, create=False) as store:
         found = groups(store)
-    made = {
+    rows = {
         "detectable": detectable_differences(found),
         "sets": sets(found),
         "choices": choices(found),
         "accuracies": accuracies(found),
-    }
-    made |= {
         "formats": formats(found),
         "words": words(found),
         "methods": methods(found),
         "costs": costs(),
+        "choices of methods": choices_of_methods(found),
+        "ways": ways(found),
     }
-    made |= {"choices of methods": choices_of_methods(found), "ways": ways(found)}
-    whole = {
-        "contrasts": contrasts(),
-        "packing": "\n\n".join(packing.steps()),
-        "amounts": "\n\n".join(ablations.tables()),
-    }
-    whole |= {"runs": runs(), "again": recomputed(), "elsewhere": elsewhere()}
-    return {name: "\n".join(lines) for name, lines in made.items()} | whole
+    made = {name: "\n".join(lines) for name, lines in rows.items()}
+    made["contrasts"] = contrasts()
+    made["packing"] = "\n\n".join(packing.steps())
+    made["amounts"] = "\n\n".join(ablations.tables())
+    made["runs"] = runs()
+    made["again"] = recomputed()
+    made["elsewhere"] = elsewhere()
+    return made
 
 
-def detectable_differences(found: Mapping[tuple[str, str, str], Sets]) -> Iterator[str]:
+def detectable_differences(found: Mapping[Group, Sets]) -> Iterator[str]:
     """What differences the headline can show: two sets of three draws, on each kind of what was
     measured.
     """
-    usual = found[HEADLINE][BASELINE]
+    here = found[HEADLINE]
+    usual = here[BASELINE]
     others = [
-        of
-        for name, of in found[HEADLINE].items()
+        measured
+        for name, measured in here.items()
         if name != BASELINE and not label_set(name).control
     ]
-    yield "| measured on | found by 4 such studies in 5: median (least to most) | variance between draws | draws of c4 lie apart | of pile |"
-    yield "| --- | ---: | ---: | ---: | ---: |"
+    yield from table_head(
+        ["measured on"],
+        [
+            "found by 4 such studies in 5: median (least to most)",
+            "variance between draws",
+            "draws of c4 lie apart",
+            "of pile",
+        ],
+    )
     for kind, names in COLUMNS.items():
-        pairs = [worse(of, usual, names) for of in others]
-        least = sorted(d for pair in pairs if (d := detectable(pair)) is not None)
-        share = statistics.median(pair.draws_share for pair in pairs)
-        spans = " | ".join(
-            f"{span(found[HEADLINE][name], names):.3f}" for name in (BASELINE, "pile")
+        estimates = [worse(measured, usual, names) for measured in others]
+        differences = [detectable(estimate) for estimate in estimates]
+        least = sorted(difference for difference in differences if difference is not None)
+        share = statistics.median(estimate.draws_share for estimate in estimates)
+        yield table_row(
+            [
+                kind,
+                f"{statistics.median(least):.3f} ({least[0]:.3f} to {least[-1]:.3f})",
+                f"{share:.0%}",
+                f"{span(usual, names):.3f}",
+                f"{span(here['pile'], names):.3f}",
+            ]
         )
-        yield f"| {kind} | {statistics.median(least):.3f} ({least[0]:.3f} to {least[-1]:.3f}) | {share:.0%} | {spans} |"
 
 
-def sets(found: Mapping[tuple[str, str, str], Sets]) -> Iterator[str]:
+def sets(found: Mapping[Group, Sets]) -> Iterator[str]:
     """How much worse than C4 corpora, tasks' texts in rows, and controls are, at the headline's
     method and sparsity; C4 against the dense model.
 
     Bold differs significantly from C4 at 95 %, jointly over the sets of a column.
     """
-    here = {name: of for name, of in found[HEADLINE].items() if form(name) in ("", "icl")}
-    yield from compared({"": here}, found, "calibrated on")
+    yield from compared({"": plain(found[HEADLINE])}, found, "calibrated on")
 
 
-def formats(found: Mapping[tuple[str, str, str], Sets]) -> Iterator[str]:
+def plain(here: Sets) -> dict[str, Measured]:
+    """Of these sets the corpora, the tasks' texts in rows, and the controls."""
+    return {name: measured for name, measured in here.items() if form(name) in ("", "icl")}
+
+
+def formats(found: Mapping[Group, Sets]) -> Iterator[str]:
     """How much worse than its `icl` each other format of a source is; bold as in `sets`."""
     here = found[HEADLINE]
-    pairs = [
-        (name, of, here[icl])
-        for name, of in here.items()
-        if form(name) not in ("", "icl") and (icl := f"{label_set(name).source}:icl") in here
-    ]
-    yield f"| against the same source's `icl` | {' | '.join(['its own task', *COLUMNS])} |"
-    yield f"| --- |{' ---: |' * (len(COLUMNS) + 1)}"
-    for name, of, icl in sorted(
-        pairs,
-        key=lambda pair: (FORMATS.index(form(pair[0])), TASKS.index(label_set(pair[0]).source)),
-    ):
-        yield markdown_row(
-            f"`{name}`",
-            [worse(of, icl, names) for names in ((label_set(name).source,), *COLUMNS.values())],
-            len(pairs),
-        )
+    asked: list[str] = []
+    for name in here:
+        if form(name) not in ("", "icl") and icl_of(name) in here:
+            asked.append(name)
+    asked.sort(key=lambda name: (FORMATS.index(form(name)), TASKS.index(label_set(name).source)))
+    yield from table_head(["against the same source's `icl`"], ["its own task", *COLUMNS])
+    for name in asked:
+        columns = [(label_set(name).source,), *COLUMNS.values()]
+        estimates = [worse(here[name], here[icl_of(name)], names) for names in columns]
+        yield markdown_row(f"`{name}`", estimates, len(asked))
 
 
-def words(found: Mapping[tuple[str, str, str], Sets]) -> Iterator[str]:
+def icl_of(name: str) -> str:
+    """The set of the same source in the format `icl`."""
+    return f"{label_set(name).source}:icl"
+
+
+def words(found: Mapping[Group, Sets]) -> Iterator[str]:
     """The formats' difference from `icl` over the nine tasks, mean over the sources that have
     both: of the loss, and among the offered answers.
     """
     here = found[HEADLINE]
-    yield "| against `icl`, mean over sources | sources | loss of the right answer | among the answers offered |"
-    yield "| --- | ---: | ---: | ---: |"
+    yield from table_head(
+        ["against `icl`, mean over sources"],
+        ["sources", "loss of the right answer", "among the answers offered"],
+    )
     for name in FORMATS:
-        pairs = [
-            (here[f"{source}:{name}"], here[f"{source}:icl"])
-            for source in TASKS
-            if f"{source}:{name}" in here
-        ]
-        if pairs:
-            plain = statistics.mean(worse(a, b, TASKS).value for a, b in pairs)
-            among = statistics.mean(worse(offered(a), offered(b), TASKS).value for a, b in pairs)
-            yield f"| `{name}` | {len(pairs)} | {plain:+.3f} | {among:+.3f} |"
+        sources = [source for source in TASKS if f"{source}:{name}" in here]
+        if not sources:
+            continue
+        loss: list[float] = []
+        among_offered: list[float] = []
+        for source in sources:
+            asked, icl = here[f"{source}:{name}"], here[f"{source}:icl"]
+            loss.append(worse(asked, icl, TASKS).value)
+            among_offered.append(worse(offered(asked), offered(icl), TASKS).value)
+        means = [f"{statistics.mean(values):+.3f}" for values in (loss, among_offered)]
+        yield table_row([f"`{name}`", f"{len(sources)}", *means])
 
 
-def methods(found: Mapping[tuple[str, str, str], Sets]) -> Iterator[str]:
+def methods(found: Mapping[Group, Sets]) -> Iterator[str]:
     """The same as `sets` for every other method, sparsity and propagation."""
     yield from compared(others(found), found, "method, sparsity and set")
 
 
-def others(found: Mapping[tuple[str, str, str], Sets]) -> dict[str, Sets]:
+def others(found: Mapping[Group, Sets]) -> dict[str, Sets]:
     """All but the headline, by what a row calls them."""
-    left = [(key, of) for key, of in found.items() if key[0] != "none" and key != HEADLINE]
-    return {
-        f"{method} {target}{f', {way}' if way == 'reference' else ''}": of
-        for (method, target, way), of in left
-    }
+    left: dict[str, Sets] = {}
+    for group, here in found.items():
+        method, target, way = group
+        if method == "none" or group == HEADLINE:
+            continue
+        name = f"{method} {target}"
+        if way == "reference":
+            name += ", reference"
+        left[name] = here
+    return left
 
 
-def ways(found: Mapping[tuple[str, str, str], Sets]) -> Iterator[str]:
+def ways(found: Mapping[Group, Sets]) -> Iterator[str]:
     """How much worse `reference` is than the way a method goes unless asked otherwise, draw by
     draw on the same tokens; bold as in `markdown_row`.
     """
-    default = {
-        (method, target): of for (method, target, way), of in found.items() if way != "reference"
-    }
-    asked = [
-        (method, name, of, default[method, target][name])
-        for (method, target, way), here in found.items()
-        if way == "reference"
-        for name, of in here.items()
-    ]
-    yield f"| `reference` against the default | {' | '.join(COLUMNS)} | nine tasks, of the offered |"
-    yield f"| --- |{' ---: |' * (len(COLUMNS) + 1)}"
-    for method, name, of, usual in asked:
-        plain = [worse(of, usual, names) for names in COLUMNS.values()]
-        yield markdown_row(
-            f"{method}: `{name}`", [*plain, worse(offered(of), offered(usual), TASKS)], len(asked)
-        )
+    default: dict[tuple[str, str], Sets] = {}
+    asked: list[tuple[str, str, str]] = []
+    for (method, target, way), here in found.items():
+        if way == "reference":
+            asked.extend((method, target, name) for name in here)
+        else:
+            default[method, target] = here
+    yield from table_head(
+        ["`reference` against the default"], [*COLUMNS, "nine tasks, of the offered"]
+    )
+    for method, target, name in asked:
+        reference = found[method, target, "reference"][name]
+        usual = default[method, target][name]
+        estimates = [worse(reference, usual, names) for names in COLUMNS.values()]
+        estimates.append(worse(offered(reference), offered(usual), TASKS))
+        yield markdown_row(f"{method}: `{name}`", estimates, len(asked))
 
 
 def compared(
     several: Mapping[str, Sets],
-    found: Mapping[tuple[str, str, str], Sets],
+    found: Mapping[Group, Sets],
     head: str,
     columns: Mapping[str, tuple[str, ...]] = COLUMNS,
 ) -> Iterator[str]:
@@ -221,95 +260,102 @@ def compared(
     is compared with the dense model alone.
     """
     (dense,) = found["none", "0.0", ""].values()
-    yield f"| {head} | draws | {' | '.join(columns)} |"
-    yield f"| --- | ---: |{' ---: |' * len(columns)}"
+    yield from table_head([head], ["draws", *columns])
     for group, here in several.items():
         lead = f"{group}: " if group else ""
         usual = here.get(BASELINE)
-        for name, of in here.items() if usual is None else [(BASELINE, usual)]:
-            rises = [f"{worse(of, dense, names):+.3f}" for names in columns.values()]
-            yield f"| {lead}{f'`{name}`, ' if name else ''}above dense | {count(of)} | {' | '.join(rises)} |"
-        others = {
-            name: [worse(of, usual, names) for names in columns.values()]
-            for name, of in here.items()
-            if usual and name != BASELINE
-        }
-        for name in sorted(others, key=lambda name: others[name][0].value):
-            yield markdown_row(
-                f"{lead}`{SHORT.get(name, name)}` | {count(here[name])}", others[name], len(others)
-            )
+        above_dense = here if usual is None else {BASELINE: usual}
+        for name, measured in above_dense.items():
+            shown = f"`{name}`, " if name else ""
+            rises = [f"{worse(measured, dense, names):+.3f}" for names in columns.values()]
+            yield table_row([f"{lead}{shown}above dense", f"{count(measured)}", *rises])
+        if usual is None:
+            continue
+        estimates: dict[str, list[Estimate]] = {}
+        for name, measured in here.items():
+            if name != BASELINE:
+                estimates[name] = [worse(measured, usual, names) for names in columns.values()]
+        for name in sorted(estimates, key=lambda name: estimates[name][0].value):
+            shown = f"{lead}`{SHORT.get(name, name)}` | {count(here[name])}"
+            yield markdown_row(shown, estimates[name], len(estimates))
 
 
-def choices(found: Mapping[tuple[str, str, str], Sets]) -> Iterator[str]:
+def choices(found: Mapping[Group, Sets]) -> Iterator[str]:
     """The table of `sets` for the tasks, had the model to choose among the answers that are
     offered: what is lost on their words is no loss.
     """
-    only = {
-        key: {name: offered(of) for name, of in here.items() if form(name) in ("", "icl")}
-        for key, here in found.items()
-    }
+    only = {group: all_offered(plain(here)) for group, here in found.items()}
     yield from compared({"": only[HEADLINE]}, only, "calibrated on", ON_TASKS)
 
 
-def choices_of_methods(found: Mapping[tuple[str, str, str], Sets]) -> Iterator[str]:
+def choices_of_methods(found: Mapping[Group, Sets]) -> Iterator[str]:
     """That of `methods` in the same way."""
-    only = {key: {name: offered(of) for name, of in here.items()} for key, here in found.items()}
+    only = {group: all_offered(here) for group, here in found.items()}
     yield from compared(others(only), only, "method, sparsity and set", ON_TASKS)
 
 
-def offered(of: Measured) -> dict[str, Draws]:
+def all_offered(here: Sets) -> Sets:
+    """These sets with what `offered` makes of each."""
+    return {name: offered(measured) for name, measured in here.items()}
+
+
+def offered(measured: Measured) -> dict[str, Draws]:
     """The same with, for each item, the nats of the right answer among those offered: −log of
     its share of their probability.
     """
-    return {
-        measured: [replace(m, outcomes=tuple(map(_offered, m.outcomes))) for m in of[measured]]
-        for measured in named(of, TASKS)
-    }
+    found: dict[str, Draws] = {}
+    for task in named(measured, TASKS):
+        found[task] = [
+            replace(draw, outcomes=tuple(map(_offered, draw.outcomes))) for draw in measured[task]
+        ]
+    return found
 
 
 def _offered(item: Outcome) -> Outcome:
     nats = item.facts["choices"]
-    return Outcome(
-        item.item, nats[item.facts["gold"]] + math.log(math.fsum(math.exp(-n) for n in nats))
-    )
+    of_right_answer = nats[item.facts["gold"]]
+    log_of_sum = math.log(math.fsum(math.exp(-choice) for choice in nats))
+    return Outcome(item.item, of_right_answer + log_of_sum)
 
 
-def accuracies(found: Mapping[tuple[str, str, str], Sets]) -> Iterator[str]:
+def accuracies(found: Mapping[Group, Sets]) -> Iterator[str]:
     """The share of right answers on each task, in per cent, mean of the draws, and what guessing
     gets.
     """
     (dense,) = found["none", "0.0", ""].values()
-    rows = {"dense": dense} | {
-        f"`{SHORT.get(name, name)}`": found[HEADLINE][name]
-        for name in (BASELINE, *SHOWN)
-        if name in found[HEADLINE]
-    }
+    rows = {"dense": dense}
+    for name in (BASELINE, *SHOWN):
+        if name in found[HEADLINE]:
+            rows[f"`{SHORT.get(name, name)}`"] = found[HEADLINE][name]
     yield f"| | {' | '.join(TASKS)} |"
     yield f"| --- |{' ---: |' * len(TASKS)}"
-    for name, of in rows.items():
-        right = [
-            statistics.mean(accuracy(m).value for m in measured)
-            for measured in map(of.get, named(of, TASKS))
-            if measured
-        ]
-        yield f"| {name} | {' | '.join(f'{100 * share:.1f}' for share in right)} |"
-    chance = [accuracy(dense[measured][0]).chance or 0.0 for measured in named(dense, TASKS)]
-    yield f"| guessing | {' | '.join(f'{100 * share:.1f}' for share in chance)} |"
+    for name, measured in rows.items():
+        right: list[float] = []
+        for task in named(measured, TASKS):
+            right.append(statistics.mean(accuracy(draw).value for draw in measured[task]))
+        yield table_row([name, *map(_per_cent, right)])
+    chance = [accuracy(dense[task][0]).chance or 0.0 for task in named(dense, TASKS)]
+    yield table_row(["guessing", *map(_per_cent, chance)])
+
+
+def _per_cent(share: float) -> str:
+    return f"{100 * share:.1f}"
 
 
 def accuracy(measured: Measurement) -> Score:
     """The plain accuracy beside a loss."""
-    return next(score for score in measured.beside if score.metric == "acc")
+    (found,) = [score for score in measured.beside if score.metric == "acc"]
+    return found
 
 
 def contrasts() -> str:
     """The primary contrasts, as the report tells them, by their names: model, method and
     sparsity are the same for all.
     """
-    table = next(
-        part for part in re.split(r"\n\s*\n", str(report(STORE))) if part.startswith("| contrast")
-    )
-    return re.sub(r"^\| ([^|]*?) \([^|]* on [^|]*\) \|", r"| \1 |", table, flags=re.MULTILINE)
+    parts = re.split(r"\n\s*\n", str(report(STORE)))
+    tables_of_contrasts = [part for part in parts if part.startswith("| contrast")]
+    question = re.compile(r"^\| ([^|]*?) \([^|]* on [^|]*\) \|", re.MULTILINE)
+    return question.sub(r"| \1 |", tables_of_contrasts[0])
 
 
 def runs() -> str:
@@ -319,12 +365,13 @@ def runs() -> str:
     about = report(STORE)
     spent, reading = about.facts.seconds, about.reading
     measured = sum(map(len, reading.scores.values()))
-    hours = {name: spent.get(name, 0.0) / 3600 for name in ("compress", "measure")}
-    took = f"{hours['compress']:.1f} hours of pruning and {hours['measure']:.1f} of measuring"
+    pruning = spent.get("compress", 0.0) / 3600
+    measuring = spent.get("measure", 0.0) / 3600
     done, asked = len(reading.records), len(reading.cells)
+    how_many = f"{done}" if done == asked else f"{done} of {asked}"
     return (
-        f"{done}{'' if done == asked else f' of {asked}'} runs with {measured:,} measurements: "
-        f"{took}, of one thread each."
+        f"{how_many} runs with {measured:,} measurements: {pruning:.1f} hours of pruning and "
+        f"{measuring:.1f} of measuring, of one thread each."
     )
 
 
@@ -334,28 +381,32 @@ def costs() -> Iterator[str]:
     """
     spent: dict[tuple[str, str], list[tuple[float, float]]] = {}
     with Store(STORE, create=False) as store:
-        for cell in {cell.run: cell for cell in store.cells() if cell.method != "none"}.values():
-            of = store.provenance(cell.run)
-            each = [
+        cells_by_run = {cell.run: cell for cell in store.cells() if cell.method != "none"}
+        for cell in cells_by_run.values():
+            made_by = store.provenance(cell.run)
+            seconds = [
                 store.provenance(cell.run, measure).get("seconds")
                 for measure in cell.measures.values()
             ]
-            if len(each) == MEASURED and None not in each:
-                spent.setdefault((of.get("processor", "not recorded"), cell.method), []).append(
-                    (of["seconds"]["compress"], sum(each))
-                )
-    yield "| processor | method | runs | seconds of pruning | minutes of measuring |"
-    yield "| --- | --- | ---: | ---: | ---: |"
-    for (processor, method), of in sorted(spent.items()):
-        pruning, measuring = (statistics.median(times) for times in zip(*of, strict=True))
-        yield f"| {processor} | {method} | {len(of)} | {pruning:.1f} | {measuring / 60:.1f} |"
+            if len(seconds) != MEASURED or None in seconds:
+                continue
+            key = (made_by.get("processor", "not recorded"), cell.method)
+            spent.setdefault(key, []).append((made_by["seconds"]["compress"], sum(seconds)))
+    yield from table_head(
+        ["processor", "method"], ["runs", "seconds of pruning", "minutes of measuring"]
+    )
+    for (processor, method), times in sorted(spent.items()):
+        pruning = statistics.median(seconds for seconds, _ in times)
+        measuring = statistics.median(seconds for _, seconds in times)
+        yield f"| {processor} | {method} | {len(times)} | {pruning:.1f} | {measuring / 60:.1f} |"
 
 
 def recomputed() -> str:
     """The spot check, made of both stores."""
     with Store(STORE, create=False) as kept, Store(AGAIN, create=False) as fresh:
         there = {cell.labels for cell in fresh.cells() if cell.data}
-        return markdown(again(kept, fresh, [cell for cell in kept.cells() if cell.labels in there]))
+        cells = [cell for cell in kept.cells() if cell.labels in there]
+        return markdown(again(kept, fresh, cells))
 
 
 def elsewhere() -> str:
@@ -364,28 +415,25 @@ def elsewhere() -> str:
     with Store(STORE, create=False) as kept, Store(ELSEWHERE, create=False) as fresh:
         before = {cell.labels: cell for cell in kept.cells()}
         for cell in fresh.cells():
-            first, again = kept.scores(before[cell.labels].run), fresh.scores(cell.run)
-            moved = {
-                text: again[i].score.value - first[before[cell.labels].measures[text]].score.value
-                for text, i in cell.measures.items()
-            }
-            sizes, tasks = (
-                [abs(value) for value in moved.values()],
-                [value for text, value in moved.items() if text.startswith("task")],
-            )
-            what = f"`{cell.data}`, draw {cell.seed}" if cell.data else "The dense model"
-            alike = (
-                equal(record_of(kept, before[cell.labels].run), record_of(fresh, cell.run))
-                if cell.data
-                else 1.0
-            )
-            masks = f", {alike:.2%} of the kept mask bits equal" if cell.data else ""
-            about = (
-                f"{len(sizes)} losses, {statistics.median(sizes):.3f} apart in the median and "
-                f"{max(sizes):.3f} at most"
-            )
+            cell_before = before[cell.labels]
+            first, second = kept.scores(cell_before.run), fresh.scores(cell.run)
+            moved: dict[str, float] = {}
+            for text, measure in cell.measures.items():
+                score_before = first[cell_before.measures[text]].score
+                moved[text] = second[measure].score.value - score_before.value
+            sizes = [abs(value) for value in moved.values()]
+            tasks = [value for text, value in moved.items() if text.startswith("task")]
+            if cell.data:
+                what = f"`{cell.data}`, draw {cell.seed}"
+                alike = equal(record_of(kept, cell_before.run), record_of(fresh, cell.run))
+                masks = f", {alike:.2%} of the kept mask bits equal"
+            else:
+                what = "The dense model"
+                masks = ""
             sentences.append(
-                f"{what}: {about}, {statistics.mean(tasks):+.3f} over the nine tasks{masks}."
+                f"{what}: {len(sizes)} losses, {statistics.median(sizes):.3f} apart in the median "
+                f"and {max(sizes):.3f} at most, {statistics.mean(tasks):+.3f} over the nine "
+                f"tasks{masks}."
             )
     return " ".join(sentences)
 
@@ -395,9 +443,10 @@ def form(name: str) -> str:
     return label_set(name).format
 
 
-def count(of: Measured) -> int:
+def count(measured: Measured) -> int:
     """How many draws."""
-    return len(next(iter(of.values())))
+    first, *_ = measured.values()
+    return len(first)
 
 
 def picture() -> Plot:
@@ -405,33 +454,20 @@ def picture() -> Plot:
     with Store(STORE, create=False) as store:
         found = groups(store)[HEADLINE]
     usual = found[BASELINE]
-    here = {name: of for name, of in found.items() if form(name) in ("", "icl") and count(of) > 1}
+    here = {name: measured for name, measured in plain(found).items() if count(measured) > 1}
     order = sorted(here, key=lambda name: worse(here[name], usual, TASKS).value)
-    comparisons = len(order) - 1
     marks: dict[str, dict[int, Mark]] = {}
     for kind, names in COLUMNS.items():
         points = marks.setdefault(kind, {})
-        for row, name in enumerate(order):
-            e = worse(here[name], usual, names)
-            family = label_set(name).family
-            points[row] = (
-                Mark(
-                    e.value,
-                    e.interval(comparisons=comparisons),
-                    family,
-                    not e.significant(comparisons=comparisons),
-                )
-                if name != BASELINE
-                else Mark(0.0, None, family)
-            )
-    axes = (("nine tasks", "inference"), ("arithmetic", "commonsense"), ("text",))
-    spans = {
-        kind: span_of([mark for other in kinds for mark in marks[other].values()])
-        for kinds in axes
-        for kind in kinds
-    }
+        for place, name in enumerate(order):
+            points[place] = _mark(name, worse(here[name], usual, names), len(order) - 1)
+    spans: dict[str, tuple[float, float]] = {}
+    for kinds in AXES:
+        together = [mark for kind in kinds for mark in marks[kind].values()]
+        for kind in kinds:
+            spans[kind] = span_of(together)
     panels = tuple(Panel(kind, marks[kind], spans[kind]) for kind in COLUMNS)
-    families = {mark.kind for points in marks.values() for mark in points.values()}
+    families = {label_set(name).family for name in order}
     styles = {family: style for family, style in FAMILIES.items() if family in families}
     rows = tuple(PanelRow(SHORT.get(name, name)) for name in order)
     drawn = Panels(rows, panels, styles, "← better · worse than c4 →, nats/token", BASELINE)
@@ -447,6 +483,17 @@ def picture() -> Plot:
     )
 
 
+def _mark(name: str, estimate: Estimate, comparisons: int) -> Mark:
+    """The mark of a set; the baseline's is at zero."""
+    family = label_set(name).family
+    if name == BASELINE:
+        return Mark(0.0, None, family)
+    is_hollow = not estimate.significant(comparisons=comparisons)
+    return Mark(estimate.value, estimate.interval(comparisons=comparisons), family, is_hollow)
+
+
+AXES = (("nine tasks", "inference"), ("arithmetic", "commonsense"), ("text",))
+"""Panels that have one axis."""
 CAPTION = (
     "Each mark: how much worse than with c4 the pruned model is when it is calibrated on the set "
     "at the left, in nats/token",

@@ -27,17 +27,14 @@ def filled(text: str, tables: Mapping[str, str]) -> str:
     for each.
     """
     for name, table in tables.items():
-        between = f"<!-- {name} -->\n\n{table}\n\n<!-- end of {name} -->"
-        text, count = re.subn(
-            rf"<!-- {re.escape(name)} -->.*?<!-- end of {re.escape(name)} -->",
-            lambda _, between=between: between,
-            text,
-            flags=re.DOTALL,
-        )
-        if count != 1:
+        begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
+        places = re.findall(f"{re.escape(begin)}.*?{re.escape(end)}", text, re.DOTALL)
+        if len(places) != 1:
             raise DataError(
-                f"the page has {count} places for the table {name!r}; it needs one", subject=name
+                f"the page has {len(places)} places for the table {name!r}; it needs one",
+                subject=name,
             )
+        text = text.replace(places[0], f"{begin}\n\n{table}\n\n{end}")
     return text
 
 
@@ -60,11 +57,15 @@ def draw(drawn: Plot, name: str, numbers: Path) -> None:
     """
     with TemporaryDirectory() as folder:
         for image, dark in ((f"{name}.png", False), (f"{name}-dark.png", True)):
-            (found,) = (
-                path for path in write([drawn], Path(folder), dark) if path.suffix == ".png"
-            )
+            found = draw_png(drawn, Path(folder), dark)
             Image.open(found).convert("RGB").quantize(COLOURS).save(IMAGES / image, optimize=True)
     numbers.write_text(json.dumps({"shown": drawn.spec["datasets"]}, indent=1), encoding="utf-8")
+
+
+def draw_png(drawn: Plot, folder: Path, dark: bool) -> Path:
+    """Draw a picture into the folder; return where its PNG is."""
+    (found,) = [path for path in write([drawn], folder, dark) if path.suffix == ".png"]
+    return found
 
 
 def main() -> None:

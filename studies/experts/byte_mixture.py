@@ -39,7 +39,8 @@ def planted(dead: list[Place], doubled: list[tuple[int, int, int]]) -> Opened:
     """Return the trained model with such experts, ready to be measured or saved."""
     opened = open_model(str(mixture_folder()), "float32")
     opened.model = plant(trained_mixture(), dead, doubled)
-    opened.digest += f" {dead} {doubled}" if dead or doubled else ""
+    if dead or doubled:
+        opened.digest += f" {dead} {doubled}"
     return opened
 
 
@@ -47,15 +48,21 @@ def measured(opened: Opened) -> Mapping[str, Any]:
     """Return its losses in nats a byte, with standard errors over documents, and the entropy of
     each router's load; no token is padding.
     """
-    scores = {
-        m.score.measured: {"nats": round(m.score.value, 4), "stderr": round(m.score.stderr, 4)}
-        for m in calibrant.evaluate(opened, tasks=TASKS)
-    }
-    batch = calibrant.CalibrationSet(
+    losses: dict[str, Any] = {}
+    for measurement in calibrant.evaluate(opened, tasks=TASKS):
+        score = measurement.score
+        losses[score.measured] = {
+            "nats": round(score.value, 4),
+            "stderr": round(score.stderr, 4),
+        }
+    mixed = calibrant.CalibrationSet(
         "0.4*python_docs + 0.3*python_code + 0.3*arithmetic", tokens=4096, length=256
-    ).tokens(opened.tokenizer)
-    loads = [seen[Routing].counts for _, seen in walk_blocks(view(opened.model), batch, (Routing,))]
-    return {"loss": scores, "entropy": [round(_entropy(load), 4) for load in loads]}
+    )
+    batch = mixed.tokens(opened.tokenizer)
+    entropies: list[float] = []
+    for _, seen in walk_blocks(view(opened.model), batch, (Routing,)):
+        entropies.append(round(_entropy(seen[Routing].counts), 4))
+    return {"loss": losses, "entropy": entropies}
 
 
 def _entropy(load: torch.Tensor) -> float:
@@ -65,9 +72,9 @@ def _entropy(load: torch.Tensor) -> float:
 
 def record() -> Mapping[str, Any]:
     """Measure the model as it was trained, and with the truths that tests plant."""
-    versions = {"torch": torch.__version__, "transformers": transformers.__version__}
     return {
-        **versions,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
         "trained": measured(planted([], [])),
         f"dead {DEAD}": measured(planted(DEAD, [])),
         f"doubled {DOUBLED}": measured(planted([], DOUBLED)),
@@ -86,11 +93,8 @@ if __name__ == "__main__":
     parser.add_argument("--record", action="store_true", help="measure, and write the record")
     asked = parser.parse_args()
     if asked.out:
-        save(
-            planted(asked.dead, asked.doubled),
-            asked.out,
-            {"note": f"dead experts {asked.dead}, doubled {asked.doubled}"},
-        )
+        note = f"dead experts {asked.dead}, doubled {asked.doubled}"
+        save(planted(asked.dead, asked.doubled), asked.out, {"note": note})
     if asked.record:
         RECORD.write_text(json.dumps(record(), indent=2) + "\n", "utf-8")
         print(RECORD.read_text("utf-8"))

@@ -33,46 +33,50 @@ METHODS: Final[Mapping[str, str]] = {
     "SR, 6 experts, fitted gates": "cd_moe(gates=fitted)",
     "SR, 6 experts, trained": "cd_moe(steps=30, rate=0.001)",
 }
-TOKENS, LENGTH, SEEDS = 4096, 128, (0, 1, 2)
+METHODS_ON_ARITHMETIC: Final[Mapping[str, str]] = {"SR, 6 experts": "cd_moe"}
+TOKENS: Final = 4096
+LENGTH: Final = 128
+SEEDS: Final = (0, 1, 2)
 
 
 def rows() -> Iterator[Mapping[str, Any]]:
     """Yield what each way of condensing loses, for each share of the layers, calibration set and
     draw.
     """
+    untouched = open_model(str(mixture_folder()), "float32")
     yield {
         "way": "untouched",
         "share": 0.0,
         "data": "",
         "seed": 0,
-        "loss": losses(open_model(str(mixture_folder()), "float32")),
+        "loss": losses(untouched),
     }
-    for data in (ALL, "arithmetic"):
-        for seed in SEEDS if data == ALL else SEEDS[:1]:
-            yield from _of_draw(data, seed)
+    for seed in SEEDS:
+        yield from _of_draw(ALL, seed, METHODS)
+    yield from _of_draw("arithmetic", SEEDS[0], METHODS_ON_ARITHMETIC)
 
 
-def _of_draw(data: str, seed: int) -> Iterator[Mapping[str, Any]]:
+def _of_draw(data: str, seed: int, methods: Mapping[str, str]) -> Iterator[Mapping[str, Any]]:
     for share in SHARES:
-        for way, method in METHODS.items() if data == ALL else (("SR, 6 experts", "cd_moe"),):
+        for way, method in methods.items():
             opened = open_model(str(mixture_folder()), "float32")
-            batch = CalibrationSet(data, tokens=TOKENS, length=LENGTH, seed=seed).tokens(
-                opened.tokenizer
-            )
+            calibrated_on = CalibrationSet(data, tokens=TOKENS, length=LENGTH, seed=seed)
+            batch = calibrated_on.tokens(opened.tokenizer)
             record = compress(opened, view(opened.model), batch, Recipe.parse(method, share))
             opened.digest += f" {method} {share} {data} {seed}"
             (edit,) = record.edits
+            notes = edit["notes"]
             told = {
                 "way": way,
                 "share": share,
                 "data": data,
                 "seed": seed,
-                "layers": edit["notes"]["layers"],
+                "layers": notes["layers"],
                 "sparsity": record.sparsity,
             }
-            yield {**told, "course": edit["notes"]["course"], "loss": losses(opened)}
+            yield {**told, "course": notes["course"], "loss": losses(opened)}
             if way == "S":
-                yield {**told, "way": "nothing", "loss": losses(without(edit["notes"]["layers"]))}
+                yield {**told, "way": "nothing", "loss": losses(without(notes["layers"]))}
 
 
 def without(blocks: list[int]) -> Opened:
@@ -85,11 +89,10 @@ def without(blocks: list[int]) -> Opened:
 
 def losses(opened: Opened) -> Mapping[str, float]:
     """Return the held-out losses, in nats a byte."""
-    return {
-        m.score.measured: round(m.score.value, 4)
-        for m in calibrant.evaluate(opened, tasks=TASKS, allow_leak=True)
-    }
+    measurements = calibrant.evaluate(opened, tasks=TASKS, allow_leak=True)
+    return {one.score.measured: round(one.score.value, 4) for one in measurements}
 
 
 if __name__ == "__main__":
-    RECORD.write_text("[\n" + ",\n".join(map(json.dumps, rows())) + "\n]\n", "utf-8")
+    lines = ",\n".join(map(json.dumps, rows()))
+    RECORD.write_text(f"[\n{lines}\n]\n", "utf-8")

@@ -12,7 +12,7 @@ import json
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import torch
 from studies.experts.three_texts import opened
@@ -25,9 +25,21 @@ from tests.trained_mixture import plant
 
 RECORD: Final = Path(__file__).parent / "planted.json"
 DATA: Final = "0.34*c4 + 0.33*gsm8k:cot + 0.33*python_code"
-TOKENS, LENGTH, PLACES, BLOCKS, EXPERTS = 4096, 256, 3, 4, 16
+TOKENS: Final = 4096
+LENGTH: Final = 256
+PLACES: Final = 3
+BLOCKS: Final = 4
+EXPERTS: Final = 16
 DEAD: Final = (("euf", "min"), ("ean", "min"), ("ege", "min"), ("egn", "min"), ("reap", "min"))
 DOUBLED: Final = (("ews", "max"), ("eas", "max"), ("egs", "max"))
+
+
+class Planted(NamedTuple):
+    """Of one block the dead expert, the doubled one and its copy."""
+
+    dead: int
+    doubled: int
+    copy: int
 
 
 def rows(folder: str) -> Iterator[Mapping[str, Any]]:
@@ -36,33 +48,22 @@ def rows(folder: str) -> Iterator[Mapping[str, Any]]:
     """
     for place in range(PLACES):
         chance = torch.Generator().manual_seed(place)
-        drawn = [torch.randperm(EXPERTS, generator=chance)[:3].tolist() for _ in range(BLOCKS)]
+        drawn: list[Planted] = []
+        for _ in range(BLOCKS):
+            dead, doubled, copy = torch.randperm(EXPERTS, generator=chance)[:3].tolist()
+            drawn.append(Planted(dead, doubled, copy))
         for criterion, drop in (*DEAD, *DOUBLED):
-            bed = opened(folder)
-            plant(
-                bed.model,
-                [(b, dead) for b, (dead, _, _) in enumerate(drawn)],
-                [(b, one, copy) for b, (_, one, copy) in enumerate(drawn)],
-            )
-            batch = CalibrationSet(DATA, tokens=TOKENS, length=LENGTH, seed=place).tokens(
-                bed.tokenizer
-            )
-            (edit,) = compress(
-                bed,
-                view(bed.model),
-                batch,
-                Recipe.parse(f"mc_suite(criterion={criterion}, drop={drop})", 1 / EXPERTS),
-            ).edits
+            scores_by_block = scores(folder, drawn, place, criterion, drop)
+            is_dead = (criterion, drop) in DEAD
             sign = -1 if drop == "max" else 1
-            for block, (dead, *pair) in enumerate(drawn):
-                scores = [sign * score for score in edit["notes"]["scores"][str(block)]]
+            for block, planted in enumerate(drawn):
+                of_block = [sign * score for score in scores_by_block[str(block)]]
+                searched = [planted.dead] if is_dead else [planted.doubled, planted.copy]
                 before = [
-                    sum(other < scores[expert] for other in scores)
-                    for expert in ([dead] if (criterion, drop) in DEAD else pair)
+                    sum(other < of_block[expert] for other in of_block) for expert in searched
                 ]
-                planted = "dead" if (criterion, drop) in DEAD else "doubled"
                 yield {
-                    "planted": planted,
+                    "planted": "dead" if is_dead else "doubled",
                     "criterion": criterion,
                     "drop": drop,
                     "place": place,
@@ -71,5 +72,21 @@ def rows(folder: str) -> Iterator[Mapping[str, Any]]:
                 }
 
 
+def scores(
+    folder: str, drawn: list[Planted], seed: int, criterion: str, drop: str
+) -> Mapping[str, list[float]]:
+    """Return by block what a criterion makes of each expert of the model with planted ones."""
+    bed = opened(folder)
+    dead = [(block, planted.dead) for block, planted in enumerate(drawn)]
+    doubled = [(block, planted.doubled, planted.copy) for block, planted in enumerate(drawn)]
+    plant(bed.model, dead, doubled)
+    data = CalibrationSet(DATA, tokens=TOKENS, length=LENGTH, seed=seed)
+    recipe = Recipe.parse(f"mc_suite(criterion={criterion}, drop={drop})", 1 / EXPERTS)
+    record = compress(bed, view(bed.model), data.tokens(bed.tokenizer), recipe)
+    (edit,) = record.edits
+    return edit["notes"]["scores"]
+
+
 if __name__ == "__main__":
-    RECORD.write_text("[\n" + ",\n".join(map(json.dumps, rows(sys.argv[1]))) + "\n]\n", "utf-8")
+    lines = ",\n".join(map(json.dumps, rows(sys.argv[1])))
+    RECORD.write_text(f"[\n{lines}\n]\n", "utf-8")

@@ -13,7 +13,7 @@ That file is kept here as `three_texts.json`; weights are not.
 import argparse
 import itertools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -32,8 +32,14 @@ from tests.trained_mixture import trained_mixture
 
 TEXTS: Final = ("c4", "gsm8k:cot", "python_code")
 """What it reads, as names for calibration sets and for `loss(source=…)`."""
-STEPS, WINDOWS, LENGTH, RATE, WARM_UP = 600, 2, 256, 3e-3, 30
-"""Steps of the training; in each, `WINDOWS` windows of `LENGTH` bytes of every text."""
+STEPS: Final = 600
+WINDOWS: Final = 2
+"""Windows of every text in a step."""
+LENGTH: Final = 256
+"""Bytes of a window."""
+RATE: Final = 3e-3
+WARM_UP: Final = 30
+"""Steps in which the rate rises to `RATE`."""
 MOST: Final = 1_000_000
 """Bytes of each text that windows are drawn from."""
 SEED: Final = 0
@@ -46,11 +52,13 @@ def stream(text: str) -> Tensor:
     """Return what calibration sets of a text are drawn from, as one row of tokens."""
     tokenizer = tiny_tokenizer()
     source, form = held_out(text)
-    each = (
-        tokenizer(f"{form.render(row)}\n\n", add_special_tokens=False, verbose=False)["input_ids"]
-        for row in source.rows("calibrate")
-    )
-    return torch.tensor(list(itertools.islice(itertools.chain.from_iterable(each), MOST)))
+
+    def tokens() -> Iterator[int]:
+        for row in source.rows("calibrate"):
+            rendered = f"{form.render(row)}\n\n"
+            yield from tokenizer(rendered, add_special_tokens=False, verbose=False)["input_ids"]
+
+    return torch.tensor(list(itertools.islice(tokens(), MOST)))
 
 
 class Training:
@@ -60,45 +68,41 @@ class Training:
 
     def __init__(self, streams: list[Tensor]) -> None:
         self.model: PreTrainedModel = trained_mixture()
-        self.model.config.output_router_logits = (
-            True  # only with these does the loss have its part that balances routers
-        )
-        self.model.set_experts_implementation(
-            "grouped_mm"
-        )  # twice as fast as one expert after the other
+        # Only with these does the loss have its part that balances routers.
+        self.model.config.output_router_logits = True
+        # Twice as fast as one expert after the other.
+        self.model.set_experts_implementation("grouped_mm")
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(), lr=RATE, betas=(0.9, 0.95), weight_decay=0.1
         )
         self.chance = np.random.default_rng(SEED)
-        self.streams, self.step, self.course = streams, 0, list[dict[str, float]]()
+        self.streams = streams
+        self.step = 0
+        self.course: list[dict[str, float]] = []
 
     def go(self) -> dict[str, float]:
         """Take a step; return what each text lost, and what the balance of routers added."""
+        rise = (self.step + 1) / WARM_UP
+        cosine = 0.5 + 0.5 * float(np.cos(np.pi * self.step / STEPS))
         for group in self.optimizer.param_groups:
-            group["lr"] = RATE * min(
-                (self.step + 1) / WARM_UP, 0.5 + 0.5 * float(np.cos(np.pi * self.step / STEPS))
-            )
-        drawn = [
-            each[at : at + LENGTH]
-            for each in self.streams
-            for at in self.chance.integers(len(each) - LENGTH, size=WINDOWS)
-        ]
-        ids = torch.stack(drawn)
+            group["lr"] = RATE * min(rise, cosine)
+        windows: list[Tensor] = []
+        for tokens in self.streams:
+            for start in self.chance.integers(len(tokens) - LENGTH, size=WINDOWS):
+                windows.append(tokens[start : start + LENGTH])
+        ids = torch.stack(windows)
         output: Any = self.model(input_ids=ids, labels=ids, use_cache=False)
         self.optimizer.zero_grad()
         output.loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
         self.step += 1
-        nats = (
-            cross_entropy(output.logits[:, :-1].detach().mT, ids[:, 1:], reduction="none")
-            .view(len(TEXTS), -1)
-            .mean(1)
-        )
-        return {
-            **dict(zip(TEXTS, nats.tolist(), strict=True)),
-            "balance": float(output.loss.detach() - nats.mean()),
-        }
+        logits = output.logits[:, :-1].detach()
+        losses = cross_entropy(logits.mT, ids[:, 1:], reduction="none")
+        nats = losses.view(len(TEXTS), -1).mean(1)
+        lost = dict(zip(TEXTS, nats.tolist(), strict=True))
+        lost["balance"] = float(output.loss.detach() - nats.mean())
+        return lost
 
     def until(self, step: int, keep: Callable[[], None]) -> None:
         """Go on until `step`, and `keep` the state every `EVERY` steps, with the means of the
@@ -108,31 +112,25 @@ class Training:
         while self.step < step:
             since.append(self.go())
             if self.step % EVERY == 0:
-                self.course.append(
-                    {
-                        "step": self.step,
-                        **{
-                            name: round(sum(one[name] for one in since) / len(since), 4)
-                            for name in since[0]
-                        },
-                    }
-                )
+                entry: dict[str, float] = {"step": self.step}
+                for name in since[0]:
+                    total = sum(lost[name] for lost in since)
+                    entry[name] = round(total / len(since), 4)
+                self.course.append(entry)
                 since = []
                 keep()
 
     def save(self, path: Path) -> None:
         """Write all that decides how it goes on."""
         half = path.with_suffix(".half")
-        state = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
-        torch.save(
-            {
-                **state,
-                "chance": self.chance.bit_generator.state,
-                "step": self.step,
-                "course": self.course,
-            },
-            half,
-        )
+        state = {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "chance": self.chance.bit_generator.state,
+            "step": self.step,
+            "course": self.course,
+        }
+        torch.save(state, half)
         half.rename(path)
 
     def load(self, path: Path) -> None:
@@ -141,7 +139,8 @@ class Training:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.chance.bit_generator.state = state["chance"]
-        self.step, self.course = state["step"], state["course"]
+        self.step = state["step"]
+        self.course = state["course"]
 
 
 def train(out: Path, until: int) -> None:
@@ -150,7 +149,8 @@ def train(out: Path, until: int) -> None:
     """
     torch.set_num_threads(1)
     out.mkdir(parents=True, exist_ok=True)
-    training, state = Training([stream(text) for text in TEXTS]), out / "training.pt"
+    training = Training([stream(text) for text in TEXTS])
+    state = out / "training.pt"
     if state.exists():
         training.load(state)
 
@@ -162,7 +162,9 @@ def train(out: Path, until: int) -> None:
     training.model.config.output_router_logits = False
     training.model.eval().save_pretrained(out)
     tiny_tokenizer().save_pretrained(out)
-    recipe = {
+    record = {
+        "torch": torch.__version__,
+        "transformers": transformers_version,
         "texts": TEXTS,
         "steps": STEPS,
         "stopped": training.step,
@@ -170,11 +172,9 @@ def train(out: Path, until: int) -> None:
         "length": LENGTH,
         "rate": RATE,
         "seed": SEED,
+        "course": training.course,
     }
-    versions = {"torch": torch.__version__, "transformers": transformers_version}
-    (out / "training.json").write_text(
-        json.dumps({**versions, **recipe, "course": training.course}, indent=1) + "\n", "utf-8"
-    )
+    (out / "training.json").write_text(json.dumps(record, indent=1) + "\n", "utf-8")
 
 
 def opened(folder: str) -> Opened:

@@ -12,6 +12,7 @@ the repository.
 import argparse
 import json
 import statistics
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,7 +20,7 @@ import torch
 import transformers
 from scipy.stats import kendalltau
 from studies.experts.upcycling import Split, layers, upcycled
-from torch import Tensor
+from torch import Tensor, nn
 
 import calibrant
 from calibrant.activations import Routing
@@ -29,7 +30,8 @@ from calibrant.walk import walk_blocks
 HERE: Final = Path(__file__).parent
 RECORD: Final = HERE / "upcycled.json"
 DATA: Final = "0.5*c4 + 0.5*gsm8k:qa"
-TOKENS, LENGTH = 2048, 512
+TOKENS: Final = 2048
+LENGTH: Final = 512
 SPLIT: Final = Split(experts=16, picked=6, shared=512)
 PICKED: Final = (16, 6)
 TEXTS: Final = ("c4", "gsm8k:qa")
@@ -44,29 +46,35 @@ def inputs(opened: Opened) -> list[Tensor]:
     float32.
     """
     batch = calibrant.CalibrationSet(DATA, tokens=TOKENS, length=LENGTH).tokens(opened.tokenizer)
-    found: list[list[Tensor]] = [[] for _ in layers(opened.model)]
-    handles = [
-        network.register_forward_pre_hook(
-            lambda _, args, place=place: place.append(args[0].float())
-        )
-        for network, place in zip(layers(opened.model), found, strict=True)
-    ]
+    found: list[list[Tensor]] = []
+    handles: list[Any] = []
+    for network in layers(opened.model):
+        read: list[Tensor] = []
+        found.append(read)
+        handles.append(network.register_forward_pre_hook(_keep_inputs(read)))
     for ids, mask in zip(batch.ids.split(4), batch.mask.split(4), strict=True):
         with torch.no_grad():
             opened.model.base_model(input_ids=ids, attention_mask=mask.long(), use_cache=False)
-        for place in found:
-            place[-1] = place[-1][mask]
+        for read in found:
+            read[-1] = read[-1][mask]
     for handle in handles:
         handle.remove()
-    return [torch.cat(place) for place in found]
+    return [torch.cat(read) for read in found]
+
+
+def _keep_inputs(read: list[Tensor]) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+    """What, before a network runs, adds what it is given to `read`."""
+
+    def keep(_: nn.Module, args: tuple[Any, ...]) -> None:
+        read.append(args[0].float())
+
+    return keep
 
 
 def losses(opened: Opened) -> dict[str, float]:
     """Return what a model loses on held-out text, in nats a token."""
-    return {
-        m.score.measured: round(m.score.value, 4)
-        for m in calibrant.evaluate(opened, tasks=TASKS, allow_leak=True)
-    }
+    measurements = calibrant.evaluate(opened, tasks=TASKS, allow_leak=True)
+    return {one.score.measured: round(one.score.value, 4) for one in measurements}
 
 
 def record(dense: Opened, made: Opened, facts: list[Any]) -> dict[str, Any]:
@@ -77,27 +85,29 @@ def record(dense: Opened, made: Opened, facts: list[Any]) -> dict[str, Any]:
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "dense": losses(dense),
+        "data": DATA,
+        "tokens": TOKENS,
+        "split": vars(SPLIT),
     }
-    found |= {"data": DATA, "tokens": TOKENS, "split": vars(SPLIT)}
     for picked in PICKED:
         pick(made, picked)
         found[f"picked {picked} of {SPLIT.experts}"] = losses(made)
     pick(made, SPLIT.picked)
-    layers_of = [{**of, "load": [min(of["load"]), max(of["load"])]} for of in facts]
-    return {**found, "agreement of loads": agreements(made), "layers": layers_of}
+    found["agreement of loads"] = agreements(made)
+    found["layers"] = []
+    for layer in facts:
+        load = layer["load"]
+        found["layers"].append({**layer, "load": [min(load), max(load)]})
+    return found
 
 
 def written(found: dict[str, Any]) -> str:
     """Return the record as JSON, with a line for each layer."""
     *_, (last, rows) = found.items()
-    head = json.dumps({name: found[name] for name in found if name != last}, indent=2).removesuffix(
-        "\n}"
-    )
-    return (
-        f"{head},\n  {json.dumps(last)}: [\n    "
-        + ",\n    ".join(map(json.dumps, rows))
-        + "\n  ]\n}\n"
-    )
+    others = {name: value for name, value in found.items() if name != last}
+    head = json.dumps(others, indent=2).removesuffix("\n}")
+    lines = ",\n    ".join(map(json.dumps, rows))
+    return f"{head},\n  {json.dumps(last)}: [\n    {lines}\n  ]\n}}\n"
 
 
 def agreements(made: Opened) -> dict[str, float]:
@@ -107,29 +117,22 @@ def agreements(made: Opened) -> dict[str, float]:
     A mixture whose routers send all texts to the same experts, or each draw to others, can't tell
     what a text decides about experts.
     """
-    loads = {(text, seed): _loads(made, text, seed) for text in TEXTS for seed in (0, 1)}
-    pairs = {
-        f"{one}, {other}": ((one, 0), (other, 1))
-        for one in TEXTS
-        for other in TEXTS
-        if one <= other
-    }
-    return {
-        name: round(
-            statistics.mean(kendalltau(a, b)[0] for a, b in zip(loads[x], loads[y], strict=True)), 3
-        )
-        for name, (x, y) in pairs.items()
-    }
+    first_draws = {text: _loads(made, text, 0) for text in TEXTS}
+    second_draws = {text: _loads(made, text, 1) for text in TEXTS}
+    found: dict[str, float] = {}
+    for one in TEXTS:
+        for other in TEXTS:
+            if one <= other:
+                layers_of_both = zip(first_draws[one], second_draws[other], strict=True)
+                taus = [kendalltau(first, second)[0] for first, second in layers_of_both]
+                found[f"{one}, {other}"] = round(statistics.mean(taus), 3)
+    return found
 
 
 def _loads(made: Opened, text: str, seed: int) -> list[list[float]]:
-    batch = calibrant.CalibrationSet(text, tokens=1024, length=LENGTH, seed=seed).tokens(
-        made.tokenizer
-    )
-    return [
-        seen[Routing].counts.tolist()
-        for _, seen in walk_blocks(view(made.model), batch, (Routing,))
-    ]
+    data = calibrant.CalibrationSet(text, tokens=1024, length=LENGTH, seed=seed)
+    blocks = walk_blocks(view(made.model), data.tokens(made.tokenizer), (Routing,))
+    return [seen[Routing].counts.tolist() for _, seen in blocks]
 
 
 def pick(made: Opened, picked: int) -> None:
@@ -141,7 +144,8 @@ def pick(made: Opened, picked: int) -> None:
             block.experts.down_proj.mul_(picked / block.gate.top_k)  # pyright: ignore[reportArgumentType]
         block.gate.top_k = picked  # pyright: ignore[reportArgumentType]
     made.model.config.num_experts_per_tok = picked
-    made.hashed = f"{made.digest.partition(' ')[0]} {picked}"
+    digest, _, _ = made.digest.partition(" ")
+    made.hashed = f"{digest} {picked}"
 
 
 if __name__ == "__main__":

@@ -22,8 +22,29 @@ ROUNDS: Final = 3
 """Rounds of the balanced clustering; in each, neurons are assigned to the nearest centres that
 have room.
 """
-STEPS, ROWS, RATE, DECAY = 300, 512, 1e-2, 1e-4
-"""Steps of a router's training, tokens of each, and its rate and weight decay."""
+STEPS: Final = 300
+"""Steps of a router's training."""
+ROWS: Final = 512
+"""Tokens of a step."""
+RATE: Final = 1e-2
+DECAY: Final = 1e-4
+"""Weight decay of a router."""
+SAME: Final = (
+    "vocab_size",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "rms_norm_eps",
+    "hidden_act",
+    "max_position_embeddings",
+    "rope_parameters",
+    "tie_word_embeddings",
+    "pad_token_id",
+    "bos_token_id",
+    "eos_token_id",
+)
+"""What the mixture's configuration has of the dense model's."""
 SHARPNESS: Final = (0.0, 0.03, 0.1, 0.3, 1.0)
 """What a router's scores are multiplied with; the one is taken with which the layer's output
 errs least.
@@ -49,31 +70,15 @@ def layers(model: Any) -> Iterator[nn.Module]:
 def moe_config(dense: Any, split: Split) -> Any:
     """Return the configuration of a Qwen2-MoE that has the sizes of the llama `dense`."""
     config = dense.to_dict()
-    same = (
-        "vocab_size",
-        "hidden_size",
-        "num_hidden_layers",
-        "num_attention_heads",
-        "num_key_value_heads",
-        "rms_norm_eps",
-        "hidden_act",
-    )
-    more = (
-        "max_position_embeddings",
-        "rope_parameters",
-        "tie_word_embeddings",
-        "pad_token_id",
-        "bos_token_id",
-        "eos_token_id",
-    )
     neurons = dense.intermediate_size - split.shared
     if neurons % split.experts:
         raise ValueError(
             f"{neurons} neurons can't be divided among {split.experts} experts of one size"
         )
+    same = {name: config[name] for name in SAME if config.get(name) is not None}
     return AutoConfig.for_model(
         "qwen2_moe",
-        **{name: config[name] for name in (*same, *more) if config.get(name) is not None},
+        **same,
         qkv_bias=False,
         num_experts=split.experts,
         num_experts_per_tok=split.picked,
@@ -95,23 +100,22 @@ def upcycled(
     multiplied with how many are picked; the shared expert's gate is a sigmoid of 0, so its own are
     doubled.
     """
-    model = AutoModelForCausalLM.from_config(
-        moe_config(dense.config, split), dtype=torch.float32
-    ).eval()
+    config = moe_config(dense.config, split)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
     model.set_experts_implementation("eager")
-    missing, strangers = model.load_state_dict(
-        {n: one.float() for n, one in dense.state_dict().items() if ".mlp." not in n}, strict=False
-    )
-    if strangers or (lacking := [name for name in missing if ".mlp." not in name]):
-        raise ValueError(
-            f"a Qwen2-MoE has no {strangers[0]}"
-            if strangers
-            else f"the dense model has no {lacking[0]}"
-        )
-    facts = [
-        _convert(network, block, x, split, seed)
-        for network, block, x in zip(layers(dense), layers(model), inputs, strict=True)
-    ]
+    outside: dict[str, Tensor] = {}
+    for name, weight in dense.state_dict().items():
+        if ".mlp." not in name:
+            outside[name] = weight.float()
+    missing, strangers = model.load_state_dict(outside, strict=False)
+    if strangers:
+        raise ValueError(f"a Qwen2-MoE has no {strangers[0]}")
+    lacking = [name for name in missing if ".mlp." not in name]
+    if lacking:
+        raise ValueError(f"the dense model has no {lacking[0]}")
+    facts: list[Any] = []
+    for network, block, read in zip(layers(dense), layers(model), inputs, strict=True):
+        facts.append(_convert(network, block, read, split, seed))
     return model, facts
 
 
@@ -121,51 +125,40 @@ def _convert(
     """Fill one layer of experts with a network's neurons, and train its router on the first half
     of the tokens; the error is of the second.
     """
-    gate, up, down = (
-        part.weight.float() for part in (network.gate_proj, network.up_proj, network.down_proj)
-    )
+    gate = network.gate_proj.weight.float()
+    up = network.up_proj.weight.float()
+    down = network.down_proj.weight.float()
     hidden = network.act_fn(x @ gate.T) * (x @ up.T)
     half = len(x) // 2
     shared, experts = clustered(hidden[:half], down, split, seed)
     for place, neurons in enumerate(experts):
         block.experts.gate_up_proj[place] = torch.cat([gate[neurons], up[neurons]])
         block.experts.down_proj[place] = split.picked * down[:, neurons]
-    for name, numbers in (
-        ("gate_proj", gate[shared]),
-        ("up_proj", up[shared]),
-        ("down_proj", 2 * down[:, shared]),
-    ):
-        getattr(block.shared_expert, name).weight.copy_(numbers)
+    block.shared_expert.gate_proj.weight.copy_(gate[shared])
+    block.shared_expert.up_proj.weight.copy_(up[shared])
+    block.shared_expert.down_proj.weight.copy_(2 * down[:, shared])
     block.shared_expert_gate.weight.zero_()
     outputs = torch.stack([hidden[:, neurons] @ down[:, neurons].T for neurons in experts], 1)
     rows = _router(x[:half], outputs[:half].square().sum(-1), seed)
-    errors = {
-        sharp: _error(sharp * x[:half] @ rows.T, outputs[:half], hidden[:half] @ down.T, split)
-        for sharp in SHARPNESS
-    }
-    sharp = min(errors, key=errors.__getitem__)
-    block.gate.weight.copy_(
-        (sharp or 1e-4) * rows
-    )  # with 0 all would be alike, and whoever comes first be picked
-    best = _error(
-        1e9 * outputs[half:].square().sum(-1),
-        outputs[half:],
-        hidden[half:] @ down.T,
-        split,
-        equal=True,
-    )
+    whole = hidden[:half] @ down.T
+    errors: dict[float, float] = {}
+    for sharpness in SHARPNESS:
+        scores = sharpness * x[:half] @ rows.T
+        errors[sharpness] = _error(scores, outputs[:half], whole, split)
+    sharpness = min(errors, key=lambda each: errors[each])
+    # With 0 all would be alike, and whoever comes first be picked.
+    factor = sharpness or 1e-4
+    block.gate.weight.copy_(factor * rows)
+    outputs_after, whole_after = outputs[half:], hidden[half:] @ down.T
+    error = _error(factor * x[half:] @ rows.T, outputs_after, whole_after, split)
+    largest = 1e9 * outputs_after.square().sum(-1)
+    error_of_the_largest = _error(largest, outputs_after, whole_after, split, equal=True)
+    picked = (x @ rows.T).topk(split.picked).indices.flatten()
     return {
-        "sharpness": sharp,
-        "error": round(
-            _error(
-                (sharp or 1e-4) * x[half:] @ rows.T, outputs[half:], hidden[half:] @ down.T, split
-            ),
-            4,
-        ),
-        "error_of_the_largest": round(best, 4),
-        "load": torch.bincount(
-            (x @ rows.T).topk(split.picked).indices.flatten(), minlength=split.experts
-        ).tolist(),
+        "sharpness": sharpness,
+        "error": round(error, 4),
+        "error_of_the_largest": round(error_of_the_largest, 4),
+        "load": torch.bincount(picked, minlength=split.experts).tolist(),
     }
 
 
@@ -182,17 +175,20 @@ def clustered(
     """
     active = hidden.abs() * down.norm(dim=0)
     order = active.mean(0).argsort(descending=True, stable=True)
-    shared, others = order[: split.shared].sort().values, order[split.shared :].sort().values
+    shared = order[: split.shared].sort().values
+    others = order[split.shared :].sort().values
     features = _features(active[:, others], seed)
-    size, chance = len(others) // split.experts, torch.Generator().manual_seed(seed)
-    centres = features[torch.randperm(len(others), generator=chance)[: split.experts]]
-    places = _assigned(features, centres, size)
+    size = len(others) // split.experts
+    chance = torch.Generator().manual_seed(seed)
+    first = torch.randperm(len(others), generator=chance)[: split.experts]
+    places = _assigned(features, features[first], size)
     for _ in range(ROUNDS):
-        centres = torch.stack([features[places == e].mean(0) for e in range(split.experts)])
-        before, places = places, _assigned(features, centres, size)
+        before = places
+        means = [features[places == expert].mean(0) for expert in range(split.experts)]
+        places = _assigned(features, torch.stack(means), size)
         if torch.equal(before, places):
             break
-    return shared, [others[places == e] for e in range(split.experts)]
+    return shared, [others[places == expert] for expert in range(split.experts)]
 
 
 def _features(
@@ -232,8 +228,8 @@ def _router(
     optimizer = torch.optim.AdamW([rows], lr=RATE, weight_decay=DECAY)
     chance = torch.Generator().manual_seed(seed)
     for step in range(STEPS):
-        at = torch.randint(len(x), (ROWS,), generator=chance)
-        loss = torch.nn.functional.cross_entropy(x[at] @ rows.T, shares[at])
+        drawn = torch.randint(len(x), (ROWS,), generator=chance)
+        loss = torch.nn.functional.cross_entropy(x[drawn] @ rows.T, shares[drawn])
         optimizer.param_groups[0]["lr"] = RATE * (1 - step / STEPS)
         optimizer.zero_grad()
         loss.backward()
@@ -252,7 +248,10 @@ def _error(
     the network's output.
     """
     best = scores.topk(split.picked)
-    gates = torch.full_like(best.values, 1.0) if equal else split.picked * best.values.softmax(-1)
+    if equal:
+        gates = torch.full_like(best.values, 1.0)
+    else:
+        gates = split.picked * best.values.softmax(-1)
     kept = torch.zeros_like(scores).scatter_(1, best.indices, gates)
     missing = torch.einsum("te,teh->th", 1 - kept, outputs)
     return float(missing.square().sum() / whole.square().sum())

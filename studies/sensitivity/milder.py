@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Final
 
 import numpy as np
+from studies.arms import bold_if, table_head, table_row
 from studies.pages import write_or_print
 from studies.sensitivity import tables as first
 from studies.sensitivity.second import OWN
@@ -22,6 +23,7 @@ from studies.sensitivity.tables import (
     STRONG,
     alike,
     by_domain,
+    by_share,
     divergences,
     domains_table,
     label_of,
@@ -74,16 +76,18 @@ def ranks(results: Results) -> Iterator[str]:
     how many domains the same set is best; and how much higher the divergence at the milder target
     is than with its best set, with the set that is best at the stronger one: mean of the domains.
     """
-    yield "| method | rank correlation | same set is best | lost by the stronger target's best |"
-    yield "| --- | ---: | ---: | ---: |"
+    yield from table_head(
+        ["method"],
+        ["rank correlation", "same set is best", "lost by the stronger target's best"],
+    )
     for method, target in MILDER.items():
-        strong, mild = (
-            divergences(results, ("smollm2", method, of)) for of in (STRONG[method], target)
-        )
-        names = [name for name in strong if name != CONTROL]
-        a, b = by_domain(strong, names), by_domain(mild, names)
-        lost = b[np.arange(len(b)), a.argmin(1)] - b.min(1)
-        yield f"| `{method}` | {alike(a, b)} | {float(lost.mean()):.3f} |"
+        strong = divergences(results, ("smollm2", method, STRONG[method]))
+        mild = divergences(results, ("smollm2", method, target))
+        sets = [data for data in strong if data != CONTROL]
+        known, asked = by_domain(strong, sets), by_domain(mild, sets)
+        domains = np.arange(len(asked))
+        lost = asked[domains, known.argmin(1)] - asked.min(1)
+        yield table_row([f"`{method}`", alike(known, asked), f"{float(lost.mean()):.3f}"])
 
 
 def of_its_kind(results: Results) -> Iterator[str]:
@@ -92,38 +96,50 @@ def of_its_kind(results: Results) -> Iterator[str]:
 
     Last what the mixture gives the one that asks least of its text; bold the lowest.
     """
-    each = {method: divergences(results, ("smollm2", method, MILDER[method])) for method in NARROW}
-    yield f"| domain | calibrated on | {' | '.join(f'`{method}`' for method in NARROW)} | `{NARROW[-1]}`, mixture |"
-    yield f"| --- | --- |{' ---: |' * (len(NARROW) + 1)}"
-    for name, source in DOMAINS.items():
-        values = [
-            *(of[KINDRED[name]][source] for of in each.values()),
-            each[NARROW[-1]][MIXTURE][source],
-        ]
-        yield f"| {name} | {SETS[KINDRED[name]]} | {' | '.join(f'**{of:.3f}**' if of == min(values) else f'{of:.3f}' for of in values)} |"
+    by_method = {
+        method: divergences(results, ("smollm2", method, MILDER[method])) for method in NARROW
+    }
+    least_asking = NARROW[-1]
+    methods = [f"`{method}`" for method in NARROW]
+    yield from table_head(["domain", "calibrated on"], [*methods, f"`{least_asking}`, mixture"])
+    for domain, source in DOMAINS.items():
+        kindred = KINDRED[domain]
+        values = [found[kindred][source] for found in by_method.values()]
+        values.append(by_method[least_asking][MIXTURE][source])
+        least = min(values)
+        told = [bold_if(value == least, f"{value:.3f}") for value in values]
+        yield table_row([domain, SETS[kindred], *told])
 
 
 def tables() -> Mapping[str, str]:
     """Each table in Markdown, by name."""
     with Store(STORE, create=False) as store:
         results = read(store)
-    four = {cell.data for cell in results.cells if at(SLOW)(cell)}
-    two = on_domains(
-        results, lambda cell: cell.method == "none" or at(MILDER)(cell) or at(STRONG)(cell)
-    )
-    slow = on_domains(
-        results,
-        lambda cell: (
-            cell.method == "none" or (cell.data in four and (at(SLOW)(cell) or at(BESIDE)(cell)))
-        ),
-    )
-    new = on_domains(
-        results, lambda cell: at(MILDER)(cell) or (not cell.data and cell.target in WITHOUT)
-    )
+    sets_of_slow = {cell.data for cell in results.cells if at(SLOW)(cell)}
+
+    def is_dense_or_milder(cell: Cell) -> bool:
+        return cell.method == "none" or at(MILDER)(cell)
+
+    def is_of_two_targets(cell: Cell) -> bool:
+        return is_dense_or_milder(cell) or at(STRONG)(cell)
+
+    def is_beside_slow(cell: Cell) -> bool:
+        if cell.method == "none":
+            return True
+        return cell.data in sets_of_slow and (at(SLOW)(cell) or at(BESIDE)(cell))
+
+    def is_new(cell: Cell) -> bool:
+        without_data = not cell.data and cell.target in WITHOUT
+        return at(MILDER)(cell) or without_data
+
+    two = on_domains(results, is_of_two_targets)
+    slow = on_domains(results, is_beside_slow)
+    new = on_domains(results, is_new)
+    milder = tuple(cell for cell in results.cells if is_dense_or_milder(cell))
     found, of_slow = compare(two).sensitivities, compare(slow).sensitivities
-    mild = sorted((s for s in found if at(MILDER)(s)), key=lambda s: -(s.share or 0.0))
+    labels = [label_of(one) for one in by_share(found) if at(MILDER)(one)]
     made = {
-        "shares": shares_table(two, [label_of(s) for s in mild]),
+        "shares": shares_table(two, labels),
         "both": sensitivity_table(found, smallest_seen(two, found)),
         "slow": sensitivity_table(of_slow, smallest_seen(slow, of_slow)),
         "own": of_its_kind(two),
@@ -132,13 +148,7 @@ def tables() -> Mapping[str, str]:
         "slow sets": sets_table(slow),
         "sets": sets_table(new),
         "domains": domains_table(found, MILDER),
-        "otherwise": otherwise_table(
-            STORE,
-            replace(
-                results,
-                cells=tuple(c for c in results.cells if c.method == "none" or at(MILDER)(c)),
-            ),
-        ),
+        "otherwise": otherwise_table(STORE, replace(results, cells=milder)),
     }
     return {name: "\n".join(rows) for name, rows in made.items()}
 

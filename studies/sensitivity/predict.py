@@ -41,16 +41,15 @@ prediction has seen them.
 def main(statistics: Path) -> None:
     """Predict what isn't in the record yet, and write it down draw by draw."""
     study = read_study(HERE / "smollm2.yaml")
-    standing = {
-        name: methods.build(name).stand_in(parse_target(target)) for name, target in STRONG.items()
-    }
-    by = {
-        name: Predicted(found, effort_of(found.method).final)
-        for name, found in standing.items()
-        if found
-    }
-    predict(OUT, study, [*study.data, *read_study(HERE / "own.yaml").data], TARGETS, by, statistics)
+    predicted_by: dict[str, Predicted] = {}
+    for method, target in STRONG.items():
+        stand_in = methods.build(method).stand_in(parse_target(target))
+        if stand_in:
+            predicted_by[method] = Predicted(stand_in, effort_of(stand_in.method).final)
+    sets = [*study.data, *read_study(HERE / "own.yaml").data]
+    predict(OUT, study, sets, TARGETS, predicted_by, statistics)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]) if sys.argv[1:] else HERE / "statistics")
+    folder = Path(sys.argv[1]) if sys.argv[1:] else HERE / "statistics"
+    main(folder)

@@ -13,23 +13,22 @@ rule has some regret, and what counts is the difference between rules.
 import itertools
 import json
 import math
-import re
 import statistics
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final, NamedTuple, TypeVar
 
 from scipy.stats import rankdata
+from studies.arms import bold_if, number_or_nothing, source_of, table_head, table_row
 from studies.pages import write_or_print
 from studies.sensitivity.predict import OUT, TARGETS
-from studies.sensitivity.tables import CONTROL, FITTED, MIXTURE, SETS, STRONG
+from studies.sensitivity.tables import CONTROL, FITTED, MIXTURE, SETS, STRONG, corrected
 
 from calibrant.data import CalibrationSet
 from calibrant.lab.stats import Draws, Estimate, contrast, detectable, draws, t_quantile
-from calibrant.lab.stats.contrasts import Contrast, holm
 from calibrant.results import Store
 
 HERE: Final = Path(__file__).parent
@@ -56,6 +55,14 @@ Way = tuple[int, int]
 WAYS: Final[Sequence[Way]] = tuple(itertools.product(range(DRAWS), range(2)))
 
 
+class Sums(NamedTuple):
+    """The nats of the loss, those of the divergence, and the tokens of some documents."""
+
+    loss: float
+    divergence: float
+    tokens: float
+
+
 @dataclass(frozen=True, eq=False)
 class Case:
     """One method and target: what the draws of each set gave, and its predicted error by draw;
@@ -73,46 +80,49 @@ class Case:
         return str(CalibrationSet(self.target))
 
     @cached_property
-    def sums(self) -> Mapping[tuple[str, int, int], tuple[float, float, float]]:
-        """By set, draw and half of the documents: the nats of its loss, those of its divergence,
-        and its tokens.
-        """
-        halves = {
-            (data, draw, half): sorted(drawn.outcomes, key=lambda outcome: outcome.item)[half::2]
-            for data, of in self.measured.items()
-            for draw, drawn in enumerate(of)
-            for half in range(2)
-        }
-        return {
-            key: (
-                sum(o.facts["nats"] for o in of),
-                sum(o.value for o in of),
-                sum(o.weight for o in of),
-            )
-            for key, of in halves.items()
-        }
+    def sums(self) -> Mapping[tuple[str, int, int], Sums]:
+        """By set, draw and half of the documents."""
+        found: dict[tuple[str, int, int], Sums] = {}
+        for data, drawn in self.measured.items():
+            for draw, measurement in enumerate(drawn):
+                outcomes = sorted(measurement.outcomes, key=lambda outcome: outcome.item)
+                for half in range(2):
+                    of_half = outcomes[half::2]
+                    found[data, draw, half] = Sums(
+                        sum(outcome.facts["nats"] for outcome in of_half),
+                        sum(outcome.value for outcome in of_half),
+                        sum(outcome.weight for outcome in of_half),
+                    )
+        return found
+
+    def predicted_error(self, data: str, way: Way) -> float:
+        """The predicted error with a set, by the draw that a rule may look at."""
+        draw, _ = way
+        return self.predicted[data][draw]
 
     def loss(self, data: str, way: Way) -> float:
         """The loss with a set, by the draw and the documents that a rule may look at."""
-        nats, _, tokens = self.sums[(data, *way)]
-        return nats / tokens
+        draw, half = way
+        seen = self.sums[data, draw, half]
+        return seen.loss / seen.tokens
 
     def judged(self, data: str, way: Way) -> float:
         """The divergence with a set, by the draws and the documents that the rule hasn't seen."""
-        seen = [self.sums[data, draw, 1 - way[1]] for draw in range(DRAWS) if draw != way[0]]
-        return sum(nats for _, nats, _ in seen) / sum(tokens for *_, tokens in seen)
+        seen_draw, seen_half = way
+        other_half = 1 - seen_half
+        unseen = [self.sums[data, draw, other_half] for draw in range(DRAWS) if draw != seen_draw]
+        return sum(sums.divergence for sums in unseen) / sum(sums.tokens for sums in unseen)
 
     def regret(self, data: str, way: Way) -> float:
         """By how many per cent the model diverges more than with the best set, where the rule
         hasn't looked.
         """
-        return 100 * (
-            self.judged(data, way) / min(self.judged(other, way) for other in self.measured) - 1
-        )
+        least = min(self.judged(other, way) for other in self.measured)
+        return 100 * (self.judged(data, way) / least - 1)
 
     def whole(self, data: str) -> float:
         """The mean divergence over all draws."""
-        return statistics.mean(m.score.value for m in self.measured[data])
+        return statistics.mean(draw.score.value for draw in self.measured[data])
 
     @cached_property
     def best(self) -> str:
@@ -124,14 +134,13 @@ class Case:
         """By how much more the model diverges than with the best set, by all that was measured,
         and whether that is sure, jointly over all sets.
         """
-        found = {
-            data: contrast({"": of}, {"": self.measured[self.best]})
-            for data, of in self.measured.items()
-        }
-        return {
-            data: (e, data != self.best and e.significant(comparisons=len(found) - 1))
-            for data, e in found.items()
-        }
+        others = len(self.measured) - 1
+        found: dict[str, tuple[Estimate, bool]] = {}
+        for data, drawn in self.measured.items():
+            estimate = contrast({"": drawn}, {"": self.measured[self.best]})
+            is_sure = data != self.best and estimate.significant(comparisons=others)
+            found[data] = (estimate, is_sure)
+        return found
 
 
 Rule = Callable[[Case, Way], Sequence[str]]
@@ -146,10 +155,8 @@ def raced(case: Case, way: Way) -> Sequence[str]:
     """Of the sets with the least predicted errors, and C4, the one with the least loss: one
     round of what `recommend` does with these sets.
     """
-    ranked = sorted(
-        (data for data in case.predicted if data != "c4"),
-        key=lambda data: case.predicted[data][way[0]],
-    )
+    others = [data for data in case.predicted if data != "c4"]
+    ranked = sorted(others, key=lambda data: case.predicted_error(data, way))
     return [_least_loss(case, [*ranked[:RACED], "c4"], way)]
 
 
@@ -170,24 +177,36 @@ def elsewhere(case: Case, way: Way) -> Sequence[str]:
     others = [
         other for other in cases() if other.method == case.method and other.target != case.target
     ]
+    if not others:
+        return []
+    draw, _ = way
 
     def share(data: str) -> float:
-        return statistics.mean(
-            other.measured[data][way[0]].score.value / other.measured["c4"][way[0]].score.value
-            for other in others
-        )
+        shares: list[float] = []
+        for other in others:
+            usual = other.measured["c4"][draw].score.value
+            shares.append(other.measured[data][draw].score.value / usual)
+        return statistics.mean(shares)
 
-    return [min(COMMON, key=share)] if others else []
+    return [min(COMMON, key=share)]
+
+
+def all_measured(case: Case, way: Way) -> Sequence[str]:
+    """The set with the least loss."""
+    return [_least_loss(case, case.measured, way)]
+
+
+def best_predicted(case: Case, way: Way) -> Sequence[str]:
+    """The set with the least predicted error."""
+    return [min(case.predicted, key=lambda data: case.predicted_error(data, way))]
 
 
 FIRST: Final = "three best predicted and C4, measured once"
 RULES: Final[Mapping[str, Rule]] = {
     FIRST: raced,
     "three by chance and C4, measured once": by_chance,
-    "all measured once": lambda case, way: [_least_loss(case, case.measured, way)],
-    "best predicted": lambda case, way: [
-        min(case.predicted, key=lambda data: case.predicted[data][way[0]])
-    ],
+    "all measured once": all_measured,
+    "best predicted": best_predicted,
     "own text": lambda case, _: [case.own],
     "best on the other texts": elsewhere,
     "always the mixture": lambda case, _: [MIXTURE],
@@ -202,31 +221,30 @@ RIVALS: Final = ("own text", "always the mixture", "always C4")
 def cases() -> tuple[Case, ...]:
     """Each method and target of which all sets are both predicted and measured."""
     errors = json.loads(OUT.read_text("utf-8"))["errors"]
-    found = (
-        _case(method, target, errors[method])
-        for method in errors
-        if len(errors[method]) == DRAWS
-        for target in TARGETS
-    )
-    return tuple(case for case in found if case is not None)
+    found: list[Case] = []
+    for method, errors_of_method in errors.items():
+        if len(errors_of_method) != DRAWS:
+            continue
+        for target in TARGETS:
+            case = _case(method, target, errors_of_method)
+            if case is not None:
+                found.append(case)
+    return tuple(found)
 
 
 def _case(
     method: str, target: str, errors: Mapping[str, Mapping[str, Mapping[str, float]]]
 ) -> Case | None:
-    there = {
-        data: _drawn().get((method, data), {}).get(_source(target))
-        for data in dict.fromkeys((*COMMON, str(CalibrationSet(target))))
-    }
-    measured = {data: found for data, found in there.items() if found}
-    if len(measured) < len(there):
-        return None
-    return Case(
-        method,
-        target,
-        measured,
-        {data: [errors[str(draw)][data][target] for draw in range(DRAWS)] for data in measured},
-    )
+    measured: dict[str, Draws] = {}
+    for data in dict.fromkeys((*COMMON, str(CalibrationSet(target)))):
+        drawn = _drawn().get((method, data), {}).get(source_of(target))
+        if not drawn:
+            return None
+        measured[data] = drawn
+    predicted: dict[str, list[float]] = {}
+    for data in measured:
+        predicted[data] = [errors[str(draw)][data][target] for draw in range(DRAWS)]
+    return Case(method, target, measured, predicted)
 
 
 @cache
@@ -235,19 +253,21 @@ def _drawn() -> Mapping[tuple[str, str], Mapping[str, Draws]]:
     measured on, where all draws are there.
     """
     found: dict[tuple[str, str], dict[str, Draws]] = defaultdict(dict)
-    for folder in (HERE / name for name in STORES if (HERE / name).is_dir()):
-        with Store(folder, create=False) as store:
-            for method, data in dict.fromkeys(
-                (c.method, c.data)
-                for c in store.cells()
-                if c.run and STRONG.get(c.method) == c.target
-            ):
-                sides = draws(store, method=method, target=STRONG[method], data=data)
-                new = {
-                    re.split(r"[ :(]", name)[0]: of
-                    for name, of in sides.items()
-                    if of[0].score.metric == "kl" and len(of) == DRAWS
-                }
+    for name in STORES:
+        if not (HERE / name).is_dir():
+            continue
+        with Store(HERE / name, create=False) as store:
+            asked = dict.fromkeys(
+                (cell.method, cell.data)
+                for cell in store.cells()
+                if cell.run and STRONG.get(cell.method) == cell.target
+            )
+            for method, data in asked:
+                new: dict[str, Draws] = {}
+                by_measured = draws(store, method=method, target=STRONG[method], data=data)
+                for measured, drawn in by_measured.items():
+                    if drawn[0].score.metric == "kl" and len(drawn) == DRAWS:
+                        new[source_of(measured)] = drawn
                 twice = found[method, data].keys() & new.keys()
                 assert not twice, f"{data} was measured on {twice} in two stores"
                 found[method, data] |= new
@@ -264,34 +284,35 @@ def _by_target(asked: Iterable[Case], rule: Rule) -> Mapping[str, float]:
 
 def _regrets(case: Case, rule: Rule) -> Sequence[float]:
     """The regret of each way, mean over what the rule may choose."""
-    chosen = [(way, rule(case, way)) for way in WAYS]
-    return [
-        statistics.mean(case.regret(data, way) for data in sets) for way, sets in chosen if sets
-    ]
+    regrets: list[float] = []
+    for way in WAYS:
+        sets = rule(case, way)
+        if sets:
+            regrets.append(statistics.mean(case.regret(data, way) for data in sets))
+    return regrets
 
 
 def _over(values: Iterable[float]) -> Estimate | None:
     """The mean, with targets as the items; None with fewer than two."""
     known = list(values)
     count = len(known)
-    return (
-        Estimate(
-            statistics.mean(known),
-            statistics.stdev(known) / math.sqrt(count),
-            float(count - 1),
-            count,
-        )
-        if count > 1
-        else None
-    )
+    if count < 2:
+        return None
+    stderr = statistics.stdev(known) / math.sqrt(count)
+    return Estimate(statistics.mean(known), stderr, float(count - 1), count)
+
+
+def _more_than(regrets: Mapping[str, float], others: Mapping[str, float]) -> Estimate | None:
+    """By how much these regrets are larger than the others on the same targets."""
+    return _over(regrets[target] - others[target] for target in regrets)
 
 
 def _told(estimate: Estimate | None, bold: bool = False) -> str:
     if estimate is None:
         return ""
     half = t_quantile(0.975, estimate.df) * (estimate.stderr or 0)
-    text = f"{estimate.value:+.1f} ({estimate.value - half:+.1f} to {estimate.value + half:+.1f})"
-    return f"**{text}**" if bold else text
+    low, high = estimate.value - half, estimate.value + half
+    return bold_if(bold, f"{estimate.value:+.1f} ({low:+.1f} to {high:+.1f})")
 
 
 def rules_table() -> Iterator[str]:
@@ -303,46 +324,47 @@ def rules_table() -> Iterator[str]:
     """
     asked = _whole()
     regrets = {name: _by_target(asked, rule) for name, rule in RULES.items()}
-    apart = {
-        name: _over(of[target] - regrets[FIRST][target] for target in of)
-        for name, of in regrets.items()
-        if name != FIRST
-    }
-    family = [
-        Contrast("", "", "", (), "", "", "", p=found.p_value() if (found := apart[name]) else None)
-        for name in RIVALS
-    ]
-    corrected = {name: c.p_holm for name, c in zip(RIVALS, holm(family), strict=True)}
-    heads = [
-        f"within {100 * NEAR:.0f} % of the best",
-        "regret of the other ways, %",
-        "not significantly worse",
-        "regret, %",
-        "more than the first rule's",
-    ]
-    yield f"| rule | {' | '.join(heads)} | 4 in 5 see | p (Holm) |"
-    yield f"| --- |{' ---: |' * (len(heads) + 2)}"
+    more = {name: _more_than(of_rule, regrets[FIRST]) for name, of_rule in regrets.items()}
+    of_rivals = [more[name] for name in RIVALS]
+    values = [None if estimate is None else estimate.p_value() for estimate in of_rivals]
+    p_of_rivals = dict(zip(RIVALS, corrected(values), strict=True))
+    yield from table_head(
+        ["rule"],
+        [
+            f"within {100 * NEAR:.0f} % of the best",
+            "regret of the other ways, %",
+            "not significantly worse",
+            "regret, %",
+            "more than the first rule's",
+            "4 in 5 see",
+            "p (Holm)",
+        ],
+    )
     for name, rule in RULES.items():
         near = _mean_of(asked, rule, _is_near)
-        others = _mean_of(
-            asked,
-            rule,
-            lambda case, way, data: case.regret(data, way) * (case.regret(data, way) > 100 * NEAR),
+        of_others = _mean_of(asked, rule, _regret_of_others)
+        far = f"{of_others / (1 - near):.1f}" if near < 1 else ""
+        fine = _mean_of(asked, rule, lambda case, _, data: _is_fine(case, data))
+        p = p_of_rivals.get(name)
+        more_than_first = more[name]
+        told_more = ""
+        if name != FIRST:
+            told_more = _told(more_than_first, bold=p is not None and p < 0.05)
+        seen = None
+        if name in RIVALS and more_than_first is not None:
+            seen = detectable(more_than_first)
+        yield table_row(
+            [
+                name,
+                f"{100 * near:.0f}%",
+                far,
+                f"{100 * fine:.0f}%",
+                _told(_over(regrets[name].values())),
+                told_more,
+                number_or_nothing(seen, ".1f"),
+                number_or_nothing(p, ".1g"),
+            ]
         )
-        far = f"{others / (1 - near):.1f}" if near < 1 else ""
-        fine = _mean_of(asked, rule, lambda case, _, data: not case.worse[data][1])
-        p = corrected.get(name)
-        more = "" if name == FIRST else _told(apart[name], bold=p is not None and p < 0.05)
-        seen = detectable(estimate) if name in RIVALS and (estimate := apart[name]) else None
-        cells = [
-            name,
-            f"{100 * near:.0f}%",
-            far,
-            f"{100 * fine:.0f}%",
-            _told(_over(regrets[name].values())),
-            more,
-        ]
-        yield f"| {' | '.join(cells)} | {'' if seen is None else f'{seen:.1f}'} | {'' if p is None else f'{p:.1g}'} |"
 
 
 GENERAL: Final = ("c4", "wikipedia", "pile")
@@ -355,40 +377,51 @@ def kinds_table() -> Iterator[str]:
     """
     narrow = [case for case in _whole() if case.target not in GENERAL]
     general = [case for case in _whole() if case.target in GENERAL]
-    heads = [f"{kind} texts: within 2 % | regret, %" for kind in ("six narrow", "three general")]
-    yield f"| rule | {' | '.join([*heads, 'all nine: within 2 % | regret, %'])} |"
-    yield f"| --- |{' ---: | ---: |' * 3}"
+    heads: list[str] = []
+    for kind in ("six narrow texts", "three general texts", "all nine"):
+        heads += [f"{kind}: within 2 %", "regret, %"]
+    yield from table_head(["rule"], heads)
     for name, rule in RULES.items():
         cells: list[str] = []
         for asked in (narrow, general, _whole()):
             if not asked:
-                cells.append(" | ")
+                cells += ["", ""]
                 continue
             near = _mean_of(asked, rule, _is_near)
             regret = statistics.mean(_by_target(asked, rule).values())
-            cells.append(f"{100 * near:.0f}% | {regret:.1f}")
-        yield f"| {name} | {' | '.join(cells)} |"
+            cells += [f"{100 * near:.0f}%", f"{regret:.1f}"]
+        yield table_row([name, *cells])
 
 
 def _is_near(case: Case, way: Way, data: str) -> bool:
     return case.regret(data, way) <= 100 * NEAR
 
 
-def _mean_of(asked: Iterable[Case], rule: Rule, of: Callable[[Case, Way, str], float]) -> float:
+def _regret_of_others(case: Case, way: Way, data: str) -> float:
+    return 0.0 if _is_near(case, way, data) else case.regret(data, way)
+
+
+def _is_fine(case: Case, data: str) -> bool:
+    """Whether the set isn't surely worse than the best."""
+    _, is_sure = case.worse[data]
+    return not is_sure
+
+
+def _mean_of(asked: Iterable[Case], rule: Rule, value: Callable[[Case, Way, str], float]) -> float:
     """The mean over cases and ways of the mean over what the rule may choose."""
-    taken = [(case, way, rule(case, way)) for case in asked for way in WAYS]
-    return statistics.mean(
-        statistics.mean(of(case, way, data) for data in sets) for case, way, sets in taken if sets
-    )
+    means: list[float] = []
+    for case in asked:
+        for way in WAYS:
+            sets = rule(case, way)
+            if sets:
+                means.append(statistics.mean(value(case, way, data) for data in sets))
+    return statistics.mean(means)
 
 
 def _whole() -> Sequence[Case]:
     """The cases of the methods that have all targets."""
-    return [
-        case
-        for case in cases()
-        if sum(other.method == case.method for other in cases()) == len(TARGETS)
-    ]
+    targets = Counter(case.method for case in cases())
+    return [case for case in cases() if targets[case.method] == len(TARGETS)]
 
 
 def targets_table() -> Iterator[str]:
@@ -397,10 +430,10 @@ def targets_table() -> Iterator[str]:
     """
     regrets = {name: _by_target(_whole(), rule) for name, rule in RULES.items()}
     targets = list(regrets[FIRST])
-    yield f"| rule | {' | '.join(f'{target} *' if target in IN_MIXTURE else target for target in targets)} |"
-    yield f"| --- |{' ---: |' * len(targets)}"
-    for name, of in regrets.items():
-        yield f"| {name} | {' | '.join(f'{of[target]:.1f}' for target in targets)} |"
+    heads = [f"{target} *" if target in IN_MIXTURE else target for target in targets]
+    yield from table_head(["rule"], heads)
+    for name, by_target in regrets.items():
+        yield table_row([name, *(f"{by_target[target]:.1f}" for target in targets)])
 
 
 def others_table() -> Iterator[str]:
@@ -410,49 +443,48 @@ def others_table() -> Iterator[str]:
     What predicts is still the target's own text. Regret is against the best of the sets that are
     left.
     """
-    sources = {_source(data) for data in COMMON}
-    asked = [
-        replace(c, measured=_common(c.measured), predicted=_common(c.predicted))
-        for c in _whole()
-        if _source(c.target) not in sources
-    ]
-    regrets = {
-        name: _by_target(asked, rule)
-        for name, rule in RULES.items()
-        if name not in ("own text", "best on the other texts")
-    }
-    yield f"| rule | {' | '.join(regrets['best predicted'])} | regret, % | more than the best predicted |"
-    yield f"| --- |{' ---: |' * len(regrets['best predicted'])} ---: | ---: |"
-    for name, of in regrets.items():
-        apart = (
-            ""
-            if name == "best predicted"
-            else _told(_over(of[target] - regrets["best predicted"][target] for target in of))
-        )
-        cells = [name, *(f"{value:.1f}" for value in of.values()), _told(_over(of.values()))]
-        yield f"| {' | '.join(cells)} | {apart} |"
+    sources = {source_of(data) for data in COMMON}
+    asked: list[Case] = []
+    for case in _whole():
+        if source_of(case.target) not in sources:
+            asked.append(
+                replace(case, measured=_common(case.measured), predicted=_common(case.predicted))
+            )
+    regrets: dict[str, Mapping[str, float]] = {}
+    for name, rule in RULES.items():
+        if name not in ("own text", "best on the other texts"):
+            regrets[name] = _by_target(asked, rule)
+    predicted = regrets["best predicted"]
+    yield from table_head(["rule"], [*predicted, "regret, %", "more than the best predicted"])
+    for name, by_target in regrets.items():
+        more = "" if name == "best predicted" else _told(_more_than(by_target, predicted))
+        cells = [f"{value:.1f}" for value in by_target.values()]
+        yield table_row([name, *cells, _told(_over(by_target.values())), more])
 
 
-def _source(data: str) -> str:
-    return re.split(r"[:(]", data)[0]
+def _common(by_set: Mapping[str, T]) -> Mapping[str, T]:
+    return {data: found for data, found in by_set.items() if data in COMMON}
 
 
-def _common(of: Mapping[str, T]) -> Mapping[str, T]:
-    return {data: found for data, found in of.items() if data in COMMON}
+def _by_method() -> Mapping[str, Sequence[Case]]:
+    """The cases of each method."""
+    found: dict[str, list[Case]] = {}
+    for case in cases():
+        found.setdefault(case.method, []).append(case)
+    return found
 
 
 def methods_table() -> Iterator[str]:
     """Columns: the methods, over their targets; the regret of each rule in per cent."""
-    of_method = {
-        method: [case for case in cases() if case.method == method]
-        for method in dict.fromkeys(case.method for case in cases())
-    }
-    yield f"| rule | {' | '.join(f'`{method}`' for method in of_method)} |"
-    yield f"| --- |{' ---: |' * len(of_method)}"
-    yield f"| (texts) | {' | '.join(str(len(own)) for own in of_method.values())} |"
+    by_method = _by_method()
+    yield from table_head(["rule"], [f"`{method}`" for method in by_method])
+    yield table_row(["(texts)", *(f"{len(of_method)}" for of_method in by_method.values())])
     for name, rule in RULES.items():
-        regrets = [_by_target(own, rule).values() for own in of_method.values()]
-        yield f"| {name} | {' | '.join(f'{statistics.mean(of):.1f}' if of else '' for of in regrets)} |"
+        cells: list[str] = []
+        for of_method in by_method.values():
+            regrets = _by_target(of_method, rule).values()
+            cells.append(f"{statistics.mean(regrets):.1f}" if regrets else "")
+        yield table_row([name, *cells])
 
 
 def ranks_table() -> Iterator[str]:
@@ -461,72 +493,70 @@ def ranks_table() -> Iterator[str]:
     """
     yield "| method | texts | predicted | least | measured once |"
     yield "| --- | ---: | ---: | --- | ---: |"
-    for method in dict.fromkeys(case.method for case in cases()):
-        own = [case for case in cases() if case.method == method]
-        predicted = {
-            case.target: _correlation(case, lambda case, data, way: case.predicted[data][way[0]])
-            for case in own
-        }
-        measured = [_correlation(case, Case.loss) for case in own]
+    for method, of_method in _by_method().items():
+        predicted = {case.target: _correlation(case, Case.predicted_error) for case in of_method}
+        measured = [_correlation(case, Case.loss) for case in of_method]
         least = min(predicted, key=lambda target: predicted[target])
-        told = (
-            f"{statistics.mean(predicted.values()):+.2f} | {predicted[least]:+.2f} ({least}) | "
-            f"{statistics.mean(measured):+.2f}"
+        yield table_row(
+            [
+                f"`{method}`",
+                f"{len(of_method)}",
+                f"{statistics.mean(predicted.values()):+.2f}",
+                f"{predicted[least]:+.2f} ({least})",
+                f"{statistics.mean(measured):+.2f}",
+            ]
         )
-        yield f"| `{method}` | {len(own)} | {told} |"
 
 
-def _correlation(case: Case, by: Callable[[Case, str, Way], float]) -> float:
+def _correlation(case: Case, seen: Callable[[Case, str, Way], float]) -> float:
     """Spearman's, over sets, of what a rule sees and what it is judged by; mean over the ways."""
-    ranks = [
-        (
-            rankdata([by(case, data, way) for data in case.measured]),
-            rankdata([case.judged(data, way) for data in case.measured]),
-        )
-        for way in WAYS
-    ]
-    return statistics.mean(statistics.correlation(*pair) for pair in ranks)
+    correlations: list[float] = []
+    for way in WAYS:
+        ranks_seen = rankdata([seen(case, data, way) for data in case.measured])
+        ranks_judged = rankdata([case.judged(data, way) for data in case.measured])
+        correlations.append(statistics.correlation(ranks_seen, ranks_judged))
+    return statistics.mean(correlations)
 
 
 def calibration_table() -> Iterator[str]:
     """Rows: any two sets of a case by how far apart they are predicted to be; how often the
     better one is named, and how far apart they are.
     """
-    kinds = {"weights fitted": True, "weighed or scored": False}
-    gaps = {
-        name: [gap for case in cases() if (case.method in FITTED) == fitted for gap in _gaps(case)]
-        for name, fitted in kinds.items()
-    }
-    yield f"| predicted errors differ by | {' | '.join(f'{name}: pairs (mean of ways) | the better one named | apart' for name in kinds)} |"
-    yield f"| --- |{' ---: | ---: | ---: |' * len(kinds)}"
+    gaps: dict[str, list[tuple[float, float]]] = {"weights fitted": [], "weighed or scored": []}
+    for case in cases():
+        kind = "weights fitted" if case.method in FITTED else "weighed or scored"
+        gaps[kind].extend(_gaps(case))
+    heads: list[str] = []
+    for kind in gaps:
+        heads += [f"{kind}: pairs (mean of ways)", "the better one named", "apart"]
+    yield from table_head(["predicted errors differ by"], heads)
     for low, high in itertools.pairwise(BINS):
-        told = (
-            f"{100 * low:.0f} to {100 * high:.0f} %"
-            if math.isfinite(high)
-            else f"more than {100 * low:.0f} %"
-        )
+        if math.isfinite(high):
+            told = f"{100 * low:.0f} to {100 * high:.0f} %"
+        else:
+            told = f"more than {100 * low:.0f} %"
         cells: list[str] = []
-        for of in gaps.values():
-            found = [more for apart, more in of if low <= apart < high]
-            right = f"{100 * statistics.mean(more > 0 for more in found):.0f}%" if found else ""
-            cells += [
-                f"{len(found) // len(WAYS)}",
-                right,
-                f"{100 * statistics.mean(found):+.1f}%" if found else "",
-            ]
-        yield f"| {told} | {' | '.join(cells)} |"
+        for of_kind in gaps.values():
+            found = [more for predicted, more in of_kind if low <= predicted < high]
+            cells.append(f"{len(found) // len(WAYS)}")
+            if found:
+                right = statistics.mean(more > 0 for more in found)
+                cells += [f"{100 * right:.0f}%", f"{100 * statistics.mean(found):+.1f}%"]
+            else:
+                cells += ["", ""]
+        yield table_row([told, *cells])
 
 
 def _gaps(case: Case) -> Iterator[tuple[float, float]]:
     """By how large a share two sets are predicted to be apart, and by how much more the model
     diverges with the one that is predicted to be worse.
     """
-    for way, (one, other) in itertools.product(WAYS, itertools.combinations(case.measured, 2)):
-        better, worse = sorted((one, other), key=lambda data: case.predicted[data][way[0]])
-        yield (
-            case.predicted[worse][way[0]] / case.predicted[better][way[0]] - 1,
-            math.log(case.judged(worse, way) / case.judged(better, way)),
-        )
+    for way in WAYS:
+        for pair in itertools.combinations(case.measured, 2):
+            better, worse = sorted(pair, key=lambda data: case.predicted_error(data, way))
+            predicted = case.predicted_error(worse, way) / case.predicted_error(better, way) - 1
+            more = math.log(case.judged(worse, way) / case.judged(better, way))
+            yield predicted, more
 
 
 def failures_table() -> Iterator[str]:
@@ -540,32 +570,36 @@ def failures_table() -> Iterator[str]:
     yield "| --- | --- | ---: | --- | --- |"
     regrets = {case: statistics.mean(_regrets(case, raced)) for case in cases()}
     for case in sorted(regrets, key=lambda case: -regrets[case]):
-        taken = [data for way in WAYS for data in raced(case, way)]
-        if regrets[case] <= 100 * FAILED and not any(case.worse[data][1] for data in taken):
+        taken = Counter(data for way in WAYS for data in raced(case, way))
+        if regrets[case] <= 100 * FAILED and all(_is_fine(case, data) for data in taken):
             continue
-        told = [
-            f"{_name(case, data)}, {taken.count(data)} of {len(WAYS)}: {_behind(case, data)}"
-            for data in dict.fromkeys(taken)
-            if data != case.best
-        ]
-        yield f"| `{case.method}` | {case.target} | {regrets[case]:.1f} | {_name(case, case.best)} | {'; '.join(told)} |"
+        told: list[str] = []
+        for data, times in taken.items():
+            if data != case.best:
+                told.append(f"{_name(case, data)}, {times} of {len(WAYS)}: {_behind(case, data)}")
+        yield table_row(
+            [
+                f"`{case.method}`",
+                case.target,
+                f"{regrets[case]:.1f}",
+                _name(case, case.best),
+                "; ".join(told),
+            ]
+        )
 
 
 def _name(case: Case, data: str) -> str:
-    return (
-        "own text"
-        if data == case.own
-        else "what the model writes"
-        if data == "selfgen"
-        else SETS[data]
-    )
+    if data == case.own:
+        return "own text"
+    if data == "selfgen":
+        return "what the model writes"
+    return SETS[data]
 
 
 def _behind(case: Case, data: str) -> str:
-    more, sure = case.worse[data]
+    more, is_sure = case.worse[data]
     low, high = more.interval(comparisons=len(case.measured) - 1) or (math.nan, math.nan)
-    told = f"{more.value:.3f} ({low:.3f} to {high:.3f})"
-    return f"**{told}**" if sure else told
+    return bold_if(is_sure, f"{more.value:.3f} ({low:.3f} to {high:.3f})")
 
 
 def tables() -> Mapping[str, str]:
@@ -575,8 +609,6 @@ def tables() -> Mapping[str, str]:
         "rules": rules_table(),
         "rules by target": targets_table(),
         "rules by method": methods_table(),
-    }
-    made |= {
         "ranks": ranks_table(),
         "calibration": calibration_table(),
         "failures": failures_table(),

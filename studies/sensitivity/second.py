@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Final
 
 import numpy as np
+from studies.arms import table_head, table_row
 from studies.pages import write_or_print
 from studies.sensitivity import tables as first
 from studies.sensitivity.tables import (
@@ -17,8 +18,10 @@ from studies.sensitivity.tables import (
     HERE,
     MIXTURE,
     MODELS,
+    Label,
     alike,
     by_domain,
+    by_share,
     divergences,
     domains_table,
     fitted_or_weighed,
@@ -33,21 +36,19 @@ from studies.sensitivity.tables import (
 )
 
 from calibrant.lab.stats import Results, Sensitivity, compare, read
-from calibrant.results import Store
+from calibrant.results import Cell, Store
 
 PAGE: Final = first.PAGE.with_name("second-model.md")
 STORES: Final = {model: HERE / model for model in MODELS}
-STRONG: Final = {
-    m: first.STRONG[m]
-    for m in (
-        "sparsegpt",
-        "gptq(scales='importance')",
-        "wanda",
-        "rtn(scales='importance')",
-        "awq",
-        "llama_cpp",
-    )
-}
+METHODS: Final = (
+    "sparsegpt",
+    "gptq(scales='importance')",
+    "wanda",
+    "rtn(scales='importance')",
+    "awq",
+    "llama_cpp",
+)
+STRONG: Final = {method: first.STRONG[method] for method in METHODS}
 PLANNED: Final = 11
 """How many primary questions the second model's file asks."""
 OWN: Final = {
@@ -79,20 +80,22 @@ def both() -> Results:
         scores={**one.scores, **other.scores},
         items={**one.items, **other.items},
     )
-    return on_domains(
-        together, lambda cell: cell.data in common and (cell.method, cell.target) in targets
-    )
+
+    def is_in_both(cell: Cell) -> bool:
+        return cell.data in common and (cell.method, cell.target) in targets
+
+    return on_domains(together, is_in_both)
 
 
 def kinds(found: Mapping[str, Sequence[Sensitivity]]) -> Iterator[str]:
     """Rows: by how much the share by domain is larger with the methods that fit weights than
     with those that weigh, by model.
     """
-    yield "| model | larger by |"
-    yield "| --- | ---: |"
-    for model, of in found.items():
-        more = fitted_or_weighed({(s.method, s.target): s for s in of}, STRONG)
-        yield f"| {MODELS[model]} | {in_per_cent(more)} |"
+    yield from table_head(["model"], ["larger by"])
+    for model, sensitivities in found.items():
+        by_method = {(one.method, one.target): one for one in sensitivities}
+        more = fitted_or_weighed(by_method, STRONG)
+        yield table_row([MODELS[model], in_per_cent(more)])
 
 
 def carried(results: Results) -> Iterator[str]:
@@ -105,57 +108,60 @@ def carried(results: Results) -> Iterator[str]:
     for the first model on the mean of the domains, with C4, with the mixture, and with the mean of
     all sets.
     """
-    heads = [
-        "rank correlation",
-        "same set is best",
-        "SmolLM2's best by domain",
-        "text of its kind",
-        "SmolLM2's best of all",
-    ]
-    heads += ["always C4", "always the mixture", "any of them"]
-    yield f"| method | {' | '.join(heads)} |"
-    yield f"| --- |{' ---: |' * len(heads)}"
+    yield from table_head(
+        ["method"],
+        [
+            "rank correlation",
+            "same set is best",
+            "SmolLM2's best by domain",
+            "text of its kind",
+            "SmolLM2's best of all",
+            "always C4",
+            "always the mixture",
+            "any of them",
+        ],
+    )
     for method, target in STRONG.items():
         one, other = (divergences(results, (model, method, target)) for model in MODELS)
-        names = list(one)
-        a, b = by_domain(one, names), by_domain(other, names)
-        rows, own = np.arange(len(a)), [names.index(OWN[name]) for name in DOMAINS]
+        sets = list(one)
+        known, asked = by_domain(one, sets), by_domain(other, sets)
+        domains = np.arange(len(asked))
+        of_its_kind = [sets.index(OWN[domain]) for domain in DOMAINS]
         chosen = [
-            b[rows, a.argmin(1)],
-            b[rows, own],
-            b[:, a.mean(0).argmin()],
-            b[:, names.index("c4")],
-            b[:, names.index(MIXTURE)],
-            b.mean(1),
+            asked[domains, known.argmin(1)],
+            asked[domains, of_its_kind],
+            asked[:, known.mean(0).argmin()],
+            asked[:, sets.index("c4")],
+            asked[:, sets.index(MIXTURE)],
+            asked.mean(1),
         ]
-        lost = [f"{float((of - b.min(1)).mean()):.3f}" for of in chosen]
-        yield f"| `{method}` | {alike(a, b)} | {' | '.join(lost)} |"
+        least = asked.min(1)
+        lost = [f"{float((divergence - least).mean()):.3f}" for divergence in chosen]
+        yield table_row([f"`{method}`", alike(known, asked), *lost])
 
 
 def tables() -> Mapping[str, str]:
     """Each table in Markdown, by name."""
     results = both()
-    by_model = {
-        model: replace(results, cells=tuple(c for c in results.cells if c.model == model))
-        for model in MODELS
-    }
-    found = {model: compare(of).sensitivities for model, of in by_model.items()}
-    seen = {
-        label: least
-        for model, of in found.items()
-        for label, least in smallest_seen(by_model[model], of).items()
-    }
-    second = list(MODELS)[-1]
+    by_model: dict[str, Results] = {}
+    found: dict[str, Sequence[Sensitivity]] = {}
+    together: list[Sensitivity] = []
+    seen: dict[Label, float] = {}
+    for model in MODELS:
+        cells = [cell for cell in results.cells if cell.model == model]
+        by_model[model] = replace(results, cells=tuple(cells))
+        found[model] = compare(by_model[model]).sensitivities
+        together += found[model]
+        seen |= smallest_seen(by_model[model], found[model])
+    *_, second = MODELS
     asked = list(planned(found[second], STRONG, by_model[second]))
     assert len(asked) == 2 + PLANNED
-    order = sorted(found[second], key=lambda s: -(s.share or 0.0))
+    labels: list[Label] = []
+    for sensitivity in by_share(found[second]):
+        labels += [(model, sensitivity.method, sensitivity.target) for model in MODELS]
     made: dict[str, Iterable[str]] = {
-        "shares": shares_table(
-            results,
-            [(model, s.method, s.target) for s in order for model in MODELS],
-            ("c4", "wikipedia"),
-        ),
-        "both": sensitivity_table([s for of in found.values() for s in of], seen),
+        "shares": shares_table(results, labels, ("c4", "wikipedia")),
+        "both": sensitivity_table(together, seen),
         "planned": asked,
         "kinds": kinds(found),
         "sets": sets_table(results),
