@@ -89,6 +89,7 @@ PAGES: Final = (
         ("smollm2", "smollm2.yaml", "again", "elsewhere", "ablations", "packing"),
     ),
     Page("docs/findings/template.md", "studies.template.tables", ("template",)),
+    Page("docs/findings/served.md", "studies.served.tables", ("served",)),
     Page("docs/findings/sensitivity.md", "studies.sensitivity.tables", ("sensitivity",)),
     Page("docs/findings/second-model.md", "studies.sensitivity.second", ("sensitivity",)),
     Page("docs/findings/milder.md", "studies.sensitivity.milder", ("sensitivity",)),

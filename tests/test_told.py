@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 PROJECT = Path(__file__).parents[1]
-NUMBER = re.compile(r"(?<![\d.])\d+\.\d{1,3}\b(?!\.\d)")
+NUMBER = re.compile(r"(?<![\d.])\d+\.\d{1,4}\b(?!\.\d)")
 SHARE = re.compile(
     r"(?<![\d.,:-])(\d+)(?: (?:to|and|in place of) (\d+))?(?: ?%| points)(?: \((\d+)(?: to "
     r"(\d+))?\b(?!\.))?"

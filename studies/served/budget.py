@@ -1,5 +1,5 @@
-"""The tables of the GGUF budgets in docs/findings/served.md, made of the store beside this file:
-python -m studies.served.budget
+"""What the runs of budget.yaml say, from a store beside this file: python -m studies.served.budget.
+There is none yet.
 
 Divergences are nats per token from the untouched model, on rows that no draw calibrates on.
 """
@@ -23,35 +23,35 @@ WAYS: Final[Mapping[tuple[str, str], str]] = {
     ("llama_cpp(by=kl)", BUDGET): "a budget, by predictions",
 }
 """Each method with its target, and what the page calls it."""
-TEXTS: Final = ("c4", "python_code", "gsm8k:cot")
-"""What was calibrated on."""
+SETS: Final = ("c4", "python_code", "gsm8k:cot")
+"""What is calibrated on."""
 REPLACED: Final = "replace_parameters"
 """The edit of a record that has the kinds of all tensors."""
 
 
-def of(way: tuple[str, str], data: str) -> Measured:
+def draws_of(way: tuple[str, str], data: str) -> Measured:
     """What the draws of a text gave, by what was measured."""
     method, target = way
     return arm(STORE, method=method, target=target, data=data)
 
 
 def by_text() -> Iterator[str]:
-    """Rows: the divergence on each text by way and calibration text; less than the recipe's by
-    how much, mean of the texts.
+    """Rows: the divergence on each text, by way and calibration set; then by how much it is more
+    than the recipe's with the same set, mean of the texts. Below zero the budget is better.
     """
-    measured = list(of(RECIPE, TEXTS[0]))
+    measured = list(draws_of(RECIPE, SETS[0]))
     yield f"| kinds chosen | calibrated on | {' | '.join(measured)} | more than Q4_K_M |"
     yield f"| --- | --- |{' ---: |' * (len(measured) + 1)}"
     for way, name in WAYS.items():
-        for data in TEXTS:
-            found = of(way, data)
+        for data in SETS:
+            found = draws_of(way, data)
             cells: list[str] = []
             for text in measured:
                 cells.append(with_range([draw.score.value for draw in found[text]]))
             if way == RECIPE:
                 cells.append("")
             else:
-                cells.append(with_interval(contrast(found, of(RECIPE, data))))
+                cells.append(with_interval(contrast(found, draws_of(RECIPE, data))))
             yield f"| {name} | {data} | {' | '.join(cells)} |"
 
 
@@ -60,7 +60,7 @@ Kinds = Mapping[str, str]
 
 
 def kinds() -> Mapping[str, Mapping[tuple[str, int], Kinds]]:
-    """What a budget chose: by method, then by text and draw."""
+    """What a budget chose: by method, then by set and draw."""
     found: dict[str, dict[tuple[str, int], Kinds]] = {}
     with Store(STORE, create=False) as store:
         for cell in store.cells():
@@ -78,30 +78,30 @@ def _kinds_of(edits: Iterable[Mapping[str, Any]]) -> Kinds:
     return {name: tensor["kind"] for name, tensor in replaced["notes"]["tensors"].items()}
 
 
-def changed() -> Iterator[str]:
-    """Rows: how many tensors get another kind, of pairs of draws of one text and of two."""
-    yield "| kinds chosen | pairs | another kind: mean, most | tensors |"
-    yield "| --- | --- | ---: | ---: |"
+def kinds_that_differ() -> Iterator[str]:
+    """Rows: how many tensors get another kind, between draws of one set and of two."""
+    yield "| kinds chosen | pairs | another kind: mean | most | tensors |"
+    yield "| --- | --- | ---: | ---: | ---: |"
     for method, choices in kinds().items():
         same: list[int] = []
         other: list[int] = []
         tensors = 0
-        for one, two in combinations(choices, 2):
-            first, second = choices[one], choices[two]
+        for (first_set, first_draw), (second_set, second_draw) in combinations(choices, 2):
+            first = choices[first_set, first_draw]
+            second = choices[second_set, second_draw]
             tensors = len(first)
             differing = [name for name in first if first[name] != second[name]]
-            pairs = same if one[0] == two[0] else other
-            pairs.append(len(differing))
+            counts = same if first_set == second_set else other
+            counts.append(len(differing))
         name = WAYS[method, BUDGET]
-        for label, pairs in (("two draws of one text", same), ("two texts", other)):
-            if pairs:
-                mean = sum(pairs) / len(pairs)
-                yield f"| {name} | {label} | {mean:.0f}, {max(pairs)} | {tensors} |"
+        for label, counts in (("two draws of one set", same), ("two sets", other)):
+            mean = sum(counts) / len(counts)
+            yield f"| {name} | {label} | {mean:.0f} | {max(counts)} | {tensors} |"
 
 
 def tables() -> dict[str, str]:
     """Each table in Markdown, by name."""
-    return {"budget": "\n".join(by_text()), "kinds": "\n".join(changed())}
+    return {"budget": "\n".join(by_text()), "kinds": "\n".join(kinds_that_differ())}
 
 
 if __name__ == "__main__":

@@ -15,11 +15,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-from studies.pages import draw, write_or_print
+from studies.pages import draw as draw_picture
+from studies.pages import write_or_print
 
 from calibrant.lab.report.plots import Plot
 from calibrant.lab.report.plots.sensitivity import worth
-from calibrant.lab.stats import Comparison, Sensitivity, compare, read
+from calibrant.lab.stats import MEAN, Comparison, Sensitivity, compare, read
 from calibrant.lab.stats.contrasts import Contrast, holm
 from calibrant.results import Measurement, Store
 from calibrant.results.records import UNTOUCHED
@@ -57,11 +58,18 @@ ASKED: Final = (
     ("smooth", "rtn", "W8A8"),
 )
 """Of which store, method and target it is asked whether sets vary beyond draws."""
-PLANNED: Final = 18
+IN_PICTURE: Final[Mapping[tuple[str, str], str]] = {
+    ("smollm2", "gptq"): "gptq",
+    ("smollm2", LEARNED): "autoround",
+    ("smollm2", "rtn"): "scales of inputs,",
+    ("smooth", "rtn"): "smooth,",
+}
+"""What a picture calls a store's method: what data decides with it. The target follows."""
+PRIMARY_COUNT: Final = 18
 """How many primary questions there are."""
-SCALES: Final = ("random tokens against C4, scales of NVFP4", "rtn", "NVFP4")
-"""Name, method and target of the difference that has to lie within `NARROW`."""
-NARROW: Final = 0.05
+EQUIVALENCE: Final = ("random tokens against C4, scales of NVFP4", "rtn", "NVFP4")
+"""Name, method and target of the difference that has to lie within `MARGIN`."""
+MARGIN: Final = 0.05
 """What doesn't matter, as a share of the mean divergence."""
 ROLES: Final = ("kl_template", "kl_question", "kl_answer")
 
@@ -80,55 +88,55 @@ def planned(found: Mapping[str, Comparison]) -> Iterator[str]:
     """
     sensitivities = _sensitivities(found)
     ratios: list[Contrast] = []
-    told: list[str] = []
+    figures: list[str] = []
     for store, method, target in ASKED:
         sensitivity = sensitivities.get((store, method, target))
         p = None if sensitivity is None else sensitivity.p
         name = "sets vary beyond draws"
         label = _label(store, method)
         ratios.append(Contrast(name, "", "", (), "", label, target, p=p))
-        told.append("" if sensitivity is None else _ratio(sensitivity))
+        figures.append("" if sensitivity is None else _ratio(sensitivity))
     differences: list[Contrast] = []
     for store, comparison in found.items():
         for contrast in comparison.contrasts:
             differences.append(replace(contrast, method=_label(store, contrast.method)))
-            told.append(_difference(contrast))
+            figures.append(_difference(contrast))
     family = holm([*ratios, *differences])
-    assert len(family) == PLANNED
+    assert len(family) == PRIMARY_COUNT
     yield "| question | method | target | found | 4 in 5 see | p (Holm) |"
     yield "| --- | --- | --- | ---: | ---: | ---: |"
-    for contrast, figure in zip(family, told, strict=True):
+    for contrast, figure in zip(family, figures, strict=True):
         seen = "" if contrast.detectable is None else f"{contrast.detectable:.4f}"
         p = "" if contrast.p_holm is None else f"{contrast.p_holm:.1g}"
         cells = [contrast.name, f"`{contrast.method}`", contrast.target, figure, seen, p]
         yield f"| {' | '.join(cells)} |"
 
 
-def narrow(found: Mapping[str, Comparison]) -> Iterator[str]:
+def equivalent(found: Mapping[str, Comparison]) -> Iterator[str]:
     """Rows: whether random tokens serve NVFP4's scales as C4 does: whether the interval of their
     difference lies within 5 % of the mean divergence.
     """
     yield "| random tokens less C4 | 5 % of the mean divergence | within it |"
     yield "| ---: | ---: | --- |"
-    sensitivity = _sensitivities(found).get(("smollm2", *SCALES[1:]))
+    sensitivity = _sensitivities(found).get(("smollm2", *EQUIVALENCE[1:]))
     for contrast in found["smollm2"].contrasts:
-        if (contrast.name, contrast.method, contrast.target) != SCALES:
+        if (contrast.name, contrast.method, contrast.target) != EQUIVALENCE:
             continue
         interval = None if contrast.difference is None else contrast.difference.interval()
         if interval is None or sensitivity is None or sensitivity.increase is None:
             yield "| | | |"
             continue
-        margin = NARROW * sensitivity.increase
+        margin = MARGIN * sensitivity.increase
         within = -margin < interval[0] and interval[1] < margin
         yield f"| {_difference(contrast)} | {margin:.4f} | {'yes' if within else 'no'} |"
 
 
 def at_stake(found: Mapping[str, Comparison]) -> Iterator[str]:
     """Rows: worst less best set, text by text, as a share of the mean divergence, beside what
-    chance makes of sets that are alike.
+    chance makes of sets that are alike; then the same where one set must serve all texts.
     """
     heads = ["method", "target", "mean", "worst less best", "cross-fitted", "by chance at most"]
-    heads += ["of the mean", "between sets / draws"]
+    heads += ["of the mean", "one set for all texts", "of the mean", "between sets / draws"]
     yield f"| {' | '.join(heads)} |"
     yield f"| --- | --- |{' ---: |' * (len(heads) - 2)}"
     for (store, method, target), sensitivity in _sensitivities(found).items():
@@ -138,6 +146,10 @@ def at_stake(found: Mapping[str, Comparison]) -> Iterator[str]:
         cells.append(f"{sensitivity.worth:.4f} ({low:.4f} to {high:.4f})")
         cells += [f"{sensitivity.cross_fitted:.4f}", f"{sensitivity.by_chance:.4f}"]
         cells.append("" if sensitivity.share is None else f"{sensitivity.share:.0%}")
+        one_set = sensitivity.gaps[MEAN].value
+        cells.append(f"{one_set:.4f}")
+        share = one_set / sensitivity.increase if sensitivity.increase else None
+        cells.append("" if share is None else f"{share:.0%}")
         cells.append(_ratio(sensitivity))
         yield f"| {' | '.join(cells)} |"
 
@@ -162,7 +174,7 @@ def by_role(runs: Mapping[Asked, Mapping[str, Runs]]) -> Iterator[str]:
         for data, draws in sets.items():
             cells = [f"`{_label(store, method)}`", target, SETS[data]]
             for role in ROLES:
-                cells.append(_mean([_beside(draw[CONVERSATIONS], role) for draw in draws]))
+                cells.append(_mean([_score_of_role(draw[CONVERSATIONS], role) for draw in draws]))
             yield f"| {' | '.join(cells)} |"
 
 
@@ -202,7 +214,7 @@ def _mean(values: Sequence[float]) -> str:
     return mean if len(values) == 1 else f"{mean} ± {(max(values) - min(values)) / 2:.4f}"
 
 
-def _beside(measurement: Measurement, metric: str) -> float:
+def _score_of_role(measurement: Measurement, metric: str) -> float:
     (value,) = (score.value for score in measurement.beside if score.metric == metric)
     return value
 
@@ -236,7 +248,7 @@ def picture() -> Plot:
     """What the choice of set is worth by method, both stores together."""
     found: list[Sensitivity] = []
     for (store, method, _), sensitivity in _sensitivities(compared()).items():
-        found.append(replace(sensitivity, method=_label(store, method)))
+        found.append(replace(sensitivity, method=IN_PICTURE[store, method]))
     drawn = worth(found)
     assert drawn is not None
     return drawn
@@ -251,7 +263,7 @@ def tables() -> dict[str, str]:
             runs |= runs_of(store, name)
     made = {
         "planned": planned(found),
-        "narrow": narrow(found),
+        "equivalent": equivalent(found),
         "at stake": at_stake(found),
         "by text": by_text(runs),
         "by role": by_role(runs),
@@ -262,4 +274,4 @@ def tables() -> dict[str, str]:
 if __name__ == "__main__":
     write_or_print(PAGE, tables())
     if "--write" in sys.argv[1:]:
-        draw(picture(), "served", PICTURE)
+        draw_picture(picture(), "served", PICTURE)
