@@ -20,6 +20,8 @@ from studies.mixcal import tables as mixcal
 from studies.pages import filled
 from studies.sensitivity import milder
 from studies.sensitivity import tables as sensitivity
+from studies.served import tables as served
+from studies.template import tables as template
 
 from calibrant.lab.demo import STUDY
 from calibrant.lab.report import report
@@ -112,7 +114,7 @@ def test_the_report_of_the_study_is_what_its_records_give():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("made_by", [findings, sensitivity, mixcal])
+@pytest.mark.parametrize("made_by", [findings, sensitivity, mixcal, served, template])
 def test_a_picture_shows_what_the_records_say(made_by: Any):
     kept = json.loads(made_by.PICTURE.read_text())
     assert close(made_by.picture().spec["datasets"], kept["shown"]), (
