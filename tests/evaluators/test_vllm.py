@@ -309,6 +309,9 @@ def test_a_gpu_is_told_by_its_place_among_those_that_are_seen_here(
     assert on_gpu("cuda:1") == {"CUDA_VISIBLE_DEVICES": "GPU-8932f937"}
     with refused(ModelError, "cuda:2"):
         on_gpu("cuda:2")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    with refused(ModelError, "cuda:0"):
+        on_gpu("cuda:0")
 
 
 @pretended

@@ -114,14 +114,14 @@ def on_gpu(device: str) -> dict[str, str]:
     if seen is None:
         return {VISIBLE: number}
     # Numbers here count only the GPUs that the variable names.
-    gpus = seen.split(",")
+    gpus = [gpu.strip() for gpu in seen.split(",") if gpu.strip()]
     if int(number) >= len(gpus):
         raise ModelError(
             f"device {device!r} isn't among the GPUs of {VISIBLE}={seen}; name another, or leave "
             "--device out",
             subject=device,
         )
-    return {VISIBLE: gpus[int(number)].strip()}
+    return {VISIBLE: gpus[int(number)]}
 
 
 @final
