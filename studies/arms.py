@@ -11,7 +11,7 @@ from pathlib import Path
 
 from calibrant import Study
 from calibrant.lab.stats import Contrast, Draws, Estimate, compare, contrast, draws
-from calibrant.results import Store
+from calibrant.results import Cell, Measurement, Store
 
 Measured = Mapping[str, Draws]
 """What the draws of one set gave, by what was measured."""
@@ -56,6 +56,27 @@ def complete(store: Store, **labels: str) -> Measured:
     if len(measured) != len(asked):
         return {}
     return measured
+
+
+def measured_whole(store: Store, cell: Cell) -> Mapping[str, Measurement] | None:
+    """What was measured of a run, by text; None while some or all of it is missing."""
+    if not cell.measures:
+        return None
+    found: dict[str, Measurement] = {}
+    for measure in cell.measures.values():
+        measurement = store.measurement(cell.run, measure)
+        if measurement is None:
+            return None
+        found[measurement.score.measured] = measurement
+    return found
+
+
+def value_of(measurement: Measurement, metric: str) -> float:
+    """A score of a measurement, the first or one beside it."""
+    for score in (measurement.score, *measurement.beside):
+        if score.metric == metric:
+            return score.value
+    raise KeyError(metric)
 
 
 def worse(one: Measured, other: Measured, names: Iterable[str]) -> Estimate:

@@ -9,7 +9,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any, Final
 
-from studies.arms import Measured, arm, with_interval, with_range
+from studies.arms import Measured, arm, table_head, table_row, with_interval, with_range
 
 from calibrant.lab.stats import contrast
 from calibrant.results import Store
@@ -40,8 +40,7 @@ def by_text() -> Iterator[str]:
     than the recipe's with the same set, mean of the texts. Below zero the budget is better.
     """
     measured = list(draws_of(RECIPE, SETS[0]))
-    yield f"| kinds chosen | calibrated on | {' | '.join(measured)} | more than Q4_K_M |"
-    yield f"| --- | --- |{' ---: |' * (len(measured) + 1)}"
+    yield from table_head(["kinds chosen", "calibrated on"], [*measured, "more than Q4_K_M"])
     for way, name in WAYS.items():
         for data in SETS:
             found = draws_of(way, data)
@@ -52,7 +51,7 @@ def by_text() -> Iterator[str]:
                 cells.append("")
             else:
                 cells.append(with_interval(contrast(found, draws_of(RECIPE, data))))
-            yield f"| {name} | {data} | {' | '.join(cells)} |"
+            yield table_row([name, data, *cells])
 
 
 Kinds = Mapping[str, str]
@@ -80,8 +79,7 @@ def _kinds_of(edits: Iterable[Mapping[str, Any]]) -> Kinds:
 
 def kinds_that_differ() -> Iterator[str]:
     """Rows: how many tensors get another kind, between draws of one set and of two."""
-    yield "| kinds chosen | pairs | another kind: mean | most | tensors |"
-    yield "| --- | --- | ---: | ---: | ---: |"
+    yield from table_head(["kinds chosen", "pairs"], ["another kind: mean", "most", "tensors"])
     for method, choices in kinds().items():
         same: list[int] = []
         other: list[int] = []
@@ -96,7 +94,7 @@ def kinds_that_differ() -> Iterator[str]:
         name = WAYS[method, BUDGET]
         for label, counts in (("two draws of one set", same), ("two sets", other)):
             mean = sum(counts) / len(counts)
-            yield f"| {name} | {label} | {mean:.0f} | {max(counts)} | {tensors} |"
+            yield table_row([name, label, f"{mean:.0f}", str(max(counts)), str(tensors)])
 
 
 def tables() -> dict[str, str]:

@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
+from studies.arms import measured_whole, number_or_nothing, table_head, table_row, value_of
 from studies.pages import draw as draw_picture
 from studies.pages import write_or_print
 
@@ -103,13 +104,12 @@ def planned(found: Mapping[str, Comparison]) -> Iterator[str]:
             figures.append(_difference(contrast))
     family = holm([*ratios, *differences])
     assert len(family) == PRIMARY_COUNT
-    yield "| question | method | target | found | 4 in 5 see | p (Holm) |"
-    yield "| --- | --- | --- | ---: | ---: | ---: |"
+    yield from table_head(["question", "method", "target"], ["found", "4 in 5 see", "p (Holm)"])
     for contrast, figure in zip(family, figures, strict=True):
-        seen = "" if contrast.detectable is None else f"{contrast.detectable:.4f}"
-        p = "" if contrast.p_holm is None else f"{contrast.p_holm:.1g}"
+        seen = number_or_nothing(contrast.detectable, ".4f")
+        p = number_or_nothing(contrast.p_holm, ".1g")
         cells = [contrast.name, f"`{contrast.method}`", contrast.target, figure, seen, p]
-        yield f"| {' | '.join(cells)} |"
+        yield table_row(cells)
 
 
 def equivalent(found: Mapping[str, Comparison]) -> Iterator[str]:
@@ -135,47 +135,45 @@ def at_stake(found: Mapping[str, Comparison]) -> Iterator[str]:
     """Rows: worst less best set, text by text, as a share of the mean divergence, beside what
     chance makes of sets that are alike; then the same where one set must serve all texts.
     """
-    heads = ["method", "target", "mean", "worst less best", "cross-fitted", "by chance at most"]
-    heads += ["of the mean", "one set for all texts", "of the mean", "between sets / draws"]
-    yield f"| {' | '.join(heads)} |"
-    yield f"| --- | --- |{' ---: |' * (len(heads) - 2)}"
+    heads = ["mean", "worst less best", "cross-fitted", "by chance at most", "of the mean"]
+    heads += ["one set for all texts", "of the mean", "between sets / draws"]
+    yield from table_head(["method", "target"], heads)
     for (store, method, target), sensitivity in _sensitivities(found).items():
         low, high = sensitivity.worth_interval
         cells = [f"`{_label(store, method)}`", target]
-        cells.append("" if sensitivity.increase is None else f"{sensitivity.increase:.4f}")
+        cells.append(number_or_nothing(sensitivity.increase, ".4f"))
         cells.append(f"{sensitivity.worth:.4f} ({low:.4f} to {high:.4f})")
         cells += [f"{sensitivity.cross_fitted:.4f}", f"{sensitivity.by_chance:.4f}"]
-        cells.append("" if sensitivity.share is None else f"{sensitivity.share:.0%}")
+        cells.append(number_or_nothing(sensitivity.share, ".0%"))
         one_set = sensitivity.gaps[MEAN].value
         cells.append(f"{one_set:.4f}")
         share = one_set / sensitivity.increase if sensitivity.increase else None
-        cells.append("" if share is None else f"{share:.0%}")
+        cells.append(number_or_nothing(share, ".0%"))
         cells.append(_ratio(sensitivity))
-        yield f"| {' | '.join(cells)} |"
+        yield table_row(cells)
 
 
 def by_text(runs: Mapping[Asked, Mapping[str, Runs]]) -> Iterator[str]:
     """Rows: the divergence on each text, of every method and set; also of what looks at no data."""
-    yield f"| method | target | calibrated on | {' | '.join(TEXTS.values())} |"
-    yield f"| --- | --- | --- |{' ---: |' * len(TEXTS)}"
+    yield from table_head(["method", "target", "calibrated on"], list(TEXTS.values()))
     for (store, method, target), sets in runs.items():
         for data, draws in sets.items():
             cells = [f"`{_label(store, method)}`", target, SETS[data]]
             for text in TEXTS:
                 cells.append(_mean([draw[text].score.value for draw in draws]))
-            yield f"| {' | '.join(cells)} |"
+            yield table_row(cells)
 
 
 def by_role(runs: Mapping[Asked, Mapping[str, Runs]]) -> Iterator[str]:
     """Rows: the divergence on conversations, by the role of a token."""
-    yield "| method | target | calibrated on | the template's own tokens | questions | answers |"
-    yield "| --- | --- | --- | ---: | ---: | ---: |"
+    roles = ["the template's own tokens", "questions", "answers"]
+    yield from table_head(["method", "target", "calibrated on"], roles)
     for (store, method, target), sets in runs.items():
         for data, draws in sets.items():
             cells = [f"`{_label(store, method)}`", target, SETS[data]]
             for role in ROLES:
-                cells.append(_mean([_score_of_role(draw[CONVERSATIONS], role) for draw in draws]))
-            yield f"| {' | '.join(cells)} |"
+                cells.append(_mean([value_of(draw[CONVERSATIONS], role) for draw in draws]))
+            yield table_row(cells)
 
 
 def _label(store: str, method: str) -> str:
@@ -214,21 +212,12 @@ def _mean(values: Sequence[float]) -> str:
     return mean if len(values) == 1 else f"{mean} ± {(max(values) - min(values)) / 2:.4f}"
 
 
-def _score_of_role(measurement: Measurement, metric: str) -> float:
-    (value,) = (score.value for score in measurement.beside if score.metric == metric)
-    return value
-
-
 def runs_of(store: Store, name: str) -> Mapping[Asked, Mapping[str, Runs]]:
     """The runs of a store that were measured whole, by method and target, then by set."""
     runs: dict[Asked, dict[str, list[Mapping[str, Measurement]]]] = {}
     for cell in store.cells():
-        measured: dict[str, Measurement] = {}
-        for measure in cell.measures.values():
-            measurement = store.measurement(cell.run, measure)
-            if measurement is not None:
-                measured[measurement.score.measured] = measurement
-        if cell.method == UNTOUCHED or not measured or len(measured) < len(cell.measures):
+        measured = measured_whole(store, cell)
+        if measured is None or cell.method == UNTOUCHED:
             continue
         sets = runs.setdefault((name, cell.method, cell.target), {})
         sets.setdefault(cell.data, []).append(measured)

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from studies.arms import planned, with_range
+from studies.arms import measured_whole, planned, table_head, table_row, value_of, with_range
 from studies.pages import draw, write_or_print
 
 from calibrant.lab.report.plots import Plot
@@ -20,7 +20,7 @@ from calibrant.lab.report.plots.panels import Mark, Panel, PanelRow, Panels, spa
 from calibrant.lab.report.plots.picture import plotted
 from calibrant.lab.report.plots.theme import FAMILIES
 from calibrant.lab.study.file import read_study
-from calibrant.results import Cell, Measurement, Store
+from calibrant.results import Measurement, Store
 
 HERE: Final = Path(__file__).parent
 STORE: Final = HERE / "qwen"
@@ -90,7 +90,7 @@ class Results:
         self.dense: Scores = {}
         with Store(folder, create=False) as store:
             for cell in store.cells():
-                found = _measured(store, cell)
+                found = measured_whole(store, cell)
                 if found is None:
                     continue
                 if cell.method == "none":
@@ -107,27 +107,6 @@ class Results:
                     yield way, data, sets[data]
 
 
-def _measured(store: Store, cell: Cell) -> Scores | None:
-    """What was measured of a run, by text; None while some or all of it is missing."""
-    if not cell.measures:
-        return None
-    found: dict[str, Measurement] = {}
-    for measure in cell.measures:
-        measurement = store.measurement(cell.run, cell.measures[measure])
-        if measurement is None:
-            return None
-        found[measurement.score.measured] = measurement
-    return found
-
-
-def value_of(measurement: Measurement, metric: str) -> float:
-    """A score of a measurement, the first or one beside it."""
-    for score in (measurement.score, *measurement.beside):
-        if score.metric == metric:
-            return score.value
-    raise KeyError(metric)
-
-
 def cell_of(runs: list[Scores], measured: str, metric: str) -> str:
     """A score in a table's cell: the mean of the draws with half of their range."""
     return with_range([value_of(run[measured], metric) for run in runs])
@@ -135,13 +114,12 @@ def cell_of(runs: list[Scores], measured: str, metric: str) -> str:
 
 def head(columns: list[str]) -> Iterator[str]:
     """The two lines above the rows of a table whose first three columns name a run."""
-    yield f"| method | target | calibrated on | {' | '.join(columns)} |"
-    yield f"| --- | --- | --- |{' ---: |' * len(columns)}"
+    return table_head(["method", "target", "calibrated on"], columns)
 
 
 def row(way: Way, data: str, cells: list[str]) -> str:
     """A row of a table whose first three columns name a run."""
-    return f"| `{way.method}` | {way.target} | {SETS[data]} | {' | '.join(cells)} |"
+    return table_row([f"`{way.method}`", way.target, SETS[data], *cells])
 
 
 def by_role(results: Results, text: str) -> Iterator[str]:
