@@ -4,21 +4,25 @@
 Both get the same saved folder of SmolLM2 and the same tokens. They take turns, and each seed has a
 process of its own (`ways.py`). A seed decides only which windows a step sees, so the losses of
 several seeds say how far apart two runs of one tool are. Timed is what lies between an open model
-and the rounded one. One evaluator measures held-out loss in float32, also of `gptq` and `rtn`.
+and the rounded one. One evaluator measures held-out loss in float32, also of `gptq` and `rtn`. Runs
+that `--out` holds already aren't repeated.
 `--peer` is the Python of an environment with auto-round.
 """
 
 import argparse
-import json
 import shutil
 import statistics
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks import machine, peers
+
+ASKED: Final = ("model", "data", "target", "steps", "samples", "length", "measured", "dtype")
+"""Options that a record has. With other options, or on another machine, it is begun anew."""
 
 
 def parsed() -> argparse.Namespace:
@@ -59,47 +63,53 @@ def rounded(setting: peers.Setting, way: str, method: str, seed: int) -> dict[st
         "seed": seed if way == "auto_round" else 0,
     }
     found = peers.child(setting, way, **told)
-    assert found.get("tokens", setting.fingerprints[0]) == setting.fingerprints[0]
+    # Rounding to nearest reads no tokens, and auto-round doesn't say which it got.
+    assert (found.get("tokens") or setting.fingerprints[0]) == setting.fingerprints[0]
     found["loss"] = peers.loss(out, asked)
     name = method or way
     print(f"  {name}: {found['seconds']:.1f} s, loss {found['loss']:.4f}", file=sys.stderr)
     return found
 
 
-def line(way: str, runs: list[dict[str, Any]], dense: float) -> str:
-    """Return a line about a way: its median seconds, and by how much the loss rises."""
+def line(name_in_record: str, runs: list[dict[str, Any]], dense: float) -> str:
+    """Return a line about a tool or method: its median seconds, and by how much the loss rises."""
     rises = [run["loss"] - dense for run in runs]
     spread = f" ± {statistics.stdev(rises):.4f} (a seed)" if len(rises) > 1 else ""
     seconds = statistics.median(run["seconds"] for run in runs)
-    peak = max(run["peak"] for run in runs)
     rise = statistics.mean(rises)
-    return f"{way:<12} {seconds:.1f} s, {peak:,.0f} MiB, loss {rise:+.4f}{spread}"
+    return f"{name_in_record:<12} {seconds:.1f} s, loss {rise:+.4f}{spread}"
+
+
+def runs_in_order(asked: argparse.Namespace) -> Iterator[tuple[str, str, str, int]]:
+    """Yield each run: its name in the record, its function in `ways.py`, its method and its seed."""
+    for seed in range(asked.seeds):
+        yield "auto_round", "auto_round", "", seed
+        yield "autoround", "calibrant", f"autoround(steps={asked.steps}, seed={seed})", seed
+    if not asked.without_others:
+        yield "gptq", "calibrant", "gptq", 0
+        yield "rtn", "calibrant", "rtn", 0
 
 
 def main() -> None:
-    """Run every seed of both, print a line for each way, and keep the record."""
+    """Run what the record lacks, and print a line for each way."""
     asked = parsed()
-    with tempfile.TemporaryDirectory() as name:
-        setting = peers.prepare(Path(name), asked, Path(asked.peer).absolute())
-        runs: dict[str, list[dict[str, Any]]] = {"auto_round": [], "autoround": []}
-        for seed in range(asked.seeds):
-            method = f"autoround(steps={asked.steps}, seed={seed})"
-            runs["auto_round"].append(rounded(setting, "auto_round", "", seed))
-            runs["autoround"].append(rounded(setting, "calibrant", method, seed))
-        if not asked.without_others:
-            for method in ("gptq", "rtn"):
-                runs[method] = [rounded(setting, "calibrant", method, 0)]
-    print(f"{asked.model} {asked.target}, {asked.samples} × {asked.length}, {asked.steps} steps")
-    for way, found in runs.items():
-        print(line(way, found, setting.loss), flush=True)
-    record = {
-        "asked": {key: str(value) for key, value in vars(asked).items() if key != "out"},
+    question = {
+        "asked": {option: getattr(asked, option) for option in ASKED},
         "machine": machine.facts(),
-        "dense": setting.loss,
-        "runs": runs,
     }
-    if asked.out:
-        asked.out.write_text(json.dumps(record, indent=1))
+    record = machine.started(asked.out, question, "runs")
+    with tempfile.TemporaryDirectory() as folder:
+        setting = peers.prepare(Path(folder), asked, Path(asked.peer).absolute())
+        record["dense"] = setting.loss
+        for name_in_record, way, method, seed in runs_in_order(asked):
+            runs = record["runs"].setdefault(name_in_record, [])
+            # Seeds are run in their order.
+            if len(runs) <= seed:
+                runs.append(rounded(setting, way, method, seed))
+                machine.keep(asked.out, record)
+    print(f"{asked.model} {asked.target}, {asked.samples} × {asked.length}, {asked.steps} steps")
+    for name_in_record, runs in record["runs"].items():
+        print(line(name_in_record, runs, record["dense"]), flush=True)
 
 
 if __name__ == "__main__":

@@ -30,6 +30,8 @@ SMALL: Final = "smollm2"
 LARGER: Final = "gemma3-270m"
 """Its rows can be divided into groups of 128, and those of SmolLM2 can't."""
 DENSE: Final = "dense"
+ADVICE: Final = "; take the engine torch"
+"""How the end of a message begins that says what to do."""
 TOKENS: Final = 2048
 LENGTH: Final = 512
 TASK: Final = f"loss(source=python_docs, tokens={TOKENS}, length={LENGTH})"
@@ -109,7 +111,7 @@ def compared(folder: Path) -> dict[str, Any]:
         theirs = opened.model.scored([window.ids for window in windows])
     except ModelError as error:
         # Without the path of the folder, and what users are told to do.
-        words = str(error).partition(": ")[2].rpartition("; leave --engine")[0]
+        words, _, _ = str(error).partition(": ")[2].rpartition(ADVICE)
         return {"refused": words.removeprefix("it says ")}
     seconds = time.perf_counter() - began
     del opened

@@ -36,6 +36,13 @@ USED: Final = {"calibrant": "calibrant", "llmcompressor": "llm-compressor"}
 """What took part, by the names under which a record has versions."""
 PER_WEIGHT: Final = ("method", "record", "keeping finished blocks")
 """Parts that are paid for each weight, not for each token."""
+ROUNDED_BY: Final = {
+    "auto_round": "auto-round",
+    "autoround": "Calibrant, `autoround`",
+    "gptq": "Calibrant, `gptq`",
+    "rtn": "Calibrant, `rtn`",
+}
+"""What the rows of a record of `autoround.py` are called."""
 NAMES: Final = {"llmcompressor": "llm-compressor", "literal": "the literal loop"}
 
 
@@ -341,6 +348,38 @@ def answers(record: Mapping[str, Any]) -> str:
     return "\n".join([about, "", *_table(heads, rows)])
 
 
+def autoround(record: Mapping[str, Any]) -> str:
+    """The machine, a row for each tool and for other methods, and the ratio of our seconds to
+    auto-round's.
+    """
+    asked = record["asked"]
+    runs = record["runs"]
+    rows: list[list[str]] = []
+    for name, found in runs.items():
+        seconds = [run["seconds"] for run in found]
+        rises = [run["loss"] - record["dense"] for run in found]
+        spread = f"{statistics.stdev(rises):.3f}" if len(rises) > 1 else ""
+        median = statistics.median(seconds)
+        rise = statistics.mean(rises)
+        rows.append([ROUNDED_BY[name], str(len(found)), f"{median:.1f}", f"{rise:+.3f}", spread])
+    ratios: list[float] = []
+    for ours, theirs in zip(runs["autoround"], runs["auto_round"], strict=True):
+        ratios.append(ours["seconds"] / theirs["seconds"])
+    calibrant = runs["autoround"][0]["versions"]
+    peer = runs["auto_round"][0]["versions"]
+    model = MODELS.get(asked["model"], asked["model"])
+    about = (
+        f"{model} at {asked['target']}, {asked['samples']} × {asked['length']} tokens of "
+        f"{asked['data']}, {asked['steps']} steps of 8 windows, {asked['dtype']}; "
+        f"calibrant {calibrant['calibrant']}, auto-round {peer['auto_round']} "
+        f"(with torch {peer['torch']}); {machine.told(record['machine'])}. The dense model's loss "
+        f"is {record['dense']:.3f}."
+    )
+    heads = ("rounded by", "seeds", "seconds", "loss rises by", "standard deviation over seeds")
+    times = f"Seconds of Calibrant over those of auto-round: **{_spread(ratios)}."
+    return "\n".join([about, "", *_table(heads, rows), "", times])
+
+
 def vllm(record: Mapping[str, Any]) -> str:
     """The machine, a row for each case that vLLM runs, and its words on the others."""
     rows: list[list[str]] = []
@@ -528,6 +567,7 @@ TABLES: Final[dict[str, Callable[[Mapping[str, Any]], str]]] = {
     "evaluation_amx": evaluation,
     "imatrix": imatrix,
     "answers": answers,
+    "autoround": autoround,
     "vllm": vllm,
     "larger": larger,
     "growth": growth,

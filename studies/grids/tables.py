@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from studies.arms import Measured, named, with_interval, worse
+from studies.grids import tico
 from studies.pages import write_or_print
 
 from calibrant.lab.stats import Draws, draws
@@ -201,6 +202,7 @@ def tables() -> Mapping[str, str]:
             made[f"{model} sets"] = "\n".join(by_set(results))
     made["rotated order"] = "\n".join(by_rotation())
     made["rotated choice"] = "\n".join(by_choice(Results(ROTATED)))
+    made["tico"] = "\n".join(tico.rows())
     return made
 
 

@@ -321,6 +321,8 @@ def test_the_gpu_that_evaluate_is_told_is_the_one_that_vllm_takes(
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
     with refused(ModelError, "cuda:1"):
         evaluate(folder, tasks=LOSS, engine="vllm", device="cuda:1")
+    with refused(ModelError, "cdua"):
+        evaluate(folder, tasks=LOSS, engine="vllm", device="cdua")
 
 
 @pytest.mark.skipif(find_spec("vllm") is not None, reason="vllm is installed")

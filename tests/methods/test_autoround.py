@@ -17,6 +17,7 @@ from calibrant.edits import Replace
 from calibrant.errors import ModelError
 from calibrant.job import Job
 from calibrant.methods import methods
+from calibrant.methods.quantization import autoround
 from calibrant.models import Opened, Weight, open_model, view
 from calibrant.packed import Codes
 from calibrant.targets import Grid, parse_target
@@ -231,6 +232,22 @@ def test_codes_are_those_of_a_literal_loop_with_autograd(case: str):
         assert notes["before"] == pytest.approx(before / mass, rel=1e-5)
         assert notes["after"] == pytest.approx(after / mass, rel=1e-5)
     assert all(parameter.grad is None for parameter in job.opened.model.parameters())
+
+
+@pytest.mark.parametrize("case", ["llama w3g16", "llama w3g16a", "llama w2", "mixtral w2g16"])
+def test_a_matrix_in_parts_gets_the_codes_of_the_whole(case: str, monkeypatch: pytest.MonkeyPatch):
+    family, target = case.split()
+    found: list[dict[str, Replace]] = []
+    # The whole, and parts of a few rows, of which the last has fewer.
+    for weights in (2**40, 250):
+        monkeypatch.setattr(autoround, "WEIGHTS_PER_PART", weights)
+        job = job_of(tiny_model(family).bfloat16(), target)
+        found.append(rounded("autoround(steps=6)", job))
+    whole, in_parts = found
+    assert any(edit.compressed.notes["step"] is not None for edit in whole.values())
+    for name, edit in whole.items():
+        assert torch.equal(codes_of(edit), codes_of(in_parts[name])), name
+        assert torch.equal(edit.compressed.weight, in_parts[name].compressed.weight), name
 
 
 def outputs(model: PreTrainedModel, block: int) -> Tensor:

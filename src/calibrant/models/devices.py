@@ -42,18 +42,12 @@ def device_kinds() -> tuple[str, ...]:
     return (*DEVICES, registered)
 
 
-def resolve_device(device: str) -> torch.device:
-    """Return the device that `device` names; `auto` is CUDA, else MPS, else the processor.
-
-    Raises `ModelError` for a name that isn't known, and for a device that this machine lacks. CUDA
-    and MPS are untested here.
+def check_device_name(device: str) -> None:
+    """Raise `ModelError` unless `device` names a kind of device, such as `cuda:0`. This machine may
+    lack it.
     """
     if device == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        if torch.backends.mps.is_available():
-            return torch.device("mps")
-        return torch.device("cpu")
+        return
     kind, colon, number = device.partition(":")
     # Decimal digits of ASCII, as torch takes them.
     numbered = number.isascii() and number.isdecimal()
@@ -64,6 +58,22 @@ def resolve_device(device: str) -> torch.device:
             f"there is no device {device!r}{hint}; use auto, cpu, cuda, cuda:0 or mps",
             subject=device,
         )
+
+
+def resolve_device(device: str) -> torch.device:
+    """Return the device that `device` names; `auto` is CUDA, else MPS, else the processor.
+
+    Raises `ModelError` for a name that isn't known, and for a device that this machine lacks. CUDA
+    and MPS are untested here.
+    """
+    check_device_name(device)
+    if device == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        if torch.backends.mps.is_available():
+            return torch.device("mps")
+        return torch.device("cpu")
+    kind, _, number = device.partition(":")
     available = _count(kind)
     if int(number or 0) >= available:
         raise ModelError(

@@ -15,6 +15,7 @@ from calibrant.data import by_length
 from calibrant.decoding import TOKENS_PER_BATCH, Ended, Generated, check_fit
 from calibrant.errors import ModelError
 from calibrant.models import Opened, gguf_of, located, open_tokenizer, resolve_dtype, saved_dtype
+from calibrant.models.devices import check_device_name
 from calibrant.models.digests import file_digests, folder_digest
 from calibrant.models.folder import CONFIG, read_object, weight_files
 from calibrant.models.rounded_inputs import INPUTS
@@ -98,7 +99,7 @@ class RunByVllm(PreTrainedModel):
 
     vLLM has room for `least_room` tokens, or for more as soon as there must be, and is given
     `settings` beside its usual ones. `device` is that of `opened_by_vllm`. Raises `ModelError` for
-    a GPU that this process doesn't see.
+    a device that isn't known, and for a GPU that this process doesn't see.
     """
 
     def __init__(
@@ -111,6 +112,7 @@ class RunByVllm(PreTrainedModel):
         settings: Mapping[str, Any] | None = None,
         device: str = "auto",
     ) -> None:
+        check_device_name(device)
         super().__init__(PretrainedConfig())
         config = read_object(folder / CONFIG)
         text_config = config.get("text_config", config)

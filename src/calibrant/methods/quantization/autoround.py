@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Final, final
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int8
 from torch import Tensor, nn
 
 from calibrant.activations import Gram, Propagation, Seen, Statistic, wide
@@ -56,6 +56,12 @@ LEAST_ERROR: Final = 1e-30
 """Errors are relative to no less: that of rounding to nearest may be zero."""
 SAME: Final = 1e-4
 """How large the squared difference of hidden states that are the same may be, as a share."""
+WEIGHTS_PER_PART: Final = 2**17
+"""How many weights a step works on at a time on a processor, so that what one of its operations
+writes is still in the cache for the next.
+"""
+THREADS_PER_PART: Final = 4
+"""How many threads torch has for so many weights. More threads get more weights at a time."""
 PASSES_OF_A_STEP: Final = 3
 """What a step costs, in forward passes of its windows: gradients take two."""
 
@@ -170,7 +176,14 @@ class AutoRound(ModelMethod):
         seed = (self.seed * 1_000_003 + block.index) % 2**64
         generator = torch.Generator().manual_seed(seed)
         with failing_at(self, block.name), spent_on("method"), full_speed():
-            codes, notes = learned_codes(grids, micro_batches, self.steps, self.batch, generator)
+            codes, notes = learned_codes(
+                grids,
+                micro_batches,
+                self.steps,
+                self.batch,
+                generator,
+                keep_outputs=self.inputs == "arrival",
+            )
         for weight, packed in codes.items():
             compressed = Compressed(packed.dense(), notes, packed)
             yield Replace(weight, compressed, seen[weight])
@@ -206,12 +219,14 @@ class _KeptMicroBatch:
     errors are multiplied with `factor`.
 
     `arriving` are the hidden states that the block is shown; None for those of the dense model.
-    `by_nearest` is the error of the block with the nearest values.
+    `quantized` are those that the quantized block gives, where they were kept. `by_nearest` is the
+    error of the block with the nearest values.
     """
 
     def __init__(self, call: BlockCall, factor: float) -> None:
         self.windows = len(call.real)
         self.arriving: Tensor | None = None
+        self.quantized: Tensor | None = None
         self.by_nearest = 0.0
         self.dense = call.kept()
         self._rows = call.rows
@@ -230,9 +245,13 @@ class _KeptMicroBatch:
         return self.dense(mode, self.arriving)
 
     def error(self, mode: AbstractContextManager[Any]) -> Float[Tensor, ""]:
-        """Return the squared error of what the block gives, each token by its weight."""
+        """Return the squared error of what the block gives now."""
+        return self.error_of(self.output(mode))
+
+    def error_of(self, output: Tensor) -> Float[Tensor, ""]:
+        """Return the squared error of hidden states, each token by its weight."""
         assert self._aim is not None
-        rows = self._rows(self.output(mode))
+        rows = self._rows(output)
         dtype = wide(rows.dtype)
         squares = (rows.to(dtype) - self._aim.to(dtype)).square().sum(1)
         if self._weights is not None:
@@ -273,10 +292,15 @@ class _Passage:
         self, micro_batches: Sequence[_KeptMicroBatch], numbers: Mapping[Weight, Tensor]
     ) -> None:
         """Keep what the block gives with these numbers."""
+        self._given = []
         with _put_back(numbers):
             for weight, matrix in numbers.items():
                 weight.set(matrix)
-            self._given = [micro_batch.output(torch.no_grad()) for micro_batch in micro_batches]
+            for micro_batch in micro_batches:
+                output = micro_batch.quantized
+                if output is None:
+                    output = micro_batch.output(torch.no_grad())
+                self._given.append(output)
 
 
 def _same(one: Tensor, other: Tensor) -> bool:
@@ -323,13 +347,16 @@ def learned_codes(
     steps: int,
     batch: int,
     generator: torch.Generator,
+    *,
+    keep_outputs: bool,
 ) -> tuple[dict[Weight, Codes], dict[str, Any]]:
     """Return the codes of a block's matrices, and notes: the block's mean squared error `before`,
     with the nearest values, and `after`, and the `step` that was kept, None for the nearest values.
 
-    Each step sees micro-batches of at least `batch` windows together, if there are so many. The
-    matrices must have the dense model's numbers, and have them again in the end. Raises
-    `NumericsError` for numbers that aren't finite.
+    Each step sees micro-batches of at least `batch` windows together, if there are so many. With
+    `keep_outputs` micro-batches keep what the block gives with these codes, unless they are the
+    nearest values. The matrices must have the dense model's numbers, and have them again in the
+    end. Raises `NumericsError` for numbers that aren't finite.
     """
     for micro_batch in micro_batches:
         micro_batch.aim()
@@ -343,13 +370,15 @@ def learned_codes(
             micro_batch.by_nearest = error
         best, step = _best_of_steps(matrices, parameters, lots, steps)
         _set_matrices(best)
-        after = sum(_errors(micro_batches))
+        after = sum(_errors(micro_batches, keep_outputs=keep_outputs))
     before = sum(errors)
     kept_step: int | None = step
     if not after < before:
         best = nearest
         after = before
         kept_step = None
+        for micro_batch in micro_batches:
+            micro_batch.quantized = None
     mass = max(sum(micro_batch.mass for micro_batch in micro_batches), LEAST_ERROR)
     notes = {
         "before": six_digits(before / mass),
@@ -413,11 +442,16 @@ def _set_matrices(codes: Mapping[Weight, Codes]) -> None:
         weight.set(packed.dense())
 
 
-def _errors(micro_batches: Sequence[_KeptMicroBatch]) -> list[float]:
-    """Return the squared errors of what the block gives now. Raises `NumericsError` for one that
-    isn't finite.
+def _errors(micro_batches: Sequence[_KeptMicroBatch], *, keep_outputs: bool = False) -> list[float]:
+    """Return the squared errors of what the block gives now. With `keep_outputs` the micro-batches
+    keep that as `quantized`. Raises `NumericsError` for an error that isn't finite.
     """
-    errors = [float(micro_batch.error(torch.no_grad())) for micro_batch in micro_batches]
+    errors: list[float] = []
+    for micro_batch in micro_batches:
+        output = micro_batch.output(torch.no_grad())
+        errors.append(float(micro_batch.error_of(output)))
+        if keep_outputs:
+            micro_batch.quantized = output
     if not all(error < torch.inf for error in errors):
         problem = "what the block gives with rounded weights holds NaN or infinity"
         raise NumericsError(f"{problem}; look at the model's dtype")
@@ -452,12 +486,7 @@ def _gradients(
 
 @final
 class _LearnedMatrix:
-    """A matrix whose rounding is learned; `codes` follow from what is learned so far.
-
-    Of each weight `_offsets` say by how much it is moved before it is rounded, in steps of the
-    grid. Of each group `_low` and `_high` say how much of its least and its largest weight the
-    grid reaches.
-    """
+    """A matrix whose rounding is learned; `codes` follow from what is learned so far."""
 
     def __init__(self, weight: Weight, its_grid: Grid) -> None:
         matrix = finite(weight.get(), "the weight")
@@ -465,34 +494,30 @@ class _LearnedMatrix:
         self._grid = its_grid
         self._dtype = matrix.dtype
         # A copy: the model has the rounded numbers meanwhile.
-        dense = matrix.to(wide(matrix.dtype), copy=True).contiguous()
-        self._smallest, self._largest = extremes(dense, its_grid)
-        self._dense = dense.unflatten(1, (self._smallest.shape[1], -1))
-        self._low = torch.ones_like(self._smallest)
-        self._high = torch.ones_like(self._largest)
-        self._offsets = torch.zeros_like(self._dense)
+        self._dense = matrix.to(wide(matrix.dtype), copy=True).contiguous()
+        self._rows_per_part = _rows_per_part(weight, self._dense)
+        self._parts = [
+            _LearnedRows(rows, its_grid, self._dtype)
+            for rows in self._dense.split(self._rows_per_part)
+        ]
         self.codes = self.round()
 
     def nearest(self) -> Codes:
         """Return the codes that `rtn` gives."""
-        matrix = self._dense.flatten(1).to(self._dtype)
+        matrix = self._dense.to(self._dtype)
         return absmax(matrix, self._grid).nearest(matrix)
 
     def round(self) -> Codes:
         """Return the codes that follow from what is learned so far, which become `codes`."""
-        scales = self._scales()
-        places = self._places(scales)
-        codes = places.clamp_(self._grid.lowest, self._grid.highest).to(torch.int8)
-        self.codes = Codes(self._grid, codes.flatten(1), scales.scales, scales.zeros)
+        codes = torch.cat([part.round() for part in self._parts])
+        scales = torch.cat([part.scales.scales for part in self._parts])
+        zeros = [part.scales.zeros for part in self._parts if part.scales.zeros is not None]
+        self.codes = Codes(self._grid, codes, scales, torch.cat(zeros) if zeros else None)
         return self.codes
 
     def step(self, gradients: Mapping[int, Tensor], rate: float) -> None:
         """Move what is learned by `rate` against the sign of its gradient, given the `gradients` of
         parameters.
-
-        With p = round(w/s + v) + z and c = clamp(p), a weight becomes s·(c - z), where rounding
-        counts as the identity. So its derivative by v is s where p wasn't clamped; by s it is
-        c - z, less w/s where p wasn't clamped; and by z it is -s where p was.
         """
         parameter = getattr(self.weight.owner, self.weight.key)
         if id(parameter) not in gradients:
@@ -502,9 +527,60 @@ class _LearnedMatrix:
             gradient = gradient[self.weight.expert]
         if self.weight.transposed:
             gradient = gradient.T
-        gradient = gradient.unflatten(1, (self._smallest.shape[1], -1))
-        scales = Scales(self._grid, self.codes.scales, self.codes.zeros)
-        places = self._places(scales)
+        gradients_of_parts = gradient.split(self._rows_per_part)
+        for part, gradient_of_part in zip(self._parts, gradients_of_parts, strict=True):
+            part.step(gradient_of_part, rate)
+
+
+def _rows_per_part(weight: Weight, matrix: Float[Tensor, "out in"]) -> int:
+    """Return how many rows of a matrix a step works on at a time: all on a GPU, where parts would
+    take longer, and of a transposed one, since the order in which torch sums its gradients changes
+    with the rows.
+    """
+    rows, columns = matrix.shape
+    if weight.transposed or matrix.device.type != "cpu":
+        return rows
+    parts_at_a_time = max(1, torch.get_num_threads() // THREADS_PER_PART)
+    return max(1, parts_at_a_time * WEIGHTS_PER_PART // columns)
+
+
+@final
+class _LearnedRows:
+    """Some rows of a `_LearnedMatrix`. `scales` follow from what was learned when they were last
+    rounded.
+
+    Of each weight `_offsets` say by how much it is moved before it is rounded, in steps of the
+    grid. Of each group `_low` and `_high` say how much of its least and its largest weight the
+    grid reaches.
+    """
+
+    def __init__(self, rows: Float[Tensor, "out in"], its_grid: Grid, dtype: torch.dtype) -> None:
+        self._grid = its_grid
+        self._dtype = dtype
+        self._smallest, self._largest = extremes(rows, its_grid)
+        self._dense = rows.unflatten(1, (self._smallest.shape[1], -1))
+        self._low = torch.ones_like(self._smallest)
+        self._high = torch.ones_like(self._largest)
+        self._offsets = torch.zeros_like(self._dense)
+        self.scales = self._scales()
+
+    def round(self) -> Int8[Tensor, "out in"]:
+        """Make `scales` anew, and return the codes that follow from what is learned so far."""
+        self.scales = self._scales()
+        places = self._places()
+        codes = places.clamp_(self._grid.lowest, self._grid.highest).to(torch.int8)
+        return codes.flatten(1)
+
+    def step(self, rows_gradient: Float[Tensor, "out in"], rate: float) -> None:
+        """Move what is learned by `rate` against the sign of its gradient.
+
+        With p = round(w/s + v) + z and c = clamp(p), a weight becomes s·(c - z), where rounding
+        counts as the identity. So its derivative by v is s where p wasn't clamped; by s it is
+        c - z, less w/s where p wasn't clamped; and by z it is -s where p was.
+        """
+        gradient = rows_gradient.unflatten(1, (self._smallest.shape[1], -1))
+        scales = self.scales
+        places = self._places()
         codes = places.clamp(self._grid.lowest, self._grid.highest)
         inside = places == codes
         if scales.zeros is not None:
@@ -543,12 +619,12 @@ class _LearnedMatrix:
         scales = scales.where(scales != 0, torch.finfo(self._dtype).eps)
         return Scales(self._grid, scales, None)
 
-    def _places(self, scales: Scales) -> Float[Tensor, "out group width"]:
+    def _places(self) -> Float[Tensor, "out group width"]:
         """Return where each weight comes to lie among the codes, before what lies outside is
         clamped.
         """
-        places = self._dense / scales.scales.to(self._dense.dtype)[:, :, None]
+        places = self._dense / self.scales.scales.to(self._dense.dtype)[:, :, None]
         places.add_(self._offsets).round_()
-        if scales.zeros is not None:
-            places.add_(scales.zeros[:, :, None])
+        if self.scales.zeros is not None:
+            places.add_(self.scales.zeros[:, :, None])
         return places

@@ -1,27 +1,27 @@
 """How much of what GPTQ loses does rotation save, under another tool's setting?
 
-    CALIBRANT_DATA=... python -m studies.served.rotation           # `--tables` prints what is there
+    CALIBRANT_DATA=... python -m studies.grids.tico           # `--tables` prints what is there
 
-TICO (Samsung/TICO, pull request 761) tells of SmolLM2-135M-Instruct on the whole test set of
+TICO (Samsung/TICO, pull request 761) reports on SmolLM2-135M-Instruct, on the whole test set of
 WikiText-2, cut every 2,048 tokens: perplexity 17.38, with GPTQ 22.39, and 19.70 with rotation.
-Rotation saves 54 % of the rise there. Here is the same with our `gptq` and our rotation.
+Rotation saves 54 % of the rise there. Here it is repeated with our `gptq` and our rotation.
 
 As there: four bits, a scale and a zero point for each row, ranges by least error, the largest
 inputs first, windows of 2,048 tokens of the training set. Not as there: the model is dequantized
 from Q4_1; 128 windows in place of 256; bfloat16 in place of float32; and the head, the embedding
 and inputs aren't rounded. There the head has four bits, the embedding eight, and inputs sixteen.
-One draw. Inputs in their natural order, our default, stand beside it. No record is kept yet.
+One draw. Inputs in their natural order, our default, stand beside it.
 """
 
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
-from studies.arms import arm, run
+from studies.arms import arm, run, table_head, table_row
 
 from calibrant import Study
 
-HERE: Final = Path(__file__).parent / "rotation"
+HERE: Final = Path(__file__).parent / "tico"
 METHOD: Final = "gptq(order='activation', scales='mse')"
 NATURAL: Final = "gptq(scales='mse')"
 MEASURED: Final = "perplexity(source=wikitext, length=2048, tokens=400000)"
@@ -67,17 +67,19 @@ def saved(found: dict[str, float]) -> float:
     return (found["plain"] - found["rotated"]) / rise
 
 
-def tables() -> Iterator[str]:
+def rows() -> Iterator[str]:
     """Both settings in Markdown."""
-    lines = [
-        "| | dense | GPTQ | rotation and GPTQ | of the rise saved |",
-        "| --- |" + " ---: |" * 4,
-    ]
+    yield from table_head(["setting"], ["dense", "GPTQ", "rotation, GPTQ", "of the rise saved"])
     for name, found in (("TICO", THEIRS), ("here", perplexities())):
-        cells = [f"{found[run_name]:.2f}" for run_name in ("dense", "plain", "rotated")]
-        lines.append(f"| {name} | {' | '.join(cells)} | {saved(found):.0%} |")
-    yield "\n".join(lines)
-    yield f"GPTQ with inputs in their natural order: {perplexity('plain', NATURAL):.2f}"
+        cells = [f"{found[column]:.2f}" for column in ("dense", "plain", "rotated")]
+        yield table_row([name, *cells, f"{saved(found):.0%}"])
+    natural = f"{perplexity('plain', NATURAL):.2f}"
+    yield table_row(["here, inputs in their natural order", "", natural, "", ""])
+
+
+def tables() -> Iterator[str]:
+    """The table that the page has."""
+    yield "\n".join(rows())
 
 
 if __name__ == "__main__":
