@@ -111,7 +111,8 @@ def compared(folder: Path) -> dict[str, Any]:
         theirs = opened.model.scored([window.ids for window in windows])
     except ModelError as error:
         # Without the path of the folder, and what users are told to do.
-        words, _, _ = str(error).partition(": ")[2].rpartition(ADVICE)
+        _, _, said = str(error).partition(": ")
+        words, _, _ = said.partition(ADVICE)
         return {"refused": words.removeprefix("it says ")}
     seconds = time.perf_counter() - began
     del opened

@@ -238,10 +238,16 @@ def test_codes_are_those_of_a_literal_loop_with_autograd(case: str):
 def test_a_matrix_in_parts_gets_the_codes_of_the_whole(case: str, monkeypatch: pytest.MonkeyPatch):
     family, target = case.split()
     found: list[dict[str, Replace]] = []
+    # On any number of threads.
+    monkeypatch.setattr(autoround, "THREADS_PER_PART", 2**20)
     # The whole, and parts of a few rows, of which the last has fewer.
     for weights in (2**40, 250):
         monkeypatch.setattr(autoround, "WEIGHTS_PER_PART", weights)
         job = job_of(tiny_model(family).bfloat16(), target)
+        for weight in job.view.weights:
+            matrix = weight.get()
+            rows = autoround._rows_per_part(weight, matrix)
+            assert (rows < len(matrix)) == (weights == 250)
         found.append(rounded("autoround(steps=6)", job))
     whole, in_parts = found
     assert any(edit.compressed.notes["step"] is not None for edit in whole.values())
