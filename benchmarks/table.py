@@ -392,7 +392,13 @@ def vllm(record: Mapping[str, Any]) -> str:
         alike = _percent(found["alike"] / found["tokens"])
         float32 = found["arithmetic"]
         beside = [_percent(float32["alike"] / found["tokens"]), f"{float32['apart']:.4f}"]
-        rows.append([case, f"{found['tokens']:,}", alike, *losses, *beside])
+        tokens = f"{found['tokens']:,}"
+        rows.append([case, tokens, alike, *losses, *beside])
+        if "cut" in found:
+            cut = found["cut"]
+            alike = _percent(cut["alike"] / found["tokens"])
+            losses = [f"{cut['ours']:.4f}", f"{found['vllm']:.4f}", f"{cut['apart']:.4f}"]
+            rows.append([f"{case}, ours cut towards zero", tokens, alike, *losses, "", ""])
     versions = record["versions"]
     about = (
         f"vLLM {versions['vllm']}, calibrant {versions['calibrant']}, transformers "
