@@ -90,6 +90,11 @@ PAGES: Final = (
     ),
     Page("docs/findings/template.md", "studies.template.tables", ("template",)),
     Page("docs/findings/served.md", "studies.served.tables", ("served",)),
+    Page(
+        "docs/findings/budget.md",
+        "studies.served.budget",
+        ("served/budget", "served/budget.py", "served/budget.yaml"),
+    ),
     Page("docs/findings/sensitivity.md", "studies.sensitivity.tables", ("sensitivity",)),
     Page("docs/findings/second-model.md", "studies.sensitivity.second", ("sensitivity",)),
     Page("docs/findings/milder.md", "studies.sensitivity.milder", ("sensitivity",)),

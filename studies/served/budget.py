@@ -1,32 +1,58 @@
-"""What the runs of budget.yaml say, from a store beside this file: python -m studies.served.budget.
-There is none yet.
+"""What the runs of budget.yaml say, from the store beside this file: python -m studies.served.budget
+prints the tables of docs/findings/budget.md, and writes them there with --write.
 
 Divergences are nats per token from the untouched model, on rows that no draw calibrates on.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+import statistics
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import Any, Final
 
-from studies.arms import Measured, arm, table_head, table_row, with_interval, with_range
+from studies.arms import (
+    Measured,
+    arm,
+    named,
+    source_of,
+    table_head,
+    table_row,
+    with_interval,
+    with_range,
+)
+from studies.made import PROJECT
+from studies.pages import write_or_print
 
 from calibrant.lab.stats import contrast
-from calibrant.results import Store
+from calibrant.results import Record, Store
 
+PAGE: Final = PROJECT / "docs/findings/budget.md"
 STORE: Final = Path(__file__).parent / "budget"
 BUDGET: Final = "gguf 123.132672MB"
-RECIPE: Final = ("llama_cpp", "Q4_K_M")
+RECIPE_NAME: Final = "Q4_K_M"
+RECIPE: Final = ("llama_cpp", RECIPE_NAME)
 WAYS: Final[Mapping[tuple[str, str], str]] = {
-    RECIPE: "Q4_K_M",
+    RECIPE: RECIPE_NAME,
     ("llama_cpp", BUDGET): "a budget, by errors",
-    ("llama_cpp(by=kl)", BUDGET): "a budget, by predictions",
+    ("llama_cpp(by='kl')", BUDGET): "a budget, by predictions",
 }
 """Each method with its target, and what the page calls it."""
-SETS: Final = ("c4", "python_code", "gsm8k:cot")
-"""What is calibrated on."""
+SETS: Final = {"c4": "C4", "python_code": "code", "gsm8k:cot": "arithmetic"}
+"""What is calibrated on and measured, and what the page calls it."""
 REPLACED: Final = "replace_parameters"
 """The edit of a record that has the kinds of all tensors."""
+
+PARTS: Final[Mapping[str, Sequence[str]]] = {
+    "embedding": ["model.embed_tokens.weight"],
+    "head": ["lm_head.weight"],
+    "queries": ["q_proj"],
+    "keys": ["k_proj"],
+    "values": ["v_proj"],
+    "attention's output": ["o_proj"],
+    "gate and up": ["gate_proj", "up_proj"],
+    "down": ["down_proj"],
+}
+"""The parts of the model, each with its matrices."""
 
 
 def draws_of(way: tuple[str, str], data: str) -> Measured:
@@ -36,22 +62,26 @@ def draws_of(way: tuple[str, str], data: str) -> Measured:
 
 
 def by_text() -> Iterator[str]:
-    """Rows: the divergence on each text, by way and calibration set; then by how much it is more
-    than the recipe's with the same set, mean of the texts. Below zero the budget is better.
+    """Rows: the divergence on each text, by way and calibration set; the mean of the texts; then by
+    how much that is more than the recipe's with the same set. Below zero the budget is better.
     """
-    measured = list(draws_of(RECIPE, SETS[0]))
-    yield from table_head(["kinds chosen", "calibrated on"], [*measured, "more than Q4_K_M"])
+    numbers = [*SETS.values(), "mean", f"more than {RECIPE_NAME}"]
+    yield from table_head(["kinds chosen", "calibrated on"], numbers)
     for way, name in WAYS.items():
-        for data in SETS:
+        for data, data_name in SETS.items():
             found = draws_of(way, data)
             cells: list[str] = []
-            for text in measured:
-                cells.append(with_range([draw.score.value for draw in found[text]]))
+            means: list[float] = []
+            for text in named(found, map(source_of, SETS)):
+                values = [draw.score.value for draw in found[text]]
+                cells.append(with_range(values))
+                means.append(statistics.mean(values))
+            cells.append(f"{statistics.mean(means):.3f}")
             if way == RECIPE:
                 cells.append("")
             else:
                 cells.append(with_interval(contrast(found, draws_of(RECIPE, data))))
-            yield table_row([name, data, *cells])
+            yield table_row([name, data_name, *cells])
 
 
 Kinds = Mapping[str, str]
@@ -97,10 +127,46 @@ def kinds_that_differ() -> Iterator[str]:
             yield table_row([name, label, f"{mean:.0f}", str(max(counts)), str(tensors)])
 
 
+def bits_by_part() -> Iterator[str]:
+    """Rows: how many bits a number has in each part of the model, mean of sets and draws."""
+    yield from table_head(["kinds chosen"], list(PARTS))
+    parts_of_way: dict[tuple[str, str], list[Mapping[str, float]]] = {}
+    with Store(STORE, create=False) as store:
+        for cell in store.cells():
+            record = store.record(cell.run)
+            way = (cell.method, cell.target)
+            if record is not None and way in WAYS:
+                bits = _bits_of(record)
+                parts_of_way.setdefault(way, []).append(bits)
+    for way, name in WAYS.items():
+        cells: list[str] = []
+        for part in PARTS:
+            mean = statistics.mean(bits[part] for bits in parts_of_way[way])
+            cells.append(f"{mean:.1f}")
+        yield table_row([name, *cells])
+
+
+def _bits_of(record: Record) -> Mapping[str, float]:
+    """The bits of a number, by part of the model; of matrices that are equally large the mean."""
+    by_matrix: dict[str, list[float]] = {}
+    (replaced,) = (edit for edit in record.edits if edit["edit"] == REPLACED)
+    for name, parameter in replaced["parameters"].items():
+        by_matrix.setdefault(name, []).append(parameter["bits_a_weight"])
+    for weight in record.weights:
+        _, _, matrix = weight["name"].rpartition(".")
+        by_matrix.setdefault(matrix, []).append(weight["bits_a_weight"])
+    bits: dict[str, float] = {}
+    for part, matrices in PARTS.items():
+        of_part = [amount for matrix in matrices for amount in by_matrix[matrix]]
+        bits[part] = statistics.mean(of_part)
+    return bits
+
+
 def tables() -> dict[str, str]:
     """Each table in Markdown, by name."""
-    return {"budget": "\n".join(by_text()), "kinds": "\n".join(kinds_that_differ())}
+    made = {"budget": by_text(), "bits": bits_by_part(), "kinds": kinds_that_differ()}
+    return {name: "\n".join(rows) for name, rows in made.items()}
 
 
 if __name__ == "__main__":
-    print("\n\n".join(tables().values()))
+    write_or_print(PAGE, tables())
