@@ -8,7 +8,7 @@ that are so here; there may be several, since bfloat16 has few digits. What vLLM
 its words. A record keeps the cases of earlier calls.
 
 Then our own model in float32 takes vLLM's place, which shows how far another arithmetic alone moves
-the tokens. Where keys and values are rounded, ours are also cut towards zero, as vLLM cuts them.
+the tokens. Where keys and values are in FP8, ours are also cut towards zero, as vLLM cuts them.
 """
 
 import argparse
@@ -105,8 +105,10 @@ def made(case: Case, folder: Path) -> Path:
     return out / "compressed_tensors"
 
 
-def compared(folder: Path) -> dict[str, Any]:
-    """What vLLM and torch make of the windows: the tokens that are alike, and the losses."""
+def compared(folder: Path, cache_in_fp8: bool) -> dict[str, Any]:
+    """What vLLM and torch make of the windows: the tokens that are alike, and the losses. Where
+    keys and values are in FP8, also with ours cut towards zero.
+    """
     from calibrant.errors import ModelError
     from calibrant.vllm import RunByVllm, opened_by_vllm
 
@@ -133,9 +135,10 @@ def compared(folder: Path) -> dict[str, Any]:
         "apart": found.apart,
         "seconds": seconds,
     }
-    if folder.parent.name.endswith(CACHE_IN_FP8):
-        with _cache_cut_towards_zero():
+    if cache_in_fp8:
+        with cache_cut_towards_zero():
             cut = _compare(folder, windows, theirs)
+        assert cut.ours != found.ours, "keys and values weren't cut"
         case["cut"] = {"alike": cut.alike, "ours": cut.ours, "apart": cut.apart}
     return case
 
@@ -175,9 +178,9 @@ class _Comparison(NamedTuple):
 
 
 @contextmanager
-def _cache_cut_towards_zero() -> Iterator[None]:
-    """While it lasts, our keys and values in FP8 are cut towards zero. vLLM 0.32 stores them so on
-    a processor of x86.
+def cache_cut_towards_zero() -> Iterator[None]:
+    """While it lasts, our keys and values in FP8 are cut towards zero, as vLLM 0.32 does on a
+    processor without AMX.
     """
     import torch
 
@@ -190,7 +193,7 @@ def _cache_cut_towards_zero() -> Iterator[None]:
         exact = (numbers.float() / scale).clamp(limits.min, limits.max)
         nearest = exact.to(torch.float8_e4m3fn)
         too_far = nearest.float().abs() > exact.abs()
-        # The codes of a sign are in the order of their sizes.
+        # Among numbers of one sign, the code before is that of the next number towards zero.
         codes = nearest.view(torch.uint8) - too_far.to(torch.uint8)
         return (codes.view(torch.float8_e4m3fn).float() * scale).to(numbers.dtype)
 
@@ -268,7 +271,7 @@ def main() -> None:
     record = machine.started(asked.out, question, "cases")
     for case in chosen(asked.cases):
         folder = made(case, asked.folder)
-        found = compared(folder)
+        found = compared(folder, cache_in_fp8=case.target.endswith(CACHE_IN_FP8))
         if "refused" not in found:
             found["arithmetic"] = arithmetic(folder)
         record["cases"][case.name] = found

@@ -395,10 +395,10 @@ def vllm(record: Mapping[str, Any]) -> str:
         tokens = f"{found['tokens']:,}"
         rows.append([case, tokens, alike, *losses, *beside])
         if "cut" in found:
-            cut = found["cut"]
-            alike = _percent(cut["alike"] / found["tokens"])
-            losses = [f"{cut['ours']:.4f}", f"{found['vllm']:.4f}", f"{cut['apart']:.4f}"]
-            rows.append([f"{case}, ours cut towards zero", tokens, alike, *losses, "", ""])
+            cut = {**found, **found["cut"]}
+            alike_cut = _percent(cut["alike"] / found["tokens"])
+            losses_cut = [f"{cut[name]:.4f}" for name in ("ours", "vllm", "apart")]
+            rows.append([f"{case}, ours cut towards zero", tokens, alike_cut, *losses_cut, "", ""])
     versions = record["versions"]
     about = (
         f"vLLM {versions['vllm']}, calibrant {versions['calibrant']}, transformers "

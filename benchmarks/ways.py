@@ -17,6 +17,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+SCHEMES = ("W8A8", "NVFP4")
+"""Targets that also round inputs. Their folders are compressed-tensors' own."""
 METHODS = {"wanda": "WandaPruningModifier", "sparsegpt": "SparseGPTModifier"}
 
 
@@ -54,11 +56,12 @@ def llmcompressor(asked: dict[str, Any]) -> dict[str, Any]:
     data = Dataset.from_dict(
         {"input_ids": rows, "attention_mask": [[1] * len(row) for row in rows]}
     )
-    recipe = (
-        rounding(asked["target"])
-        if asked["method"] == "gptq"
-        else removing(asked["method"], asked["target"])
-    )
+    if asked["target"] in SCHEMES:
+        recipe = scheme(asked["method"], asked["target"])
+    elif asked["method"] == "gptq":
+        recipe = rounding(asked["target"])
+    else:
+        recipe = removing(asked["method"], asked["target"])
     budget = {
         "num_calibration_samples": len(rows),
         "max_seq_length": max(map(len, rows)),
@@ -76,7 +79,9 @@ def llmcompressor(asked: dict[str, Any]) -> dict[str, Any]:
         **budget,
     )
     found = {"seconds": time.perf_counter() - began, "peak": peak()}
-    if (
+    if asked["target"] in SCHEMES:
+        model.save_pretrained(asked["out"], save_compressed=True)
+    elif (
         asked["method"] == "gptq"
     ):  # the rounded numbers as an ordinary folder, which any evaluator opens
         AutoModelForCausalLM.from_config(model.config).save_pretrained(asked["out"])
@@ -112,6 +117,16 @@ def removing(method: str, target: str) -> Any:
         ignore=["re:.*lm_head"],
         **extra,
     )
+
+
+def scheme(method: str, target: str) -> Any:
+    """The peer's recipe for a scheme, which also rounds inputs."""
+    from llmcompressor.modifiers.quantization import GPTQModifier, QuantizationModifier
+
+    told = {"targets": "Linear", "scheme": target, "ignore": ["re:.*lm_head"]}
+    if method == "rtn":
+        return QuantizationModifier(**told)
+    return GPTQModifier(**told, block_size=128, dampening_frac=0.01, actorder=None)
 
 
 def rounding(target: str) -> Any:

@@ -5,12 +5,14 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from benchmarks import growth, machine, peers, plans, sizes, table
+import torch
+from benchmarks import growth, in_vllm, machine, peers, plans, schemes, sizes, table
 
 from calibrant import view
 from calibrant.compress import rates
 from calibrant.compress.planning import Machine
 from calibrant.models import ModelShape
+from calibrant.targets import CacheGrid
 from calibrant.testing import tiny_model
 
 
@@ -26,6 +28,27 @@ def test_a_difference_has_an_error_where_there_are_draws():
     assert peers.difference([1.0], [3.0]) == (-2.0, None)
     mean, error = peers.difference([1.0, 2.0, 6.0], [0.0, 0.0, 0.0])
     assert (mean, error) == (3.0, pytest.approx(math.sqrt(7) / math.sqrt(3)))
+
+
+def test_keys_are_cut_as_vllm_was_seen_to_store_them_and_are_rounded_again_afterwards():
+    numbers = torch.tensor([1.09375, -1.21875, 440.0, 0.0015, 1.125, 1000.0])[None, None, None]
+    with in_vllm.cache_cut_towards_zero():
+        cut = CacheGrid("e4m3").rounded(numbers, (1.0,))
+    assert cut.flatten().tolist() == [1.0, -1.125, 416.0, 0.0, 1.125, 448.0]
+    nearest = CacheGrid("e4m3").rounded(numbers, (1.0,))
+    assert nearest.flatten().tolist() == [1.125, -1.25, 448.0, 2**-9, 1.125, 448.0]
+
+
+def test_tensors_of_two_folders_are_compared_by_kind_and_block():
+    one = {
+        "model.layers.0.up_proj.weight_scale": torch.tensor([[1.0], [2.0]]),
+        "model.layers.1.up_proj.weight_scale": torch.tensor([[4.0], [8.0]]),
+        "model.norm.weight": torch.tensor([1.0]),
+    }
+    other = {**one, "model.layers.1.up_proj.weight_scale": torch.tensor([4.0, 10.0])}
+    assert schemes.alike(one, other) == {
+        "weight_scale": {"all": 0.75, "first": 1.0, "apart": pytest.approx(0.2)}
+    }
 
 
 def rounds() -> list[dict[str, Any]]:

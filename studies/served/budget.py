@@ -24,7 +24,7 @@ from studies.made import PROJECT
 from studies.pages import write_or_print
 
 from calibrant.lab.stats import contrast
-from calibrant.results import Record, Store
+from calibrant.results import Cell, Record, Store
 
 PAGE: Final = PROJECT / "docs/findings/budget.md"
 STORE: Final = Path(__file__).parent / "budget"
@@ -63,7 +63,7 @@ def draws_of(way: tuple[str, str], data: str) -> Measured:
 
 def by_text() -> Iterator[str]:
     """Rows: the divergence on each text, by way and calibration set; the mean of the texts; then by
-    how much that is more than the recipe's with the same set. Below zero the budget is better.
+    how much the mean is more than the recipe's with the same set. Below zero the budget is better.
     """
     numbers = [*SETS.values(), "mean", f"more than {RECIPE_NAME}"]
     yield from table_head(["kinds chosen", "calibrated on"], numbers)
@@ -84,6 +84,16 @@ def by_text() -> Iterator[str]:
             yield table_row([name, data_name, *cells])
 
 
+def records() -> Iterator[tuple[Cell, Record]]:
+    """Each run but the dense one, with its record."""
+    with Store(STORE, create=False) as store:
+        for cell in store.cells():
+            if (cell.method, cell.target) in WAYS:
+                record = store.record(cell.run)
+                assert record is not None, f"{cell} has no record"
+                yield cell, record
+
+
 Kinds = Mapping[str, str]
 """The kind of each tensor by its name."""
 
@@ -91,14 +101,10 @@ Kinds = Mapping[str, str]
 def kinds() -> Mapping[str, Mapping[tuple[str, int], Kinds]]:
     """What a budget chose: by method, then by set and draw."""
     found: dict[str, dict[tuple[str, int], Kinds]] = {}
-    with Store(STORE, create=False) as store:
-        for cell in store.cells():
-            if cell.target != BUDGET:
-                continue
-            record = store.record(cell.run)
-            if record is not None:
-                choices = found.setdefault(cell.method, {})
-                choices[cell.data, cell.seed] = _kinds_of(record.edits)
+    for cell, record in records():
+        if cell.target == BUDGET:
+            choices = found.setdefault(cell.method, {})
+            choices[cell.data, cell.seed] = _kinds_of(record.edits)
     return found
 
 
@@ -131,13 +137,9 @@ def bits_by_part() -> Iterator[str]:
     """Rows: how many bits a number has in each part of the model, mean of sets and draws."""
     yield from table_head(["kinds chosen"], list(PARTS))
     parts_of_way: dict[tuple[str, str], list[Mapping[str, float]]] = {}
-    with Store(STORE, create=False) as store:
-        for cell in store.cells():
-            record = store.record(cell.run)
-            way = (cell.method, cell.target)
-            if record is not None and way in WAYS:
-                bits = _bits_of(record)
-                parts_of_way.setdefault(way, []).append(bits)
+    for cell, record in records():
+        bits = _bits_of(record)
+        parts_of_way.setdefault((cell.method, cell.target), []).append(bits)
     for way, name in WAYS.items():
         cells: list[str] = []
         for part in PARTS:
@@ -147,7 +149,9 @@ def bits_by_part() -> Iterator[str]:
 
 
 def _bits_of(record: Record) -> Mapping[str, float]:
-    """The bits of a number, by part of the model; of matrices that are equally large the mean."""
+    """The bits of a number, by part of the model. A part's matrices are equally large, so their
+    mean is that of their numbers.
+    """
     by_matrix: dict[str, list[float]] = {}
     (replaced,) = (edit for edit in record.edits if edit["edit"] == REPLACED)
     for name, parameter in replaced["parameters"].items():

@@ -69,7 +69,8 @@ class LlamaQuantize(ModelMethod):
     For a budget such as `gguf 90MB` each tensor gets a kind of its own, so that what all of them
     cost is least. By `error` a tensor costs the relative error of its outputs. By `kl` it costs
     what the model's predictions lose by it alone, which takes a forward for each tensor. Take `kl`
-    where the model fits in memory: by `error` a large tensor counts no more than a small one.
+    where the model fits in memory: by `error` a large tensor counts no more than a small one, and
+    on the one model tried that was no better than a recipe.
 
     The model was opened from a GGUF file, or has one to be `like`. With `importance=false` it looks
     at no data, as llama-quantize without an imatrix. Needs the package llama-cpp-py-sync: `pip

@@ -1,0 +1,191 @@
+"""Whether scales, codes and losses of schemes are llm-compressor's: python benchmarks/schemes.py
+[--peer PYTHON] [--draws 3] [CASE ...]
+
+Both get the same saved folder of SmolLM2 in float32 and the same tokens, and write folders of
+compressed-tensors. Their tensors are compared one by one. Held-out loss of both folders is measured
+by one evaluator in float32, with inputs rounded as the folders say.
+
+llm-compressor uses the inputs of a block before any of its matrices is rounded, so ours propagates
+by `reference` here. `--peer` is the Python of an environment with llm-compressor; without it
+.venv-peer is made. Runs that `--out` holds already aren't repeated.
+"""
+
+import argparse
+import shutil
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from benchmarks import machine, peers
+
+CASES: Final = {
+    "rtn W8A8": ("rtn", "W8A8"),
+    "gptq W8A8": ("gptq", "W8A8"),
+    "rtn NVFP4": ("rtn", "NVFP4"),
+    "gptq NVFP4": ("gptq", "NVFP4"),
+}
+KINDS: Final = (
+    "weight_scale",
+    "weight_global_scale",
+    "input_global_scale",
+    "weight_packed",
+    "weight",
+)
+"""Tensors that a rounded matrix may have in a folder."""
+FIRST: Final = "model.layers.0."
+"""What the names of tensors in the first block begin with."""
+ASKED: Final = ("model", "data", "samples", "length", "measured", "dtype")
+"""Options that a record has. With other options, or on another machine, it is begun anew."""
+
+
+def parsed() -> argparse.Namespace:
+    """Return the command line, with what `peers.prepare` asks for besides."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("cases", nargs="*", help="such as 'gptq NVFP4'; all without any")
+    parser.add_argument("--peer")
+    parser.add_argument("--model", default="smollm2")
+    parser.add_argument("--data", default="python_docs")
+    parser.add_argument("--samples", type=int, default=16)
+    parser.add_argument("--length", type=int, default=512)
+    parser.add_argument("--draws", type=int, default=3)
+    parser.add_argument("--measured", type=int, default=8192, help="tokens of the loss")
+    parser.add_argument("--dtype", default="float32", choices=machine.DTYPES)
+    parser.add_argument("--out", type=Path, help="the file of the record")
+    parser.set_defaults(loss_dtype="float32", peer_batch=1, keep_freed=False)
+    asked = parser.parse_args()
+    asked.saved_dtype = asked.dtype
+    return asked
+
+
+def ours(setting: peers.Setting, case: str, seed: int, out: Path) -> Path:
+    """Write our folder of a case, and return where it is."""
+    import calibrant
+
+    method, target = CASES[case]
+    asked = setting.asked
+    data = calibrant.CalibrationSet(
+        asked.data, samples=asked.samples, length=asked.length, seed=seed
+    )
+    # Rounding to nearest to eight bits looks at no data.
+    looks = case != "rtn W8A8"
+    done = calibrant.quantize(
+        str(setting.folder / "model"),
+        data=data if looks else None,
+        method=method,
+        target=target,
+        propagate="reference" if looks else None,
+        dtype=asked.dtype,
+        device="cpu",
+        out=out,
+        export="compressed_tensors",
+    )
+    if looks:
+        assert done.record.data["fingerprint"] == setting.fingerprints[seed]
+    return out / "compressed_tensors"
+
+
+def theirs(setting: peers.Setting, case: str, seed: int, out: Path) -> dict[str, Any]:
+    """Let llm-compressor write its folder of a case, and return what its process says."""
+    method, target = CASES[case]
+    return peers.child(
+        setting,
+        "llmcompressor",
+        method=method,
+        target=target,
+        dtype=setting.asked.dtype,
+        tokens=str(setting.folder / f"tokens-{seed}.json"),
+        out=str(out),
+    )
+
+
+def stored(folder: Path) -> dict[str, Any]:
+    """Return the tensors of a folder, by name."""
+    from safetensors.torch import load_file
+
+    tensors: dict[str, Any] = {}
+    for path in folder.glob("*.safetensors"):
+        tensors |= load_file(path)
+    return tensors
+
+
+def alike(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """Return the shares of equal numbers by kind of tensor: of all blocks, and of the first one.
+
+    Of scales that differ also by how much, as a share of the other's.
+    """
+    found: dict[str, dict[str, float]] = {}
+    for kind in KINDS:
+        names = [name for name in one if name.endswith(f"proj.{kind}")]
+        if not names:
+            continue
+        shares = {"all": _equal(one, other, names)}
+        shares["first"] = _equal(one, other, [name for name in names if name.startswith(FIRST)])
+        if kind.endswith("_scale"):
+            largest = 0.0
+            for name in names:
+                ratio = one[name].double() / other[name].double().reshape(one[name].shape)
+                largest = max(largest, float((ratio - 1).abs().max()))
+            shares["apart"] = largest
+        found[kind] = shares
+    return found
+
+
+def _equal(one: Mapping[str, Any], other: Mapping[str, Any], names: list[str]) -> float:
+    """The share of numbers that are equal in both."""
+    equal = 0
+    count = 0
+    for name in names:
+        ours = one[name]
+        equal += int((ours.double() == other[name].double().reshape(ours.shape)).sum())
+        count += ours.numel()
+    return equal / count
+
+
+def compared(setting: peers.Setting, case: str, seed: int) -> dict[str, Any]:
+    """Return what both tools made of one draw: equal tensors, and losses."""
+    our_folder = setting.folder / "ours"
+    their_folder = setting.folder / "theirs"
+    for folder in (our_folder, their_folder):
+        shutil.rmtree(folder, ignore_errors=True)
+    export = ours(setting, case, seed, our_folder)
+    said = theirs(setting, case, seed, their_folder)
+    found = {
+        "alike": alike(stored(export), stored(their_folder)),
+        "ours": peers.loss(export, setting.asked),
+        "theirs": peers.loss(their_folder, setting.asked),
+        "versions": said["versions"],
+    }
+    print(f"  {case}, draw {seed}: {found}", file=sys.stderr, flush=True)
+    return found
+
+
+def main() -> None:
+    """Run what the record lacks, and print a line for each case."""
+    asked = parsed()
+    question = {
+        "asked": {option: getattr(asked, option) for option in ASKED},
+        "machine": machine.facts(),
+    }
+    record = machine.started(asked.out, question, "cases")
+    with tempfile.TemporaryDirectory() as folder:
+        setting = peers.prepare(Path(folder), asked, peers.interpreter(asked.peer))
+        record["dense"] = setting.loss
+        for seed in range(asked.draws):
+            for case in asked.cases or CASES:
+                draws = record["cases"].setdefault(case, [])
+                # Draws are run in their order.
+                if len(draws) <= seed:
+                    draws.append(compared(setting, case, seed))
+                    machine.keep(asked.out, record)
+    for case, draws in record["cases"].items():
+        our_losses = [draw["ours"] for draw in draws]
+        mean, error = peers.difference(our_losses, [draw["theirs"] for draw in draws])
+        spread = "" if error is None else f" ± {error:.4f}"
+        print(f"{case}: ours less theirs {mean:+.4f}{spread}; {draws[0]['alike']}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
