@@ -37,6 +37,8 @@ KINDS: Final = (
 """Tensors that a rounded matrix may have in a folder."""
 FIRST: Final = "model.layers.0."
 """What the names of tensors in the first block begin with."""
+DENSE_INPUTS: Final = tuple(f"{FIRST}self_attn.{matrix}_proj" for matrix in "qkv")
+"""Matrices whose inputs are the dense model's."""
 ASKED: Final = ("model", "data", "samples", "length", "measured", "dtype")
 """Options that a record has. With other options, or on another machine, it is begun anew."""
 
@@ -83,7 +85,7 @@ def ours(setting: peers.Setting, case: str, seed: int, out: Path) -> Path:
         export="compressed_tensors",
     )
     if looks:
-        assert done.record.data["fingerprint"] == setting.fingerprints[seed]
+        assert done.record.run.tokens == setting.fingerprints[seed]
     return out / "compressed_tensors"
 
 
@@ -114,7 +116,8 @@ def stored(folder: Path) -> dict[str, Any]:
 def alike(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, dict[str, float]]:
     """Return the shares of equal numbers by kind of tensor: of all blocks, and of the first one.
 
-    Of scales that differ also by how much, as a share of the other's.
+    Of scales also how far they lie apart at most, as a share of the other's: of all, and of queries,
+    keys and values of the first block, whose inputs nothing has rounded.
     """
     found: dict[str, dict[str, float]] = {}
     for kind in KINDS:
@@ -124,13 +127,21 @@ def alike(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, dict[st
         shares = {"all": _equal(one, other, names)}
         shares["first"] = _equal(one, other, [name for name in names if name.startswith(FIRST)])
         if kind.endswith("_scale"):
-            largest = 0.0
-            for name in names:
-                ratio = one[name].double() / other[name].double().reshape(one[name].shape)
-                largest = max(largest, float((ratio - 1).abs().max()))
-            shares["apart"] = largest
+            shares["apart"] = _apart(one, other, names)
+            of_dense_inputs = [name for name in names if name.startswith(DENSE_INPUTS)]
+            shares["apart_of_dense_inputs"] = _apart(one, other, of_dense_inputs)
         found[kind] = shares
     return found
+
+
+def _apart(one: Mapping[str, Any], other: Mapping[str, Any], names: list[str]) -> float:
+    """How far numbers lie apart at most, as a share of the other's."""
+    largest = 0.0
+    for name in names:
+        ours = one[name].double()
+        ratio = ours / other[name].double().reshape(ours.shape)
+        largest = max(largest, float((ratio - 1).abs().max()))
+    return largest
 
 
 def _equal(one: Mapping[str, Any], other: Mapping[str, Any], names: list[str]) -> float:

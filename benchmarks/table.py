@@ -380,6 +380,47 @@ def autoround(record: Mapping[str, Any]) -> str:
     return "\n".join([about, "", *_table(heads, rows), "", times])
 
 
+def schemes(record: Mapping[str, Any]) -> str:
+    """What both saw, and a row for each scheme: the shares of numbers that are equal, and losses."""
+    asked = record["asked"]
+    rows: list[list[str]] = []
+    peer: Mapping[str, str] = {}
+    for case, draws in record["cases"].items():
+        alike = [draw["alike"] for draw in draws]
+        peer = draws[0]["versions"]
+        codes = "weight" if "weight" in alike[0] else "weight_packed"
+        cells = [case, str(len(draws)), _mean_percent(alike, "weight_scale", "all")]
+        cells.append(_mean_percent(alike, codes, "first"))
+        cells.append(_mean_percent(alike, codes, "all"))
+        ours = [draw["ours"] for draw in draws]
+        theirs = [draw["theirs"] for draw in draws]
+        cells += [f"{statistics.mean(ours):.4f}", f"{statistics.mean(theirs):.4f}"]
+        mean, error = difference(ours, theirs)
+        cells.append(f"{mean:+.4f}" if error is None else f"{mean:+.4f} ± {error:.4f}")
+        rows.append(cells)
+    about = (
+        f"{MODELS.get(asked['model'], asked['model'])}, {asked['samples']} × {asked['length']} "
+        f"tokens of {asked['data']}, {asked['dtype']}; llm-compressor {peer['llmcompressor']} (with "
+        f"torch {peer['torch']}); {machine.told(record['machine'])}. The dense model's loss is "
+        f"{record['dense']:.4f}."
+    )
+    heads = (
+        "scheme",
+        "draws",
+        "weight scales equal",
+        "codes equal, first block",
+        "codes equal",
+        "loss, Calibrant",
+        "loss, llm-compressor",
+        "difference ± standard error",
+    )
+    return "\n".join([about, "", *_table(heads, rows)])
+
+
+def _mean_percent(draws: Sequence[Mapping[str, Any]], kind: str, blocks: str) -> str:
+    return _percent(statistics.mean(alike[kind][blocks] for alike in draws))
+
+
 def vllm(record: Mapping[str, Any]) -> str:
     """The machine, a row for each case that vLLM runs, and its words on the others."""
     rows: list[list[str]] = []
@@ -574,6 +615,7 @@ TABLES: Final[dict[str, Callable[[Mapping[str, Any]], str]]] = {
     "imatrix": imatrix,
     "answers": answers,
     "autoround": autoround,
+    "schemes": schemes,
     "vllm": vllm,
     "larger": larger,
     "growth": growth,

@@ -41,13 +41,18 @@ def test_keys_are_cut_as_vllm_was_seen_to_store_them_and_are_rounded_again_after
 
 def test_tensors_of_two_folders_are_compared_by_kind_and_block():
     one = {
-        "model.layers.0.up_proj.weight_scale": torch.tensor([[1.0], [2.0]]),
+        "model.layers.0.self_attn.q_proj.weight_scale": torch.tensor([[1.0], [2.0]]),
         "model.layers.1.up_proj.weight_scale": torch.tensor([[4.0], [8.0]]),
         "model.norm.weight": torch.tensor([1.0]),
     }
     other = {**one, "model.layers.1.up_proj.weight_scale": torch.tensor([4.0, 10.0])}
     assert schemes.alike(one, other) == {
-        "weight_scale": {"all": 0.75, "first": 1.0, "apart": pytest.approx(0.2)}
+        "weight_scale": {
+            "all": 0.75,
+            "first": 1.0,
+            "apart": pytest.approx(0.2),
+            "apart_of_dense_inputs": 0.0,
+        }
     }
 
 
