@@ -42,6 +42,9 @@ DENSE_INPUTS: Final = tuple(f"{FIRST}self_attn.{matrix}_proj" for matrix in "qkv
 ASKED: Final = ("model", "data", "samples", "length", "measured", "dtype")
 """Options that a record has. With other options, or on another machine, it is begun anew."""
 
+Tensors = Mapping[str, Any]
+"""The tensors of a folder, by name."""
+
 
 def parsed() -> argparse.Namespace:
     """Return the command line, with what `peers.prepare` asks for besides."""
@@ -62,7 +65,7 @@ def parsed() -> argparse.Namespace:
     return asked
 
 
-def ours(setting: peers.Setting, case: str, seed: int, out: Path) -> Path:
+def write_ours(setting: peers.Setting, case: str, seed: int, out: Path) -> Path:
     """Write our folder of a case, and return where it is."""
     import calibrant
 
@@ -89,7 +92,7 @@ def ours(setting: peers.Setting, case: str, seed: int, out: Path) -> Path:
     return out / "compressed_tensors"
 
 
-def theirs(setting: peers.Setting, case: str, seed: int, out: Path) -> dict[str, Any]:
+def write_theirs(setting: peers.Setting, case: str, seed: int, out: Path) -> dict[str, Any]:
     """Let llm-compressor write its folder of a case, and return what its process says."""
     method, target = CASES[case]
     return peers.child(
@@ -113,45 +116,46 @@ def stored(folder: Path) -> dict[str, Any]:
     return tensors
 
 
-def alike(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+def alike(ours: Tensors, theirs: Tensors) -> dict[str, dict[str, float]]:
     """Return the shares of equal numbers by kind of tensor: of all blocks, and of the first one.
 
-    Of scales also how far they lie apart at most, as a share of the other's: of all, and of queries,
+    Of scales also how far they lie apart at most, as a share of theirs: of all, and of queries,
     keys and values of the first block, whose inputs nothing has rounded.
     """
     found: dict[str, dict[str, float]] = {}
     for kind in KINDS:
-        names = [name for name in one if name.endswith(f"proj.{kind}")]
+        names = [name for name in ours if name.endswith(f"proj.{kind}")]
         if not names:
             continue
-        shares = {"all": _equal(one, other, names)}
-        shares["first"] = _equal(one, other, [name for name in names if name.startswith(FIRST)])
+        shares = {"all": _equal(ours, theirs, names)}
+        shares["first"] = _equal(ours, theirs, [name for name in names if name.startswith(FIRST)])
         if kind.endswith("_scale"):
-            shares["apart"] = _apart(one, other, names)
+            shares["apart"] = _apart(ours, theirs, names)
             of_dense_inputs = [name for name in names if name.startswith(DENSE_INPUTS)]
-            shares["apart_of_dense_inputs"] = _apart(one, other, of_dense_inputs)
+            shares["apart_of_dense_inputs"] = _apart(ours, theirs, of_dense_inputs)
         found[kind] = shares
     return found
 
 
-def _apart(one: Mapping[str, Any], other: Mapping[str, Any], names: list[str]) -> float:
-    """How far numbers lie apart at most, as a share of the other's."""
+def _apart(ours: Tensors, theirs: Tensors, names: list[str]) -> float:
+    """How far numbers lie apart at most, as a share of theirs."""
     largest = 0.0
     for name in names:
-        ours = one[name].double()
-        ratio = ours / other[name].double().reshape(ours.shape)
+        our_numbers = ours[name].double()
+        ratio = our_numbers / theirs[name].double().reshape(our_numbers.shape)
         largest = max(largest, float((ratio - 1).abs().max()))
     return largest
 
 
-def _equal(one: Mapping[str, Any], other: Mapping[str, Any], names: list[str]) -> float:
+def _equal(ours: Tensors, theirs: Tensors, names: list[str]) -> float:
     """The share of numbers that are equal in both."""
     equal = 0
     count = 0
     for name in names:
-        ours = one[name]
-        equal += int((ours.double() == other[name].double().reshape(ours.shape)).sum())
-        count += ours.numel()
+        our_numbers = ours[name].double()
+        same = our_numbers == theirs[name].double().reshape(our_numbers.shape)
+        equal += int(same.sum())
+        count += same.numel()
     return equal / count
 
 
@@ -161,8 +165,8 @@ def compared(setting: peers.Setting, case: str, seed: int) -> dict[str, Any]:
     their_folder = setting.folder / "theirs"
     for folder in (our_folder, their_folder):
         shutil.rmtree(folder, ignore_errors=True)
-    export = ours(setting, case, seed, our_folder)
-    said = theirs(setting, case, seed, their_folder)
+    export = write_ours(setting, case, seed, our_folder)
+    said = write_theirs(setting, case, seed, their_folder)
     found = {
         "alike": alike(stored(export), stored(their_folder)),
         "ours": peers.loss(export, setting.asked),
