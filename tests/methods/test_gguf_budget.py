@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import calibrant
-from calibrant.compress import Compression, planning, quantize
+from calibrant.compress import Compression, planning, quantize, room
 from calibrant.compress.importance import imatrix
 from calibrant.compress.planning import SCRATCH
 from calibrant.edits import ReplaceParameters
@@ -19,13 +19,14 @@ from calibrant.errors import DataError, SpecError, TargetError
 from calibrant.llama_cpp import quantize_file
 from calibrant.methods import methods
 from calibrant.methods.quantization import _gguf_file
-from calibrant.models import open_model
+from calibrant.models import ModelShape, open_model
 from calibrant.models import view as seen
-from calibrant.targets import GgufBudget, parse_target
+from calibrant.targets import GgufBudget, GgufRecipe, parse_target
 from calibrant.testing import tiny_folder, tiny_model
 from calibrant.testing.tiny import tiny_gguf
 
 from tests.methods.test_llama_cpp import MOE, SMALL, tiny_moe_gguf
+from tests.refusing import refused
 
 pytest.importorskip("llama_cpp_py_sync", reason="llama-cpp-py-sync isn't installed")
 
@@ -355,6 +356,19 @@ def test_a_disk_too_small_for_scratch_files_is_named(
         planned = calibrant.plan(quantize, template, **asked)
         assert planned.fits == fits
         assert fits or "TMPDIR" in planned.problems[0]
+
+
+def test_scratch_files_count_as_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    template = str(tiny_gguf(tmp_path / "tiny.gguf", "F32"))
+    # Nothing else counts, so that the bytes that are needed are known.
+    monkeypatch.setattr(room, "held_now", lambda: 0)
+    recipe = GgufRecipe("Q4_0")
+    mapped = room.mapped_bytes(ModelShape.of(seen(open_model(template).model)), recipe)
+    method = methods.build("llama_cpp(importance=false)")
+    asked = {"method": method, "target": recipe, "out": tmp_path / "out"}
+    with refused(SpecError, method):
+        quantize(template, memory=(mapped - 1) / 1e9, **asked)
+    assert quantize(template, memory=(mapped + 1) / 1e9, **asked).record.edits
 
 
 def test_a_plan_and_a_profile_name_what_kinds_cost(tmp_path: Path) -> None:

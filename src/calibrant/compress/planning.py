@@ -32,12 +32,15 @@ from calibrant.compress.recipe import Recipe
 from calibrant.compress.room import (
     ACTIVATIONS_SHARE,
     CPU,
+    TOKENIZER_FILE_BYTES,
     Needs,
     budget_of,
     estimated_by,
     goes_by_matrix,
     held_now,
+    mapped_bytes,
     needs_whole_model,
+    scratch_bytes,
     source_count,
 )
 from calibrant.data import CalibrationSet
@@ -76,8 +79,6 @@ P = ParamSpec("P")
 
 TOKENIZER_BYTES: Final = 500
 """Bytes of memory that an entry of the vocabulary takes in a tokenizer."""
-TOKENIZER_FILE_BYTES: Final = 80
-"""Bytes that an entry of the vocabulary takes in a tokenizer's files."""
 KERNEL_BYTES: Final = 60_000_000
 """What a compiled kernel and its compiler take, for methods that look at activations."""
 GGUF_BLOCK: Final = 32
@@ -86,8 +87,6 @@ CHECKPOINT: Final = "checkpoint, removed at the end"
 """What a plan calls the finished blocks that are kept until the model is saved."""
 SCRATCH: Final = "scratch files of llama.cpp, removed again"
 """What a plan calls the files that a model is written to so that llama.cpp quantizes it."""
-PLAIN_BYTES: Final = 4
-"""Bytes of a number in the scratch file that llama.cpp reads, which holds float32."""
 CODE_BITS: Final = 8
 """Bits of a code in a checkpoint, whatever its grid."""
 SCALE_BITS: Final = 8
@@ -354,7 +353,8 @@ class CompressionPlanner:
         needs = Needs.of(outline.shape, tokens, dtype, method, sources, length, outline.device)
         needs = replace(needs, process=self.machine.process)
         kernel = KERNEL_BYTES if method.observes else 0
-        return held_by_process(needs, outline, kernel + self._mapped)
+        mapped = mapped_bytes(outline.shape, self.recipe.target.weights)
+        return held_by_process(needs, outline, kernel + mapped)
 
     def _course(self, needs: Needs) -> "_Course":
         """How the job would go, as `prune` and `quantize` decide it."""
@@ -404,18 +404,8 @@ class CompressionPlanner:
     @property
     def _host_whole(self) -> int:
         """The same with the whole model, and no activations."""
-        return held_beside([self.outline], self.machine.process) + self._mapped
-
-    @property
-    def _mapped(self) -> int:
-        """How many bytes of scratch files are in memory, 0 without such files. The one of float32
-        counts twice, since llama.cpp maps it too.
-        """
-        shape = self.outline.shape
-        scratch = scratch_bytes(shape, self.recipe.target.weights)
-        if not scratch:
-            return 0
-        return scratch + PLAIN_BYTES * shape.numbers
+        mapped = mapped_bytes(self.outline.shape, self.recipe.target.weights)
+        return held_beside([self.outline], self.machine.process) + mapped
 
     @property
     def _host_room(self) -> int:
@@ -679,17 +669,6 @@ def too_little(budget: GgufBudget, shape: ModelShape) -> list[str]:
     """Return in a sentence that a budget is too little for a model of this shape, if it is."""
     problem = budget.too_little_for((matrix.outputs, matrix.inputs) for matrix in shape.matrices)
     return [problem] if problem else []
-
-
-def scratch_bytes(shape: ModelShape, target: Target) -> int:
-    """Return how many bytes the files take at most that llama.cpp reads and writes for a target of
-    whole files: the model as float32, and quantized.
-    """
-    if not isinstance(target, GgufRecipe | GgufBudget):
-        return 0
-    tokenizer = TOKENIZER_FILE_BYTES * shape.vocabulary
-    quantized = math.ceil(shape.numbers * MOST_BITS / 8)
-    return PLAIN_BYTES * shape.numbers + quantized + 2 * tokenizer
 
 
 def bits_a_weight(form: Export, target: Target, inputs: int, dense: float) -> float:

@@ -388,7 +388,7 @@ class _Job:
         ranks.agree("the run that is asked for", asked.id)
         memory_left = memory
         if promised is not None:
-            memory_left = room_for_activations(promised, opened, model_view, recipe.method, looking)
+            memory_left = room_for_activations(promised, opened, model_view, recipe, looking)
         if on_device is not None:
             # Activations are where the model computes.
             memory_left = left_on_device(on_device, opened, model_view, recipe.method, looking)

@@ -2,6 +2,7 @@
 on disk, and which propagation there is room for.
 """
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, final
@@ -17,6 +18,8 @@ from calibrant.errors import SpecError
 from calibrant.exports import Export
 from calibrant.methods import MatrixMethod, Method, ModelMethod
 from calibrant.models import ModelOutline, ModelShape, ModelView, Opened, outline_of
+from calibrant.targets import GgufBudget, GgufRecipe, Target
+from calibrant.targets.gguf_budget import MOST_BITS
 from calibrant.walk import LONG_PASS, held_between_blocks, tokens_per_pass_of
 from calibrant.walk.ranks import Ranks
 from calibrant.walk.rehearsal import rehearse
@@ -47,6 +50,10 @@ ACTIVATIONS_SHARE: Final = 0.8
 """The share of the free memory that activations may fill. A fifth is left for what isn't counted,
 and for other processes.
 """
+PLAIN_BYTES: Final = 4
+"""Bytes of a number in the scratch file that llama.cpp reads, which holds float32."""
+TOKENIZER_FILE_BYTES: Final = 80
+"""Bytes that an entry of the vocabulary takes in a tokenizer's files."""
 
 
 @final
@@ -103,7 +110,7 @@ class Needs:
             work = 4 * (copies + squares * widest**2 + panels + rows * widest)
         if method is not None:
             state_bytes = tokens * shape.hidden * dtype.itemsize
-            work += method.work_bytes(shape.largest_block, state_bytes)
+            work += method.work_bytes(shape, state_bytes)
         per_token = shape.numbers_per_token * dtype.itemsize
         return cls(
             process=held_now(),
@@ -162,6 +169,27 @@ class Needs:
         return replace(self, arrival=0, between=0, in_a_pass=0, work=0)
 
 
+def scratch_bytes(model: ModelShape, target: Target) -> int:
+    """Return how many bytes the files take at most that llama.cpp reads and writes for a target of
+    whole files: the model as float32, and quantized.
+    """
+    if not isinstance(target, GgufRecipe | GgufBudget):
+        return 0
+    tokenizer = TOKENIZER_FILE_BYTES * model.vocabulary
+    quantized = math.ceil(model.numbers * MOST_BITS / 8)
+    return PLAIN_BYTES * model.numbers + quantized + 2 * tokenizer
+
+
+def mapped_bytes(model: ModelShape, target: Target) -> int:
+    """Return how many bytes of scratch files are in memory, 0 without such files. The one of
+    float32 counts twice, since llama.cpp maps it too.
+    """
+    scratch = scratch_bytes(model, target)
+    if not scratch:
+        return 0
+    return scratch + PLAIN_BYTES * model.numbers
+
+
 def in_bytes(memory: float | None, option: str = "memory") -> int | None:
     """Return in bytes the `memory` that an `option` gives in GB; None where none is given. Raises
     `SpecError` for what isn't above 0 or is more than any machine has.
@@ -203,6 +231,8 @@ def left_on_disk(
     needs = job.needs
     if outline.device.type != "cpu":
         needs = needs.beside_a_device()
+    # Wherever the model computes, the processor reads and writes these files.
+    needs = replace(needs, work=needs.work + mapped_bytes(outline.shape, recipe.target.weights))
     return _why_on_disk(
         f"{model} and this job",
         model,
@@ -431,16 +461,27 @@ def room_for_activations(
     promised: int,
     opened: Opened,
     view: ModelView,
-    method: Method | None = None,
+    recipe: Recipe | None = None,
     calibration: CalibrationSet | None = None,
 ) -> int:
     """Return how many of the `promised` bytes are left for activations, now that the model is open.
-    Raises `SpecError` where the model alone takes more.
+    Without a `recipe` the model is only shown the calibration set. Raises `SpecError` where the
+    job takes more than was promised even without activations.
     """
     check_kept(promised, opened)
+    method = None if recipe is None else recipe.method
     needs = needs_of_open(opened, view, method, calibration)
-    held = BLOCKS_HELD * needs.block if view.residence.on_disk else 0
-    return max(0, promised - needs.process - needs.work - held)
+    taken = needs.process + needs.work
+    if view.residence.on_disk:
+        taken += BLOCKS_HELD * needs.block
+    if recipe is not None:
+        taken += mapped_bytes(ModelShape.of(view), recipe.target.weights)
+    if taken > promised:
+        job = "imatrix" if method is None else str(method)
+        holds = f"{job} holds about {taken / 1e9:.1f} GB beside activations"
+        message = f"{holds}, and memory is {promised / 1e9:.1f}; allow more memory"
+        raise SpecError(message, subject=job)
+    return promised - taken
 
 
 def check_kept(promised: int, opened: Opened) -> None:
