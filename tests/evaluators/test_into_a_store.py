@@ -17,14 +17,18 @@ from calibrant.lab.report import report
 from calibrant.lab.stats import compare
 from calibrant.lab.study import Study
 from calibrant.models import open_model
+from calibrant.models.reading import reading_digest
 from calibrant.results import Store, merge, pack, verify
 from calibrant.results.store import UNKNOWN_ORIGIN
 from calibrant.testing import tiny_folder
+
+from tests.refusing import refused
 
 TASKS = [
     "loss(source='python_docs', tokens=600, length=64)",
     "loss(source='arithmetic', tokens=400, length=64)",
 ]
+GENERATED = "generation(name='arithmetic', shots=0, limit=2, max_tokens=4, template=True)"
 SETS = ["python_docs", "random_tokens"]
 
 
@@ -485,3 +489,29 @@ def test_explain_stores_what_evaluate_would(dense: str, pruned: list[str], tmp_p
             (run,) = store.ids()
             kept.append((store.cells(), store.measurements(run)))
     assert kept[0] == kept[1]
+
+
+def test_a_measurement_is_not_taken_for_that_of_another_chat_template(
+    dense: str, tmp_path: Path
+) -> None:
+    """The template, and where answers end, are neither in the model's digest nor in the task."""
+    folder = tmp_path / "model"
+    shutil.copytree(dense, folder)
+    task = GENERATED
+    before = reading_digest(open_model(str(folder), "float32"))
+    evaluate(folder, tasks=task, store=tmp_path / "store", dtype="float32")
+    template = folder / "chat_template.jinja"
+    template.write_text(template.read_text() + "{# another one #}")
+    assert reading_digest(open_model(str(folder), "float32")) != before
+    with refused(SpecError, task):
+        evaluate(folder, tasks=task, store=tmp_path / "store", dtype="float32")
+
+
+def test_a_saved_model_reads_as_the_one_that_it_was_made_from(
+    dense: str, pruned: list[str]
+) -> None:
+    opened = open_model(dense, "float32")
+    before = reading_digest(opened)
+    opened.tokenizer(["a", "a longer text"], padding=True, truncation=True, max_length=2)
+    assert reading_digest(opened) == before, "calls leave traces in a tokenizer"
+    assert reading_digest(open_model(pruned[0], "float32")) == before

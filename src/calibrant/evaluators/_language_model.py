@@ -23,6 +23,7 @@ from calibrant.errors import DataError, SpecError
 from calibrant.evaluators._base import Steps
 from calibrant.evaluators._scoring import Request, Scored, score_named
 from calibrant.models import open_model
+from calibrant.models.reading import end_tokens
 from calibrant.results.outcomes import Journal
 from calibrant.system.progress import Progress, silent
 
@@ -384,13 +385,7 @@ class Answering:
         """Return what says whether an answer is whole: at a token that ends texts, or where one of
         the ending's texts stands in its last tokens.
         """
-        generation = getattr(self.model, "generation_config", None)
-        configured = getattr(generation, "eos_token_id", None)
-        end_ids: set[Any] = {self.eot_token_id}
-        if isinstance(configured, list):
-            end_ids.update(configured)
-        else:
-            end_ids.add(configured)
+        end_ids = {self.eot_token_id, *end_tokens(self.model, self.tokenizer)}
         # A text can be written in other tokens than the tokenizer's, so two more are looked at, as
         # the harness does.
         sizes = {text: len(self._ids(text, False)) + 2 for text in ending.until}

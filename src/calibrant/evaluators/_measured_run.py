@@ -17,6 +17,7 @@ from calibrant.methods import methods
 from calibrant.methods.pruning.none import Untouched
 from calibrant.models import Opened, is_as_remembered, manifest_folder, origin_of
 from calibrant.models.hashing import OF_TENSORS
+from calibrant.models.reading import reading_digest
 from calibrant.numerics import type_name
 from calibrant.results import Cell, Record, Run, Store, measurement_id
 from calibrant.results.outcomes import Measurement
@@ -30,16 +31,19 @@ LONGEST_LABEL: Final = 100
 """Letters of a label: it is the name of a row."""
 REFERENCE: Final = "reference"
 """Where a measurement's provenance has the digest of the model that it was compared with."""
+READING: Final = "reading"
+"""Where it has the digest of how the model reads and ends text."""
 
 
 @dataclass(frozen=True)
 class MeasuredRun:
-    """A run in the store of a folder, by the cell that shows it; `dense` is the digest of the model
-    that it is compared with, if it is.
+    """A run in the store of a folder, by the cell that shows it; `reading` is the digest of how its
+    model reads and ends text, `dense` that of the model that it is compared with, if it is.
     """
 
     folder: str | Path
     cell: Cell
+    reading: str
     dense: str = ""
 
     @classmethod
@@ -80,13 +84,14 @@ class MeasuredRun:
             # The cell comes first: a record without one would be taken for a study's.
             store.add_cell(cell)
             store.add_record(record)
-        return cls(folder, cell, "" if dense is None else dense.digest)
+        return cls(folder, cell, reading_digest(opened), "" if dense is None else dense.digest)
 
     def once(self, task: Evaluator, measure: Callable[[], Measurement]) -> Measurement:
         """Return what the store has of `task` on this run, else what `measure` returns, which is
         stored at once.
 
-        Raises `SpecError` where the store has a comparison with another dense model.
+        Raises `SpecError` where the store has a comparison with another dense model, or a
+        measurement with another tokenizer.
         """
         form = canonical(task)
         digest = task.digest()
@@ -96,27 +101,42 @@ class MeasuredRun:
         with Store(self.folder) as store, store.claim(run_id, wait=True):
             measurement = store.measurement(run_id, measure_id)
             if measurement is None:
-                measurement = self._with_reference(task, measure())
+                measurement = self._with_digests(task, measure())
                 if task.digest() != digest:
                     raise DataError(
                         f"what {task} measures has changed meanwhile; run it again",
                         subject=str(task),
                     )
                 store.add_measurement(run_id, form, measurement, digest)
-            elif measurement.provenance.get(REFERENCE, self.dense) != self.dense:
-                raise SpecError(
-                    f"{str(self.folder)!r} has {task} of this model, compared with another one; "
-                    "give the reference that was given then, or another label",
-                    subject=str(task),
-                )
+            else:
+                self._check_same(task, measurement)
             store.add_cell(replace(self.cell, measures={str(task): measure_id}))
         return measurement
 
-    def _with_reference(self, task: Evaluator, measurement: Measurement) -> Measurement:
-        """Return a measurement with the digest of the model that it was compared with."""
-        if not task.compares:
-            return measurement
-        return replace(measurement, provenance={**measurement.provenance, REFERENCE: self.dense})
+    def _with_digests(self, task: Evaluator, measurement: Measurement) -> Measurement:
+        """Return a measurement with what it depends on beside the run and the task."""
+        digests = {READING: self.reading}
+        if task.compares:
+            digests[REFERENCE] = self.dense
+        return replace(measurement, provenance={**measurement.provenance, **digests})
+
+    def _check_same(self, task: Evaluator, measurement: Measurement) -> None:
+        """Raise `SpecError` for a measurement of the store that depends on something else. What it
+        doesn't say isn't looked at.
+        """
+        known = measurement.provenance
+        if known.get(REFERENCE, self.dense) != self.dense:
+            raise SpecError(
+                f"{str(self.folder)!r} has {task} of this model, compared with another one; "
+                "give the reference that was given then, or another label",
+                subject=str(task),
+            )
+        if known.get(READING, self.reading) != self.reading:
+            raise SpecError(
+                f"{str(self.folder)!r} has {task} of this model, measured with another tokenizer, "
+                "chat template or end of answers; give another label",
+                subject=str(task),
+            )
 
 
 def _name_in(store: Store, name: str, digest: str) -> str:

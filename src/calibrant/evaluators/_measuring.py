@@ -38,6 +38,7 @@ from calibrant.models import (
 )
 from calibrant.models.cache import cache_folder
 from calibrant.models.hashing import OF_TENSORS
+from calibrant.models.reading import reading_digest
 from calibrant.numerics import gigabytes, type_name
 from calibrant.options import EvaluateCommand, StoreOptions, declaration, with_fields_of
 from calibrant.results.outcomes import Journal, Measurement, Score
@@ -461,7 +462,7 @@ def _journal(task: Evaluator, opened: Opened, reference: Opened | None) -> Journ
     """
     # A journal belongs to all that its scores depend on.
     compared = reference.digest if reference and task.compares else ""
-    parts = [opened.digest, canonical(task), str(opened.dtype), compared]
+    parts = [opened.digest, canonical(task), str(opened.dtype), compared, reading_digest(opened)]
     digest = task.digest()
     if digest:
         parts.append(digest)

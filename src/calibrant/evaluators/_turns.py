@@ -15,6 +15,7 @@ from calibrant.data._written import ASSISTANT, THINKING, tags_of, written
 from calibrant.decoding import Decoder, Generated
 from calibrant.evaluators._base import Steps, Subject
 from calibrant.evaluators._windows import token_ids
+from calibrant.models.reading import end_tokens
 from calibrant.vllm import VllmDecoder
 
 _ANSWERED: Final = Conversation(
@@ -55,7 +56,7 @@ class AssistantTurn:
         prompt = form.render(Row(turns=_ANSWERED.messages[:1]), tokenizer)
         roles: set[Role] = set()
         inside: set[int] = set()
-        ends = _text_ends(model, tokenizer)
+        ends = set(end_tokens(model, tokenizer))
         special = special_ids(tokenizer)
         for conversation in (_ANSWERED, _CALLED):
             tokens = _assistant_tokens(conversation, tokenizer)
@@ -134,15 +135,6 @@ def special_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
     added = tokenizer.added_tokens_decoder.items()
     special = {number for number, token in added if token.special}
     return frozenset({*tokenizer.all_special_ids, *special})
-
-
-def _text_ends(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    """Return the tokens that end a text by the tokenizer and by the model's own settings."""
-    configured = getattr(model, "generation_config", None)
-    ends = getattr(configured, "eos_token_id", None)
-    if not isinstance(ends, list):
-        ends = [ends]
-    return {token for token in (*ends, tokenizer.eos_token_id) if isinstance(token, int)}
 
 
 def _assistant_tokens(

@@ -35,6 +35,7 @@ from calibrant.decoding import ReservedLayer
 from calibrant.errors import DataError
 from calibrant.models import Opened
 from calibrant.models.cache import cache_folder
+from calibrant.models.reading import end_tokens
 from calibrant.numerics import not_finite, type_name
 from calibrant.spec import canonical, identity
 from calibrant.system.seals import Purpose
@@ -574,7 +575,7 @@ class _Generation:
         self._context = context
         self._opened = opened
         self._request = request
-        self._ends = end_tokens(opened)
+        self._ends = end_tokens(opened.model, opened.tokenizer)
         self._vocabulary = len(context.tokenizer)
         self._label = f"writing text for {selector}"
         facts = identifying(selector, context, opened, self._ends)
@@ -627,14 +628,3 @@ def identifying(
         "ends": sorted(ends),
         "vocabulary": len(context.tokenizer),
     }
-
-
-def end_tokens(opened: Opened) -> frozenset[int]:
-    """Return the tokens that end a text: the tokenizer's end token, and those that the model's
-    own settings for generation name.
-    """
-    ends = getattr(opened.model.generation_config, "eos_token_id", None)
-    if not isinstance(ends, list):
-        ends = [ends]
-    ends = [*ends, opened.tokenizer.eos_token_id]
-    return frozenset(token for token in ends if isinstance(token, int))

@@ -35,7 +35,6 @@ from calibrant.data.select._generating import (
     MARGIN,
     PATIENCE,
     Batches,
-    end_tokens,
     identifying,
     known_logits,
     looped,
@@ -47,6 +46,7 @@ from calibrant.data.user_file import UserFile
 from calibrant.decoding import Decoder
 from calibrant.errors import DataError, SpecError
 from calibrant.models import Opened
+from calibrant.models.reading import end_tokens
 from calibrant.spec import later
 from calibrant.spec.grammar import read_sum
 from calibrant.vllm import OpenInVllm, VllmSampling
@@ -287,7 +287,7 @@ class _Answering:
         self._most = min(selector.max_tokens, self._room - 1)
         self._faults: Counter[str] = Counter()
         self._prompts = self._all_prompts()
-        self._ends = end_tokens(opened) | self._ends_of_turns()
+        self._ends = end_tokens(opened.model, opened.tokenizer) | self._ends_of_turns()
         self._vocabulary = len(context.tokenizer)
         facts = identifying(selector, context, opened, self._ends)
         facts["answered"] = REVISION
