@@ -2,6 +2,7 @@
 
 import shutil
 import zlib
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from calibrant.results import (
     items,
     merge,
     pack,
+    publishing,
     verify,
 )
 from calibrant.results.items import AS_IT_IS, CHOSEN, PLACED, SAME, restored_columns, table_of
@@ -34,7 +36,7 @@ from calibrant.system.durable import compact_json, read_json, sealed, text_of_js
 from tests.databases import spoil
 from tests.refusing import refused
 from tests.results import samples
-from tests.results.conftest import MEASURE, files, told, varied
+from tests.results.conftest import ADDED, MEASURE, files, told, varied
 from tests.results.samples import ITEMS, LOSS, MEASURED, OTHER_RUN, QUIZ, RECORD, RUN, SCORE
 
 
@@ -365,6 +367,39 @@ def test_what_another_pack_moves_in_meanwhile_stays(store: Path):
     shutil.copyfile(store / "items.parquet", moving / "items.parquet")
     settle(store)
     assert (moving / "items.parquet").exists()
+
+
+CAME_MEANWHILE: dict[str, Callable[[Store], object]] = {
+    "a grid": lambda store: store.write_cells([], {"baseline": "c4"}),
+    "a cell": lambda store: store.add_cell(replace(ADDED, measures={"another": "sha256:1"})),
+    "a failure": lambda store: store.add_failure(RUN.id, {"error": "no memory"}),
+    "what a run found so far": lambda store: store.trials(RUN.id).add({"first": 1.0}),
+}
+
+
+@pytest.mark.parametrize("what", CAME_MEANWHILE)
+def test_what_comes_in_while_it_is_packed_stays(
+    what: str, store: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Tables are compared for minutes in a large store, and somebody else may write meanwhile."""
+    compare = publishing._check_same
+
+    def interrupted(*asked: Any) -> None:
+        compare(*asked)
+        with Store(store) as other:
+            CAME_MEANWHILE[what](other)
+
+    monkeypatch.setattr(publishing, "_check_same", interrupted)
+    with refused(OutputError, store):
+        pack(store)
+    said = told(store)
+    monkeypatch.undo()
+    if what == "what a run found so far":
+        with Store(store) as there:
+            assert there.trials(RUN.id).known == {"first": 1.0}
+            there.trials(RUN.id).remove()
+    pack(store)
+    assert told(store) == said
 
 
 def test_it_is_a_data_set_for_the_hub(store: Path, tmp_path: Path):

@@ -116,6 +116,8 @@ class Database:
             try:
                 # From here on nobody else can open it, so what is checked is what is deleted.
                 connection.execute("BEGIN EXCLUSIVE")
+                # Unless somebody opened it in between.
+                self._check_left_wal(connection)
                 check()
             except BaseException:
                 if connection.in_transaction:
@@ -141,7 +143,13 @@ class Database:
         except sqlite3.OperationalError as error:
             if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY:
                 raise
+        # What this connection read before is remembered, and out of WAL SQLite doesn't notice that
+        # another one wrote since.
+        connection.execute("PRAGMA shrink_memory")
         # SQLite may also say nothing, and stay as it was.
+        self._check_left_wal(connection)
+
+    def _check_left_wal(self, connection: sqlite3.Connection) -> None:
         if connection.execute("PRAGMA journal_mode").fetchone() != ("delete",):
             folder = str(self.path.parent)
             raise OutputError(

@@ -650,12 +650,13 @@ class Store:
         """
         published = PublishedResults.of(self.folder)
         live = self._live
+        # The tables are there already, whatever becomes of the database.
+        self._published = published
         if live is not None and published is not None:
             check = partial(self._check_published, live, published, runs, measurements)
             # The check runs while nobody else can write, so nothing new is lost.
             live.database.remove(check)
             self._live = None
-        self._published = published
 
     def _check_published(
         self, live: LiveResults, published: PublishedResults, runs: int, measurements: int
@@ -664,7 +665,12 @@ class Store:
         # What was measured on a run that is nowhere is never published.
         keys = [key for key in live.measured() if published.has(key[0])]
         whole = all(map(published.has, kept)) and all(published.has(*key) for key in keys)
-        if not whole or len(kept) > runs or len(keys) > measurements:
+        more = len(kept) > runs or len(keys) > measurements
+        written = StudyIndex.read(published.index())
+        # What was found of a run or measurement that isn't finished is in no table.
+        begun = bool(live.database.rows("SELECT 1 FROM journal LIMIT 1"))
+        changed = self.index() != written or self.failures() != published.failures()
+        if not whole or more or begun or changed:
             raise self._error(
                 f"something came into {str(self.folder)!r} while it was packed; "
                 "nothing is lost, pack it again"
