@@ -418,6 +418,27 @@ def test_wrong_numbers_keep_their_rule(answer: str, numbers: list[int], key: str
         assert not set(values) & set(numbers)
 
 
+@pytest.mark.parametrize(
+    ("question", "answer"),
+    [
+        ("How many of 1 2 3 4 5 6 7 8 9 10 are negative?", "0"),
+        ("What is 123456789012345 plus 123456789012345678?", "123580245801358023"),
+        ("Which of 4111111111111111 and 5500000000000004 is the 2nd card?", "2"),
+    ],
+    ids=["every number near enough is in the question", "a product of 33 digits", "two cards"],
+)
+def test_wrong_numbers_are_found_for_odd_questions(question: str, answer: str) -> None:
+    wrong = wrong_numbers(question, answer, "key")
+    assert len({answer, *wrong}) == 4
+    assert not set(wrong) & set(re.findall(r"\d+", question))
+
+
+def test_a_question_with_an_empty_choice_is_passed_over() -> None:
+    put = put_for("mine", "cloze", choices=True, numbers=False)
+    assert put(Row(question="Yes?", choices=("yes", "no"), answer="yes")) is not None
+    assert put(Row(question="Yes?", choices=("yes", ""), answer="yes")) is None
+
+
 def test_the_right_number_stands_anywhere() -> None:
     """Its place is of another hash than the wrong ones are chosen by: those are the lowest of
     that one.

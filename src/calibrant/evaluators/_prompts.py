@@ -24,8 +24,9 @@ each kind, which of them the hash of the problem says:
 
 Where a kind has none (the question has no two numbers), the next of two more, two less, three more,
 … takes its place. All are different, are written with the decimals of the answer and are at most
-ten times as large or as small. None is negative unless the answer is, and none stands in the
-question unless the answer does: a model that only copies would prefer it, and be worse than chance.
+ten times as large or as small, unless the question holds all of these. None is negative unless the
+answer is, and none stands in the question unless the answer does: a model that only copies would
+prefer it, and be worse than chance.
 """
 
 import hashlib
@@ -176,6 +177,9 @@ def _gold(row: Row) -> int | None:
     names = row.labels or row.choices
     if len(row.choices) < 2 or row.answer not in names or not row.question:
         return None
+    # The likelihood of an empty choice says nothing, and by its length it can't be divided.
+    if "" in row.choices:
+        return None
     return names.index(row.answer)
 
 
@@ -267,25 +271,36 @@ def wrong_numbers(question: str, answer: str, key: str) -> tuple[str, str, str]:
     if value not in numbers:
         excluded += numbers
 
-    def passes(candidate: Decimal) -> bool:
+    largest = 10 * max(abs(value), Decimal(1))
+
+    def is_free(candidate: Decimal) -> bool:
         if candidate in excluded or candidate != round(candidate, decimals):
             return False
-        if candidate < 0 <= value:
-            return False
+        return candidate >= 0 or value < 0
+
+    def passes(candidate: Decimal) -> bool:
         too_small = abs(value) > 10 * max(abs(candidate), 1)
-        too_large = abs(candidate) > 10 * max(abs(value), 1)
-        return not too_small and not too_large
+        # Looked at first: a number with too many digits can't be rounded.
+        too_large = abs(candidate) > largest
+        return not too_small and not too_large and is_free(candidate)
+
+    def substitutes() -> Iterator[Decimal]:
+        for candidate in _further(value):
+            # The question may hold every number that is near enough.
+            too_far = abs(candidate - value) > largest + abs(value)
+            if passes(candidate) or (too_far and is_free(candidate)):
+                yield candidate
 
     def order(text: str) -> str:
         return by_hash(key, text)
 
     chosen: list[str] = []
     # Shared by the kinds: what one of them tried, the next doesn't try again.
-    substitutes = _further(value)
+    further = substitutes()
     for kind in (_near(value), _slips(answer, value), _operations(numbers)):
         fitting = [_with_decimals(candidate, decimals) for candidate in kind if passes(candidate)]
         if not fitting:
-            fitting = [_with_decimals(next(filter(passes, substitutes)), decimals)]
+            fitting = [_with_decimals(next(further), decimals)]
         wrong = min(fitting, key=order)
         chosen.append(wrong)
         excluded.append(Decimal(wrong))
