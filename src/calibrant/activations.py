@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from calibrant.system.products import full_speed, has_tiles, rounding_factors
+from calibrant.system.products import exact_type, full_speed, has_tiles, rounding_factors
 
 T = TypeVar("T")
 S = TypeVar("S", bound="Statistic")
@@ -136,7 +136,7 @@ class FeatureNorms(_SquaresOfFeatures):
     ) -> "FeatureNorms":
         # Sums of a chunk are in the wide type, and their total is in float64: so the order of many
         # additions decides no mask.
-        total = torch.zeros(x.shape[1], dtype=_exact(x.device), device=x.device)
+        total = torch.zeros(x.shape[1], dtype=exact_type(x.device), device=x.device)
         for rows, row_weights in _chunks(x, weights):
             # Promoted rows are a copy already, which may be changed in place.
             squares = rows.square() if rows.dtype == x.dtype else rows.square_()
@@ -275,7 +275,7 @@ class MagnitudeCounts(_SquaresOfFeatures):
         cls, x: Float[Tensor, "token in"], weights: Float[Tensor, "token"] | None = None
     ) -> "MagnitudeCounts":
         norms = FeatureNorms.of(x, weights)
-        counts = torch.zeros(SIZES, dtype=_exact(x.device), device=x.device)
+        counts = torch.zeros(SIZES, dtype=exact_type(x.device), device=x.device)
         for rows, row_weights in _chunks(x, weights):
             mantissa, exponent = rows.abs().frexp()
             # `frexp` has mantissas from a half to one.
@@ -490,7 +490,7 @@ class Routing(Statistic):
         """Return the routing of these tokens alone, among so many `experts`; a number that is no
         expert's says that a choice was left out.
         """
-        dtype = _exact(gates.device)
+        dtype = exact_type(gates.device)
         real = (chosen >= 0) & (chosen < experts)
         # One column more than there are experts takes the choices that were left out.
         columns = torch.where(real, chosen, experts).long()
@@ -570,11 +570,6 @@ class Seen(Mapping[type[Statistic], Statistic]):
 def _upper(width: int, device: torch.device) -> Bool[Tensor, "in in"]:
     """Return the mask of the upper triangle, with the diagonal."""
     return torch.ones(width, width, dtype=torch.bool, device=device).triu()
-
-
-def _exact(device: torch.device) -> torch.dtype:
-    """Return the type of sums over all tokens: float64 wherever the device has it."""
-    return torch.float32 if device.type == "mps" else torch.float64
 
 
 def _chunks(

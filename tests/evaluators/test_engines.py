@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 from calibrant.cli import app
 from calibrant.errors import ModelError, SpecError
 from calibrant.evaluators import evaluate
+from calibrant.models import open_model
 from calibrant.testing import tiny_folder
 from calibrant.testing.tiny import tiny_gguf
 
@@ -45,5 +46,8 @@ def test_what_cannot_be_measured_there_is_refused_by_name(
         evaluate(file, tasks="generation", engine="llama_cpp")
     with refused(ModelError, folder):
         evaluate(folder, tasks=LOSS, engine="llama_cpp")
+    for engine in ("llama_cpp", "vllm"):
+        with refused(SpecError, engine):
+            evaluate(open_model(folder), tasks=LOSS, engine=engine)
     found = CliRunner().invoke(app, ["evaluate", folder, "--task", LOSS, "--engine", "llama_cpp"])
     assert (found.exit_code, folder in found.stderr.replace("\n", "")) == (2, True)

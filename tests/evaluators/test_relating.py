@@ -24,7 +24,7 @@ def table(groups: int, slope: float, documents: int = 40) -> Relation:
     damage = chance.uniform(0, 1, groups)
     tokens = chance.poisson(2 + 8 * (1 - damage), (documents, groups)).astype(float)
     raised = tokens * (slope * damage) + np.sqrt(tokens) * chance.normal(0, 0.3, tokens.shape)
-    return Relation(tokens, tokens * (1 - damage), raised, tokens)
+    return Relation(tokens, tokens * (1 - damage), raised, tokens, tokens)
 
 
 def test_a_relation_that_is_there_is_found_and_one_that_is_not_is_not() -> None:

@@ -1,6 +1,7 @@
 """An evaluation that was killed goes on, and gives what it would have given."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,15 @@ TASKS = [
     "loss(source='python_docs', tokens=1000, length=64)",
     "loss(source='python_docs', tokens=600, length=32)",
 ]
+
+
+def test_a_user_without_a_cache_can_evaluate(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own_cache: Path
+) -> None:
+    folder = str(tiny_folder(tmp_path / "tiny"))
+    kept = evaluate(folder, tasks=TASKS[0], dtype="float32")
+    monkeypatch.setenv("CALIBRANT_CACHE", os.devnull)
+    assert evaluate(folder, tasks=TASKS[0], dtype="float32")[0].score == kept[0].score
 
 
 def test_a_killed_evaluation_goes_on_from_its_journal(

@@ -50,6 +50,7 @@ def test_what_cannot_be_meant(spec: str, subject: str, sentence: str) -> None:
     ("task", "error", "subject", "sentence"),
     [
         ("words(source='MINE')", SpecError, "MODEL", "isn't known; give --reference"),
+        ("words(groups=lemmass)", SpecError, "lemmass", "did you mean 'lemmas'?"),
         (
             "task(name='MINE', shots=99)",
             DataError,
@@ -95,6 +96,10 @@ def test_what_cannot_be_measured(
         ({"engine": "llama_cpp", "memory": 4.0}, "memory is for a model that is opened here"),
         ({"memory": 0.01}, "GB are held, and memory is"),
         ({"memory": -1.0}, "memory=-1 is no room to work in"),
+        (
+            {"tasks": "lape", "limit": 8},
+            "can't be given limit=8; use --tokens, a budget of tokens",
+        ),
     ],
 )
 def test_what_a_file_cannot_be_measured_with(
@@ -102,5 +107,5 @@ def test_what_a_file_cannot_be_measured_with(
 ) -> None:
     file = tiny_gguf(tmp_path / "model.gguf")
     with pytest.raises(InputError) as caught:
-        evaluate(str(file), tasks="loss(source=python_docs, tokens=64, length=32)", **asked)
+        evaluate(str(file), **{"tasks": "loss(source=python_docs, tokens=64, length=32)", **asked})
     assert sentence in str(caught.value)

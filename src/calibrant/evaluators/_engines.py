@@ -21,7 +21,7 @@ from calibrant.models.digests import file_digest
 from calibrant.models.gguf_file import gguf_tokenizer, read_header
 from calibrant.spec import identity
 from calibrant.spec.foreign import did_you_mean
-from calibrant.vllm import opened_by_vllm
+from calibrant.vllm import RunByVllm, opened_by_vllm
 
 Engine = Literal["torch", "llama_cpp", "vllm"]
 ENGINES: Final = get_args(Engine)
@@ -52,6 +52,12 @@ def check_engine(engine: str, tasks: list[Evaluator]) -> None:
                 f"{', '.join(measured)}; leave --engine out",
                 subject=str(task),
             )
+
+
+def runs_by(engine: str, opened: Opened) -> bool:
+    """Return whether an engine that isn't torch runs this open model."""
+    runner = RunByVllm if engine == "vllm" else RunByLlamaCpp
+    return isinstance(opened.model, runner)
 
 
 def opened_by(engine: str, ref: str, dtype: str, device: str) -> Opened:

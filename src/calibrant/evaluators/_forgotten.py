@@ -244,16 +244,18 @@ class Forgotten:
             self.dense.by_document(self.shown.by_window),
             losses.raised,
             losses.tokens,
+            losses.frequency,
         )
         return Relation(*(table[:, groups].numpy() for table in tables))
 
     @cached_property
     def _document_losses(self) -> "_Losses":
         """The losses of the documents that hold a group."""
-        holds = (self.dense.by_document(self.dense.counts.double()) > 0).double()
+        frequency = self.dense.by_document(self.dense.counts.double())
+        holds = (frequency > 0).double()
         # [document, 2]: the nats, and the tokens.
         sums = torch.tensor(list(self.raised_by_document.values()), dtype=torch.float64)
-        return _Losses(holds * sums[:, :1], holds * sums[:, 1:])
+        return _Losses(holds * sums[:, :1], holds * sums[:, 1:], frequency)
 
     @cached_property
     def _next_losses(self) -> "_Losses":
@@ -269,17 +271,19 @@ class Forgotten:
             groups = labels[inside]
             raised[number].index_add_(0, groups, nats[behind[inside]])
             tokens[number].index_add_(0, groups, torch.ones(len(groups), dtype=torch.float64))
-        return _Losses(self.dense.by_document(raised), self.dense.by_document(tokens))
+        by_document = self.dense.by_document(tokens)
+        return _Losses(self.dense.by_document(raised), by_document, by_document)
 
 
 @dataclass(frozen=True)
 class _Losses:
-    """By how many nats the losses of what belongs to a group rose in each document, and over how
-    many tokens.
+    """By how many nats the losses of what belongs to a group rose in each document, over how many
+    tokens, and how often the group is there.
     """
 
     raised: Float[Tensor, "document group"]
     tokens: Float[Tensor, "document group"]
+    frequency: Float[Tensor, "document group"]
 
     def by_token(self) -> Column:
         """Return the nats a token of each group; not finite where there are no tokens."""
@@ -293,13 +297,15 @@ class Relation:
     """Sums by document and group that the damage and the loss of each group follow from.
 
     `dense` and `shown` are the dense model's and the compressed one's part in the pattern; `raised`
-    is by how many nats the losses of what belongs to a group rose, of `tokens` tokens.
+    is by how many nats the losses of what belongs to a group rose, of `tokens` tokens. `frequency`
+    is how often the group is there.
     """
 
     dense: Table
     shown: Table
     raised: Table
     tokens: Table
+    frequency: Table
 
     def facts(self, name: str, seed: int) -> dict[str, float | None]:
         """Return the correlation under `name`, its interval, and the correlation at equal
@@ -342,10 +348,11 @@ class Relation:
         shown = weights @ self.shown
         raised = weights @ self.raised
         tokens = weights @ self.tokens
+        frequency = weights @ self.frequency
         with np.errstate(divide="ignore", invalid="ignore"):
             damage = np.where(dense > 0, 1 - shown / dense, np.nan)
             loss = np.where(tokens > 0, raised / tokens, np.nan)
-        return damage, loss, tokens
+        return damage, loss, frequency
 
     def _correlations(
         self, weights: Float[np.ndarray, " document"]

@@ -2,10 +2,12 @@
 calibrated on, unless somebody asks for exactly that.
 """
 
+import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any, final
 
 from transformers import PreTrainedModel
@@ -19,7 +21,7 @@ from calibrant.data.inspect.leaks import LeakCount, RowFingerprints, find_leaks,
 from calibrant.data.user_file import UserFile
 from calibrant.errors import DataError, SpecError
 from calibrant.evaluators._base import Evaluator, Subject
-from calibrant.evaluators._engines import check_engine, opened_by
+from calibrant.evaluators._engines import check_engine, opened_by, runs_by
 from calibrant.evaluators._measured_run import MeasuredRun, check_label
 from calibrant.evaluators._planning import needs_of, plan_of_measuring
 from calibrant.models import (
@@ -86,6 +88,8 @@ def _chosen(options: EvaluateOptions) -> list[Evaluator]:
         message = "nothing is to be measured; give tasks, such as tasks=['loss(source=wikitext)']"
         raise SpecError(message, subject="tasks")
     chosen: list[Evaluator] = [evaluators.build(task) for task in tasks]
+    for task in chosen:
+        task.check()
     return within_budget(chosen, options.limit, options.tokens)
 
 
@@ -199,6 +203,12 @@ def _open(
             )
     if by_another and not isinstance(model, Opened):
         return opened_by(options.engine, name_of(model), options.dtype, options.device)
+    if by_another and not runs_by(options.engine, model):
+        raise SpecError(
+            f"{model.name} is open in torch, and engine is {options.engine}; leave the engine out, "
+            "or give the model's name",
+            subject=options.engine,
+        )
     names = [name_of(model)]
     if dense is not None and not is_object(dense):
         names.append(name_of(dense))
@@ -294,22 +304,20 @@ def left_on_disk(
 def within_budget(
     tasks: Sequence[Evaluator], limit: int | None = None, tokens: int | None = None
 ) -> list[Evaluator]:
-    """Return the tasks with `limit` items, and with `tokens` where they have such a budget.
-    Raises `SpecError` where none has.
+    """Return the tasks with `limit` items and with `tokens`, where they have such budgets. Raises
+    `SpecError` where none has.
     """
     chosen = list(tasks)
-    if limit is not None:
-        # A task without a limit has a budget in another unit.
-        chosen = [with_parameters(task, limit=limit) or task.limited(limit) for task in chosen]
-    if tokens is not None:
-        budgeted = [with_parameters(task, tokens=tokens) for task in chosen]
-        if not any(budgeted):
-            raise SpecError(
-                f"no budget of {tokens} tokens fits {', '.join(map(str, chosen))}; "
-                f"use --limit for the number of items",
-                subject="tokens",
-            )
-        chosen = [limited or task for limited, task in zip(budgeted, chosen, strict=True)]
+    other = {"limit": "--tokens, a budget of tokens", "tokens": "--limit, the number of items"}
+    for budget, value in (("limit", limit), ("tokens", tokens)):
+        if value is None:
+            continue
+        limited = [with_parameters(task, **{budget: value}) for task in chosen]
+        if not any(limited):
+            names = ", ".join(map(str, chosen))
+            problem = f"{names} can't be given {budget}={value}"
+            raise SpecError(f"{problem}; use {other[budget]}", subject=budget)
+        chosen = [small or task for small, task in zip(limited, chosen, strict=True)]
     return chosen
 
 
@@ -458,7 +466,7 @@ def _opened(
 
 def _journal(task: Evaluator, opened: Opened, reference: Opened | None) -> Journal:
     """Return where this measurement keeps its items until all is done: in the user's cache, under
-    the hash of what is measured.
+    the hash of what is measured; nowhere for a user without a cache.
     """
     # A journal belongs to all that its scores depend on.
     compared = reference.digest if reference and task.compares else ""
@@ -466,7 +474,10 @@ def _journal(task: Evaluator, opened: Opened, reference: Opened | None) -> Journ
     digest = task.digest()
     if digest:
         parts.append(digest)
-    return Journal(cache_folder() / "journals.sqlite", identity(parts))
+    folder = cache_folder()
+    if folder == Path(os.devnull):
+        return Journal()
+    return Journal(folder / "journals.sqlite", identity(parts))
 
 
 def leaks(

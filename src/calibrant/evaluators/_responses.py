@@ -40,6 +40,7 @@ from calibrant.evaluators._windows import nats_by_token, predictions
 from calibrant.evaluators._word_groups import Groups, WindowWords
 from calibrant.models import Weight, view
 from calibrant.models.stream import Stream
+from calibrant.system.products import exact_type
 from calibrant.system.progress import Progress
 
 RATE: Final = 0.05
@@ -78,7 +79,7 @@ class Pattern:
     @cached_property
     def strengths(self) -> Float[Tensor, "block group"]:
         """The squares of the responses, summed over each block's neurons, in float64."""
-        squares = [block.double().square().sum(1).cpu() for block in self.responses]
+        squares = [block.cpu().double().square().sum(1) for block in self.responses]
         return torch.stack(squares)
 
     @cached_property
@@ -98,7 +99,7 @@ class Pattern:
         deviations.
         """
         means = sums / self.counts.to(sums.device)[:, None]
-        return _per(means, self.deviations[block])
+        return _per(means, self.deviations[block].to(means.device))
 
 
 @final
@@ -234,9 +235,12 @@ def shown(
         sums.add(block, rows, labels)
         inside = (labels >= 0).nonzero().flatten()
         groups = labels[inside]
-        scaled = _per(rows[inside.to(rows.device)], dense.deviations[block])
-        expected = dense.responses[block][groups.to(rows.device)]
-        matched.index_add_(0, groups, (expected * scaled).sum(1).double().cpu())
+        # The dense model may have been on another device.
+        deviations = dense.deviations[block].to(rows.device)
+        responses_of_groups = dense.responses[block]
+        scaled = _per(rows[inside.to(rows.device)], deviations)
+        expected = responses_of_groups[groups.to(responses_of_groups.device)].to(rows.device)
+        matched.index_add_(0, groups, (expected * scaled).sum(1).cpu().double())
 
     for number, (window_words, labels) in enumerate(readings, start=1):
         matched = by_window[number - 1]
@@ -248,7 +252,7 @@ def shown(
     responses: list[Tensor] = []
     for block, expected in enumerate(dense.responses):
         ours = dense.scaled(block, sums.sums[block])
-        by_block.append((expected * ours).sum(1).double().cpu())
+        by_block.append((expected.to(ours.device) * ours).sum(1).cpu().double())
         if whole:
             responses.append(ours.float().cpu())
     return Shown(torch.stack(by_block), by_window, tuple(nats), tuple(responses))
@@ -272,7 +276,7 @@ def _read(
     places = torch.tensor(window_words.places, dtype=torch.long)
     with _listening(projections, places, len(window_words.window.ids), on_neurons):
         (logits,) = predictions(model, [window_words.window])
-    nats = nats_by_token(torch.tensor(window_words.window.targets), logits).cpu()
+    nats = nats_by_token(torch.tensor(window_words.window.targets), logits)
     if not bool(nats.isfinite().all()):
         raise NumericsError(
             f"the words of {measured} can't be measured: the model's outputs aren't finite",
@@ -299,7 +303,7 @@ def _listening(
                 subject=projections[number].name,
             )
         called.add(number)
-        rows = inputs.reshape(tokens, -1)[places.to(inputs.device)].to(_precision(inputs.device))
+        rows = inputs.reshape(tokens, -1)[places.to(inputs.device)].to(exact_type(inputs.device))
         # The mean of no rows would be NaN.
         if len(rows):
             rows = rows - rows.mean(0, keepdim=True)
@@ -318,13 +322,6 @@ def _listening(
             )
 
 
-def _precision(device: torch.device) -> torch.dtype:
-    """Return the type that is summed in: float64, which Metal hasn't, since thousands of words are
-    added up and what they add up to is near zero.
-    """
-    return torch.float32 if device.type == "mps" else torch.float64
-
-
 @final
 class _GroupSums:
     """Sums of each block's neurons over the words of each group, `[group, neuron]`, and of their
@@ -337,7 +334,7 @@ class _GroupSums:
         for weight in projections:
             size = weight.shape[1]
             device = weight.stored.device
-            dtype = _precision(device)
+            dtype = exact_type(device)
             self.sums.append(torch.zeros(groups, size, device=device, dtype=dtype))
             self.squares.append(torch.zeros(size, device=device, dtype=dtype))
 

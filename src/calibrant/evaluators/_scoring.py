@@ -485,7 +485,7 @@ def _read(
     places = torch.tensor(all_rows, device=logits.device)
     targets = torch.tensor(words, device=logits.device)
     # A token's in float32 (or wider), their sum in float64, as everywhere.
-    nats = (totals[places] - wide(logits[places, targets])).double().cpu()
+    nats = (totals[places] - wide(logits[places, targets])).cpu().double()
     hits = (most_probable[places] == targets).cpu()
     lengths = [len(continuation) for continuation in continuations]
     results: list[Scored] = []

@@ -288,6 +288,6 @@ def nats_by_token(
     """Return the negative log likelihood of each token, as float64 of a float32 number."""
     # Each token's in float32, their sum in float64: a document has thousands, and the differences
     # between models are small.
-    return torch.nn.functional.cross_entropy(
-        wide(logits), ids.to(logits.device), reduction="none"
-    ).double()
+    targets = ids.to(logits.device)
+    nats = torch.nn.functional.cross_entropy(wide(logits), targets, reduction="none")
+    return nats.cpu().double()

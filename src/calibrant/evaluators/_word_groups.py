@@ -18,7 +18,7 @@ from calibrant.data._words import spans, words
 from calibrant.errors import DataError, SpecError
 from calibrant.evaluators._windows import ScoredWindow, token_ids
 from calibrant.spec.foreign import brief, did_you_mean, user_lines, user_path
-from calibrant.system.durable import content, unreadable
+from calibrant.system.durable import content
 
 KINDS: Final = ("words", "lemmas", "clusters")
 CLUSTERS: Final = 64
@@ -267,7 +267,9 @@ def list_content(groups: str) -> bytes:
     try:
         return content(path, LARGEST_LIST)
     except (OSError, ValueError) as error:
-        raise unreadable(path, error) from error
+        message = f"the list of words {groups!r} can't be read ({error})"
+        advice = f"give a text file of at most {LARGEST_LIST:,} bytes, or one of {', '.join(KINDS)}"
+        raise DataError(f"{message}; {advice}", subject=groups) from error
 
 
 def _clusters(
@@ -285,8 +287,8 @@ def _clusters(
         # With a space before it, as it stands in a text.
         ids = token_ids(tokenizer, f" {word}")
         # In float64: the points differ little, and the nearest is taken.
-        means.append(table[ids].double().mean(0))
-    points = torch.stack(means).cpu()
+        means.append(table[ids].cpu().double().mean(0))
+    points = torch.stack(means)
     labels = spherical(points - points.mean(0), CLUSTERS)
     members: dict[int, list[str]] = {}
     for word, label in zip(frequent, labels, strict=True):

@@ -415,9 +415,16 @@ def _harness(name: str) -> Any:
         ) from error
 
 
-@cache
 def _tasks(include_path: str | None, defaults: bool) -> Any:
-    """Return the harness's list of tasks; read once in a process."""
+    """Return the harness's list of tasks; read once in a process, and whenever files of a user's
+    folder changed.
+    """
+    content = "" if include_path is None else digest_of_folder(include_path)
+    return _tasks_of(include_path, content, defaults)
+
+
+@cache
+def _tasks_of(include_path: str | None, content: str, defaults: bool) -> Any:
     return _harness("lm_eval.tasks").TaskManager(
         include_path=include_path, include_defaults=defaults
     )
@@ -436,6 +443,8 @@ def _undisturbed() -> Iterator[None]:
     bars = not datasets.are_progress_bars_disabled()
     progress_bar = building_module.tqdm
     python_state = random.getstate()
+    # `manual_seed` sets the generators of all GPUs too.
+    devices = range(torch.cuda.device_count())
     numpy_state = np.random.get_state()  # noqa: NPY002  # the state that tasks draw from
     logger.setLevel(logging.ERROR)
     datasets.disable_progress_bars()
@@ -444,7 +453,7 @@ def _undisturbed() -> Iterator[None]:
     # A task's few templates are compiled anew for every text of every document.
     templates.from_string = cache(templates.from_string)
     try:
-        with quiet(), torch.random.fork_rng(devices=[]):
+        with quiet(), torch.random.fork_rng(devices):
             random.seed(SEEDS["random"])
             np.random.seed(SEEDS["numpy"])  # noqa: NPY002
             torch.manual_seed(SEEDS["torch"])

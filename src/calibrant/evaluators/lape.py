@@ -482,7 +482,7 @@ def _summed(
         if not bool(rows.isfinite().all()):
             raise not_finite(f"the neurons of block {number}", f"block {number}")
         called.add(number)
-        sums[number] = sums.get(number, 0.0) + weights @ (rows > 0).double().cpu()
+        sums[number] = sums.get(number, 0.0) + weights @ (rows > 0).cpu().double()
 
     with ExitStack() as hooks:
         for number, module in enumerate(modules):

@@ -5,6 +5,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from calibrant.system.products import exact_type
+
 
 def divergences(
     old: Float[Tensor, "token word"], new: Float[Tensor, "token word"]
@@ -63,7 +65,8 @@ def _in_torch(
     d = after - before
     near = p * (d.expm1() - d)
     far = after.exp() - p - p * d
-    return torch.where(d.abs() < 1, near, far).sum(-1, dtype=torch.float64).cpu()
+    terms = torch.where(d.abs() < 1, near, far)
+    return terms.sum(-1, dtype=exact_type(terms.device)).cpu().double()
 
 
 def _wide(logits: Tensor) -> Tensor:

@@ -1,5 +1,5 @@
-"""Which of its libraries torch multiplies float32 matrices with on the processor, and whether they
-may round what they multiply.
+"""In which type torch sums, which of its libraries it multiplies float32 matrices with on the
+processor, and whether they may round what they multiply.
 """
 
 import functools
@@ -9,6 +9,11 @@ from contextlib import contextmanager
 from typing import Any, final
 
 import torch
+
+
+def exact_type(device: torch.device) -> torch.dtype:
+    """Return the type of sums over many numbers: float64, which Apple's GPUs don't have."""
+    return torch.float32 if device.type == "mps" else torch.float64
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from calibrant.activations import BlockChange, Routing, Seen, Statistic, wide
 from calibrant.errors import ModelError, NumericsError
 from calibrant.models import Block, Choices, ExpertLayer, ModelView, Weight, expert_layers
 from calibrant.numerics import not_finite, six_digits
+from calibrant.system.products import exact_type
 from calibrant.walk.products import Product
 
 PER_OCTAVE: Final = 16
@@ -141,7 +142,7 @@ class ExpertOutputs(Statistic):
         cls, experts: int, hidden: int, device: torch.device, tokens: int = 0, mass: float = 0.0
     ) -> "ExpertOutputs":
         """Return the statistic of `experts` none of which got any of the `tokens`."""
-        dtype = torch.float32 if device.type == "mps" else torch.float64  # MPS has no float64
+        dtype = exact_type(device)
 
         def zeros(*shape: int) -> Tensor:
             return torch.zeros(*shape, dtype=dtype, device=device)
