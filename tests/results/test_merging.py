@@ -10,7 +10,7 @@ import pytest
 
 from calibrant.errors import DataError, OutputError
 from calibrant.results import MASK, Cell, Run, Store, measurement_id, merge, pack, verify
-from calibrant.results.live import DATABASE
+from calibrant.results.live import DATABASE, LiveResults
 from calibrant.results.stored import StoredRun
 
 from tests.databases import change, spoil
@@ -250,3 +250,22 @@ def test_what_cannot_be_merged_is_refused_before_anything_is_made(tmp_path: Path
             merge(into, sources)
     assert not (tmp_path / "new").exists()
     assert files(tmp_path) == before
+
+
+def test_a_label_that_is_taken_is_told_and_a_full_disk_ends_the_merge(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    into = made(tmp_path / "into", run("0.5"))
+    source = made(tmp_path / "source", run("0.6"))
+    with Store(source) as store:
+        (known,) = store.grid()
+        store.add_cell(replace(known, target="0.5"))
+    (taken,) = merge(into, [source]).problems
+    assert "another model with these labels" in taken.what
+
+    def full(*_: object) -> None:
+        raise OutputError("the disk is full", subject="into")
+
+    monkeypatch.setattr(LiveResults, "put_document", full)
+    with refused(OutputError, "into"):
+        merge(into, [source])

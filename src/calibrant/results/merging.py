@@ -13,7 +13,7 @@ from calibrant.errors import DataError, OutputError
 from calibrant.results.database import without_advice
 from calibrant.results.items import same_items
 from calibrant.results.records import Cell
-from calibrant.results.store import Store
+from calibrant.results.store import Store, TakenLabelError
 from calibrant.results.stored import StoredResults
 from calibrant.results.verifying import (
     AGAIN,
@@ -201,7 +201,7 @@ def _unite_measured(target: Store, sources: Sequence[Store]) -> list[StoreProble
         for cell in store.index().measured:
             try:
                 target.add_cell(cell)
-            except OutputError as error:
+            except TakenLabelError as error:
                 problems.append(StoreProblem(str(store.folder), str(error), UNCHANGED))
     return problems
 

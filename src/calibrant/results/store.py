@@ -68,6 +68,10 @@ UNKNOWN_ORIGIN: Final = "unknown origin"
 """Stands for the model that finished ones were made from, where nothing says which it was."""
 
 
+class TakenLabelError(OutputError):
+    """A store has another model by the labels of a cell."""
+
+
 class Store:
     """The folder of results. Opening it for writing makes it; `create=False` only reads.
 
@@ -532,9 +536,10 @@ class Store:
                 continue
             if other.labels[1:] == cell.labels[1:]:
                 labels = ", ".join(str(label) for label in cell.labels if label)
-                raise self._error(
+                raise TakenLabelError(
                     f"{str(self.folder)!r} has another model with these labels ({labels}), of "
-                    "other numbers or in another type; give this one a label of its own"
+                    "other numbers or in another type; give this one a label of its own",
+                    subject=str(self.folder),
                 )
 
     def write_cells(
