@@ -110,7 +110,7 @@ class Needs:
             work = 4 * (copies + squares * widest**2 + panels + rows * widest)
         if method is not None:
             state_bytes = tokens * shape.hidden * dtype.itemsize
-            work += method.work_bytes(shape, state_bytes)
+            work += method.work_bytes(shape.largest_block, state_bytes)
         per_token = shape.numbers_per_token * dtype.itemsize
         return cls(
             process=held_now(),
