@@ -552,7 +552,7 @@ class CalibrationSet:
         for number in range(most):
             drawn = self._deal_draw(number, decks, encoder)
             for term, part_draw in zip(self.parts, drawn, strict=True):
-                if decks[term.source].overlap(part_draw.rows):
+                if decks[term.source].overlap(part_draw):
                     return number
         return most
 
@@ -838,10 +838,11 @@ def _facts(term: Term, part_draw: PartDraw, deck: Deck, weight: float) -> dict[s
         "rows": len(part_draw.rows),
         "passed_over": part_draw.passed_over,
         "refused": dict(part_draw.refused),
+        "too_short": len(part_draw.too_short),
         "truncated": sum(window.broken for window in part_draw.windows),
         "bos": term.packing.bos,
         "rows_held": rows_held,
-        "overlap": deck.overlap(part_draw.rows),
+        "overlap": deck.overlap(part_draw),
         "duplicates_dropped": deck.content.duplicates,
         "overlapping_dropped": deck.content.overlapping,
         "row_lengths": [int(length) for length in quartiles],
