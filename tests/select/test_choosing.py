@@ -11,6 +11,7 @@ import pytest
 
 from calibrant.compress import prune
 from calibrant.data import CalibrationSet, Row
+from calibrant.data.formats.qa import QA
 from calibrant.data.inspect import inspect
 from calibrant.data.select import Context, Picking, Selection, Selector, resolved
 from calibrant.data.select._base import parsed_terms
@@ -222,6 +223,21 @@ def test_what_took_a_model_is_kept(folder: Path, monkeypatch: pytest.MonkeyPatch
     LOOKED.pop()
     resolved(asked.redrawn(1), opened).tokens(opened.tokenizer)
     assert LOOKED == [0, 1]
+
+
+def test_an_order_is_made_again_for_another_tokenizer_and_other_texts(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = open_model(str(tiny_folder(folder / "model")), "float32", "cpu")
+    asked = CalibrationSet("reading(source='problems.jsonl')", tokens=64, length=32)
+    resolved(asked, opened).tokens(opened.tokenizer)
+    opened.tokenizer.add_tokens(["and one"])
+    resolved(asked, opened).tokens(opened.tokenizer)
+    assert LOOKED == [0, 0]
+    # The same rows as other texts, as another chat template would write them.
+    monkeypatch.setattr(QA, "render", lambda self, row, tokenizer=None: "as another text")
+    resolved(asked, opened).tokens(opened.tokenizer)
+    assert LOOKED == [0, 0, 0]
 
 
 def test_it_serves_prune_and_inspect(folder: Path) -> None:

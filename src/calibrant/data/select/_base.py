@@ -27,6 +27,7 @@ from calibrant.data.expression import Term, parse_expression
 from calibrant.errors import DataError, SpecError
 from calibrant.models import Opened
 from calibrant.models.cache import cache_folder
+from calibrant.models.reading import reading_digest
 from calibrant.numerics import type_name
 from calibrant.spec import canonical, check_most, identity
 from calibrant.system.durable import put, read_json, sealed, short, text_of_json
@@ -236,7 +237,7 @@ class Picking(Selector, ABC):
         rows = [row for row, _ in candidates]
         texts = [text for _, text in candidates]
         if self.needs_model:
-            order, note = self._cached_order(rows, texts, context)
+            order, note = self._cached_order(texts, context)
         else:
             order, note = self.order(texts, context)
         distinct = set(order)
@@ -248,14 +249,13 @@ class Picking(Selector, ABC):
         chosen = tuple(rows[place] for place in order)
         return Selection(chosen, joined(f"{len(rows)} candidates", note))
 
-    def _cached_order(
-        self, rows: Sequence[Row], texts: Sequence[str], context: Context
-    ) -> tuple[Sequence[int], str]:
+    def _cached_order(self, texts: Sequence[str], context: Context) -> tuple[Sequence[int], str]:
         """Return the order from the user's cache, or make it: reading candidates with a model
         takes its time.
         """
         opened = context.model(self)
-        # All that the order depends on: where any of it is another, so is the file.
+        # All that the order depends on, texts by their hashes: where any of it is another, so is
+        # the file.
         request = [
             REVISION,
             canonical(self),
@@ -263,8 +263,9 @@ class Picking(Selector, ABC):
             type_name(opened.dtype),
             context.draw,
             context.length,
-            [row.key for row in rows],
-            list(self.beside(context)),
+            [Row(text=text).key for text in texts],
+            [Row(text=text).key for text in self.beside(context)],
+            reading_digest(opened),
         ]
         digits = identity(request).removeprefix("sha256:")
         path = cache_folder() / "selected" / f"{digits}.json"
