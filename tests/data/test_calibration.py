@@ -6,6 +6,7 @@ import json
 import struct
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -200,6 +201,15 @@ def test_the_digest_is_of_the_content_and_not_of_its_order(
 )
 def test_impossible_budgets_are_refused(name: str, value: int):
     with pytest.raises(DataError, match=f" {value};") as caught:
+        CalibrationSet("wikitext", **{name: value})
+    assert caught.value.subject == name
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("samples", 2.0), ("length", 64.0), ("tokens", 1e3), ("seed", 0.0)]
+)
+def test_a_budget_is_a_whole_number(name: str, value: Any):
+    with pytest.raises(DataError, match="whole number") as caught:
         CalibrationSet("wikitext", **{name: value})
     assert caught.value.subject == name
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from fractions import Fraction
 from itertools import chain
+from numbers import Integral
 from os import PathLike
 from pathlib import Path
 from typing import Any, Final
@@ -750,6 +751,8 @@ def check_budget(samples: int, length: int, tokens: int | None, seed: int) -> No
 
 
 def _check_between(name: str, value: int, least: int, most: int) -> None:
+    if not isinstance(value, Integral):
+        raise DataError(f"{name} is {brief(value)}; it must be a whole number", subject=name)
     if least <= value <= most:
         return
     allowed = f"at most {most:,}"
