@@ -243,6 +243,9 @@ def test_a_window_needs_room_beside_the_start_token_and_a_part_needs_tokens(
     with pytest.raises(DataError) as caught:
         CalibrationSet(f"0.99*{corpus} + 0.01*random_tokens", tokens=10, length=8).tokens(started)
     assert caught.value.subject == "random_tokens"
+    for data, tokens in ((str(corpus), 1), (f"0.99*{corpus} + 0.01*random_tokens", 100)):
+        with pytest.raises(DataError, match=r"gets 1 token of .* its start token alone"):
+            CalibrationSet(data, tokens=tokens, length=8).tokens(started)
 
 
 def test_a_set_is_a_value():

@@ -583,7 +583,8 @@ class CalibrationSet:
         What has rows of its own for each draw deals only in the draw that its deck is for; in
         others it gives an empty `PartDraw`.
         """
-        for term in self.parts:
+        quotas = self._quotas()
+        for term, quota in zip(self.parts, quotas, strict=True):
             text_start, window_start = encoder.starts(term.packing, term.format)
             if self.length <= len(text_start) + len(window_start):
                 raise DataError(
@@ -591,11 +592,17 @@ class CalibrationSet:
                     "--length",
                     subject="length",
                 )
+            if quota.tokens is not None and quota.tokens <= len(window_start):
+                raise DataError(
+                    f"{term} gets {quota.tokens} token of {self.expr!r}, which is its start token "
+                    "alone; raise --tokens or its weight",
+                    subject=str(term),
+                )
         for deck in decks.values():
             deck.begin(number)
         frame = Frame(self.length, encoder.text, number)
         drawn: list[PartDraw] = []
-        for term, quota in zip(self.parts, self._quotas(), strict=True):
+        for term, quota in zip(self.parts, quotas, strict=True):
             deck = decks[term.source]
             part_draw = PartDraw()
             if deck.deals(number):
