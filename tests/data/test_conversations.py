@@ -279,3 +279,5 @@ def test_images_and_sound_are_refused_by_name(
         as_source([{**words, "images": ["a.png"]}])
     assert "'images'" in str(caught.value)
     assert len(read({**words, "images": []}, {**words, "images": None})) == 1
+    with pytest.raises(DataError, match=r"row 2 of data: .*'image': 'a.png'"):
+        as_source([words, {"image": "a.png"}])
