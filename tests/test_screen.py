@@ -199,6 +199,7 @@ PART |= {
     "empty": 0,
     "passed_over": 0,
     "refused": {},
+    "too_short": 0,
 }
 PART |= {
     "histogram": [[0, 4, 1], [5, 9, 3]],
@@ -322,6 +323,7 @@ def test_a_set_shows_its_numbers_and_what_is_out_of_order():
     part = {
         "empty": 2,
         "passed_over": 5,
+        "too_short": 3,
         "special_texts": {"<s>": 2},
         "note": "an excerpt",
         "padding": 0.94,
@@ -330,6 +332,7 @@ def test_a_set_shows_its_numbers_and_what_is_out_of_order():
     said = inspected({**part, "unshown": "for research only"}, disjoint_draws=64)
     for told in (
         "5 that are no text",
+        "3 that are too short for one",
         "2 rows came",
         "<s> in 2 rows",
         "an excerpt",

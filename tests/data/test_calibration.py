@@ -6,6 +6,7 @@ import json
 import struct
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -204,6 +205,15 @@ def test_impossible_budgets_are_refused(name: str, value: int):
     assert caught.value.subject == name
 
 
+@pytest.mark.parametrize(
+    ("name", "value"), [("samples", 2.0), ("length", 64.0), ("tokens", 1e3), ("seed", 0.0)]
+)
+def test_a_budget_is_a_whole_number(name: str, value: Any):
+    with pytest.raises(DataError, match="whole number") as caught:
+        CalibrationSet("wikitext", **{name: value})
+    assert caught.value.subject == name
+
+
 def test_a_source_that_holds_too_little_says_how_much_it_holds(
     corpus: Path, letters: PreTrainedTokenizerBase
 ):
@@ -233,6 +243,9 @@ def test_a_window_needs_room_beside_the_start_token_and_a_part_needs_tokens(
     with pytest.raises(DataError) as caught:
         CalibrationSet(f"0.99*{corpus} + 0.01*random_tokens", tokens=10, length=8).tokens(started)
     assert caught.value.subject == "random_tokens"
+    for data, tokens in ((str(corpus), 1), (f"0.99*{corpus} + 0.01*random_tokens", 100)):
+        with pytest.raises(DataError, match=r"gets 1 token of .* its start token alone"):
+            CalibrationSet(data, tokens=tokens, length=8).tokens(started)
 
 
 def test_a_set_is_a_value():

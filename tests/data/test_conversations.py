@@ -279,3 +279,12 @@ def test_images_and_sound_are_refused_by_name(
         as_source([{**words, "images": ["a.png"]}])
     assert "'images'" in str(caught.value)
     assert len(read({**words, "images": []}, {**words, "images": None})) == 1
+    with pytest.raises(DataError, match=r"row 2 of data: .*'image': 'a.png'"):
+        as_source([words, {"image": "a.png"}])
+
+
+def test_arguments_with_a_number_that_is_none_are_refused_in_words() -> None:
+    call = {"name": "weather", "arguments": '{"days": 1e999}'}
+    talk = [{"role": "user", "content": "q"}, {"role": "assistant", "tool_calls": [call]}]
+    with pytest.raises(DataError, match="it must be what JSON has"):
+        as_source([{"messages": talk}])

@@ -145,6 +145,24 @@ def test_columns_that_unpack_without_end_are_refused_before_any_is_read(
     refused(path, path, "200 times")
 
 
+@pytest.mark.parametrize("dictionary", [False, True])
+@pytest.mark.parametrize("ending", ["parquet", "arrow"])
+def test_columns_of_one_text_again_and_again_are_counted_as_often_as_it_comes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str, dictionary: bool
+):
+    monkeypatch.setattr(_files, "ALWAYS_UNPACKED", 1 << 20)
+    text = pyarrow.array(["a" * (1 << 12)] * 2_000)
+    table = pyarrow.table({"text": text.dictionary_encode() if dictionary else text})
+    path = tmp_path / f"a.{ending}"
+    if ending == "parquet":
+        write_table(table, path)
+    else:
+        options = pyarrow.ipc.IpcWriteOptions(compression="zstd")
+        with pyarrow.ipc.new_file(path, table.schema, options=options) as file:
+            file.write_table(table)
+    refused(path, path, "200 times")
+
+
 def test_rows_are_counted_before_they_are_made_or_while_they_are_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -170,6 +170,18 @@ def test_one_sequence_of_token_ids_is_a_list_of_one(ids: Any):
     assert tokens(list(ids)).ids.tolist() == [[5, 6, 7]]
 
 
+def test_arrays_within_rows_are_lists_at_any_depth():
+    choices = {"label": np.array(["1", "2"]), "text": np.array(["red", "green"], dtype=object)}
+    questions = pandas.DataFrame([{"question": "Grass?", "choices": choices, "answerKey": "2"}])
+    (row,) = as_source(questions).rows("calibrate")
+    assert (row.choices, row.answer) == (("red", "green"), "B")
+    call = {"name": "weather", "arguments": {"days": np.array([1, 2])}}
+    calling = {"role": "assistant", "tool_calls": np.array([call], dtype=object)}
+    talk = np.array([{"role": "user", "content": "Rain?"}, calling], dtype=object)
+    (row,) = as_source(pandas.DataFrame([{"messages": talk}])).rows("calibrate")
+    assert row.turns[1].calls[0].arguments == '{"days": [1, 2]}'
+
+
 def test_more_rows_than_are_held_are_refused(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("calibrant.data.given.MOST_GIVEN", 39)
     for kind in ("list", "Dataset", "array", "pandas"):

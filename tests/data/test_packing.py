@@ -4,12 +4,13 @@ import re
 
 import numpy as np
 import pytest
+from transformers import PreTrainedTokenizerBase
 
 from calibrant.data import CalibrationSet, Crop, Many, One, Whole, as_source
 from calibrant.data.packings._base import PAD, Frame, Packing, TokenizedText, Window
 from calibrant.data.packings.imatrix import ImatrixChunks
 from calibrant.data.packings.legacy import Legacy
-from calibrant.errors import SpecError
+from calibrant.errors import DataError, SpecError
 from calibrant.testing import tiny_tokenizer
 
 
@@ -25,9 +26,10 @@ FRAME = Frame(4, encode)
 
 
 def cut(packing, given, sizes, length=4, draw=0) -> list[str]:
+    frame = Frame(length, encode, draw)
+    long_enough = (text for text in given if len(text.ids) >= packing.shortest(frame))
     return [
-        "".join(map(chr, window.ids))
-        for window in packing.windows(given, iter(sizes), Frame(length, encode, draw))
+        "".join(map(chr, window.ids)) for window in packing.windows(long_enough, iter(sizes), frame)
     ]
 
 
@@ -88,6 +90,49 @@ def test_crop_passes_short_texts_over_and_cuts_within_long_ones():
         "a part of a window came from a text that is too short"
     )
     assert len(cut(Crop(), texts("abcd"), [2])[0]) == 2
+
+
+@pytest.mark.parametrize(("packing", "windows"), [("crop", 3), ("legacy(of='crop')", 2)])
+def test_a_row_that_is_too_short_for_a_window_is_none_of_the_draw(
+    packing: str, windows: int, started: PreTrainedTokenizerBase
+):
+    lengths = [3, 20, 9, 10, 25] * 4
+    source = as_source([str(number).rjust(length) for number, length in enumerate(lengths)])
+    data = CalibrationSet(f"{source}:text@{packing}", samples=windows, length=10)
+    batch = data.tokens(started)
+    (part,) = batch.facts["parts"]
+    least = 9 if packing == "crop" else 10  # with the start token, a window and one more
+    assert part["rows"] == len(batch.rows) == len(batch.examples) == windows
+    assert all(len(row.text or "") >= least for row in batch.rows)
+    assert part["row_lengths"][0] >= least
+    order = [row.text or "" for row in data.parts[0].source.rows("calibrate")]
+    read = order[: order.index(batch.rows[-1].text or "") + 1]
+    if packing == "crop":
+        assert part["too_short"] == sum(len(text) < least for text in read) > 0
+
+
+def test_what_is_too_short_is_counted_with_its_start_token(started: PreTrainedTokenizerBase):
+    source = as_source(["x" * 9, "y" * 10, "z" * 3])
+    data = CalibrationSet(f"{source}:text@crop(bos='document')", samples=3, length=10)
+    with pytest.raises(
+        DataError, match=r"2 texts of at least 10 tokens \(the longest of 3 has 11\)"
+    ):
+        data.tokens(started)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "random_tokens@crop",
+        "random_tokens@legacy",
+        "random_letters:chat(worked=true)",
+    ],
+)
+def test_a_control_that_gives_no_window_is_refused(text: str):
+    data = CalibrationSet(text, samples=2, length=600)
+    with pytest.raises(DataError) as caught:
+        data.tokens(tiny_tokenizer())
+    assert caught.value.subject == str(data.parts[0].source)
 
 
 def test_crop_looks_everywhere_and_differently_in_each_draw():

@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 from transformers import PreTrainedTokenizerBase
 
-from calibrant.data import CalibrationSet, TokenBatch
+from calibrant.data import CalibrationSet, Row, TokenBatch
+from calibrant.data._encoding import content_spans
 from calibrant.data.calibration import KINDS
+from calibrant.data.formats.qa import QA
 from calibrant.errors import DataError
 
 BOS = 0
@@ -163,3 +165,10 @@ def test_kinds_say_what_each_token_is(jsonl: Callable[..., Path], started: PreTr
         assert all(kind != "start" for _, kind in letters[1:])
         assert {kind for letter, kind in letters if letter in "?0123456789+"} == {"content"}
         assert {kind for letter, kind in letters if letter in "QuestionAwr:-\n"} == {"template"}
+
+
+def test_a_letter_as_an_answer_is_not_looked_for_in_what_asks_for_it():
+    row = Row(question="Grass?", choices=("red", "green"), labels=("A", "B"), answer="A")
+    text = QA().render(row)
+    assert text.endswith("Answer: A")
+    assert content_spans(text, row)[-1] == (len(text) - 1, len(text))

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from transformers import PreTrainedTokenizerBase
 
-from calibrant.data import CalibrationSet
+from calibrant.data import CalibrationSet, as_source
 from calibrant.data.inspect import inspect, inspect_tokens, overlap
 from calibrant.data.inspect.facts import histogram
 from calibrant.data.user_file import UserFile
@@ -276,6 +276,13 @@ def test_a_file_that_holds_less_than_is_usual_is_looked_at_whole(
     assert found.budget["instead"] == "128 windows of 2,048 tokens"
     with pytest.raises(DataError, match=f"--tokens {held}"):
         inspect(str(path), samples=128)
+
+
+def test_a_mix_with_an_object_that_holds_little_can_be_inspected(letters: PreTrainedTokenizerBase):
+    few = as_source([prose(i, 40) for i in range(30)])
+    mix = CalibrationSet(f"mix({few}=0.5, python_docs=0.5)").fitted(letters)
+    found = inspect_tokens(mix, letters)
+    assert (found.disjoint_draws, found.enough) == (1, None)
 
 
 def test_lengths_fall_into_few_round_ranges_and_those_far_out_into_the_last():

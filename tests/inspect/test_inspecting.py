@@ -55,6 +55,13 @@ def test_text_object_and_opened_model_say_the_same(tmp_path: Path):
     assert json.loads(json.dumps(by_text.to_json())) == by_text.to_json()
 
 
+def test_a_file_of_token_ids_is_compared_with_nothing_of_its_own(tmp_path: Path):
+    path = tmp_path / "ids.jsonl"
+    path.write_text("".join(json.dumps({"input_ids": [5, 6, 7 + i]}) + "\n" for i in range(20)))
+    inspection = inspect(str(path), str(tiny_folder(tmp_path / "tiny")), samples=4, length=8)
+    assert (inspection.tokens, inspection.overlap_checks) == (12, ())
+
+
 @torch.no_grad()
 def one_by_one(opened: Opened, batch: TokenBatch) -> tuple[float, int]:
     """The loss, sequence by sequence, without padding or batches."""

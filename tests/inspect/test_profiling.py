@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from calibrant.data import CalibrationSet, sources
 from calibrant.data.inspect.profiling import LETTERS, may_be_quoted, profile, quoted
+from calibrant.data.select import resolved
 
 Jsonl = Callable[..., Path]
 SOME = ["eggs", "ducks", "seven", "market", "Zebra", "naïve", "мама", "1,234", "x=3.5;"]
@@ -95,6 +96,28 @@ def test_a_users_rows_are_not_quoted_and_open_ones_are(
     ]
     assert all(len(e["text"]) <= LETTERS + 1 for e in found["examples"])
     assert not any(t[:40] in json.dumps(found["examples"]) for t in texts(60))
+
+
+@pytest.mark.parametrize("selected", ["python_docs + {}", "longest(source='python_docs + {}')"])
+def test_what_is_chosen_from_several_sources_is_quoted_only_if_all_are_open(
+    selected: str, jsonl: Jsonl, letters: PreTrainedTokenizerBase
+):
+    path = jsonl([{"text": t} for t in texts(60)])
+    source = CalibrationSet(f'longest(source="{selected.format(path)}", candidates=40)')
+    data = CalibrationSet(str(source), tokens=2000, length=100)
+    found = profile(data, resolved(data, letters).tokens(letters), letters)
+    assert found["examples"] == []
+    assert found["unquoted"] == {str(data): "PSF-2.0; the user's own"}
+    alone = CalibrationSet("longest(source=python_docs, candidates=40)", tokens=2000, length=100)
+    assert profile(alone, resolved(alone, letters).tokens(letters), letters)["examples"]
+
+
+def test_a_source_that_shows_nothing_is_not_quoted_whatever_its_licence(
+    monkeypatch: pytest.MonkeyPatch, letters: PreTrainedTokenizerBase
+):
+    data = CalibrationSet("python_docs", samples=2, length=100)
+    monkeypatch.setattr(type(data.parts[0].source), "shown", False)
+    assert profile(data, data.tokens(letters), letters)["examples"] == []
 
 
 QUOTED = {

@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 
 from calibrant.compress import prune
-from calibrant.data import CalibrationSet, Row
+from calibrant.data import CalibrationSet, Chat, Row
+from calibrant.data.formats.qa import QA
 from calibrant.data.inspect import inspect
 from calibrant.data.select import Context, Picking, Selection, Selector, resolved
-from calibrant.data.select._base import parsed_terms
+from calibrant.data.select._base import parsed_terms, rendered_rows
 from calibrant.errors import DataError
 from calibrant.evaluators import leaks
 from calibrant.evaluators.loss import Loss
@@ -222,6 +223,45 @@ def test_what_took_a_model_is_kept(folder: Path, monkeypatch: pytest.MonkeyPatch
     LOOKED.pop()
     resolved(asked.redrawn(1), opened).tokens(opened.tokenizer)
     assert LOOKED == [0, 1]
+
+
+def test_an_order_is_made_again_for_another_tokenizer_and_other_texts(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = open_model(str(tiny_folder(folder / "model")), "float32", "cpu")
+    asked = CalibrationSet("reading(source='problems.jsonl')", tokens=64, length=32)
+    resolved(asked, opened).tokens(opened.tokenizer)
+    opened.tokenizer.add_tokens(["and one"])
+    resolved(asked, opened).tokens(opened.tokenizer)
+    assert LOOKED == [0, 0]
+    # The same rows as other texts, as another chat template would write them.
+    monkeypatch.setattr(QA, "render", lambda self, row, tokenizer=None: "as another text")
+    resolved(asked, opened).tokens(opened.tokenizer)
+    assert LOOKED == [0, 0, 0]
+
+
+def test_a_conversation_that_the_template_refuses_is_no_candidate(folder: Path) -> None:
+    talks = [
+        [{"role": "user", "content": f"{i}?"}, {"role": "assistant", "content": f"{i}!"}]
+        for i in range(40)
+    ]
+    lines = [json.dumps({"messages": talk}) + "\n" for talk in talks]
+    (folder / "talks.jsonl").write_text("".join(lines))
+    refused, *rows = CalibrationSet("talks.jsonl").parts[0].source.rows("calibrate")
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = (
+        f"{{% if messages[0].content == '{refused.turns[0].content}' %}}"
+        "{{ raise_exception('not that') }}{% endif %}{{ messages[0].content }}"
+    )
+    asked = CalibrationSet("shortest(source='talks.jsonl:chat', candidates=100)@one", samples=2)
+    batch = resolved(asked, tokenizer).tokens(tokenizer)
+    note = f"{len(rows)} candidates; 1 refused by the model's chat template"
+    assert batch.facts["parts"][0]["note"] == note
+    rendered = rendered_rows([refused, *rows], Chat(), tokenizer)
+    assert [row for row, _ in rendered.rows] == rows
+    tokenizer.chat_template = "{{ raise_exception('not that') }}"
+    with pytest.raises(DataError, match="not that"):
+        resolved(asked, tokenizer).tokens(tokenizer)
 
 
 def test_it_serves_prune_and_inspect(folder: Path) -> None:

@@ -76,7 +76,8 @@ def micro_batches(
 
 def divided(batch: TokenBatch, tokens: int) -> tuple[TokenBatch, TokenBatch | None]:
     """Divide a batch: return sequences that have about `tokens` real tokens together, and all
-    others, None where there are none.
+    others, None where there are none. Of a mix it is None too where one of its sets has no others,
+    because the rest would have other shares.
 
     At least one sequence is chosen; they stand at equal distances. A single one that has more
     tokens is cut, unless it has padding. Of a mix, each part gives as many tokens as any other.

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any, Final
 
 from calibrant.data._files import short
-from calibrant.data._messages import Conversation, FunctionCall, Message, object_text
+from calibrant.data._messages import Conversation, FunctionCall, Message, read_object
 
 _FORM: Final = "a list of turns such as {'role': 'user', 'content': …}"
 _CALL_FORM: Final = "calls such as {'name': 'weather', 'arguments': {'town': 'Jena'}}"
@@ -122,7 +122,9 @@ def read_calls(value: Any) -> tuple[FunctionCall, ...]:
         if not isinstance(call_id, str):
             call_id = ""
         if isinstance(arguments, str):
-            arguments_text = encodable(object_text(arguments))
+            arguments = read_object(arguments)
+        if isinstance(arguments, str):
+            arguments_text = encodable(arguments)
         else:
             arguments_text = _json(dict(arguments or {}))
         calls.append(FunctionCall(encodable(name), arguments_text, call_id))

@@ -21,8 +21,9 @@ from calibrant.data.packings._base import PAD, Frame, TokenizedText, Window
 from calibrant.errors import DataError
 
 _PATIENCE: Final = 100
-"""How often each row may come, on average, before a draw with replacement is given up; and how many
-rows a chat template may refuse before it takes one.
+"""How often each row may come, on average, before a draw with replacement is given up; how many
+rows a chat template may refuse before it takes one; and how many rows of a control may be of no use
+before one is.
 """
 
 
@@ -46,8 +47,8 @@ class PartDraw:
 
     `rows` are those that the windows were made of, and `lengths` how many tokens each has.
     `passed_over` counts rows that the format can't render, `refused` those that the model's chat
-    template doesn't take, by its reason. `tokens` counts the windows' real tokens, start tokens
-    among them, pads not.
+    template doesn't take, by its reason. `too_short` has the lengths of rows that the packing takes
+    no window from. `tokens` counts the windows' real tokens, start tokens among them, pads not.
     """
 
     windows: list[Window] = field(default_factory=list[Window])
@@ -55,7 +56,13 @@ class PartDraw:
     lengths: list[int] = field(default_factory=list[int])
     passed_over: int = 0
     refused: Counter[str] = field(default_factory=Counter[str])
+    too_short: list[int] = field(default_factory=list[int])
     tokens: int = 0
+
+    @property
+    def unused(self) -> int:
+        """How many rows were read and not used."""
+        return self.passed_over + self.refused.total() + len(self.too_short)
 
 
 class Deck:
@@ -151,15 +158,16 @@ class Deck:
             place = int.from_bytes(noise[:8]) % len(rows)
             yield rows[place]
 
-    def overlap(self, rows: list[Row]) -> float:
-        """Return the share of `rows` that earlier draws used too."""
+    def overlap(self, part_draw: PartDraw) -> float:
+        """Return the share of a draw's rows that earlier draws used too."""
+        rows = part_draw.rows
         if not rows:
             return 0.0
-        earlier_keys = self._keys_of_earlier_draws(len(rows))
+        earlier_keys = self._keys_of_earlier_draws(len(rows) + len(part_draw.too_short))
         return sum(row.key in earlier_keys for row in rows) / len(rows)
 
     def _keys_of_earlier_draws(self, count: int) -> set[str]:
-        """Return the keys of the rows that earlier draws used, where each draw has `count` rows."""
+        """Return the keys of rows that earlier draws used, where each draw reads `count` rows."""
         # What has rows of its own for each draw wasn't dealt in earlier draws, so it is read again.
         read_again = range(0)
         if self.endless and self._own_draw:
@@ -200,6 +208,10 @@ def draw_part(term: Term, quota: Quota, deck: Deck, encoder: Encoder, frame: Fra
     part_draw = PartDraw()
     first_refusal: RefusedError | None = None
     text_start, window_start = encoder.starts(term.packing, term.format)
+    inner_frame = Frame(
+        frame.length - len(window_start), frame.encode, frame.draw, len(window_start)
+    )
+    shortest = term.packing.shortest(inner_frame)
 
     # Texts and sizes are generators that a packing pulls from in turn, so that no row is read
     # before its tokens are needed, and the size of the next window is known only when the one
@@ -207,6 +219,9 @@ def draw_part(term: Term, quota: Quota, deck: Deck, encoder: Encoder, frame: Fra
     def texts() -> Iterator[TokenizedText]:
         nonlocal first_refusal
         for row in deck.deal(term.format, term.packing.replacement):
+            # A control has no end of rows.
+            if deck.endless and not part_draw.rows and part_draw.unused >= _PATIENCE:
+                return
             if row is None:
                 part_draw.passed_over += 1
                 continue
@@ -214,10 +229,12 @@ def draw_part(term: Term, quota: Quota, deck: Deck, encoder: Encoder, frame: Fra
                 ids = encoder.row(row, term.format)
             except RefusedError as error:
                 part_draw.refused[error.reason] += 1
-                # A control has no end of rows.
                 if not part_draw.rows and part_draw.refused.total() == _PATIENCE:
                     raise
                 first_refusal = first_refusal or error
+                continue
+            if len(text_start) + len(ids) < shortest:
+                part_draw.too_short.append(len(ids))
                 continue
             part_draw.rows.append(row)
             part_draw.lengths.append(len(ids))
@@ -236,9 +253,6 @@ def draw_part(term: Term, quota: Quota, deck: Deck, encoder: Encoder, frame: Fra
         while tokens_left() > 0:
             yield max(0, tokens_left() - len(window_start))
 
-    inner_frame = Frame(
-        frame.length - len(window_start), frame.encode, frame.draw, len(window_start)
-    )
     for window in term.packing.windows(texts(), sizes(), inner_frame):
         ids = np.concatenate([window_start, window.ids])
         borders = tuple(len(window_start) + border for border in window.borders)
@@ -250,12 +264,15 @@ def draw_part(term: Term, quota: Quota, deck: Deck, encoder: Encoder, frame: Fra
     if first_refusal is not None and not part_draw.rows:
         raise first_refusal
     if tokens_left() > 0:
-        raise _too_few(term, quota, deck, part_draw, inner_frame, frame.length)
+        read = part_draw.lengths + part_draw.too_short
+        lengths = [len(text_start) + length for length in read]
+        supply = term.packing.supply(lengths, inner_frame)
+        raise _too_few(term, quota, deck, part_draw, supply, frame.length)
     return part_draw
 
 
 def _too_few(
-    term: Term, quota: Quota, deck: Deck, part_draw: PartDraw, inner_frame: Frame, length: int
+    term: Term, quota: Quota, deck: Deck, part_draw: PartDraw, supply: str, length: int
 ) -> TooFew:
     # What the whole set may have, so that this part's share of it is what there is.
     tokens = int(part_draw.tokens / quota.share)
@@ -265,7 +282,6 @@ def _too_few(
     else:
         budget = f"{quota.tokens} tokens"
         most = f"--tokens {tokens}"
-    supply = term.packing.supply(part_draw.lengths, inner_frame)
     message = f"{deck.description} holds {supply}, too little for {budget} of {term}"
     message += f" in windows of {length}"
     if part_draw.passed_over:

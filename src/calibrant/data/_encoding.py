@@ -297,13 +297,13 @@ def _cache_key(row: Row, form: Format) -> tuple[object, ...]:
 def content_spans(text: str, row: Row) -> list[tuple[int, int]]:
     """Return where in a rendered text the row's own fields stand, as (begin, end).
 
-    A field is looked for behind the one before it, then anywhere.
+    A field is looked for behind the one before it, then anywhere; the answer from the end.
     """
     fields = [row.text]
     for message in row.turns:
         fields += [message.reasoning, message.content]
         fields += [call.name for call in message.calls]
-    fields += [row.question, *row.choices, row.rationale, row.answer]
+    fields += [row.question, *row.choices, row.rationale]
     spans: list[tuple[int, int]] = []
     cursor = 0
     for field in fields:
@@ -316,4 +316,9 @@ def content_spans(text: str, row: Row) -> list[tuple[int, int]]:
         if begin >= 0:
             cursor = begin + len(value)
             spans.append((begin, cursor))
+    # A letter as an answer stands in `Answer:` too.
+    answer = (row.answer or "").strip()
+    begin = text.rfind(answer)
+    if answer and begin >= 0:
+        spans.append((begin, begin + len(answer)))
     return spans

@@ -369,15 +369,33 @@ def _read_columns(path: Path, label: str) -> Iterator[dict[str, Any]]:
     else:
         kind = "Arrow"
         batches = _arrow_batches(path)
+    packed_size = path.stat().st_size
+    unpacked = 0
     count = 0
     try:
         for batch in batches:
             _check_table(batch.schema.names, count + batch.num_rows, label)
             for begin in range(0, batch.num_rows, BATCH):
-                yield from _records_of(batch.slice(begin, BATCH), label, count + begin)
+                rows = batch.slice(begin, BATCH)
+                unpacked += _unpacked_size(rows)
+                check_unpacked(unpacked, packed_size, label)
+                yield from _records_of(rows, label, count + begin)
             count += batch.num_rows
     except (pyarrow.ArrowException, OSError) as error:
         refuse(f"{label!r} can't be read as {kind}: {reason_of(error)}", label, error)
+
+
+def _unpacked_size(batch: Any) -> int:
+    """Return how many bytes a batch has where each row has its own values."""
+    import pyarrow
+
+    size = 0
+    for column in batch.columns:
+        # What is kept once in a dictionary is made for each row.
+        if pyarrow.types.is_dictionary(column.type):
+            column = column.dictionary_decode()
+        size += column.nbytes
+    return size
 
 
 def _check_table(names: list[str], rows: int, label: str) -> None:

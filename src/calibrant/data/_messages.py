@@ -156,14 +156,5 @@ def read_object(text: str) -> Any:
     return text
 
 
-def object_text(value: Any) -> str:
-    """Return an object, or the text of one, as the text that `read_object` reads back."""
-    if isinstance(value, str):
-        value = read_object(value)
-    if isinstance(value, str):
-        return value
-    return json.dumps(value, ensure_ascii=False, allow_nan=False)
-
-
 def _no_number(name: str) -> Any:
     raise ValueError(f"{name} is no number in JSON")

@@ -175,7 +175,7 @@ def _read_columns(
             if name == "turns":
                 check_words_alone(record)
         except ValueError as error:
-            found = short(record[column])
+            found = short(record.get(column, record))
             raise DataError(
                 f"{place}: {column!r} is {found!r}; it must be {error}", subject=place
             ) from error

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from fractions import Fraction
 from itertools import chain
+from numbers import Integral
 from os import PathLike
 from pathlib import Path
 from typing import Any, Final
@@ -552,7 +553,7 @@ class CalibrationSet:
         for number in range(most):
             drawn = self._deal_draw(number, decks, encoder)
             for term, part_draw in zip(self.parts, drawn, strict=True):
-                if decks[term.source].overlap(part_draw.rows):
+                if decks[term.source].overlap(part_draw):
                     return number
         return most
 
@@ -582,7 +583,8 @@ class CalibrationSet:
         What has rows of its own for each draw deals only in the draw that its deck is for; in
         others it gives an empty `PartDraw`.
         """
-        for term in self.parts:
+        quotas = self._quotas()
+        for term, quota in zip(self.parts, quotas, strict=True):
             text_start, window_start = encoder.starts(term.packing, term.format)
             if self.length <= len(text_start) + len(window_start):
                 raise DataError(
@@ -590,11 +592,17 @@ class CalibrationSet:
                     "--length",
                     subject="length",
                 )
+            if quota.tokens is not None and quota.tokens <= len(window_start):
+                raise DataError(
+                    f"{term} gets {quota.tokens} token of {self.expr!r}, which is its start token "
+                    "alone; raise --tokens or its weight",
+                    subject=str(term),
+                )
         for deck in decks.values():
             deck.begin(number)
         frame = Frame(self.length, encoder.text, number)
         drawn: list[PartDraw] = []
-        for term, quota in zip(self.parts, self._quotas(), strict=True):
+        for term, quota in zip(self.parts, quotas, strict=True):
             deck = decks[term.source]
             part_draw = PartDraw()
             if deck.deals(number):
@@ -750,6 +758,8 @@ def check_budget(samples: int, length: int, tokens: int | None, seed: int) -> No
 
 
 def _check_between(name: str, value: int, least: int, most: int) -> None:
+    if not isinstance(value, Integral):
+        raise DataError(f"{name} is {brief(value)}; it must be a whole number", subject=name)
     if least <= value <= most:
         return
     allowed = f"at most {most:,}"
@@ -838,10 +848,11 @@ def _facts(term: Term, part_draw: PartDraw, deck: Deck, weight: float) -> dict[s
         "rows": len(part_draw.rows),
         "passed_over": part_draw.passed_over,
         "refused": dict(part_draw.refused),
+        "too_short": len(part_draw.too_short),
         "truncated": sum(window.broken for window in part_draw.windows),
         "bos": term.packing.bos,
         "rows_held": rows_held,
-        "overlap": deck.overlap(part_draw.rows),
+        "overlap": deck.overlap(part_draw),
         "duplicates_dropped": deck.content.duplicates,
         "overlapping_dropped": deck.content.overlapping,
         "row_lengths": [int(length) for length in quartiles],

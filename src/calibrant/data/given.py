@@ -274,12 +274,16 @@ def _advice(column: str) -> str:
 def _plain_record(record: Mapping[Any, Any]) -> dict[str, Any]:
     """Return a row with plain values: a data set may have arrays in the place of lists."""
     check_columns(len(record), NAME)
-    plain: dict[str, Any] = {}
-    for column, value in record.items():
-        if isinstance(value, SEQUENCES):
-            value = as_list(value)
-        plain[str(column)] = value
-    return plain
+    return {str(column): _plain(value) for column, value in record.items()}
+
+
+def _plain(value: Any) -> Any:
+    """Return a value with lists in the place of arrays, within lists and mappings too."""
+    if isinstance(value, Mapping):
+        return {key: _plain(entry) for key, entry in value.items()}
+    if isinstance(value, SEQUENCES):
+        return [_plain(entry) for entry in as_list(value)]
+    return value
 
 
 def _content_of_ids(items: Iterable[Any], note: str) -> Content:

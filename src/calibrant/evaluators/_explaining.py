@@ -11,7 +11,7 @@ from typing import Any, Final, cast, final
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from calibrant.data.inspect.profiling import may_be_quoted
+from calibrant.data.inspect.profiling import rows_may_be_quoted
 from calibrant.errors import SpecError
 from calibrant.evaluators._base import Subject
 from calibrant.evaluators._forgotten import Forgotten
@@ -107,10 +107,10 @@ def explain(options: ExplainOptions) -> Explanation:
     if run is not None:
         seconds = time.perf_counter() - began
         run.once(task, partial(completed, task, opened, measurement, seconds, leak_count.count))
-    licence = task.held_out()[0].licence
+    source, _ = task.held_out()
     tokenizer = None
-    unquoted = f"{forgotten.measured} isn't quoted: {licence or 'its licence is not known'}"
-    if may_be_quoted(licence):
+    unquoted = f"{forgotten.measured} isn't quoted: {source.licence or 'its licence is not known'}"
+    if rows_may_be_quoted(source):
         tokenizer = opened.tokenizer
         unquoted = ""
     words = _words(forgotten, tokenizer)

@@ -247,6 +247,8 @@ def _left_out(part: Mapping[str, Any]) -> str:
     counts = f"{part['duplicates_dropped']} duplicates, {measured} also measured"
     if part["passed_over"]:
         counts += f", {part['passed_over']} that are no {part['format']}"
+    if part["too_short"]:
+        counts += f", {part['too_short']:,} that are too short for {part['packing']}"
     if part["refused"]:
         refused = sum(part["refused"].values())
         counts += f", {refused} that the model's chat template doesn't take"

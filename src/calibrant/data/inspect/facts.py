@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from calibrant.data._base import Row
+from calibrant.data._draw import TooFew
 from calibrant.data._encoding import IdEncoder
 from calibrant.data.calibration import CalibrationSet, TokenBatch
 from calibrant.data.expression import Term
@@ -209,7 +210,10 @@ def _budget_for_enough_draws(
     # Every part needs one sample or token.
     while amount >= len(data.parts):
         smaller = CalibrationSet(data.expr, length=data.length, **{unit: amount})
-        count = smaller.disjoint_draws(tokenizer, most=ENOUGH_DRAWS)
+        try:
+            count = smaller.disjoint_draws(tokenizer, most=ENOUGH_DRAWS)
+        except TooFew:  # a set of a mix may hold far less than the others
+            count = 0
         if count is not None and count >= ENOUGH_DRAWS:
             return amount
         amount = _rounded(min(amount * 0.8, amount - 1))

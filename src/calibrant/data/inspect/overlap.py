@@ -103,8 +103,9 @@ def overlaps(
         if term.source.kind == "control":
             continue
         compared = list(against)
-        # Of what came as an object nothing is measured.
-        if isinstance(term.source, StoredSource) and not isinstance(term.source, Given):
+        # Of what came as an object, and of token ids, nothing is measured.
+        all_calibrates = isinstance(term.source, Given) or "ids" in term.source.fields
+        if isinstance(term.source, StoredSource) and not all_calibrates:
             compared.insert(0, term.source)
         for source in dict.fromkeys(compared):
             yield _compared(term, rows, source, requested=source in against)

@@ -18,6 +18,7 @@ from typing import Any, Final
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from calibrant.data._base import PerDraw, Source
 from calibrant.data.calibration import CalibrationSet, TokenBatch
 
 REVISION: Final = 1
@@ -93,7 +94,7 @@ def profile(
     first_sequence = 0
     for term, fact in zip(data.parts, batch.facts["parts"], strict=True):
         licence = term.source.licence
-        if quotes and may_be_quoted(licence):
+        if quotes and rows_may_be_quoted(term.source):
             for place in range(first_sequence, first_sequence + min(QUOTED, fact["sequences"])):
                 text = quoted(batch, place, tokenizer)
                 examples.append({"part": str(term), "licence": licence, "text": text})
@@ -133,10 +134,21 @@ def _script(letter: str) -> str:
 
 
 def may_be_quoted(licence: str) -> bool:
-    """Return whether a source's licence allows its rows on a page that others will read; where
-    that isn't plain, it doesn't.
+    """Return whether a licence allows rows on a page that others will read; where that isn't
+    plain, it doesn't.
     """
     return _OPEN.match(licence) is not None
+
+
+def rows_may_be_quoted(source: Source) -> bool:
+    """Return whether rows of a source may stand on a page that others will read: the source shows
+    them, and its licence allows it, as do those of all sources that its rows are made of.
+    """
+    if not source.shown or not may_be_quoted(source.licence):
+        return False
+    if isinstance(source, PerDraw):
+        return all(map(rows_may_be_quoted, source.origins))
+    return True
 
 
 def text_tokens(batch: TokenBatch) -> Tensor:

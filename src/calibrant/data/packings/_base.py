@@ -93,12 +93,17 @@ class Packing(Spec, ABC):
         """Whether every text begins as if nothing stood before it."""
         return False
 
+    def shortest(self, frame: Frame) -> int:
+        """Return how many tokens a text must have; shorter ones are passed over."""
+        del frame
+        return 0
+
     @abstractmethod
     def windows(
         self, texts: Iterator[TokenizedText], sizes: Iterator[int], frame: Frame
     ) -> Iterator[Window]:
         """Yield a window for each of `sizes`, none longer than that, until sizes or texts run
-        out. `sizes` are at most `frame.length`.
+        out. `sizes` are at most `frame.length`, and no text is shorter than `shortest`.
         """
 
     @abstractmethod

@@ -16,14 +16,14 @@ class Crop(Packing):
 
     bos: str = "tokenizer"
 
+    def shortest(self, frame: Frame) -> int:
+        return frame.length
+
     def windows(
         self, texts: Iterator[TokenizedText], sizes: Iterator[int], frame: Frame
     ) -> Iterator[Window]:
-        long_texts = (text for text in texts if len(text.ids) >= frame.length)
-        for size in sizes:
-            text = next(long_texts, None)
-            if text is None:
-                return
+        # A text is read only when its size is known.
+        for size, text in zip(sizes, texts, strict=False):
             yield cut_anywhere(text.key, text.ids, size, frame.draw)
 
     def supply(self, lengths: Sequence[int], frame: Frame) -> str:

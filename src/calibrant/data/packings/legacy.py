@@ -53,6 +53,10 @@ class Legacy(Packing):
     def alone(self) -> bool:
         return True
 
+    def shortest(self, frame: Frame) -> int:
+        # `crop` takes a text of exactly a window's length; the study's code passes it over.
+        return frame.length + 1 if self.of == "crop" else 0
+
     def windows(
         self, texts: Iterator[TokenizedText], sizes: Iterator[int], frame: Frame
     ) -> Iterator[Window]:
@@ -61,14 +65,14 @@ class Legacy(Packing):
                 pads = np.full(frame.length - len(window.ids), PAD, dtype=np.int32)
                 yield replace(window, ids=np.concatenate([pads, window.ids]))
         elif self.of == "crop":
-            # `crop` takes a text of exactly a window's length; the study's code passes it over.
-            longer = (text for text in texts if len(text.ids) > frame.length)
-            yield from Crop().windows(longer, sizes, frame)
+            yield from Crop().windows(texts, sizes, frame)
         else:
             yield from _overfull_windows(texts, sizes, frame)
 
     def supply(self, lengths: Sequence[int], frame: Frame) -> str:
         packing = {"one": One(), "crop": Crop(), "many": Many()}[self.of]
+        if self.of == "crop":
+            frame = replace(frame, length=self.shortest(frame))
         return packing.supply(lengths, frame)
 
 

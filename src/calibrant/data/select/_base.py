@@ -4,12 +4,12 @@ source's name stands.
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from pathlib import Path
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar, Final, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
@@ -22,11 +22,13 @@ from calibrant.data import (
     Source,
     StoredSource,
 )
-from calibrant.data._base import joined
+from calibrant.data._base import Format, joined
+from calibrant.data._templates import RefusedError
 from calibrant.data.expression import Term, parse_expression
 from calibrant.errors import DataError, SpecError
 from calibrant.models import Opened
 from calibrant.models.cache import cache_folder
+from calibrant.models.reading import reading_digest
 from calibrant.numerics import type_name
 from calibrant.spec import canonical, check_most, identity
 from calibrant.system.durable import put, read_json, sealed, short, text_of_json
@@ -232,11 +234,11 @@ class Picking(Selector, ABC):
         return inner
 
     def select(self, context: Context) -> Selection:
-        candidates = self._pool(context)
+        candidates, refused = self._pool(context)
         rows = [row for row, _ in candidates]
         texts = [text for _, text in candidates]
         if self.needs_model:
-            order, note = self._cached_order(rows, texts, context)
+            order, note = self._cached_order(texts, context)
         else:
             order, note = self.order(texts, context)
         distinct = set(order)
@@ -246,16 +248,18 @@ class Picking(Selector, ABC):
                 subject=str(self),
             )
         chosen = tuple(rows[place] for place in order)
-        return Selection(chosen, joined(f"{len(rows)} candidates", note))
+        refusals = ""
+        if refused:
+            refusals = f"{refused} refused by the model's chat template"
+        return Selection(chosen, joined(f"{len(rows)} candidates", refusals, note))
 
-    def _cached_order(
-        self, rows: Sequence[Row], texts: Sequence[str], context: Context
-    ) -> tuple[Sequence[int], str]:
+    def _cached_order(self, texts: Sequence[str], context: Context) -> tuple[Sequence[int], str]:
         """Return the order from the user's cache, or make it: reading candidates with a model
         takes its time.
         """
         opened = context.model(self)
-        # All that the order depends on: where any of it is another, so is the file.
+        # All that the order depends on, texts by their hashes: where any of it is another, so is
+        # the file.
         request = [
             REVISION,
             canonical(self),
@@ -263,8 +267,9 @@ class Picking(Selector, ABC):
             type_name(opened.dtype),
             context.draw,
             context.length,
-            [row.key for row in rows],
-            list(self.beside(context)),
+            [Row(text=text).key for text in texts],
+            [Row(text=text).key for text in self.beside(context)],
+            reading_digest(opened),
         ]
         digits = identity(request).removeprefix("sha256:")
         path = cache_folder() / "selected" / f"{digits}.json"
@@ -276,19 +281,21 @@ class Picking(Selector, ABC):
         write_cached(path, purpose, {"order": list(map(int, order)), "note": note})
         return order, note
 
-    def _pool(self, context: Context) -> list[tuple[Row, str]]:
+    def _pool(self, context: Context) -> tuple[list[tuple[Row, str]], int]:
         """Return the candidates of a draw, each as the row that it would be and the text that it is
-        chosen by; what a format passes over is left out.
+        chosen by, and how many the chat template refuses; what a format passes over is left out.
         """
         candidates: dict[str, tuple[Row, str]] = {}
+        refused = 0
         for term, count in zip(self._terms, self._counts, strict=True):
-            for row in self._candidates_of(term, count, context):
-                if term.format.takes(row):
-                    text = term.format.render(row, context.tokenizer)
-                    if self._lone_term is None:
-                        row = Row(text=text)
-                    candidates[row.key] = (row, text)
-        return list(candidates.values())
+            rows = self._candidates_of(term, count, context)
+            rendered = rendered_rows(rows, term.format, context.tokenizer)
+            refused += rendered.refused
+            for row, text in rendered.rows:
+                if self._lone_term is None:
+                    row = Row(text=text)
+                candidates[row.key] = (row, text)
+        return list(candidates.values()), refused
 
     def _candidates_of(self, term: Term, count: int, context: Context) -> Sequence[Row]:
         if not isinstance(term.source, Selector):
@@ -314,6 +321,31 @@ class Picking(Selector, ABC):
         if len(terms) == 1 and self.source.strip() == str(terms[0].source):
             return terms[0]
         return None
+
+
+class RenderedRows(NamedTuple):
+    """Rows with their texts, and how many others the chat template refuses."""
+
+    rows: list[tuple[Row, str]]
+    refused: int
+
+
+def rendered_rows(
+    rows: Iterable[Row], form: Format, tokenizer: PreTrainedTokenizerBase
+) -> RenderedRows:
+    """Return the rows that a format takes with their texts. Raises `RefusedError` where the chat
+    template refuses them all.
+    """
+    rendered: list[tuple[Row, str]] = []
+    refusals: list[RefusedError] = []
+    for row in filter(form.takes, rows):
+        try:
+            rendered.append((row, form.render(row, tokenizer)))
+        except RefusedError as error:
+            refusals.append(error)
+    if refusals and not rendered:
+        raise refusals[0]
+    return RenderedRows(rendered, len(refusals))
 
 
 parsed_terms: Final = lru_cache(maxsize=64)(parse_expression)

@@ -17,6 +17,7 @@ from calibrant.data.select._base import (
     check_between,
     dealt_rows,
     parsed_terms,
+    rendered_rows,
 )
 from calibrant.data.select._generating import (
     LEAST,
@@ -154,14 +155,12 @@ class SelfGen(Selector):
 
     def _prefixes(self, context: Context) -> list[list[int]]:
         """Return the first tokens of the draw's rows; rows that are shorter are passed over."""
-        form = self._term.format
         rows = dealt_rows(self._term.source, context.draw, self.candidates)
         prefixes: list[list[int]] = []
-        for row in filter(form.takes, rows):
-            # Cut behind more letters than the tokens can have: long articles take long to encode.
-            letters = _LONGEST * (self.prefix_tokens + 1)
-            text = form.render(row, context.tokenizer)[:letters]
-            encoded = context.tokenizer(text, add_special_tokens=False, verbose=False)
+        # Cut behind more letters than the tokens can have: long articles take long to encode.
+        letters = _LONGEST * (self.prefix_tokens + 1)
+        for _, text in rendered_rows(rows, self._term.format, context.tokenizer).rows:
+            encoded = context.tokenizer(text[:letters], add_special_tokens=False, verbose=False)
             ids = encoded["input_ids"][: self.prefix_tokens]
             if len(ids) == self.prefix_tokens:
                 prefixes.append(ids)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from calibrant.data import PerDraw
-from calibrant.data.select._base import Context, Picking, parsed_terms
+from calibrant.data.select._base import Context, Picking, parsed_terms, rendered_rows
 from calibrant.data.select._embedding import ENCODER, check_embedding, embedded
 from calibrant.errors import DataError, SpecError
 
@@ -76,8 +76,8 @@ class Similar(Picking):
         for term in parsed_terms(self.to):
             count = max(1, round(term.share * self.candidates))
             rows = filter(term.format.takes, term.source.rows("calibrate"))
-            for row in islice(rows, count):
-                texts.append(term.format.render(row, context.tokenizer))
+            rendered = rendered_rows(islice(rows, count), term.format, context.tokenizer)
+            texts += [text for _, text in rendered.rows]
         if not any(text.strip() for text in texts):
             raise DataError(
                 f"{self}: the calibrate part of {self.to!r} has no text to be like; name another "
