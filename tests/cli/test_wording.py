@@ -43,6 +43,14 @@ SAID = [
     ("export MODEL --to spare --out out", "did you mean 'sparse'?"),
     ("list methdos", "did you mean 'methods'?"),
     ("list --jsonn", "'calibrant list --help' shows what it takes"),
+    ("list --quiet", "--quiet stands before the command, as in 'calibrant --quiet …'"),
+    (
+        "prune MODEL --out out --trust-remote-code",
+        "--trust-remote-code stands before the command",
+    ),
+    ("evaluate MODEL --measure loss", "--measure is called --task now"),
+    ("inspect c4 --measure loss", "No such option: --measure"),
+    ("prune MODEL --sparsities 0.5", "No such option: --sparsities"),
     ("mix MODEL --sources c4", "a mixture needs two sources or more"),
     ("report .", "holds no results of calibrant"),
     (

@@ -141,12 +141,23 @@ def _misused(error: Any) -> int:
     if type(error).__name__ != "NoArgsIsHelpError":
         path = error.ctx.command_path if error.ctx else "calibrant"
         _settings["json"] = "--json" in sys.argv[1:]
+        option = getattr(error, "option_name", "")
+        renamed = "--" + RENAMED.get(option.removeprefix("--"), "")
         message = fitted(error.format_message()).rstrip(".")
-        word = getattr(error, "option_name", "").removeprefix("--")
-        if word in RENAMED:
-            message = f"--{word} is called --{RENAMED[word]} now"
+        if error.ctx and renamed in _options_of(error.ctx):
+            message = f"{option} is called {renamed} now"
+        elif error.ctx and option in _options_of(error.ctx.find_root()):
+            message = f"{option} stands before the command, as in 'calibrant {option} …'"
         _complain(visible_name(f"{message}; '{path} --help' shows what it takes"), error)
     return 2
+
+
+def _options_of(context: Any) -> set[str]:
+    """Return the options of a command, as they are written."""
+    options: set[str] = set()
+    for parameter in context.command.params:
+        options.update(parameter.opts)
+    return options
 
 
 def _in_ascii(error: UnicodeError) -> tuple[str, int]:

@@ -30,7 +30,7 @@ from calibrant.models.quiet import Refusal
 from calibrant.spec.foreign import TRUST_REMOTE_CODE, brief
 
 SETTINGS: Final = "tokenizer_config.json"
-FLAG: Final = "--trust-remote-code"
+FLAG: Final = "--trust-remote-code before the command"
 CHOICES: Final[Mapping[str, tuple[str, ...]]] = {
     "attn_implementation": ("eager", "sdpa", "flex_attention"),
     "experts_implementation": ("eager", "batched_mm", "grouped_mm"),
@@ -210,8 +210,8 @@ def _refuse_code(raw: Mapping[str, Any], folder: Path) -> None:
         if wrong:
             raise ModelError(
                 f"{folder / CONFIG} chooses what the model is computed with ({key}: "
-                f"{brief(wrong[0])}), which may run code from a hub; {instead}, or {FLAG} if you "
-                "trust it",
+                f"{brief(wrong[0])}), which may run code from a hub; {instead}, or say "
+                f"{FLAG} if you trust it",
                 subject=key,
             )
 
