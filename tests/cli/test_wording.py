@@ -52,6 +52,8 @@ SAID = [
     ("inspect c4 --measure loss", "No such option: --measure"),
     ("prune MODEL --sparsities 0.5", "No such option: --sparsities"),
     ("mix MODEL --sources c4", "a mixture needs two sources or more"),
+    ("study gone.yaml --out out --quick", "--quick is for a plan; add --plan"),
+    ("report . --dark", "--dark is for plots; give --plots DIR"),
     ("report .", "holds no results of calibrant"),
     (
         "study gone.yaml --out out",
