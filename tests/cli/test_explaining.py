@@ -73,6 +73,8 @@ def test_the_words_of_a_study(ask: Ask, tmp_path: Path) -> None:
     with Store(tmp_path / "empty") as store:
         store.write_cells([])
     assert_refused(ask("explain", "empty"), "empty")
+    assert_refused(ask("explain", "results", "--source", "c4"), "takes no --source")
+    assert_refused(ask("explain", "results", "--dtype", "float32"), "takes no --dtype")
 
 
 def test_hostile_words_and_passages_cannot_steer_a_terminal() -> None:

@@ -19,7 +19,7 @@ from calibrant.cli._frame import (
     show,
     write,
 )
-from calibrant.cli.declared import whole, with_options
+from calibrant.cli.declared import refuse_options, whole, with_options
 from calibrant.cli.screen.words import explained, kept_by_sets, language_neurons
 from calibrant.options import ExplainCommand, MachineOptions
 from calibrant.spec.foreign import user_path
@@ -57,6 +57,7 @@ def explain(
     if is_store(user_path(options["model"])):
         from calibrant.lab.stats import kept_words
 
+        refuse_options(ExplainCommand, options, "a folder of results")
         result = [kept.to_json() for kept in kept_words(options["model"])]
         show(result, as_json, lambda tables: kept_by_sets(tables, most))
     else:
