@@ -62,6 +62,13 @@ def test_the_words_of_a_study(ask: Ask, tmp_path: Path) -> None:
             store.add_measurement(run.id, {"spec": "words", "revision": 1}, Measurement(score))
     answer = ask("explain", "results")
     assert answer.code == 0, answer.err
+    written: list[bool] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            "calibrant.cli.explaining.show", lambda *_: written.append(Path("all.json").is_file())
+        )
+        ask("explain", "results", "--out", "all.json")
+    assert written == [True], "printing may end the process, as head does"
     rows = {line.split()[0]: line.split()[1:] for line in answer.out.splitlines() if line}
     assert dict(zip(rows["word"], rows["onion"], strict=True)) == {
         "count": "5",

@@ -59,15 +59,16 @@ def explain(
 
         refuse_options(ExplainCommand, options, "a folder of results")
         result = [kept.to_json() for kept in kept_words(options["model"])]
-        show(result, as_json, lambda tables: kept_by_sets(tables, most))
+        shown = kept_by_sets
     else:
         from calibrant.evaluators import explain as run
 
         with progress() as update:
             result = run(**options, progress=update).to_json()
-        show(result, as_json, lambda explanation: explained(explanation, most))
+        shown = explained
     if out is not None:
         write(out, result)
+    show(result, as_json, lambda found: shown(found, most))
 
 
 @command(
@@ -143,6 +144,6 @@ def lape(
         "pruned": pruned,
         "staying": {name: None if share != share else share for name, share in staying.items()},
     }
-    show(result, as_json, language_neurons)
     if out is not None:
         write(out, result)
+    show(result, as_json, language_neurons)
