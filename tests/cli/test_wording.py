@@ -51,6 +51,7 @@ SAID = [
     ("evaluate MODEL --measure loss", "--measure is called --task now"),
     ("inspect c4 --measure loss", "No such option: --measure"),
     ("prune MODEL --sparsities 0.5", "No such option: --sparsities"),
+    ("evaluate MODEL --task loss --out /proc/x.json", "'/proc/x.json' can't be written"),
     ("mix MODEL --sources c4", "a mixture needs two sources or more"),
     ("study gone.yaml --out out --quick", "--quick is for a plan; add --plan"),
     ("report . --dark", "--dark is for plots; give --plots DIR"),

@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
@@ -409,15 +410,17 @@ def check_file(path: Path | None) -> None:
     if path is None:
         return
     path = user_path(path, OutputError)
-    if (
-        path.is_dir()
-        or (path.exists() and not path.is_file())
-        or not path.absolute().parent.is_dir()
-    ):
+    folder = path.absolute().parent
+    if path.is_dir() or (path.exists() and not path.is_file()) or not folder.is_dir():
         raise OutputError(
             f"{str(path)!r} can't be written; name a file in a folder that exists",
             subject=str(path),
         )
+    # Permissions alone don't say it: root has them all, and some systems take no files.
+    try:
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise _unwritable(path, error) from error
 
 
 def write(path: Path, result: Any) -> None:
@@ -427,10 +430,12 @@ def write(path: Path, result: Any) -> None:
     try:
         put(path, text_of_json(result).encode())
     except OSError as error:
-        raise OutputError(
-            f"{str(path)!r} can't be written ({error.strerror}); name another file",
-            subject=str(path),
-        ) from error
+        raise _unwritable(path, error) from error
+
+
+def _unwritable(path: Path, error: OSError) -> OutputError:
+    message = f"{str(path)!r} can't be written ({error.strerror}); name another file"
+    return OutputError(message, subject=str(path))
 
 
 def show(result: Any, as_json: bool, lines: Callable[[Any], Any]) -> None:
