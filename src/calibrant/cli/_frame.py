@@ -28,6 +28,7 @@ from calibrant.errors import InputError, OutputError, RankError, StudyError, fit
 from calibrant.options import RENAMED, DataOptions, PruneOptions
 from calibrant.spec.foreign import (
     TRUST_REMOTE_CODE,
+    switched_on,
     user_path,
     user_text,
     visible,
@@ -179,7 +180,7 @@ codecs.register_error(IN_ASCII, _in_ascii)
 @contextmanager
 def _only_the_first_writes(first: bool) -> Iterator[None]:
     """Silence in every process but the first; with `CALIBRANT_DEBUG`, all speak."""
-    if os.environ.get(DEBUG) or first:
+    if switched_on(DEBUG) or first:
         yield
         return
     ended = False
@@ -518,7 +519,7 @@ def stop(message: str, code: int, error: BaseException) -> NoReturn:
     """Write one line on standard error, or one for each mistake in a study, and exit with a
     code; a traceback only with --debug.
     """
-    if os.environ.get(DEBUG):
+    if switched_on(DEBUG):
         sys.__excepthook__(type(error), error, error.__traceback__)
     _complain(
         visible(message)
@@ -547,7 +548,7 @@ def _complain(message: str, error: BaseException) -> None:
 
 def fault(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """Say in one line that an exception was not expected; Python then exits with 1."""
-    if os.environ.get(DEBUG):
+    if switched_on(DEBUG):
         sys.__excepthook__(kind, error, trace)
         return
     what = visible(fitted(" ".join(str(error).split()))) or "no message"

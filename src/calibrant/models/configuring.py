@@ -7,7 +7,6 @@ it: `--trust-remote-code`, or `CALIBRANT_TRUST_REMOTE_CODE`, which reaches the p
 too.
 """
 
-import os
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +26,7 @@ from transformers import __version__ as transformers_version
 from calibrant.errors import ModelError
 from calibrant.models.folder import CONFIG, check_plain, entries, leaves, read_object
 from calibrant.models.quiet import Refusal
-from calibrant.spec.foreign import TRUST_REMOTE_CODE, brief
+from calibrant.spec.foreign import TRUST_REMOTE_CODE, brief, switched_on
 
 SETTINGS: Final = "tokenizer_config.json"
 FLAG: Final = "--trust-remote-code before the command"
@@ -72,7 +71,7 @@ def trusted(requested: bool | None) -> bool:
     """
     if requested is not None:
         return requested
-    return os.environ.get(TRUST_REMOTE_CODE, "").lower() in ("1", "true", "yes", "on")
+    return switched_on(TRUST_REMOTE_CODE)
 
 
 @final
