@@ -511,6 +511,7 @@ def _console(stderr: bool = False) -> "Console":
         stderr=stderr,
         highlight=False,
         markup=False,
+        emoji=False,
         color_system=None if os.environ.get("NO_COLOR") else "auto",
     )
 
