@@ -83,7 +83,8 @@ SMALLER = {
     r"w4g128": "w4g16",
     r'out="pruned"': 'out="pruned", samples=4, length=64',
     r'data="(c4|pile|gsm8k:chat)"': 'data="python_docs", samples=4, length=64',
-    r"data=(rows|dataset)": r"data=\1, length=64",
+    r"data=rows": r"data=rows, length=64",
+    r"tokens=8192": "tokens=512, length=64",
     r"'\)\"": "', tokens=256, length=64)\"",
 }
 """Patterns, and what takes seconds in the place of what they match."""
@@ -107,6 +108,7 @@ def test_examples_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("CALIBRANT_DATA", raising=False)
     tiny_folder("tiny")
+    small_data_set("notes").to_json("notes.jsonl")
     monkeypatch.setattr("datasets.load_dataset", small_data_set)
     names: dict[str, object] = {}
     for block in blocks(page, "python"):

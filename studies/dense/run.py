@@ -168,17 +168,16 @@ def answer(found: dict[str, Any]) -> str:
         (score,) = [score for score in record["scores"] if score["metric"] == CONVENTION[name]]
         can_rank, _, _ = verdict(score).partition(" (")
         sets[can_rank].append(name)
-    yes, partly, no = (", ".join(names) or "no set" for names in sets.values())
+    names = ", ".join(sets["yes"]) or "no set"
     return (
         "Compare compressed versions of SmolLM2-135M-Instruct (dequantized from 4 bits) by "
-        f"accuracy on {yes} alone: "
-        "there it is above chance and above `blind`, what is right without the question. On "
-        f"{partly} it is above chance, "
-        f"and could be without reading the question. On {no} it isn't above chance, and can't rank "
-        "anything. What is left in both cases is the "
-        "loss of the right answer, or of the worked solution, which has no floor. Where answers "
-        "are labels, that loss says more about the form of "
-        f"an answer than about which is right."
+        f"accuracy on {names} alone. There it is above chance and above `blind`, what is right "
+        f"without the question. On {len(sets['without reading'])} others it is above chance, and "
+        f"could be without reading the question. On {len(sets['no'])} it isn't above chance, and "
+        "can't rank anything. The last column says which these are. What is left in both cases is "
+        "the loss of the right answer, or of the worked solution, which has no floor. Where "
+        "answers are labels, that loss says more about the form of an answer than about which is "
+        "right."
     )
 
 

@@ -11,7 +11,7 @@ from calibrant.cli.screen.choosing import mixed
 from calibrant.data import CalibrationSet
 from calibrant.lab.mixtures import Effort, Sample
 
-from tests.cli.conftest import Ask
+from tests.cli.conftest import Ask, assert_refused
 
 SMALL = shlex.split(
     "--sources python_docs --sources python_code --tokens 512 --length 64 --dtype float32"
@@ -73,6 +73,7 @@ def test_a_mixture_for_a_grid_is_taken_by_quantize_and_its_imatrix_is_written(
     found = ask("mix", model, "--target", "w4g16", "--imatrix", "mixed.gguf", "--json", *SMALL).json
     assert (found["method"], found["target"], found["enough"]) == ("gptq", "w4g16", [])
     covered = ask("inspect", "mixed.gguf", "--json")
+    assert_refused(ask("inspect", "mixed.gguf", "--samples", 4), "takes no --samples")
     assert covered.code == 0
     assert covered.json["datasets"][0].startswith(found["expr"])
     words = [

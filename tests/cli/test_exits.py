@@ -133,6 +133,7 @@ def test_a_fault_of_ours_is_one_line_and_exit_1_and_debug_shows_the_traceback(
     assert answer.err.startswith("TypeError: ")
     assert "CALIBRANT_DEBUG=1" in answer.err
     assert answer.err.count("\n") == 1
+    assert ask_main("list", "methods", CALIBRANT_DEBUG="0") == answer
     for debugged in (
         ask_main("list", "methods", CALIBRANT_DEBUG="1"),
         ask_main("--debug", "list", "methods"),

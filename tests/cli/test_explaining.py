@@ -62,6 +62,13 @@ def test_the_words_of_a_study(ask: Ask, tmp_path: Path) -> None:
             store.add_measurement(run.id, {"spec": "words", "revision": 1}, Measurement(score))
     answer = ask("explain", "results")
     assert answer.code == 0, answer.err
+    written: list[bool] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            "calibrant.cli.explaining.show", lambda *_: written.append(Path("all.json").is_file())
+        )
+        ask("explain", "results", "--out", "all.json")
+    assert written == [True], "printing may end the process, as head does"
     rows = {line.split()[0]: line.split()[1:] for line in answer.out.splitlines() if line}
     assert dict(zip(rows["word"], rows["onion"], strict=True)) == {
         "count": "5",
@@ -73,6 +80,8 @@ def test_the_words_of_a_study(ask: Ask, tmp_path: Path) -> None:
     with Store(tmp_path / "empty") as store:
         store.write_cells([])
     assert_refused(ask("explain", "empty"), "empty")
+    assert_refused(ask("explain", "results", "--source", "c4"), "takes no --source")
+    assert_refused(ask("explain", "results", "--dtype", "float32"), "takes no --dtype")
 
 
 def test_hostile_words_and_passages_cannot_steer_a_terminal() -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from calibrant.cli._frame import show
 from calibrant.results import Store
 
 from tests.cli.conftest import SMALL, Answer, Ask, assert_refused
@@ -126,3 +127,8 @@ def test_what_the_system_refuses_is_a_sentence(
 
     monkeypatch.setattr("calibrant.names.catalogue", refuse)
     assert_refused(ask("list", "methods"), named)
+
+
+def test_what_rich_takes_for_an_emoji_is_printed_as_it_is(capsys: pytest.CaptureFixture[str]):
+    show(None, False, lambda _: ["set a:key:b"])
+    assert capsys.readouterr().out == "set a:key:b\n"

@@ -43,7 +43,18 @@ SAID = [
     ("export MODEL --to spare --out out", "did you mean 'sparse'?"),
     ("list methdos", "did you mean 'methods'?"),
     ("list --jsonn", "'calibrant list --help' shows what it takes"),
+    ("list --quiet", "--quiet stands before the command, as in 'calibrant --quiet …'"),
+    (
+        "prune MODEL --out out --trust-remote-code",
+        "--trust-remote-code stands before the command",
+    ),
+    ("evaluate MODEL --measure loss", "--measure is called --task now"),
+    ("inspect c4 --measure loss", "No such option: --measure"),
+    ("prune MODEL --sparsities 0.5", "No such option: --sparsities"),
+    ("evaluate MODEL --task loss --out /proc/x.json", "'/proc/x.json' can't be written"),
     ("mix MODEL --sources c4", "a mixture needs two sources or more"),
+    ("study gone.yaml --out out --quick", "--quick is for a plan; add --plan"),
+    ("report . --dark", "--dark is for plots; give --plots DIR"),
     ("report .", "holds no results of calibrant"),
     (
         "study gone.yaml --out out",

@@ -136,7 +136,9 @@ def test_code_beside_a_known_model_is_never_run(folder: Path):
     opened = open_model(str(folder), "float32", "cpu")
     assert torch.equal(opened.model(ids).logits, tiny_model("llama")(ids).logits)
     edit(folder, model_type="foo")
-    assert "--trust-remote-code" in str(refusal_of(open_model, str(folder), "float32", "cpu"))
+    assert "--trust-remote-code before the command" in str(
+        refusal_of(open_model, str(folder), "float32", "cpu")
+    )
     assert not (folder / "ran").exists()
 
 

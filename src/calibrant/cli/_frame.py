@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
@@ -27,6 +28,7 @@ from calibrant.errors import InputError, OutputError, RankError, StudyError, fit
 from calibrant.options import RENAMED, DataOptions, PruneOptions
 from calibrant.spec.foreign import (
     TRUST_REMOTE_CODE,
+    switched_on,
     user_path,
     user_text,
     visible,
@@ -141,12 +143,23 @@ def _misused(error: Any) -> int:
     if type(error).__name__ != "NoArgsIsHelpError":
         path = error.ctx.command_path if error.ctx else "calibrant"
         _settings["json"] = "--json" in sys.argv[1:]
+        option = getattr(error, "option_name", "")
+        renamed = "--" + RENAMED.get(option.removeprefix("--"), "")
         message = fitted(error.format_message()).rstrip(".")
-        word = getattr(error, "option_name", "").removeprefix("--")
-        if word in RENAMED:
-            message = f"--{word} is called --{RENAMED[word]} now"
+        if error.ctx and renamed in _options_of(error.ctx):
+            message = f"{option} is called {renamed} now"
+        elif error.ctx and option in _options_of(error.ctx.find_root()):
+            message = f"{option} stands before the command, as in 'calibrant {option} …'"
         _complain(visible_name(f"{message}; '{path} --help' shows what it takes"), error)
     return 2
+
+
+def _options_of(context: Any) -> set[str]:
+    """Return the options of a command, as they are written."""
+    options: set[str] = set()
+    for parameter in context.command.params:
+        options.update(parameter.opts)
+    return options
 
 
 def _in_ascii(error: UnicodeError) -> tuple[str, int]:
@@ -167,7 +180,7 @@ codecs.register_error(IN_ASCII, _in_ascii)
 @contextmanager
 def _only_the_first_writes(first: bool) -> Iterator[None]:
     """Silence in every process but the first; with `CALIBRANT_DEBUG`, all speak."""
-    if os.environ.get(DEBUG) or first:
+    if switched_on(DEBUG) or first:
         yield
         return
     ended = False
@@ -398,15 +411,17 @@ def check_file(path: Path | None) -> None:
     if path is None:
         return
     path = user_path(path, OutputError)
-    if (
-        path.is_dir()
-        or (path.exists() and not path.is_file())
-        or not path.absolute().parent.is_dir()
-    ):
+    folder = path.absolute().parent
+    if path.is_dir() or (path.exists() and not path.is_file()) or not folder.is_dir():
         raise OutputError(
             f"{str(path)!r} can't be written; name a file in a folder that exists",
             subject=str(path),
         )
+    # Permissions alone don't say it: root has them all, and some systems take no files.
+    try:
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise _unwritable(path, error) from error
 
 
 def write(path: Path, result: Any) -> None:
@@ -416,10 +431,12 @@ def write(path: Path, result: Any) -> None:
     try:
         put(path, text_of_json(result).encode())
     except OSError as error:
-        raise OutputError(
-            f"{str(path)!r} can't be written ({error.strerror}); name another file",
-            subject=str(path),
-        ) from error
+        raise _unwritable(path, error) from error
+
+
+def _unwritable(path: Path, error: OSError) -> OutputError:
+    message = f"{str(path)!r} can't be written ({error.strerror}); name another file"
+    return OutputError(message, subject=str(path))
 
 
 def show(result: Any, as_json: bool, lines: Callable[[Any], Any]) -> None:
@@ -494,6 +511,7 @@ def _console(stderr: bool = False) -> "Console":
         stderr=stderr,
         highlight=False,
         markup=False,
+        emoji=False,
         color_system=None if os.environ.get("NO_COLOR") else "auto",
     )
 
@@ -502,7 +520,7 @@ def stop(message: str, code: int, error: BaseException) -> NoReturn:
     """Write one line on standard error, or one for each mistake in a study, and exit with a
     code; a traceback only with --debug.
     """
-    if os.environ.get(DEBUG):
+    if switched_on(DEBUG):
         sys.__excepthook__(type(error), error, error.__traceback__)
     _complain(
         visible(message)
@@ -531,7 +549,7 @@ def _complain(message: str, error: BaseException) -> None:
 
 def fault(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """Say in one line that an exception was not expected; Python then exits with 1."""
-    if os.environ.get(DEBUG):
+    if switched_on(DEBUG):
         sys.__excepthook__(kind, error, trace)
         return
     what = visible(fitted(" ".join(str(error).split()))) or "no message"

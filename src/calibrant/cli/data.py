@@ -7,7 +7,7 @@ import typer
 
 from calibrant.cli import completing, screen
 from calibrant.cli._frame import DataDir, Json, Length, command, look_in, progress, show, warn
-from calibrant.cli.declared import whole, with_options
+from calibrant.cli.declared import refuse_options, whole, with_options
 from calibrant.errors import SpecError
 from calibrant.options import InspectOptions, WriteDataOptions
 
@@ -30,6 +30,7 @@ def inspect(data_dir: DataDir = None, as_json: Json = False, **options: Any) -> 
 
     look_in(data_dir)
     if options["data"].endswith(IMATRIX):
+        refuse_options(InspectOptions, options, "an imatrix", taken=["against"])
         covered = _imatrix(options["data"], options["against"])
         show(covered, as_json, screen.covered)
         return

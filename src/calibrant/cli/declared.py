@@ -1,13 +1,14 @@
 """Parameters of commands, made from the declared options of the verbs (`calibrant.options`)."""
 
 import inspect
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import MISSING, Field, replace
 from typing import Annotated, Any, Final, TypeVar, get_args
 
 import typer
 
 from calibrant.cli import completing
+from calibrant.errors import SpecError
 from calibrant.options import MACHINE, SETS, OnCommandLine, in_order, on_command_line
 from calibrant.spec.foreign import LARGEST, brief, whole_number
 
@@ -75,6 +76,20 @@ def with_options(
     return decorated
 
 
+def refuse_options(
+    declared: type[Any], options: Mapping[str, Any], what: str, taken: Collection[str] = ()
+) -> None:
+    """Raise `SpecError` for an option that `what` doesn't take and that isn't its default."""
+    for declared_field in in_order(declared):
+        shown = on_command_line(declared_field)
+        if shown is None or shown.argument or declared_field.name in taken:
+            continue
+        given = options[declared_field.name] or None
+        if given != (declared_field.default or None):
+            flag = _flags(declared_field, shown)[0]
+            raise SpecError(f"{what} takes no {flag}; leave it out", subject=flag)
+
+
 def shown_alone(declared: type[Any], name: str) -> Any:
     """Return how typer shows one declared option, for a command that has few of them."""
     declared_field, shown = _shown_field(declared, name)
@@ -124,8 +139,11 @@ def _info(declared_field: Field[Any], shown: OnCommandLine, default: Any) -> Any
     }
     if shown.argument:
         return typer.Argument(**settings)
-    flags = shown.flags or ("--" + declared_field.name.replace("_", "-"),)
-    return typer.Option(*flags, **settings)
+    return typer.Option(*_flags(declared_field, shown), **settings)
+
+
+def _flags(declared_field: Field[Any], shown: OnCommandLine) -> tuple[str, ...]:
+    return shown.flags or ("--" + declared_field.name.replace("_", "-"),)
 
 
 def _completer(offers: str | tuple[str, ...]) -> completing.Completer | None:

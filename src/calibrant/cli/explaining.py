@@ -19,7 +19,7 @@ from calibrant.cli._frame import (
     show,
     write,
 )
-from calibrant.cli.declared import whole, with_options
+from calibrant.cli.declared import refuse_options, whole, with_options
 from calibrant.cli.screen.words import explained, kept_by_sets, language_neurons
 from calibrant.options import ExplainCommand, MachineOptions
 from calibrant.spec.foreign import user_path
@@ -57,16 +57,18 @@ def explain(
     if is_store(user_path(options["model"])):
         from calibrant.lab.stats import kept_words
 
+        refuse_options(ExplainCommand, options, "a folder of results")
         result = [kept.to_json() for kept in kept_words(options["model"])]
-        show(result, as_json, lambda tables: kept_by_sets(tables, most))
+        shown = kept_by_sets
     else:
         from calibrant.evaluators import explain as run
 
         with progress() as update:
             result = run(**options, progress=update).to_json()
-        show(result, as_json, lambda explanation: explained(explanation, most))
+        shown = explained
     if out is not None:
         write(out, result)
+    show(result, as_json, lambda found: shown(found, most))
 
 
 @command(
@@ -142,6 +144,6 @@ def lape(
         "pruned": pruned,
         "staying": {name: None if share != share else share for name, share in staying.items()},
     }
-    show(result, as_json, language_neurons)
     if out is not None:
         write(out, result)
+    show(result, as_json, language_neurons)

@@ -23,6 +23,7 @@ from calibrant.cli._frame import (
     warn,
 )
 from calibrant.cli.declared import whole
+from calibrant.errors import SpecError
 
 store = typer.Typer(
     no_args_is_help=True,
@@ -103,6 +104,8 @@ def study(
     from calibrant.lab.study import plan, read_study
 
     folder = folder_to_write(out, only_plan)
+    if quick and not only_plan:
+        raise SpecError("--quick is for a plan; add --plan, or leave it out", subject="--quick")
     look_in(data_dir)
     request = read_study(file)
     if only_plan:
@@ -218,6 +221,8 @@ def report(
     from calibrant.lab.report import check_format
     from calibrant.lab.report import report as run
 
+    if dark and plots is None:
+        raise SpecError("--dark is for plots; give --plots DIR, or leave it out", subject="--dark")
     format = "json" if as_json else format
     check_format(format)
     check_file(html)

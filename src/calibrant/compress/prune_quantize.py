@@ -3,6 +3,7 @@
 One that was killed goes on from its last finished block when asked again.
 """
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -106,6 +107,7 @@ TARGETS_OF: Final[Mapping[Verb, tuple[type[Target], ...]]] = {
 """The verbs, and the kinds of target that each is for."""
 USUAL_SHARE: Final = 0.5
 """What `prune` removes where nothing is said."""
+_LOGGER: Final = logging.getLogger("calibrant")
 
 
 def _planned_pruning(options: PruneOptions) -> JobPlan:
@@ -265,10 +267,17 @@ def _planned(verb: Verb, options: CompressOptions, recipe: Recipe) -> JobPlan:
 
 
 def _calibration(options: CompressOptions, recipe: Recipe) -> CalibrationSet | None:
-    """The calibration set, if one is given. Raises `SpecError` where there is none and the recipe
-    looks at one.
+    """The calibration set, if one is given; a line says so where nothing looks at it. Raises
+    `SpecError` where there is none and the recipe looks at one.
     """
     if options.data is not None:
+        if not recipe.looks:
+            _LOGGER.warning(
+                "%s at %s looks at no data, so --data (in Python data=) changes nothing; leave it "
+                "out, or choose another method ('calibrant list methods')",
+                recipe.method,
+                recipe.target,
+            )
         return options.drawn_from(options.data)
     if recipe.looks:
         message = f"{recipe.looking} looks at activations and needs calibration data"

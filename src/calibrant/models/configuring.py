@@ -7,7 +7,6 @@ it: `--trust-remote-code`, or `CALIBRANT_TRUST_REMOTE_CODE`, which reaches the p
 too.
 """
 
-import os
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,10 +26,10 @@ from transformers import __version__ as transformers_version
 from calibrant.errors import ModelError
 from calibrant.models.folder import CONFIG, check_plain, entries, leaves, read_object
 from calibrant.models.quiet import Refusal
-from calibrant.spec.foreign import TRUST_REMOTE_CODE, brief
+from calibrant.spec.foreign import TRUST_REMOTE_CODE, brief, switched_on
 
 SETTINGS: Final = "tokenizer_config.json"
-FLAG: Final = "--trust-remote-code"
+FLAG: Final = "--trust-remote-code before the command"
 CHOICES: Final[Mapping[str, tuple[str, ...]]] = {
     "attn_implementation": ("eager", "sdpa", "flex_attention"),
     "experts_implementation": ("eager", "batched_mm", "grouped_mm"),
@@ -72,7 +71,7 @@ def trusted(requested: bool | None) -> bool:
     """
     if requested is not None:
         return requested
-    return os.environ.get(TRUST_REMOTE_CODE, "").lower() in ("1", "true", "yes", "on")
+    return switched_on(TRUST_REMOTE_CODE)
 
 
 @final
@@ -210,8 +209,8 @@ def _refuse_code(raw: Mapping[str, Any], folder: Path) -> None:
         if wrong:
             raise ModelError(
                 f"{folder / CONFIG} chooses what the model is computed with ({key}: "
-                f"{brief(wrong[0])}), which may run code from a hub; {instead}, or {FLAG} if you "
-                "trust it",
+                f"{brief(wrong[0])}), which may run code from a hub; {instead}, or say "
+                f"{FLAG} if you trust it",
                 subject=key,
             )
 

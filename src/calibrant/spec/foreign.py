@@ -11,6 +11,7 @@ import difflib
 import errno
 import json
 import math
+import os
 import re
 from collections.abc import Iterable, Mapping
 from decimal import Decimal
@@ -31,6 +32,9 @@ DEEPEST_PATH: Final = 256
 
 TRUST_REMOTE_CODE: Final = "CALIBRANT_TRUST_REMOTE_CODE"
 """The variable that lets code beside a model be run; without it, none from outside ever is."""
+
+_YES: Final = ("1", "true", "yes", "on")
+"""What switches a variable of the environment on."""
 
 _ACTING: Final = (
     "\x00-\x08\x0b-\x1f\x7f-\x9f"  # controls, but for tab and line feed
@@ -271,6 +275,11 @@ def share_number(digits: str) -> float | None:
         return None
     # As a decimal: the float 0.7 divided by 100 isn't the float 0.007.
     return float(Decimal(percent) / 100) + 0.0
+
+
+def switched_on(variable: str) -> bool:
+    """Return whether a variable of the environment says yes."""
+    return os.environ.get(variable, "").lower() in _YES
 
 
 def _escaped(match: re.Match[str]) -> str:
