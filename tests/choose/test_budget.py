@@ -19,7 +19,8 @@ from calibrant.lab.choose.budget import (
     planned,
 )
 from calibrant.lab.choose.goal import parse_goal
-from calibrant.lab.choose.racing import Race
+from calibrant.lab.choose.racing import MATTERS, Race, Standing
+from calibrant.lab.stats import Estimate
 from calibrant.lab.study import Study
 from calibrant.lab.study.request import StudyResult
 from calibrant.system.progress import Progress
@@ -112,3 +113,12 @@ def test_no_round_begins_that_cannot_end_in_time(
     assert result.rounds == rounds
     assert budget.spent <= budget.seconds
     assert race.costs.compress + race.costs.measure == pytest.approx(20, rel=0.4)
+
+
+@pytest.mark.parametrize(("value", "alike"), [(0.003, True), (3 * MATTERS, False)])
+def test_sets_are_alike_where_no_difference_that_may_be_true_matters(
+    value: float, alike: bool
+) -> None:
+    leader = Standing("c4", Estimate(0.1, 0.001, 20.0, 50, True), None, None, 3)
+    behind = Estimate(value, 0.0025, 20.0, 50, over_draws=True)
+    assert racing._are_alike([leader, Standing("pile", behind, None, behind, 3)]) == alike

@@ -31,7 +31,7 @@ from calibrant.system.progress import Progress, silent
 ENOUGH: Final = 3
 """Draws after which a race may end because no difference is large enough to matter."""
 MATTERS: Final = 0.01
-"""Nats a token: where every interval of a difference is narrower than this to both sides, the
+"""Nats a token: where every interval of a difference lies within this on both sides of zero, the
 race is over.
 """
 
@@ -454,7 +454,7 @@ def _are_alike(standings: Sequence[Standing]) -> bool:
         if interval is None:
             return False
         low, high = interval
-        if (high - low) / 2 >= MATTERS:
+        if max(abs(low), abs(high)) >= MATTERS:
             return False
     return True
 
