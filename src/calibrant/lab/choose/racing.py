@@ -73,8 +73,8 @@ class Standing:
 class RaceResult:
     """How a race ended: `why` is `clear`, `alike`, `draws` or `time`.
 
-    `standings` are the best first, and `rounds` is how many were begun. `sibling` says whether the
-    goal's held-out sibling decided. `bits` is how many a weight takes as it is stored, None
+    `standings` are the best first, and `rounds` is how many were run whole. `sibling` says whether
+    the goal's held-out sibling decided. `bits` is how many a weight takes as it is stored, None
     where it isn't stored as codes, and where runs differ in it.
     """
 
@@ -129,6 +129,8 @@ class Race:
             self._sets[name] = CalibrationSet(name)
         # The sets of each round that was begun, and after which round a set was left out.
         self._rounds: list[list[str]] = []
+        # How many runs and measurements of these rounds are in the store.
+        self._stored = 0
         self._dropped: dict[str, int] = {}
         self._weights: dict[str, float] = {}
         for weight, evaluator in goal.measures:
@@ -146,14 +148,15 @@ class Race:
         while True:
             failures, is_whole = self._run_round(budget)
             standings, unit = self._standings()
+            whole_rounds = len(self._rounds) if is_whole else len(self._rounds) - 1
             next_round = self._seconds(self._racing(), len(self._rounds))
             is_late = not is_whole or next_round * MARGIN > budget.left
-            reason = self._why_over(standings, is_late)
+            reason = self._why_over(standings, whole_rounds, is_late)
             if reason:
                 return RaceResult(
                     reason,
                     tuple(standings),
-                    rounds=len(self._rounds),
+                    rounds=whole_rounds,
                     unit=unit,
                     failures=failures,
                     sibling=bool(self._halves),
@@ -190,7 +193,8 @@ class Race:
     def _seconds(self, names: Sequence[str], number: int) -> float:
         """How long round `number` (from 0) of these sets takes.
 
-        The first one finds the statistics of the prediction, and measures the dense model too.
+        The first one finds the statistics of the prediction. What is run first measures the dense
+        model too.
         """
         if number < self._done:
             return self.costs.opened
@@ -199,12 +203,8 @@ class Race:
         for name in runs:
             data = self._sets[name]
             parts += [str(part) for part in data.mixed or (data,)]
-        if number == 0:
-            compressed = len(runs) + 1
-            gathered = 0
-        else:
-            compressed = len(runs)
-            gathered = len(set(parts))
+        compressed = len(runs) if any(self._rounds) else len(runs) + 1
+        gathered = len(set(parts)) if number else 0
         tokens = self._template.tokens or 0
         # Draws of earlier rounds, and that of the prediction, are written already.
         written = sum(is_written(part) for part in set(parts)) if number else 0
@@ -233,10 +233,13 @@ class Race:
             self._rounds[-1] += portion
             began = budget.spent
             finished = self._study().run(self._folder, self._progress)
-            if finished.computed and not is_known:
+            # The study has all rounds, so it finds what is known to be there.
+            found = finished.found - self._stored
+            self._stored = finished.found + finished.computed
+            if finished.computed and not found and not is_known:
                 # What was found in the store says nothing about how long the next run takes.
                 self.costs = self.costs.scaled(racing=(budget.spent - began) / expected_seconds)
-            # The study has all rounds, so these are all failures so far.
+            # These are all failures so far.
             messages: list[str] = []
             for failure in finished.failures.values():
                 messages.append(f"{failure['what']}: {failure['error']}")
@@ -389,7 +392,7 @@ class Race:
             divergence=divergence,
         )
 
-    def _why_over(self, standings: Sequence[Standing], is_late: bool) -> str:
+    def _why_over(self, standings: Sequence[Standing], whole_rounds: int, is_late: bool) -> str:
         """Why the race is over, empty where it isn't.
 
         `is_late` says that another round would take it beyond its time.
@@ -397,9 +400,9 @@ class Race:
         racing = [standing for standing in standings if standing.dropped is None]
         if len(racing) == 1 and len(self._rounds) > 1:
             return "clear"
-        if len(self._rounds) >= ENOUGH and _are_alike(racing):
+        if whole_rounds >= ENOUGH and _are_alike(racing):
             return "alike"
-        if len(self._rounds) == self._most_rounds:
+        if whole_rounds == self._most_rounds:
             return "draws"
         return "time" if is_late else ""
 

@@ -251,7 +251,7 @@ def recommend(options: RecommendOptions) -> Recommendation:
     mixture, predicted = prepared.predicted(plan, options.progress)
     predicting = budget.spent
     fitted = prepared.fitted
-    if mixture.reused < mixture.gathered:
+    if not mixture.reused:
         # What was read again says nothing about what gathering costs. With a sibling, both halves
         # are walked through too, and judge too.
         extra = 2 if fitted.halves else 0
