@@ -11,11 +11,19 @@ from calibrant.compress import Recipe
 from calibrant.errors import DataError, InputError, SpecError
 from calibrant.lab.stats import compare, contrast, draws, read, tidy
 from calibrant.lab.stats.crossed import ItemValues
-from calibrant.lab.stats.results import narrowed
+from calibrant.lab.stats.results import GroupResults, grouped, narrowed
 from calibrant.lab.study import Study
 from calibrant.results import Cell, Measurement, Outcome, Score, Store
 
-from tests.stats.stores import DRAWN, LOSSES, measured, measured_too, results_of, store_of
+from tests.stats.stores import (
+    DRAWN,
+    LOSSES,
+    measured,
+    measured_too,
+    results_of,
+    store_of,
+    with_cells,
+)
 
 
 @pytest.fixture(scope="module")
@@ -242,3 +250,16 @@ def test_labels_must_fit_one_set(
     with pytest.raises(error) as raised:
         draws(drawn, **labels)
     assert raised.value.subject == subject
+
+
+def test_of_a_set_with_holes_one_run_is_one_draw_and_shared_rows_are_told():
+    losses = {**DRAWN, "full_stops": [[6.0, 6.0]]}
+    missing = ["c4/code", "full_stops/code"]
+    results = results_of(losses, missing=missing, overlap={"c4": 0.9})
+    (once,) = (cell for cell in results.cells if cell.data == "full_stops")
+    results = with_cells(results, *(replace(once, seed=seed) for seed in (1, 2)))
+    (cells,) = grouped(results.cells).values()
+    group = GroupResults.of(cells, results)
+    counted = {name: side["docs:text"].counted for name, side in group.partial.items()}
+    assert counted == {"full_stops": False, "c4": False}
+    assert group.overlapping == {"c4": 0.9}
