@@ -235,6 +235,15 @@ def test_the_draws_of_a_set_come_by_what_was_measured_in_the_order_of_their_seed
         draws(store, data="c4")  # two evaluators say the same of what they measured
 
 
+def test_one_run_under_three_seeds_is_one_draw(tmp_path: Path):
+    store = store_of(tmp_path, {**DRAWN, "full_stops": [[6.0, 6.0]]})
+    (once,) = (cell for cell in store.cells() if cell.data == "full_stops")
+    store.write_cells([*store.cells(), *(replace(once, seed=seed) for seed in (1, 2))])
+    once_drawn = draws(store, data="full_stops")
+    assert [len(side) for side in once_drawn.values()] == [1, 1]
+    assert not contrast(once_drawn).over_draws
+
+
 @pytest.mark.parametrize(
     ("labels", "error", "subject"),
     [

@@ -262,7 +262,9 @@ def draws(store: Store, **labels: str | int) -> dict[str, Draws]:
     the order of their seeds: a side of `contrast`.
 
     `labels` are those of a cell as the study wrote it: `data`, which is empty for the dense model,
-    `method`, `target`, `propagate`, `model`, `seed`. What lacks in one of the draws is left out.
+    `method`, `target`, `propagate`, `model`, `seed`. One run that answers several cells is one
+    draw, and what lacks in one of the draws is left out. Whether draws share rows isn't looked at:
+    then they don't count as draws, and `compare` says so.
     Raises `SpecError` for another label, and `DataError` where the labels fit no cell, cells of
     more than one set, method or sparsity, or two evaluators that say the same of what they
     measured.
@@ -287,6 +289,10 @@ def draws(store: Store, **labels: str | int) -> dict[str, Draws]:
             raise DataError(
                 f"{request} fits cells that differ in {name}; say which", subject=request
             )
+    distinct: dict[str, Cell] = {}
+    for cell in cells:
+        distinct.setdefault(cell.run, cell)
+    cells = list(distinct.values())
     sides: dict[str, Draws] = {}
     for text in cells[0].measures:
         side: list[Measurement] = []
