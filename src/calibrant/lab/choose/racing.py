@@ -86,6 +86,13 @@ class RaceResult:
     sibling: bool = False
     bits: float | None = None
 
+    @property
+    def comparisons(self) -> int:
+        """How many sets are compared with the baseline. Over all rounds, each is compared with the
+        leader `ROUNDS` times as often.
+        """
+        return max(1, len(self.standings) - 1)
+
 
 @final
 class Race:
@@ -354,7 +361,8 @@ class Race:
     def _drop_behind(self, compared: "_Sides", leader: str) -> None:
         """Leave out the sets that are clearly worse than the leader."""
         # Every set is compared with the leader in every round that there may be.
-        comparisons = max(1, (len(self._names) - 1) * ROUNDS)
+        others = len(compared.sides.keys() - {DENSE, leader})
+        comparisons = max(1, others * ROUNDS)
         for name in compared.sides:
             if name in (DENSE, leader) or name in self._dropped:
                 continue
@@ -472,11 +480,13 @@ def common_unit(scores: Sequence[Score]) -> str:
     return scores[0].unit
 
 
-def plain(estimate: Estimate | None, level: float = LEVEL) -> dict[str, Any] | None:
-    """Return an estimate as plain data, with its interval."""
+def plain(
+    estimate: Estimate | None, level: float = LEVEL, comparisons: int = 1
+) -> dict[str, Any] | None:
+    """Return an estimate as plain data, with its interval jointly over so many `comparisons`."""
     if estimate is None:
         return None
-    bounds = estimate.interval(level)
+    bounds = estimate.interval(level, comparisons)
     interval: Mapping[str, float] | None = None
     if bounds is not None:
         interval = {"low": bounds[0], "high": bounds[1]}
@@ -484,5 +494,5 @@ def plain(estimate: Estimate | None, level: float = LEVEL) -> dict[str, Any] | N
         "value": estimate.value,
         "interval": interval,
         "over_draws": estimate.over_draws,
-        "significant": estimate.significant(level),
+        "significant": estimate.significant(level, comparisons),
     }

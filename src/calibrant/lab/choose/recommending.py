@@ -24,6 +24,7 @@ from calibrant.lab.choose.advising import (
 from calibrant.lab.choose.asking import Prepared, asked
 from calibrant.lab.choose.budget import (
     LEAST,
+    ROUNDS,
     StepCosts,
     TimeBudget,
     TimePlan,
@@ -59,7 +60,8 @@ class Candidate:
     `data` is what `--data` takes. `name` is what sentences and tables call it: a long mixture by
     its largest parts, an object "your data".
 
-    The differences are how much *worse* it is, with their intervals. Where the goal has a
+    The differences are how much *worse* it is, with intervals that hold jointly for all sets, and
+    to the best for all rounds too. Where the goal has a
     held-out sibling, `predicted_sibling` and `sibling` are the figures on it, and the differences
     are of those. `divergence` is that of its predictions from the dense model's (KL, nats a token);
     it is measured where a model is rounded. `by_role` is the increase on tokens of the chat
@@ -478,8 +480,8 @@ def _candidates(
             prediction.own,
             status,
             increase=plain(standing.increase),
-            against_baseline=plain(standing.against_baseline),
-            against_best=plain(standing.against_leader),
+            against_baseline=plain(standing.against_baseline, comparisons=race.comparisons),
+            against_best=plain(standing.against_leader, comparisons=race.comparisons * ROUNDS),
             draws=standing.draws,
             dropped=standing.dropped,
             predicted_sibling=prediction.sibling,
