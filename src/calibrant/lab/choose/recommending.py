@@ -193,8 +193,8 @@ def recommend(options: RecommendOptions) -> Recommendation:
     Without `sources` the usual ones that can be read here are tried, and the goal's own. Each
     candidate's damage is predicted from the statistics of the untouched model (`mixtures.mix`),
     with the mixture that is best by that measure among them. The few best are raced against
-    `baseline` (C4, where it can be read). All measurements lie in `folder`, which a later call
-    continues.
+    `baseline` (C4 where it is a candidate, else the first of them). All measurements lie in
+    `folder`, which a later call continues.
 
     Where the goal is the user's own file, its rows are divided by template into two halves
     (`recommend.halves`): a set that holds the file is judged by what it does on one half when it
