@@ -289,10 +289,10 @@ def draws(store: Store, **labels: str | int) -> dict[str, Draws]:
             raise DataError(
                 f"{request} fits cells that differ in {name}; say which", subject=request
             )
-    distinct: dict[str, Cell] = {}
+    by_run: dict[str, Cell] = {}
     for cell in cells:
-        distinct.setdefault(cell.run, cell)
-    cells = list(distinct.values())
+        by_run.setdefault(cell.run, cell)
+    cells = list(by_run.values())
     sides: dict[str, Draws] = {}
     for text in cells[0].measures:
         side: list[Measurement] = []
