@@ -95,3 +95,19 @@ def test_next_to_nothing_is_refused_by_name(
             tokenizer,
         )
     assert caught.value.subject == "mine.jsonl"
+
+
+def test_the_sentence_names_the_set_that_holds_least_and_no_selector_is_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, count in (("mine.jsonl", 200), ("few.jsonl", 20)):
+        texts = [
+            f"{number} and {number} make {2 * number}, as you know." for number in range(count)
+        ]
+        Path(name).write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    goal = parse_goal(["mine.jsonl"], 2048, 20, 128)
+    longest = "0.5*mine.jsonl + 0.5*longest(source='mine.jsonl')"
+    candidates = ["mine.jsonl", "few.jsonl", longest]
+    fitted = fit(candidates, goal, (), 2048, 128, tokenizer)
+    assert fitted.said.startswith("few.jsonl holds ")

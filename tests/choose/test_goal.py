@@ -70,6 +70,11 @@ def test_a_measure_may_be_named() -> None:
     assert goal.judge == "python_docs"
 
 
+def test_the_format_of_a_measure_is_that_of_the_judge_and_of_the_candidate() -> None:
+    goal = read("loss(source=arithmetic, format=cot)")
+    assert (goal.judge, goal.sources) == ("arithmetic:cot", ("arithmetic:cot",))
+
+
 def test_where_the_hub_does_not_answer_no_set_waits_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
     offline: list[bool] = []
     monkeypatch.setattr(config, "HF_HUB_OFFLINE", False)

@@ -163,6 +163,20 @@ def test_the_same_rows_are_tried_in_the_template_out_of_it_and_answered_by_the_m
     assert named.identity != found.identity
 
 
+@pytest.mark.parametrize("candidate", ["told.jsonl", "longest(source='told.jsonl', candidates=8)"])
+def test_a_file_that_was_changed_is_another_question(files: Path, candidate: str) -> None:
+    def question() -> str:
+        return prepared(
+            trained_folder(), "asked.jsonl", sources=[candidate, "python_docs"]
+        ).identity
+
+    before = question()
+    assert question() == before
+    with (files / "told.jsonl").open("a") as file:
+        file.write(json.dumps({"text": "One more row."}) + "\n")
+    assert question() != before
+
+
 @pytest.mark.parametrize(
     ("conversation", "answered"),
     [

@@ -121,6 +121,11 @@ def test_what_is_clearly_behind_is_left_out_and_the_best_is_said(
     assert found.rounds >= 2
     assert CalibrationSet(found.expr, tokens=1024, length=128)
     assert found.baseline == "python_docs"
+    # What is left out is what differs significantly from the best.
+    for other in found.candidates:
+        if other.status == "not significant":
+            assert other.against_best is not None
+            assert not (other.against_best["over_draws"] and other.against_best["significant"])
     best = by_data[found.expr]
     assert best.draws >= 2
     assert best.increase is not None
@@ -175,6 +180,12 @@ def runner(data: str, value: float, left: int | None = None, over_draws: bool = 
     [
         ([runner("pile", 0.4), runner("c4", 0.5)], "-0.100 (-0.121 to -0.079): significant at 95%"),
         ([runner("pile", 0.499), runner("c4", 0.5)], ": not significant."),
+        # Of several sets, whichever is best is compared.
+        ([runner("pile", 0.477), runner("c4", 0.5)], "(-0.044 to -0.002): significant at 95%"),
+        (
+            [runner("pile", 0.477), runner("oscar", 0.48), runner("c4", 0.5)],
+            "(-0.047 to +0.001): not significant.",
+        ),
         ([runner("c4", 0.5), runner("pile", 0.6, left=2)], "Clearly behind: pile."),
         ([runner("pile", 0.4, over_draws=False), runner("c4", 0.5)], "by one draw"),
         (

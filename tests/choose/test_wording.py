@@ -96,6 +96,8 @@ def test_what_cannot_be_advised_on_and_nothing_is_written(
     [
         ({"goal": ()}, "no goal was given; write a source"),
         ({"minutes": 0.0}, "a budget of 0 minutes leaves no time"),
+        ({"minutes": float("inf")}, "a budget of inf minutes has no end"),
+        ({"sources": ["gsm8k:cot"]}, "one set can't be compared; give another"),
         ({"tool": "gptqmodl"}, "did you mean 'gptqmodel'?"),
         ({"tool": "llama.cpp"}, "llama.cpp opens GGUF files"),
         ({"sources": "python_docs"}, "write sources=['python_docs']"),

@@ -185,4 +185,12 @@ def test_there_are_never_more_pieces_than_the_most(kind: type[Pieces]) -> None:
     torch.testing.assert_close(total.norms(), whole.norms(), rtol=1e-9, atol=0)
     torch.testing.assert_close((total * 0.5).norms(), whole.norms() / 2, rtol=1e-9, atol=0)
     assert max(part.tokens for part in total.parts) <= 2 * min(part.tokens for part in total.parts)
-    assert len(kind.of(x[:1]).parts) == 1
+
+
+@pytest.mark.parametrize("kind", [NormPieces, GramPieces])
+def test_both_pieces_of_a_micro_batch_go_into_one_half_after_a_single_token(
+    kind: type[Pieces],
+) -> None:
+    x = torch.randn(9, 4)
+    total = kind.of(x[:1]) + kind.of(x[1:5]) + kind.of(x[5:])
+    assert [part.tokens for part in total.parts] == [1, 0, 2, 2, 2, 2]

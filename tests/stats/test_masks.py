@@ -4,6 +4,7 @@ numbers.
 
 import json
 import math
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from calibrant.lab.stats.results import read
 from calibrant.lab.stats.sets import overlaps
 from calibrant.results import Store
 
-from tests.stats.stores import store_of
+from tests.stats.stores import store_of, with_cells
 from tests.stats.test_sets import WORDS, by_hand, profile
 
 NAMES = [f"model.layers.{b}.{m}" for b in range(3) for m in ("self_attn.q_proj", "mlp.down_proj")]
@@ -218,3 +219,11 @@ def test_overlaps_are_over_all_pairs_of_draws(store: Store):
     assert json.loads(json.dumps(told)) == told
     assert told["jaccard"][2][2] is None
     assert told["draws"] == {"c4": 2, "gsm8k:cot": 2, "svamp:icl": 1}
+
+
+def test_one_run_under_two_seeds_is_one_draw(store: Store):
+    results = read(store)
+    (once,) = (cell for cell in results.cells if cell.data == "svamp:icl")
+    (found,) = overlaps(store, with_cells(results, replace(once, seed=1)))
+    assert found.draws == (2, 2, 1)
+    assert np.isnan(found.within[2])

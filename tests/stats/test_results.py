@@ -11,11 +11,19 @@ from calibrant.compress import Recipe
 from calibrant.errors import DataError, InputError, SpecError
 from calibrant.lab.stats import compare, contrast, draws, read, tidy
 from calibrant.lab.stats.crossed import ItemValues
-from calibrant.lab.stats.results import narrowed
+from calibrant.lab.stats.results import GroupResults, grouped, narrowed
 from calibrant.lab.study import Study
 from calibrant.results import Cell, Measurement, Outcome, Score, Store
 
-from tests.stats.stores import DRAWN, LOSSES, measured, measured_too, results_of, store_of
+from tests.stats.stores import (
+    DRAWN,
+    LOSSES,
+    measured,
+    measured_too,
+    results_of,
+    store_of,
+    with_cells,
+)
 
 
 @pytest.fixture(scope="module")
@@ -227,6 +235,15 @@ def test_the_draws_of_a_set_come_by_what_was_measured_in_the_order_of_their_seed
         draws(store, data="c4")  # two evaluators say the same of what they measured
 
 
+def test_one_run_under_three_seeds_is_one_draw(tmp_path: Path):
+    store = store_of(tmp_path, {**DRAWN, "full_stops": [[6.0, 6.0]]})
+    (once,) = (cell for cell in store.cells() if cell.data == "full_stops")
+    store.write_cells([*store.cells(), *(replace(once, seed=seed) for seed in (1, 2))])
+    once_drawn = draws(store, data="full_stops")
+    assert [len(side) for side in once_drawn.values()] == [1, 1]
+    assert not contrast(once_drawn).over_draws
+
+
 @pytest.mark.parametrize(
     ("labels", "error", "subject"),
     [
@@ -242,3 +259,16 @@ def test_labels_must_fit_one_set(
     with pytest.raises(error) as raised:
         draws(drawn, **labels)
     assert raised.value.subject == subject
+
+
+def test_of_a_set_with_holes_one_run_is_one_draw_and_shared_rows_are_told():
+    losses = {**DRAWN, "full_stops": [[6.0, 6.0]]}
+    missing = ["c4/code", "full_stops/code"]
+    results = results_of(losses, missing=missing, overlap={"c4": 0.9})
+    (once,) = (cell for cell in results.cells if cell.data == "full_stops")
+    results = with_cells(results, *(replace(once, seed=seed) for seed in (1, 2)))
+    (cells,) = grouped(results.cells).values()
+    group = GroupResults.of(cells, results)
+    counted = {name: side["docs:text"].counted for name, side in group.partial.items()}
+    assert counted == {"full_stops": False, "c4": False}
+    assert group.overlapping == {"c4": 0.9}

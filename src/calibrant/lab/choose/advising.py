@@ -223,8 +223,10 @@ def _expected(best: Standing, goal: Goal, baseline: str, race: RaceResult) -> st
         less = "less" if difference.value < 0 else "more"
         compared = f"{abs(difference.value):.3f} {less} than with {short(baseline)}"
         return f"{increase}, {compared}, by one draw, which says nothing about the next."
-    verdict = f"significant at {LEVEL:.0%}" if difference.significant() else "not significant"
-    worse = with_interval(plain(difference))
+    # Whichever set is best is compared, so all that might have been count.
+    is_significant = difference.significant(comparisons=race.comparisons)
+    verdict = f"significant at {LEVEL:.0%}" if is_significant else "not significant"
+    worse = with_interval(plain(difference, comparisons=race.comparisons))
     return f"{increase}; against {short(baseline)} that is {worse}: {verdict}."
 
 

@@ -11,7 +11,8 @@ import psutil
 
 from calibrant.compress import check_model
 from calibrant.compress.prune_quantize import TARGETS_OF
-from calibrant.data import CalibrationSet, Data
+from calibrant.data import CalibrationSet, Data, PerDraw, Source
+from calibrant.data._folders import files_of
 from calibrant.data.objects import as_expression
 from calibrant.data.select import resolved
 from calibrant.data.user_file import UserFile
@@ -49,6 +50,7 @@ from calibrant.lab.mixtures.mixture import BEST, UNIFORM
 from calibrant.lab.study import Study
 from calibrant.methods import Method, StandIn
 from calibrant.models import Opened, opened_of, view
+from calibrant.models.digests import known_digest
 from calibrant.options import RecommendCommand
 from calibrant.spec import identity
 from calibrant.system.progress import Progress, silent
@@ -343,6 +345,10 @@ def asked(options: RecommendCommand, budget: TimeBudget) -> Prepared:
     ]
     if goal.conversations:
         identity_parts.append(goal.conversations)
+    # A path says nothing of what is in the file.
+    contents = _contents([*goal.sources, *candidates])
+    if contents:
+        identity_parts.append(contents)
     return Prepared(
         opened=opened,
         method=method,
@@ -386,6 +392,22 @@ def _in_template(goals: Sequence[str], goal: Goal, opened: Opened, length: int) 
 def _canonical(sets: Sequence[Data], folder: Path) -> list[str]:
     """Calibration sets as they are written, each once."""
     return list(dict.fromkeys(as_expression(data, folder / GIVEN) for data in sets))
+
+
+def _contents(sets: Sequence[str]) -> dict[str, list[str]]:
+    """The digests of the user's files that sets name, those that a selector chooses from too."""
+    sources: list[Source] = []
+    for data in sets:
+        for term in CalibrationSet(data).parts:
+            sources.append(term.source)
+            if isinstance(term.source, PerDraw):
+                sources += term.source.origins
+    contents: dict[str, list[str]] = {}
+    for source in sources:
+        if isinstance(source, UserFile):
+            files = files_of(source.path).all
+            contents[str(source)] = [known_digest(path) for path, _ in files]
+    return contents
 
 
 def _measures(goal: Goal, target: Target, opened: Opened) -> tuple[Evaluator, ...]:

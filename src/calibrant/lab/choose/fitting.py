@@ -60,31 +60,20 @@ def fit(
     """
     supply = _Supply(tokenizer, length)
     own_sets = [name for name in candidates if _names_a_file(name)]
-    # How much the smaller half of an own set holds; twice the budget where nothing limits it.
-    in_half = 2 * tokens
-    if halves and own_sets:
-        in_half = min(supply.tokens(name, 2 * tokens) for name in _in_halves(own_sets, halves))
-        # A half that holds so little is no sibling.
-        if in_half < LEAST:
-            halves = ()
-            in_half = 2 * tokens
-    possible = [tokens, _for_two_draws(in_half)]
-    supplies: dict[str, int] = {}
-    for name in candidates:
-        if CalibrationSet(name).per_draw:
-            continue  # how much a selector finds or writes isn't known before
-        is_of_own_file = name in own_sets
-        supplied = supply.tokens(name, 2 * tokens if is_of_own_file else tokens)
-        if supplied < LEAST:
-            enough = f"and {LEAST} are the least; add rows, or leave it out"
-            message = f"{name} holds {supplied} tokens to calibrate on, {enough}"
-            raise DataError(message, subject=name)
-        supplies[name] = supplied
-        possible.append(_for_two_draws(supplied) if is_of_own_file else supplied)
+    holdings = _holdings(candidates, tokens, supply)
+    half_holdings = _holdings_of_halves(own_sets, halves, tokens, supply)
+    # A half that holds so little is no sibling.
+    if any(half.tokens < LEAST for half in half_holdings):
+        halves = ()
+    else:
+        holdings += half_holdings
     # All sets have one budget, which the smallest of them decides.
-    fitted = min(possible)
-    if fitted < tokens:
-        fitted = _rounded(fitted)
+    fitted = tokens
+    reasons: list[str] = []
+    smallest = min(holdings, key=_budget_of, default=None)
+    if smallest is not None and smallest.budget < tokens:
+        fitted = _rounded(smallest.budget)
+        reasons.append(f"{smallest.name} holds {smallest.tokens:,} tokens to calibrate on")
     # No window is longer than a set; what there is depends on the length, so it is counted anew.
     length = min(length, fitted)
     supply = _Supply(tokenizer, length)
@@ -99,14 +88,6 @@ def fit(
     for name in drawn_sets:
         drawn = CalibrationSet(name, length=length, tokens=fitted)
         draws = min(draws, drawn.disjoint_draws(tokenizer, ROUNDS) or ROUNDS)
-    reasons: list[str] = []
-    if fitted < tokens:
-        least = min(own_sets or supplies, key=supplies.__getitem__)
-        supply_text = f"{supplies[least]:,}"
-        # Tokens were counted up to here.
-        if supplies[least] == (2 * tokens if least in own_sets else tokens):
-            supply_text += " or more"
-        reasons.append(f"{least} holds {supply_text} tokens to calibrate on")
     if judge_tokens < fitted:
         where = " in the smaller of its halves" if halves else ""
         reasons.append(f"{goal.judge} holds out {judge_tokens:,} tokens{where}")
@@ -117,6 +98,56 @@ def fit(
         sentence = f"{'; '.join(reasons)}: {sets}, in windows of {length:,}, at most {most}"
     limited = goal.limited(supply.measured) if own_sets else goal
     return Fitted(fitted, judge_tokens, length, draws, tuple(halves), limited, sentence)
+
+
+@dataclass(frozen=True)
+class _Holding:
+    """How many tokens a set holds, counted no further than is needed, and the budget that they
+    allow. `name` is what a sentence calls it.
+    """
+
+    name: str
+    tokens: int
+    budget: int
+
+
+def _budget_of(holding: _Holding) -> int:
+    return holding.budget
+
+
+def _holdings(names: Sequence[str], tokens: int, supply: "_Supply") -> list[_Holding]:
+    """What sets hold that all have the budget `tokens`. How much a selector finds or writes isn't
+    known before.
+    """
+    holdings: list[_Holding] = []
+    for name in names:
+        if CalibrationSet(name).per_draw:
+            continue
+        if _names_a_file(name):
+            held = supply.tokens(name, 2 * tokens)
+            budget = _for_two_draws(held)
+        else:
+            held = supply.tokens(name, tokens)
+            budget = held
+        if held < LEAST:
+            enough = f"and {LEAST} are the least; add rows, or leave it out"
+            message = f"{name} holds {held} tokens to calibrate on, {enough}"
+            raise DataError(message, subject=name)
+        holdings.append(_Holding(name, held, budget))
+    return holdings
+
+
+def _holdings_of_halves(
+    names: Sequence[str], halves: Sequence[Halves], tokens: int, supply: "_Supply"
+) -> list[_Holding]:
+    """What sets hold with either half of the goal's files in their place."""
+    holdings: list[_Holding] = []
+    for name in names:
+        for half in _in_halves([name], halves):
+            if half != name and not CalibrationSet(half).per_draw:
+                held = supply.tokens(half, 2 * tokens)
+                holdings.append(_Holding(f"a half of {name}", held, _for_two_draws(held)))
+    return holdings
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from calibrant.evaluators.agreement import Agreement
 from calibrant.evaluators.loss import Loss
 from calibrant.evaluators.task import Task
 from calibrant.spec import Call
-from calibrant.spec.grammar import Part, read_weighted
+from calibrant.spec.grammar import Part, read_call, read_weighted
 
 GENERAL: Final = "general"
 CORPORA: Final = ("c4", "pile", "redpajama", "wikipedia", "wikitext")
@@ -204,7 +204,11 @@ def _measure(part: Part, tokens: int, items: int, length: int) -> tuple[Evaluato
             message = "measures no source that could be calibrated on or predicted from"
             raise SpecError(f"{str(part)!r} {message}; {_EXAMPLE}", subject=str(part))
         measure.check()
-        return measure, term_of(_weighted_part(source)[1])
+        _, measured = _weighted_part(source)
+        form = getattr(measure, "format", None)
+        if form is not None:
+            measured = replace(measured, format=read_call(form))
+        return measure, term_of(measured)
     judge = term_of(part)
     if "choices" in {*judge.source.fields, *judge.source.sometimes}:
         return Task(name=str(judge.source), limit=items), judge

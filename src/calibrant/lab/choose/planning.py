@@ -1,5 +1,6 @@
 """What a recommendation would take, said before anything is loaded."""
 
+import math
 from collections.abc import Sequence
 from typing import cast
 
@@ -29,13 +30,19 @@ from calibrant.walk.statistics import packed_bytes
 
 
 def check_settings(options: RecommendCommand) -> None:
-    """Raise an `InputError` for a goal that is missing, and for a time or a tool that can't be
-    used, before a model is read or written.
+    """Raise an `InputError` for a goal that is missing, for a single set to choose from, and for a
+    time or a tool that can't be used, before a model is read or written.
     """
     check_any(options.goal)
     if not options.minutes > 0:
         message = f"a budget of {options.minutes:g} minutes leaves no time; give some above 0"
         raise SpecError(message, subject="budget")
+    if math.isinf(60 * options.minutes):
+        message = f"a budget of {options.minutes:g} minutes has no end; give a number that has one"
+        raise SpecError(message, subject="budget")
+    if len(options.sources) == 1 and not options.baseline:
+        message = "one set can't be compared; give another of the sources, or a baseline"
+        raise SpecError(message, subject="sources")
     if options.tool is None:
         return
     tool = tool_named(options.tool)

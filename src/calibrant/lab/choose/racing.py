@@ -31,7 +31,7 @@ from calibrant.system.progress import Progress, silent
 ENOUGH: Final = 3
 """Draws after which a race may end because no difference is large enough to matter."""
 MATTERS: Final = 0.01
-"""Nats a token: where every interval of a difference is narrower than this to both sides, the
+"""Nats a token: where every interval of a difference lies within this on both sides of zero, the
 race is over.
 """
 
@@ -73,8 +73,8 @@ class Standing:
 class RaceResult:
     """How a race ended: `why` is `clear`, `alike`, `draws` or `time`.
 
-    `standings` are the best first, and `rounds` is how many were begun. `sibling` says whether the
-    goal's held-out sibling decided. `bits` is how many a weight takes as it is stored, None
+    `standings` are the best first, and `rounds` is how many were run whole. `sibling` says whether
+    the goal's held-out sibling decided. `bits` is how many a weight takes as it is stored, None
     where it isn't stored as codes, and where runs differ in it.
     """
 
@@ -85,6 +85,13 @@ class RaceResult:
     failures: tuple[str, ...] = ()
     sibling: bool = False
     bits: float | None = None
+
+    @property
+    def comparisons(self) -> int:
+        """How many sets are compared with the baseline. Over all rounds, each is compared with the
+        leader `ROUNDS` times as often.
+        """
+        return max(1, len(self.standings) - 1)
 
 
 @final
@@ -129,6 +136,8 @@ class Race:
             self._sets[name] = CalibrationSet(name)
         # The sets of each round that was begun, and after which round a set was left out.
         self._rounds: list[list[str]] = []
+        # How many runs and measurements of these rounds are in the store.
+        self._stored = 0
         self._dropped: dict[str, int] = {}
         self._weights: dict[str, float] = {}
         for weight, evaluator in goal.measures:
@@ -146,14 +155,15 @@ class Race:
         while True:
             failures, is_whole = self._run_round(budget)
             standings, unit = self._standings()
+            whole_rounds = len(self._rounds) if is_whole else len(self._rounds) - 1
             next_round = self._seconds(self._racing(), len(self._rounds))
             is_late = not is_whole or next_round * MARGIN > budget.left
-            reason = self._why_over(standings, is_late)
+            reason = self._why_over(standings, whole_rounds, is_late)
             if reason:
                 return RaceResult(
                     reason,
                     tuple(standings),
-                    rounds=len(self._rounds),
+                    rounds=whole_rounds,
                     unit=unit,
                     failures=failures,
                     sibling=bool(self._halves),
@@ -190,7 +200,8 @@ class Race:
     def _seconds(self, names: Sequence[str], number: int) -> float:
         """How long round `number` (from 0) of these sets takes.
 
-        The first one finds the statistics of the prediction, and measures the dense model too.
+        The first one finds the statistics of the prediction. What is run first measures the dense
+        model too.
         """
         if number < self._done:
             return self.costs.opened
@@ -199,12 +210,8 @@ class Race:
         for name in runs:
             data = self._sets[name]
             parts += [str(part) for part in data.mixed or (data,)]
-        if number == 0:
-            compressed = len(runs) + 1
-            gathered = 0
-        else:
-            compressed = len(runs)
-            gathered = len(set(parts))
+        compressed = len(runs) if any(self._rounds) else len(runs) + 1
+        gathered = len(set(parts)) if number else 0
         tokens = self._template.tokens or 0
         # Draws of earlier rounds, and that of the prediction, are written already.
         written = sum(is_written(part) for part in set(parts)) if number else 0
@@ -233,10 +240,13 @@ class Race:
             self._rounds[-1] += portion
             began = budget.spent
             finished = self._study().run(self._folder, self._progress)
-            if finished.computed and not is_known:
+            # The study has all rounds, so it finds what is known to be there.
+            found = finished.found - self._stored
+            self._stored = finished.found + finished.computed
+            if finished.computed and not found and not is_known:
                 # What was found in the store says nothing about how long the next run takes.
                 self.costs = self.costs.scaled(racing=(budget.spent - began) / expected_seconds)
-            # The study has all rounds, so these are all failures so far.
+            # These are all failures so far.
             messages: list[str] = []
             for failure in finished.failures.values():
                 messages.append(f"{failure['what']}: {failure['error']}")
@@ -351,7 +361,8 @@ class Race:
     def _drop_behind(self, compared: "_Sides", leader: str) -> None:
         """Leave out the sets that are clearly worse than the leader."""
         # Every set is compared with the leader in every round that there may be.
-        comparisons = max(1, (len(self._names) - 1) * ROUNDS)
+        others = len(compared.sides.keys() - {DENSE, leader})
+        comparisons = max(1, others * ROUNDS)
         for name in compared.sides:
             if name in (DENSE, leader) or name in self._dropped:
                 continue
@@ -389,7 +400,7 @@ class Race:
             divergence=divergence,
         )
 
-    def _why_over(self, standings: Sequence[Standing], is_late: bool) -> str:
+    def _why_over(self, standings: Sequence[Standing], whole_rounds: int, is_late: bool) -> str:
         """Why the race is over, empty where it isn't.
 
         `is_late` says that another round would take it beyond its time.
@@ -397,9 +408,9 @@ class Race:
         racing = [standing for standing in standings if standing.dropped is None]
         if len(racing) == 1 and len(self._rounds) > 1:
             return "clear"
-        if len(self._rounds) >= ENOUGH and _are_alike(racing):
+        if whole_rounds >= ENOUGH and _are_alike(racing):
             return "alike"
-        if len(self._rounds) == self._most_rounds:
+        if whole_rounds == self._most_rounds:
             return "draws"
         return "time" if is_late else ""
 
@@ -454,7 +465,7 @@ def _are_alike(standings: Sequence[Standing]) -> bool:
         if interval is None:
             return False
         low, high = interval
-        if (high - low) / 2 >= MATTERS:
+        if max(abs(low), abs(high)) >= MATTERS:
             return False
     return True
 
@@ -469,11 +480,13 @@ def common_unit(scores: Sequence[Score]) -> str:
     return scores[0].unit
 
 
-def plain(estimate: Estimate | None, level: float = LEVEL) -> dict[str, Any] | None:
-    """Return an estimate as plain data, with its interval."""
+def plain(
+    estimate: Estimate | None, level: float = LEVEL, comparisons: int = 1
+) -> dict[str, Any] | None:
+    """Return an estimate as plain data, with its interval jointly over so many `comparisons`."""
     if estimate is None:
         return None
-    bounds = estimate.interval(level)
+    bounds = estimate.interval(level, comparisons)
     interval: Mapping[str, float] | None = None
     if bounds is not None:
         interval = {"low": bounds[0], "high": bounds[1]}
@@ -481,5 +494,5 @@ def plain(estimate: Estimate | None, level: float = LEVEL) -> dict[str, Any] | N
         "value": estimate.value,
         "interval": interval,
         "over_draws": estimate.over_draws,
-        "significant": estimate.significant(level),
+        "significant": estimate.significant(level, comparisons),
     }

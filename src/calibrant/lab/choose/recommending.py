@@ -24,6 +24,7 @@ from calibrant.lab.choose.advising import (
 from calibrant.lab.choose.asking import Prepared, asked
 from calibrant.lab.choose.budget import (
     LEAST,
+    ROUNDS,
     StepCosts,
     TimeBudget,
     TimePlan,
@@ -59,7 +60,8 @@ class Candidate:
     `data` is what `--data` takes. `name` is what sentences and tables call it: a long mixture by
     its largest parts, an object "your data".
 
-    The differences are how much *worse* it is, with their intervals. Where the goal has a
+    The differences are how much *worse* it is, with intervals that hold jointly for all sets, and
+    to the best for all rounds too. Where the goal has a
     held-out sibling, `predicted_sibling` and `sibling` are the figures on it, and the differences
     are of those. `divergence` is that of its predictions from the dense model's (KL, nats a token);
     it is measured where a model is rounded. `by_role` is the increase on tokens of the chat
@@ -191,8 +193,8 @@ def recommend(options: RecommendOptions) -> Recommendation:
     Without `sources` the usual ones that can be read here are tried, and the goal's own. Each
     candidate's damage is predicted from the statistics of the untouched model (`mixtures.mix`),
     with the mixture that is best by that measure among them. The few best are raced against
-    `baseline` (C4, where it can be read). All measurements lie in `folder`, which a later call
-    continues.
+    `baseline` (C4 where it is a candidate, else the first of them). All measurements lie in
+    `folder`, which a later call continues.
 
     Where the goal is the user's own file, its rows are divided by template into two halves
     (`recommend.halves`): a set that holds the file is judged by what it does on one half when it
@@ -251,7 +253,7 @@ def recommend(options: RecommendOptions) -> Recommendation:
     mixture, predicted = prepared.predicted(plan, options.progress)
     predicting = budget.spent
     fitted = prepared.fitted
-    if mixture.reused < mixture.gathered:
+    if not mixture.reused:
         # What was read again says nothing about what gathering costs. With a sibling, both halves
         # are walked through too, and judge too.
         extra = 2 if fitted.halves else 0
@@ -478,8 +480,8 @@ def _candidates(
             prediction.own,
             status,
             increase=plain(standing.increase),
-            against_baseline=plain(standing.against_baseline),
-            against_best=plain(standing.against_leader),
+            against_baseline=plain(standing.against_baseline, comparisons=race.comparisons),
+            against_best=plain(standing.against_leader, comparisons=race.comparisons * ROUNDS),
             draws=standing.draws,
             dropped=standing.dropped,
             predicted_sibling=prediction.sibling,

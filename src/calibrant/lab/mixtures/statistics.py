@@ -57,13 +57,12 @@ class Pieces(InputStatistic, ABC):
     def of(
         cls, x: Float[Tensor, "token in"], weights: Float[Tensor, "token"] | None = None
     ) -> "Pieces":
-        """Return two pieces, or one of a single token."""
+        """Return two pieces. Of a single token the second is empty, so that pieces stay in pairs
+        of one micro-batch each.
+        """
         cut = (len(x) + 1) // 2
-        halves = [slice(0, cut), slice(cut, len(x))]
-        if len(x) <= 1:
-            halves = [slice(0, len(x))]
         parts: list[InputStatistic] = []
-        for half in halves:
+        for half in (slice(0, cut), slice(cut, len(x))):
             part_weights = None if weights is None else weights[half]
             parts.append(cls.kind().of(x[half], part_weights))
         return cls(parts, len(parts))

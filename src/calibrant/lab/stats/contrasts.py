@@ -12,7 +12,9 @@ from calibrant.lab.stats.results import GroupResults, Results, Setting, grouped,
 from calibrant.results import Cell
 from calibrant.results.outcomes import Score
 
-Verdict = Literal["better", "worse", "not significant", "one draw only", "not computed"]
+Verdict = Literal[
+    "better", "worse", "not significant", "one draw only", "not tested", "not computed"
+]
 
 AXES: Final = {
     "model": "model",
@@ -64,7 +66,7 @@ class Contrast:
         if self.difference is None:
             return "not computed"
         if self.p_holm is None:
-            return "one draw only" if 1 in self.draws else "not computed"
+            return "one draw only" if 1 in self.draws else "not tested"
         if self.p_holm > 1 - self.level:
             return "not significant"
         return "worse" if self.difference.value > 0 else "better"

@@ -77,9 +77,9 @@ def contrast(
     their draws; without `b`, the mean of `a`.
 
     A draw is a measurement of a store (`draws`), or its items as `Results` has them. A side with a
-    single draw adds no draws' variance, whether it is a set drawn once or a model that takes no
-    draws. Raises `DataError` where the two weren't measured on the same items, in the same unit, at
-    the same context length.
+    single draw adds no draws' variance, and `over_draws` is false, whether it is a set drawn once
+    or a model that takes no draws: measurements don't say which. Raises `DataError` where the two
+    weren't measured on the same items, in the same unit, at the same context length.
 
     >>> from calibrant.results import Outcome
     >>> def loss(*nats):  # one draw: the loss of each of three documents of 10 tokens

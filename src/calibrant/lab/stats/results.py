@@ -262,7 +262,9 @@ def draws(store: Store, **labels: str | int) -> dict[str, Draws]:
     the order of their seeds: a side of `contrast`.
 
     `labels` are those of a cell as the study wrote it: `data`, which is empty for the dense model,
-    `method`, `target`, `propagate`, `model`, `seed`. What lacks in one of the draws is left out.
+    `method`, `target`, `propagate`, `model`, `seed`. One run that answers several cells is one
+    draw, and what lacks in one of the draws is left out. Whether draws share rows isn't looked at:
+    then they don't count as draws, and `compare` says so.
     Raises `SpecError` for another label, and `DataError` where the labels fit no cell, cells of
     more than one set, method or sparsity, or two evaluators that say the same of what they
     measured.
@@ -287,6 +289,10 @@ def draws(store: Store, **labels: str | int) -> dict[str, Draws]:
             raise DataError(
                 f"{request} fits cells that differ in {name}; say which", subject=request
             )
+    by_run: dict[str, Cell] = {}
+    for cell in cells:
+        by_run.setdefault(cell.run, cell)
+    cells = list(by_run.values())
     sides: dict[str, Draws] = {}
     for text in cells[0].measures:
         side: list[Measurement] = []
@@ -474,54 +480,41 @@ class GroupResults:
         """
         names = _names(cells, results)
         names = {text: name for text, name in names.items() if not texts or text in texts}
-        complete: dict[str, dict[str, list[ItemValues]]] = {}
-        incomplete: dict[str, dict[str, list[ItemValues]]] = {}
-        runs: dict[str, list[str]] = {label_of(cell): [] for cell in cells}
+        # What was measured, by label and run. One run that answers several cells (a source that
+        # gives the same tokens for every seed) is one draw, not several.
+        known: dict[str, dict[str, dict[str, ItemValues]]] = {}
         for cell in cells:
-            label = label_of(cell)
-            # One run that answers several cells (a source that gives the same tokens for every
-            # seed) is one draw, not several.
-            if cell.run in runs[label]:
-                continue
+            of_run = known.setdefault(label_of(cell), {}).setdefault(cell.run, {})
             items = results.items.get(cell.run, {})
-            known: dict[str, ItemValues] = {}
             for text, name in names.items():
                 if cell.measures.get(text, "") in items:
-                    known[name] = items[cell.measures[text]]
-            values = incomplete
-            if names and len(known) == len(names):
-                values = complete
-                runs[label].append(cell.run)
-            for name, item_values in known.items():
-                values.setdefault(label, {}).setdefault(name, []).append(item_values)
+                    of_run.setdefault(name, items[cell.measures[text]])
         sets = frozenset(cell.data for cell in cells if cell.data)
+        runs: dict[str, tuple[str, ...]] = {}
         overlapping: dict[str, float] = {}
-        for label, draw_runs in runs.items():
-            share = max(map(results.overlap, draw_runs), default=0.0)
-            if share > OVERLAP:
-                overlapping[label] = share
         sides: dict[str, dict[str, Side]] = {}
         partial: dict[str, dict[str, Side]] = {}
-        for label in runs:
+        for label, by_run in known.items():
+            complete = [run for run, found in by_run.items() if names and len(found) == len(names)]
+            runs[label] = tuple(complete)
+            counted = complete or [run for run, found in by_run.items() if found]
+            share = max(map(results.overlap, counted), default=0.0)
             independence: Independence = "no draws"
-            if label in overlapping:
+            if share > OVERLAP:
+                overlapping[label] = share
                 independence = "overlapping"
             elif label in sets:
                 independence = "independent"
-            measured = complete.get(label, incomplete.get(label, {}))
+            measured: dict[str, list[ItemValues]] = {}
+            for run in counted:
+                for name, item_values in by_run[run].items():
+                    measured.setdefault(name, []).append(item_values)
             found = {name: Side.of(draws, independence) for name, draws in measured.items()}
-            if label in complete:
+            if complete:
                 sides[label] = found
             else:
                 partial[label] = found
-        return GroupResults(
-            names=names,
-            sides=sides,
-            partial=partial,
-            runs={label: tuple(draw_runs) for label, draw_runs in runs.items()},
-            sets=sets,
-            overlapping=overlapping,
-        )
+        return GroupResults(names, sides, partial, runs, sets, overlapping)
 
 
 def _names(cells: Sequence[Cell], results: Results) -> dict[str, str]:

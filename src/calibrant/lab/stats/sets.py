@@ -514,12 +514,13 @@ def overlaps(store: Store, results: Results) -> Iterator[MaskOverlap]:
     `DataError` for a record that can't be read.
     """
     for setting, cells in grouped(results.cells).items():
-        masks: dict[str, dict[int, Float[np.ndarray, " bit"]]] = {}
+        # By run: one that answers several cells of a set is one draw of it.
+        masks: dict[str, dict[str, Float[np.ndarray, " bit"]]] = {}
         for cell, record in _records(store, results, cells):
             if record.weights and all("bits" in weight for weight in record.weights):
                 # By name: runs on other machines may list matrices in another order.
                 weights = sorted(record.weights, key=lambda weight: str(weight["name"]))
-                masks.setdefault(cell.data, {})[cell.seed] = mask_bits(weights)
+                masks.setdefault(cell.data, {})[cell.run] = mask_bits(weights)
         if masks:
             yield MaskOverlap(
                 **setting._asdict(),
@@ -537,7 +538,7 @@ def mask_bits(weights: Sequence[Mapping[str, Any]]) -> Float[np.ndarray, " bit"]
 
 
 def _jaccard(
-    masks: Mapping[str, Mapping[int, Float[np.ndarray, " bit"]]],
+    masks: Mapping[str, Mapping[str, Float[np.ndarray, " bit"]]],
 ) -> Float[np.ndarray, "set set"]:
     """Return the mean overlap of the draws of every two sets. Masks of another model's size can't
     be compared: only those of the size that most have are.
