@@ -40,7 +40,7 @@ class Reconstructed(ModelMethod):
     feed-forward network give what they gave before.
 
     The error is that of what each matrix that writes to the residual stream gives, relative to what
-    it gave in the block as it was. Inputs are those that come when everything before the block is
+    it gave in the block as it was; tokens count by their weights. Inputs are those that come when everything before the block is
     compressed; gradients go through the block's own forward. The first step is `rate` times the
     root mean square of a matrix's weights, the last near 0, and each sees one micro-batch. What was
     removed stays zero. Where the error over all micro-batches didn't fall, the block stays as
@@ -189,12 +189,14 @@ class Refit(Edit):
 
 @dataclass(frozen=True)
 class BlockSample:
-    """A micro-batch that a block reads: a way to run the block on it, which tokens are real, and
-    what the block's writers gave while it was `untouched`, by name.
+    """A micro-batch that a block reads: a way to run the block on it, which tokens are real, how
+    much each of these counts (None: 1), and what the block's writers gave while it was `untouched`,
+    by name.
     """
 
     run: KeptCall
     real: Bool[Tensor, "sample position"]
+    weights: Float[Tensor, "token"] | None
     untouched: Mapping[str, Float[Tensor, "token out"]]
 
     @classmethod
@@ -205,12 +207,20 @@ class BlockSample:
         outputs = _Outputs(writers, {})
         call.aside(outputs)
         untouched = {name: rows.detach() for name, rows in outputs.rows(call.real)}
-        return cls(call.kept(), call.real, untouched)
+        return cls(call.kept(), call.real, call.weights, untouched)
+
+    def squares(self, rows: Float[Tensor, "token out"]) -> Float[Tensor, ""]:
+        """Return the sum of the squares of outputs, each token by its weight."""
+        squares = rows.float().square()
+        if self.weights is not None:
+            squares = squares * self.weights[:, None]
+        return squares.sum()
 
     def errors(
         self, writers: Sequence[Weight], replacements: Mapping[int, Tensor], gradients: bool = False
     ) -> dict[str, Float[Tensor, ""]]:
-        """Return the squared error of what each writer gives for the real tokens, by its name.
+        """Return the squared error of what each writer gives for the real tokens, each by its
+        weight, by the writer's name.
 
         The block runs with these `replacements` in place of parameters, by their `id`.
         """
@@ -218,7 +228,7 @@ class BlockSample:
         self.run(outputs)
         errors: dict[str, Tensor] = {}
         for name, rows in outputs.rows(self.real):
-            errors[name] = (rows.float() - self.untouched[name].float()).square().sum()
+            errors[name] = self.squares(rows.float() - self.untouched[name].float())
         return errors
 
 
@@ -240,9 +250,7 @@ def refit(
     """
     sizes: dict[str, float] = {}
     for writer in writers:
-        squares = [
-            float(sample.untouched[writer.name].float().square().sum()) for sample in samples
-        ]
+        squares = [float(sample.squares(sample.untouched[writer.name])) for sample in samples]
         # Where all outputs were zero no error is relative to them: then any counts as very large.
         sizes[writer.name] = max(sum(squares), 1e-30)
     fitted_matrices = [_FittedMatrix.of(weight) for weight in weights]
