@@ -40,11 +40,12 @@ class Reconstructed(ModelMethod):
     feed-forward network give what they gave before.
 
     The error is that of what each matrix that writes to the residual stream gives, relative to what
-    it gave in the block as it was; tokens count by their weights. Inputs are those that come when everything before the block is
-    compressed; gradients go through the block's own forward. The first step is `rate` times the
-    root mean square of a matrix's weights, the last near 0, and each sees one micro-batch. What was
-    removed stays zero. Where the error over all micro-batches didn't fall, the block stays as
-    `method` left it. A block's inputs are kept in memory while it is worked on.
+    it gave in the block as it was; tokens count by their weights. Inputs are those that come when
+    everything before the block is compressed; gradients go through the block's own forward. The
+    first step is `rate` times the root mean square of a matrix's weights, the last near 0, and each
+    sees one micro-batch. What was removed stays zero. Where the error over all micro-batches didn't
+    fall, the block stays as `method` left it. A block's inputs are kept in memory while it is
+    worked on.
 
     Errors of matrices in the record are those that `method` left; those of blocks stand in its
     edits. Differs from the paper's code in: sizes of steps are relative, attention and feed-forward
