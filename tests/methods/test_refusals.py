@@ -176,7 +176,9 @@ def test_a_grid_that_does_not_fit_is_refused(
         ("autoround", "w4g64", "dense"),
         ("awq", "w4g64", "dense"),
         ("fips", 0.5, "dense"),
+        ("mc_suite", 0.5, "dense"),
         ("reconstructed", 0.5, "reference"),
+        ("short_gpt", 0.5, "dense"),
     ],
 )
 def test_a_propagation_that_a_method_lacks_is_refused_and_its_own_is_the_default(
