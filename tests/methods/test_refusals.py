@@ -15,7 +15,7 @@ from calibrant.testing import tiny_folder
 SMALL = {"samples": 2, "length": 16, "dtype": "float32"}
 
 PARAMETERS = {
-    "admm": ["rho=0.0", "damp=0.0", "ramp=0", "iterations=10, ramp=15"],
+    "admm": ["rho=0.0", "damp=0.0", "ramp=0", "iterations=1", "iterations=10, ramp=15"],
     "alps": ["rho=0.0", "damp=0.0", "iterations=0", "steps=-1", "per=column"],
     "autoround": ["steps=0", "batch=0", "inputs=all", "seed=-1"],
     "awq": ["steps=0"],
