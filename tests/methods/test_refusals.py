@@ -82,7 +82,10 @@ def test_a_parameter_that_cannot_be_is_named(method: str, parameters: str):
 @pytest.mark.parametrize(
     ("spec", "subject"),
     [
+        ("held_out(method=rsq)", "rsq"),
         ("held_out(method=wanda)", "wanda"),
+        ("reconstructed(method=gptq)", "gptq"),
+        ("reconstructed(method=robust)", "robust"),
         ("reconstructed(method=short_gpt)", "short_gpt"),
     ],
 )
@@ -90,6 +93,12 @@ def test_a_method_that_cannot_be_built_on_is_named(spec: str, subject: str):
     with pytest.raises(SpecError) as refused:
         methods.build(spec)
     assert refused.value.subject == subject
+
+
+@pytest.mark.parametrize("target", [0.5, "w4g64"])
+def test_a_method_that_fits_no_target_says_so(target: float | str):
+    with pytest.raises(TargetError, match=r"fits no target.* write held_out\(method=sparsegpt\)"):
+        Recipe.parse("held_out(method=gptq)", target)
 
 
 @pytest.fixture(scope="module")

@@ -17,13 +17,14 @@ from calibrant.activations import (
     Statistic,
     wide,
 )
-from calibrant.errors import SpecError
+from calibrant.errors import SpecError, TargetError
 from calibrant.methods._base import (
     Compressed,
     MatrixMethod,
     StandIn,
     TokenUse,
     observed,
+    removes,
     standing_in,
 )
 from calibrant.methods.pruning.sparsegpt import SparseGPT
@@ -131,6 +132,7 @@ class HeldOut(MatrixMethod):
         object.__setattr__(self, "damps", tuple(map(float, damps)))
         method = self.method
         fits = isinstance(method, MatrixMethod) and method.updates
+        fits = fits and method.token_use == TokenUse()
         fits = fits and {Gram, FeatureNorms} >= set(method.observes)
         if not fits or any(with_parameters(method, damp=damp) is None for damp in self.damps):
             needs = (
@@ -140,6 +142,9 @@ class HeldOut(MatrixMethod):
             raise SpecError(f"held_out(method={text}): {needs}", subject=text)
 
     def check(self, target: Target) -> None:
+        if not removes(self.method):
+            problem = f"{self} fits no target, since {self.method} removes no weights"
+            raise TargetError(f"{problem}; write held_out(method=sparsegpt)", subject=str(self))
         super().check(target)
         self.method.check(target)
 

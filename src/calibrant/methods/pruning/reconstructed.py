@@ -16,7 +16,7 @@ from calibrant.activations import FeatureNorms, Gram, Propagation, Seen, Statist
 from calibrant.edits import Edit, Replace, StoredEdit
 from calibrant.errors import ModelError, SpecError, TargetError
 from calibrant.job import Job
-from calibrant.methods._base import MatrixMethod, StandIn, check_least, standing_in
+from calibrant.methods._base import StandIn, check_least, removes, standing_in
 from calibrant.methods._model_method import (
     PRODUCTS,
     ModelMethod,
@@ -65,8 +65,11 @@ class Reconstructed(ModelMethod):
     def __post_init__(self) -> None:
         check_most(self, steps=MOST_STEPS)
         method = self.method
-        if not isinstance(method, MatrixMethod) or not {FeatureNorms, Gram} >= set(method.observes):
-            needs = "it needs a method that looks at feature norms or a Gram at most, such as wanda"
+        if not removes(method) or not {FeatureNorms, Gram} >= set(method.observes):
+            needs = (
+                "it needs a method that removes weights matrix by matrix and looks at feature "
+                "norms or a Gram at most, such as wanda"
+            )
             raise SpecError(f"reconstructed(method={method}): {needs}", subject=str(method))
         check_least(self, steps=1)
         if not 0 < self.rate <= 1:
