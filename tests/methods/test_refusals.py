@@ -42,6 +42,7 @@ PARAMETERS = {
         "density=1.5",
         "rank=8, density=0.5",
         "damp=0.0",
+        "aware=false, damp=0.1",
     ],
     "gptq": ["damp=0.0", "order=best", "scales=best"],
     "greedy": ["finalists=0", "tokens=[]", "tokens=[1]"],
@@ -64,7 +65,7 @@ PARAMETERS = {
     "rsq": ["importance=norm", "least=1.5", "expand=0", "damp=0.0"],
     "rtn": ["scales=best"],
     "sparsegpt": ["damp=-0.1", "block=0", "order=activation"],
-    "svd": ["damp=-1.0"],
+    "svd": ["damp=-1.0", "aware=false, damp=0.1"],
 }
 """For each method, parameters that it refuses. Where there are two, the second is the wrong one."""
 
@@ -136,6 +137,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
             "model.layers.0.mlp.experts.gate_up_proj[0]",
         ),
         ("llama", "short_gpt", 0.3, TargetError, "blocks 0.3"),
+        ("llama", "sparsegpt(scales=mse)", 0.5, TargetError, "0.5"),
         ("llama", "svd", 0.99, TargetError, "numbers 0.99"),
     ],
 )

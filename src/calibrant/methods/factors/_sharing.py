@@ -237,6 +237,9 @@ class Sharing(ModelMethod, ABC):
 
     def __post_init__(self) -> None:
         check_positive(self, damp="0.01 is usual")
+        if not self.observes and self.damp != Sharing.damp:
+            message = f"{self}: without data there is no Gram to damp; leave damp out"
+            raise SpecError(message, subject="damp")
         check_most(self, damp=MOST_DAMP)
 
     @abstractmethod
