@@ -107,7 +107,7 @@ class AWQ(ModelMethod, MatrixMethod):
         sites = Sites.of(job.view)
         shares = _shares_by_first_window(job)
         windows_seen: dict[int, int] = defaultdict(int)
-        samples: dict[int, list[Sample]] = defaultdict(list)
+        samples: dict[int, list[SetSample]] = defaultdict(list)
 
         def keep(call: BlockCall) -> None:
             # Of several ranks each has other micro-batches, and they would disagree.
@@ -118,7 +118,7 @@ class AWQ(ModelMethod, MatrixMethod):
             windows_seen[index] += len(call.real)
             # The first micro-batch of each set judges.
             if share is not None:
-                samples[index].append(Sample(call.kept(), call.real, call.weights, share))
+                samples[index].append(SetSample(call.kept(), call.real, call.weights, share))
 
         for block, seen in by_block(job.view.blocks[job.start :], job.walk(self.observes, keep)):
             of_block = samples.pop(block.index, [])
@@ -132,7 +132,7 @@ class AWQ(ModelMethod, MatrixMethod):
         block: Block,
         seen: dict[Weight, Seen],
         job: Job,
-        samples: Sequence["Sample"],
+        samples: Sequence["SetSample"],
     ) -> Iterator[Edit]:
         """Yield the folds of a block, and then its matrices, clipped and rounded. What a matrix saw
         is replaced in `seen` by what it sees after a fold.
@@ -152,7 +152,7 @@ class AWQ(ModelMethod, MatrixMethod):
             yield Replace(weight, compressed, statistics)
 
     def _fold(
-        self, site: Site, seen: dict[Weight, Seen], job: Job, samples: Sequence["Sample"]
+        self, site: Site, seen: dict[Weight, Seen], job: Job, samples: Sequence["SetSample"]
     ) -> Fold | None:
         """Return the fold of a site's best scales, and replace in `seen` what its readers saw by
         what they will see. None where no scaling is best, or none of its readers saw anything.
@@ -215,7 +215,7 @@ def _shares_by_first_window(job: Job) -> dict[int, float]:
 
 @final
 @dataclass(frozen=True)
-class Sample:
+class SetSample:
     """A micro-batch of a set: a way to run a block on it, which tokens are real, how much each of
     these counts (None: 1), and the set's `share`.
     """
@@ -305,7 +305,7 @@ def linear(seen: Mapping[Weight, Seen]) -> Judge:
     return judge
 
 
-def module_output(writer: Weight, samples: Sequence[Sample]) -> Judge:
+def module_output(writer: Weight, samples: Sequence[SetSample]) -> Judge:
     """Return what judges by the mean square error of what `writer`, the last matrix of an attention
     or a feed-forward network, gives for the samples of all sets, each by its share.
     """
