@@ -2,6 +2,7 @@
 them it rounds to nearest.
 """
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -235,6 +236,47 @@ def test_matrices_behind_a_norm_get_those_that_err_least_in_the_modules_output(
     for note in found:
         assert note["objective"] == "module"
         assert note["error"] == pytest.approx(errors[best] / errors[0], rel=1e-3)
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+def test_tokens_judge_by_their_weights_and_the_sets_of_a_mix_by_their_shares(mixed: bool):
+    model = uneven("llama")
+    whole = batch_of()
+    weights = whole.weights.clone()
+    weights[2] = 20.0
+    by_token = weights.flatten()[:, None]
+    tokens = replace(whole, weights=weights)
+    if mixed:
+        first = TokenBatch(IDS[:2], whole.mask[:2], whole.weights[:2], "sha256:1", {})
+        second = TokenBatch(IDS[2:], whole.mask[2:], whole.weights[2:], "sha256:2", {})
+        tokens = replace(tokens, mixed=((1.0, first), (20.0, second)))
+    modules = [
+        model.get_submodule(f"model.layers.0.mlp.{name}") for name in ("gate_proj", "up_proj")
+    ]
+    x, _ = inputs_and_outputs(model, "model.layers.0.mlp.gate_proj", whole.mask)
+    _, untouched = inputs_and_outputs(model, "model.layers.0.mlp.down_proj", whole.mask)
+    # The mean |x|, in one row.
+    sizes = (x.abs() * by_token).sum(0, keepdim=True) / weights.sum()
+    dense = [module.weight.detach().clone() for module in modules]
+    errors: list[float] = []
+    for step in range(20):
+        for module, weight in zip(modules, dense, strict=True):
+            module.weight.data = rounded_by_hand(weight, scales_by_hand(sizes, step / 20))
+        _, outputs = inputs_and_outputs(model, "model.layers.0.mlp.down_proj", whole.mask)
+        errors.append(float(((outputs - untouched).square() * by_token).sum()))
+    for module, weight in zip(modules, dense, strict=True):
+        module.weight.data = weight
+    job = replace(job_of(model, "w3g16a"), batch=tokens)
+    notes = [
+        edit.notes
+        for edit in edits_of(methods.build("awq"), job)
+        if isinstance(edit, Fold)
+        and edit.notes["site"] == "model.layers.0.post_attention_layernorm"
+    ]
+    best = errors.index(min(errors))
+    assert best > 0
+    assert [note["alpha"] for note in notes] == [best / 20]
+    assert notes[0]["error"] == pytest.approx(errors[best] / errors[0], rel=1e-3)
 
 
 @pytest.mark.parametrize("text", ["w3g8", "w2g16a", "w4"])

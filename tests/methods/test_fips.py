@@ -277,3 +277,26 @@ def test_experts_share_too_and_those_that_no_token_reached_stay(tmp_path: Path):
         for weight in done.record.weights
         if ".layers.0." in weight["name"]
     } == {sum(".layers.0." in name for name in reached)}
+
+
+def test_experts_that_are_too_few_to_share_a_factor_stay(tmp_path: Path):
+    folder = tiny_folder(
+        tmp_path / "experts",
+        "mixtral",
+        hidden_size=64,
+        intermediate_size=32,
+        num_local_experts=8,
+        num_experts_per_tok=1,
+    )
+    done = prune(
+        str(folder),
+        data="python_docs",
+        method="fips(group=1)",
+        target=0.4,
+        samples=1,
+        length=1,
+        dtype="float32",
+    )
+    assert not done.record.weights
+    reasons = {entry["reason"] for entry in done.record.dense if "experts" in entry["name"]}
+    assert reasons == {"fips left it as it is"}

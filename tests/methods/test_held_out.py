@@ -76,6 +76,18 @@ def test_halves_of_several_sets_are_added_side_by_side():
     assert torch.allclose(mixed.measured.matrix, measured, rtol=1e-5, atol=1e-4)
 
 
+@pytest.mark.parametrize("swapped", [False, True])
+def test_a_set_of_one_micro_batch_leaves_the_halves_of_another(swapped: bool):
+    several = batches(5, 9, 20)
+    (single,) = batches(1, 9, 20, seed=1)
+    if swapped:
+        halves = HalvedGram.of(single) + added(several)
+    else:
+        halves = added(several) + HalvedGram.of(single)
+    assert close(halves.fitted, torch.cat(several[::2]))
+    assert close(halves.measured, torch.cat([*several[1::2], single]))
+
+
 @pytest.mark.parametrize(("target", "rows"), [(Sparsity(0.5), 8), (NofM(2, 4), 200)])
 def test_the_damping_that_errs_least_on_the_other_half_is_taken(target: Target, rows: int):
     of, weight = (

@@ -12,6 +12,7 @@ import torch
 from calibrant.compress import quantize
 from calibrant.compress.importance import imatrix
 from calibrant.errors import OutputError, TargetError
+from calibrant.methods import methods
 from calibrant.models import open_model
 from calibrant.targets import GgufRecipe, parse_target
 from calibrant.testing import tiny_folder, tiny_model, tiny_tokenizer
@@ -44,6 +45,16 @@ def test_a_recipe_is_read_and_a_kind_is_not_one() -> None:
     with pytest.raises(TargetError) as refused:
         GgufRecipe("Q9_X")
     assert refused.value.subject == "Q9_X"
+
+
+def test_a_kind_is_the_recipe_of_its_name_or_refused_with_those_that_have_it() -> None:
+    method = methods.build("llama_cpp")
+    assert method.aim(parse_target("q8_0")) == GgufRecipe("Q8_0")
+    with pytest.raises(TargetError, match=r"q4_k is a kind of blocks.*write Q4_K_S or Q4_K_M"):
+        method.aim(parse_target("q4_k"))
+    with pytest.raises(TargetError) as refused:
+        method.aim(parse_target(0.5))
+    assert "q4_k" not in str(refused.value)
 
 
 @llama_cpp

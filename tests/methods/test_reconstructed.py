@@ -2,6 +2,7 @@
 what they gave; what was removed stays zero.
 """
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +30,12 @@ def batch(rows: int = 4, length: int = 32) -> TokenBatch:
     return TokenBatch(ids * mask, mask, mask.float(), "tokens", {})
 
 
-def compressed(folder: Path, method: str, sparsity: float = 0.6) -> tuple[Any, Record]:
+def compressed(
+    folder: Path, method: str, sparsity: float = 0.6, tokens: TokenBatch | None = None
+) -> tuple[Any, Record]:
     opened = open_model(str(folder), "float32")
     recipe = Recipe.parse(method, Sparsity(sparsity), "reference")
-    return opened.model, compress(opened, view(opened.model), batch(), recipe)
+    return opened.model, compress(opened, view(opened.model), tokens or batch(), recipe)
 
 
 def outputs(model: Any, block: int = 0) -> dict[str, Tensor]:
@@ -51,13 +54,18 @@ def outputs(model: Any, block: int = 0) -> dict[str, Tensor]:
     return {name: out[tokens.mask].double() for name, out in found.items()}
 
 
-def error(model: Any, dense: Any) -> float:
-    """The sum of relative errors of the first block, whose inputs are the dense model's."""
+def error(model: Any, dense: Any, weights: Tensor | None = None) -> float:
+    """The sum of relative errors of the first block, whose inputs are the dense model's; tokens
+    count by their weights.
+    """
     ours, theirs = outputs(model), outputs(dense)
-    return sum(
-        float((ours[name] - theirs[name]).square().sum() / theirs[name].square().sum())
-        for name in WRITERS
-    )
+    mask = batch().mask
+    by_token = (mask if weights is None else weights)[mask].double()[:, None]
+    total = 0.0
+    for name in WRITERS:
+        errors = (ours[name] - theirs[name]).square() * by_token
+        total += float(errors.sum() / (theirs[name].square() * by_token).sum())
+    return total
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +97,19 @@ def test_the_errors_that_it_tells_are_those_of_the_model_and_fall(folder: Path, 
     ):
         assert torch.equal(one, other) == (name not in compressible)
         assert other.grad is None
+
+
+def test_tokens_count_by_their_weights(folder: Path):
+    tokens = batch()
+    weights = tokens.mask.float()
+    weights[0] = 9.0
+    tokens = replace(tokens, weights=weights)
+    dense = open_model(str(folder), "float32").model
+    pruned, _ = compressed(folder, "wanda", tokens=tokens)
+    fitted, record = compressed(folder, "reconstructed", tokens=tokens)
+    notes = record.edits[0]["notes"]
+    assert notes["before"] == pytest.approx(error(pruned, dense, weights), rel=1e-4)
+    assert notes["after"] == pytest.approx(error(fitted, dense, weights), rel=1e-4)
 
 
 def test_one_step_is_that_of_autograd_through_the_block(folder: Path):

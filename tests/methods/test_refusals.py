@@ -15,7 +15,7 @@ from calibrant.testing import tiny_folder
 SMALL = {"samples": 2, "length": 16, "dtype": "float32"}
 
 PARAMETERS = {
-    "admm": ["rho=0.0", "damp=0.0", "ramp=0", "iterations=10, ramp=15"],
+    "admm": ["rho=0.0", "damp=0.0", "ramp=0", "iterations=1", "iterations=10, ramp=15"],
     "alps": ["rho=0.0", "damp=0.0", "iterations=0", "steps=-1", "per=column"],
     "autoround": ["steps=0", "batch=0", "inputs=all", "seed=-1"],
     "awq": ["steps=0"],
@@ -42,6 +42,7 @@ PARAMETERS = {
         "density=1.5",
         "rank=8, density=0.5",
         "damp=0.0",
+        "aware=false, damp=0.1",
     ],
     "gptq": ["damp=0.0", "order=best", "scales=best"],
     "greedy": ["finalists=0", "tokens=[]", "tokens=[1]"],
@@ -64,7 +65,7 @@ PARAMETERS = {
     "rsq": ["importance=norm", "least=1.5", "expand=0", "damp=0.0"],
     "rtn": ["scales=best"],
     "sparsegpt": ["damp=-0.1", "block=0", "order=activation"],
-    "svd": ["damp=-1.0"],
+    "svd": ["damp=-1.0", "aware=false, damp=0.1"],
 }
 """For each method, parameters that it refuses. Where there are two, the second is the wrong one."""
 
@@ -82,7 +83,10 @@ def test_a_parameter_that_cannot_be_is_named(method: str, parameters: str):
 @pytest.mark.parametrize(
     ("spec", "subject"),
     [
+        ("held_out(method=rsq)", "rsq"),
         ("held_out(method=wanda)", "wanda"),
+        ("reconstructed(method=gptq)", "gptq"),
+        ("reconstructed(method=robust)", "robust"),
         ("reconstructed(method=short_gpt)", "short_gpt"),
     ],
 )
@@ -90,6 +94,12 @@ def test_a_method_that_cannot_be_built_on_is_named(spec: str, subject: str):
     with pytest.raises(SpecError) as refused:
         methods.build(spec)
     assert refused.value.subject == subject
+
+
+@pytest.mark.parametrize("target", [0.5, "w4g64"])
+def test_a_method_that_fits_no_target_says_so(target: float | str):
+    with pytest.raises(TargetError, match=r"fits no target.* write held_out\(method=sparsegpt\)"):
+        Recipe.parse("held_out(method=gptq)", target)
 
 
 @pytest.fixture(scope="module")
@@ -127,6 +137,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
             "model.layers.0.mlp.experts.gate_up_proj[0]",
         ),
         ("llama", "short_gpt", 0.3, TargetError, "blocks 0.3"),
+        ("llama", "sparsegpt(scales=mse)", 0.5, TargetError, "0.5"),
         ("llama", "svd", 0.99, TargetError, "numbers 0.99"),
     ],
 )
@@ -176,7 +187,9 @@ def test_a_grid_that_does_not_fit_is_refused(
         ("autoround", "w4g64", "dense"),
         ("awq", "w4g64", "dense"),
         ("fips", 0.5, "dense"),
+        ("mc_suite", 0.5, "dense"),
         ("reconstructed", 0.5, "reference"),
+        ("short_gpt", 0.5, "dense"),
     ],
 )
 def test_a_propagation_that_a_method_lacks_is_refused_and_its_own_is_the_default(

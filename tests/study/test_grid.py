@@ -176,6 +176,7 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
     ({"allocation": "owll"}, "allocation", "'owll'"),
     ({"methods": "awq", "targets": "w4g64", "propagate": "reference"}, "propagate", "awq"),
     ({"targets": "w4g64", "groups": {"a": {"method": "awq", "propagate": "arrival"}}}, "groups.a", "awq"),
+    ({"transform": "permute", "methods": "wanda", "targets": 0.5}, "target", "permute"),
     ({"groups": {"a": {"method": []}}}, "groups.a.method", "method"),
     ({"groups": ["a"]}, "groups", "['a']"),
     ({"exclude": [{"method": "magnitude", "seeds": 1}]}, "exclude[0]", "35"),

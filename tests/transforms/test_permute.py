@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from calibrant.activations import FeatureNorms, Seen
-from calibrant.compress import prune
-from calibrant.errors import ModelError, SpecError
+from calibrant.compress import Recipe, prune
+from calibrant.errors import ModelError, SpecError, TargetError
 from calibrant.models import ModelView, Snapshot, view
 from calibrant.targets import NofM
 from calibrant.testing.tiny import tiny_folder, tiny_model
@@ -117,6 +117,21 @@ def test_where_nothing_can_be_permuted_and_where_n_is_no_less_than_m_it_is_refus
         with pytest.raises(SpecError) as refused:
             transforms.build(f"permute(n={n}, m=4)")
         assert refused.value.subject == "n"
+
+
+@pytest.mark.parametrize(
+    ("transform", "target", "advice"),
+    [
+        ("permute", "4:8", r"write permute\(n=4, m=8\)"),
+        ("permute(n=4, m=8)", "2:4+w4g16", r"write permute\(n=2, m=4\)"),
+        ("permute", 0.5, "leave the transform out"),
+    ],
+)
+def test_another_target_than_its_own_is_refused(transform: str, target: str | float, advice: str):
+    with pytest.raises(TargetError, match=advice) as refused:
+        Recipe.parse("sparsegpt", target, transform=transform)
+    assert refused.value.subject == str(target)
+    assert Recipe.parse("sparsegpt", "2:4+w4g16", transform="permute")
 
 
 def test_it_goes_with_a_method_through_the_front_door(tmp_path: Path):

@@ -62,12 +62,16 @@ class Recipe:
         aimed = target if isinstance(target, Target) else parse_target(target)
         if isinstance(transform, str | Transform):
             transform = (transform,)
+        aimed = built.aim(aimed)
+        built_transforms = tuple(map(transforms.build, transform))
+        for built_transform in built_transforms:
+            built_transform.check(aimed)
         return cls(
             built,
-            built.aim(aimed),
+            aimed,
             allocations.build(allocation),
             propagate,
-            tuple(map(transforms.build, transform)),
+            built_transforms,
             _starved(starved, built, propagate),
         )
 

@@ -237,6 +237,13 @@ def standing_in(method: Method, target: Target, differs: str) -> StandIn | None:
     return StandIn(inner.method, inner.target, differs)
 
 
+def removes(method: object) -> bool:
+    """Return whether `method` removes weights, matrix by matrix, and takes tokens as they are."""
+    if not isinstance(method, MatrixMethod) or not method.prunes or method.token_use != TokenUse():
+        return False
+    return any(issubclass(kind, Removal) for kind in method.accepts)
+
+
 def check_least(method: Method, **least: int) -> None:
     """Raise `SpecError` for the first of these parameters that is below its least value; one
     that is None is left to the method.

@@ -85,6 +85,7 @@ class PartMethod(ModelMethod, ABC):
 
     accepts: ClassVar[tuple[type[Target], ...]] = (Sparsity, Share)
     propagate: ClassVar[Propagation] = "dense"
+    propagations: ClassVar[tuple[Propagation, ...]] = ("dense",)
     parts: ClassVar[Parts]
 
     def aim(self, target: Target) -> Target:

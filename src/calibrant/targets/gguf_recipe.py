@@ -59,6 +59,18 @@ class GgufRecipe(Target):
             return None
         return cls(name)
 
+    @classmethod
+    def of(cls, kind: GgmlKind) -> "GgufRecipe":
+        """Return the recipe that has a kind's name. Raises `TargetError` for a kind whose recipes
+        have longer names.
+        """
+        name = kind.name.upper()
+        if name not in RECIPES:
+            recipes = [recipe for recipe in RECIPES if recipe.startswith(f"{name}_")]
+            message = f"{kind} is a kind of blocks, and llama.cpp has no recipe of that name"
+            raise TargetError(f"{message}; write {' or '.join(recipes)}", subject=str(kind))
+        return cls(name)
+
     def __str__(self) -> str:
         return self.name
 

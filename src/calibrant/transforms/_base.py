@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 from calibrant.activations import Seen, Statistic
 from calibrant.models import ModelView
 from calibrant.spec import Spec
+from calibrant.targets import Target
 
 
 class Transform(Spec, ABC):
@@ -26,6 +27,9 @@ class Transform(Spec, ABC):
         (`view.residence.changed`).
         """
         return False
+
+    def check(self, target: Target) -> None:
+        """Raise `TargetError` for a target that it does nothing for; most go with every target."""
 
     @abstractmethod
     def apply(self, view: ModelView, seen: Mapping[str, Seen]) -> Mapping[str, Any]:

@@ -17,12 +17,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from calibrant.activations import FeatureNorms, Seen, Statistic, wide
-from calibrant.errors import ModelError, SpecError
+from calibrant.errors import ModelError, SpecError, TargetError
 from calibrant.methods.pruning.ria import relative
 from calibrant.models import Heads, ModelView, Stream, Weight
 from calibrant.numerics import six_digits
 from calibrant.spec import check_most
 from calibrant.system.extras import needed_for
+from calibrant.targets import NofM, SparseGrid, Target
 from calibrant.transforms._base import Transform
 
 MOST_GROUPED: Final = 65_536
@@ -38,7 +39,7 @@ class Permute(Transform):
     it did, and is an ordinary one: hidden units of feed-forward networks and of experts, and each
     head's values (`heads`). Matrices that read the residual stream stay as they are: one order
     would have to do for all of them. What matters is the score of RIA (see `ria`), whose paper this
-    is from, with the inputs' sizes in the dense model. `n` and `m` are those of the target.
+    is from, with the inputs' sizes in the dense model. `n` and `m` must be those of the target.
     """
 
     observes: ClassVar[tuple[type[Statistic], ...]] = (FeatureNorms,)
@@ -55,6 +56,18 @@ class Permute(Transform):
                 f"write those of the target, as 2 and 4",
                 subject="n",
             )
+
+    def check(self, target: Target) -> None:
+        removal = target.weights
+        if isinstance(removal, SparseGrid):
+            removal = removal.removal
+        if removal == NofM(self.n, self.m):
+            return
+        advice = "leave the transform out"
+        if isinstance(removal, NofM):
+            advice = f"write permute(n={removal.n}, m={removal.m})"
+        problem = f"{self} orders inputs for {self.n}:{self.m}, and {target} was asked for"
+        raise TargetError(f"{problem}; {advice}", subject=str(target))
 
     def apply(self, view: ModelView, seen: Mapping[str, Seen]) -> Mapping[str, Any]:
         """Permute, and return notes: how many `networks` and groups of `heads` that share values

@@ -65,7 +65,8 @@ class Rotate(Transform):
         first = stream.readers[0].weight
         size = first.shape[1]
         rotation, kind = orthogonal(size, generator)
-        # In float64: each matrix is rounded once, when it is stored.
+        # In float64: a product is rounded once, when it is stored. A matrix is stored for each of
+        # them: the gain of its norm, the rotation of the stream, and that of heads.
         for weight in _distinct(stream.readers):
             numbers = weight.get().double()
             weight.set(numbers @ rotation.to(numbers.device))

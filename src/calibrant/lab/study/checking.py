@@ -701,7 +701,9 @@ class StudyReader:
         return named
 
     def _check_pairs(self) -> None:
-        """Check that each method accepts its targets and its propagation, in each group."""
+        """Check that each method and the transforms accept their targets, and each method its
+        propagation, in each group.
+        """
         if not self.contents.groups:
             self._check_group(("target",), ("propagate",), self.contents.requests)
         for name, cells in self.contents.groups.items():
@@ -718,6 +720,8 @@ class StudyReader:
         for recipe in pairs.values():
             try:
                 recipe.method.check(recipe.target.weights)
+                for transform in recipe.transforms:
+                    transform.check(recipe.target)
             except InputError as error:
                 advice = "write a group for each kind of target, or leave the pair out with exclude"
                 self.mistakes.add(targets, f"{error}; {advice}")

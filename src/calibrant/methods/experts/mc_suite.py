@@ -43,6 +43,11 @@ class MCSuite(ExpertMethod):
     gradients of the loss: `egs`, `ege`, `ego`, `egn`, the same four. Beside these `reap`, the mean
     of the router's weight times the output's norm, and `random`, by chance.
 
+    `drop` says alone which end goes, whatever the criterion. Experts with the largest `ews`, `eas`,
+    `egs`, `ets` or `ecc` are those most alike to others, or most often beside them; with the
+    largest `rwn` the paper loses less, and experts that matter have a small `wsr`. Write `drop=max`
+    with these seven, and leave the others at `min`.
+
     With `rounds` the share goes little by little, and the criterion is taken anew of what is left.
     With `steps` all parameters are trained after each round, for so many steps of AdamW on the
     calibration tokens, with a `rate` that falls as a cosine: the paper's lottery. `seed` is of the

@@ -222,7 +222,8 @@ class Sharing(ModelMethod, ABC):
 
     A set may reach over several blocks, and is factorised when the walk has passed its last one.
     Its matrices must have seen the inputs of the untouched model then, so only `dense` is possible.
-    Matrices that no token reached stay as they are, and don't count. To a Gram `damp` · mean
+    Matrices that no token reached stay as they are, and don't count. Where the others of their set
+    are too few to share a factor within the budget, they stay too. To a Gram `damp` · mean
     diagonal is added.
     """
 
@@ -236,6 +237,9 @@ class Sharing(ModelMethod, ABC):
 
     def __post_init__(self) -> None:
         check_positive(self, damp="0.01 is usual")
+        if not self.observes and self.damp != Sharing.damp:
+            message = f"{self}: without data there is no Gram to damp; leave damp out"
+            raise SpecError(message, subject="damp")
         check_most(self, damp=MOST_DAMP)
 
     @abstractmethod
@@ -336,7 +340,14 @@ class Sharing(ModelMethod, ABC):
         reached = [sharer for sharer in sharers if sharer.weight.name in seen]
         if not reached:
             return
-        plan = self._planned(reached, target, can_group_more)
+        try:
+            plan = self._planned(reached, target, can_group_more)
+        except TargetError:
+            # `check_model` saw that the whole set fits. What was reached of it is too little for a
+            # shared factor, and stays as it is too.
+            if len(reached) == len(sharers):
+                raise
+            return
         name = reached[0].weight.name
         dtype = reached[0].weight.stored.dtype
         with failing_at(self, f"{name} and those that share with it", name):

@@ -16,6 +16,7 @@ from calibrant.methods._base import (
     MOST_DAMP,
     Compressed,
     MatrixMethod,
+    check_least,
     check_positive,
     finite,
     observed,
@@ -37,10 +38,11 @@ class ADMM(MatrixMethod):
     what is asked, as 1 - (1 - t/`ramp`)³; then the mask is fixed. A sparsity is that of the whole
     matrix.
 
-    Differs from the paper's code in: the ramp works for a sparsity of the matrix too, where the
-    code computes it and removes everything at once; the count is exact; inputs that were always
-    zero are removed first, and keep their weights beyond the quota; and the largest scaled weights
-    stay as they were where that loses no more.
+    Differs from the paper's code in: the first of the `iterations` chooses a mask and fits nothing,
+    so there is one fit less; the ramp works for a sparsity of the matrix too, where the code
+    computes it and removes everything at once; the count is exact; inputs that were always zero are
+    removed first, and keep their weights beyond the quota; and the largest scaled weights stay as
+    they were where that loses no more.
     """
 
     observes: ClassVar[tuple[type[Statistic], ...]] = (Gram,)
@@ -52,6 +54,7 @@ class ADMM(MatrixMethod):
     damp: float = 0.1
 
     def __post_init__(self) -> None:
+        check_least(self, iterations=2)
         check_positive(self, rho="1.0 is the paper's", damp="0.1 is the paper's")
         if not 1 <= self.ramp <= self.iterations:
             given = f"admm(iterations={self.iterations}, ramp={self.ramp})"

@@ -142,9 +142,7 @@ class _Queue:
         return cls(order, length, torch.zeros_like(length))
 
     def next(self) -> tuple[Int[Tensor, "row"], Bool[Tensor, "row"]]:
-        """Return whose turn it is in each row, and in which rows there is still one. The caller
-        counts the turns.
-        """
+        """Return whose turn it is in each row, and in which rows there is still one."""
         turn = self.turn.clamp_max(self.order.shape[1] - 1)
         return _at(self.order, turn), self.turn < self.length
 
@@ -175,8 +173,13 @@ def _swap(effects: Effects, mask: Tensor, swaps: int, tolerance: float, group: i
     # that is gaining goes; the other way round where it has lost too little.
     returning_above = _Queue.of(-effects.gains, ~mask & losing, swaps)
     returning_below = _Queue.of(effects.gains, ~mask & gaining, swaps)
-    leaving_above = _Queue.of(effects.scores, mask & gaining, swaps)
-    leaving_below = _Queue.of(effects.scores, mask & losing, swaps)
+    # Of N:M the least of the group goes, whether it is gaining or losing.
+    leaving_queues: tuple[_Queue, _Queue] | None = None
+    if not group:
+        leaving_queues = (
+            _Queue.of(effects.scores, mask & gaining, swaps),
+            _Queue.of(effects.scores, mask & losing, swaps),
+        )
     unswapped = mask.clone()
     lost = means.masked_fill(mask, 0).sum(1)
     active = torch.ones_like(lost, dtype=torch.bool)
@@ -187,10 +190,10 @@ def _swap(effects: Effects, mask: Tensor, swaps: int, tolerance: float, group: i
         if not bool(active.any()):
             break
         returning, can_return = _either(above, returning_above, returning_below)
-        if group:
+        if leaving_queues is None:
             leaving, can_leave = _least_of_group(effects.scores, unswapped, returning, group)
         else:
-            leaving, can_leave = _either(above, leaving_above, leaving_below)
+            leaving, can_leave = _either(above, *leaving_queues)
         # Not summed anew: by a swap, what a row lost changes by two weights.
         after = lost + _at(means, leaving) - _at(means, returning)
         ends = ~(can_return & can_leave)
@@ -204,21 +207,19 @@ def _swap(effects: Effects, mask: Tensor, swaps: int, tolerance: float, group: i
         _put(unswapped, leaving, swap, False)
         lost = after.where(swap, lost)
         counts += swap
-        # Rows that ended go on in their queues too, which changes nothing in them.
-        returning_above.turn += above
-        returning_below.turn += ~above
-        leaving_above.turn += above
-        leaving_below.turn += ~above
         active &= ~ends
     return counts
 
 
 def _either(first: Tensor, queue: _Queue, other: _Queue) -> tuple[Tensor, Tensor]:
     """Return whose turn it is, and where there is one: in the rows of `first` from `queue`, in all
-    others from the `other`.
+    others from the `other`. The turn is over then.
     """
     index, available = queue.next()
     other_index, other_available = other.next()
+    # Rows that ended go on in their queues too, which changes nothing in them.
+    queue.turn += first
+    other.turn += ~first
     return index.where(first, other_index), available.where(first, other_available)
 
 

@@ -17,13 +17,14 @@ from calibrant.activations import (
     Statistic,
     wide,
 )
-from calibrant.errors import SpecError
+from calibrant.errors import SpecError, TargetError
 from calibrant.methods._base import (
     Compressed,
     MatrixMethod,
     StandIn,
     TokenUse,
     observed,
+    removes,
     standing_in,
 )
 from calibrant.methods.pruning.sparsegpt import SparseGPT
@@ -66,20 +67,22 @@ class HalvedGram(InputStatistic):
         return cls(fitted, measured if len(x) > 1 else None)
 
     def __add__(self, other: "HalvedGram") -> "HalvedGram":
+        if self.batches == 1 and other.batches > 1:
+            return other + self
         batches = self.batches + other.batches
-        divided = self.batches > 1 and other.batches > 1
-        if divided and self.measured and other.measured:
-            # Sums of several micro-batches each, as of two sets: both are divided already.
+        if self.batches == 1:
+            # Beside another micro-batch a single one isn't divided any more.
+            return HalvedGram(self.whole, other.whole, batches)
+        assert self.measured is not None, "several micro-batches have two halves"
+        if other.batches > 1:
+            assert other.measured is not None, "several micro-batches have two halves"
+            # As of two sets: both are divided already.
             measured = self.measured + other.measured
             return HalvedGram(self.fitted + other.fitted, measured, batches)
-        if self.batches == 1:
-            # Beside another micro-batch the first one isn't divided any more.
-            return HalvedGram(self.whole, other.whole, batches)
-        # The next micro-batch, alone, goes into the half whose turn it is.
+        # A micro-batch alone goes into the half whose turn it is.
         if self.batches % 2 == 0:
             return HalvedGram(self.fitted + other.whole, self.measured, batches)
-        measured = self.measured + other.whole if self.measured else other.whole
-        return HalvedGram(self.fitted, measured, batches)
+        return HalvedGram(self.fitted, self.measured + other.whole, batches)
 
     def __mul__(self, factor: float) -> "HalvedGram":
         measured = self.measured * factor if self.measured else None
@@ -129,6 +132,7 @@ class HeldOut(MatrixMethod):
         object.__setattr__(self, "damps", tuple(map(float, damps)))
         method = self.method
         fits = isinstance(method, MatrixMethod) and method.updates
+        fits = fits and method.token_use == TokenUse()
         fits = fits and {Gram, FeatureNorms} >= set(method.observes)
         if not fits or any(with_parameters(method, damp=damp) is None for damp in self.damps):
             needs = (
@@ -138,6 +142,9 @@ class HeldOut(MatrixMethod):
             raise SpecError(f"held_out(method={text}): {needs}", subject=text)
 
     def check(self, target: Target) -> None:
+        if not removes(self.method):
+            problem = f"{self} fits no target, since {self.method} removes no weights"
+            raise TargetError(f"{problem}; write held_out(method=sparsegpt)", subject=str(self))
         super().check(target)
         self.method.check(target)
 

@@ -16,7 +16,7 @@ from calibrant.activations import FeatureNorms, Gram, Propagation, Seen, Statist
 from calibrant.edits import Edit, Replace, StoredEdit
 from calibrant.errors import ModelError, SpecError, TargetError
 from calibrant.job import Job
-from calibrant.methods._base import MatrixMethod, StandIn, check_least, standing_in
+from calibrant.methods._base import StandIn, check_least, removes, standing_in
 from calibrant.methods._model_method import (
     PRODUCTS,
     ModelMethod,
@@ -40,11 +40,12 @@ class Reconstructed(ModelMethod):
     feed-forward network give what they gave before.
 
     The error is that of what each matrix that writes to the residual stream gives, relative to what
-    it gave in the block as it was. Inputs are those that come when everything before the block is
-    compressed; gradients go through the block's own forward. The first step is `rate` times the
-    root mean square of a matrix's weights, the last near 0, and each sees one micro-batch. What was
-    removed stays zero. Where the error over all micro-batches didn't fall, the block stays as
-    `method` left it. A block's inputs are kept in memory while it is worked on.
+    it gave in the block as it was; tokens count by their weights. Inputs are those that come when
+    everything before the block is compressed; gradients go through the block's own forward. The
+    first step is `rate` times the root mean square of a matrix's weights, the last near 0, and each
+    sees one micro-batch. What was removed stays zero. Where the error over all micro-batches didn't
+    fall, the block stays as `method` left it. A block's inputs are kept in memory while it is
+    worked on.
 
     Errors of matrices in the record are those that `method` left; those of blocks stand in its
     edits. Differs from the paper's code in: sizes of steps are relative, attention and feed-forward
@@ -64,8 +65,11 @@ class Reconstructed(ModelMethod):
     def __post_init__(self) -> None:
         check_most(self, steps=MOST_STEPS)
         method = self.method
-        if not isinstance(method, MatrixMethod) or not {FeatureNorms, Gram} >= set(method.observes):
-            needs = "it needs a method that looks at feature norms or a Gram at most, such as wanda"
+        if not removes(method) or not {FeatureNorms, Gram} >= set(method.observes):
+            needs = (
+                "it needs a method that removes weights matrix by matrix and looks at feature "
+                "norms or a Gram at most, such as wanda"
+            )
             raise SpecError(f"reconstructed(method={method}): {needs}", subject=str(method))
         check_least(self, steps=1)
         if not 0 < self.rate <= 1:
@@ -189,12 +193,14 @@ class Refit(Edit):
 
 @dataclass(frozen=True)
 class BlockSample:
-    """A micro-batch that a block reads: a way to run the block on it, which tokens are real, and
-    what the block's writers gave while it was `untouched`, by name.
+    """A micro-batch that a block reads: a way to run the block on it, which tokens are real, how
+    much each of these counts (None: 1), and what the block's writers gave while it was `untouched`,
+    by name.
     """
 
     run: KeptCall
     real: Bool[Tensor, "sample position"]
+    weights: Float[Tensor, "token"] | None
     untouched: Mapping[str, Float[Tensor, "token out"]]
 
     @classmethod
@@ -205,12 +211,20 @@ class BlockSample:
         outputs = _Outputs(writers, {})
         call.aside(outputs)
         untouched = {name: rows.detach() for name, rows in outputs.rows(call.real)}
-        return cls(call.kept(), call.real, untouched)
+        return cls(call.kept(), call.real, call.weights, untouched)
+
+    def squares(self, rows: Float[Tensor, "token out"]) -> Float[Tensor, ""]:
+        """Return the sum of the squares of outputs, each token by its weight."""
+        squares = rows.float().square()
+        if self.weights is not None:
+            squares = squares * self.weights[:, None]
+        return squares.sum()
 
     def errors(
         self, writers: Sequence[Weight], replacements: Mapping[int, Tensor], gradients: bool = False
     ) -> dict[str, Float[Tensor, ""]]:
-        """Return the squared error of what each writer gives for the real tokens, by its name.
+        """Return the squared error of what each writer gives for the real tokens, each by its
+        weight, by the writer's name.
 
         The block runs with these `replacements` in place of parameters, by their `id`.
         """
@@ -218,7 +232,7 @@ class BlockSample:
         self.run(outputs)
         errors: dict[str, Tensor] = {}
         for name, rows in outputs.rows(self.real):
-            errors[name] = (rows.float() - self.untouched[name].float()).square().sum()
+            errors[name] = self.squares(rows.float() - self.untouched[name].float())
         return errors
 
 
@@ -240,9 +254,7 @@ def refit(
     """
     sizes: dict[str, float] = {}
     for writer in writers:
-        squares = [
-            float(sample.untouched[writer.name].float().square().sum()) for sample in samples
-        ]
+        squares = [float(sample.squares(sample.untouched[writer.name])) for sample in samples]
         # Where all outputs were zero no error is relative to them: then any counts as very large.
         sizes[writer.name] = max(sum(squares), 1e-30)
     fitted_matrices = [_FittedMatrix.of(weight) for weight in weights]

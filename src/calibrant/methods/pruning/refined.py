@@ -16,18 +16,18 @@ from calibrant.methods._base import (
     Compressed,
     MatrixMethod,
     StandIn,
-    TokenUse,
     check_least,
     check_positive,
     finite,
     observed,
+    removes,
 )
 from calibrant.methods.pruning._gradients import Masked, damped, descend, masked
 from calibrant.methods.pruning._swaps import swap
 from calibrant.methods.pruning.wanda import Wanda
 from calibrant.numerics import six_digits
 from calibrant.spec import MOST_STEPS, check_most, text_of
-from calibrant.targets import NofM, Removal, Target
+from calibrant.targets import NofM, Target
 
 
 @dataclass(frozen=True, repr=False)
@@ -63,7 +63,7 @@ class Refined(MatrixMethod):
 
     def __post_init__(self) -> None:
         name = self.spec_name()
-        if not _removes(self.start):
+        if not removes(self.start):
             needs = "start is a method that removes weights matrix by matrix"
             message = f"{name}(start={text_of(self.start)}): {needs}"
             raise SpecError(f"{message}; write wanda, sparsegpt or magnitude", subject="start")
@@ -178,12 +178,3 @@ def share_of_round(count: int, parts: int, number: int) -> int:
 
 def _total(state: Masked) -> float:
     return float(state.loss.double().sum())
-
-
-def _removes(start: object) -> bool:
-    """Return whether `start` is a method that removes weights, matrix by matrix, and takes tokens
-    as they are.
-    """
-    if not isinstance(start, MatrixMethod) or not start.prunes or start.token_use != TokenUse():
-        return False
-    return any(issubclass(kind, Removal) for kind in start.accepts)

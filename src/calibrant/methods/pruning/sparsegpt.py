@@ -95,6 +95,10 @@ class SparseGPT(MatrixMethod):
             reason = "with a grid columns are taken in natural order"
             message = f"{self} can't be asked for {target}: {reason}"
             raise TargetError(message, subject=str(target))
+        if self.scales != "absmax" and not isinstance(target, SparseGrid):
+            reason = "it rounds nothing, so there are no scales to choose; leave scales out"
+            message = f"{self} can't be asked for {target}: {reason}"
+            raise TargetError(message, subject=str(target))
 
     def squares(self, sources: int) -> int:
         # The Gram, a Gram that is added to it, and the root. An order takes another Gram.

@@ -31,7 +31,7 @@ _GPTQ_POWER: Final = 2.4
 """The power of errors whose sum `mse` makes least, as the search in GPTQ's code does."""
 
 _LLM_COMPRESSOR_POWER: Final = 3.0
-"""That of `importance`, as in llm-compressor's search."""
+"""That of `importance`, as in llm-compressor's `imatrix_mse`."""
 
 SHARES: Final = tuple(1 - step / 20 for step in range(10))
 """How much of its reach a clipped grid may keep, as in the code of AWQ's paper: from all of it down
@@ -111,8 +111,9 @@ def scales_by(
     `absmax` reaches as far as the weights do. `mse` and `importance` try grids that reach less far,
     and keep the one whose error is least, of equal ones the farthest. For `mse` the error is
     Σ |w - ŵ|^2.4, of 1, 0.99 … 0.21 of the reach (the search in the code of GPTQ). For `importance`
-    it is Σ x²·|w - ŵ|³, where x² is `importance`, of twenty steps from 1 down to 0.0975
-    (llm-compressor's search of that name). Errors are those of the scales as stored.
+    it is Σ x²·|w - ŵ|³, where x² is `importance`, of 1, 0.9525 … 0.0975. llm-compressor's search
+    by importance tries 1, 0.95 … 0.05, and ends after five steps that improve no group. Errors are
+    those of the scales as stored.
 
     Raises `NumericsError` if a scale or the importance isn't finite, `SpecError` for the rule
     `importance` without one.

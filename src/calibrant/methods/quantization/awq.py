@@ -2,6 +2,7 @@
 arXiv 2306.00978).
 """
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -42,9 +43,6 @@ from calibrant.targets import FloatGrid, Grid, Target
 from calibrant.walk.attention import BlockCall, KeptCall
 from calibrant.walk.statistics import by_block
 
-Sample = tuple[KeptCall, Tensor]
-"""A way to run a block on a micro-batch, and which of its tokens are real."""
-
 Judge = Callable[[Mapping[Weight, Tensor]], float]
 """Says how large the error of outputs is where matrices are replaced by these."""
 
@@ -61,8 +59,9 @@ class AWQ(ModelMethod, MatrixMethod):
     matrices, into values before an output (where every head has its own), and into the rows that
     hidden units are proportional to; so the stored model is an ordinary one. The error is that of
     the attention's or feed-forward network's output on one micro-batch, where these are understood
-    (objective `module`). Elsewhere, for several ranks, and where the output is the matrix's own, it
-    is Σ tr(ΔW G ΔWᵀ) of the matrices' own outputs (objective `linear`). The notes of each fold say
+    (objective `module`); of a mix on one of each set, by their shares. Tokens count by their
+    weights. Elsewhere, for several ranks, and where the output is the matrix's own, it is
+    Σ tr(ΔW G ΔWᵀ) of the matrices' own outputs (objective `linear`). The notes of each fold say
     which. `clip` then lets the grid of each group reach 1, 0.95 … 0.55 of its largest weight,
     whichever errs least in the group's outputs; grids of queries and keys aren't clipped, and
     neither are float grids such as `NVFP4A16`. There α is tried with a global scale for each
@@ -106,28 +105,41 @@ class AWQ(ModelMethod, MatrixMethod):
 
     def edits(self, job: Job) -> Iterator[Edit]:
         sites = Sites.of(job.view)
-        samples: dict[int, Sample] = {}
+        shares = _shares_by_first_window(job)
+        windows_seen: dict[int, int] = defaultdict(int)
+        samples: dict[int, list[SetSample]] = defaultdict(list)
 
         def keep(call: BlockCall) -> None:
-            # One micro-batch judges. Of several ranks each has another, and they would disagree.
-            if job.ranks.size == 1 and call.block.index not in samples:
-                samples[call.block.index] = (call.kept(), call.real)
+            # Of several ranks each has other micro-batches, and they would disagree.
+            if job.ranks.size > 1:
+                return
+            index = call.block.index
+            share = shares.get(windows_seen[index])
+            windows_seen[index] += len(call.real)
+            # The first micro-batch of each set judges.
+            if share is not None:
+                samples[index].append(SetSample(call.kept(), call.real, call.weights, share))
 
         for block, seen in by_block(job.view.blocks[job.start :], job.walk(self.observes, keep)):
-            sample = samples.pop(block.index, None)
+            of_block = samples.pop(block.index, [])
             # The walk is past this block already.
             with job.view.held(block):
-                yield from self._edits_of_block(sites, block, seen, job, sample)
+                yield from self._edits_of_block(sites, block, seen, job, of_block)
 
     def _edits_of_block(
-        self, sites: Sites, block: Block, seen: dict[Weight, Seen], job: Job, sample: Sample | None
+        self,
+        sites: Sites,
+        block: Block,
+        seen: dict[Weight, Seen],
+        job: Job,
+        samples: Sequence["SetSample"],
     ) -> Iterator[Edit]:
         """Yield the folds of a block, and then its matrices, clipped and rounded. What a matrix saw
         is replaced in `seen` by what it sees after a fold.
         """
         for site in sites.by_block[block.index]:
             with spent_on("method"), full_speed():
-                fold = self._fold(site, seen, job, sample)
+                fold = self._fold(site, seen, job, samples)
             if fold is not None:
                 yield fold
         targets = sharing_scales(block.weights, job.targets)
@@ -140,7 +152,7 @@ class AWQ(ModelMethod, MatrixMethod):
             yield Replace(weight, compressed, statistics)
 
     def _fold(
-        self, site: Site, seen: dict[Weight, Seen], job: Job, sample: Sample | None
+        self, site: Site, seen: dict[Weight, Seen], job: Job, samples: Sequence["SetSample"]
     ) -> Fold | None:
         """Return the fold of a site's best scales, and replace in `seen` what its readers saw by
         what they will see. None where no scaling is best, or none of its readers saw anything.
@@ -152,8 +164,8 @@ class AWQ(ModelMethod, MatrixMethod):
         if not readers or self.steps == 1:
             return None
         sizes = sizes_of([seen[weight] for weight in readers])
-        if site.writer is not None and sample is not None:
-            judge = module_output(site.writer, *sample)
+        if site.writer is not None and samples:
+            judge = module_output(site.writer, samples)
             objective = "module"
         else:
             judge = linear(seen)
@@ -186,6 +198,48 @@ class AWQ(ModelMethod, MatrixMethod):
         else:
             packed = scales_of("absmax", checked, target).nearest(checked)
         return Compressed(finite(packed.dense(), "the rounded weight"), packed=packed)
+
+
+def _shares_by_first_window(job: Job) -> dict[int, float]:
+    """Return the share of each set, by the number of its first window in a walk that shows one set
+    after the other.
+    """
+    shares: dict[int, float] = {}
+    windows = 0
+    for share, batch in job.tokens().sets:
+        shares[windows] = share
+        # A walk leaves out windows without a token.
+        windows += int(batch.mask.any(1).sum())
+    return shares
+
+
+@final
+@dataclass(frozen=True)
+class SetSample:
+    """A micro-batch of a set: a way to run a block on it, which tokens are real, how much each of
+    these counts (None: 1), and the set's `share`.
+    """
+
+    kept_call: KeptCall
+    real: Bool[Tensor, "sample position"]
+    weights: Float[Tensor, "token"] | None
+    share: float
+
+    def output(self, writer: Weight) -> Float[Tensor, "token out"]:
+        """Return what `writer` gives for the real tokens when the block runs."""
+        watch = _OutputWatch(writer.address)
+        # The forward ends by an exception, as soon as the output is there.
+        with suppress(_Reached):
+            self.kept_call(watch)
+        assert watch.output is not None, f"{writer.name} was not reached"
+        return watch.output.flatten(0, -2)[self.real.flatten()].to(wide(watch.output.dtype))
+
+    def mean_square(self, rows: Float[Tensor, "token out"]) -> float:
+        """Return the mean of the squares, each token by its weight."""
+        squares = rows.square()
+        if self.weights is None:
+            return float(squares.mean())
+        return float((squares.mean(1) * self.weights).sum() / self.weights.sum())
 
 
 def _divided(seen: Seen, column_scales: Tensor) -> Seen:
@@ -251,31 +305,21 @@ def linear(seen: Mapping[Weight, Seen]) -> Judge:
     return judge
 
 
-def module_output(
-    writer: Weight, kept_call: KeptCall, real: Bool[Tensor, "sample position"]
-) -> Judge:
+def module_output(writer: Weight, samples: Sequence[SetSample]) -> Judge:
     """Return what judges by the mean square error of what `writer`, the last matrix of an attention
-    or a feed-forward network, gives for the `real` tokens of a micro-batch.
-
-    `kept_call` runs the block on the micro-batch.
+    or a feed-forward network, gives for the samples of all sets, each by its share.
     """
-
-    def run() -> Tensor:
-        watch = _OutputWatch(writer.address)
-        # The forward ends by an exception, as soon as the output is there.
-        with suppress(_Reached):
-            kept_call(watch)
-        assert watch.output is not None, f"{writer.name} was not reached"
-        return watch.output.flatten(0, -2)[real.flatten()].to(wide(watch.output.dtype))
-
-    untouched = run()
+    untouched = [sample.output(writer) for sample in samples]
 
     def judge(candidates: Mapping[Weight, Tensor]) -> float:
         before = {weight: weight.get().clone() for weight in candidates}
         try:
             for weight, candidate in candidates.items():
                 weight.set(candidate)
-            return float((run() - untouched).square().mean())
+            error = 0.0
+            for sample, rows in zip(samples, untouched, strict=True):
+                error += sample.share * sample.mean_square(sample.output(writer) - rows)
+            return error
         finally:
             for weight, numbers in before.items():
                 weight.set(numbers)

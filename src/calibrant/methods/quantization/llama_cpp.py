@@ -77,7 +77,7 @@ class LlamaQuantize(ModelMethod):
     install 'calibrant[ggml]'`.
     """
 
-    accepts: ClassVar[tuple[type[Target], ...]] = (GgufRecipe, GgmlKind, GgufBudget)
+    accepts: ClassVar[tuple[type[Target], ...]] = (GgufRecipe, GgufBudget)
     propagate: ClassVar[Propagation] = "dense"
 
     like: str = ""
@@ -96,9 +96,9 @@ class LlamaQuantize(ModelMethod):
         return (FeatureNorms,) if self.importance else ()
 
     def aim(self, target: Target) -> Target:
-        self.check(target)
         if isinstance(target, GgmlKind):
-            return GgufRecipe(target.name.upper())
+            target = GgufRecipe.of(target)
+        self.check(target)
         return target
 
     def check(self, target: Target) -> None:

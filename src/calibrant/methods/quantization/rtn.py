@@ -24,9 +24,10 @@ class RoundToNearest(MatrixMethod):
     formulas), but in float32, or float64 for a float64 weight, until they are rounded to the
     weight's type; codes are chosen against the rounded scale. `absmax` reaches as far as the
     weights of a group, `mse` where their errors are least, and `importance` where the errors are
-    least that are weighted with Σx² of their inputs, as llm-compressor's `imatrix_mse` does.
-    Scales of float grids such as `NVFP4A16` are by absmax. The target `kv_fp8` leaves weights as
-    they are.
+    least that are weighted with Σx² of their inputs. Of twenty shares of the weights' reach, 1,
+    0.9525 … 0.0975, it takes the best; llm-compressor's `imatrix_mse` tries 1, 0.95 … 0.05, and
+    ends after five that improve no group. Scales of float grids such as `NVFP4A16` are by absmax.
+    The target `kv_fp8` leaves weights as they are.
 
     >>> RoundToNearest("importance").observes
     (<class 'calibrant.activations.FeatureNorms'>,)
