@@ -64,7 +64,7 @@ def facts_of(store: Store, reading: Results) -> StudyFacts:
     return StudyFacts(
         models=models,
         dense=_dense_scores(cells, reading),
-        seconds=_seconds(store, cells, records),
+        seconds=_seconds(store, cells, records, reading),
         settings=_settings(store, records),
         machine=_machine(list(records.values())),
         failures=list(reading.failures.values()),
@@ -84,9 +84,9 @@ def _dense_scores(cells: Sequence[Cell], reading: Results) -> list[Score]:
 
 
 def _seconds(
-    store: Store, cells: Sequence[Cell], records: Mapping[str, Record]
+    store: Store, cells: Sequence[Cell], records: Mapping[str, Record], reading: Results
 ) -> dict[str, float]:
-    """The time of each phase, over all runs and measurements, each counted once."""
+    """The time of each phase, over all runs and measurements that are there, each counted once."""
     total: dict[str, float] = {}
     for record in records.values():
         phases = record.provenance.get("seconds")
@@ -95,8 +95,10 @@ def _seconds(
                 total[phase] = total.get(phase, 0.0) + seconds
     measurements: dict[tuple[str, str], None] = {}
     for cell in cells:
+        scores = reading.scores.get(cell.run, {})
         for measure in cell.measures.values():
-            measurements[cell.run, measure] = None
+            if measure in scores:
+                measurements[cell.run, measure] = None
     for run, measure in measurements:
         seconds = store.provenance(run, measure).get("seconds")
         if isinstance(seconds, int | float):
