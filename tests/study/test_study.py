@@ -285,6 +285,19 @@ def test_a_set_that_gives_too_little_and_a_model_that_is_missing_are_failures_of
     assert raised.value.subject == gone
 
 
+def test_what_failed_and_is_asked_no_more_is_no_failure_of_the_study(
+    given: dict[str, str], tmp_path: Path
+):
+    short, store = tmp_path / "short.jsonl", tmp_path / "store"
+    short.write_text('{"text": "hello there"}')
+    study = asked(given, data=[str(short), "random_tokens"], methods="wanda")
+    for data, failed in ((study.data, 1), (["random_tokens"], 0)):
+        changed = replace(study, data=data)
+        assert len(changed.run(store).failures) == failed
+        assert plan(changed, store, probed=False).failed == failed
+        assert len(report(store).facts.failures) == failed
+
+
 def test_a_full_disk_ends_the_study(
     given: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -393,4 +406,6 @@ def test_a_file_that_changes_while_it_is_measured_is_told(
     assert len(finished.failures) == 2
     assert all(str(measured) in failure["error"] for failure in finished.failures.values())
     monkeypatch.undo()
-    assert study.run(tmp_path / "out").computed == 2
+    again = study.run(tmp_path / "out")
+    assert (again.computed, again.failures) == (2, {})
+    assert plan(study, tmp_path / "out", probed=False).failed == 0

@@ -67,7 +67,7 @@ def facts_of(store: Store, reading: Results) -> StudyFacts:
         seconds=_seconds(store, cells, records, reading),
         settings=_settings(store, records),
         machine=_machine(list(records.values())),
-        failures=list(reading.failures.values()),
+        failures=_failures(reading),
         study=store.study_text(),
     )
 
@@ -104,6 +104,22 @@ def _seconds(
         if isinstance(seconds, int | float):
             total["measure"] = total.get("measure", 0.0) + seconds
     return total
+
+
+def _failures(reading: Results) -> list[Mapping[str, Any]]:
+    """What failed of what the grid asks for: a store may know of older failures too."""
+    asked: set[str] = set()
+    without_id: set[tuple[Any, ...]] = set()
+    for cell in reading.cells:
+        asked.update((cell.run, *cell.measures.values()))
+        if not cell.run:
+            # A failure names its cell without the propagation.
+            without_id.add(cell.labels[:-1])
+    failures: list[Mapping[str, Any]] = []
+    for failed_id, failure in reading.failures.items():
+        if failed_id in asked or tuple(failure.get("cell", ())) in without_id:
+            failures.append(failure)
+    return failures
 
 
 def _settings(store: Store, records: Mapping[str, Record]) -> dict[str, str]:

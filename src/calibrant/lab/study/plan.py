@@ -215,11 +215,11 @@ def _load() -> float | None:
 
 def _in_store(study: Study, folder: Path) -> tuple[dict[Labels, tuple[str, ...]], int]:
     """The evaluators that have measured each cell that the store has a record of, by what the
-    records say; and how many failures it holds."""
+    records say; and how many of the study's runs and measurements failed."""
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return {}, 0
     with Store(folder, create=False) as store:
-        return _measured(study, store), len(store.failures())
+        return _measured(study, store), _failed(study, store)
 
 
 def _measured(study: Study, store: Store) -> dict[Labels, tuple[str, ...]]:
@@ -256,6 +256,19 @@ def _measured(study: Study, store: Store) -> dict[Labels, tuple[str, ...]]:
             found = [text for text, measure_id in ids.items() if measure_id in there]
             measured[labels] = tuple(found)
     return measured
+
+
+def _failed(study: Study, store: Store) -> int:
+    """How many failures the store knows that are of this study."""
+    requests = study.requests()
+    asked = {request.provisional for request in requests}
+    labels = {request.cell.labels for request in requests}
+    forms = _measurement_forms(study.evaluators())
+    for cell in store.cells():
+        if cell.labels in labels:
+            asked.add(cell.run)
+            asked.update(measurement_id(cell.run, *form) for form in forms.values())
+    return len(asked & store.failures().keys())
 
 
 def _measurement_forms(

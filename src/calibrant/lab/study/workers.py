@@ -186,12 +186,20 @@ class Summary:
             cells=tuple(self._cells),
             computed=len(self._computed),
             found=sum(len(set(there) - computed) for there in self._there.values()),
-            failures=self.store.failures(),
+            failures=self._failures(),
             seconds=dict(self._seconds),
             peak_memory_bytes=max(self._peak, peak_memory()),
             died=tuple(self.died),
             few_tokens=shortages,
         )
+
+    def _failures(self) -> dict[str, Mapping[str, Any]]:
+        """What failed of this study: the store may know of failures of what it asks no more."""
+        asked = {request.provisional for request in self.work.requests}
+        for cell in self._cells:
+            asked.update((cell.run, *cell.measures.values()))
+        failures = self.store.failures()
+        return {failed_id: what for failed_id, what in failures.items() if failed_id in asked}
 
 
 def answer(
