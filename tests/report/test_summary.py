@@ -11,6 +11,7 @@ from rich.console import Console
 from scipy.stats import t as student
 
 from calibrant.lab.report import Report, report
+from calibrant.lab.report.sentences import remarks
 from calibrant.lab.report.summary import doubts
 from calibrant.lab.report.tables.sections import Section
 from calibrant.lab.report.tables.terminal import summary
@@ -198,3 +199,17 @@ def test_what_may_be_chance_is_counted_and_not_among_what_is_shown():
     assert "is better than the dense one by 0.030" in found.chance[1]
     assert found.in_short.startswith("2 odd results are not significant")
     assert "18 comparisons" in found.in_short
+
+
+def test_without_a_dense_model_more_may_be_better():
+    best = entry("c4", (0.75, 0.75), None)
+    control = entry("random_tokens", (0.40, 0.40), 0.35)
+    magnitude = entry("magnitude", (0.25, 0.25), 0.50, draws=0)
+    sets = {"dense": None, "unit": "share right", "better": dict.fromkeys(best.losses, "higher")}
+    best, control, magnitude = (replace(made, increases={}) for made in (best, control, magnitude))
+    ranked = ranking(best, control, baselines=(magnitude,), **sets)
+    assert doubts([ranked]).every == ()
+    assert "did worse than every set (average +0.250" in remarks(ranked)[0]
+    far = replace(entry("pile", (0.20, 0.20), 0.55), increases={})
+    (doubt,) = doubts([ranking(best, control, far, **sets)]).every
+    assert "better than pile by 0.200" in doubt.sentence
