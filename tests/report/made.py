@@ -159,7 +159,7 @@ EVERYTHING = Comparison(
     missing=("pile (draw 0) on loss(source='docs'): DataError: no rows",),
     stale=2,
 )
-ACCOUNT = StudyFacts({"smollm2": "dequantized from Q4_1"}, (), {"compress": 3.0}, {}, {}, (), "")
+ACCOUNT = StudyFacts({"smollm2": "dequantized from Q4_1"}, {}, {"compress": 3.0}, {}, {}, (), "")
 
 
 READING = Results((), {}, {}, {}, {}, {}, frozenset())

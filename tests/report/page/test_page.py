@@ -13,7 +13,7 @@ from calibrant.lab.report import report
 from calibrant.lab.report.page import Contents
 from calibrant.lab.report.page import page as page_of
 from calibrant.lab.report.plots.theme import DARK, LIGHT
-from calibrant.results import Store
+from calibrant.results import Store, merge
 from calibrant.spec.foreign import visible
 
 from tests.report.made import ACCOUNT, EVERYTHING, READING, store_of
@@ -241,6 +241,25 @@ def test_doubts_failures_and_several_methods_are_on_the_page_that_lands_in_the_s
     assert len(ids) == len(set(ids))
     command = "--data python_docs --method wanda --target 0.6 --samples 16 --length 512 --seed 0"
     assert command in text, "without the study's text the commands say what was drawn"
+
+
+def test_what_each_dense_model_scored_is_on_the_page_and_no_other_models_score(tmp_path: Path):
+    folder = store_of(tmp_path / "both", {"c4": (2.5, 3.9)})
+    with (
+        Store(folder) as store,
+        Store(store_of(tmp_path / "qwen", {"c4": (2.6, 3.8)}, model="qwen"), create=False) as other,
+    ):
+        merge(folder, [other.folder])
+        store.write_cells([*store.cells(), *other.cells()])
+    found = report(folder)
+    for model in ("smollm2", "qwen"):
+        assert [score.value for score in found.facts.dense[model]] == [2.0, 3.0]
+    assert "dense score" in words_of(found.html())
+    with Store(folder) as store:
+        store.write_cells([cell for cell in store.cells() if cell.method != "none"])
+    found = report(folder)
+    assert found.facts.dense == {}
+    assert "dense score" not in words_of(found.html())
 
 
 def made(**changes: object) -> str:

@@ -26,12 +26,12 @@ class StudyFacts:
     """Plain facts about a store.
 
     `models` maps a model's name to its note ("dequantized from Q4_1", or nothing). `dense` are the
-    dense model's scores, `seconds` the time by phase over everything in the store, `settings`
-    (dtype, propagation, …) and `machine` what it ran with.
+    scores of each dense model that was measured, `seconds` the time by phase over everything in the
+    store, `settings` (dtype, propagation, …) and `machine` what it ran with.
     """
 
     models: Mapping[str, str]
-    dense: Sequence[Score]
+    dense: Mapping[str, Sequence[Score]]
     seconds: Mapping[str, float]
     settings: Mapping[str, str]
     machine: Mapping[str, str]
@@ -72,15 +72,16 @@ def facts_of(store: Store, reading: Results) -> StudyFacts:
     )
 
 
-def _dense_scores(cells: Sequence[Cell], reading: Results) -> list[Score]:
-    """What the untouched models scored; where that wasn't asked, any run's scores say how much
-    was measured.
-    """
-    untouched = [cell for cell in cells if cell.method == UNTOUCHED]
-    for cell in (untouched or cells)[:1]:
-        scores = reading.scores.get(cell.run, {})
-        return [scores[key].score for key in cell.measures.values() if key in scores]
-    return []
+def _dense_scores(cells: Sequence[Cell], reading: Results) -> dict[str, list[Score]]:
+    """What the untouched models scored, by their names."""
+    dense: dict[str, list[Score]] = {}
+    for cell in cells:
+        if cell.method == UNTOUCHED:
+            scores = reading.scores.get(cell.run, {})
+            found = [scores[key].score for key in cell.measures.values() if key in scores]
+            if found:
+                dense[cell.model] = found
+    return dense
 
 
 def _seconds(
@@ -117,7 +118,9 @@ def _failures(reading: Results) -> list[Mapping[str, Any]]:
             without_id.add(cell.labels[:-1])
     failures: list[Mapping[str, Any]] = []
     for failed_id, failure in reading.failures.items():
-        if failed_id in asked or tuple(failure.get("cell", ())) in without_id:
+        # One of an older store names no cell.
+        of_cell = "cell" not in failure or tuple(failure["cell"]) in without_id
+        if failed_id in asked or of_cell:
             failures.append(failure)
     return failures
 
