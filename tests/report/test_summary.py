@@ -156,6 +156,29 @@ def test_sections_that_have_no_room_on_a_screen_are_left_out_from_the_end():
     assert [f"part {number}" in text for number in range(5)] == [True, True, True, False, False]
 
 
+@pytest.mark.parametrize("width", [60, 120])
+def test_warnings_have_room_however_many_there_are_and_the_last_section_is_cut(width: int):
+    sections = [
+        Section("the answer", sentences=("an answer",)),
+        *(Section(f"part {number}", sentences=("a line",) * 11) for number in range(3)),
+        Section("Doubtful", sentences=("a doubt that takes a line",) * 61, warns=True),
+        Section("the rest", sentences=("a line",) * 14),
+    ]
+    console = Console(width=width, color_system=None)
+    with console.capture() as capture:
+        for line in summary(sections, width):
+            console.print(line)
+    text = capture.get()
+    assert text.count("\n") <= SCREEN
+    assert text.count("a doubt") == 4
+    assert "and 57 more, which --all prints" in text
+    assert text.index("an answer") < text.index("a doubt")
+    rest = text.partition("the rest")[2]
+    shown = rest.count("a line")
+    assert 0 < shown < 14
+    assert f"and {14 - shown} more" in rest
+
+
 def odd_rankings() -> tuple[Ranking, Ranking]:
     """A control is ahead of two sets by 0.2 and of one by 0.07; a set is ahead of the dense model
     by 0.03 on one text.
