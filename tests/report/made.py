@@ -156,6 +156,7 @@ EVERYTHING = Comparison(
     CONTRASTS,
     AGREEMENTS,
     comparisons=63,
+    tested=len(CONTRASTS),
     missing=("pile (draw 0) on loss(source='docs'): DataError: no rows",),
     stale=2,
 )

@@ -126,6 +126,18 @@ def test_a_summary_leaves_out_what_all_prints_and_a_method_is_printed_alone(stud
     assert "wanda" not in text
 
 
+def test_a_method_alone_is_so_in_every_format_and_keeps_the_correction_over_all(tmp_path: Path):
+    folder = Synthetic(methods=2, targets=1, sets=3, draws=2, items=6).write(tmp_path / "two")
+    every = report(folder)
+    alone = report(folder, methods=["method0"])
+    assert len(every.comparison.contrasts) > len(alone.comparison.contrasts) > 0
+    text = " ".join(screen(alone).split())
+    assert f"after Holm over {len(every.comparison.contrasts)}" in text
+    assert alone.comparison.comparisons == every.comparison.comparisons / 2
+    methods = {line.split(",")[2] for line in alone.to_csv().splitlines()[1:]}
+    assert methods == {"none", "method0"}
+
+
 @pytest.mark.parametrize("width", [60, 120])
 def test_a_large_study_takes_a_screen_and_counts_the_rows_that_have_no_room(
     width: int, tmp_path: Path

@@ -24,6 +24,7 @@ from calibrant.lab.stats import (
     SetSummary,
     Similarity,
     compare,
+    comparisons_in,
     kept_experts,
     layers,
     narrowed,
@@ -32,7 +33,8 @@ from calibrant.lab.stats import (
     summaries,
     tidy,
 )
-from calibrant.results import Store
+from calibrant.results import Cell, Store
+from calibrant.results.records import UNTOUCHED
 from calibrant.spec.foreign import visible_json
 from calibrant.spec.grammar import SetLabel
 from calibrant.system.durable import put, text_of_json
@@ -240,7 +242,7 @@ def report(
     reading = in_short_names(read(store))
     comparison = of_methods(compare(reading, tasks, baseline=baseline), methods)
     # The outcomes of single items are nine tenths of it, and have been compared by then.
-    scores = replace(narrowed(reading, tasks), items={})
+    scores = replace(cells_of_methods(narrowed(reading, tasks), methods), items={})
     notes = notes_of(store, scores)
     return Report(store.folder, comparison, scores, notes, cast("As", way))
 
@@ -287,13 +289,15 @@ def of_methods(comparison: Comparison, methods: Sequence[str]) -> Comparison:
             message = f"no method here begins with {method!r} (there are: {known or 'none'})"
             raise SpecError(f"{message}; name one of these", subject=method)
     rankings = tuple(ranking for ranking in comparison.rankings if _is_of(ranking, methods))
+    unranked = tuple(ranking for ranking in comparison.unranked if _is_of(ranking, methods))
     missing: dict[str, None] = {}
-    for ranking in rankings:
+    for ranking in (*rankings, *unranked):
         missing |= dict.fromkeys(ranking.missing)
     return replace(
         comparison,
         rankings=rankings,
-        unranked=tuple(ranking for ranking in comparison.unranked if _is_of(ranking, methods)),
+        unranked=unranked,
+        comparisons=sum(map(comparisons_in, rankings)),
         sensitivities=tuple(each for each in comparison.sensitivities if _is_of(each, methods)),
         contrasts=tuple(each for each in comparison.contrasts if _is_of(each, methods)),
         missing=tuple(missing),
@@ -301,7 +305,20 @@ def of_methods(comparison: Comparison, methods: Sequence[str]) -> Comparison:
     )
 
 
-def _is_of(found: Ranking | Sensitivity | Contrast, methods: Sequence[str]) -> bool:
+def cells_of_methods(reading: Results, methods: Sequence[str]) -> Results:
+    """Return results with the cells of such methods, and of the dense model that they are compared
+    with; all of them without any.
+    """
+    if not methods:
+        return reading
+    cells: list[Cell] = []
+    for cell in reading.cells:
+        if cell.method == UNTOUCHED or _is_of(cell, methods):
+            cells.append(cell)
+    return replace(reading, cells=tuple(cells))
+
+
+def _is_of(found: Ranking | Sensitivity | Contrast | Cell, methods: Sequence[str]) -> bool:
     return f"{found.method} {found.target}".startswith(tuple(methods))
 
 
