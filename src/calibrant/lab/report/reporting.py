@@ -273,7 +273,13 @@ def in_short_names(reading: Results) -> Results:
     for data in {cell.data for cell in reading.cells if cell.data}:
         sets[named(data)] = replace(reading.label(data), text=named(data))
     cells = tuple(replace(cell, data=named(cell.data)) for cell in reading.cells)
-    return replace(reading, cells=cells, sets=sets, study=study)
+    failures: dict[str, Mapping[str, Any]] = {}
+    for failed_id, failure in reading.failures.items():
+        failures[failed_id] = failure
+        if "cell" in failure:
+            model, data, *others = failure["cell"]
+            failures[failed_id] = {**failure, "cell": [model, named(data), *others]}
+    return replace(reading, cells=cells, failures=failures, sets=sets, study=study)
 
 
 def of_methods(comparison: Comparison, methods: Sequence[str]) -> Comparison:
