@@ -88,5 +88,5 @@ def test_a_set_with_a_short_name_keeps_the_reason_of_its_failure(tmp_path: Path)
     missing = report(tmp_path / "study").comparison.missing
     assert len(missing) == 2
     for sentence in missing:
-        assert sentence.startswith("mixture")
+        assert ": mixture (draw 0)" in sentence
         assert sentence.endswith("DataError: no rows")

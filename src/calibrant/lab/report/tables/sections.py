@@ -125,8 +125,9 @@ def in_short(
     if comparison.contrasts:
         sentences.append(_tested(comparison))
     if comparison.missing:
-        measurements = counted(len(comparison.missing), "result")
-        sentences.append(f"{measurements} of the grid are missing or failed.")
+        results = counted(len(comparison.missing), "result")
+        verb = "is" if len(comparison.missing) == 1 else "are"
+        sentences.append(f"{results} of the grid {verb} missing or failed.")
     sentences.extend(trust_sentences(comparison))
     if sentences:
         yield Section("What else was found", sentences=tuple(sentences))
@@ -273,8 +274,7 @@ def _in_unit(numbers: Sequence[Contrast | Sensitivity]) -> str:
 
 
 def _way(contrast: Contrast | Sensitivity) -> tuple[str, str, str, str]:
-    propagate = "" if isinstance(contrast, Contrast) else contrast.propagate
-    return contrast.model, contrast.method, contrast.target, propagate
+    return contrast.model, contrast.method, contrast.target, contrast.propagate
 
 
 def _measured(contrast: Contrast) -> str:
