@@ -16,7 +16,7 @@ from calibrant.lab.report.plots.theme import DARK, LIGHT
 from calibrant.results import Store, merge
 from calibrant.spec.foreign import visible
 
-from tests.report.made import ACCOUNT, EVERYTHING, READING, store_of
+from tests.report.made import ACCOUNT, EVERYTHING, READING, measured, store_of
 
 HOSTILE = "<script>alert('x')</script>"
 BREAKOUT = "</script></style></title><img src=x onerror=\"alert(1)\"> & 'q' =cmd()"
@@ -260,6 +260,20 @@ def test_what_each_dense_model_scored_is_on_the_page_and_no_other_models_score(t
     found = report(folder)
     assert found.facts.dense == {}
     assert "dense score" not in words_of(found.html())
+
+
+def test_two_evaluators_that_measured_the_same_have_columns_of_their_own(tmp_path: Path):
+    with Store(store_of(tmp_path / "study", {"c4": (2.5, 3.9)})) as store:
+        cells = []
+        for cell in store.cells():
+            form = {"spec": "agreement", "source": "docs:text"}
+            again = store.add_measurement(cell.run, form, measured("docs:text", 0.2, 0.0))
+            cells.append(replace(cell, measures={**cell.measures, "agreement(docs:text)": again}))
+        store.write_cells(cells)
+    page = report(tmp_path / "study").html()
+    heads = page.partition('id="run-table"')[2].partition("</thead>")[0]
+    for head in ("docs:text [loss(docs:text)]", "docs:text [agreement(docs:text)]", ">code<"):
+        assert head in heads
 
 
 def made(**changes: object) -> str:
