@@ -117,6 +117,47 @@ def test_asking_again_computes_nothing_and_a_damaged_index_is_made_anew(
     assert results(store) == before
 
 
+def test_the_index_is_not_written_for_what_it_tells_already(
+    given: dict[str, str], whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    store = Path(shutil.copytree(whole, tmp_path / "store"))
+    write, written = Store.write_cells, list[int]()
+
+    def counted(*args: Any) -> None:
+        written.append(1)
+        write(*args)
+
+    monkeypatch.setattr(Store, "write_cells", counted)
+    asked(given).run(store)
+    assert len(written) == 2, "at the beginning and at the end"
+
+
+def test_an_edited_study_tells_meanwhile_what_it_told_before(
+    given: dict[str, str], whole: Path, tmp_path: Path
+):
+    store = Path(shutil.copytree(whole, tmp_path / "store"))
+    study, seen = asked(given), list[set[tuple[str, str]]]()
+
+    def note(*_: Any) -> None:
+        seen.append(answers(store))
+
+    told = answers(store)
+    replace(study, baseline="full_stops").run(store, note)
+    assert all(there == told for there in seen)
+    seen.clear()
+    fewer = replace(study, evaluate=study.evaluate[:1])
+    finished = fewer.run(store, note)
+    assert finished.computed == 0
+    left = answers(store)
+    assert left < told
+    assert all(there in (told, left) for there in seen)
+    seen.clear()
+    replace(fewer, samples=3, methods="wanda").run(store, note)
+    first = next(there for there in seen if there != left)
+    dense = finished.cells[0].run
+    assert {run for run, _ in first} == {dense}, "the others are other runs"
+
+
 @pytest.mark.parametrize("stop_at", [1, 11])
 def test_interrupted_and_resumed_gives_the_same_and_nothing_twice(
     given: dict[str, str],
