@@ -20,6 +20,7 @@ from calibrant.lab.study import driver
 from calibrant.lab.study.plan import plan
 from calibrant.results import MASK, PROFILE, Store, is_store, verify
 from calibrant.system.durable import read_json
+from calibrant.testing import tiny_folder
 
 from tests.study.small import answers, asked, kept_files, results
 
@@ -324,6 +325,27 @@ def test_a_set_that_gives_too_little_and_a_model_that_is_missing_are_failures_of
     with pytest.raises(ModelError) as raised:
         replace(study, models=[gone]).run(tmp_path / "other")
     assert raised.value.subject == gone
+
+
+def test_one_of_several_models_that_has_no_room_costs_no_other(
+    given: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    large = str(tiny_folder(tmp_path / "large", num_hidden_layers=1))
+    opening = driver.open_model
+
+    def tight(model: str, *others: Any) -> Any:
+        if model == large:
+            raise MemoryError("no room for it")
+        return opening(model, *others)
+
+    monkeypatch.setattr(driver, "open_model", tight)
+    study = asked(given, models=[large, given["model"]], data="full_stops", methods="wanda")
+    finished = study.run(tmp_path / "store")
+    assert [bool(cell.run) for cell in finished.cells] == [False, False, True, True]
+    reasons = {failure["error"] for failure in finished.failures.values()}
+    assert reasons == {"MemoryError: no room for it"}
+    with pytest.raises(MemoryError):
+        replace(study, models=[large]).run(tmp_path / "other")
 
 
 def test_what_failed_and_is_asked_no_more_is_no_failure_of_the_study(
