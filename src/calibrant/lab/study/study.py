@@ -292,7 +292,7 @@ class Study:
         Raises `SpecError` for an engine or a group that doesn't exist, `DataError` if a calibration
         set holds rows that are measured, `OutputError` for a folder that isn't ours or a full disk,
         and a lone model's own error if it can't be opened. Whatever else fails is recorded in the
-        store's `failures/`, and the rest goes on.
+        store, and the rest goes on.
         """
         check(engine, workers, address, gpus)
         work = self.workload(groups)
