@@ -25,6 +25,7 @@ from calibrant.lab.study.timing import (
     Supply,
     Timings,
     Unfinished,
+    _micro_batch,
     duration,
     kinds,
     measure_pieces,
@@ -250,6 +251,15 @@ def test_controls_have_no_end_and_a_mix_lasts_as_long_as_its_shorter_part():
         ).held
     )
     assert mixed.tokens == 2 * 64 * 128
+
+
+def test_a_model_without_a_longest_length_gets_windows_of_the_studys(model: str):
+    config = SimpleNamespace(get_text_config=SimpleNamespace)
+    opened: Any = SimpleNamespace(
+        model=SimpleNamespace(config=config), tokenizer=open_model(model).tokenizer
+    )
+    batch = _micro_batch(CalibrationSet("random_tokens", length=48), opened)
+    assert batch.ids.shape[1] == 48
 
 
 def test_seconds_add_up_by_hand(model: str):

@@ -374,7 +374,8 @@ def _micro_batch(calibration: CalibrationSet, opened: Opened) -> TokenBatch:
     """Return random tokens in windows of the study's length, about as many as go through a block at
     once."""
     # Some models have no longest length in their settings.
-    longest = opened.model.config.get_text_config().max_position_embeddings
+    config = opened.model.config.get_text_config()
+    longest = getattr(config, "max_position_embeddings", None)
     length = min(calibration.length, longest or calibration.length)
     tokens = min(budget_of(calibration), max(TOKENS_PER_PASS, length))
     return CalibrationSet("random_tokens", tokens=tokens, length=length).tokens(opened.tokenizer)
