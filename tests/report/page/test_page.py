@@ -186,6 +186,7 @@ def test_the_answer_and_its_evidence_are_there(page: str):
         "512",
         "8,192",
         "40 seconds over everything",
+        "compressing 38 %",
     ):
         assert wanted in text, wanted  # five runs of 3 s, ten measurements of 2.5 s
     assert "calibrant prune smollm2 --data gsm8k:cot --method wanda --target 0.6" in text

@@ -14,7 +14,7 @@ from calibrant.results.records import MEASURED, UNTOUCHED
 PHASES: Final = {
     "open": "opening the model",
     "tokenize": "making the calibration sets",
-    "compress": "pruning",
+    "compress": "compressing",
     "measure": "measuring",
     "store": "writing",
 }
