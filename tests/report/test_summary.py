@@ -12,7 +12,7 @@ from scipy.stats import t as student
 
 from calibrant.lab.report import Report, report
 from calibrant.lab.report.sentences import remarks
-from calibrant.lab.report.summary import doubts
+from calibrant.lab.report.summary import Matrix, doubts
 from calibrant.lab.report.tables.sections import Section
 from calibrant.lab.report.tables.terminal import summary
 from calibrant.lab.stats import Ranking
@@ -248,3 +248,11 @@ def test_without_a_dense_model_more_may_be_better():
     far = replace(entry("pile", (0.20, 0.20), 0.55), increases={})
     (doubt,) = doubts([ranking(best, control, far, **sets)]).every
     assert "better than pile by 0.200" in doubt.sentence
+
+
+def test_a_set_alone_is_not_surely_better_than_every_other():
+    alone = ranking(entry("c4", (0.1, 0.2), None))
+    among = ranking(entry("c4", (0.1, 0.2), None), entry("pile", (0.4, 0.5), 0.3))
+    first, second = Matrix((alone, replace(among, method="sparsegpt")), {}).ends().rows
+    assert not first.figures[0].best
+    assert second.figures[0].best

@@ -281,9 +281,10 @@ class Matrix:
         for ranking in self.rankings:
             worst = ranking.entries[-1]
             tied = sum(entry.tied for entry in ranking.entries)
+            certain = tied == 0 and len(ranking.entries) > 1
             gap = HOLE if worst.to_best is None else decimals(worst.to_best.value)
             figures = (
-                Figure(self.names[ranking.best.name], best=tied == 0),
+                Figure(self.names[ranking.best.name], best=certain),
                 Figure(decimals(ranking.best.mean.value)),
                 Figure(f"{tied}"),
                 Figure(self.names[worst.name]),
