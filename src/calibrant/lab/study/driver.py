@@ -497,7 +497,9 @@ class Driver:
         needed: set[str] = set()
         sets_left = {self._sets[index] for index in self._left}
         for index, resolved in self._resolved.items():
-            used |= dict.fromkeys(resolved.statistics)
+            for name in resolved.statistics:
+                used.pop(name, None)  # so that the order is that of the last uses
+                used[name] = None
             if self._sets[index] in sets_left:
                 needed.update(resolved.statistics)
         # What this driver hasn't used is of an older study, or, until all sets are known, of
