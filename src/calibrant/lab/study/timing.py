@@ -429,14 +429,14 @@ def _timed(step: Callable[[], Any]) -> float:
 
 
 class Unfinished(NamedTuple):
-    """A request with what the store lacks.
+    """A request that lacks measurements by these evaluators, or its record.
 
-    These are its measurements by these evaluators and, unless it is `recorded`, its record.
+    Its model is compressed for them, unless what brings it back is `kept`.
     """
 
     request: RunRequest
     measures: Sequence[str]
-    recorded: bool
+    kept: bool
 
 
 def kinds(requests: Iterable[RunRequest]) -> Kinds:
@@ -474,9 +474,8 @@ def duration(
     compressed: list[RunRequest] = []
     sets: dict[str, CalibrationSet] = {}
     measure = 0.0
-    for request, measures, recorded in unfinished:
-        # A mask can't bring back the weights that a method changed, so the run is made again.
-        if not recorded or request.recipe.method.updates:
+    for request, measures, kept in unfinished:
+        if not kept:
             compressed.append(request)
         if request.calibration is not None:
             sets[repr(request.calibration)] = request.calibration
