@@ -72,6 +72,11 @@ def test_measures_narrow_every_format(folder: Path):
     assert len(found.to_csv().splitlines()) == 1 + 5
 
 
+def test_a_single_text_stands_for_a_list_of_one(folder: Path):
+    assert str(report(folder, "code")) == str(report(folder, ["code"]))
+    assert str(report(folder, methods="wanda")) == str(report(folder, methods=["wanda"]))
+
+
 def test_the_page_lands_where_it_is_asked_for_whole_or_not_at_all(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -214,15 +214,16 @@ class Report:
 @needed_for("a report")
 def report(
     study: str | Path | InFolder,
-    tasks: Sequence[str] = (),
+    tasks: str | Sequence[str] = (),
     way: str = "increase",
     baseline: str = "",
-    methods: Sequence[str] = (),
+    methods: str | Sequence[str] = (),
 ) -> Report:
     """Read what a study's folder holds and compare it.
 
     `tasks` narrows it to measured sets or evaluators whose name begins so, `methods` to methods
-    whose name, or name and target, begins so (`gptq`, `gptq w3g64`). `way` is what the figures are:
+    whose name, or name and target, begins so (`gptq`, `gptq w3g64`); a single text stands for a
+    list of one. `way` is what the figures are:
     `increase` over the dense model, the `loss` itself, or the share of the dense model's
     performance `kept`. `baseline` is the set that others are compared with; see `compare`.
 
@@ -237,6 +238,8 @@ def report(
     if way not in WAYS:
         message = f"the figures can't be shown as {way!r}; choose among {', '.join(WAYS)}"
         raise SpecError(message, subject=way)
+    if isinstance(methods, str):
+        methods = [methods]
     folder = Path(study) if isinstance(study, str | Path) else study.folder
     store = Store(folder, create=False)
     reading = in_short_names(read(store))

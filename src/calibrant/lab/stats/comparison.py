@@ -97,7 +97,10 @@ class Comparison:
 
 
 def compare(
-    store: Store | Results, measures: Sequence[str] = (), level: float = LEVEL, baseline: str = ""
+    store: Store | Results,
+    measures: str | Sequence[str] = (),
+    level: float = LEVEL,
+    baseline: str = "",
 ) -> Comparison:
     """Compare everything that a store holds.
 

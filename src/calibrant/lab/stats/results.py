@@ -166,12 +166,14 @@ def _stale(
                     yield measure_id
 
 
-def narrowed(results: Results, measures: Sequence[str]) -> Results:
+def narrowed(results: Results, measures: str | Sequence[str]) -> Results:
     """Return the same with those of its evaluators whose text, or what they measured, begins with
     one of `measures`; all without any.
 
     Raises `SpecError` where nothing begins so.
     """
+    if isinstance(measures, str):
+        measures = [measures]
     names: dict[str, set[str]] = {}
     for cell in results.cells:
         for text, measure_id in cell.measures.items():

@@ -151,7 +151,7 @@ def plan(
     *,
     probed: bool = True,
     progress: Progress = silent,
-    groups: Sequence[str] = (),
+    groups: str | Sequence[str] = (),
 ) -> Plan:
     """Return what `study`, or some of its `groups`, would do with the store in `folder`.
 
