@@ -156,10 +156,11 @@ EVERYTHING = Comparison(
     CONTRASTS,
     AGREEMENTS,
     comparisons=63,
+    tested=len(CONTRASTS),
     missing=("pile (draw 0) on loss(source='docs'): DataError: no rows",),
     stale=2,
 )
-ACCOUNT = StudyFacts({"smollm2": "dequantized from Q4_1"}, (), {"compress": 3.0}, {}, {}, (), "")
+ACCOUNT = StudyFacts({"smollm2": "dequantized from Q4_1"}, {}, {"compress": 3.0}, {}, {}, (), "")
 
 
 READING = Results((), {}, {}, {}, {}, {}, frozenset())

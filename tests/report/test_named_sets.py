@@ -1,5 +1,6 @@
 """A set that the study's file gives a short name is called so in reports, and is the same set."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -76,3 +77,16 @@ def test_a_report_calls_a_set_by_its_short_name(tmp_path: Path):
     assert "mixture" in found.to_csv()
     assert report(folder, baseline="c4").rankings[0].baseline == "c4"
     assert MIX in found.html(), "the command that repeats a run has what it was made of"
+
+
+def test_a_set_with_a_short_name_keeps_the_reason_of_its_failure(tmp_path: Path):
+    with Store(store_of(tmp_path / "study", {"c4": (2.9, 3.4), "pile": (2.9, 3.5)})) as store:
+        failed = replace(store.cells()[-1], data=MIX, run="", measures={})
+        store.write_cells([*store.cells(), failed], {"names": {MIX: "mixture"}})
+        cell = [failed.model, MIX, failed.method, failed.target, failed.seed]
+        store.add_failure("sha256:f", {"what": "it", "cell": cell, "error": "DataError: no rows"})
+    missing = report(tmp_path / "study").comparison.missing
+    assert len(missing) == 2
+    for sentence in missing:
+        assert ": mixture (draw 0)" in sentence
+        assert sentence.endswith("DataError: no rows")

@@ -1,11 +1,13 @@
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from calibrant.errors import MissingPackageError, OutputError, SpecError
 from calibrant.lab.report import FORMATS, check_format, report
+from calibrant.results import Store
 
 from tests.report.made import store_of
 
@@ -26,6 +28,20 @@ def test_every_format_names_every_set(folder: Path):
     assert json.loads(found.text("json"))["rankings"][0]["entries"][0]["name"] == "gsm8k:cot"
     assert str(found) == found.text("markdown")
     assert len(found.to_csv().splitlines()) == 1 + 5 * 2
+
+
+def test_a_measurement_that_isnt_there_yet_spoils_no_format(tmp_path: Path):
+    with Store(store_of(tmp_path / "study", SETS)) as store:
+        cells = []
+        for cell in store.cells():
+            measures = {**cell.measures, "loss(later)": f"later:{cell.run}"}
+            cells.append(replace(cell, measures=measures))
+        store.write_cells(cells)
+    found = report(tmp_path / "study")
+    for format in FORMATS:
+        assert "gsm8k:cot" in found.text(format), format
+    assert "gsm8k:cot" in found.html()
+    assert found.facts.seconds["measure"] == 5 * 2 * 2.5
 
 
 def test_another_format_way_or_measure_is_refused(folder: Path):
@@ -54,6 +70,11 @@ def test_measures_narrow_every_format(folder: Path):
     found = report(folder, ["code"])
     assert [r.measured for r in found.rankings] == [("code:text",)]
     assert len(found.to_csv().splitlines()) == 1 + 5
+
+
+def test_a_single_text_stands_for_a_list_of_one(folder: Path):
+    assert str(report(folder, "code")) == str(report(folder, ["code"]))
+    assert str(report(folder, methods="wanda")) == str(report(folder, methods=["wanda"]))
 
 
 def test_the_page_lands_where_it_is_asked_for_whole_or_not_at_all(

@@ -11,7 +11,8 @@ from rich.console import Console
 from scipy.stats import t as student
 
 from calibrant.lab.report import Report, report
-from calibrant.lab.report.summary import doubts
+from calibrant.lab.report.sentences import remarks
+from calibrant.lab.report.summary import Matrix, doubts
 from calibrant.lab.report.tables.sections import Section
 from calibrant.lab.report.tables.terminal import summary
 from calibrant.lab.stats import Ranking
@@ -125,6 +126,18 @@ def test_a_summary_leaves_out_what_all_prints_and_a_method_is_printed_alone(stud
     assert "wanda" not in text
 
 
+def test_a_method_alone_is_so_in_every_format_and_keeps_the_correction_over_all(tmp_path: Path):
+    folder = Synthetic(methods=2, targets=1, sets=3, draws=2, items=6).write(tmp_path / "two")
+    every = report(folder)
+    alone = report(folder, methods=["method0"])
+    assert len(every.comparison.contrasts) > len(alone.comparison.contrasts) > 0
+    text = " ".join(screen(alone).split())
+    assert f"after Holm over {len(every.comparison.contrasts)}" in text
+    assert alone.comparison.comparisons == every.comparison.comparisons / 2
+    methods = {line.split(",")[2] for line in alone.to_csv().splitlines()[1:]}
+    assert methods == {"none", "method0"}
+
+
 @pytest.mark.parametrize("width", [60, 120])
 def test_a_large_study_takes_a_screen_and_counts_the_rows_that_have_no_room(
     width: int, tmp_path: Path
@@ -153,6 +166,29 @@ def test_sections_that_have_no_room_on_a_screen_are_left_out_from_the_end():
     text = capture.get()
     assert text.count("\n") <= SCREEN
     assert [f"part {number}" in text for number in range(5)] == [True, True, True, False, False]
+
+
+@pytest.mark.parametrize("width", [60, 120])
+def test_warnings_have_room_however_many_there_are_and_the_last_section_is_cut(width: int):
+    sections = [
+        Section("the answer", sentences=("an answer",)),
+        *(Section(f"part {number}", sentences=("a line",) * 11) for number in range(3)),
+        Section("Doubtful", sentences=("a doubt that takes a line",) * 61, warns=True),
+        Section("the rest", sentences=("a line",) * 14),
+    ]
+    console = Console(width=width, color_system=None)
+    with console.capture() as capture:
+        for line in summary(sections, width):
+            console.print(line)
+    text = capture.get()
+    assert text.count("\n") <= SCREEN
+    assert text.count("a doubt") == 4
+    assert "and 57 more, which --all prints" in text
+    assert text.index("an answer") < text.index("a doubt")
+    rest = text.partition("the rest")[2]
+    shown = rest.count("a line")
+    assert 0 < shown < 14
+    assert f"and {14 - shown} more" in rest
 
 
 def odd_rankings() -> tuple[Ranking, Ranking]:
@@ -198,3 +234,25 @@ def test_what_may_be_chance_is_counted_and_not_among_what_is_shown():
     assert "is better than the dense one by 0.030" in found.chance[1]
     assert found.in_short.startswith("2 odd results are not significant")
     assert "18 comparisons" in found.in_short
+
+
+def test_without_a_dense_model_more_may_be_better():
+    best = entry("c4", (0.75, 0.75), None)
+    control = entry("random_tokens", (0.40, 0.40), 0.35)
+    magnitude = entry("magnitude", (0.25, 0.25), 0.50, draws=0)
+    sets = {"dense": None, "unit": "share right", "better": dict.fromkeys(best.losses, "higher")}
+    best, control, magnitude = (replace(made, increases={}) for made in (best, control, magnitude))
+    ranked = ranking(best, control, baselines=(magnitude,), **sets)
+    assert doubts([ranked]).every == ()
+    assert "did worse than every set (average +0.250" in remarks(ranked)[0]
+    far = replace(entry("pile", (0.20, 0.20), 0.55), increases={})
+    (doubt,) = doubts([ranking(best, control, far, **sets)]).every
+    assert "better than pile by 0.200" in doubt.sentence
+
+
+def test_a_set_alone_is_not_surely_better_than_every_other():
+    alone = ranking(entry("c4", (0.1, 0.2), None))
+    among = ranking(entry("c4", (0.1, 0.2), None), entry("pile", (0.4, 0.5), 0.3))
+    first, second = Matrix((alone, replace(among, method="sparsegpt")), {}).ends().rows
+    assert not first.figures[0].best
+    assert second.figures[0].best

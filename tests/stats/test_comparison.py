@@ -132,3 +132,12 @@ def test_what_is_better_when_higher_is_turned_round():
     table = regret(made)
     assert table.best == ("b", "b")
     assert table.by[table.sets.index("a")].tolist() == pytest.approx([0.1, 0.1])
+
+
+def test_the_same_hole_of_two_methods_is_two():
+    results = results_of(LOSSES, missing=["c4/code"])
+    others = [replace(cell, method="sparsegpt") for cell in results.cells if cell.data]
+    assert compare(with_cells(results, *others)).missing == (
+        "tiny, sparsegpt 0.5: c4 (draw 0) on loss(source='code'): not computed yet",
+        "tiny, wanda 0.5: c4 (draw 0) on loss(source='code'): not computed yet",
+    )

@@ -71,11 +71,14 @@ def test_what_failed_is_left_out_and_named():
     results = results_of(LOSSES, missing=["c4/code"])
     ranking = only(replace(results, failures={"sha256:none": {"error": "the loss is nan"}}))
     assert [e.name for e in ranking.entries] == ["gsm8k:cot", "full_stops"]
-    assert ranking.missing == ("c4 (draw 0) on loss(source='code'): the loss is nan",)
+    assert ranking.missing == (
+        "tiny, wanda 0.5: c4 (draw 0) on loss(source='code'): the loss is nan",
+    )
     failed = with_cells(results_of(LOSSES), Cell("tiny", "pile", "wanda", "0.5", 0, ""))
     failures = {"sha256:p": {"cell": ["tiny", "pile", "wanda", "0.5", 0], "error": "no such file"}}
     assert only(replace(failed, failures=failures)).missing == tuple(
-        f"pile (draw 0) on loss(source={m!r}): no such file" for m in ("docs", "code")
+        f"tiny, wanda 0.5: pile (draw 0) on loss(source={m!r}): no such file"
+        for m in ("docs", "code")
     )
 
 

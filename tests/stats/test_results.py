@@ -122,7 +122,8 @@ def test_what_is_missing_once_drawn_or_of_an_older_revision_is_told(tmp_path: Pa
     store.write_cells([*store.cells(), more], revisions={"method wanda": 2})
     found = compare(store)
     assert found.comparisons == 9  # three pairs, on two measured sets and their mean
-    assert [hole.partition(" on ")[0] for hole in found.missing] == ["pile (draw 2)"] * 2
+    holes = [hole.partition(" on ")[0] for hole in found.missing]
+    assert holes == ["tiny, wanda 0.5: pile (draw 2)"] * 2
     assert not found.one_draw
     assert found.stale == 9
     assert {(r["method"], r["stale"]) for r in tidy(store).to_dicts()} == {

@@ -4,6 +4,7 @@ and every mistake at once.
 
 from typing import Any
 
+import numpy as np
 import pytest
 
 from calibrant.errors import StudyError
@@ -58,6 +59,17 @@ def test_groups_are_grids_with_axes_replaced_and_each_cell_is_asked_once():
     assert [c[2] for c in cells if not c[0]] == ["none", "magnitude"]
     assert [s for _, s, _, _ in cells[2:]] == sorted(s for _, s, _, _ in cells[2:])
     assert {c[3] for c in cells if c[2] == "sparsegpt"} == {"0.5", "2:4"}
+
+
+def test_whole_numbers_of_numpy_are_whole_numbers():
+    study = asked(seeds=np.arange(2), samples=np.int64(4))
+    plain = asked(seeds=[0, 1], samples=4)
+    assert (study, study.as_yaml(), study.labels()) == (plain, plain.as_yaml(), plain.labels())
+
+
+def test_a_single_group_stands_for_a_list_of_one():
+    study = asked(groups={"small": {"seeds": 0}, "large": {}})
+    assert study.chosen("small") == study.chosen(["small"])
 
 
 def test_a_group_may_ask_for_another_propagation():

@@ -25,6 +25,7 @@ from calibrant.lab.study.timing import (
     Supply,
     Timings,
     Unfinished,
+    _micro_batch,
     duration,
     kinds,
     measure_pieces,
@@ -169,6 +170,16 @@ def test_what_the_store_has_is_not_left_to_do(model: str, tmp_path: Path):
     assert sum(plan(less, tmp_path / "out").models[0].seconds.values()) == 0
 
 
+def test_what_brings_a_model_back_is_not_compressed_again(model: str, tmp_path: Path):
+    study = asked(model, methods=["sparsegpt"], data=["random_tokens"], seeds=[0], targets=[0.5])
+    for masks in (True, False):
+        folder = tmp_path / str(masks)
+        replace(study, evaluate=study.evaluate[:1], masks=masks).run(folder)
+        found = plan(study, folder)
+        assert found.measurements.left == 2
+        assert (found.models[0].seconds["forward"] == 0) is masks
+
+
 def test_a_folder_that_isnt_ours(model: str, tmp_path: Path):
     (tmp_path / "letter.txt").write_text("dear")
     with pytest.raises(OutputError) as raised:
@@ -252,6 +263,15 @@ def test_controls_have_no_end_and_a_mix_lasts_as_long_as_its_shorter_part():
     assert mixed.tokens == 2 * 64 * 128
 
 
+def test_a_model_without_a_longest_length_gets_windows_of_the_studys(model: str):
+    config = SimpleNamespace(get_text_config=SimpleNamespace)
+    opened: Any = SimpleNamespace(
+        model=SimpleNamespace(config=config), tokenizer=open_model(model).tokenizer
+    )
+    batch = _micro_batch(CalibrationSet("random_tokens", length=48), opened)
+    assert batch.ids.shape[1] == 48
+
+
 def test_seconds_add_up_by_hand(model: str):
     study = asked(
         model,
@@ -278,9 +298,8 @@ def test_seconds_add_up_by_hand(model: str):
     assert found["compress"] == pytest.approx(3 * (2 * 2.0 + 2 * 30.0 + 1.0))
     assert found["measure"] == pytest.approx(len(questions) * 2 * 5.0)
     measured = duration(timed, [Unfinished(q, [LOSS], True) for q in questions], stock)
-    assert measured["compress"] == pytest.approx(
-        3 * 2 * 30.0
-    )  # no mask brings back what sparsegpt made
+    assert measured["compress"] == 0
+    assert measured["measure"] == pytest.approx(len(questions) * 5.0)
     assert set(duration(timed, [], stock).values()) == {0}
 
 

@@ -20,6 +20,7 @@ from calibrant.lab.study import driver
 from calibrant.lab.study.plan import plan
 from calibrant.results import MASK, PROFILE, Store, is_store, verify
 from calibrant.system.durable import read_json
+from calibrant.testing import tiny_folder
 
 from tests.study.small import answers, asked, kept_files, results
 
@@ -115,6 +116,47 @@ def test_asking_again_computes_nothing_and_a_damaged_index_is_made_anew(
         assert done.rowcount == 1
     assert asked(given).run(store).cells == finished.cells
     assert results(store) == before
+
+
+def test_the_index_is_not_written_for_what_it_tells_already(
+    given: dict[str, str], whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    store = Path(shutil.copytree(whole, tmp_path / "store"))
+    write, written = Store.write_cells, list[int]()
+
+    def counted(*args: Any) -> None:
+        written.append(1)
+        write(*args)
+
+    monkeypatch.setattr(Store, "write_cells", counted)
+    asked(given).run(store)
+    assert len(written) == 2, "at the beginning and at the end"
+
+
+def test_an_edited_study_tells_meanwhile_what_it_told_before(
+    given: dict[str, str], whole: Path, tmp_path: Path
+):
+    store = Path(shutil.copytree(whole, tmp_path / "store"))
+    study, seen = asked(given), list[set[tuple[str, str]]]()
+
+    def note(*_: Any) -> None:
+        seen.append(answers(store))
+
+    told = answers(store)
+    replace(study, baseline="full_stops").run(store, note)
+    assert all(there == told for there in seen)
+    seen.clear()
+    fewer = replace(study, evaluate=study.evaluate[:1])
+    finished = fewer.run(store, note)
+    assert finished.computed == 0
+    left = answers(store)
+    assert left < told
+    assert all(there in (told, left) for there in seen)
+    seen.clear()
+    replace(fewer, samples=3, methods="wanda").run(store, note)
+    first = next(there for there in seen if there != left)
+    dense = finished.cells[0].run
+    assert {run for run, _ in first} == {dense}, "the others are other runs"
 
 
 @pytest.mark.parametrize("stop_at", [1, 11])
@@ -285,6 +327,40 @@ def test_a_set_that_gives_too_little_and_a_model_that_is_missing_are_failures_of
     assert raised.value.subject == gone
 
 
+def test_one_of_several_models_that_has_no_room_costs_no_other(
+    given: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    large = str(tiny_folder(tmp_path / "large", num_hidden_layers=1))
+    opening = driver.open_model
+
+    def tight(model: str, *others: Any) -> Any:
+        if model == large:
+            raise MemoryError("no room for it")
+        return opening(model, *others)
+
+    monkeypatch.setattr(driver, "open_model", tight)
+    study = asked(given, models=[large, given["model"]], data="full_stops", methods="wanda")
+    finished = study.run(tmp_path / "store")
+    assert [bool(cell.run) for cell in finished.cells] == [False, False, True, True]
+    reasons = {failure["error"] for failure in finished.failures.values()}
+    assert reasons == {"MemoryError: no room for it"}
+    with pytest.raises(MemoryError):
+        replace(study, models=[large]).run(tmp_path / "other")
+
+
+def test_what_failed_and_is_asked_no_more_is_no_failure_of_the_study(
+    given: dict[str, str], tmp_path: Path
+):
+    short, store = tmp_path / "short.jsonl", tmp_path / "store"
+    short.write_text('{"text": "hello there"}')
+    study = asked(given, data=[str(short), "random_tokens"], methods="wanda")
+    for data, failed in ((study.data, 1), (["random_tokens"], 0)):
+        changed = replace(study, data=data)
+        assert len(changed.run(store).failures) == failed
+        assert plan(changed, store, probed=False).failed == failed
+        assert len(report(store).facts.failures) == failed
+
+
 def test_a_full_disk_ends_the_study(
     given: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -393,4 +469,6 @@ def test_a_file_that_changes_while_it_is_measured_is_told(
     assert len(finished.failures) == 2
     assert all(str(measured) in failure["error"] for failure in finished.failures.values())
     monkeypatch.undo()
-    assert study.run(tmp_path / "out").computed == 2
+    again = study.run(tmp_path / "out")
+    assert (again.computed, again.failures) == (2, {})
+    assert plan(study, tmp_path / "out", probed=False).failed == 0

@@ -13,10 +13,10 @@ from calibrant.lab.report import report
 from calibrant.lab.report.page import Contents
 from calibrant.lab.report.page import page as page_of
 from calibrant.lab.report.plots.theme import DARK, LIGHT
-from calibrant.results import Store
+from calibrant.results import Store, merge
 from calibrant.spec.foreign import visible
 
-from tests.report.made import ACCOUNT, EVERYTHING, READING, store_of
+from tests.report.made import ACCOUNT, EVERYTHING, READING, measured, store_of
 
 HOSTILE = "<script>alert('x')</script>"
 BREAKOUT = "</script></style></title><img src=x onerror=\"alert(1)\"> & 'q' =cmd()"
@@ -186,6 +186,7 @@ def test_the_answer_and_its_evidence_are_there(page: str):
         "512",
         "8,192",
         "40 seconds over everything",
+        "compressing 38 %",
     ):
         assert wanted in text, wanted  # five runs of 3 s, ten measurements of 2.5 s
     assert "calibrant prune smollm2 --data gsm8k:cot --method wanda --target 0.6" in text
@@ -241,6 +242,39 @@ def test_doubts_failures_and_several_methods_are_on_the_page_that_lands_in_the_s
     assert len(ids) == len(set(ids))
     command = "--data python_docs --method wanda --target 0.6 --samples 16 --length 512 --seed 0"
     assert command in text, "without the study's text the commands say what was drawn"
+
+
+def test_what_each_dense_model_scored_is_on_the_page_and_no_other_models_score(tmp_path: Path):
+    folder = store_of(tmp_path / "both", {"c4": (2.5, 3.9)})
+    with (
+        Store(folder) as store,
+        Store(store_of(tmp_path / "qwen", {"c4": (2.6, 3.8)}, model="qwen"), create=False) as other,
+    ):
+        merge(folder, [other.folder])
+        store.write_cells([*store.cells(), *other.cells()])
+    found = report(folder)
+    for model in ("smollm2", "qwen"):
+        assert [score.value for score in found.facts.dense[model]] == [2.0, 3.0]
+    assert "dense score" in words_of(found.html())
+    with Store(folder) as store:
+        store.write_cells([cell for cell in store.cells() if cell.method != "none"])
+    found = report(folder)
+    assert found.facts.dense == {}
+    assert "dense score" not in words_of(found.html())
+
+
+def test_two_evaluators_that_measured_the_same_have_columns_of_their_own(tmp_path: Path):
+    with Store(store_of(tmp_path / "study", {"c4": (2.5, 3.9)})) as store:
+        cells = []
+        for cell in store.cells():
+            form = {"spec": "agreement", "source": "docs:text"}
+            again = store.add_measurement(cell.run, form, measured("docs:text", 0.2, 0.0))
+            cells.append(replace(cell, measures={**cell.measures, "agreement(docs:text)": again}))
+        store.write_cells(cells)
+    page = report(tmp_path / "study").html()
+    heads = page.partition('id="run-table"')[2].partition("</thead>")[0]
+    for head in ("docs:text [loss(docs:text)]", "docs:text [agreement(docs:text)]", ">code<"):
+        assert head in heads
 
 
 def made(**changes: object) -> str:

@@ -96,9 +96,12 @@ def test_of_many_losses_the_two_that_disagree_most_or_that_are_asked_for():
     )
     assert "on a against loss on c" in drawn(pareto(of))[0].title
     assert "on b against loss on c" in drawn(pareto(of, across="b", up="c"))[0].title
-    with pytest.raises(SpecError) as raised:
-        pareto(of, across="d")
-    assert raised.value.subject == "d"
+    for unknown in ({"across": "d"}, {"across": "a", "up": "d"}):
+        with pytest.raises(SpecError) as raised:
+            pareto(of, **unknown)
+        assert raised.value.subject == "d"
+    with pytest.raises(SpecError, match="name both, or neither"):
+        pareto(of, across="a")
 
 
 def test_without_a_dense_model_losses_are_drawn_and_what_is_better_when_higher_is_not():

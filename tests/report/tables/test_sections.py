@@ -1,7 +1,10 @@
+from dataclasses import replace
+
 from calibrant.lab.report.sentences import ONLY_MEASURED, finding
-from calibrant.lab.report.tables.sections import sections
+from calibrant.lab.report.tables.sections import contrast_table, in_short, sections
 from calibrant.lab.stats import Comparison, compare
 
+from tests.report.made import BETTER, EVERYTHING
 from tests.stats.stores import LOSSES, results_of
 
 
@@ -20,3 +23,20 @@ def test_models_that_were_only_measured_are_shown_and_not_ranked():
         False,
         False,
     ]
+
+
+def test_contrasts_in_two_propagations_are_told_apart():
+    contrasts = [replace(BETTER, propagate=propagate) for propagate in ("dense", "arrival")]
+    first, second = contrast_table(contrasts, 2).rows
+    assert "dense" in first.note
+    assert "arrival" in second.note
+
+
+def test_one_result_that_is_missing_is_one():
+    (said,) = [
+        sentence
+        for section in in_short(EVERYTHING, {})
+        for sentence in section.sentences
+        if "missing" in sentence
+    ]
+    assert said == "1 result of the grid is missing or failed."

@@ -14,7 +14,7 @@ from calibrant.results.records import MEASURED, UNTOUCHED
 PHASES: Final = {
     "open": "opening the model",
     "tokenize": "making the calibration sets",
-    "compress": "pruning",
+    "compress": "compressing",
     "measure": "measuring",
     "store": "writing",
 }
@@ -26,12 +26,12 @@ class StudyFacts:
     """Plain facts about a store.
 
     `models` maps a model's name to its note ("dequantized from Q4_1", or nothing). `dense` are the
-    dense model's scores, `seconds` the time by phase over everything in the store, `settings`
-    (dtype, propagation, …) and `machine` what it ran with.
+    scores of each dense model that was measured, `seconds` the time by phase over everything in the
+    store, `settings` (dtype, propagation, …) and `machine` what it ran with.
     """
 
     models: Mapping[str, str]
-    dense: Sequence[Score]
+    dense: Mapping[str, Sequence[Score]]
     seconds: Mapping[str, float]
     settings: Mapping[str, str]
     machine: Mapping[str, str]
@@ -64,29 +64,30 @@ def facts_of(store: Store, reading: Results) -> StudyFacts:
     return StudyFacts(
         models=models,
         dense=_dense_scores(cells, reading),
-        seconds=_seconds(store, cells, records),
+        seconds=_seconds(store, cells, records, reading),
         settings=_settings(store, records),
         machine=_machine(list(records.values())),
-        failures=list(reading.failures.values()),
+        failures=_failures(reading),
         study=store.study_text(),
     )
 
 
-def _dense_scores(cells: Sequence[Cell], reading: Results) -> list[Score]:
-    """What the untouched models scored; where that wasn't asked, any run's scores say how much
-    was measured.
-    """
-    untouched = [cell for cell in cells if cell.method == UNTOUCHED]
-    for cell in (untouched or cells)[:1]:
-        scores = reading.scores.get(cell.run, {})
-        return [scores[key].score for key in cell.measures.values() if key in scores]
-    return []
+def _dense_scores(cells: Sequence[Cell], reading: Results) -> dict[str, list[Score]]:
+    """What the untouched models scored, by their names."""
+    dense: dict[str, list[Score]] = {}
+    for cell in cells:
+        if cell.method == UNTOUCHED:
+            scores = reading.scores.get(cell.run, {})
+            found = [scores[key].score for key in cell.measures.values() if key in scores]
+            if found:
+                dense[cell.model] = found
+    return dense
 
 
 def _seconds(
-    store: Store, cells: Sequence[Cell], records: Mapping[str, Record]
+    store: Store, cells: Sequence[Cell], records: Mapping[str, Record], reading: Results
 ) -> dict[str, float]:
-    """The time of each phase, over all runs and measurements, each counted once."""
+    """The time of each phase, over all runs and measurements that are there, each counted once."""
     total: dict[str, float] = {}
     for record in records.values():
         phases = record.provenance.get("seconds")
@@ -95,13 +96,33 @@ def _seconds(
                 total[phase] = total.get(phase, 0.0) + seconds
     measurements: dict[tuple[str, str], None] = {}
     for cell in cells:
+        scores = reading.scores.get(cell.run, {})
         for measure in cell.measures.values():
-            measurements[cell.run, measure] = None
+            if measure in scores:
+                measurements[cell.run, measure] = None
     for run, measure in measurements:
         seconds = store.provenance(run, measure).get("seconds")
         if isinstance(seconds, int | float):
             total["measure"] = total.get("measure", 0.0) + seconds
     return total
+
+
+def _failures(reading: Results) -> list[Mapping[str, Any]]:
+    """What failed of what the grid asks for: a store may know of older failures too."""
+    asked: set[str] = set()
+    without_id: set[tuple[Any, ...]] = set()
+    for cell in reading.cells:
+        asked.update((cell.run, *cell.measures.values()))
+        if not cell.run:
+            # A failure names its cell without the propagation.
+            without_id.add(cell.labels[:-1])
+    failures: list[Mapping[str, Any]] = []
+    for failed_id, failure in reading.failures.items():
+        # One of an older store names no cell.
+        of_cell = "cell" not in failure or tuple(failure["cell"]) in without_id
+        if failed_id in asked or of_cell:
+            failures.append(failure)
+    return failures
 
 
 def _settings(store: Store, records: Mapping[str, Record]) -> dict[str, str]:

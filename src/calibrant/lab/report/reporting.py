@@ -24,6 +24,7 @@ from calibrant.lab.stats import (
     SetSummary,
     Similarity,
     compare,
+    comparisons_in,
     kept_experts,
     layers,
     narrowed,
@@ -32,7 +33,8 @@ from calibrant.lab.stats import (
     summaries,
     tidy,
 )
-from calibrant.results import Store
+from calibrant.results import Cell, Store
+from calibrant.results.records import UNTOUCHED
 from calibrant.spec.foreign import visible_json
 from calibrant.spec.grammar import SetLabel
 from calibrant.system.durable import put, text_of_json
@@ -212,15 +214,16 @@ class Report:
 @needed_for("a report")
 def report(
     study: str | Path | InFolder,
-    tasks: Sequence[str] = (),
+    tasks: str | Sequence[str] = (),
     way: str = "increase",
     baseline: str = "",
-    methods: Sequence[str] = (),
+    methods: str | Sequence[str] = (),
 ) -> Report:
     """Read what a study's folder holds and compare it.
 
     `tasks` narrows it to measured sets or evaluators whose name begins so, `methods` to methods
-    whose name, or name and target, begins so (`gptq`, `gptq w3g64`). `way` is what the figures are:
+    whose name, or name and target, begins so (`gptq`, `gptq w3g64`); a single text stands for a
+    list of one. `way` is what the figures are:
     `increase` over the dense model, the `loss` itself, or the share of the dense model's
     performance `kept`. `baseline` is the set that others are compared with; see `compare`.
 
@@ -235,12 +238,14 @@ def report(
     if way not in WAYS:
         message = f"the figures can't be shown as {way!r}; choose among {', '.join(WAYS)}"
         raise SpecError(message, subject=way)
+    if isinstance(methods, str):
+        methods = [methods]
     folder = Path(study) if isinstance(study, str | Path) else study.folder
     store = Store(folder, create=False)
     reading = in_short_names(read(store))
     comparison = of_methods(compare(reading, tasks, baseline=baseline), methods)
     # The outcomes of single items are nine tenths of it, and have been compared by then.
-    scores = replace(narrowed(reading, tasks), items={})
+    scores = replace(cells_of_methods(narrowed(reading, tasks), methods), items={})
     notes = notes_of(store, scores)
     return Report(store.folder, comparison, scores, notes, cast("As", way))
 
@@ -271,7 +276,13 @@ def in_short_names(reading: Results) -> Results:
     for data in {cell.data for cell in reading.cells if cell.data}:
         sets[named(data)] = replace(reading.label(data), text=named(data))
     cells = tuple(replace(cell, data=named(cell.data)) for cell in reading.cells)
-    return replace(reading, cells=cells, sets=sets, study=study)
+    failures: dict[str, Mapping[str, Any]] = {}
+    for failed_id, failure in reading.failures.items():
+        failures[failed_id] = failure
+        if "cell" in failure:
+            model, data, *others = failure["cell"]
+            failures[failed_id] = {**failure, "cell": [model, named(data), *others]}
+    return replace(reading, cells=cells, failures=failures, sets=sets, study=study)
 
 
 def of_methods(comparison: Comparison, methods: Sequence[str]) -> Comparison:
@@ -287,13 +298,15 @@ def of_methods(comparison: Comparison, methods: Sequence[str]) -> Comparison:
             message = f"no method here begins with {method!r} (there are: {known or 'none'})"
             raise SpecError(f"{message}; name one of these", subject=method)
     rankings = tuple(ranking for ranking in comparison.rankings if _is_of(ranking, methods))
+    unranked = tuple(ranking for ranking in comparison.unranked if _is_of(ranking, methods))
     missing: dict[str, None] = {}
-    for ranking in rankings:
+    for ranking in (*rankings, *unranked):
         missing |= dict.fromkeys(ranking.missing)
     return replace(
         comparison,
         rankings=rankings,
-        unranked=tuple(ranking for ranking in comparison.unranked if _is_of(ranking, methods)),
+        unranked=unranked,
+        comparisons=sum(map(comparisons_in, rankings)),
         sensitivities=tuple(each for each in comparison.sensitivities if _is_of(each, methods)),
         contrasts=tuple(each for each in comparison.contrasts if _is_of(each, methods)),
         missing=tuple(missing),
@@ -301,7 +314,20 @@ def of_methods(comparison: Comparison, methods: Sequence[str]) -> Comparison:
     )
 
 
-def _is_of(found: Ranking | Sensitivity | Contrast, methods: Sequence[str]) -> bool:
+def cells_of_methods(reading: Results, methods: Sequence[str]) -> Results:
+    """Return results with the cells of such methods, and of the dense model that they are compared
+    with; all of them without any.
+    """
+    if not methods:
+        return reading
+    cells: list[Cell] = []
+    for cell in reading.cells:
+        if cell.method == UNTOUCHED or _is_of(cell, methods):
+            cells.append(cell)
+    return replace(reading, cells=tuple(cells))
+
+
+def _is_of(found: Ranking | Sensitivity | Contrast | Cell, methods: Sequence[str]) -> bool:
     return f"{found.method} {found.target}".startswith(tuple(methods))
 
 

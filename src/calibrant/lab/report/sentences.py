@@ -163,6 +163,14 @@ def noun_of(ranking: Ranking) -> str:
     return "loss" if ranking.unit.startswith("nats") else "score"
 
 
+def worse_sign(ranking: Ranking) -> float:
+    """Return what a mean is multiplied by so that more is worse: without a dense model it is a
+    score, of which more may be better.
+    """
+    higher = ranking.better.get(ranking.averaged[0]) == "higher"
+    return -1.0 if ranking.dense is None and higher else 1.0
+
+
 def caveats(ranking: Ranking) -> list[str]:
     """Return what the intervals do and don't cover."""
     if not ranking.entries:
@@ -247,10 +255,16 @@ def remarks(ranking: Ranking) -> list[str]:
             f"Of the dense model's performance, {ranking.best.name} kept {join_names(shares)} "
             f"({meaning_of_kept(ranking)})."
         )
+    sign = worse_sign(ranking)
     for baseline in ranking.baselines:
-        cost = baseline.mean.value
-        better = [entry.name for entry in ranking.entries if entry.mean.value < cost]
-        worse = [entry.name for entry in ranking.entries if entry.mean.value >= cost]
+        mean = baseline.mean.value
+        better: list[str] = []
+        worse: list[str] = []
+        for entry in ranking.entries:
+            if sign * entry.mean.value < sign * mean:
+                better.append(entry.name)
+            else:
+                worse.append(entry.name)
         if not worse:
             verdict = "worse than every set"
         elif not better:
@@ -259,7 +273,7 @@ def remarks(ranking: Ranking) -> list[str]:
             verdict = f"better than {join_names(worse)}, worse than the rest"
         sentences.append(
             f"{baseline.name.capitalize()}, which looks at no data, did {verdict} "
-            f"(average {signed(cost)} {ranking.unit})."
+            f"(average {signed(mean)} {ranking.unit})."
         )
     return sentences
 

@@ -10,7 +10,14 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Final
 
-from calibrant.lab.report.sentences import NAMED, NOTHING_TO_RANK, ONLY_MEASURED, rise, short
+from calibrant.lab.report.sentences import (
+    NAMED,
+    NOTHING_TO_RANK,
+    ONLY_MEASURED,
+    rise,
+    short,
+    worse_sign,
+)
 from calibrant.lab.report.tables.table import HOLE, Column, Figure, Table, TableRow, heading
 from calibrant.lab.stats import (
     LEVEL,
@@ -274,9 +281,10 @@ class Matrix:
         for ranking in self.rankings:
             worst = ranking.entries[-1]
             tied = sum(entry.tied for entry in ranking.entries)
+            certain = tied == 0 and len(ranking.entries) > 1
             gap = HOLE if worst.to_best is None else decimals(worst.to_best.value)
             figures = (
-                Figure(self.names[ranking.best.name], best=tied == 0),
+                Figure(self.names[ranking.best.name], best=certain),
                 Figure(decimals(ranking.best.mean.value)),
                 Figure(f"{tied}"),
                 Figure(self.names[worst.name]),
@@ -429,18 +437,19 @@ def _controls(ranking: Ranking, names: Mapping[str, str]) -> Iterator[tuple[str,
                     f"{control.name} is a control without content, "
                     f"and it did better than {names[entry.name]}"
                 )
-                yield sentence, _difference(control, entry)
+                yield sentence, _difference(control, entry, worse_sign(ranking))
 
 
-def _difference(first: RankingEntry, second: RankingEntry) -> Estimate:
-    """How much worse the first is, with the errors of the two taken as independent.
+def _difference(first: RankingEntry, second: RankingEntry, sign: float) -> Estimate:
+    """How much worse the first is, with the errors of the two taken as independent. Means times
+    `sign` are larger where a row is worse.
 
     Both were measured on the same documents, so the true error is smaller and the test errs on
     the side of silence. Where the first is the best, the ranking has the paired difference.
     """
     if first.to_best is None and second.to_best is not None:
         return replace(second.to_best, value=-second.to_best.value)
-    value = first.mean.value - second.mean.value
+    value = sign * (first.mean.value - second.mean.value)
     if first.mean.stderr is None or second.mean.stderr is None:
         return Estimate(value, None, 0.0, first.mean.items)
     stderr = math.hypot(first.mean.stderr, second.mean.stderr)

@@ -76,6 +76,7 @@ class Comparison:
     questions: tuple[PaperQuestion, ...] = ()
     unranked: tuple[Ranking, ...] = ()
     sensitivities: tuple[Sensitivity, ...] = ()
+    tested: int = 0
 
     @property
     def of_sets(self) -> tuple[Ranking, ...]:
@@ -96,7 +97,10 @@ class Comparison:
 
 
 def compare(
-    store: Store | Results, measures: Sequence[str] = (), level: float = LEVEL, baseline: str = ""
+    store: Store | Results,
+    measures: str | Sequence[str] = (),
+    level: float = LEVEL,
+    baseline: str = "",
 ) -> Comparison:
     """Compare everything that a store holds.
 
@@ -120,21 +124,23 @@ def compare(
         missing += ranking.missing
     of_sets = [group for group in groups if group.setting.method != MEASURED]
     found = [sensitivity(group) for group in of_sets]
+    tested = contrasts(results, level)
     return Comparison(
         ranked,
-        tuple(contrasts(results, level)),
+        tuple(tested),
         tuple(agreements(of_sets)),
-        comparisons=sum(map(_comparisons, ranked)),
+        comparisons=sum(map(comparisons_in, ranked)),
         missing=tuple(dict.fromkeys(missing)),
         stale=len(results.stale & results.records.keys()),
         one_draw=any(ranking.one_draw for ranking in ranked),
         questions=tuple(questions(of_sets)),
         unranked=tuple(without_sets),
         sensitivities=tuple(each for each in found if each is not None),
+        tested=len(tested),
     )
 
 
-def _comparisons(ranking: Ranking) -> int:
+def comparisons_in(ranking: Ranking) -> int:
     """Return how many comparisons a ranking shows: of every two rows, in each column."""
     if len(ranking.entries) + len(ranking.baselines) < 2:
         return 0

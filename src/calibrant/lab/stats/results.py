@@ -166,12 +166,14 @@ def _stale(
                     yield measure_id
 
 
-def narrowed(results: Results, measures: Sequence[str]) -> Results:
+def narrowed(results: Results, measures: str | Sequence[str]) -> Results:
     """Return the same with those of its evaluators whose text, or what they measured, begins with
     one of `measures`; all without any.
 
     Raises `SpecError` where nothing begins so.
     """
+    if isinstance(measures, str):
+        measures = [measures]
     names: dict[str, set[str]] = {}
     for cell in results.cells:
         for text, measure_id in cell.measures.items():
@@ -561,7 +563,15 @@ def missing(cells: Sequence[Cell], results: Results, texts: Sequence[str] = ()) 
                 or by_cell.get(labels[:-1])
                 or {"error": "not computed yet"}
             )
-            name = f"{label_of(cell)} (draw {cell.seed})"
+            name = f"{_way(cell)}: {label_of(cell)} (draw {cell.seed})"
             if cell.method == MEASURED:
                 name = label_of(cell)
             yield f"{name} on {text}: {failure.get('error')}"
+
+
+def _way(cell: Cell) -> str:
+    """What tells a cell from others of its set and draw."""
+    if cell.method == UNTOUCHED:
+        return cell.model
+    way = f"{cell.model}, {cell.method} {cell.target}"
+    return f"{way}, {cell.propagate}" if cell.propagate else way

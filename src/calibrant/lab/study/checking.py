@@ -14,6 +14,8 @@ from itertools import islice
 from operator import attrgetter
 from typing import Any, Final, TypeVar, cast
 
+import numpy as np
+
 from calibrant.activations import Propagation
 from calibrant.allocations import Allocation, allocations
 from calibrant.compress import PROPAGATIONS, Recipe
@@ -163,12 +165,15 @@ def listed(names: Iterable[Any], most: int = 12) -> str:
 
 
 def gathered(value: Any) -> Any:
-    """Return a value with a list in the place of each sequence in it.
+    """Return a value with a list in the place of each sequence in it, and a whole number in that of
+    each of numpy.
 
     Of a sequence without end it has one value more than is allowed.
     """
     if isinstance(value, Mapping):
         return {key: gathered(item) for key, item in value.items()}
+    if isinstance(value, np.integer):
+        return int(value)
     if isinstance(value, SINGLE) or not isinstance(value, Iterable):
         return value
     return [gathered(item) for item in islice(value, MOST_VALUES + 1)]

@@ -28,7 +28,7 @@ from calibrant.compress import Recipe, compress
 from calibrant.compress.costs import peak_memory, processor, provenance, shortage_of
 from calibrant.data import CalibrationSet, TokenBatch
 from calibrant.data.select import Selector
-from calibrant.errors import DataError, InputError, OutputError
+from calibrant.errors import DataError, OutputError
 from calibrant.evaluators import timed
 from calibrant.lab.study.loaded import LoadedModel
 from calibrant.lab.study.request import RunRequest, Workload
@@ -241,8 +241,8 @@ class Driver:
             with self._clock.phase("open"):
                 opened = open_model(model, self._work.dtype, self._work.device)
                 self._loaded = LoadedModel(opened)
-        except InputError as error:
-            if len(self._work.models) == 1:
+        except Exception as error:
+            if len(self._work.models) == 1 or _is_of_the_store(error):
                 raise
             for request in self._work.about(model):
                 self._store.add_failure(request.provisional, failure(request, error))
@@ -462,10 +462,7 @@ class Driver:
         try:
             return step()
         except Exception as error:
-            # A place that can't be written to can't take the record of a failure either; and it is
-            # not the request's fault.
-            full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-            if full or isinstance(error, OutputError):
+            if _is_of_the_store(error):
                 raise
             self._store.add_failure(failed_id, failure(request, error, measured))
             return None
@@ -500,7 +497,9 @@ class Driver:
         needed: set[str] = set()
         sets_left = {self._sets[index] for index in self._left}
         for index, resolved in self._resolved.items():
-            used |= dict.fromkeys(resolved.statistics)
+            for name in resolved.statistics:
+                used.pop(name, None)  # so that the order is that of the last uses
+                used[name] = None
             if self._sets[index] in sets_left:
                 needed.update(resolved.statistics)
         # What this driver hasn't used is of an older study, or, until all sets are known, of
@@ -516,6 +515,14 @@ class Driver:
             if claim is not None:
                 with claim:
                     Statistics(root, name).remove()
+
+
+def _is_of_the_store(error: Exception) -> bool:
+    """Whether a place can't be written to: that is not the request's fault, and such a place can't
+    take the record of a failure either.
+    """
+    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return full or isinstance(error, OutputError)
 
 
 def failure(request: RunRequest, error: BaseException, measured: str = "") -> dict[str, Any]:

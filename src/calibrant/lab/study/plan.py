@@ -3,11 +3,11 @@ the rest may take."""
 
 import os
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from calibrant.data import CalibrationSet
 from calibrant.data.hub import offline
@@ -27,7 +27,7 @@ from calibrant.lab.study.timing import (
 )
 from calibrant.methods import MatrixMethod, Method
 from calibrant.models import located, open_model, open_tokenizer, resolve_dtype
-from calibrant.results import Record, Store, measurement_id
+from calibrant.results import EDITS, MASK, Record, Store, measurement_id
 from calibrant.spec import canonical, identity
 from calibrant.system.notebook import card, listing
 from calibrant.system.progress import Progress, silent
@@ -151,7 +151,7 @@ def plan(
     *,
     probed: bool = True,
     progress: Progress = silent,
-    groups: Sequence[str] = (),
+    groups: str | Sequence[str] = (),
 ) -> Plan:
     """Return what `study`, or some of its `groups`, would do with the store in `folder`.
 
@@ -163,14 +163,14 @@ def plan(
     chosen = study.chosen(groups)
     # A plan downloads nothing: what isn't here it says.
     with offline():
-        measured, failed = _in_store(study, Path(folder))
+        recorded, failed = _in_store(study, Path(folder))
         every = enumerate(study.requests())
         requests = [request for number, request in every if number in chosen]
         supplies = _supplies(requests, progress) if probed else ()
         models: list[ModelPlan] = []
         for model in dict.fromkeys(request.model for request in requests):
             of_model = [request for request in requests if request.model == model]
-            models.append(_model_plan(study, of_model, measured, supplies, probed, progress))
+            models.append(_model_plan(study, of_model, recorded, supplies, probed, progress))
         warnings = list(_warned(models, supplies))
         if probed:
             try:
@@ -213,17 +213,26 @@ def _load() -> float | None:
     return load / (os.cpu_count() or 1)
 
 
-def _in_store(study: Study, folder: Path) -> tuple[dict[Labels, tuple[str, ...]], int]:
-    """The evaluators that have measured each cell that the store has a record of, by what the
-    records say; and how many failures it holds."""
+class Recorded(NamedTuple):
+    """What the store has of a cell beside its record: the evaluators that have measured it, and
+    whether what brings its model back is `kept`.
+    """
+
+    measures: tuple[str, ...]
+    kept: bool
+
+
+def _in_store(study: Study, folder: Path) -> tuple[dict[Labels, Recorded], int]:
+    """What the store has of each cell that it has a record of, by what the records say; and how
+    many of the study's runs and measurements failed."""
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return {}, 0
     with Store(folder, create=False) as store:
-        return _measured(study, store), len(store.failures())
+        return _recorded(study, store), _failed(study, store)
 
 
-def _measured(study: Study, store: Store) -> dict[Labels, tuple[str, ...]]:
-    """The evaluators that have measured each cell that the store has a record of."""
+def _recorded(study: Study, store: Store) -> dict[Labels, Recorded]:
+    """What the store has of each cell that it has a record of."""
     requests = {request.labels: request for request in study.requests()}
     texts: dict[str, str] = {}
     for request in requests.values():
@@ -236,7 +245,7 @@ def _measured(study: Study, store: Store) -> dict[Labels, tuple[str, ...]]:
     # one of them, and the index both.
     drawn = [(run_id, record.run.data, record.run.seed) for run_id, record in records.items()]
     drawn += sorted({(cell.run, cell.data, cell.seed) for cell in store.cells()})
-    measured: dict[Labels, tuple[str, ...]] = {}
+    recorded: dict[Labels, Recorded] = {}
     for run_id, data, seed in drawn:
         if run_id not in records:
             continue
@@ -254,8 +263,22 @@ def _measured(study: Study, store: Store) -> dict[Labels, tuple[str, ...]]:
             there = set(store.measured(run_id))
             ids = {text: measurement_id(run_id, *form) for text, form in forms.items()}
             found = [text for text, measure_id in ids.items() if measure_id in there]
-            measured[labels] = tuple(found)
-    return measured
+            files = store.results(run_id).digests(run_id)
+            recorded[labels] = Recorded(tuple(found), MASK in files or EDITS in files)
+    return recorded
+
+
+def _failed(study: Study, store: Store) -> int:
+    """How many failures the store knows that are of this study."""
+    requests = study.requests()
+    asked = {request.provisional for request in requests}
+    labels = {request.cell.labels for request in requests}
+    forms = _measurement_forms(study.evaluators())
+    for cell in store.cells():
+        if cell.labels in labels:
+            asked.add(cell.run)
+            asked.update(measurement_id(cell.run, *form) for form in forms.values())
+    return len(asked & store.failures().keys())
 
 
 def _measurement_forms(
@@ -294,18 +317,19 @@ def _answers(record: Record, request: RunRequest, study: Study) -> bool:
 def _model_plan(
     study: Study,
     requests: Sequence[RunRequest],
-    measured: Mapping[Labels, Collection[str]],
+    recorded: Mapping[Labels, Recorded],
     supplies: Sequence[Supply],
     probed: bool,
     progress: Progress,
 ) -> ModelPlan:
     """The plan for the model of these requests, with what can be measured of it here."""
     evaluators = study.evaluators()
-    done = [measured[request.labels] for request in requests if request.labels in measured]
+    done = [recorded[request.labels] for request in requests if request.labels in recorded]
+    measurements = sum(len(stored.measures) for stored in done)
     planned = ModelPlan(
         model=requests[0].model,
         runs=Count(len(requests), len(done)),
-        measurements=Count(len(requests) * len(evaluators), sum(map(len, done))),
+        measurements=Count(len(requests) * len(evaluators), measurements),
     )
     try:
         path = located(planned.model)
@@ -321,11 +345,10 @@ def _model_plan(
     timings = measure_pieces(opened, opening, requests, evaluators, gathered, progress)
     unfinished: list[Unfinished] = []
     for request in requests:
-        there = measured.get(request.labels, ())
-        lacking = [text for text in evaluators if text not in there]
-        recorded = request.labels in measured
-        if lacking or not recorded:
-            unfinished.append(Unfinished(request, lacking, recorded))
+        stored = recorded.get(request.labels, Recorded((), kept=False))
+        lacking = [text for text in evaluators if text not in stored.measures]
+        if lacking or request.labels not in recorded:
+            unfinished.append(Unfinished(request, lacking, stored.kept))
     sizes = {kind.__name__: timings.statistics[(kind,)] for kind in gathered}
     supplied = {supply.data: supply for supply in supplies}
     return replace(

@@ -211,11 +211,13 @@ class Study:
         """
         return list(self._contents.requests)
 
-    def chosen(self, groups: Sequence[str] = ()) -> frozenset[int]:
+    def chosen(self, groups: str | Sequence[str] = ()) -> frozenset[int]:
         """Return which of `requests` are of one of these groups, by number: all without any.
 
         Raises `SpecError` for a group that the study doesn't have.
         """
+        if isinstance(groups, str):
+            groups = [groups]
         available = self._contents.groups
         for name in groups:
             if name not in available:
@@ -279,7 +281,7 @@ class Study:
         retry: bool = False,
         address: str | None = None,
         gpus: float = 0.0,
-        groups: Sequence[str] = (),
+        groups: str | Sequence[str] = (),
     ) -> StudyResult:
         """Compute what the store in `folder` lacks.
 
@@ -292,7 +294,7 @@ class Study:
         Raises `SpecError` for an engine or a group that doesn't exist, `DataError` if a calibration
         set holds rows that are measured, `OutputError` for a folder that isn't ours or a full disk,
         and a lone model's own error if it can't be opened. Whatever else fails is recorded in the
-        store's `failures/`, and the rest goes on.
+        store, and the rest goes on.
         """
         check(engine, workers, address, gpus)
         work = self.workload(groups)
@@ -308,7 +310,7 @@ class Study:
                     store, work, text, progress, retry=retry, workers=workers, start=start
                 )
 
-    def workload(self, groups: Sequence[str] = ()) -> Workload:
+    def workload(self, groups: str | Sequence[str] = ()) -> Workload:
         """Return what there is to make.
 
         Raises `DataError` if a calibration set holds rows that are measured, unless that is

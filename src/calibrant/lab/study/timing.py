@@ -374,7 +374,8 @@ def _micro_batch(calibration: CalibrationSet, opened: Opened) -> TokenBatch:
     """Return random tokens in windows of the study's length, about as many as go through a block at
     once."""
     # Some models have no longest length in their settings.
-    longest = opened.model.config.get_text_config().max_position_embeddings
+    config = opened.model.config.get_text_config()
+    longest = getattr(config, "max_position_embeddings", None)
     length = min(calibration.length, longest or calibration.length)
     tokens = min(budget_of(calibration), max(TOKENS_PER_PASS, length))
     return CalibrationSet("random_tokens", tokens=tokens, length=length).tokens(opened.tokenizer)
@@ -428,14 +429,14 @@ def _timed(step: Callable[[], Any]) -> float:
 
 
 class Unfinished(NamedTuple):
-    """A request with what the store lacks.
+    """A request that lacks measurements by these evaluators, or its record.
 
-    These are its measurements by these evaluators and, unless it is `recorded`, its record.
+    Its model is compressed for them, unless what brings it back is `kept`.
     """
 
     request: RunRequest
     measures: Sequence[str]
-    recorded: bool
+    kept: bool
 
 
 def kinds(requests: Iterable[RunRequest]) -> Kinds:
@@ -473,9 +474,8 @@ def duration(
     compressed: list[RunRequest] = []
     sets: dict[str, CalibrationSet] = {}
     measure = 0.0
-    for request, measures, recorded in unfinished:
-        # A mask can't bring back the weights that a method changed, so the run is made again.
-        if not recorded or request.recipe.method.updates:
+    for request, measures, kept in unfinished:
+        if not kept:
             compressed.append(request)
         if request.calibration is not None:
             sets[repr(request.calibration)] = request.calibration

@@ -51,6 +51,10 @@ WAKE: Final = 0.5
 
 An interrupt that comes in the instant before a wait doesn't end it, so no wait may be long.
 """
+SELDOM: Final = 3.0
+"""Seconds from one index to the next where nothing new was computed: it is written whole."""
+UNLABELLED: Final = ("samples", "length", "tokens", "transform", "dtype", "device")
+"""Keys of a study that decide its runs, and that no label of a cell tells."""
 THREADS: Final = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
 """Where libraries read, when they are loaded, how many threads they may take."""
 BEGINNING: Final = "from calibrant.system.process import own_process; own_process()"
@@ -111,7 +115,7 @@ class Worker(ABC):
 class Summary:
     """The messages of all drivers, added up.
 
-    `known` are cells that the index has of the same study already, until a driver comes to them.
+    `known` are cells that the index has of these runs already, until a driver comes to them.
     """
 
     def __init__(
@@ -126,8 +130,16 @@ class Summary:
         self.died: list[str] = []
         self._progress = progress
         known_cells = {cell.labels: cell for cell in known}
-        cells = [request.cell for request in work.requests]
-        self._cells = [known_cells.get(cell.labels, cell) for cell in cells]
+        self._cells: list[Cell] = []
+        for request in work.requests:
+            cell = known_cells.get(request.cell.labels, request.cell)
+            asked = {text: name for text, name in cell.measures.items() if text in work.evaluators}
+            self._cells.append(replace(cell, measures=asked))
+        self._written = -SELDOM
+        self._changed = True
+        """Whether the index isn't as it was written last."""
+        self._new = False
+        """Whether anything was computed since."""
         self._there: dict[int, list[str]] = {}
         self._computed: list[str] = []
         self._done: set[int] = set()
@@ -146,17 +158,21 @@ class Summary:
                     self._progress("study", 0, len(self.work.chosen))
                 self._begun = True
             case ["cell", index, run_id, measures, there]:
-                cell = self.work.requests[index].cell
-                self._cells[index] = replace(cell, run=run_id, measures=measures)
+                cell = replace(self._cells[index], run=run_id, measures=measures)
+                self._changed |= cell != self._cells[index]
+                self._cells[index] = cell
                 self._there[index] = there
             case ["made", made_id]:
                 self._computed.append(made_id)
+                self._new = True
             case ["done", index]:
                 # Drivers also come to what wasn't chosen, and find nothing to do.
                 if index in self.work.chosen:
                     self._done.add(index)
                     self._progress("study", len(self._done), len(self.work.chosen))
-                self.write_index()
+                seldom = time.monotonic() - self._written >= SELDOM
+                if self._changed and (self._new or seldom):
+                    self.write_index()
             case ["few_tokens", model, data, sentence]:
                 self._shortages.setdefault((model, data), sentence)
             case ["spent", seconds, peak]:
@@ -171,6 +187,9 @@ class Summary:
         """Write into the store which grid it answers, as far as it is known."""
         work = self.work
         self.store.write_cells(self._cells, work.reading, work.revisions, work.sets)
+        self._written = time.monotonic()
+        self._changed = False
+        self._new = False
 
     def result(self) -> StudyResult:
         """Return what the study came to."""
@@ -186,12 +205,20 @@ class Summary:
             cells=tuple(self._cells),
             computed=len(self._computed),
             found=sum(len(set(there) - computed) for there in self._there.values()),
-            failures=self.store.failures(),
+            failures=self._failures(),
             seconds=dict(self._seconds),
             peak_memory_bytes=max(self._peak, peak_memory()),
             died=tuple(self.died),
             few_tokens=shortages,
         )
+
+    def _failures(self) -> dict[str, Mapping[str, Any]]:
+        """What failed of this study: the store may know of failures of what it asks no more."""
+        asked = {request.provisional for request in self.work.requests}
+        for cell in self._cells:
+            asked.update((cell.run, *cell.measures.values()))
+        failures = self.store.failures()
+        return {failed_id: what for failed_id, what in failures.items() if failed_id in asked}
 
 
 def answer(
@@ -212,11 +239,11 @@ def answer(
     """
     known: list[Cell] = []
     with contextlib.suppress(DataError):  # a damaged index is written anew
-        if store.study_text() == study:
+        if _unlabelled(store.study_text()) == _unlabelled(study):
             known = store.cells()
     summary = Summary(store, work, progress, known)
     forgiven = store.failures() if retry else {}
-    # After the old text was compared, which says whether the index is of this study.
+    # After the old text was compared, which says whether the index is of these runs.
     store.write_text(STUDY, study)
     if workers == 1 and start is None:
         Driver(store, work, summary.add, forgiven).run()
@@ -235,6 +262,11 @@ def answer(
         }
         starts = [partial(begin, {**job, "place": place}) for place in range(count)]
         return supervise(summary, starts)
+
+
+def _unlabelled(study: str) -> list[str]:
+    """What a study's text, which has a key a line, says of its runs beyond their labels."""
+    return [line for line in study.splitlines() if line.partition(": ")[0] in UNLABELLED]
 
 
 STARTING: Final[Message] = ["doing", "starting", "", -1, ""]

@@ -90,4 +90,12 @@ def fragment(contents: Contents, key: str) -> str:
     """
     titles = list(contents.titles.values())[:MOST]
     style = excerpt_style(".calibrant-report")
-    return str(render("excerpt", contents=contents, key=key, titles=titles, style=style))
+    excerpt = render(
+        "excerpt",
+        contents=contents,
+        key=key,
+        titles=titles,
+        style=style,
+        without_data=list(without_data(contents.comparison)),
+    )
+    return str(excerpt)

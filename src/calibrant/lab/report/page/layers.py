@@ -34,7 +34,7 @@ TITLES: Final = {
     ),
     "error": (
         "Output error of each set",
-        "of the block's matrices, relative to their output before pruning",
+        "of the block's matrices, relative to their output before compression",
     ),
 }
 """What is drawn over the blocks: its title, and what it is."""

@@ -92,13 +92,17 @@ def run_table(contents: Contents) -> RunTable:
         commands = command(cell, record, budget)
         rows.append(RunRow(cell, target, order, tuple(values), stale, commands))
     names = [measured.get(evaluator, evaluator) for evaluator in evaluators]
-    heads = tuple(short(name, names) for name in names)
+    heads: list[str] = []
+    for evaluator, name in zip(evaluators, names, strict=True):
+        head = short(name, names)
+        # Two that measured the same thing are named by their texts too, as in rankings.
+        heads.append(f"{head} [{evaluator}]" if names.count(name) > 1 else head)
     settings: dict[str, str] = {}
     for key, value in {**facts.settings, **facts.machine}.items():
         if value and key != "versions":
             settings[key] = value
     targets = [cell.target for cell in cells if cell.target and cell.method != UNTOUCHED]
-    return RunTable(tuple(rows), target_noun(targets), heads, settings)
+    return RunTable(tuple(rows), target_noun(targets), tuple(heads), settings)
 
 
 def _shown_target(

@@ -252,14 +252,18 @@ def pareto(ranking: Ranking, across: str = "", up: str = "") -> Plot | None:
     By default they are the two losses about which the sets disagree most; None where there are
     fewer than two losses, or two sets with both. A set off the front is only then called behind
     when some set is better on both and their letters say so, jointly over all pairs of a column.
-    `SpecError` for what isn't measured.
+    `SpecError` for what isn't measured, and where only one of the two is named.
     """
     for name in (across, up):
         if name and name not in ranking.measured:
             known = ", ".join(ranking.measured)
             message = f"nothing is measured on {name!r}; name two of {known}"
             raise SpecError(message, subject=name)
-    pair = (across, up) if across and up else _opposed(ranking)
+    if bool(across) != bool(up):
+        named = across or up
+        message = f"only {named!r} is named of the two measured sets; name both, or neither"
+        raise SpecError(message, subject=named)
+    pair = (across, up) if across else _opposed(ranking)
     if pair is None:
         return None
     sets = _with_both(ranking, *pair)

@@ -123,10 +123,11 @@ def in_short(
     if comparison.sensitivities:
         sentences.extend(sensitivity_sentences(comparison.sensitivities))
     if comparison.contrasts:
-        sentences.append(_tested(comparison.contrasts))
+        sentences.append(_tested(comparison))
     if comparison.missing:
-        measurements = counted(len(comparison.missing), "result")
-        sentences.append(f"{measurements} of the grid are missing or failed.")
+        results = counted(len(comparison.missing), "result")
+        verb = "is" if len(comparison.missing) == 1 else "are"
+        sentences.append(f"{results} of the grid {verb} missing or failed.")
     sentences.extend(trust_sentences(comparison))
     if sentences:
         yield Section("What else was found", sentences=tuple(sentences))
@@ -187,7 +188,8 @@ def conclusions(comparison: Comparison) -> Iterator[Section]:
     if contrasts:
         sentences = [contrast_sentence(contrast) for contrast in contrasts]
         sentences.extend(_limits(contrasts))
-        yield Section("Primary contrasts", contrast_table(contrasts), tuple(sentences))
+        table = contrast_table(contrasts, comparison.tested)
+        yield Section("Primary contrasts", table, tuple(sentences))
     agreements = comparison.agreements
     if agreements:
         sentences = tuple(agreement_sentences(agreements))
@@ -225,8 +227,8 @@ def _limits(contrasts: Sequence[Contrast]) -> Iterator[str]:
         yield f"The smallest p of {test} is {least}; a smaller one leans on Student's t."
 
 
-def contrast_table(contrasts: Sequence[Contrast]) -> Table:
-    """Return the contrasts that the study named before it ran."""
+def contrast_table(contrasts: Sequence[Contrast], tested: int) -> Table:
+    """Return contrasts that the study named before it ran, `tested` in all."""
     columns = (
         Column("difference"),
         Column(f"{percent(LEVEL)} interval"),
@@ -237,7 +239,7 @@ def contrast_table(contrasts: Sequence[Contrast]) -> Table:
     ways = way_names(map(_way, contrasts))
     legend = (
         f"difference{_in_unit(contrasts)}: below zero the first is better",
-        f"p: two-sided, after Holm over {len(contrasts)}",
+        f"p: two-sided, after Holm over {tested}",
         "detectable: the difference that four studies of five like this one would find",
         *spelled_out(map(_way, contrasts), {}),
     )
@@ -272,8 +274,7 @@ def _in_unit(numbers: Sequence[Contrast | Sensitivity]) -> str:
 
 
 def _way(contrast: Contrast | Sensitivity) -> tuple[str, str, str, str]:
-    propagate = "" if isinstance(contrast, Contrast) else contrast.propagate
-    return contrast.model, contrast.method, contrast.target, propagate
+    return contrast.model, contrast.method, contrast.target, contrast.propagate
 
 
 def _measured(contrast: Contrast) -> str:
@@ -318,12 +319,14 @@ def _equal(p: float) -> str:
     return text if text.startswith("<") else f"= {text}"
 
 
-def _tested(contrasts: Sequence[Contrast]) -> str:
+def _tested(comparison: Comparison) -> str:
     """How many contrasts are significant, and which."""
+    contrasts = comparison.contrasts
+    test = f"Holm over {comparison.tested}"
     sure = [contrast for contrast in contrasts if contrast.verdict in ("better", "worse")]
     lead = f"Of {counted(len(contrasts), 'primary contrast')}"
     if not sure:
-        return f"{lead} none is significant (Holm)."
+        return f"{lead} none is significant ({test})."
     ways = way_names(map(_way, contrasts))
     named: list[str] = []
     for contrast in sure[:TESTED]:
@@ -333,7 +336,7 @@ def _tested(contrasts: Sequence[Contrast]) -> str:
     if len(sure) > TESTED:
         named.append(f"{len(sure) - TESTED} more")
     return (
-        f"{lead} {len(sure)} are significant (Holm): {join_names(named)}; "
+        f"{lead} {len(sure)} are significant ({test}): {join_names(named)}; "
         "below zero the first is better."
     )
 

@@ -36,6 +36,9 @@ SCREEN: Final = 60
 ROWS: Final = 26
 """Rows of a table in a summary at most."""
 
+WARNED: Final = 4
+"""Warnings in a summary at most: it is about the answer too."""
+
 MORE: Final = (
     "--all prints every ranking with its intervals, --method NAME those of one method, "
     "--html FILE writes the page."
@@ -49,26 +52,49 @@ def lines(sections: Sequence[Section], width: int) -> Iterator[RenderableType]:
 
 
 def summary(sections: Sequence[Section], width: int) -> Iterator[RenderableType]:
-    """Yield the same in `SCREEN` lines at most, and how to see more. What has no room is left
-    out; the sections come in the order of their weight.
+    """Yield the same in `SCREEN` lines at most, and how to see more. The sections come in the order
+    of their weight, but warnings have their room first. Where there is none, what comes first in a
+    section stays, and its other sentences are counted.
     """
     hint = Text(MORE, style="dim")
     room = SCREEN - _height([hint], width)
-    for section in sections:
-        pieces = list(_section(_brief(section), width))
-        needed = _height(pieces, width)
-        if needed <= room:
-            room -= needed
-            yield from pieces
+    fitting: dict[int, list[RenderableType]] = {}
+    for number in sorted(range(len(sections)), key=lambda number: not sections[number].warns):
+        fitting[number] = _fitting(_brief(sections[number]), width, room)
+        room -= _height(fitting[number], width)
+    for _, pieces in sorted(fitting.items()):
+        yield from pieces
     yield hint
 
 
 def _brief(section: Section) -> Section:
-    """A section with no more rows than a summary has room for, and without items."""
+    """A section with no more rows and warnings than a summary has room for, and without items."""
+    section = replace(section, items=())
+    if section.warns:
+        return _cut(section, WARNED)
     if section.table is None or section.narrow is None:
-        return replace(section, items=())
+        return section
     table = replace(section.table, most=ROWS)
-    return replace(section, table=table, narrow=replace(section.narrow, most=ROWS), items=())
+    return replace(section, table=table, narrow=replace(section.narrow, most=ROWS))
+
+
+def _cut(section: Section, count: int) -> Section:
+    """A section with its first `count` sentences, and how many more there are."""
+    more = len(section.sentences) - count
+    if more <= 0:
+        return section
+    counted = f"… and {more:,} more, which --all prints"
+    return replace(section, sentences=(*section.sentences[:count], counted))
+
+
+def _fitting(section: Section, width: int, room: int) -> list[RenderableType]:
+    """The pieces of as much of a section as fits into `room` lines; none where nothing does."""
+    least = 1 if section.table is None else 0
+    for count in range(len(section.sentences), least - 1, -1):
+        pieces = list(_section(_cut(section, count), width))
+        if _height(pieces, width) <= room:
+            return pieces
+    return []
 
 
 def _height(pieces: Sequence[RenderableType], width: int) -> int:
