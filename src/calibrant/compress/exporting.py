@@ -51,7 +51,7 @@ def export(model: str | Path, out: str | Path, to: str | Export = "hf") -> Expor
     or `sparse`, which leaves out zeros.
 
     Its numbers stay the same, bit for bit, in the type that they were saved in; of a GGUF file they
-    are dequantized. What Calibrant knows of the model (`calibrant.json`, the card, the rows that it
+    are dequantized, in float32. What Calibrant knows of the model (`calibrant.json`, the card, the rows that it
     was calibrated on) goes along. Codes aren't found again in dense numbers: `--export sparse` of
     the `quantize` that makes them keeps them. Raises an `InputError` for a model that can't be
     opened, a folder that isn't empty, and a form that needs more than numbers.
@@ -59,9 +59,11 @@ def export(model: str | Path, out: str | Path, to: str | Export = "hf") -> Expor
     form: Export = exports.build(to)
     check_output(out)
     place = located(str(model))
-    # In the type of the files, so that no number is rounded on the way.
-    dtype = saved_dtype(place) if place.is_dir() else "auto"
-    opened = open_model(str(model), dtype)
+    # In the type of the files, so that no number is rounded on the way; in float32 what is
+    # dequantized.
+    dtype = saved_dtype(place) if place.is_dir() else "float32"
+    # Nothing is computed, so no accelerator needs room for it.
+    opened = open_model(str(model), dtype, "cpu")
     home = manifest_folder(place)
     old_manifest = read_manifest(home)
     files_beside: dict[str, bytes] = {}
