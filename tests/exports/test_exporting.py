@@ -7,7 +7,10 @@ import torch
 
 from calibrant.compress import export
 from calibrant.models import devices, load, open_model
+from calibrant.testing import tiny_folder, tiny_model
 from calibrant.testing.tiny import tiny_gguf
+
+from tests.models.refused import refusal_of
 
 
 def test_a_gguf_file_keeps_its_numbers_where_bfloat16_is_fast(
@@ -21,3 +24,16 @@ def test_a_gguf_file_keeps_its_numbers_where_bfloat16_is_fast(
     assert found.keys() == expected.keys()
     for name, numbers in expected.items():
         assert torch.equal(found[name], numbers), name
+
+
+def test_a_tilde_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    folder = tiny_folder(tmp_path / "model")
+    done = export(folder, "~/small", "sparse")
+    assert done.out == tmp_path / "small"
+    assert (tmp_path / "small" / "calibrant.json").is_file()
+
+
+def test_an_open_model_is_refused_in_words(tmp_path: Path) -> None:
+    model = tiny_model("llama")
+    assert refusal_of(export, model, tmp_path / "out").subject == "LlamaForCausalLM"
