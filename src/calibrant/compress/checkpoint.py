@@ -49,6 +49,8 @@ class Checkpoint:
     def __init__(self, out: Path, run_id: str) -> None:
         out = out.absolute()
         self.folder = out.parent / f".{out.name}.calibrant-partial"
+        self.loaded = 0
+        """How many finished steps there were when they were loaded."""
         self._run_id = run_id
         self._names: dict[int, tuple[str, ...]] = {}
         self._reported: set[Path] = set()
@@ -75,7 +77,16 @@ class Checkpoint:
                 self._reported.add(path)
                 break
             steps.append(step if numbers else step.without_numbers())
+        self.loaded = len(steps)
         return steps
+
+    def begun(self) -> bool:
+        """Return whether something of this run is kept."""
+        try:
+            self._read(0)
+        except (FileNotFoundError, BrokenSealError):
+            return bool(self.journal().known)
+        return True
 
     def names(self, index: int) -> Sequence[str]:
         """Return the names of the matrices that a step replaced. The step must have been loaded or
