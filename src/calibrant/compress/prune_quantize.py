@@ -144,12 +144,12 @@ def prune(options: PruneOptions) -> Compression:
     `memory` is how many GB the process may hold, the model, activations and statistics together.
     Where the model doesn't fit its blocks stay on disk, each is in memory while it is worked on,
     and what is written is the same; `opened` in the result has them on disk too. Where `arrival`
-    would hold too many activations (without `memory`: more than 80 % of what is free when the job is
-    begun), the job goes on with `reference`, and where what passes between blocks is too much as
+    would hold too many activations (without `memory`: more than 80 % of what is free when the job
+    begins), the job goes on with `reference`, and where what passes between blocks is too much as
     well, it is on disk beside `out` meanwhile. The record says all three. Without `out` the result
     is the model in memory, which its `save` writes later. There, and for a model that is in memory
-    already, `memory` is room for activations alone: it decides between `arrival` and `reference`,
-    and where nothing is left to decide it does nothing.
+    already, `memory` is room for activations alone: it only decides between `arrival` and
+    `reference`, and does nothing for methods without `arrival`.
 
     `device_memory` is how many GB may be held on a GPU, by default what is free there. Of a model
     that is named and doesn't fit, the blocks stay beside the GPU, and each goes there while it is
