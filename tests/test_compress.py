@@ -342,6 +342,17 @@ def test_a_job_goes_on_as_it_was_begun_whatever_memory_is_free_by_then(
     assert prune(str(folder), **job).already_done
 
 
+def test_two_jobs_do_not_make_one_folder_at_once(folder: Path, texts: str, tmp_path: Path) -> None:
+    out = tmp_path / "a" / "out"
+    job: dict[str, Any] = {"data": texts, "method": "magnitude", "out": out, **SMALL}
+    with Checkpoint(out, "sha256:another").locked():
+        with refused(OutputError, out):
+            prune(str(folder), **job)
+        assert [path.name for path in out.parent.iterdir()] == [".out.calibrant-partial"]
+    prune(str(folder), **job)
+    assert [path.name for path in out.parent.iterdir()] == ["out"]
+
+
 def as_it_is(weight: Weight) -> Replace:
     return Replace(weight, Compressed(weight.get()))
 

@@ -4,7 +4,7 @@ One that was killed goes on from its last finished block when asked again.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -490,6 +490,11 @@ class _Job:
         if manifest is not None:
             return self.already_there(manifest, run, folder)
         checkpoint = Checkpoint(folder, run.id)
+        with checkpoint.locked() if self.ranks.first else nullcontext():
+            return self.made_in(folder, checkpoint)
+
+    def made_in(self, folder: Path, checkpoint: Checkpoint) -> Compression:
+        """Compress and save into `folder`, which holds nothing yet."""
         edits: list[Edit] = []
         keep = None
         # Edits are kept only where other forms are written: the codes of a whole model are large.
