@@ -10,6 +10,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, Literal
 
+import torch
+
 from calibrant.activations import Propagation
 from calibrant.compress.checkpoint import Checkpoint
 from calibrant.compress.compression import Compression
@@ -285,7 +287,8 @@ def _compressed(options: CompressOptions, recipe: Recipe, ranks: Ranks) -> Compr
     # The first of several processes alone reports progress.
     if not ranks.first:
         options = replace(options, progress=silent)
-    with evaluating(options.model):
+    # Methods may need gradients, and what is changed in place must be noticed.
+    with torch.inference_mode(False), evaluating(options.model):
         job = _Job.open(options, recipe, calibration, ranks)
         result = job.result()
     result.opened.model.eval()

@@ -346,8 +346,10 @@ class _SharedInputs:
         inputs: list[weakref.ref[Tensor]] = []
         for forward, product in arrivals:
             x = product.x
-            # `_version` grows when somebody writes into the tensor.
-            key.append((id(forward), x.data_ptr(), x._version, x.shape, x.stride()))
+            # `_version` grows when somebody writes into the tensor. One that was made in inference
+            # mode has none, and shares nothing.
+            version = object() if x.is_inference() else x._version
+            key.append((id(forward), x.data_ptr(), version, x.shape, x.stride()))
             inputs.append(weakref.ref(x))
         # An address is a tensor's own only while that lives. References are weak, since the widest
         # inputs of a block would outlive their use otherwise.
