@@ -78,9 +78,9 @@ def walk(
     next.
 
     Without statistics to gather (`observes` is empty) nothing is run. `weigh` is asked at the door
-    of each block for a weight of each token, with which the token's own weight is multiplied; a
-    token of weight 0 isn't counted. With other `ranks` this process runs its share of the
-    micro-batches and yields what all ranks saw, in the same order on every rank.
+    of each block for a weight of each token, with which the token's own weight is multiplied; one
+    that becomes 0 adds nothing, and is counted all the same. With other `ranks` this process runs
+    its share of the micro-batches and yields what all ranks saw, in the same order on every rank.
 
     Matrices that no token of weight above 0 reached are not yielded, and neither are those that
     can't be followed; `rehearse(view).left(propagate)` says why. Blocks before `start` run, but
