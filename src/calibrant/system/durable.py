@@ -107,9 +107,11 @@ def unsealed(document: Any, purpose: Purpose, required: bool = False) -> Any:
 
 def plain_data(value: Any) -> Any:
     """Return plain data without infinities and NaN, which JSON lacks: each is an object with one
-    key, `float`.
+    key, `float`. In another object with this one key the value stands in a list.
     """
     if isinstance(value, Mapping):
+        if value.keys() == {"float"}:
+            return {"float": [plain_data(value["float"])]}
         return {str(name): plain_data(inner) for name, inner in value.items()}
     if isinstance(value, list | tuple):
         return [plain_data(inner) for inner in value]
@@ -199,9 +201,13 @@ def _float(pairs: dict[str, Any]) -> Any:
     """What `plain_data` made an object with the key `float` of; other objects as they are."""
     if pairs.keys() != {"float"}:
         return pairs
-    if not isinstance(pairs["float"], str):
-        raise ValueError(f"{brief(pairs['float'])} is no number")
-    return float(pairs["float"])
+    match pairs["float"]:
+        case str(number):
+            return float(number)
+        case [value]:
+            return {"float": value}
+        case other:
+            raise ValueError(f"{brief(other)} is no number")
 
 
 def _no_json(word: str) -> None:
