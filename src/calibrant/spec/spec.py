@@ -15,7 +15,7 @@ import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Final, TypeAlias, TypeVar
+from typing import Any, ClassVar, Final, TypeAlias, TypeGuard, TypeVar
 
 from calibrant.errors import SpecError
 from calibrant.spec.classes import foreign_name, is_foreign, qualified
@@ -257,7 +257,7 @@ def _written_types(parameter: Parameter) -> list[str]:
     return [word.strip() for word in annotation.split("|")]
 
 
-def _stands_for_float(value: Any, types: Sequence[str]) -> bool:
+def _stands_for_float(value: Any, types: Sequence[str]) -> TypeGuard[int]:
     """Whether `value` is a whole number where one of another type is wanted."""
     # `type` and not `isinstance`: True is an int too.
     return type(value) is int and "float" in types and "int" not in types
