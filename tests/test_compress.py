@@ -18,7 +18,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from calibrant.activations import Gram, Propagation
-from calibrant.compress import Recipe, compress, fitting, prune, prune_quantize, quantize
+from calibrant.compress import Recipe, compress, fitting, prune, prune_quantize, quantize, room
 from calibrant.compress.checkpoint import Checkpoint, StepWriter
 from calibrant.data import CalibrationSet, TokenBatch
 from calibrant.edits import Replace
@@ -311,6 +311,46 @@ def test_arrival_gives_way_when_memory_is_short(folder: Path, texts: str) -> Non
         "arrival",
         "",
     )
+
+
+@pytest.mark.parametrize(
+    ("share_at_first", "share_later", "propagate"),
+    [(0.8, 1e-12, "arrival"), (1e-12, 0.8, "reference")],
+)
+def test_a_job_goes_on_as_it_was_begun_whatever_memory_is_free_by_then(
+    folder: Path,
+    texts: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    share_at_first: float,
+    share_later: float,
+    propagate: str,
+) -> None:
+    job: dict[str, Any] = {"data": texts, "method": "wanda", "out": tmp_path / "out", **SMALL}
+
+    def killed(what: str, done: int, total: int) -> None:
+        if done == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(room, "ACTIVATIONS_SHARE", share_at_first)
+    with pytest.raises(KeyboardInterrupt):
+        prune(str(folder), progress=killed, **job)
+    monkeypatch.setattr(room, "ACTIVATIONS_SHARE", share_later)
+    done = prune(str(folder), **job)
+    assert (done.continued_from, done.record.run.propagate) == (2, propagate)
+    assert ("as it was begun" in done.record.provenance["note"]) == (propagate == "reference")
+    assert prune(str(folder), **job).already_done
+
+
+def test_two_jobs_do_not_make_one_folder_at_once(folder: Path, texts: str, tmp_path: Path) -> None:
+    out = tmp_path / "a" / "out"
+    job: dict[str, Any] = {"data": texts, "method": "magnitude", "out": out, **SMALL}
+    with Checkpoint(out, "sha256:another").locked():
+        with refused(OutputError, out):
+            prune(str(folder), **job)
+        assert [path.name for path in out.parent.iterdir()] == [".out.calibrant-partial"]
+    prune(str(folder), **job)
+    assert [path.name for path in out.parent.iterdir()] == ["out"]
 
 
 def as_it_is(weight: Weight) -> Replace:

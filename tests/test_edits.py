@@ -28,9 +28,9 @@ from calibrant.edits.file import from_bytes, to_bytes
 from calibrant.errors import DataError, SpecError
 from calibrant.job import Job
 from calibrant.lab.study import Study
-from calibrant.models import Opened, open_model, view
+from calibrant.models import ModelView, Opened, open_model, view
 from calibrant.numerics import type_name
-from calibrant.packed import Compressed
+from calibrant.packed import Codes, Compressed
 from calibrant.results import EDITS
 from calibrant.targets import Sparsity
 from calibrant.testing import tiny_folder
@@ -208,6 +208,37 @@ def test_a_removed_negative_number_stays_removed_if_its_zero_is_negative(
     assert isinstance(again, Replace)
     assert torch.equal(again.compressed.weight.signbit(), pruned.signbit())
     assert torch.equal(again.compressed.weight, pruned)
+
+
+def test_a_kind_stays_with_the_class_that_has_it(opened: Opened) -> None:
+    class Heir(Replace):
+        """Has no kind of its own."""
+
+    seen_by = view(opened.model)
+    edit = Heir(seen_by.weights[0], Compressed(seen_by.weights[0].get()))
+    assert type(read_edit(edit.stored(), seen_by)) is Replace
+    with refused(SpecError, "replace"):
+        type("Usurper", (Replace,), {"kind": "replace"})
+    with refused(SpecError, "codes"):
+        type("Usurper", (Codes,), {"form": "codes"})
+
+
+class FailingHalfWay(Replace):
+    """Changes its matrix, and fails."""
+
+    def apply(self, view: ModelView) -> None:
+        super().apply(view)
+        raise ZeroDivisionError
+
+
+def test_an_edit_that_fails_half_way_is_undone(opened: Opened, batch: TokenBatch) -> None:
+    job = job_of(opened, batch)
+    weight = job.view.weights[0]
+    before = weight.get().clone()
+    edit = FailingHalfWay(weight, Compressed(torch.zeros(weight.shape)))
+    with pytest.raises(ZeroDivisionError), job.trying(edit):
+        pass
+    assert torch.equal(weight.get(), before)
 
 
 @pytest.mark.parametrize("kind", ["replace", "drop_blocks", "drop_experts"])

@@ -166,6 +166,22 @@ def test_an_object_that_was_interrupted_is_loaded_again_and_goes_on(
     assert same(model, whole)
 
 
+def test_in_inference_mode_it_gives_the_same(
+    folder: Path, model: PreTrainedModel, tokenizer: Any, texts: str
+) -> None:
+    asked: dict[str, Any] = {"data": texts, **SMALL}
+    expected = AutoModelForCausalLM.from_pretrained(folder)
+    importance = imatrix(expected, tokenizer, **asked)
+    prune(expected, tokenizer, method="sparsegpt", **asked)
+    with torch.inference_mode():
+        found = imatrix(model, tokenizer, **asked)
+        prune(model, tokenizer, method="sparsegpt", **asked)
+    assert found.entries.keys() == importance.entries.keys()
+    for name, entry in importance.entries.items():
+        assert (found.entries[name].sums == entry.sums).all()
+    assert same(model, expected)
+
+
 def test_a_folder_with_other_parts_is_no_answer(
     folder: Path, tokenizer: Any, texts: str, tmp_path: Path
 ) -> None:

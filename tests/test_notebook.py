@@ -3,7 +3,7 @@
 from html.parser import HTMLParser
 from pathlib import Path
 
-from calibrant.compress import prune
+from calibrant.compress import prune, quantize
 from calibrant.data import CalibrationSet
 from calibrant.data.inspect import inspect
 from calibrant.evaluators import evaluate
@@ -45,6 +45,13 @@ def test_whatever_a_thing_is_called_is_text():
     }
     assert "empty" not in page
     assert "none" not in page
+
+
+def test_a_rounded_cache_is_not_called_pruning(tmp_path: Path):
+    given = texts(tmp_path)
+    done = quantize(given["model"], target="kv_int8", data=given["prose"], samples=2, length=32)
+    assert "quantized" in done._repr_html_()
+    assert "no weight of its matrices rounded" in repr(done)
 
 
 def test_the_main_objects_show_themselves(tmp_path: Path):

@@ -107,6 +107,15 @@ def test_a_value_becomes_what_is_wanted() -> None:
     assert build(Toy, {"name": Call("wikitext")}).name == "wikitext"
 
 
+@pytest.mark.parametrize("damp", [1, 2])
+def test_an_object_with_a_whole_number_is_what_its_text_is(damp: int) -> None:
+    @dataclass(frozen=True, repr=False)
+    class Damped(Spec):
+        damp: float = 1.0
+
+    assert identity(Damped(damp=damp)) == identity(build(Damped, {"damp": damp}))
+
+
 def test_identity_writes_defaults_out() -> None:
     assert canonical(Toy()) == {
         "spec": "toy",

@@ -16,11 +16,12 @@ from torch import Tensor
 from calibrant.activations import BlockChange, FeatureNorms, Gram, Routing, Seen
 from calibrant.compress import Recipe, compress
 from calibrant.data import TokenBatch
-from calibrant.errors import OutputError
+from calibrant.errors import OutputError, SpecError
 from calibrant.models import ModelView, Opened, view
 from calibrant.testing import tiny_model
 from calibrant.walk import walk, walk_blocks
 from calibrant.walk.block_statistics import ExpertOutputs, TokenKinds
+from calibrant.walk.ranks import ALONE
 from calibrant.walk.statistics import (
     BLOCK_KINDS,
     KINDS,
@@ -29,6 +30,7 @@ from calibrant.walk.statistics import (
     packed_bytes,
     statistics_id,
     statistics_ids,
+    untouched,
 )
 
 from tests.usual import usually
@@ -256,6 +258,16 @@ def test_another_model_another_type_other_tokens_have_another_identity() -> None
         statistics_id(opened, batch),
         statistics_id(opened, batch_of(1)),
     )
+
+
+def test_a_folder_of_statistics_is_for_one_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened, batch = opened_of("llama"), batch_of()
+    monkeypatch.setattr(type(ALONE), "size", 2)
+    with pytest.raises(SpecError, match="one process") as refused:
+        next(untouched(opened, view(opened.model), batch, (Gram,), root=tmp_path))
+    assert refused.value.subject == str(tmp_path)
 
 
 def test_a_full_disk_leaves_nothing_half_written(

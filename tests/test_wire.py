@@ -204,6 +204,14 @@ def test_ranks_say_statistics_of_any_class_that_they_know():
     assert "OSError: no room" in str(RankFailure.of(OSError("no room")).error(1))
 
 
+def test_a_study_with_mistakes_can_be_pickled():
+    error = StudyError(
+        [Problem(1, "data[2]", "no source"), Problem(0, "", "no model")], subject="a"
+    )
+    again = pickle.loads(pickle.dumps(error))
+    assert (str(again), again.problems, again.subject) == (str(error), error.problems, "a")
+
+
 def test_an_error_is_called_by_the_nearest_class_that_all_know():
     class Odd(NumericsError):
         """Of another package."""

@@ -21,7 +21,8 @@ at most, however long it was.
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from functools import partial
+from typing import Any, Final
 
 QUOTED: Final = 120
 """Characters of a quoted text that a message repeats at most: its beginning and, where a path
@@ -104,6 +105,10 @@ class StudyError(InputError):
             "\n".join([f"{subject or 'the study'} has {count}:", *map(str, self.problems)]),
             subject=subject,
         )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # `Exception` would make it again of its message.
+        return partial(type(self), subject=self.subject), (self.problems,)
 
 
 class WalkError(CalibrantError):

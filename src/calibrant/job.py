@@ -158,11 +158,13 @@ class Job:
 
     @contextmanager
     def trying(self, edit: Edit) -> Iterator[None]:
-        """Apply `edit` while the context lasts, and undo it at its end, whatever happens in it."""
+        """Apply `edit` while the context lasts, and undo it at its end, whatever happens in it;
+        also where it fails half way.
+        """
         # Before it is applied: to undo is to put back what is there now.
         undo = edit.undo(self.view)
-        edit.apply(self.view)
         try:
+            edit.apply(self.view)
             yield
         finally:
             undo()

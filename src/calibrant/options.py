@@ -301,7 +301,7 @@ class QuantizeOptions(SharedOptions):
     _: KW_ONLY
     kv: str | None = option(
         "Round the KV cache too: int8 or fp8; fp8(per=head) has a scale for each head. The same as "
-        "+kv_fp8 behind the target.",
+        "+kv_fp8 behind the target. --target kv_fp8 rounds the cache alone.",
         "WAY",
         offers=("int8", "fp8"),
         default=None,

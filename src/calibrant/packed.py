@@ -16,6 +16,7 @@ from torch import Tensor
 
 from calibrant.activations import Gram, wide
 from calibrant.numerics import ceil_div, six_digits, type_name
+from calibrant.spec.classes import keep_class
 from calibrant.spec.foreign import brief
 from calibrant.targets import E2M1, E4M3, FloatGrid, Grid
 
@@ -43,8 +44,9 @@ class Packed(ABC):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        if cls.form:
-            _FORMS[cls.form] = cls
+        # An inherited word is that of the class which has it.
+        if vars(cls).get("form"):
+            keep_class(_FORMS, cls.form, cls)
 
     @abstractmethod
     def dense(self) -> Float[Tensor, "out in"]:

@@ -2,12 +2,17 @@
 `tests/test_frozen_models.py`.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from torch import Tensor
 
-from calibrant.methods import MatrixMethod, methods
-from calibrant.targets import parse_target
+from calibrant.activations import Seen
+from calibrant.errors import CalibrantError
+from calibrant.methods import Compressed, MatrixMethod, methods
+from calibrant.methods.pruning.magnitude import Magnitude
+from calibrant.targets import Target, parse_target
 from calibrant.testing import check_edits, check_method, tiny_folder, tiny_gguf
 
 from tests.frozen.masks import EXPERTS, LLAMA_CPP, PAIRS
@@ -20,6 +25,20 @@ NAMES = [name for name in methods.names() if issubclass(methods.get(name), Matri
 def _needs_llama_cpp(request: pytest.FixtureRequest) -> None:
     if "name" in request.fixturenames and request.getfixturevalue("name") in LLAMA_CPP:
         pytest.importorskip("llama_cpp_py_sync", reason="llama-cpp-py-sync isn't installed")
+
+
+class Telling(Magnitude):
+    """Leaves a tensor in its notes."""
+
+    def compress(self, weight: Tensor, seen: Seen, target: Target) -> Compressed:
+        compressed = super().compress(weight, seen, target)
+        return replace(compressed, notes={"largest": weight.max()})
+
+
+def test_notes_that_are_no_json_break_the_contract(tmp_path: Path) -> None:
+    folder = tiny_folder(tmp_path / "model")
+    with pytest.raises(CalibrantError, match="no JSON"):
+        check_edits(Telling(), parse_target("0.5"), str(folder))
 
 
 USUAL = (

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import pytest
 
 from calibrant.data import (
+    Format,
     Part,
     Row,
     Source,
@@ -103,6 +104,14 @@ def test_a_broken_promise_is_named(
         check_source(source)
     assert told in str(caught.value)
     assert caught.value.subject == str(source)
+
+
+def test_a_row_that_no_format_takes_is_named(monkeypatch: pytest.MonkeyPatch):
+    source = Sound()
+    monkeypatch.setattr("calibrant.testing.sources.parse_source", lambda text: source)
+    monkeypatch.setattr(Format, "takes", lambda row_format, row: False)
+    with pytest.raises(DataError, match=GOOD[0].name):
+        check_source(source)
 
 
 def test_the_text_of_a_source_must_read_back(monkeypatch: pytest.MonkeyPatch):

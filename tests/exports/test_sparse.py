@@ -282,8 +282,8 @@ def test_numbers_of_several_files_are_one_model(
 def test_what_matrices_share_is_stored_once(tmp_path: Path, plugged: Any) -> None:
     example = Path(__file__).parents[2] / "examples" / "shared_factor.py"
     plugged(
-        {"calibrant.methods": {"shared_factor": "shared_example:SharedFactor"}},
-        shared_example=example.read_text(),
+        {"calibrant.methods": {"shared_factor": "shared_factor:SharedFactor"}},
+        shared_factor=example.read_text(),
     )
     out = make(tmp_path, "shared_factor", "0.5")
     forms = {

@@ -6,13 +6,14 @@ is made. What the method found out by trying is in a journal. What is damaged, o
 is made again.
 """
 
+import os
 import shutil
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, final
+from typing import IO, Any, final
 
 from torch import Tensor
 
@@ -21,7 +22,7 @@ from calibrant.errors import OutputError
 from calibrant.models.changing import Listener
 from calibrant.results.outcomes import Journal
 from calibrant.system import sealed_tensors
-from calibrant.system.durable import reason, short
+from calibrant.system.durable import reason, remove_empty, short, take, undoing
 from calibrant.system.seals import BrokenSealError, Purpose, tell_made_again
 
 
@@ -43,15 +44,45 @@ class FinishedStep:
 
 class Checkpoint:
     """The finished steps of the run `run_id`, which is to be saved as `out`. The folder is made
-    with the first step.
+    with the first step, or with its lock.
     """
 
     def __init__(self, out: Path, run_id: str) -> None:
-        out = out.absolute()
-        self.folder = out.parent / f".{out.name}.calibrant-partial"
+        self._out = out.absolute()
+        self.folder = self._out.parent / f".{self._out.name}.calibrant-partial"
+        self.loaded = 0
+        """How many finished steps there were when they were loaded."""
         self._run_id = run_id
         self._names: dict[int, tuple[str, ...]] = {}
         self._reported: set[Path] = set()
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep others from making the same model while it lasts. Raises `OutputError` where one
+        does, and where the folder can't be written.
+        """
+        lock = self.folder / "lock"
+        with undoing(self.folder):
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                file = lock.open("w")
+            except OSError as error:
+                message = f"can't keep finished steps in {str(self.folder)!r}: {reason(error)}"
+                raise OutputError(message, subject=str(self.folder)) from error
+            with file:
+                # A job that has just ended takes its file away.
+                if not take(file) or not _is_at(lock, file):
+                    message = f"{self._out} is being made by another process"
+                    advice = "wait for it, or name another folder"
+                    raise OutputError(f"{message}; {advice}", subject=str(self._out))
+                try:
+                    yield
+                finally:
+                    # While it is locked, so that no other's lock is taken away.
+                    if _is_at(lock, file):
+                        with suppress(OSError):
+                            lock.unlink()
+                        remove_empty(self.folder)
 
     def load(self, numbers: bool = True) -> list[FinishedStep]:
         """Return the finished steps from the first one on, as far as none is missing; empty if
@@ -75,7 +106,16 @@ class Checkpoint:
                 self._reported.add(path)
                 break
             steps.append(step if numbers else step.without_numbers())
+        self.loaded = len(steps)
         return steps
+
+    def begun(self) -> bool:
+        """Return whether something of this run is kept."""
+        try:
+            self._read(0)
+        except (FileNotFoundError, BrokenSealError):
+            return bool(self.journal().known)
+        return True
 
     def names(self, index: int) -> Sequence[str]:
         """Return the names of the matrices that a step replaced. The step must have been loaded or
@@ -121,7 +161,7 @@ class Checkpoint:
         try:
             yield
         except OutputError as error:
-            if not self.folder.is_dir():
+            if not self._path(0).exists():
                 raise
             stay = f"the finished blocks stay in {self.folder}"
             message = f"{error}; {stay}, and the same command goes on from them"
@@ -194,6 +234,14 @@ class StepWriter(Listener):
         self._thread.shutdown()
         if kind is None:
             self.wait()
+
+
+def _is_at(path: Path, file: IO[str]) -> bool:
+    """Whether the file at `path` is the open `file`."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(file.fileno()))
+    except FileNotFoundError:
+        return False
 
 
 def _place(tensor: Tensor) -> int:

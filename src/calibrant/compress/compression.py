@@ -24,6 +24,7 @@ from calibrant.results.outcomes import Measurement, Score
 from calibrant.spec import written_form
 from calibrant.spec.foreign import user_path
 from calibrant.system.notebook import card, listing
+from calibrant.targets import Removal, Share
 
 _HEADS: Final = ("measured", "metric", "dense", "now", "unit", "better")
 """Of the table of scores."""
@@ -153,12 +154,18 @@ class Compression:
             subject=changed[0],
         )
 
+    @property
+    def _is_pruned(self) -> bool:
+        return isinstance(self.recipe.target, Removal | Share)
+
     def __repr__(self) -> str:
         run = self.record.run
         bits = stored_bits(self.record.weights)
         reached = f"{self.record.sparsity:.2%} of the weights of its matrices removed"
         if bits is not None:
             reached = f"{bits:.3f} bits a weight"
+        elif not self._is_pruned:
+            reached = "no weight of its matrices rounded"
         place = "in memory"
         if self.out is not None:
             place = f"saved in {self.out}"
@@ -167,7 +174,7 @@ class Compression:
         return f"Compression({run.model_name}: {how}{data}; {reached}; {place})"
 
     def _repr_html_(self) -> str:
-        done = "pruned" if stored_bits(self.record.weights) is None else "quantized"
+        done = "pruned" if self._is_pruned else "quantized"
         count = self.model.num_parameters()
         size = sum(parameter.nbytes for parameter in self.model.parameters())
         facts = {

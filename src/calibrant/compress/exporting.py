@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from calibrant.data.inspect.leaks import RUNS_FILE, RowFingerprints
+from calibrant.errors import ModelError, OutputError
 from calibrant.exports import CARD, CompressedModel, Export, exports
 from calibrant.exports import card as card_of
 from calibrant.exports.hf import HuggingFace
 from calibrant.models import (
     check_output,
+    is_object,
     located,
     manifest_folder,
     open_model,
@@ -22,6 +24,7 @@ from calibrant.models import (
     saved_dtype,
 )
 from calibrant.models.rounded_inputs import rounded_parts
+from calibrant.spec.foreign import user_path
 from calibrant.system.notebook import card
 
 
@@ -51,17 +54,27 @@ def export(model: str | Path, out: str | Path, to: str | Export = "hf") -> Expor
     or `sparse`, which leaves out zeros.
 
     Its numbers stay the same, bit for bit, in the type that they were saved in; of a GGUF file they
-    are dequantized. What Calibrant knows of the model (`calibrant.json`, the card, the rows that it
-    was calibrated on) goes along. Codes aren't found again in dense numbers: `--export sparse` of
-    the `quantize` that makes them keeps them. Raises an `InputError` for a model that can't be
-    opened, a folder that isn't empty, and a form that needs more than numbers.
+    are dequantized, in float32. What Calibrant knows of the model (`calibrant.json`, the card, the
+    rows that it was calibrated on) goes along. Codes aren't found again in dense numbers:
+    `--export sparse` of the `quantize` that makes them keeps them. Raises an `InputError` for a
+    model that can't be opened or is open already, a folder that isn't empty, and a form that needs
+    more than numbers.
     """
+    if is_object(model):
+        raise ModelError(
+            f"export takes a folder, a file or a name, and was given a {type(model).__name__}; "
+            "save it first, or give the folder that it is saved in",
+            subject=type(model).__name__,
+        )
     form: Export = exports.build(to)
-    check_output(out)
+    folder = user_path(out, OutputError)
+    check_output(folder)
     place = located(str(model))
-    # In the type of the files, so that no number is rounded on the way.
-    dtype = saved_dtype(place) if place.is_dir() else "auto"
-    opened = open_model(str(model), dtype)
+    # In the type of the files, so that no number is rounded on the way; in float32 what is
+    # dequantized.
+    dtype = saved_dtype(place) if place.is_dir() else "float32"
+    # Nothing is computed, so no accelerator needs room for it.
+    opened = open_model(str(model), dtype, "cpu")
     home = manifest_folder(place)
     old_manifest = read_manifest(home)
     files_beside: dict[str, bytes] = {}
@@ -74,9 +87,9 @@ def export(model: str | Path, out: str | Path, to: str | Export = "hf") -> Expor
     # These are the sizes of the files that the model had before.
     manifest.pop("sizes", None)
     manifest["exports"] = [str(form)]
-    with saved(opened, out, manifest, files_beside) as temporary:
+    with saved(opened, folder, manifest, files_beside) as temporary:
         form.convert(opened, temporary)
-    return Exported(str(model), Path(out), str(form), file_bytes(place), file_bytes(Path(out)))
+    return Exported(str(model), folder, str(form), file_bytes(place), file_bytes(folder))
 
 
 def forms_of(named: str | Export | Sequence[str | Export]) -> tuple[Export, ...]:

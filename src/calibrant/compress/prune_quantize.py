@@ -5,11 +5,13 @@ One that was killed goes on from its last finished block when asked again.
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, Literal
+
+import torch
 
 from calibrant.activations import Propagation
 from calibrant.compress.checkpoint import Checkpoint
@@ -146,11 +148,12 @@ def prune(options: PruneOptions) -> Compression:
     `memory` is how many GB the process may hold, the model, activations and statistics together.
     Where the model doesn't fit its blocks stay on disk, each is in memory while it is worked on,
     and what is written is the same; `opened` in the result has them on disk too. Where `arrival`
-    would hold too many activations (without `memory`: more than 80 % of what is free), the job goes
-    on with `reference`, and where what passes between blocks is too much as well, it is on disk
-    beside `out` meanwhile. The record says all three. Without `out` the result is the model in
-    memory, which its `save` writes later. There, and for a model that is in memory already,
-    `memory` is room for activations alone.
+    would hold too many activations (without `memory`: more than 80 % of what is free when the job
+    begins), the job goes on with `reference`, and where what passes between blocks is too much as
+    well, it is on disk beside `out` meanwhile. The record says all three. Without `out` the result
+    is the model in memory, which its `save` writes later. There, and for a model that is in memory
+    already, `memory` is room for activations alone: it only decides between `arrival` and
+    `reference`, and does nothing for methods without `arrival`.
 
     `device_memory` is how many GB may be held on a GPU, by default what is free there. Of a model
     that is named and doesn't fit, the blocks stay beside the GPU, and each goes there while it is
@@ -293,7 +296,8 @@ def _compressed(options: CompressOptions, recipe: Recipe, ranks: Ranks) -> Compr
     # The first of several processes alone reports progress.
     if not ranks.first:
         options = replace(options, progress=silent)
-    with evaluating(options.model):
+    # Methods may need gradients, and what is changed in place must be noticed.
+    with torch.inference_mode(False), evaluating(options.model):
         job = _Job.open(options, recipe, calibration, ranks)
         result = job.result()
     result.opened.model.eval()
@@ -402,7 +406,9 @@ class _Job:
             # Activations are where the model computes.
             memory_left = left_on_device(on_device, opened, model_view, recipe.method, looking)
         ways = recipe.method.propagations
-        fit = fitting(recipe.propagate, model_view, batch, opened.dtype, memory_left, ways)
+        fit = _as_begun(options, recipe, opened, batch, calibration)
+        if fit is None:
+            fit = fitting(recipe.propagate, model_view, batch, opened.dtype, memory_left, ways)
         # All ranks must go on in the same way, so the one with the least memory decides.
         propagate, reason = _fit_of_all(ranks.gathered([fit]))
         notes.append(reason)
@@ -496,7 +502,11 @@ class _Job:
         if manifest is not None:
             return self.already_there(manifest, run, folder)
         checkpoint = Checkpoint(folder, run.id)
-        continued = len(checkpoint.load(numbers=False))
+        with checkpoint.locked() if self.ranks.first else nullcontext():
+            return self.made_in(folder, checkpoint)
+
+    def made_in(self, folder: Path, checkpoint: Checkpoint) -> Compression:
+        """Compress and save into `folder`, which holds nothing yet."""
         edits: list[Edit] = []
         keep = None
         # Edits are kept only where other forms are written: the codes of a whole model are large.
@@ -512,7 +522,7 @@ class _Job:
                 sizes = write_forms(compressed, self.forms, self.rows, folder)
             checkpoint.remove()
         result = self.finished(record, folder)
-        return replace(result, continued_from=continued, sizes=sizes)
+        return replace(result, continued_from=checkpoint.loaded, sizes=sizes)
 
     def already_there(self, manifest: Mapping[str, Any], run: Run, folder: Path) -> Compression:
         """Return the model that the folder holds already. Raises `OutputError` if it isn't the one
@@ -626,6 +636,40 @@ class _Job:
         from_user = any(any(own_behind(part.source)) for part in parts)
         rows = () if self.batch is None else self.batch.rows
         return RowFingerprints.of(rows, from_user)
+
+
+def _as_begun(
+    options: CompressOptions,
+    recipe: Recipe,
+    opened: Opened,
+    batch: TokenBatch | None,
+    calibration: CalibrationSet | None,
+) -> tuple[Propagation, str] | None:
+    """What the memory that was free decided when the job was begun, which may be finished by now:
+    the propagation, and why it isn't the one asked for. None where nothing is begun, or something
+    else decides.
+
+    Were it decided anew, the same command could ask for another run.
+    """
+    promised = options.memory is not None or options.device_memory is not None
+    if options.out is None or promised or recipe.propagate != "arrival":
+        return None
+    folder = Path(options.out)
+    manifest = read_manifest(folder)
+    fits: list[tuple[Propagation, str]] = [
+        ("arrival", ""),
+        ("reference", "went on with reference, as it was begun"),
+    ]
+    for propagate, reason in fits:
+        way = replace(recipe, propagate=propagate)
+        run = way.run(opened, batch, **_data_and_seed(calibration))
+        if manifest is None:
+            found = Checkpoint(folder, run.id).begun()
+        else:
+            found = manifest.get("id") == run.id
+        if found:
+            return propagate, reason
+    return None
 
 
 def _fit_of_all(fits: Sequence[tuple[Propagation, str]]) -> tuple[Propagation, str]:

@@ -27,6 +27,7 @@ from calibrant.edits.changes import (
 from calibrant.errors import DataError
 from calibrant.models import ModelView, Weight, drop_experts, expert_layers, overwrite
 from calibrant.packed import Compressed, Packed, from_stored, to_stored
+from calibrant.spec.classes import keep_class
 
 NORMS: Final = "input norms"
 """The tensor of a kept edit that has the norms of a matrix's inputs. Two words, since tensors of
@@ -56,8 +57,9 @@ class Edit(ABC):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        if cls.kind:
-            _KINDS[cls.kind] = cls
+        # An inherited word is that of the class which has it.
+        if vars(cls).get("kind"):
+            keep_class(_KINDS, cls.kind, cls)
 
     @property
     def block(self) -> int | None:

@@ -6,6 +6,8 @@ from importlib.metadata import EntryPoint, distributions
 from operator import attrgetter
 from typing import Any, Final
 
+from calibrant.errors import SpecError
+
 NAMING_PACKAGES: Final = set[str]()
 """The packages whose files are names, ours and others'. Each registry adds its own."""
 
@@ -39,6 +41,18 @@ def foreign_name(cls: type[Any]) -> str:
             return entry.name
     folder, _, file = cls.__module__.rpartition(".")
     return file if folder in NAMING_PACKAGES else cls.__name__
+
+
+def keep_class(classes: dict[str, type[Any]], word: str, cls: type[Any]) -> None:
+    """Keep a class under the word that it alone has. Raises `SpecError` where another has it.
+
+    A class that is defined once more, as in a notebook, takes the place of the earlier one.
+    """
+    other = classes.get(word, cls)
+    if qualified(other) != qualified(cls):
+        message = f"{qualified(cls)} is called {word!r}, as {qualified(other)} is"
+        raise SpecError(f"{message}; choose another word", subject=word)
+    classes[word] = cls
 
 
 @cache

@@ -13,9 +13,9 @@ import json
 import math
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Final, TypeAlias, TypeVar
+from typing import Any, ClassVar, Final, TypeAlias, TypeGuard, TypeVar
 
 from calibrant.errors import SpecError
 from calibrant.spec.classes import foreign_name, is_foreign, qualified
@@ -233,24 +233,34 @@ def _typed(cls: type[Any], parameter: Parameter, value: Any) -> Any:
     """
     if str(parameter.type) == "tuple[str, ...]":
         return _texts(cls, parameter, value)
-    # A text where the file postpones its annotations, else a type or a union of types.
-    annotation: Any = parameter.type
-    if not isinstance(annotation, str):
-        annotation = getattr(annotation, "__name__", str(annotation))
-    types = [word.strip() for word in annotation.split("|")]
+    types = _written_types(parameter)
     if not _PLAIN_TYPES.keys() >= set(types):
         # A list would leave the object without a hash.
         return tuple(value) if isinstance(value, list) else value
     if isinstance(value, Call) and "str" in types and not value.arguments:
         return value.name
-    # `type` and not `isinstance`: True is an int too.
-    if type(value) is int and "float" in types and "int" not in types:
+    if _stands_for_float(value, types):
         return float(value)
     if type(value) not in [_PLAIN_TYPES[word] for word in types]:
         given = f"{cls.spec_name()}({parameter.name}={text_of(value)})"
         message = f"{given}: {parameter.name} must be {' or '.join(types)}"
         raise SpecError(message, subject=parameter.name)
     return value
+
+
+def _written_types(parameter: Parameter) -> list[str]:
+    """The types that a parameter may have, as they are written: `["float", "None"]`."""
+    # A text where the file postpones its annotations, else a type or a union of types.
+    annotation: Any = parameter.type
+    if not isinstance(annotation, str):
+        annotation = getattr(annotation, "__name__", str(annotation))
+    return [word.strip() for word in annotation.split("|")]
+
+
+def _stands_for_float(value: Any, types: Sequence[str]) -> TypeGuard[int]:
+    """Whether `value` is a whole number where one of another type is wanted."""
+    # `type` and not `isinstance`: True is an int too.
+    return type(value) is int and "float" in types and "int" not in types
 
 
 def _texts(cls: type[Any], parameter: Parameter, value: Any) -> tuple[str, ...]:
@@ -332,8 +342,14 @@ def canonical(value: Any) -> Any:
         form = about(type(value))
         for parameter in _fields(value):
             given = getattr(value, parameter.name)
-            if _LATER not in parameter.metadata or given != _default(parameter):
-                form[parameter.name] = canonical(given)
+            default = _default(parameter)
+            if _LATER in parameter.metadata and given == default:
+                continue
+            # What a text is read as, so that both have the same identity. A default is never read.
+            is_default = given == default and type(given) is type(default)
+            if not is_default and _stands_for_float(given, _written_types(parameter)):
+                given = float(given)
+            form[parameter.name] = canonical(given)
         return form
     if isinstance(value, Mapping):
         return {str(name): canonical(inner) for name, inner in value.items()}

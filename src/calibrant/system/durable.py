@@ -5,6 +5,7 @@ written under a name that says it is unfinished, flushed, and renamed.
 """
 
 import errno
+import glob
 import json
 import math
 import os
@@ -57,6 +58,8 @@ def take(file: IO[str], wait: bool = False) -> bool:
         fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except BlockingIOError:
         return False
+    except OSError:
+        return True  # a file system without locks
     return True
 
 
@@ -104,9 +107,11 @@ def unsealed(document: Any, purpose: Purpose, required: bool = False) -> Any:
 
 def plain_data(value: Any) -> Any:
     """Return plain data without infinities and NaN, which JSON lacks: each is an object with one
-    key, `float`.
+    key, `float`. In another object with this one key the value stands in a list.
     """
     if isinstance(value, Mapping):
+        if value.keys() == {"float"}:
+            return {"float": [plain_data(value["float"])]}
         return {str(name): plain_data(inner) for name, inner in value.items()}
     if isinstance(value, list | tuple):
         return [plain_data(inner) for inner in value]
@@ -196,9 +201,13 @@ def _float(pairs: dict[str, Any]) -> Any:
     """What `plain_data` made an object with the key `float` of; other objects as they are."""
     if pairs.keys() != {"float"}:
         return pairs
-    if not isinstance(pairs["float"], str):
-        raise ValueError(f"{brief(pairs['float'])} is no number")
-    return float(pairs["float"])
+    match pairs["float"]:
+        case str(number):
+            return float(number)
+        case [value]:
+            return {"float": value}
+        case other:
+            raise ValueError(f"{brief(other)} is no number")
 
 
 def _no_json(word: str) -> None:
@@ -246,12 +255,14 @@ def replacing(path: Path, half: Path | None = None, flushed: bool = True) -> Ite
     """Yield the path of a file to write, which takes the place of `path` at the end, whole or not
     at all.
 
-    It is `half`, on the same file system, or else a file beside `path`. On any failure it goes, and
-    so do the folders that were made for it. What isn't `flushed` survives a kill but not a power
-    failure.
+    It is `half`, on the same file system, or else a file beside `path` that no other process writes
+    to. On any failure it goes, and so do the folders that were made for it. What isn't `flushed`
+    survives a kill but not a power failure.
     """
     if half is None:
-        half = path.with_name(f"{UNFINISHED}-{path.name}")
+        beginning = f"{UNFINISHED}-{path.name}-"
+        remove_left(path.parent, beginning)
+        half = path.with_name(f"{beginning}{os.getpid()}")
     try:
         with undoing(path.parent, half):
             if not path.parent.exists():
@@ -269,9 +280,9 @@ def replacing(path: Path, half: Path | None = None, flushed: bool = True) -> Ite
 
 def remove_left(folder: Path, beginning: str) -> None:
     """Remove files that processes left which were killed while they wrote them. Their names have a
-    `beginning`, then the number of the process and a hyphen.
+    `beginning`, then the number of the process, and perhaps a hyphen and more.
     """
-    left = list(folder.glob(f"{beginning}*"))
+    left = list(folder.glob(f"{glob.escape(beginning)}*"))
     if not left:
         return
     import psutil  # which is needed so rarely that nobody else waits for it

@@ -7,8 +7,16 @@ from typing import Any, Final
 from calibrant.spec.foreign import visible_name
 
 _FENCE: Final = "`"
-_QUOTED: Final = re.compile(r"(['\"])(?:[A-Za-z]:)?[\\/](?:[^\\/'\"]+[\\/])+")
-_PLAIN: Final = re.compile(r"(^|[\s(*=,])(?:[A-Za-z]:)?[\\/](?:(?:(?! \+ |, )[^\\/'\"])+[\\/])+")
+_SIGN: Final = r"(?:\\{1,4}|/)"
+"""What stands between folders. A share of Windows begins with two backslashes, and a text in quotes
+may have each of them twice.
+"""
+_QUOTED: Final = re.compile(rf"(['\"])(?:[A-Za-z]:)?{_SIGN}(?:(?:(?!\1)[^\\/])+{_SIGN})+")
+_LETTER: Final = r"(?:[^\\/'\"]|(?<=\w)'(?=\w))"
+"""What a folder's name is made of where no quotes are around it."""
+_PLAIN: Final = re.compile(
+    rf"(^|[\s(*=,])(?:[A-Za-z]:)?{_SIGN}(?:(?:(?! \+ |, ){_LETTER})+{_SIGN})+"
+)
 """The folders of an absolute path that stands without quotes, which the next part of a sum or of a
 mix isn't one of.
 """

@@ -45,8 +45,11 @@ def check_edits(method: Method, target: Target, model: str, data: str = "python_
     recipe = Recipe.parse(method, target)
     record = compress(opened, view(opened.model), batch, recipe, keep=edits.append)
     expected = _State.of(opened)
-    text = json.dumps(record.plain(), allow_nan=False)
-    _require(bool(text), f"{label}: the record is no JSON")
+    try:
+        json.dumps(record.plain(), allow_nan=False)
+    except (TypeError, ValueError) as error:
+        message = f"{label}: the record is no JSON ({error})"
+        raise CalibrantError(message, subject=label) from error
     _check_undoing(_fresh_job(model, batch, method, target), method, expected, label)
 
     written = to_bytes([edit.stored() for edit in edits])

@@ -73,17 +73,17 @@ def _check_disjoint(source: Source, parts: Mapping[Part, Sequence[Row]]) -> None
 
 
 def _check_rendering(source: Source, row: Row) -> None:
-    fitting: list[type[Format]] = []
+    fitting: list[Format] = []
     for name in formats.names():
         kind = formats.get(name)
         if set(kind.needs) <= set(source.fields):
-            fitting.append(kind)
+            fitting.append(kind())
     _require(source, bool(fitting), f"no format can render the fields {', '.join(source.fields)}")
-    for kind in fitting:
-        row_format = kind()
-        if row_format.takes(row):
-            text = row_format.render(row, tiny_tokenizer())
-            _require(source, bool(text), "a row is rendered as nothing")
+    taking = [row_format for row_format in fitting if row_format.takes(row)]
+    _require(source, bool(taking), f"no format takes the row {row.name}")
+    for row_format in taking:
+        text = row_format.render(row, tiny_tokenizer())
+        _require(source, bool(text), "a row is rendered as nothing")
 
 
 def _require(source: Source, holds: bool, broken: str) -> None:

@@ -151,6 +151,8 @@ class _Rehearsing(TorchFunctionMode):
                 for module in {weight.owner for weight in block.weights}:
                     handle = module.register_forward_pre_hook(self._note_call)
                     stack.callback(handle.remove)
+            # Tensors that are made in inference mode have no `_version`.
+            stack.enter_context(torch.inference_mode(False))
             stack.enter_context(torch.no_grad())
             stack.enter_context(self)
             self._show(base, inputs)

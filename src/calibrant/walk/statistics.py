@@ -40,11 +40,12 @@ from calibrant.activations import (
     Statistic,
 )
 from calibrant.data import TokenBatch
-from calibrant.errors import OutputError
+from calibrant.errors import OutputError, SpecError
 from calibrant.models import Block, ModelView, Opened, Weight
 from calibrant.numerics import not_finite, type_name
 from calibrant.results import statistics_purpose
 from calibrant.spec import identity
+from calibrant.spec.foreign import brief
 from calibrant.system import sealed_tensors
 from calibrant.system.durable import reason, short
 from calibrant.system.progress import Progress, silent
@@ -372,7 +373,8 @@ def untouched(
 
     With a folder `root` it is read from there. What is lacking is first gathered in one pass, which
     also gathers the `kinds` that later callers will want. What is kept in `root` isn't weighed, so
-    with `weigh` nothing is read from there.
+    with `weigh` nothing is read from there. Raises `SpecError` for a folder with several `ranks`:
+    each would gather all of it, and write the same files.
     """
     blocks = view.blocks[start:]
     wanted = tuple(kind for kind in observes if issubclass(kind, InputStatistic))
@@ -380,6 +382,12 @@ def untouched(
     by_part: list[Iterator[SeenInBlock]] = []
     for name, (_, part) in zip(statistics_ids(opened, batch), parts, strict=True):
         if root is not None and weigh is None and set(wanted) <= set(KINDS):
+            if ranks.size > 1:
+                raise SpecError(
+                    f"one process gathers the statistics in {brief(str(root))}, and {ranks.size} "
+                    "work together; leave the folder out, or use one process",
+                    subject=str(root),
+                )
             stored = Statistics(root, name)
             gathered = [kind for kind in KINDS if kind in (*wanted, *kinds)]
             gather(view, part, gathered, stored, progress)

@@ -78,9 +78,9 @@ def walk(
     next.
 
     Without statistics to gather (`observes` is empty) nothing is run. `weigh` is asked at the door
-    of each block for a weight of each token, with which the token's own weight is multiplied; a
-    token of weight 0 isn't counted. With other `ranks` this process runs its share of the
-    micro-batches and yields what all ranks saw, in the same order on every rank.
+    of each block for a weight of each token, with which the token's own weight is multiplied; one
+    that becomes 0 adds nothing, and is counted all the same. With other `ranks` this process runs
+    its share of the micro-batches and yields what all ranks saw, in the same order on every rank.
 
     Matrices that no token of weight above 0 reached are not yielded, and neither are those that
     can't be followed; `rehearse(view).left(propagate)` says why. Blocks before `start` run, but
@@ -346,8 +346,10 @@ class _SharedInputs:
         inputs: list[weakref.ref[Tensor]] = []
         for forward, product in arrivals:
             x = product.x
-            # `_version` grows when somebody writes into the tensor.
-            key.append((id(forward), x.data_ptr(), x._version, x.shape, x.stride()))
+            # `_version` grows when somebody writes into the tensor. One that was made in inference
+            # mode has none, and shares nothing.
+            version = object() if x.is_inference() else x._version
+            key.append((id(forward), x.data_ptr(), version, x.shape, x.stride()))
             inputs.append(weakref.ref(x))
         # An address is a tensor's own only while that lives. References are weak, since the widest
         # inputs of a block would outlive their use otherwise.
