@@ -98,7 +98,7 @@ def test_what_cannot_be_measured(
         ({"memory": -1.0}, "memory=-1 is no room to work in"),
         (
             {"tasks": "lape", "limit": 8},
-            "can't be given limit=8; use --tokens, a budget of tokens",
+            "can't be given limit=8; use --tokens for a budget of tokens",
         ),
     ],
 )

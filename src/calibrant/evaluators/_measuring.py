@@ -308,7 +308,10 @@ def within_budget(
     `SpecError` where none has.
     """
     chosen = list(tasks)
-    other = {"limit": "--tokens, a budget of tokens", "tokens": "--limit, the number of items"}
+    instead = {
+        "limit": "--tokens for a budget of tokens",
+        "tokens": "--limit for the number of items",
+    }
     for budget, value in (("limit", limit), ("tokens", tokens)):
         if value is None:
             continue
@@ -316,7 +319,7 @@ def within_budget(
         if not any(limited):
             names = ", ".join(map(str, chosen))
             problem = f"{names} can't be given {budget}={value}"
-            raise SpecError(f"{problem}; use {other[budget]}", subject=budget)
+            raise SpecError(f"{problem}; use {instead[budget]}", subject=budget)
         chosen = [small or task for small, task in zip(limited, chosen, strict=True)]
     return chosen
 
