@@ -201,14 +201,15 @@ def _open(
                 "leave it out, or give the model's name and no engine",
                 subject=option,
             )
-    if by_another and not isinstance(model, Opened):
-        return opened_by(options.engine, name_of(model), options.dtype, options.device)
-    if by_another and not runs_by(options.engine, model):
-        raise SpecError(
-            f"{model.name} is open in torch, and engine is {options.engine}; leave the engine out, "
-            "or give the model's name",
-            subject=options.engine,
-        )
+    if by_another:
+        if not isinstance(model, Opened):
+            return opened_by(options.engine, name_of(model), options.dtype, options.device)
+        if not runs_by(options.engine, model):
+            raise SpecError(
+                f"{model.name} is open already, and {options.engine} doesn't run it; leave the "
+                "engine out, or give the model's name",
+                subject=options.engine,
+            )
     names = [name_of(model)]
     if dense is not None and not is_object(dense):
         names.append(name_of(dense))
