@@ -62,6 +62,18 @@ def test_a_name_and_a_path_are_opened(folder: Path) -> None:
     assert by_name.digest == by_path.digest == open_model(str(folder), "float32").digest
 
 
+def test_an_open_model_that_was_changed_has_not_the_digest_of_its_file(folder: Path) -> None:
+    opened = open_model(str(folder), "float32")
+    before = opened.digest
+    assert opened_of(opened).digest == before
+    for weight in view(opened.model).weights[:2]:
+        weight.set(torch.zeros_like(weight.get()))
+        changed = opened_of(opened).digest
+        assert changed.startswith(hashing.OF_TENSORS)
+        assert changed != before
+        before = changed
+
+
 def test_a_model_without_a_name_is_called_by_its_class() -> None:
     assert opened_of(tiny_model("llama"), tiny_tokenizer()).name == "LlamaForCausalLM"
 
