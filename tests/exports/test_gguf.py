@@ -24,6 +24,7 @@ from tests.usual import usually
 
 SMALL = {"samples": 3, "length": 16, "dtype": "float32"}
 IDS = torch.arange(3, 35).reshape(2, 16)
+NOT_COPIED = {"model.gguf", "compressed_tensors", "calibrant.json", "README.md"}
 
 
 @pytest.fixture(scope="module")
@@ -134,6 +135,15 @@ def test_metadata_and_tokenizer_are_the_templates_and_the_manifest_stands_beside
     assert manifest_folder(file) == file.parent
 
 
+def test_the_form_of_vllm_beside_it_has_no_copy_of_it(template: Path, tmp_path: Path) -> None:
+    forms = ("gguf", "compressed_tensors")
+    out = tmp_path / "out"
+    quantize(str(template), target="w4g32", out=out, dtype="bfloat16", export=forms)
+    assert (out / "model.gguf").is_file()
+    beside = {path.name for path in (out / "compressed_tensors").iterdir()}
+    assert beside == {path.name for path in out.iterdir()} - NOT_COPIED
+
+
 def test_a_folder_needs_a_file_of_the_same_model(
     template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -171,6 +181,8 @@ def test_a_folder_needs_a_file_of_the_same_model(
         ).subject
         == "unlike"
     )
+    wide = {"target": "w4g32", "dtype": "float64", "out": tmp_path / "other", "export": "gguf"}
+    assert refusal_of(quantize, str(template), kind=OutputError, **wide).subject == str(template)
     opened = open_model(str(template), "float32", "cpu").tokenizer
     other = type("Other", (), {"get_vocab": lambda self: {**opened.get_vocab(), "a": 0}})
     monkeypatch.setattr("calibrant.models.gguf_writing.gguf_tokenizer", lambda path: other())
