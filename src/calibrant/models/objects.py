@@ -18,7 +18,7 @@ from calibrant.models.configuring import causal_classes, check_ids, check_templa
 from calibrant.models.devices import resolve_device, resolve_dtype
 from calibrant.models.hashing import digest_of
 from calibrant.models.on_disk import read_when_run
-from calibrant.models.opening import open_model
+from calibrant.models.opening import open_model, ref_of
 from calibrant.models.origin import is_as_remembered, origin_of, remember_copy
 from calibrant.models.saving import Opened, manifest_folder, read_manifest
 from calibrant.models.viewing import IN_MEMORY, Residence, refuse
@@ -50,7 +50,7 @@ def opened_of(
     numbers were changed since. Raises `ModelError`, and changes nothing, for what can't be used.
     """
     if isinstance(model, str | Path):
-        opened = open_model(str(model), dtype, device, on_disk=on_disk, beside=beside)
+        opened = open_model(ref_of(model), dtype, device, on_disk=on_disk, beside=beside)
         return _with_tokenizer(opened, tokenizer)
     if isinstance(model, Opened):
         # Whatever runs it needs the numbers of its blocks.
@@ -78,7 +78,7 @@ def name_of(model: object) -> str:
         origin = origin_of(model)
         name = model.name_or_path if origin is None else origin.name
         return name or type(model).__name__
-    return str(model)
+    return ref_of(model)
 
 
 def model_in(model: object) -> PreTrainedModel | None:
