@@ -15,10 +15,19 @@ import torch
 from calibrant.compress import prune, quantize
 from calibrant.errors import OutputError, SpecError
 from calibrant.models import manifest_folder, open_model, view
-from calibrant.models.gguf_writing import q4_0, q8_0
+from calibrant.models.gguf_writing import (
+    SHARED_GATE,
+    check_template,
+    parts_of,
+    plain,
+    q4_0,
+    q8_0,
+    write_gguf,
+)
 from calibrant.testing import tiny_folder
 from calibrant.testing.tiny import tiny_gguf
 
+from tests.models.mixtures_of_experts import tiny_mixture
 from tests.models.refused import refusal_of
 from tests.usual import usually
 
@@ -190,6 +199,34 @@ def test_a_folder_needs_a_file_of_the_same_model(
         quantize, str(template), kind=OutputError, **how, out=tmp_path / "other", export="gguf"
     ).subject == str(template)
     assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize("row", [False, True])
+def test_the_gate_of_a_shared_expert_is_a_vector(tmp_path: Path, row: bool) -> None:
+    model_view = view(tiny_mixture("qwen2_moe"))
+    writer = gguf.GGUFWriter(tmp_path / "like.gguf", "qwen2moe")
+    writer.add_custom_alignment(64)
+    writer.add_string("quantize.imatrix.file", "of the file before")
+    for part in parts_of(model_view):
+        is_gate = part.name.endswith(SHARED_GATE)
+        numbers = part.numbers()
+        writer.add_tensor(part.name, numbers[None] if is_gate and row else numbers)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    check_template(model_view, tmp_path / "like.gguf")
+    written = tmp_path / "written.gguf"
+    kind = gguf.GGMLQuantizationType.BF16
+    write_gguf(model_view, tmp_path / "like.gguf", written, lambda part: plain(part, kind), {})
+    reader = gguf.GGUFReader(written)
+    gates = [tensor for tensor in reader.tensors if tensor.name.endswith(SHARED_GATE)]
+    assert [tensor.data.shape for tensor in gates] == [(32,), (32,)]
+    gate = model_view.model.get_parameter("model.layers.0.mlp.shared_expert_gate.weight")
+    assert torch.equal(torch.tensor(gates[0].data), gate[0].detach())
+    # What is said of the file that it is like doesn't hold for it.
+    assert reader.get_field("general.alignment") is None
+    assert reader.get_field("quantize.imatrix.file") is None
 
 
 DROPPING = {
