@@ -16,7 +16,7 @@ from calibrant.data.inspect import inspect
 from calibrant.errors import DataError, InputError, ModelError, OutputError, SpecError
 from calibrant.evaluators import evaluate, explain
 from calibrant.lab.mixtures import mix
-from calibrant.models import open_model
+from calibrant.models import open_model, view
 from calibrant.models.objects import opened_of
 from calibrant.testing import tiny_folder, tiny_model
 
@@ -248,6 +248,20 @@ def test_a_model_that_was_changed_since_is_not_measured_as_the_compressed_one(
     (after,) = evaluate(model, tokenizer, label="mine", **settings)
     assert after.score.value != before.score.value
     assert evaluate(untouched_copy, **settings)[0].score.value == before.score.value
+
+
+def test_an_open_model_that_was_changed_is_not_measured_as_its_file(
+    folder: Path, tmp_path: Path
+) -> None:
+    settings: dict[str, Any] = {"tasks": LOSS, "store": tmp_path / "results"}
+    opened = open_model(str(folder), "float32")
+    (before,) = evaluate(opened, **settings)
+    for weight in view(opened.model).weights:
+        weight.set(torch.zeros_like(weight.get()))
+    with pytest.raises(SpecError):
+        evaluate(opened, **settings)
+    (after,) = evaluate(opened, label="mine", **settings)
+    assert after.score.value != before.score.value
 
 
 def test_a_model_whose_blocks_are_on_disk_is_measured_and_pruned(

@@ -273,6 +273,15 @@ def test_of_a_model_on_the_hub_the_configuration_alone_is_downloaded(
     planned = calibrant.plan(calibrant.quantize, "some/model")
     assert wanted == ["config.json"]
     assert planned.numbers == shapes_in(folder)[0]
+    outline = outline_of("some/model")
+    assert outline is not None
+    assert outline.divisible
+    config = json.loads((snapshot / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "compressed-tensors"}
+    (snapshot / "config.json").write_text(json.dumps(config))
+    packed = outline_of("some/model")
+    assert packed is not None
+    assert not packed.divisible
 
 
 def test_measuring_counts_what_is_read_and_both_models(folder: str):

@@ -79,7 +79,11 @@ def test_the_card_of_a_scheme_says_how_inputs_are_rounded(folder: Path, tmp_path
     assert "21 matrices" in line
 
 
-def test_names_of_the_hub_are_facts_for_the_hub(record: Record) -> None:
+def test_names_of_the_hub_are_facts_for_the_hub(
+    record: Record, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models/tiny").mkdir(parents=True)
     parts = [
         {"hub": {"id": "allenai/c4"}, "licence": "odc-by"},
         {"hub": {"id": "allenai/c4"}},
@@ -94,7 +98,7 @@ def test_names_of_the_hub_are_facts_for_the_hub(record: Record) -> None:
     )
     assert front(text)["base_model"] == "owner/a-model_1.0"
     assert front(text)["datasets"] == ["allenai/c4"]
-    for path in ("/home/me/model", "../model", "./model", "a/b/c", "smollm2"):
+    for path in ("/home/me/model", "../model", "./model", "a/b/c", "smollm2", "models/tiny"):
         assert "base_model" not in front(
             card(replace(record, run=replace(record.run, model_name=path)))
         )
@@ -161,9 +165,10 @@ def test_scores_go_into_the_card_in_place_of_the_last_ones_and_into_no_card_that
     assert "`loss`" in line, line
     assert text.count("<!-- measured -->") == text.count("<!-- /measured -->") == 1
     assert "| run |" in text
-    card_file.write_text("# mine")
-    assert CliRunner().invoke(app, words).exit_code == 2
-    assert card_file.read_text() == "# mine"
+    for content in (b"# mine", text.encode("utf-16")):
+        card_file.write_bytes(content)
+        assert CliRunner().invoke(app, words).exit_code == 2
+        assert card_file.read_bytes() == content
     card_file.unlink()
     assert CliRunner().invoke(app, words).exit_code == 2
     card_file.write_text(text)

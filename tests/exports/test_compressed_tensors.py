@@ -15,13 +15,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as some
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from calibrant.compress import prune, quantize
 from calibrant.errors import OutputError
 from calibrant.models import open_model
 from calibrant.models.packed_folder import pack_codes, unpack_codes
-from calibrant.testing import tiny_folder
+from calibrant.testing import tiny_folder, tiny_tokenizer
 
 from tests.models.refused import refusal_of
 from tests.usual import usually
@@ -103,6 +103,35 @@ def test_their_reader_gives_the_same_logits_and_knows_every_tensor(
     assert not loaded["unexpected_keys"]
     ours = AutoModelForCausalLM.from_pretrained(out, dtype=kind).eval()
     assert (logits - ours(IDS).logits).abs().max() == 0.0
+
+
+def test_a_model_whose_files_have_other_names_is_refused_before_any_work(tmp_path: Path) -> None:
+    text = {
+        "vocab_size": 300,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+    }
+    vision = {
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "image_size": 28,
+        "patch_size": 14,
+    }
+    config = AutoConfig.for_model(
+        "gemma3", text_config=text, vision_config=vision, mm_tokens_per_image=4
+    )
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "model")
+    tiny_tokenizer().save_pretrained(tmp_path / "model")
+    job = {"target": "w4g16", "dtype": "float32", "out": tmp_path / "out", "export": NAME}
+    said = refusal_of(quantize, str(tmp_path / "model"), kind=OutputError, **job)
+    assert said.subject == "model.language_model.layers.0.self_attn.q_proj"
+    assert not (tmp_path / "out").exists()
 
 
 def test_what_it_cannot_hold_is_refused_before_any_work(tmp_path: Path) -> None:

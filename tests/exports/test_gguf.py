@@ -15,15 +15,25 @@ import torch
 from calibrant.compress import prune, quantize
 from calibrant.errors import OutputError, SpecError
 from calibrant.models import manifest_folder, open_model, view
-from calibrant.models.gguf_writing import q4_0, q8_0
+from calibrant.models.gguf_writing import (
+    SHARED_GATE,
+    check_template,
+    parts_of,
+    plain,
+    q4_0,
+    q8_0,
+    write_gguf,
+)
 from calibrant.testing import tiny_folder
 from calibrant.testing.tiny import tiny_gguf
 
+from tests.models.mixtures_of_experts import tiny_mixture
 from tests.models.refused import refusal_of
 from tests.usual import usually
 
 SMALL = {"samples": 3, "length": 16, "dtype": "float32"}
 IDS = torch.arange(3, 35).reshape(2, 16)
+NOT_COPIED = {"model.gguf", "compressed_tensors", "calibrant.json", "README.md"}
 
 
 @pytest.fixture(scope="module")
@@ -134,6 +144,15 @@ def test_metadata_and_tokenizer_are_the_templates_and_the_manifest_stands_beside
     assert manifest_folder(file) == file.parent
 
 
+def test_the_form_of_vllm_beside_it_has_no_copy_of_it(template: Path, tmp_path: Path) -> None:
+    forms = ("gguf", "compressed_tensors")
+    out = tmp_path / "out"
+    quantize(str(template), target="w4g32", out=out, dtype="bfloat16", export=forms)
+    assert (out / "model.gguf").is_file()
+    beside = {path.name for path in (out / "compressed_tensors").iterdir()}
+    assert beside == {path.name for path in out.iterdir()} - NOT_COPIED
+
+
 def test_a_folder_needs_a_file_of_the_same_model(
     template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -171,6 +190,8 @@ def test_a_folder_needs_a_file_of_the_same_model(
         ).subject
         == "unlike"
     )
+    wide = {"target": "w4g32", "dtype": "float64", "out": tmp_path / "other", "export": "gguf"}
+    assert refusal_of(quantize, str(template), kind=OutputError, **wide).subject == str(template)
     opened = open_model(str(template), "float32", "cpu").tokenizer
     other = type("Other", (), {"get_vocab": lambda self: {**opened.get_vocab(), "a": 0}})
     monkeypatch.setattr("calibrant.models.gguf_writing.gguf_tokenizer", lambda path: other())
@@ -178,6 +199,34 @@ def test_a_folder_needs_a_file_of_the_same_model(
         quantize, str(template), kind=OutputError, **how, out=tmp_path / "other", export="gguf"
     ).subject == str(template)
     assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize("row", [False, True])
+def test_the_gate_of_a_shared_expert_is_a_vector(tmp_path: Path, row: bool) -> None:
+    model_view = view(tiny_mixture("qwen2_moe"))
+    writer = gguf.GGUFWriter(tmp_path / "like.gguf", "qwen2moe")
+    writer.add_custom_alignment(64)
+    writer.add_string("quantize.imatrix.file", "of the file before")
+    for part in parts_of(model_view):
+        is_gate = part.name.endswith(SHARED_GATE)
+        numbers = part.numbers()
+        writer.add_tensor(part.name, numbers[None] if is_gate and row else numbers)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    check_template(model_view, tmp_path / "like.gguf")
+    written = tmp_path / "written.gguf"
+    kind = gguf.GGMLQuantizationType.BF16
+    write_gguf(model_view, tmp_path / "like.gguf", written, lambda part: plain(part, kind), {})
+    reader = gguf.GGUFReader(written)
+    gates = [tensor for tensor in reader.tensors if tensor.name.endswith(SHARED_GATE)]
+    assert [tensor.data.shape for tensor in gates] == [(32,), (32,)]
+    gate = model_view.model.get_parameter("model.layers.0.mlp.shared_expert_gate.weight")
+    assert torch.equal(torch.tensor(gates[0].data), gate[0].detach())
+    # What is said of the file that it is like doesn't hold for it.
+    assert reader.get_field("general.alignment") is None
+    assert reader.get_field("quantize.imatrix.file") is None
 
 
 DROPPING = {

@@ -1,6 +1,7 @@
 """What a file for other tools holds, what its card and script say, and what is refused."""
 
 import ast
+import errno
 import json
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,9 @@ from pyarrow import parquet
 from calibrant import CalibrationSet, InputError, prune, write_data
 from calibrant.data import Chat, as_source
 from calibrant.errors import DataError, ModelError, OutputError
-from calibrant.handover import ScriptFacts, tool_named, tools
+from calibrant.handover import ScriptFacts, tool_named, tools, write_over
 from calibrant.models import open_model, open_tokenizer
+from calibrant.options import WriteDataOptions
 from calibrant.system.durable import put
 from calibrant.testing import tiny_folder, tiny_model, tiny_tokenizer
 from calibrant.testing.tiny import tiny_gguf
@@ -268,6 +270,27 @@ def test_what_exists_is_left_alone(there: str, folder: Path, tmp_path: Path) -> 
     assert there in str(refused.value)
     assert [path.name for path in tmp_path.iterdir()] == [there]
     assert (tmp_path / there).read_text() == "mine"
+
+
+@pytest.mark.parametrize("there", [set(), {"windows.jsonl.md"}])
+def test_where_a_file_cannot_be_written_it_is_named_and_nothing_new_stays(
+    there: set[str], folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "windows.jsonl"
+    for name in there:
+        (tmp_path / name).write_text("mine")
+
+    def full(path: Path, content: bytes) -> None:
+        if path == out:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        put(path, content)
+
+    monkeypatch.setattr("calibrant.handover._files.put", full)
+    options = WriteDataOptions(folder, data="python_docs", out=out, samples=2, length=32)
+    with pytest.raises(OutputError) as refused:
+        write_over(options)
+    assert refused.value.subject == str(out)
+    assert {path.name for path in tmp_path.iterdir()} == there
 
 
 def test_a_call_that_was_killed_before_its_data_is_asked_again(

@@ -3,6 +3,7 @@ what is none is one sentence.
 """
 
 import struct
+from dataclasses import replace
 from pathlib import Path
 
 import gguf
@@ -69,6 +70,11 @@ def test_the_older_form_by_hand_and_back(tmp_path: Path):
         np.testing.assert_allclose(
             back.entries[name].importance.ravel(), entry.importance.ravel(), rtol=1e-6
         )
+
+
+def test_what_is_made_of_no_known_text_comes_back(tmp_path: Path):
+    path = replace(made(), datasets=()).write(tmp_path / "a.gguf")
+    assert read_imatrix(path).datasets == ()
 
 
 @pytest.mark.parametrize("name", ["a.gguf", "a.dat"])

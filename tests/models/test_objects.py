@@ -22,6 +22,7 @@ from transformers import (
 from calibrant.errors import ModelError
 from calibrant.models import hashing, open_model, view
 from calibrant.models.objects import evaluating, opened_of
+from calibrant.models.opening import load
 from calibrant.testing import tiny_folder, tiny_model, tiny_tokenizer
 
 
@@ -60,6 +61,27 @@ def test_a_name_and_a_path_are_opened(folder: Path) -> None:
     by_name = opened_of(str(folder), dtype="float32")
     by_path = opened_of(folder, dtype="float32")
     assert by_name.digest == by_path.digest == open_model(str(folder), "float32").digest
+
+
+def test_a_folder_that_is_called_like_a_named_model_is_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    tiny_folder("smollm2")
+    for model in (load("./smollm2"), load(Path("smollm2")), opened_of(Path("smollm2")).model):
+        assert model.config.hidden_size == 32
+
+
+def test_an_open_model_that_was_changed_has_not_the_digest_of_its_file(folder: Path) -> None:
+    opened = open_model(str(folder), "float32")
+    before = opened.digest
+    assert opened_of(opened).digest == before
+    for weight in view(opened.model).weights[:2]:
+        weight.set(torch.zeros_like(weight.get()))
+        changed = opened_of(opened).digest
+        assert changed.startswith(hashing.OF_TENSORS)
+        assert changed != before
+        before = changed
 
 
 def test_a_model_without_a_name_is_called_by_its_class() -> None:

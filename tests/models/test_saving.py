@@ -119,6 +119,15 @@ def test_a_folder_of_ours_is_refused_with_what_it_holds(tmp_path, manifest, valu
     assert (tmp_path / "calibrant.json").read_text() == manifest
 
 
+def test_a_folder_of_the_user_is_saved_into(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "home").mkdir()
+    monkeypatch.chdir(tmp_path)
+    save(opened(), "~/out", {})
+    assert (tmp_path / "home/out/config.json").is_file()
+    assert os.listdir(tmp_path) == ["home"]
+
+
 def test_a_folder_that_is_not_ours_is_refused_and_left_alone(tmp_path):
     assert read_manifest(tmp_path) is None
     (tmp_path / "out").mkdir()
@@ -213,6 +222,9 @@ def test_a_damaged_manifest_is_refused_and_not_taken_for_none(tmp_path):
         whole.replace(b"sha256:1", b"sha256:2"),
         b"[]",
         config,
+        b"[" * 100_000,
+        b'{"files": {"/etc/hosts": "sha256:1"}}',
+        b'{"files": {"../config.json": "sha256:1"}}',
     ):
         path.write_bytes(damaged)
         assert refusal_of(open_model, str(tmp_path / "out"), "float32", "cpu").subject == str(path)

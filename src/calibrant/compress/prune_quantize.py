@@ -63,6 +63,7 @@ from calibrant.models import (
     view,
     will_be_changed,
 )
+from calibrant.models.opening import ref_of
 from calibrant.models.rounded_inputs import round_alike
 from calibrant.options import (
     CompressOptions,
@@ -548,7 +549,7 @@ class _Job:
         device = self.ranks.device(self.options.device)
         residence = self.model_view.residence
         opened = open_model(
-            str(folder),
+            ref_of(folder),
             run.dtype,
             device,
             on_disk=residence.on_disk,

@@ -8,6 +8,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path, PurePath
 from typing import Any, Final
@@ -40,8 +41,12 @@ def check_card(folder: str | Path) -> None:
     nothing.
     """
     path = Path(folder) / CARD
-    ours = read_manifest(folder) is not None and path.is_file()
-    if not ours or not _has_place_for_scores(path.read_text("utf-8")):
+    text = ""
+    if read_manifest(folder) is not None and path.is_file():
+        # One in another encoding isn't as it was written either.
+        with suppress(UnicodeDecodeError):
+            text = path.read_text("utf-8")
+    if not _has_place_for_scores(text):
         raise OutputError(
             f"{str(folder)!r} has no model card of calibrant to write scores into; "
             f"leave --card out",
@@ -99,7 +104,8 @@ def _front(record: Record) -> Iterator[str]:
     yield "library_name: transformers"
     yield "pipeline_tag: text-generation"
     yield f"tags: {_json(['calibrant', _kind(record), str(run.method.get('spec', ''))])}"
-    if _is_hub_name(run.model_name):
+    # A folder here may be called like a model of the hub.
+    if _is_hub_name(run.model_name) and not Path(run.model_name).exists():
         yield f"base_model: {_json(run.model_name)}"
     if repositories:
         yield f"datasets: {_json(list(repositories))}"

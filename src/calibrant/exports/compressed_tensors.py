@@ -21,7 +21,8 @@ from calibrant.models import ModelView, Opened
 from calibrant.models.declared_cache import cache_settings, cache_tensors
 from calibrant.models.declared_inputs import input_settings, scale_name
 from calibrant.models.float_folder import FORMATS, WEIGHT, WEIGHT_SETTINGS, parts_of
-from calibrant.models.folder import CONFIG, INDEX, WEIGHTS
+from calibrant.models.folder import CONFIG, INDEX, READ, WEIGHTS
+from calibrant.models.on_disk import saved_state
 from calibrant.models.packed_folder import (
     FORMAT,
     INTEGERS,
@@ -104,6 +105,15 @@ class CompressedTensors(Export):
                     f"{type(weight.owner).__name__}; leave --export {self} out",
                     subject=weight.name,
                 )
+        saved = saved_state(opened.model, opened.model.state_dict())
+        for weight in view.weights:
+            if f"{weight.name}.weight" not in saved:
+                raise OutputError(
+                    f"{self} finds matrices in files by their names, and files have another one "
+                    f"for {weight.name}, as those of models of pictures and text do; leave "
+                    f"--export {self} out, or take sparse",
+                    subject=weight.name,
+                )
 
     def write(self, compressed: CompressedModel, folder: Path) -> None:
         packed: dict[str, Codes | FloatCodes] = {}
@@ -151,10 +161,10 @@ class CompressedTensors(Export):
         # A single file needs no index.
         if set(file_of.values()) != {WEIGHTS}:
             _write(packed_folder / INDEX, {"metadata": {"total_size": size}, "weight_map": file_of})
-        # What else a reader needs, such as the tokenizer, goes along unchanged.
+        # What else a reader needs, such as the tokenizer, goes along unchanged, and no other form.
         for file in folder.iterdir():
             written = file.suffix == ".safetensors" or file.name in (CONFIG, INDEX, INPUTS)
-            if file.is_file() and not written:
+            if file.is_file() and file.name.endswith(READ) and not written:
                 shutil.copy(file, packed_folder / file.name)
         dense: list[str] = []
         for name, module in compressed.opened.model.named_modules():

@@ -27,6 +27,7 @@ from calibrant.models.gguf_writing import (
     q8_0,
     write_gguf,
 )
+from calibrant.numerics import type_name
 from calibrant.packed import Codes, GgmlBlocks, Packed
 from calibrant.spec import written_form
 from calibrant.targets import Target
@@ -66,6 +67,12 @@ class Gguf(Export):
             raise self._refused_shape(
                 f"{method} to {target} leaves fewer blocks or experts", str(method)
             )
+        if self.plain == "own" and opened.dtype not in _NAME_OF_TYPE:
+            raise OutputError(
+                f"{self} has no numbers of {type_name(opened.dtype)}, as those of {opened.name} "
+                "are; choose gguf(plain=f32)",
+                subject=opened.name,
+            )
         template = self._template(opened)
         check_template(view, template)
         check_vocabulary(opened, template)
@@ -80,10 +87,10 @@ class Gguf(Export):
                     f"{edit['edit']} left fewer blocks or experts", edit["edit"]
                 )
         check_template(compressed.view, template)
-        type_name = self.plain
+        plain_name = self.plain
         if self.plain == "own":
-            type_name = _NAME_OF_TYPE[compressed.opened.dtype]
-        plain_kind = GGMLQuantizationType[type_name.upper()]
+            plain_name = _NAME_OF_TYPE[compressed.opened.dtype]
+        plain_kind = GGMLQuantizationType[plain_name.upper()]
         run = compressed.record.run
         facts = {
             "version": __version__,

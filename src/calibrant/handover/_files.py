@@ -1,7 +1,7 @@
 """How rows become a file or a folder; everything appears whole or not at all."""
 
 import io
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
@@ -41,25 +41,27 @@ ENDINGS: Final[Mapping[str, Callable[[Rows], bytes]]] = {
 
 
 def write_files(files: Mapping[Path, bytes]) -> None:
-    """Write all of these files or, with an `OutputError`, none."""
-    done: list[Path] = []
-    try:
-        for path, content in files.items():
+    """Write all of these files. With an `OutputError` none of them is new: what was there stays, as
+    it was or replaced.
+    """
+    new = _absent(files)
+    for path, content in files.items():
+        try:
             put(path, content)
-            done.append(path)
-    except OSError as error:
-        _remove(done)
-        message = f"{str(error.filename)!r} can't be written ({reason(error)})"
-        raise OutputError(message, subject=str(error.filename)) from error
+        except OSError as error:
+            _remove(new)
+            message = f"{str(path)!r} can't be written ({reason(error)})"
+            raise OutputError(message, subject=str(path)) from error
 
 
 @needed_for("a folder of datasets")
 def write_folder(folder: Path, rows: Rows, card_text: str, beside: Mapping[Path, bytes]) -> None:
-    """Write rows as a folder that `datasets` opens, with its card in it, and the files beside it;
-    or, with an `OutputError`, nothing.
+    """Write rows as a folder that `datasets` opens, with its card in it, and the files beside it.
+    With an `OutputError` there is no folder, and none of the files is new.
     """
     from datasets import Dataset
 
+    new = _absent(beside)
     write_files(beside)
     try:
         with appearing(folder, folder.with_name(f"{UNFINISHED}-{folder.name}")) as half:
@@ -67,7 +69,7 @@ def write_folder(folder: Path, rows: Rows, card_text: str, beside: Mapping[Path,
                 Dataset.from_list(list(rows)).save_to_disk(half)
             put(half / "README.md", card_text.encode())
     except OSError as error:
-        _remove(beside)
+        _remove(new)
         message = f"{str(folder)!r} can't be written ({reason(error)})"
         raise OutputError(message, subject=str(folder)) from error
 
@@ -87,7 +89,11 @@ def _without_bars() -> Iterator[None]:
         datasets.enable_progress_bars()
 
 
-def _remove(paths: Sequence[Path] | Mapping[Path, bytes]) -> None:
+def _absent(paths: Iterable[Path]) -> list[Path]:
+    return [path for path in paths if not path.exists()]
+
+
+def _remove(paths: Sequence[Path]) -> None:
     for path in paths:
         with suppress(OSError):
             path.unlink()

@@ -15,10 +15,10 @@ def divergences(
     the row isn't finite.
 
     Σp(log p - log q) is a small difference of large terms. So Σ(q - p) is added, which is zero but
-    for rounding. Then each summand is p(e^d - 1 - d) with d = log q - log p. It is at least zero,
-    and exact for the small d that decide a small divergence. For large d it is written as
-    q - p - p·d, which can't overflow. Logits of two bytes are widened to float32, others keep their
-    type.
+    for rounding. Then each summand is p(e^d - 1 - d) with d = log q - log p. It is at least zero.
+    Float32 on the processor has it from a series, which keeps its digits where d is small.
+    Elsewhere it is expm1(d) - d, which loses some. For large d it is q - p - p·d, which can't
+    overflow. Logits of two bytes are widened to float32, others keep their type.
 
     Examples
     --------

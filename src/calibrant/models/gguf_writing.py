@@ -8,7 +8,8 @@ transformers is, and the names of tensors in which transformers keeps all expert
 Nothing of the tokenizer is made anew, so nothing can be wrong with it. llama.cpp keeps some numbers
 in another way than transformers. In `llama` the rows of queries and keys are in another order (the
 rotary halves of each head interleaved). In `gemma` norms are larger by one. Experts have gate and
-up as two tensors. Only architectures of which all this is known are written.
+up as two tensors, and the gate of a shared expert is a vector. Only architectures of which all this
+is known are written.
 """
 
 from collections import Counter
@@ -67,6 +68,10 @@ PERMUTED: Final = ("llama",)
 """Architectures in which the rows of queries and keys are in another order."""
 SHIFTED: Final = ("gemma2", "gemma3")
 """Architectures in which norms are larger by one."""
+SHARED_GATE: Final = "ffn_gate_inp_shexp.weight"
+"""How the name of a shared expert's gate ends: one row in transformers, a vector in a file."""
+FOREIGN: Final = ("GGUF.", "calibrant.", "quantize.imatrix.")
+"""How entries begin that are about the file itself, and aren't copied: how it was made."""
 _TYPES: Final = GGMLQuantizationType
 FILE_TYPES: Final = {_TYPES.F32: 0, _TYPES.F16: 1, _TYPES.BF16: 32, _TYPES.Q4_0: 2, _TYPES.Q8_0: 7}
 """What `general.file_type` says of a file whose matrices are mostly of one type."""
@@ -192,6 +197,8 @@ def parts_of(view: ModelView) -> Iterator[GgufPart]:
             )
         weight = matrices.get(parameter.data_ptr())
         tensor = parameter.detach() if weight is None else weight.get()
+        if gguf_name.endswith(SHARED_GATE):
+            tensor = tensor[0]
         matrix = None if weight is None else weight.name
         shift = 1.0 if architecture in SHIFTED and gguf_name.endswith("norm.weight") else 0.0
         order = _order(gguf_name, len(tensor), config) if architecture in PERMUTED else None
@@ -250,7 +257,8 @@ def check_template(view: ModelView, template: Path) -> Header:
         if shape is None and part.name != HEAD:
             raise _other_model(f"{template} has no {part.name}, and the model has", part.name)
         ours = tuple(part.tensor.shape)
-        if shape is not None and shape != ours:
+        # Some files have the gate of a shared expert as one row.
+        if shape is not None and shape not in (ours, (1, *ours)):
             raise _other_model(
                 f"{part.name} is {list(ours)} in the model and {list(shape)} in {template}",
                 part.name,
@@ -289,13 +297,13 @@ def write_gguf(
     `facts` as further keys.
 
     Tensors that only the template has (tables of angles) are copied. A tied head has no tensor, as
-    usual.
+    usual. How the template was laid out and quantized isn't copied.
     """
     reader = gguf.GGUFReader(template)
     writer = gguf.GGUFWriter(path, architecture_of(view.model))
-    changed = ("general.architecture", "general.file_type", *facts)
+    changed = ("general.architecture", "general.file_type", "general.alignment", *facts)
     for name, field in reader.fields.items():
-        if name.startswith(("GGUF.", "calibrant.")) or name in changed:
+        if name.startswith(FOREIGN) or name in changed:
             continue
         kind = field.types[0] if field.types else GGUFValueType.STRING
         inner = field.types[1] if kind == GGUFValueType.ARRAY and len(field.types) > 1 else None

@@ -5,7 +5,6 @@ Nothing is copied whole. A file is read block by block; tensors are hashed where
 at a time, and one that is on another device or isn't contiguous is copied meanwhile.
 """
 
-import hashlib
 import json
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +16,7 @@ from transformers import PreTrainedModel
 
 from calibrant.errors import ModelError
 from calibrant.models.changing import place_of, tied
+from calibrant.models.compact import digest
 from calibrant.models.opening import located, open_model
 from calibrant.models.rounded_inputs import rounding_facts
 from calibrant.numerics import type_name
@@ -81,22 +81,18 @@ def _digest_of_tensors(model: PreTrainedModel) -> str:
     # Numbers that have several names are hashed once.
     distinct = {_memory(tensor): tensor for tensor in tensors.values()}
     with ThreadPoolExecutor() as threads:
-        hashed = threads.map(_tensor_digest, distinct.values())
+        hashed = threads.map(digest, distinct.values())
         digests = dict(zip(distinct, hashed, strict=True))
     described: list[list[Any]] = []
     for name, tensor in tensors.items():
-        digest = digests[_memory(tensor)]
-        described.append([name, str(tensor.dtype), list(tensor.shape), digest])
+        facts = [name, str(tensor.dtype), list(tensor.shape), digests[_memory(tensor)]]
+        described.append(facts)
     return OF_TENSORS + identity([_facts(model), described]).removeprefix("sha256:")
 
 
 def _memory(tensor: Tensor) -> tuple[Any, ...]:
     """What is the same for two tensors that are the same numbers in the same memory."""
     return place_of(tensor), tensor.dtype, tensor.shape, tensor.stride()
-
-
-def _tensor_digest(tensor: Tensor) -> str:
-    return hashlib.sha256(_bytes(tensor).cpu().numpy().data).hexdigest()
 
 
 def _tensors(model: PreTrainedModel) -> dict[str, Tensor]:

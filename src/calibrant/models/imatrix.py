@@ -96,7 +96,8 @@ class Imatrix:
         # The writer insists on an architecture, but an imatrix has none.
         writer.kv_data[0].pop("general.architecture", None)
         writer.add_type("imatrix")
-        writer.add_array("imatrix.datasets", list(self.datasets))
+        # An empty list would leave the entry out, and readers want it.
+        writer.add_array("imatrix.datasets", list(self.datasets) or [""])
         writer.add_uint32("imatrix.chunk_count", self.chunks)
         writer.add_uint32("imatrix.chunk_size", self.chunk_size)
         writer.add_string(SEALED, self._seal())
@@ -254,7 +255,7 @@ def _read_gguf(path: Path) -> Imatrix:
                 f"{brief(name)} has sums of {len(sums)} matrices and counts of {len(counts)}"
             )
         entries[name] = ImatrixEntry(_sound(sums, name), counts)
-    datasets = tuple(map(str, facts["datasets"]))
+    datasets = tuple(str(dataset) for dataset in facts["datasets"] if dataset)
     found = Imatrix(entries, datasets, int(facts["chunk_count"]), int(facts["chunk_size"]))
     # A file that llama.cpp made has no seal.
     sealed = reader.get_field(SEALED)

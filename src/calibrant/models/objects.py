@@ -18,8 +18,8 @@ from calibrant.models.configuring import causal_classes, check_ids, check_templa
 from calibrant.models.devices import resolve_device, resolve_dtype
 from calibrant.models.hashing import digest_of
 from calibrant.models.on_disk import read_when_run
-from calibrant.models.opening import open_model
-from calibrant.models.origin import origin_of, remember_copy
+from calibrant.models.opening import open_model, ref_of
+from calibrant.models.origin import is_as_remembered, origin_of, remember_copy
 from calibrant.models.saving import Opened, manifest_folder, read_manifest
 from calibrant.models.viewing import IN_MEMORY, Residence, refuse
 from calibrant.numerics import type_name
@@ -46,16 +46,18 @@ def opened_of(
     A model of transformers needs its `tokenizer`. Beside a name or an `Opened`, a tokenizer takes
     the place of the model's own, if both have the same vocabulary. With `copy` the object stays as
     it is, and the result holds a copy. `dtype` and `device` are for what is opened here; an object
-    has its own. Its digest is found when it is first asked for. Raises `ModelError`, and changes
-    nothing, for what can't be used.
+    has its own. Its digest is found when it is first asked for, and anew for an `Opened` whose
+    numbers were changed since. Raises `ModelError`, and changes nothing, for what can't be used.
     """
     if isinstance(model, str | Path):
-        opened = open_model(str(model), dtype, device, on_disk=on_disk, beside=beside)
+        opened = open_model(ref_of(model), dtype, device, on_disk=on_disk, beside=beside)
         return _with_tokenizer(opened, tokenizer)
     if isinstance(model, Opened):
         # Whatever runs it needs the numbers of its blocks.
         if model.residence.on_disk:
             read_when_run(model.model, model.residence)
+        elif origin_of(model) is not None and not is_as_remembered(model.model):
+            will_be_changed(model)
         opened = _with_tokenizer(model, tokenizer)
     else:
         opened = _around(model, tokenizer)
@@ -76,7 +78,7 @@ def name_of(model: object) -> str:
         origin = origin_of(model)
         name = model.name_or_path if origin is None else origin.name
         return name or type(model).__name__
-    return str(model)
+    return ref_of(model)
 
 
 def model_in(model: object) -> PreTrainedModel | None:
@@ -122,9 +124,9 @@ def only_looks(verb: Callable[[OptionsT], ResultT]) -> Callable[[OptionsT], Resu
 
 
 def will_be_changed(model: object) -> None:
-    """Say that the numbers of a model that was given as an object are about to change: the digest
-    of an `Opened` is found anew when it is asked for again. Asking raises `ModelError` where its
-    blocks are on disk.
+    """Say that the numbers of a model that was given as an object change: the digest of an `Opened`
+    is found anew when it is asked for again. Asking raises `ModelError` where its blocks are on
+    disk.
     """
     if not isinstance(model, Opened):
         return

@@ -45,7 +45,7 @@ from calibrant.models.configuring import (
     trusted,
 )
 from calibrant.models.declared_cache import DeclaredCache, declared_cache
-from calibrant.models.declared_inputs import DeclaredInputs, declared_inputs
+from calibrant.models.declared_inputs import DeclaredInputs, declared_inputs, quantization_settings
 from calibrant.models.devices import resolve_device, resolve_dtype
 from calibrant.models.digests import file_digests, folder_digest, known_digest
 from calibrant.models.folder import (
@@ -177,12 +177,12 @@ def outline_of(ref: str, dtype: str = "auto", device: str = "auto") -> ModelOutl
             stored = packed.tensors
             plain = False
     with _ONE_AT_A_TIME, quiet():
-        config, empty = _described(path, stored, ref, resolved, trust)
+        _, empty = _described(path, stored, ref, resolved, trust)
     if empty is None:
         return None
     if storage == "hub":
         # Its files aren't here, so its configuration alone tells that they hold packed numbers.
-        plain = getattr(config, "quantization_config", None) is None
+        plain = not quantization_settings(path)
     # What it ties is tied here, which transformers leaves for when there are numbers.
     empty.tie_weights()
     shape = ModelShape.of(view(empty, WITHOUT_NUMBERS))
@@ -232,7 +232,16 @@ def load(folder: str | Path, device: str = "auto") -> PreTrainedModel:
             "wrote, or a form in it",
             subject=str(folder),
         )
-    return open_model(str(path), saved_dtype(path), device).model
+    return open_model(ref_of(path), saved_dtype(path), device).model
+
+
+def ref_of(path: object) -> str:
+    """Return what names the model at a path to `open_model`. A `Path` may be written like a model
+    that has a name of its own, and is made absolute then.
+    """
+    if isinstance(path, Path) and str(path) in NAMED:
+        return str(path.absolute())
+    return str(path)
 
 
 def saved_dtype(folder: Path) -> str:

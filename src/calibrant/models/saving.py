@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Final, TypeAlias, final
 
 import torch
@@ -115,7 +115,7 @@ def saved(
     """Save as `save` does, but leave the writing of the model to the body of the `with`: it is
     given the hidden folder to write into.
     """
-    folder = Path(folder)
+    folder = user_path(folder, OutputError)
     check_output(folder)
     with quiet(), _appears(folder) as temporary:
         yield temporary
@@ -269,7 +269,7 @@ def read_manifest(folder: str | Path) -> dict[str, Any] | None:
         return None
     try:
         return _manifest(path)
-    except (DataError, ValueError) as error:
+    except (DataError, ValueError, RecursionError) as error:
         raise _not_as_written(path, "is damaged") from error
 
 
@@ -317,7 +317,9 @@ def _not_as_written(path: Path, why: str) -> ModelError:
 
 
 def _manifest(path: Path) -> dict[str, Any]:
-    """What a manifest says. Raises `DataError` or `ValueError` for a file that is no sound one."""
+    """What a manifest says. Raises `DataError`, `ValueError` or `RecursionError` for a file that is
+    no sound one.
+    """
     try:
         manifest = read_json(path, _PURPOSE)
     except DataError:
@@ -330,7 +332,7 @@ def _manifest(path: Path) -> dict[str, Any]:
     files = manifest.get(FILES)
     if files is None and VERSION not in manifest:
         raise BrokenSealError
-    if files is not None and not _maps_text_to_text(files):
+    if files is not None and not _are_files(files):
         raise BrokenSealError
     return manifest
 
@@ -341,15 +343,18 @@ def _is_foreign(path: Path) -> bool:
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
     return not isinstance(value, dict) or not {VERSION, FILES, SEAL} & value.keys()
 
 
-def _maps_text_to_text(value: Any) -> bool:
+def _are_files(value: Any) -> bool:
+    """Whether it is a mapping of paths inside a folder to texts."""
     if not isinstance(value, dict):
         return False
-    return all(isinstance(text, str) for text in (*value.keys(), *value.values()))
+    paths = [PurePosixPath(name) for name in value]
+    inside = not any(path.is_absolute() or ".." in path.parts for path in paths)
+    return inside and all(isinstance(text, str) for text in value.values())
 
 
 def _is_read(path: Path, place: Path, home: Path, forms: Collection[Path]) -> bool:

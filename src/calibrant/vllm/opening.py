@@ -8,7 +8,7 @@ from typing import Any, Final, final
 import torch
 
 from calibrant.errors import ModelError
-from calibrant.models import Opened, located, save
+from calibrant.models import Opened, located, opened_of, save
 from calibrant.models.digests import file_digests, folder_digest
 from calibrant.models.folder import weight_files
 from calibrant.models.rounded_inputs import rounding_facts
@@ -33,7 +33,7 @@ class OpenInVllm:
         python = interpreter()
         self.engine = engine_in(python)
         self._python = python
-        self._opened = opened
+        self._opened = opened_of(opened)
         self._stack = ExitStack()
         self._run: RunByVllm | None = None
 

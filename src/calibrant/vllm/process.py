@@ -175,7 +175,9 @@ class VllmProcess:
             self.close()
             raise
         if not reply.endswith(b"\n"):
-            raise self._refused(self._how_it_ended())
+            why = self._how_it_ended()
+            self.close()
+            raise self._refused(why)
         answer = json.loads(reply)
         if "error" in answer:
             raise self._refused(f"it says {_in_one_line(answer['error'])}")
