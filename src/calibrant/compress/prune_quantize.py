@@ -358,7 +358,7 @@ class _Job:
         with clock.phase("open"):
             if promised is not None:
                 reason = left_on_disk(
-                    str(options.model),
+                    ref_of(options.model),
                     recipe,
                     calibration,
                     forms,
@@ -371,7 +371,7 @@ class _Job:
             on_disk = any(notes)
             beside = ""
             if on_device is not None and not given:
-                name = str(options.model)
+                name = ref_of(options.model)
                 beside = left_beside(name, recipe, calibration, options.dtype, device, on_device)
                 notes.append(beside)
             opened = opened_of(
