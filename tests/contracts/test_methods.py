@@ -79,7 +79,7 @@ def test_its_edits_keep_theirs(name: str, tmp_path: Path):
     method = methods.build(name)
     target = next(
         target
-        for target in map(parse_target, ("0.5", "w3g16a", "q4_0"))
+        for target in map(parse_target, ("0.5", "w3g16a", "q4_0", "Q4_K_M"))
         if isinstance(target, method.accepts)
     )
     sizes = {"num_hidden_layers": 4} if name in PAIRS else {}

@@ -315,7 +315,7 @@ def test_a_recipe_leaves_nothing_to_choose(tmp_path: Path) -> None:
         quantize(
             str(template), data="python_docs", method="llama_cpp(by=kl)", target="Q4_0", **SMALL
         )
-    assert refused.value.subject == "q4_0"
+    assert refused.value.subject == "Q4_0"
     with pytest.raises(SpecError):
         methods.build("llama_cpp(by=size)")
 

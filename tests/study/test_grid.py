@@ -9,7 +9,7 @@ import pytest
 
 from calibrant.errors import StudyError
 from calibrant.lab.study import Study
-from calibrant.lab.study.checking import Mistakes
+from calibrant.lab.study.checking import Mistakes, gathered
 from calibrant.lab.study.study import read
 
 STOPS = {"compare": "full_stops", "with": "random_tokens"}
@@ -62,9 +62,9 @@ def test_groups_are_grids_with_axes_replaced_and_each_cell_is_asked_once():
 
 
 def test_whole_numbers_of_numpy_are_whole_numbers():
-    study = asked(seeds=np.arange(2), samples=np.int64(4))
-    plain = asked(seeds=[0, 1], samples=4)
-    assert (study, study.as_yaml(), study.labels()) == (plain, plain.as_yaml(), plain.labels())
+    found = gathered({"seeds": np.arange(2), "samples": np.int64(4)})
+    assert found == {"seeds": [0, 1], "samples": 4}
+    assert [type(number) for number in (*found["seeds"], found["samples"])] == [int, int, int]
 
 
 def test_a_single_group_stands_for_a_list_of_one():

@@ -264,10 +264,8 @@ def test_controls_have_no_end_and_a_mix_lasts_as_long_as_its_shorter_part():
 
 
 def test_a_model_without_a_longest_length_gets_windows_of_the_studys(model: str):
-    config = SimpleNamespace(get_text_config=SimpleNamespace)
-    opened: Any = SimpleNamespace(
-        model=SimpleNamespace(config=config), tokenizer=open_model(model).tokenizer
-    )
+    opened = open_model(model)
+    delattr(opened.model.config, "max_position_embeddings")
     batch = _micro_batch(CalibrationSet("random_tokens", length=48), opened)
     assert batch.ids.shape[1] == 48
 

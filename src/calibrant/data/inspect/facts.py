@@ -216,7 +216,7 @@ def _budget_for_enough_draws(
             count = 0
         if count is not None and count >= ENOUGH_DRAWS:
             return amount
-        amount = _rounded(min(amount * 0.8, amount - 1))
+        amount = _rounded(min(amount * 0.8, amount - 1.0))
     return None
 
 
