@@ -79,6 +79,13 @@ def test_a_report_calls_a_set_by_its_short_name(tmp_path: Path):
     assert MIX in found.html(), "the command that repeats a run has what it was made of"
 
 
+def test_a_name_that_rich_takes_for_an_emoji_is_printed_as_it_is(tmp_path: Path):
+    folder = store_of(tmp_path / "study", {MIX: (2.5, 3.9), "c4": (2.9, 3.4)})
+    with Store(folder) as store:
+        store.write_cells(store.cells(), {"names": {MIX: "my:key:mix"}, "pools": {}, "primary": []})
+    assert "my:key:mix" in report(folder).table()
+
+
 def test_a_set_with_a_short_name_keeps_the_reason_of_its_failure(tmp_path: Path):
     with Store(store_of(tmp_path / "study", {"c4": (2.9, 3.4), "pile": (2.9, 3.5)})) as store:
         failed = replace(store.cells()[-1], data=MIX, run="", measures={})

@@ -141,7 +141,16 @@ class Report:
         from rich.console import Console
 
         text = StringIO()
-        self.show(Console(file=text, width=width, color_system=None, highlight=False, markup=False))
+        console = Console(
+            file=text,
+            width=width,
+            color_system=None,
+            highlight=False,
+            markup=False,
+            # A set may be called `a:key:b`.
+            emoji=False,
+        )
+        self.show(console)
         return text.getvalue()
 
     def show(self, console: "Console") -> None:

@@ -100,7 +100,7 @@ def _fitting(section: Section, width: int, room: int) -> list[RenderableType]:
 def _height(pieces: Sequence[RenderableType], width: int) -> int:
     """How many lines the pieces take."""
     text = StringIO()
-    console = Console(file=text, width=width, color_system=None)
+    console = Console(file=text, width=width, color_system=None, emoji=False)
     for piece in pieces:
         console.print(piece, markup=False, highlight=False)
     return text.getvalue().count("\n")
