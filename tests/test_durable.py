@@ -1,5 +1,6 @@
 """Files that appear whole or not at all."""
 
+import errno
 import math
 import os
 import subprocess
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from calibrant.system.durable import from_json, put, replacing, text_of_json
+from calibrant.system.durable import from_json, put, replacing, take, text_of_json
 
 WRITER = """
 import sys
@@ -53,3 +54,21 @@ def test_what_a_killed_process_left_is_cleared_by_the_next(tmp_path: Path) -> No
     put(tmp_path / "a[1].json", b"whole")
     assert not left.exists()
     assert living.exists()
+
+
+@pytest.mark.parametrize(("code", "raised"), [(errno.ENOLCK, False), (errno.EIO, True)])
+def test_only_a_file_system_without_locks_goes_without(
+    code: int, raised: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fcntl = pytest.importorskip("fcntl", reason="Windows has none")
+
+    def fails(*_: object) -> None:
+        raise OSError(code, "it fails")
+
+    monkeypatch.setattr(fcntl, "flock", fails)
+    with (tmp_path / "lock").open("w") as file:
+        if raised:
+            with pytest.raises(OSError, match="it fails"):
+                take(file)
+        else:
+            assert take(file)

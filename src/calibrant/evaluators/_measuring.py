@@ -147,7 +147,9 @@ def evaluate(options: EvaluateOptions) -> list[Measurement]:
     if promised is not None:
         check_kept(promised, opened)
     run = run_in_store(options, options.reference, opened, manifest, dense)
-    journals = [_journal(task, opened, dense) for task in chosen]
+    # Once, since it takes a second for a large vocabulary.
+    reading = reading_digest(opened)
+    journals = [_journal(task, opened, reading, dense) for task in chosen]
     measured: list[Measurement] = []
     reference = None if dense is None else dense.model
     # No journal goes before all tasks are done, so that a call that is killed goes on from there.
@@ -468,13 +470,13 @@ def _opened(
     return opened
 
 
-def _journal(task: Evaluator, opened: Opened, reference: Opened | None) -> Journal:
+def _journal(task: Evaluator, opened: Opened, reading: str, reference: Opened | None) -> Journal:
     """Return where this measurement keeps its items until all is done: in the user's cache, under
     the hash of what is measured; nowhere for a user without a cache.
     """
     # A journal belongs to all that its scores depend on.
     compared = reference.digest if reference and task.compares else ""
-    parts = [opened.digest, canonical(task), str(opened.dtype), compared, reading_digest(opened)]
+    parts = [opened.digest, canonical(task), str(opened.dtype), compared, reading]
     digest = task.digest()
     if digest:
         parts.append(digest)

@@ -29,6 +29,8 @@ LARGEST: Final = 2**26
 """Bytes of a file of JSON at most, unpacked: a record of fifty thousand matrices has half of
 that.
 """
+WITHOUT_LOCKS: Final = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
+"""What a file system says that has no locks."""
 DEEPEST: Final = 64
 """Levels of lists and mappings at most in a file of JSON: what is written has ten."""
 
@@ -58,8 +60,10 @@ def take(file: IO[str], wait: bool = False) -> bool:
         fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except BlockingIOError:
         return False
-    except OSError:
-        return True  # a file system without locks
+    except OSError as error:
+        # On a file system without locks nobody can be told apart, and work goes on as without them.
+        if error.errno not in WITHOUT_LOCKS:
+            raise
     return True
 
 
