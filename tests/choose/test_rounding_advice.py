@@ -52,7 +52,12 @@ def pasted(ask: Callable[..., str], advice: dict[str, Any]) -> dict[str, Any]:
     [
         (["--method", "rsq", "--target", "w3g32"], "rsq", "w3g32", "arrival", 4.0),
         pytest.param(
-            ["--target", "w3g32"], "gptq", "w3g32", "arrival", 4.0, marks=pytest.mark.slow
+            ["--target", "w3g32"],
+            "gptq(scales='importance')",
+            "w3g32",
+            "arrival",
+            4.0,
+            marks=pytest.mark.slow,
         ),
         pytest.param(
             ["--method", "rtn(scales=importance)", "--target", "w3g32"],
@@ -71,7 +76,14 @@ def pasted(ask: Callable[..., str], advice: dict[str, Any]) -> dict[str, Any]:
             marks=pytest.mark.slow,
         ),
         (["--target", "NVFP4"], "gptq", "NVFP4", "arrival", 4.5),
-        pytest.param(["--target", "W8A8"], "gptq", "W8A8", "arrival", 8.4, marks=pytest.mark.slow),
+        pytest.param(
+            ["--target", "W8A8"],
+            "gptq(scales='importance')",
+            "W8A8",
+            "arrival",
+            8.4,
+            marks=pytest.mark.slow,
+        ),
         pytest.param(["--target", "FP8"], "gptq", "FP8", "arrival", 8.0, marks=pytest.mark.slow),
         pytest.param(
             ["--target", "NVFP4A16"], "gptq", "NVFP4A16", "arrival", 4.5, marks=pytest.mark.slow

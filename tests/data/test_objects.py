@@ -16,9 +16,10 @@ from transformers import PreTrainedTokenizerBase
 
 from calibrant import prune
 from calibrant.data import CalibrationSet, TokenBatch, as_set, as_source, parse_source
+from calibrant.data._rows import LOOKED_AT
 from calibrant.data.given import Given
 from calibrant.data.inspect import inspect
-from calibrant.data.objects import as_expression, record
+from calibrant.data.objects import as_expression, record, write_rows
 from calibrant.data.user_file import UserFile
 from calibrant.errors import DataError, InputError
 from calibrant.evaluators.loss import Loss
@@ -295,6 +296,16 @@ def test_written_to_a_file_a_part_of_it_is_held_out(tmp_path: Path):
     assert as_expression("gsm8k:cot", tmp_path) == "gsm8k:cot"
     with pytest.raises(DataError, match="token ids"):
         as_expression(IDS, tmp_path)
+
+
+def test_no_row_is_lost_in_the_file_whatever_fields_it_has(tmp_path: Path):
+    rows: list[dict[str, str]] = [{"text": f"text {number}"} for number in range(LOOKED_AT)]
+    rows.append({"question": "1 + 1?", "answer": "2"})
+    rows.append({"text": "the last", "question": "1 + 2?", "answer": "3"})
+    write_rows(tmp_path / "rows.jsonl", as_source(rows).rows("calibrate"))
+    source = UserFile(str(tmp_path / "rows.jsonl"))
+    found = {row.key for part in ("calibrate", "measure", "exemplars") for row in source.rows(part)}
+    assert found == {row.key for row in as_source(rows).rows("calibrate")}
 
 
 def test_another_process_says_that_it_was_not_handed_the_data():

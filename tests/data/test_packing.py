@@ -4,6 +4,7 @@ import re
 
 import numpy as np
 import pytest
+from tokenizers import Regex, normalizers
 from transformers import PreTrainedTokenizerBase
 
 from calibrant.data import CalibrationSet, Crop, Many, One, Whole, as_source
@@ -133,6 +134,14 @@ def test_a_control_that_gives_no_window_is_refused(text: str):
     with pytest.raises(DataError) as caught:
         data.tokens(tiny_tokenizer())
     assert caught.value.subject == str(data.parts[0].source)
+
+
+def test_a_control_of_which_no_token_is_left_is_refused():
+    tokenizer = tiny_tokenizer()
+    tokenizer.backend_tokenizer.normalizer = normalizers.Replace(Regex(r"[\s\S]"), "")
+    data = CalibrationSet("random_letters", samples=2, length=16)
+    with pytest.raises(DataError, match="holds 0 tokens in 100 texts"):
+        data.tokens(tokenizer)
 
 
 def test_crop_looks_everywhere_and_differently_in_each_draw():

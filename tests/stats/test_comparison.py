@@ -9,6 +9,7 @@ from scipy.stats import kendalltau
 from calibrant.lab.stats import compare, rankings
 from calibrant.lab.stats.comparison import regret, tau_b, tau_interval
 from calibrant.lab.stats.crossed import Pairs, Spread
+from calibrant.results import Cell
 
 from tests.report.made import entry, ranking
 from tests.stats.stores import DRAWN, results_of, with_cells
@@ -85,6 +86,21 @@ def test_rankings_are_compared_along_one_thing_at_a_time():
     assert all(
         a.interval is not None and -1 <= a.interval[0] <= a.tau <= a.interval[1] <= 1 for a in found
     )
+
+
+def test_methods_are_compared_as_they_were_used():
+    """Each in its own propagation; of a method that was used in two, like is compared with like."""
+    results = results_of(DRAWN)
+    sets = [cell for cell in results.cells if cell.data]
+    other = [replace(cell, method="sparsegpt", propagate="arrival") for cell in sets]
+    both = [replace(cell, propagate="arrival") for cell in sets]
+
+    def compared(*more: Cell) -> list[tuple[str, str]]:
+        found = compare(with_cells(results, *more)).agreements
+        return [(each.a, each.b) for each in found if each.along == "method"]
+
+    assert compared(*other) == [("sparsegpt", "wanda")]
+    assert len(compared(*other, *both)) == 1
 
 
 def test_controls_and_twos_are_no_agreement():

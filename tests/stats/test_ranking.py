@@ -82,6 +82,17 @@ def test_what_failed_is_left_out_and_named():
     )
 
 
+def test_the_failure_of_one_measurement_is_no_reason_for_another():
+    results = results_of(LOSSES, missing=["c4/code"])
+    (cell,) = [cell for cell in results.cells if cell.data == "c4"]
+    labels = [cell.model, cell.data, cell.method, cell.target, cell.seed]
+    other = cell.measures["loss(source='docs')"]
+    failures = {other: {"cell": labels, "error": "the disk is full"}}
+    assert only(replace(results, failures=failures)).missing == (
+        "tiny, wanda 0.5: c4 (draw 0) on loss(source='code'): not computed yet",
+    )
+
+
 def test_several_draws_are_averaged_and_one_run_is_one_draw():
     results = results_of(
         {**LOSSES, "c4": [[3.5, 2.6], [3.7, 2.8]], "gsm8k:cot": [[3.9, 2.2], [3.9, 2.3]]}

@@ -62,8 +62,7 @@ def mix(
     "recommend",
     "calibrant recommend smollm2 --for gsm8k --budget 30",
     "calibrant recommend smollm2 --for mine.jsonl --budget 4",
-    "calibrant recommend smollm2 --for mine.jsonl --target w4g64 --method "
-    "'gptq(scales=importance)'",
+    "calibrant recommend smollm2 --for mine.jsonl --target w4g64",
     "calibrant recommend smollm2 --for mine.jsonl --target Q4_K_M",
     "calibrant recommend my-model --for mine.jsonl --target w4g128 --tool llm-compressor",
     "calibrant recommend smollm2 --for 0.7*race --for 0.3*general --sources c4 --sources race",

@@ -219,8 +219,9 @@ def draw_part(term: Term, quota: Quota, deck: Deck, encoder: Encoder, frame: Fra
     def texts() -> Iterator[TokenizedText]:
         nonlocal first_refusal
         for row in deck.deal(term.format, term.packing.replacement):
-            # A control has no end of rows.
-            if deck.endless and not part_draw.rows and part_draw.unused >= _PATIENCE:
+            # A control has no end of rows, and those without a token fill no window.
+            rows_read = part_draw.unused + len(part_draw.rows)
+            if deck.endless and not any(part_draw.lengths) and rows_read >= _PATIENCE:
                 return
             if row is None:
                 part_draw.passed_over += 1

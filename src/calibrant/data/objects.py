@@ -73,9 +73,20 @@ def with_sources(data: CalibrationSet, change: Callable[[Source], Source]) -> st
 
 
 def write_rows(path: Path, rows: Iterable[Row]) -> None:
-    """Write rows as a file of JSON Lines that reads back as the same rows."""
-    lines: list[str] = []
+    """Write rows as a file of JSON Lines that reads back as the same rows, in another order.
+
+    What fields a file has is learnt from its first rows. So the first row of each set of fields
+    comes before all others: a row with other fields than those would be left out.
+    """
+    telling: dict[tuple[str, ...], Row] = {}
+    others: list[Row] = []
     for row in rows:
+        if row.present in telling:
+            others.append(row)
+        else:
+            telling[row.present] = row
+    lines: list[str] = []
+    for row in (*telling.values(), *others):
         lines.append(json.dumps(record(row), ensure_ascii=False, allow_nan=False) + "\n")
     put(path, "".join(lines).encode())
 

@@ -32,15 +32,16 @@ from calibrant.walk.statistics import KINDS
 USUAL: Final[Mapping[type[Target], str]] = {
     Removal: "wanda",
     SparseGrid: "sparsegpt",
-    Grid: "gptq",
+    Grid: "gptq(scales=importance)",
     FloatGrid: "gptq",
     GgmlKind: "ggml",
     GgufRecipe: "llama_cpp",
     GgufBudget: "llama_cpp",
 }
 """The method of each kind of target, where none is named: what is in use and looks at data. For
-grids that is gptq, whose result depends on the text most; what most people run, rtn, looks at
-none.
+grids that is gptq, since what most people run, rtn, looks at none; with scales by importance, as
+plain gptq can be worse than rtn on other text than it was calibrated on. Float grids have no such
+scales.
 """
 LOOKING: Final[Mapping[type[Target], str]] = {
     Removal: "wanda or sparsegpt",
@@ -65,7 +66,7 @@ def aim_of(
     nothing to choose data by.
 
     >>> aim_of(None, "w4g64")
-    (gptq, Grid(bits=4, group=64, symmetric=True))
+    (gptq(scales='importance'), Grid(bits=4, group=64, symmetric=True))
     >>> aim_of(None, "NVFP4")
     (gptq, Scheme(name='NVFP4', range='absmax'))
     """

@@ -13,6 +13,7 @@ what the model will be used for.
 """
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -27,7 +28,7 @@ from calibrant.lab.stats.crossed import Pairs
 from calibrant.lab.stats.estimate import LEVEL
 from calibrant.lab.stats.questions import PaperQuestion, questions
 from calibrant.lab.stats.ranking import MEAN, ComparedGroup, Ranking, RankingEntry, pairs
-from calibrant.lab.stats.results import Results, grouped, narrowed, read, unranked
+from calibrant.lab.stats.results import Results, Setting, grouped, narrowed, read, unranked
 from calibrant.lab.stats.sensitivity import Sensitivity, sensitivity
 from calibrant.results import Store
 from calibrant.results.records import MEASURED, UNTOUCHED
@@ -184,15 +185,22 @@ def compared_groups(
 def agreements(groups: Sequence[ComparedGroup]) -> Iterator[RankAgreement]:
     """Yield every two rankings of three sets or more that differ in one thing only: the method,
     the target, or what is measured.
+
+    Two methods are each taken in the propagation that they were used with, where each has one.
     """
+    propagations = Counter(_without_propagation(group.setting) for group in groups)
     for two in combinations(groups, 2):
         first_group, second_group = two
         if first_group.averaged != second_group.averaged:
             continue
         first = first_group.setting
         second = second_group.setting
-        if (first.model, first.propagate) != (second.model, second.propagate):
+        if first.model != second.model:
             continue
+        if first.propagate != second.propagate:
+            one_each = {propagations[_without_propagation(setting)] for setting in (first, second)}
+            if first.method == second.method or one_each != {1}:
+                continue
         if first.target == second.target:
             names = (first.method, second.method)
             yield from _agreement("method", names, two, (MEAN, MEAN), first.target)
@@ -203,6 +211,10 @@ def agreements(groups: Sequence[ComparedGroup]) -> Iterator[RankAgreement]:
         within = f"{group.setting.method} at {group.setting.target}"
         for pair in combinations(group.measured, 2):
             yield from _agreement("measured", pair, (group, group), pair, within)
+
+
+def _without_propagation(setting: Setting) -> Setting:
+    return setting._replace(propagate="")
 
 
 def _agreement(

@@ -540,9 +540,13 @@ def missing(cells: Sequence[Cell], results: Results, texts: Sequence[str] = ()) 
     """Yield what the cells lack of the evaluators `texts` (all that any of them names, without),
     a sentence each, with the reason.
     """
+    measure_ids: set[str] = set()
+    for cell in results.cells:
+        measure_ids.update(cell.measures.values())
     by_cell: dict[tuple[Any, ...], Mapping[str, Any]] = {}
-    for failure in results.failures.values():
-        if "cell" in failure:
+    for failed_id, failure in results.failures.items():
+        # What failed of one measurement says nothing of the cell's others.
+        if "cell" in failure and failed_id not in measure_ids:
             by_cell[tuple(failure["cell"])] = failure
     if not texts:
         named: dict[str, None] = {}
