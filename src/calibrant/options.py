@@ -101,8 +101,8 @@ SEED: Final = OnCommandLine(
     "Number of the draw: draws share no row until the source is used up.", "N"
 )
 CANDIDATE_METHOD: Final = OnCommandLine(
-    "wanda, gptq, awq, …: one that looks at data. [default: wanda; gptq for grids, llama.cpp's "
-    "quantizers for its kinds and recipes]",
+    "wanda, gptq, awq, …: one that looks at data. [default: wanda; gptq(scales=importance) for "
+    "grids, llama.cpp's quantizers for its kinds and recipes]",
     "SPEC",
     offers="methods",
 )
@@ -213,13 +213,14 @@ class MachineOptions:
 
     _: KW_ONLY
     dtype: str = option(
-        "auto, bfloat16 or float32. auto takes bfloat16 where the machine is faster in it.",
+        "auto, bfloat16, float16, float32 or float64. auto takes bfloat16 where the machine is faster "
+        "in it.",
         "TYPE",
         offers=("auto", "bfloat16", "float32"),
         default="auto",
     )
     device: str = option(
-        "auto, cpu, cuda or mps.", "DEVICE", offers=("auto", "cpu", "cuda", "mps"), default="auto"
+        "auto, cpu, cuda, cuda:1 or mps.", "DEVICE", offers=("auto", "cpu", "cuda", "mps"), default="auto"
     )
     progress: Progress = silent
 
@@ -276,7 +277,7 @@ class PruneOptions(SharedOptions):
         default=None,
     )
     out: str | Path | None = option(
-        "Folder for the pruned model; it must not exist yet.", "DIR", default=None
+        "Folder for the pruned model; a new one, or an empty one.", "DIR", default=None
     )
 
 
@@ -287,7 +288,11 @@ class QuantizeOptions(SharedOptions):
 
     data: "Data | None" = option(like=SET, default=None)
     method: "str | Method" = option(
-        "rtn: round to nearest, which looks at no data.", "SPEC", offers="methods", default="rtn"
+        "rtn looks at no data; awq, gptq(scales=importance), autoround and others do: calibrant list "
+        "methods.",
+        "SPEC",
+        offers="methods",
+        default="rtn",
     )
     target: "str | Target" = option(
         "A grid: w4g64 is 4 bits with a scale for each 64 inputs of a row; NVFP4A16, MXFP4A16 and "
@@ -296,7 +301,7 @@ class QuantizeOptions(SharedOptions):
         default="w4g64",
     )
     out: str | Path | None = option(
-        "Folder for the quantized model; it must not exist yet.", "DIR", default=None
+        "Folder for the quantized model; a new one, or an empty one.", "DIR", default=None
     )
     _: KW_ONLY
     kv: str | None = option(
@@ -404,7 +409,7 @@ class WriteDataOptions(MachineOptions, DataOptions, ModelOptions):
         "Also write a script that runs TOOL with it on MODEL: llm-compressor, auto-round, "
         "gptqmodel, modelopt or llama.cpp.",
         "TOOL",
-        flags=("--for", "--tool"),
+        flags=("--tool", "--for"),
         offers="tools",
         default=None,
     )
@@ -554,7 +559,7 @@ class RecommendCommand(MachineOptions, ModelOptions):
     )
     tool: str | None = option(
         "Also write the recommended data into the folder, and a script that runs TOOL with it, as "
-        "calibrant data --for does.",
+        "calibrant data --tool does.",
         "TOOL",
         offers="tools",
         default=None,

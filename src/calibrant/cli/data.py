@@ -56,8 +56,8 @@ def _imatrix(path: str, against: list[str]) -> dict[str, Any]:
     "data",
     "calibrant data c4 --model smollm2 --samples 128 --length 2048 --out windows.jsonl",
     "calibrant data gsm8k:chat --model smollm2 --as conversations --out talks.parquet",
-    "calibrant data c4 --model my-model --for llm-compressor --out windows.jsonl",
-    "calibrant data c4@imatrix --model my-model.gguf --length 512 --for llama.cpp --out "
+    "calibrant data c4 --model my-model --tool llm-compressor --out windows.jsonl",
+    "calibrant data c4@imatrix --model my-model.gguf --length 512 --tool llama.cpp --out "
     "windows.txt",
 )
 @with_options(WriteDataOptions)

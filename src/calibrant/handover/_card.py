@@ -116,7 +116,7 @@ def _command(facts: CardFacts) -> str:
     words += ["--length", str(calibration.length), "--seed", str(calibration.seed)]
     words += ["--as", facts.form]
     if facts.tool is not None:
-        words += ["--for", str(facts.tool)]
+        words += ["--tool", str(facts.tool)]
     words += ["--out", facts.file]
     # In one line, whatever is in it.
     return visible_name(shlex.join(words))

@@ -10,8 +10,8 @@ from calibrant.data.packings._base import Frame, Packing, TokenizedText, Window
 
 @dataclass(frozen=True, repr=False)
 class Whole(Packing):
-    """As many texts as fit, one after the other, and none of them cut; the rest of the window is
-    empty.
+    """As many texts as fit, one after the other, and none cut that fits a window; the rest of the
+    window is empty.
 
     Each begins with its start token. Only a text that is longer than a window is cut, at its end,
     and counted. So is the first of the last window, where an exact number of tokens leaves that

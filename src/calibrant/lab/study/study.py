@@ -74,8 +74,9 @@ class Study:
     `seeds` are calibration draws. The dense model is always among the runs; methods that look at no
     data (magnitude) have one run for each target, whatever the sets. `targets` are of
     all kinds; each method must accept its targets, so methods that remove and methods that round
-    stand in groups of their own. `propagate=None` means `dense` for methods that only score and
-    `arrival` for methods that update the weights they keep. With `masks`, a bit for each weight is
+    stand in groups of their own. `propagate=None` means `dense` for methods that only score,
+    `arrival` for methods that update the weights they keep, and the one way of a method that has
+    one. With `masks`, a bit for each weight is
     kept in the store, so that a later measurement needs no new pruning; without `quotes`, no
     excerpt of a calibration set, also where its licence allows one. Rows of a user's file that are
     also measured stop the study, unless `allow_leak`; records then keep their number.

@@ -1,4 +1,4 @@
-"""MC-Suite: experts go by one of sixteen criteria, at once, in rounds, or with training after
+"""MC-Suite: experts go by one of eighteen criteria, at once, in rounds, or with training after
 each (Jaiswal et al. 2025, arXiv 2504.05586).
 """
 
