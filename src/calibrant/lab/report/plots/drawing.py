@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from html import escape
 from pathlib import Path
@@ -45,18 +46,18 @@ def inline(plot: Plot, key: str) -> str:
     """Return the plot as an `<svg>` for the page, its colours still custom properties. `key` must
     be unique in the page: the ids hang on it.
     """
-    body, drawn, height = _drawn(plot.spec)
-    width = drawn + 2 * MARGIN
+    drawing = _drawn(plot.spec)
+    width = drawing.width + 2 * MARGIN
     key = escape(key)
     size = f"width:{GROWS * width / REM:g}rem;min-width:{SHRINKS * width / REM:g}rem"
     return (
         '<svg class="plot" xmlns="http://www.w3.org/2000/svg" '
-        f'viewBox="-{MARGIN} 0 {width:g} {height:g}" '
+        f'viewBox="-{MARGIN} 0 {width:g} {drawing.height:g}" '
         f'style="{size}" font-family="{FONT}" '
         f'role="img" aria-labelledby="{key}-t {key}-d">'
         f'<title id="{key}-t">{escape(plot.title)}</title>'
         f'<desc id="{key}-d">{escape(plot.description)}</desc>'
-        f'<g aria-hidden="true">{body}</g></svg>'
+        f'<g aria-hidden="true">{drawing.body}</g></svg>'
     )
 
 
@@ -89,15 +90,24 @@ def write(plots: Sequence[Plot], folder: Path, dark: bool = False) -> list[Path]
     return written
 
 
-def _drawn(spec: Mapping[str, Any]) -> tuple[str, float, float]:
-    """What Vega draws of a specification, without the element around it; its width and height."""
+@dataclass(frozen=True)
+class _Drawing:
+    """What Vega draws, without the element around it, and its size."""
+
+    body: str
+    width: float
+    height: float
+
+
+def _drawn(spec: Mapping[str, Any]) -> _Drawing:
     import vl_convert
 
     svg = vl_convert.vegalite_to_svg(dict(spec), vl_version=_vega_lite(), allowed_base_urls=[])
     begin = svg.index(">") + 1
     size = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', svg[:begin])
     assert size is not None, "every drawing of Vega's says how large it is"
-    return svg[begin : svg.rindex("</svg>")], float(size[1]), float(size[2])
+    body = svg[begin : svg.rindex("</svg>")]
+    return _Drawing(body, float(size[1]), float(size[2]))
 
 
 @cache
@@ -106,14 +116,18 @@ def _vega_lite() -> str:
     import vl_convert
 
     versions = vl_convert.get_vegalite_versions()
-    return [version for version in versions if version.startswith("6.")][-1]
+    sixth = [version for version in versions if version.startswith("6.")]
+    return sixth[-1]
 
 
 def _file(plot: Plot, palette: Mapping[str, str]) -> str:
     """A plot as a file: with a ground of its own, and below it what a page has as text."""
-    body, width, height = _drawn(resolved(plot.spec, palette))
+    drawing = _drawn(resolved(plot.spec, palette))
+    width = drawing.width
+    height = drawing.height
     rows = _legend_rows(plot, width)
-    captions = wrap(plot.caption, max(20, int((width - 2 * PAD) / (SMALL * LETTER))))
+    letters = int((width - 2 * PAD) / (SMALL * LETTER))
+    captions = wrap(plot.caption, max(20, letters))
     below = "".join(_below(rows, captions, palette, height))
     if below:
         height += LINE * (len(rows) + len(captions)) + PAD
@@ -122,7 +136,7 @@ def _file(plot: Plot, palette: Mapping[str, str]) -> str:
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width:g}" height="{height:g}" '
         f'viewBox="0 0 {width:g} {height:g}" font-family="{FONT}">'
         f"<title>{escape(plot.title)}</title><desc>{escape(plot.description)}</desc>"
-        f"{ground}{body}{below}</svg>\n"
+        f"{ground}{drawing.body}{below}</svg>\n"
     )
 
 

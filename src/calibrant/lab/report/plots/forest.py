@@ -96,7 +96,11 @@ def formats(ranking: Ranking) -> Plot | None:
     rows: list[PanelRow] = []
     entries: dict[int, RankingEntry] = {}
     for source, labels in by_source.items():
-        if len({label.rest if label.format else "" for label in labels}) < 2:
+        different: set[str] = set()
+        for label in labels:
+            shown = label.rest if label.format else ""
+            different.add(shown)
+        if len(different) < 2:
             continue
         rows.append(PanelRow(source, head=True))
         for label, entry in labels.items():
@@ -104,8 +108,8 @@ def formats(ranking: Ranking) -> Plot | None:
             rows.append(PanelRow(label.rest or "as it is"))
     if not entries:
         return None
-    shown = numbers.title[0].lower() + numbers.title[1:]
-    title = f"The same source in several formats: {shown}"
+    lead = numbers.title[0].lower() + numbers.title[1:]
+    title = f"The same source in several formats: {lead}"
     return _plot(numbers, tuple(rows), entries, "formats", title)
 
 
@@ -351,7 +355,8 @@ def evidence(question: PaperQuestion) -> Plot | None:
     blocks: list[Panels] = []
     data: dict[str, list[dict[str, Any]]] = {}
     for number, unit in enumerate(dict.fromkeys(piece.unit for piece in rows)):
-        block = _block([piece for piece in rows if piece.unit == unit], unit, f"unit{number}-")
+        alike = [piece for piece in rows if piece.unit == unit]
+        block = _block(alike, unit, f"unit{number}-")
         blocks.append(block)
         data |= block.data
     each: list[str] = []
@@ -409,14 +414,7 @@ def _block(pieces: Sequence[Evidence], unit: str, key: str) -> Panels:
         marks[len(rows)] = Mark(value, _interval(piece), verdict, hollow, word=verdict)
         names = [cut(texts[part][number], LETTERS[part]) for part in telling]
         rows.append(PanelRow(" · ".join(names)))
-    title = " · ".join(cut(texts[part][0], LETTERS[part]) for part in same if part != parts[0])
-    panel = Panel(title, marks, span_of(list(marks.values())))
-    return Panels(
-        tuple(rows),
-        (panel,),
-        VERDICTS,
-        f"← better · worse →, {unit}".removesuffix(", "),
-        "no difference",
-        66,
-        key,
-    )
+    above = [cut(texts[part][0], LETTERS[part]) for part in same if part != parts[0]]
+    panel = Panel(" · ".join(above), marks, span_of(list(marks.values())))
+    about = f"← better · worse →, {unit}".removesuffix(", ")
+    return Panels(tuple(rows), (panel,), VERDICTS, about, "no difference", room=66, key=key)

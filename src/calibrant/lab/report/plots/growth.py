@@ -58,13 +58,8 @@ def against_sparsity(rankings: Sequence[Ranking]) -> Plot | None:
     if not rankings:
         return None
     first = rankings[0]
-    by_method: dict[tuple[str, str], list[Ranking]] = {}
-    for ranking in rankings:
-        comparable = ranking.model == first.model and _scale(ranking) == _scale(first)
-        if comparable and sparsity_of(ranking.target) is not None:
-            way = ranking.method, ranking.propagate
-            by_method.setdefault(way, []).append(ranking)
-    several = Counter(method for method, _ in by_method)
+    by_method = _by_method(rankings)
+    methods = [method for method, _ in by_method]
     panels: list[tuple[str, tuple[Curve, ...]]] = []
     spots: list[Spot] = []
     coloured = 0
@@ -73,7 +68,7 @@ def against_sparsity(rankings: Sequence[Ranking]) -> Plot | None:
         lines = _lines(of_method)
         if not lines:
             continue
-        title = f"{method}, {propagate}" if several[method] > 1 else method
+        title = f"{method}, {propagate}" if methods.count(method) > 1 else method
         panels.append((title, lines))
         own = [line for line in lines if not line.plain]
         coloured = max(coloured, len(own))
@@ -105,13 +100,22 @@ def against_sparsity(rankings: Sequence[Ranking]) -> Plot | None:
     ticks = tuple(sorted({spot.x for spot in spots}))
     axis = f"{mean}, {first.unit}"
     curves = CurvePanels(tuple(panels), across, up, "sparsity", axis, ticks, shares=True)
-    name = ("sparsity",)
-    if len(by_method) == 1:
-        ((method, _),) = by_method
-        name = ("sparsity", method)
+    name = ("sparsity", *methods) if len(methods) == 1 else ("sparsity",)
     title = f"{mean.capitalize()} over sparsity: {first.model}"
     words = _lines_in_words(title, first.unit, panels)
     return _drawn(name, title, words, curves, caption)
+
+
+def _by_method(rankings: Sequence[Ranking]) -> dict[tuple[str, str], list[Ranking]]:
+    """Rankings of a sparsity by method and propagation: what can stand on the first one's axis."""
+    first = rankings[0]
+    by_method: dict[tuple[str, str], list[Ranking]] = {}
+    for ranking in rankings:
+        comparable = ranking.model == first.model and _scale(ranking) == _scale(first)
+        if comparable and sparsity_of(ranking.target) is not None:
+            way = ranking.method, ranking.propagate
+            by_method.setdefault(way, []).append(ranking)
+    return by_method
 
 
 def _scale(ranking: Ranking) -> tuple[str, bool]:

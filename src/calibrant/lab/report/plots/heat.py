@@ -277,10 +277,19 @@ def _kept_in_words(heat: _Heat, title: str) -> str:
 
 WIDTH: Final = 880
 """Pixels that all panels together take at most, without the names at their left."""
+
 CELLS: Final = (2.0, 12.0)
 """Pixels of an expert, at least and at most."""
-ROW, BREAK, GAP = 13, 11, 26
-"""Pixels of a set's row, between blocks and between panels."""
+
+ROW: Final = 13
+"""Pixels of a set's row."""
+
+BREAK: Final = 11
+"""Pixels between blocks."""
+
+GAP: Final = 26
+"""Pixels between panels."""
+
 NAME: Final = 110
 """Pixels from the squares to the names of blocks: sets stand between."""
 

@@ -391,7 +391,8 @@ def span_of(points: Sequence[Mark], zero: bool = True) -> tuple[float, float]:
     for mark in inner:
         for end in _ends(mark):
             limits.append(min(max(end, middle - most), middle + most))
-    within = OUTSIDE * max(min(_reach(mark, middle), most) for mark in inner)
+    shown_reaches = [min(_reach(mark, middle), most) for mark in inner]
+    within = OUTSIDE * max(shown_reaches)
     for mark in finite:
         if mark.aside and _reach(mark, middle) <= within:
             limits.extend(_ends(mark))

@@ -273,7 +273,8 @@ def pareto(ranking: Ranking, across: str = "", up: str = "") -> Plot | None:
     across_axis = _axis(ranking, [(spot, spot.x) for spot in spots], WIDTH)
     up_axis = _axis(ranking, [(spot, spot.y) for spot in spots], HEIGHT)
     front = _Front(ranking, *pair, tuple(spots), (across_axis, up_axis))
-    first, second = (short(measured, ranking.measured) for measured in pair)
+    first = short(front.across, ranking.measured)
+    second = short(front.up, ranking.measured)
     where = setting_words(ranking)
     title = f"Loss on {first} against loss on {second}: {where}"
     change = ranking.dense is not None

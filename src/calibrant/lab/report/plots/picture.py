@@ -8,7 +8,7 @@ they are composed of at every step, which takes ten times as long.
 import math
 import re
 import unicodedata
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -29,10 +29,12 @@ def cut(name: str, room: int = ROOM) -> str:
     """A long name with its middle left out, at most `room` letters (at least 3); wide letters
     count as two.
     """
-    clean, room = visible_name(name), max(3, room)
+    clean = visible_name(name)
+    room = max(3, room)
     if _width(clean) <= room:
         return clean
-    head, tail = clean[:room], clean[-room:]
+    head = clean[:room]
+    tail = clean[-room:]
     while _width(head) > room // 2:
         head = head[:-1]
     while _width(tail) > room - room // 2 - 1:
@@ -57,7 +59,8 @@ def folded(text: str, room: int) -> list[str]:
 
 
 def _width(text: str) -> int:
-    return sum(2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
+    wide = [letter for letter in text if unicodedata.east_asian_width(letter) in "WF"]
+    return len(text) + len(wide)
 
 
 def signed(value: float, digits: int = 3) -> str:
@@ -68,7 +71,9 @@ def signed(value: float, digits: int = 3) -> str:
     if math.isinf(value):
         return "+∞" if value > 0 else "−∞"
     text = f"{value:+.{digits}f}" if abs(value) < 1e5 else f"{value:+.2e}"
-    return text.replace("-", "−") if float(text) else text[1:]
+    if not float(text):
+        return text[1:]
+    return text.replace("-", "−")
 
 
 def plainly(value: float, digits: int = 3) -> str:
@@ -86,7 +91,9 @@ def spread(interval: Interval, digits: int = 3) -> str:
 
 def share(value: float) -> str:
     """`93.1 %` with a thin space that doesn't break."""
-    return f"{plainly(100 * value, 1)}\u202f%" if math.isfinite(value) else plainly(value)
+    if not math.isfinite(value):
+        return plainly(value)
+    return f"{plainly(100 * value, 1)}\u202f%"
 
 
 def known(estimate: Estimate | None) -> bool:
@@ -97,25 +104,32 @@ def known(estimate: Estimate | None) -> bool:
 def ends(estimate: Estimate, level: float, comparisons: int = 1) -> Interval:
     """Return the interval of an estimate, None where there is none or where it isn't a number."""
     interval = estimate.interval(level, comparisons)
-    return None if interval is None or any(math.isnan(end) for end in interval) else interval
+    if interval is None or any(map(math.isnan, interval)):
+        return None
+    return interval
 
 
 def stem(*parts: str) -> str:
     """Return a name for a file, of ASCII letters that every system takes:
     `forest-sparsegpt-damp-0.02-2-4`.
     """
-    ascii_only = "-".join(
-        re.sub(r"[^A-Za-z0-9._]+", "-", unicodedata.normalize("NFKD", part)).strip("-._")
-        for part in parts
-    )
-    return re.sub(r"-{2,}", "-", ascii_only).strip("-._")[:80].strip("-._") or "plot"
+    cleaned: list[str] = []
+    for part in parts:
+        letters = unicodedata.normalize("NFKD", part)
+        cleaned.append(re.sub(r"[^A-Za-z0-9._]+", "-", letters).strip("-._"))
+    name = re.sub(r"-{2,}", "-", "-".join(cleaned)).strip("-._")
+    return name[:80].strip("-._") or "plot"
 
 
 def sentence(parts: Sequence[str]) -> str:
     """Return parts as sentences, one after the other; a full stop ends one that has no end."""
-    return " ".join(
-        part if part.endswith((".", "!", "?")) else f"{part}." for part in parts if part
-    )
+    sentences: list[str] = []
+    for part in parts:
+        if part and not part.endswith((".", "!", "?")):
+            sentences.append(f"{part}.")
+        elif part:
+            sentences.append(part)
+    return " ".join(sentences)
 
 
 WIDE: Final = 20.0
@@ -140,11 +154,9 @@ class Axis:
     def back(self, pixels: float) -> float:
         """The value that lies so many pixels from the low end."""
         share = pixels / self.pixels
-        return (
-            self.low * (self.high / self.low) ** share
-            if self.log
-            else self.low + (self.high - self.low) * share
-        )
+        if self.log:
+            return self.low * (self.high / self.low) ** share
+        return self.low + (self.high - self.low) * share
 
     def inside(self, value: float) -> float:
         """The value on the axis that is nearest to `value`."""
@@ -165,36 +177,38 @@ def axis_of(
     """An axis that holds all finite values with a little room: logarithmic if they are positive
     and span far, or as `log` asks and they allow.
     """
-    finite = [float(v) for v in values if math.isfinite(v)]
+    finite = [float(value) for value in values if math.isfinite(value)]
     if not finite:
         return Axis(0.0, 1.0, pixels)
-    low, high = min(finite), max(finite)
-    if low > 0 and (high / low > WIDE if log is None else log):
+    low = min(finite)
+    high = max(finite)
+    if log is None:
+        log = low > 0 and high / low > WIDE
+    if log and low > 0:
         far = max((high / low) ** room, 1.02)
         return Axis(low / far, high * far, pixels, True)
     more = room * (high - low) or 0.1 * abs(high) or 1.0
     return Axis(low - more, high + more, pixels)
 
 
-def reached(
-    values: Iterable[float], intervals: Iterable[tuple[float, float] | None]
-) -> list[float]:
+def reached(values: Iterable[float], intervals: Iterable[Interval]) -> list[float]:
     """`values` and the ends of their intervals, those that reach much farther than any value
     drawn in.
     """
-    finite = [v for v in values if math.isfinite(v)]
-    if not finite:
+    reach = [value for value in values if math.isfinite(value)]
+    if not reach:
         return []
-    low, high = min(finite), max(finite)
+    low = min(reach)
+    high = max(reach)
     more = 0.6 * (high - low) or math.inf
-    least = max(low - more, low / 1.6 if low > 0 else -math.inf)
-    return finite + [
-        min(max(end, least), high + more)
-        for interval in intervals
-        if interval
-        for end in interval
-        if math.isfinite(end)
-    ]
+    least = low - more
+    if low > 0:
+        least = max(least, low / 1.6)
+    for interval in intervals:
+        for end in interval or ():
+            if math.isfinite(end):
+                reach.append(min(max(end, least), high + more))
+    return reach
 
 
 LINE: Final = 12.0
@@ -205,30 +219,40 @@ def spaced(targets: Sequence[float], low: float, high: float, gap: float = LINE)
     """Return places as near to `targets` as may be, at least `gap` apart, between `low` and
     `high` where there is room; in their order.
     """
-    if not targets:
-        return []
-    gap = min(gap, (high - low) / max(1, len(targets) - 1)) if len(targets) > 1 else gap
-    order = sorted(range(len(targets)), key=lambda i: targets[i])
+    count = len(targets)
+    if count > 1:
+        gap = min(gap, (high - low) / (count - 1))
+
+    def inside(centre: float, size: int) -> float:
+        half = (size - 1) / 2 * gap
+        return min(max(centre, low + half), high - half)
+
     # Clusters of labels that touch share the mean of their targets: each new one joins the last
     # while it would overlap it.
+    order = sorted(range(count), key=targets.__getitem__)
     clusters: list[tuple[float, int]] = []
-    for i in order:
-        centre, size = targets[i], 1
-        while (
-            clusters
-            and centre - (size - 1) / 2 * gap < clusters[-1][0] + (clusters[-1][1] + 1) / 2 * gap
-        ):
-            before, many = clusters.pop()
-            centre, size = (before * many + centre * size) / (many + size), many + size
-            centre = min(max(centre, low + (size - 1) / 2 * gap), high - (size - 1) / 2 * gap)
-        clusters.append(
-            (min(max(centre, low + (size - 1) / 2 * gap), high - (size - 1) / 2 * gap), size)
-        )
-    places = [centre + (k - (size - 1) / 2) * gap for centre, size in clusters for k in range(size)]
-    spread = [0.0] * len(targets)
-    for i, place in zip(order, places, strict=True):
-        spread[i] = place
-    return spread
+    for number in order:
+        centre = targets[number]
+        size = 1
+        while clusters:
+            last_centre, last_size = clusters[-1]
+            begin = centre - (size - 1) / 2 * gap
+            free = last_centre + (last_size + 1) / 2 * gap
+            if begin >= free:
+                break
+            clusters.pop()
+            mean = (last_centre * last_size + centre * size) / (last_size + size)
+            size += last_size
+            centre = inside(mean, size)
+        clusters.append((inside(centre, size), size))
+    ordered: list[float] = []
+    for centre, size in clusters:
+        for label in range(size):
+            ordered.append(centre + (label - (size - 1) / 2) * gap)
+    places = [0.0] * count
+    for number, place in zip(order, ordered, strict=True):
+        places[number] = place
+    return places
 
 
 @dataclass(frozen=True)
@@ -252,24 +276,20 @@ def around(
     """Return a place for the name of each point, beside it or a few lines above or below; None
     where there is none.
     """
-    boxes = [(x - 5, y - 5, x + 5, y + 5) for x, y in points]
+    taken: list[_Box] = [(x - 5, y - 5, x + 5, y + 5) for x, y in points]
     labels: list[PlacedLabel | None] = []
-    for i, ((x, y), name) in enumerate(zip(points, names, strict=True)):
+    for number, ((x, y), name) in enumerate(zip(points, names, strict=True)):
         long = len(name) * LETTER * 0.95
+        # A name may touch its own point.
+        others = taken[:number] + taken[number + 1 :]
         for label in _places(x, y):
-            box = (
-                (label.x - long, label.y - 6, label.x, label.y + 6)
-                if label.right
-                else (label.x, label.y - 6, label.x + long, label.y + 6)
-            )
-            inside = (
-                box[0] >= 0
-                and box[1] >= 0
-                and box[3] <= height
-                and (label.right or box[2] <= width + 120)
-            )
-            if inside and not any(_overlap(box, other) for k, other in enumerate(boxes) if k != i):
-                boxes.append(box)
+            box = _box(label, long)
+            left, top, right, bottom = box
+            inside = left >= 0 and top >= 0 and bottom <= height
+            if not label.right:
+                inside = inside and right <= width + 120
+            if inside and not any(_overlap(box, other) for other in others):
+                taken.append(box)
                 labels.append(label)
                 break
         else:
@@ -277,18 +297,27 @@ def around(
     return labels
 
 
-def _places(x: float, y: float) -> list[PlacedLabel]:
-    near = [PlacedLabel(x + 9, y), PlacedLabel(x - 9, y, True)]
-    far = [
-        PlacedLabel(x + side * 12, y + sign * k * LINE, side < 0, True)
-        for k in range(1, 9)
-        for sign in (-1, 1)
-        for side in (1, -1)
-    ]
-    return near + far
+_Box = tuple[float, float, float, float]
+"""Left, top, right, bottom."""
 
 
-def _overlap(a: tuple[float, float, float, float], b: tuple[float, float, float, float]) -> bool:
+def _box(label: PlacedLabel, long: float) -> _Box:
+    left = label.x - long if label.right else label.x
+    right = label.x if label.right else label.x + long
+    return left, label.y - 6, right, label.y + 6
+
+
+def _places(x: float, y: float) -> Iterator[PlacedLabel]:
+    """Yield where the name of a point may stand, the best places first."""
+    yield PlacedLabel(x + 9, y)
+    yield PlacedLabel(x - 9, y, right=True)
+    for lines in range(1, 9):
+        for middle in (y - lines * LINE, y + lines * LINE):
+            yield PlacedLabel(x + 12, middle, off=True)
+            yield PlacedLabel(x - 12, middle, right=True, off=True)
+
+
+def _overlap(a: _Box, b: _Box) -> bool:
     return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 
@@ -332,23 +361,21 @@ def plotted(
     alone needs no legend.
     """
     with unchecked():
-        spec: dict[str, Any] = {"$schema": SCHEMA, **chart().to_dict(validate=False)}
-    spec["config"] = config()
-    spec["datasets"] = {
-        name: [dict(record) for record in records] for name, records in data.items()
-    }
-    legend = (
-        tuple(style for family, style in FAMILIES.items() if family in families)
-        if len(set(families)) > 1
-        else ()
-    )
+        drawing = chart().to_dict(validate=False)
+    datasets: dict[str, list[dict[str, Any]]] = {}
+    for key, records in data.items():
+        datasets[key] = [dict(record) for record in records]
+    spec = {"$schema": SCHEMA, **drawing, "config": config(), "datasets": datasets}
+    legend: list[Style] = []
+    if len(set(families)) > 1:
+        legend = [style for family, style in FAMILIES.items() if family in families]
     return Plot(
         stem(*name),
         visible_name(title),
         visible_name(description),
         spec,
         visible_name(sentence(caption)),
-        legend,
+        tuple(legend),
     )
 
 
@@ -360,21 +387,18 @@ def layer(kind: str, mark: Any, encoding: dict[str, Any], **look: Any) -> Layer:
     import altair as alt
 
     of_kind = alt.FilterTransform(filter=f"datum.k == '{kind}'")
-    return kind, alt.UnitSpec(
-        mark=alt.MarkDef(type=mark, **look), encoding=alt.Encoding(**encoding), transform=[of_kind]
-    )
+    drawn = alt.MarkDef(type=mark, **look)
+    encoded = alt.Encoding(**encoding)
+    return kind, alt.UnitSpec(mark=drawn, encoding=encoded, transform=[of_kind])
 
 
 def text(kind: str, x: Any, y: Any, **look: Any) -> Layer:
     """Words: the records' `t`."""
     import altair as alt
 
-    return layer(
-        kind,
-        "text",
-        {"x": x, "y": y, "text": alt.Text("t:N")},
-        **{"color": "var(--ink)", "align": "left", "fontSize": 11, **look},
-    )
+    encoding = {"x": x, "y": y, "text": alt.Text("t:N")}
+    look = {"color": "var(--ink)", "align": "left", "fontSize": 11, **look}
+    return layer(kind, "text", encoding, **look)
 
 
 def layered(
@@ -383,9 +407,8 @@ def layered(
     """Return the layers that have something to draw, over one another."""
     import altair as alt
 
-    return alt.LayerSpec(
-        layer=[spec for kind, spec in layers if kind in kinds], width=width, height=height
-    )
+    shown = [spec for kind, spec in layers if kind in kinds]
+    return alt.LayerSpec(layer=shown, width=width, height=height)
 
 
 def faceted(

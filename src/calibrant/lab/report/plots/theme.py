@@ -41,18 +41,20 @@ LIGHT: Final[Mapping[str, str]] = MappingProxyType(
         "f-own": "#1c1b1a",
         "f-control": "#8c8781",
         "f-none": "#918b83",
-        **{
-            f"heat-{i}": c
-            for i, c in enumerate(
-                ("#7a2e00", "#b8572a", "#e0a57f", "#f3ead9", "#9cc3dc", "#33739f", "#0a4f86")
-            )
-        },
-        **{
-            f"heat-ink-{i}": c
-            for i, c in enumerate(
-                ("#ffffff", "#ffffff", "#1c1b1a", "#1c1b1a", "#1c1b1a", "#ffffff", "#ffffff")
-            )
-        },
+        "heat-0": "#7a2e00",
+        "heat-1": "#b8572a",
+        "heat-2": "#e0a57f",
+        "heat-3": "#f3ead9",
+        "heat-4": "#9cc3dc",
+        "heat-5": "#33739f",
+        "heat-6": "#0a4f86",
+        "heat-ink-0": "#ffffff",
+        "heat-ink-1": "#ffffff",
+        "heat-ink-2": "#1c1b1a",
+        "heat-ink-3": "#1c1b1a",
+        "heat-ink-4": "#1c1b1a",
+        "heat-ink-5": "#ffffff",
+        "heat-ink-6": "#ffffff",
     }
 )
 
@@ -84,18 +86,20 @@ DARK: Final[Mapping[str, str]] = MappingProxyType(
         "f-own": "#ecebe8",
         "f-control": "#8f8b85",
         "f-none": "#77726c",
-        **{
-            f"heat-{i}": c
-            for i, c in enumerate(
-                ("#ffb48a", "#c9713f", "#7a4a2e", "#3a3833", "#2f5570", "#4a93c4", "#a5d8ff")
-            )
-        },
-        **{
-            f"heat-ink-{i}": c
-            for i, c in enumerate(
-                ("#16171a", "#16171a", "#ecebe8", "#ecebe8", "#ecebe8", "#16171a", "#16171a")
-            )
-        },
+        "heat-0": "#ffb48a",
+        "heat-1": "#c9713f",
+        "heat-2": "#7a4a2e",
+        "heat-3": "#3a3833",
+        "heat-4": "#2f5570",
+        "heat-5": "#4a93c4",
+        "heat-6": "#a5d8ff",
+        "heat-ink-0": "#16171a",
+        "heat-ink-1": "#16171a",
+        "heat-ink-2": "#ecebe8",
+        "heat-ink-3": "#ecebe8",
+        "heat-ink-4": "#ecebe8",
+        "heat-ink-5": "#16171a",
+        "heat-ink-6": "#16171a",
     }
 )
 
@@ -143,10 +147,12 @@ OUTLINES: Final = {
 for what was measured.
 """
 
+_FAMILY_WORDS: Final = {**WORDS, "none": "looks at no data"}
+
 FAMILIES: Final[Mapping[str, Style]] = MappingProxyType(
     {
         family: Style(words, f"var(--f-{family})", OUTLINES[family])
-        for family, words in {**WORDS, "none": "looks at no data"}.items()
+        for family, words in _FAMILY_WORDS.items()
     }
 )
 """The families of calibration sets."""
@@ -211,10 +217,11 @@ def resolved(spec: Any, palette: Mapping[str, str]) -> Any:
     they are: a name may look like a colour.
     """
     if isinstance(spec, Mapping):
-        return {
-            k: v if k in _DATA or (k in _TEXTS and isinstance(v, str)) else resolved(v, palette)
-            for k, v in spec.items()
-        }
+        parts: dict[Any, Any] = {}
+        for key, part in spec.items():
+            as_it_is = key in _DATA or (key in _TEXTS and isinstance(part, str))
+            parts[key] = part if as_it_is else resolved(part, palette)
+        return parts
     if isinstance(spec, list | tuple):
         return [resolved(part, palette) for part in spec]
     if isinstance(spec, str) and spec.startswith("var(--") and spec.endswith(")"):
