@@ -40,8 +40,10 @@ def _section(section: Section) -> Iterator[str]:
 
 
 def _table(table: Table) -> Iterator[str]:
-    yield _line([escaped(table.head), *(escaped(column.head) for column in table.columns)])
-    yield _line(["---", *("---" if column.words else "---:" for column in table.columns)])
+    heads = [escaped(column.head) for column in table.columns]
+    rules = ["---" if column.words else "---:" for column in table.columns]
+    yield _line([escaped(table.head), *heads])
+    yield _line(["---", *rules])
     for row in table.rows:
         yield _line([_name(row), *map(_figure, row.figures)])
     yield ""
