@@ -23,6 +23,7 @@ from calibrant.lab.report.summary import (
     doubts,
     matrices,
     overall,
+    p_in_words,
     short_target,
     spelled_out,
     way_names,
@@ -100,8 +101,9 @@ def sections(
 
 def _of_ranking(ranking: Ranking, way: As, notes: Mapping[str, str]) -> Section:
     """Return a ranking's table with what it says."""
-    drawn = ranked(ranking, way, notes.get(ranking.model, ""))
-    return Section(drawn.title, drawn, (finding(ranking), *remarks(ranking), *caveats(ranking)))
+    table = ranked(ranking, way, notes.get(ranking.model, ""))
+    sentences = (finding(ranking), *remarks(ranking), *caveats(ranking))
+    return Section(table.title, table, sentences)
 
 
 def in_short(
@@ -139,9 +141,10 @@ def answer(comparison: Comparison, study: Mapping[str, Any]) -> Iterator[Section
     A single ranking is its own answer.
     """
     if not comparison.rankings:
-        title = "Nothing to rank" if comparison.only_measured else "Nothing to rank yet"
-        sentence = ONLY_MEASURED if comparison.only_measured else NOTHING_TO_RANK
-        yield Section(title, sentences=(sentence,))
+        if comparison.only_measured:
+            yield Section("Nothing to rank", sentences=(ONLY_MEASURED,))
+        else:
+            yield Section("Nothing to rank yet", sentences=(NOTHING_TO_RANK,))
     if len(comparison.of_sets) > 1:
         yield Section("Which calibration set is best?", sentences=(overall(comparison),))
         for matrix in matrices(comparison, study):
@@ -167,7 +170,8 @@ def without_data(comparison: Comparison, way: As = "increase") -> Iterator[Secti
         for ranking in rankings:
             sentences.extend(costs(ranking))
         title = f"Without calibration data: {model}"
-        yield Section(title, replace(unranked(rankings, way), title=title), tuple(sentences))
+        table = replace(unranked(rankings, way), title=title)
+        yield Section(title, table, tuple(sentences))
 
 
 def sensitivity(comparison: Comparison) -> Iterator[Section]:
@@ -176,10 +180,9 @@ def sensitivity(comparison: Comparison) -> Iterator[Section]:
     """
     found = comparison.sensitivities
     if found:
+        table = sensitivity_table(found)
         sentences = tuple(sensitivity_sentences(found))
-        yield Section(
-            "How much does the choice of set matter?", sensitivity_table(found), sentences
-        )
+        yield Section(table.title, table, sentences)
 
 
 def conclusions(comparison: Comparison) -> Iterator[Section]:
@@ -189,11 +192,12 @@ def conclusions(comparison: Comparison) -> Iterator[Section]:
         sentences = [contrast_sentence(contrast) for contrast in contrasts]
         sentences.extend(_limits(contrasts))
         table = contrast_table(contrasts, comparison.tested)
-        yield Section("Primary contrasts", table, tuple(sentences))
+        yield Section(table.title, table, tuple(sentences))
     agreements = comparison.agreements
     if agreements:
+        table = agreement_table(agreements)
         sentences = tuple(agreement_sentences(agreements))
-        yield Section("Do the rankings agree?", agreement_table(agreements), sentences)
+        yield Section(table.title, table, sentences)
     if comparison.missing:
         holes = list(comparison.missing[:HOLES])
         more = len(comparison.missing) - HOLES
@@ -299,7 +303,7 @@ def contrast_sentence(contrast: Contrast) -> str:
         if interval is not None:
             tests.append(f"{percent(contrast.level)} interval {between(interval, signed)}")
         if contrast.p_holm is not None:
-            tests.append(f"p {_equal(contrast.p_holm)} after Holm")
+            tests.append(f"{p_in_words(contrast.p_holm)} after Holm")
         found = f"{signed(difference.value)} {contrast.unit}".rstrip()
         return (
             f"{lead}{contrast.compare} did {contrast.verdict} than {contrast.against} "
@@ -311,12 +315,6 @@ def contrast_sentence(contrast: Contrast) -> str:
     else:
         parts = [f"{lead}{sides} ({where}): {contrast.verdict}.", contrast.reason, contrast.needs]
     return " ".join(part for part in parts if part)
-
-
-def _equal(p: float) -> str:
-    """`= 0.013` or `< 0.001`."""
-    text = probability(p)
-    return text if text.startswith("<") else f"= {text}"
 
 
 def _tested(comparison: Comparison) -> str:
@@ -364,18 +362,21 @@ def sensitivity_table(sensitivities: Sequence[Sensitivity]) -> Table:
     names = way_names(map(_way, sensitivities))
     rows: list[TableRow] = []
     for found in sorted(sensitivities, key=order):
+        share = HOLE if found.share is None else whole_percent(found.share)
+        ratio = HOLE if found.ratio is None else _tenths(found.ratio)
         texts = (
             decimals(found.worth),
             between(found.worth_interval),
             decimals(found.by_chance),
             decimals(found.cross_fitted),
-            HOLE if found.share is None else whole_percent(found.share),
-            HOLE if found.ratio is None else _tenths(found.ratio),
+            share,
+            ratio,
             between(found.ratio_interval, _tenths),
             probability(found.p),
         )
+        figures = tuple(map(Figure, texts))
         note = f"{found.model}, {len(found.sets)} sets"
-        rows.append(TableRow(names[_way(found)], tuple(map(Figure, texts)), note))
+        rows.append(TableRow(names[_way(found)], figures, note))
     legend = (
         f"worst less best set{_in_unit(sensitivities)}, averaged over what was measured",
         "controls are left out, and sets that were drawn once or whose draws overlap",
@@ -440,7 +441,8 @@ def agreement_table(agreements: Sequence[RankAgreement]) -> Table:
             between(agreement.interval, _hundredths),
             f"{agreement.sets}",
         )
-        rows.append(TableRow(" and ".join(sides), tuple(map(Figure, texts)), note))
+        figures = tuple(map(Figure, texts))
+        rows.append(TableRow(" and ".join(sides), figures, note))
     heads = ("Kendall's τ", f"{percent(LEVEL)} interval", "sets")
     legend = (
         "τ-b of two rankings of the same sets: +1 the same order, 0 unrelated, −1 reversed",
