@@ -64,7 +64,8 @@ def finding(ranking: Ranking) -> str:
         several = f"{len(tied)} of the others"
         names = join_names(tied) if len(tied) <= 2 * NAMED else several
         lead = f"{lead} {names} cannot be distinguished from it."
-    return f"{lead} {_worse(worse, bool(tied), row_noun(ranking))} {ranking.unit}."
+    others = _worse(worse, bool(tied), row_noun(ranking))
+    return f"{lead} {others} {ranking.unit}."
 
 
 def _nothing_to_rank(ranking: Ranking) -> str:
@@ -226,9 +227,9 @@ def _noise_floors(ranking: Ranking) -> Iterator[str]:
         if floor < SEEN * best:
             continue
         near = [name for name, loss in losses.items() if 0 < loss - best < floor]
+        unit = ranking.units.get(measured, ranking.unit)
         sentence = (
-            f"Two computations of the same numbers are {floor:.1g} "
-            f"{ranking.units.get(measured, ranking.unit)} apart on "
+            f"Two computations of the same numbers are {floor:.1g} {unit} apart on "
             f"{short(measured, ranking.measured)}: "
             "a smaller difference is none that a runtime would keep."
         )
