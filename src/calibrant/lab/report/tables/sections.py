@@ -247,34 +247,36 @@ def contrast_table(contrasts: Sequence[Contrast], tested: int) -> Table:
         "detectable: the difference that four studies of five like this one would find",
         *spelled_out(map(_way, contrasts), {}),
     )
-    rows: list[TableRow] = []
-    for contrast in contrasts:
-        difference = contrast.difference
-        value = HOLE
-        interval = None
-        if difference is not None:
-            value = signed(difference.value)
-            interval = difference.interval(contrast.level)
-        detectable = HOLE if contrast.detectable is None else decimals(contrast.detectable)
-        figures = (
-            Figure(value),
-            Figure(between(interval, signed)),
-            Figure(probability(contrast.p_holm)),
-            Figure(detectable),
-            Figure(contrast.verdict, best=contrast.verdict in ("better", "worse")),
-        )
-        sides = f"{contrast.compare} against {contrast.against}"
-        note = f"{contrast.model}, {ways[_way(contrast)]}, {_measured(contrast)}"
-        if contrast.name not in ("", sides):
-            note = f"{sides}, {note}"
-        rows.append(TableRow(contrast.name or sides, figures, note))
+    rows = [_contrast_row(contrast, ways[_way(contrast)]) for contrast in contrasts]
     return Table("Primary contrasts", "contrast", columns, tuple(rows), legend)
+
+
+def _contrast_row(contrast: Contrast, way: str) -> TableRow:
+    difference = contrast.difference
+    value = HOLE
+    interval = None
+    if difference is not None:
+        value = signed(difference.value)
+        interval = difference.interval(contrast.level)
+    detectable = HOLE if contrast.detectable is None else decimals(contrast.detectable)
+    figures = (
+        Figure(value),
+        Figure(between(interval, signed)),
+        Figure(probability(contrast.p_holm)),
+        Figure(detectable),
+        Figure(contrast.verdict, best=contrast.verdict in ("better", "worse")),
+    )
+    sides = f"{contrast.compare} against {contrast.against}"
+    note = f"{contrast.model}, {way}, {_measured(contrast)}"
+    if contrast.name not in ("", sides):
+        note = f"{sides}, {note}"
+    return TableRow(contrast.name or sides, figures, note)
 
 
 def _in_unit(numbers: Sequence[Contrast | Sensitivity]) -> str:
     """The unit of these numbers, where they have one in common."""
-    units = list(dict.fromkeys(number.unit for number in numbers if number.unit))
-    return f" in {units[0]}" if len(units) == 1 else ""
+    units = {number.unit for number in numbers if number.unit}
+    return f" in {units.pop()}" if len(units) == 1 else ""
 
 
 def _way(contrast: Contrast | Sensitivity) -> tuple[str, str, str, str]:
@@ -360,23 +362,8 @@ def sensitivity_table(sensitivities: Sequence[Sensitivity]) -> Table:
         "p",
     )
     names = way_names(map(_way, sensitivities))
-    rows: list[TableRow] = []
-    for found in sorted(sensitivities, key=order):
-        share = HOLE if found.share is None else whole_percent(found.share)
-        ratio = HOLE if found.ratio is None else _tenths(found.ratio)
-        texts = (
-            decimals(found.worth),
-            between(found.worth_interval),
-            decimals(found.by_chance),
-            decimals(found.cross_fitted),
-            share,
-            ratio,
-            between(found.ratio_interval, _tenths),
-            probability(found.p),
-        )
-        figures = tuple(map(Figure, texts))
-        note = f"{found.model}, {len(found.sets)} sets"
-        rows.append(TableRow(names[_way(found)], figures, note))
+    ordered = sorted(sensitivities, key=order)
+    rows = [_sensitivity_row(found, names[_way(found)]) for found in ordered]
     legend = (
         f"worst less best set{_in_unit(sensitivities)}, averaged over what was measured",
         "controls are left out, and sets that were drawn once or whose draws overlap",
@@ -390,6 +377,23 @@ def sensitivity_table(sensitivities: Sequence[Sensitivity]) -> Table:
     columns = tuple(map(Column, heads))
     title = "How much does the choice of set matter?"
     return Table(title, "method", columns, tuple(rows), legend)
+
+
+def _sensitivity_row(found: Sensitivity, way: str) -> TableRow:
+    share = HOLE if found.share is None else whole_percent(found.share)
+    ratio = HOLE if found.ratio is None else _tenths(found.ratio)
+    texts = (
+        decimals(found.worth),
+        between(found.worth_interval),
+        decimals(found.by_chance),
+        decimals(found.cross_fitted),
+        share,
+        ratio,
+        between(found.ratio_interval, _tenths),
+        probability(found.p),
+    )
+    note = f"{found.model}, {len(found.sets)} sets"
+    return TableRow(way, tuple(map(Figure, texts)), note)
 
 
 def _tenths(value: float) -> str:
