@@ -176,33 +176,7 @@ def caveats(ranking: Ranking) -> list[str]:
     """Return what the intervals do and don't cover."""
     if not ranking.entries:
         return []
-    draws = [entry.draws for entry in ranking.entries]
-    fewest = min(draws)
-    most = max(draws)
-    if ranking.finished:
-        covered = (
-            "Each model was measured as it is. The intervals say how sure this is for other "
-            "documents of the same kind; there are no draws, so nothing says how another model "
-            "would do that was made in the same way."
-        )
-    elif most == 1:
-        covered = (
-            "Each set was drawn once. The intervals say how sure this is for other documents of "
-            "the same kind; how much another draw of the same calibration data would change it, "
-            "one draw cannot say."
-        )
-    elif ranking.one_draw:
-        covered = (
-            "Some sets were drawn once: for those the intervals cover other documents, "
-            "not other draws of the calibration data."
-        )
-    else:
-        several = f"{fewest}" if fewest == most else f"{fewest} to {most}"
-        covered = (
-            "The intervals cover other documents and other draws of the calibration data "
-            f"({several} draws a set)."
-        )
-    sentences = [covered]
+    sentences = [_covered(ranking)]
     alike = [entry.name for entry in ranking.entries if entry.overlapping]
     if alike:
         sentences.append(
@@ -215,6 +189,35 @@ def caveats(ranking: Ranking) -> list[str]:
             f"could be, so that they hold together at {percent(ranking.level)}."
         )
     return [*sentences, *_noise_floors(ranking)]
+
+
+def _covered(ranking: Ranking) -> str:
+    """What the intervals cover: other documents, and other draws where there are several."""
+    draws = [entry.draws for entry in ranking.entries]
+    fewest = min(draws)
+    most = max(draws)
+    if ranking.finished:
+        return (
+            "Each model was measured as it is. The intervals say how sure this is for other "
+            "documents of the same kind; there are no draws, so nothing says how another model "
+            "would do that was made in the same way."
+        )
+    if most == 1:
+        return (
+            "Each set was drawn once. The intervals say how sure this is for other documents of "
+            "the same kind; how much another draw of the same calibration data would change it, "
+            "one draw cannot say."
+        )
+    if ranking.one_draw:
+        return (
+            "Some sets were drawn once: for those the intervals cover other documents, "
+            "not other draws of the calibration data."
+        )
+    several = f"{fewest}" if fewest == most else f"{fewest} to {most}"
+    return (
+        "The intervals cover other documents and other draws of the calibration data "
+        f"({several} draws a set)."
+    )
 
 
 def _noise_floors(ranking: Ranking) -> Iterator[str]:
