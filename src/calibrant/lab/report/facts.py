@@ -193,11 +193,12 @@ def _machine(records: Sequence[Record]) -> dict[str, str]:
         threads.append(str(provenance.get("threads", "")))
         versions |= provenance.get("versions", {})
         peak = max(peak, int(provenance.get("peak_memory_bytes", 0)))
+    memory = gigabytes(peak) if peak else ""
     return {
         "device": _joined(devices),
         "processor": _joined(processors),
         "threads": _joined(threads),
-        "peak memory": gigabytes(peak) if peak else "",
+        "peak memory": memory,
         "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
     }
 

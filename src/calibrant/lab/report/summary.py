@@ -437,9 +437,9 @@ def doubts(rankings: Sequence[Ranking]) -> Doubts:
         looked_at += len(compared)
         for sentence, difference in compared:
             if difference.value < 0:
-                by = decimals(-difference.value)
+                change = decimals(-difference.value)
                 p = _one_sided(difference)
-                found.append(Doubt(f"{sentence} by {by} ({where})", p))
+                found.append(Doubt(f"{sentence} by {change} ({where})", p))
     return Doubts(tuple(_corrected(found, looked_at)), looked_at)
 
 

@@ -153,6 +153,7 @@ def network(data: Network) -> Markup:
     """
     edges = {measure: _edges(data, measure) for measure in MEASURES}
     known = [measure for measure in MEASURES if edges[measure]]
+    first = known[0] if known else ""
     closest = [_closest(data, edges[measure]) for measure in known]
     drawn = ""
     if data.nodes:
@@ -161,7 +162,7 @@ def network(data: Network) -> Markup:
         "network",
         data=data,
         edges=edges,
-        first=known[0] if known else "",
+        first=first,
         measures_known=known,
         pairs=list(zip_longest(*closest)),
         effects=_significant(data),

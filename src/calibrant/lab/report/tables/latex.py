@@ -102,16 +102,19 @@ def _table(table: Table, number: int) -> Iterator[str]:
     shown = _fitting(table)
     folded = _longest_label(shown) > NAMES
     names = r"p{0.28\linewidth}" if folded else "l"
-    columns = "".join("l" if column.words else "r" for column in shown.columns)
-    heads = [escaped(column.head) for column in shown.columns]
+    heads = [escaped(shown.head)]
+    sides = ""
+    for column in shown.columns:
+        heads.append(escaped(column.head))
+        sides += "l" if column.words else "r"
     stop = "" if table.title.endswith("?") else "."
     yield r"\begin{table}[t]"
     yield r"  \centering\small\setlength{\tabcolsep}{4pt}"
     yield rf"  \caption{{{escaped(table.title)}{stop} {escaped(shown.key)}}}"
     yield rf"  \label{{tab:calibrant-{number}}}"
-    yield rf"  \begin{{tabular}}{{@{{}}{names}{columns}@{{}}}}"
+    yield rf"  \begin{{tabular}}{{@{{}}{names}{sides}@{{}}}}"
     yield r"    \toprule"
-    yield _line([escaped(shown.head), *heads])
+    yield _line(heads)
     yield r"    \midrule"
     part = shown.rows[0].part
     for row in shown.rows:
