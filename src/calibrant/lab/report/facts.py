@@ -145,17 +145,13 @@ def _settings(store: Store, records: Mapping[str, Record]) -> dict[str, str]:
         else:
             sparsities.append(f"{record.sparsity:.4f}")
             pruned.setdefault(record.run.model, run)
-    matrices: list[str] = []
-    for run in pruned.values():
-        record = store.record(run)
-        if record is not None:
-            matrices.append(str(len(record.weights)))
+    allocations = [str(record.run.allocation.get("spec", "")) for record in every]
     settings = {
         "numbers": _joined(record.run.dtype for record in every),
         "propagation": _joined(record.run.propagate for record in every),
-        "allocation": _joined(str(record.run.allocation.get("spec", "")) for record in every),
+        "allocation": _joined(allocations),
         "achieved sparsity": _joined(sparsities),
-        "matrices pruned": _joined(matrices),
+        "matrices pruned": _joined(_pruned(store, pruned)),
     }
     if rounded:
         settings["bits a weight"] = _joined(_stored(store, rounded))
@@ -163,6 +159,14 @@ def _settings(store: Store, records: Mapping[str, Record]) -> dict[str, str]:
     if inputs:
         settings["inputs"] = "; ".join(f"{target}: {words}" for target, words in inputs.items())
     return settings
+
+
+def _pruned(store: Store, pruned: Mapping[str, str]) -> Iterator[str]:
+    """How many matrices of each model were pruned; one record of each is read whole."""
+    for run in pruned.values():
+        record = store.record(run)
+        if record is not None:
+            yield str(len(record.weights))
 
 
 def _stored(store: Store, rounded: Mapping[str, str]) -> Iterator[str]:
@@ -177,19 +181,24 @@ def _stored(store: Store, rounded: Mapping[str, str]) -> Iterator[str]:
 
 
 def _machine(records: Sequence[Record]) -> dict[str, str]:
-    made = [record.provenance for record in records]
+    devices: list[str] = []
+    processors: list[str] = []
+    threads: list[str] = []
     versions: dict[str, str] = {}
     peak = 0
-    for provenance in made:
+    for record in records:
+        provenance = record.provenance
+        devices.append(str(provenance.get("device", "")))
+        processors.append(str(provenance.get("processor", "not recorded")))
+        threads.append(str(provenance.get("threads", "")))
         versions |= provenance.get("versions", {})
         peak = max(peak, int(provenance.get("peak_memory_bytes", 0)))
+    memory = gigabytes(peak) if peak else ""
     return {
-        "device": _joined(str(provenance.get("device", "")) for provenance in made),
-        "processor": _joined(
-            str(provenance.get("processor", "not recorded")) for provenance in made
-        ),
-        "threads": _joined(str(provenance.get("threads", "")) for provenance in made),
-        "peak memory": gigabytes(peak) if peak else "",
+        "device": _joined(devices),
+        "processor": _joined(processors),
+        "threads": _joined(threads),
+        "peak memory": memory,
         "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
     }
 

@@ -64,7 +64,8 @@ def finding(ranking: Ranking) -> str:
         several = f"{len(tied)} of the others"
         names = join_names(tied) if len(tied) <= 2 * NAMED else several
         lead = f"{lead} {names} cannot be distinguished from it."
-    return f"{lead} {_worse(worse, bool(tied), row_noun(ranking))} {ranking.unit}."
+    others = _worse(worse, bool(tied), row_noun(ranking))
+    return f"{lead} {others} {ranking.unit}."
 
 
 def _nothing_to_rank(ranking: Ranking) -> str:
@@ -175,33 +176,7 @@ def caveats(ranking: Ranking) -> list[str]:
     """Return what the intervals do and don't cover."""
     if not ranking.entries:
         return []
-    draws = [entry.draws for entry in ranking.entries]
-    fewest = min(draws)
-    most = max(draws)
-    if ranking.finished:
-        covered = (
-            "Each model was measured as it is. The intervals say how sure this is for other "
-            "documents of the same kind; there are no draws, so nothing says how another model "
-            "would do that was made in the same way."
-        )
-    elif most == 1:
-        covered = (
-            "Each set was drawn once. The intervals say how sure this is for other documents of "
-            "the same kind; how much another draw of the same calibration data would change it, "
-            "one draw cannot say."
-        )
-    elif ranking.one_draw:
-        covered = (
-            "Some sets were drawn once: for those the intervals cover other documents, "
-            "not other draws of the calibration data."
-        )
-    else:
-        several = f"{fewest}" if fewest == most else f"{fewest} to {most}"
-        covered = (
-            "The intervals cover other documents and other draws of the calibration data "
-            f"({several} draws a set)."
-        )
-    sentences = [covered]
+    sentences = [_covered(ranking)]
     alike = [entry.name for entry in ranking.entries if entry.overlapping]
     if alike:
         sentences.append(
@@ -216,6 +191,35 @@ def caveats(ranking: Ranking) -> list[str]:
     return [*sentences, *_noise_floors(ranking)]
 
 
+def _covered(ranking: Ranking) -> str:
+    """What the intervals cover: other documents, and other draws where there are several."""
+    draws = [entry.draws for entry in ranking.entries]
+    fewest = min(draws)
+    most = max(draws)
+    if ranking.finished:
+        return (
+            "Each model was measured as it is. The intervals say how sure this is for other "
+            "documents of the same kind; there are no draws, so nothing says how another model "
+            "would do that was made in the same way."
+        )
+    if most == 1:
+        return (
+            "Each set was drawn once. The intervals say how sure this is for other documents of "
+            "the same kind; how much another draw of the same calibration data would change it, "
+            "one draw cannot say."
+        )
+    if ranking.one_draw:
+        return (
+            "Some sets were drawn once: for those the intervals cover other documents, "
+            "not other draws of the calibration data."
+        )
+    several = f"{fewest}" if fewest == most else f"{fewest} to {most}"
+    return (
+        "The intervals cover other documents and other draws of the calibration data "
+        f"({several} draws a set)."
+    )
+
+
 def _noise_floors(ranking: Ranking) -> Iterator[str]:
     """Yield for each measured set whose noise floor is known how large a difference has to be,
     and of which sets it isn't.
@@ -226,9 +230,9 @@ def _noise_floors(ranking: Ranking) -> Iterator[str]:
         if floor < SEEN * best:
             continue
         near = [name for name, loss in losses.items() if 0 < loss - best < floor]
+        unit = ranking.units.get(measured, ranking.unit)
         sentence = (
-            f"Two computations of the same numbers are {floor:.1g} "
-            f"{ranking.units.get(measured, ranking.unit)} apart on "
+            f"Two computations of the same numbers are {floor:.1g} {unit} apart on "
             f"{short(measured, ranking.measured)}: "
             "a smaller difference is none that a runtime would keep."
         )

@@ -49,25 +49,32 @@ def short_names(texts: Iterable[str]) -> dict[str, str]:
     >>> short_names(["gptq", "gptq(scales='importance')", "0.5*c4 + 0.5*python_code"]).values()
     dict_values(['gptq', 'gptq importance', 'mixture'])
     """
-    alike: dict[str, list[str]] = {}
+    kinds: dict[str, list[str]] = {}
     for text in dict.fromkeys(texts):
-        alike.setdefault(_kind_of(text), []).append(text)
+        kinds.setdefault(_kind_of(text), []).append(text)
     names: dict[str, str] = {}
-    for kind, those in alike.items():
-        for number, text in enumerate(those, 1):
+    for kind, alike in kinds.items():
+        for number, text in enumerate(alike, 1):
             if "(" not in text and len(text) <= LONGEST:
                 names[text] = text
-            elif len(those) == 1:
+            elif len(alike) == 1:
                 names[text] = kind
             else:
-                arguments = text.removeprefix(kind).strip("()")
-                # `scales='importance'` is understood without its key, `swaps=25` is not.
-                values = re.sub(r"\w+='([^']*)'", r"\1", arguments)
-                named = f"{kind} {values}"
-                if len(named) > LONGEST + len(kind):
-                    named = f"{kind} {number}"
-                names[text] = named
+                names[text] = _told_apart(text, kind, number)
     return names
+
+
+def _told_apart(text: str, kind: str, number: int) -> str:
+    """The short name of one of several of a kind: by its arguments, or where these are long by its
+    number.
+    """
+    arguments = text.removeprefix(kind).strip("()")
+    # `scales='importance'` is understood without its key, `swaps=25` is not.
+    values = re.sub(r"\w+='([^']*)'", r"\1", arguments)
+    name = f"{kind} {values}"
+    if len(name) > LONGEST + len(kind):
+        return f"{kind} {number}"
+    return name
 
 
 def _kind_of(text: str) -> str:
@@ -254,7 +261,7 @@ class Matrix:
         for ranking in self.rankings:
             figures = _figures(ranking)
             cells = tuple(figures.get(name, Figure()) for name in self.order)
-            rows.append(TableRow(self.ways[way_of(ranking)], cells))
+            rows.append(TableRow(self._way_name(ranking), cells))
         columns = tuple(Column(self.names[name]) for name in self.order)
         return Table(self.title, "method", columns, tuple(rows), self.legend)
 
@@ -265,7 +272,7 @@ class Matrix:
         for name in self.order:
             cells = tuple(column.get(name, Figure()) for column in figures)
             rows.append(TableRow(self.names[name], cells))
-        columns = tuple(Column(self.ways[way_of(ranking)]) for ranking in self.rankings)
+        columns = tuple(Column(self._way_name(ranking)) for ranking in self.rankings)
         return Table(self.title, "calibrated on", columns, tuple(rows), self.legend)
 
     def table(self) -> Table:
@@ -276,28 +283,38 @@ class Matrix:
 
     def ends(self) -> Table:
         """Return the best and the worst set of each method alone, for a narrow screen."""
-        heads = ("best", "costs", "not distinguishable", "worst", "costs more by")
+        columns = (
+            Column("best", words=True),
+            Column("costs"),
+            Column("not distinguishable"),
+            Column("worst", words=True),
+            Column("costs more by"),
+        )
+        names: dict[str, str] = {}
         rows: list[TableRow] = []
         for ranking in self.rankings:
+            best = self.names[ranking.best.name]
             worst = ranking.entries[-1]
             tied = sum(entry.tied for entry in ranking.entries)
             certain = tied == 0 and len(ranking.entries) > 1
             gap = HOLE if worst.to_best is None else decimals(worst.to_best.value)
             figures = (
-                Figure(self.names[ranking.best.name], best=certain),
+                Figure(best, best=certain),
                 Figure(decimals(ranking.best.mean.value)),
                 Figure(f"{tied}"),
                 Figure(self.names[worst.name]),
                 Figure(gap),
             )
-            rows.append(TableRow(self.ways[way_of(ranking)], figures))
-        columns = [Column(head, words=head in ("best", "worst")) for head in heads]
-        names = {ranking.best.name: self.names[ranking.best.name] for ranking in self.rankings}
+            rows.append(TableRow(self._way_name(ranking), figures))
+            names[ranking.best.name] = best
         legend = (
             "bold: significantly better than every other set",
             *spelled_out(self.ways, names),
         )
-        return Table(self.title, "method", tuple(columns), tuple(rows), legend)
+        return Table(self.title, "method", columns, tuple(rows), legend)
+
+    def _way_name(self, ranking: Ranking) -> str:
+        return self.ways[way_of(ranking)]
 
 
 def _figures(ranking: Ranking) -> dict[str, Figure]:
@@ -365,7 +382,8 @@ class Doubts:
         sentences: list[str] = []
         for doubt in self.every:
             if doubt.significant:
-                test = f"p {_equals(doubt.p_holm)} after Holm over {self.looked_at:,} comparisons"
+                comparisons = f"{self.looked_at:,} comparisons"
+                test = f"{p_in_words(doubt.p_holm)} after Holm over {comparisons}"
                 sentences.append(f"{doubt.sentence} ({test}). {FIND_OUT}")
         return sentences
 
@@ -391,9 +409,14 @@ class Doubts:
 FIND_OUT: Final = "Find out why before you trust this ranking."
 
 
-def _equals(p: float | None) -> str:
+def p_in_words(p: float | None) -> str:
+    """Return a p value for a sentence.
+
+    >>> p_in_words(0.0123), p_in_words(0.0001)
+    ('p = 0.012', 'p < 0.001')
+    """
     text = probability(p)
-    return text if text.startswith("<") else f"= {text}"
+    return f"p {text}" if text.startswith("<") else f"p = {text}"
 
 
 def doubts(rankings: Sequence[Ranking]) -> Doubts:
@@ -414,9 +437,9 @@ def doubts(rankings: Sequence[Ranking]) -> Doubts:
         looked_at += len(compared)
         for sentence, difference in compared:
             if difference.value < 0:
-                by = decimals(-difference.value)
+                change = decimals(-difference.value)
                 p = _one_sided(difference)
-                found.append(Doubt(f"{sentence} by {by} ({where})", p))
+                found.append(Doubt(f"{sentence} by {change} ({where})", p))
     return Doubts(tuple(_corrected(found, looked_at)), looked_at)
 
 

@@ -59,6 +59,7 @@ def layers(groups: Sequence[Layers], ids: Mapping[str, str]) -> Markup:
     shown = [group for group in groups if len(group.sets) > 1 and _knows(group)]
     single = bool(groups) and all(len(group.sets) == 1 for group in groups)
     rows = _table(shown[0]) if shown else ()
+    drawn = embedded("layers-data", _embedded(shown, ids))
     return render(
         "layers",
         groups=shown,
@@ -68,7 +69,7 @@ def layers(groups: Sequence[Layers], ids: Mapping[str, str]) -> Markup:
         titles=TITLES,
         group_title=_title,
         rows=rows,
-        embedded=embedded("layers-data", _embedded(shown, ids)),
+        embedded=drawn,
     )
 
 
@@ -129,8 +130,10 @@ def _table(group: Layers) -> Iterator[tuple[str, tuple[str, ...]]]:
 
 def _title(group: Layers) -> str:
     """Return which runs a group is of: `smollm2, wanda at 60 % sparsity, arrival propagation`."""
-    way = f", {group.propagate} propagation" if group.propagate else ""
-    return f"{group.model}, {group.method} at {describe_target(group.target)}{way}"
+    title = f"{group.model}, {group.method} at {describe_target(group.target)}"
+    if group.propagate:
+        title = f"{title}, {group.propagate} propagation"
+    return title
 
 
 def _embedded(groups: Sequence[Layers], ids: Mapping[str, str]) -> dict[str, Any]:

@@ -29,7 +29,9 @@ MOST_EDGES: Final = 3000
 PER_NODE: Final = 1.5
 """About how many edges a node has when the page opens."""
 
-SMALLEST, LARGEST, EMPTY = 90, 620, 70
+SMALLEST: Final = 90
+LARGEST: Final = 620
+EMPTY: Final = 70
 """Sizes of a node in square pixels: of the worst set, of the best, and of one without a result."""
 
 LISTED: Final = 12
@@ -151,13 +153,8 @@ def network(data: Network) -> Markup:
     """
     edges = {measure: _edges(data, measure) for measure in MEASURES}
     known = [measure for measure in MEASURES if edges[measure]]
-    closest: list[list[tuple[str, str, float]]] = []
-    for measure in known:
-        column: list[tuple[str, str, float]] = []
-        for first, second, value in edges[measure][:LISTED]:
-            column.append((data.nodes[first].name, data.nodes[second].name, value))
-        closest.append(column)
-    pairs = list(zip_longest(*closest))
+    first = known[0] if known else ""
+    closest = [_closest(data, edges[measure]) for measure in known]
     drawn = ""
     if data.nodes:
         drawn = embedded("network-data", _embedded(data, edges))
@@ -165,9 +162,9 @@ def network(data: Network) -> Markup:
         "network",
         data=data,
         edges=edges,
-        first=known[0] if known else "",
+        first=first,
         measures_known=known,
-        pairs=pairs,
+        pairs=list(zip_longest(*closest)),
         effects=_significant(data),
         families={node.family for node in data.nodes},
         hollow=any(map(_unknown, data.nodes)),
@@ -199,6 +196,16 @@ def _edges(data: Network, measure: str) -> list[tuple[int, int, float]]:
         if not math.isnan(value):
             edges.append((first, second, round(value, 4)))
     return sorted(edges, key=order)[:MOST_EDGES]
+
+
+def _closest(
+    data: Network, edges: Sequence[tuple[int, int, float]]
+) -> list[tuple[str, str, float]]:
+    """The most alike pairs by name."""
+    pairs: list[tuple[str, str, float]] = []
+    for first, second, value in edges[:LISTED]:
+        pairs.append((data.nodes[first].name, data.nodes[second].name, value))
+    return pairs
 
 
 def _significant(data: Network) -> list[Effect]:
@@ -298,8 +305,10 @@ def _sizes(nodes: Sequence[Node]) -> list[int]:
     the eye can distinguish the others.
     """
     known = [node for node in nodes if not _unknown(node)]
-    inner = [node for node in known if node.family not in ("control", "none")] or known
-    values = [node.value for node in inner if node.value is not None]
+    compared = [node for node in known if node.family not in ("control", "none")]
+    if not compared:
+        compared = known
+    values = [node.value for node in compared if node.value is not None]
     low = min(values, default=0.0)
     high = max(values, default=0.0)
     sizes: list[int] = []
@@ -368,10 +377,7 @@ def _signals() -> list[dict[str, Any]]:
         {"name": "side", "update": "width < 500 ? 44 : 84 * em"},
         {"name": "reach", "update": room},
         {"name": "scale", "update": scale},
-        {
-            "name": "whole",
-            "update": f"{{k: scale, x: {across}, y: {down}}}",
-        },
+        {"name": "whole", "update": f"{{k: scale, x: {across}, y: {down}}}"},
         {"name": "frame", "update": "held || whole"},
         {"name": "tall", "update": "height > width"},
     ]
@@ -413,6 +419,15 @@ def _reach() -> dict[str, Any]:
     }
 
 
+_LINE_IN_HAND: Final = "lit === -1 || datum.source.id === lit || datum.target.id === lit"
+"""Whether a line is shown fully: one of the node in hand, or any where none is."""
+
+
+def _node_in_hand(node: str) -> str:
+    """The same of a node: that in hand, or one that it is joined to."""
+    return f"lit === -1 || {node}.id === lit || indexof(near, {node}.id) >= 0"
+
+
 def _placed(axis: str, node: str) -> str:
     """Where on the screen: Vega's links hold numbers until the layout has put nodes in their
     place.
@@ -421,13 +436,12 @@ def _placed(axis: str, node: str) -> str:
 
 
 def _lines() -> dict[str, Any]:
-    near = "(lit === -1 || datum.source.id === lit || datum.target.id === lit)"
     drawn = {
         "x": {"signal": _placed("x", "datum.source")},
         "y": {"signal": _placed("y", "datum.source")},
         "x2": {"signal": _placed("x", "datum.target")},
         "y2": {"signal": _placed("y", "datum.target")},
-        "opacity": {"signal": f"{near} ? datum.opacity : 0.08"},
+        "opacity": {"signal": f"({_LINE_IN_HAND}) ? datum.opacity : 0.08"},
     }
     fixed = {
         "stroke": {"field": "stroke"},
@@ -455,9 +469,7 @@ def _ends() -> dict[str, Any]:
         "x": {"signal": f"{_placed('x', 'datum.target')} - 33 * em * cos({turn})"},
         "y": {"signal": f"{_placed('y', 'datum.target')} - 33 * em * sin({turn})"},
         "angle": {"signal": f"180 / PI * {turn}"},
-        "opacity": {
-            "signal": "lit === -1 || datum.source.id === lit || datum.target.id === lit ? 1 : 0.08"
-        },
+        "opacity": {"signal": f"{_LINE_IN_HAND} ? 1 : 0.08"},
     }
     shape = {"signal": f"datum.kind === 'better' ? '{_ARROW}' : '{_BAR}'"}
     fixed = {"fill": {"field": "stroke"}, "size": {"signal": "110 * em * em"}, "shape": shape}
@@ -483,9 +495,7 @@ def _symbols() -> dict[str, Any]:
         "fill": {"field": "fill"},
         "stroke": {"signal": "datum.id === lit ? 'var(--ink)' : datum.stroke"},
         "strokeWidth": {"signal": "datum.id === lit ? 3.5 : 1.75"},
-        "opacity": {
-            "signal": "lit === -1 || datum.id === lit || indexof(near, datum.id) >= 0 ? 1 : 0.3"
-        },
+        "opacity": {"signal": f"{_node_in_hand('datum')} ? 1 : 0.3"},
     }
     return {
         "type": "symbol",
@@ -507,12 +517,7 @@ def _labels() -> dict[str, Any]:
         "fill": {"value": "var(--ink)"},
         "cursor": {"value": "pointer"},
     }
-    drawn = {
-        "fillOpacity": {
-            "signal": "lit === -1 || datum.datum.id === lit || "
-            "indexof(near, datum.datum.id) >= 0 ? 1 : 0.3"
-        }
-    }
+    drawn = {"fillOpacity": {"signal": f"{_node_in_hand('datum.datum')} ? 1 : 0.3"}}
     placing = {
         "type": "label",
         # The size never changes here, but naming what moves has the labels placed again whenever it

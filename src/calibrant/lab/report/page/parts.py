@@ -92,17 +92,26 @@ def run_table(contents: Contents) -> RunTable:
         commands = command(cell, record, budget)
         rows.append(RunRow(cell, target, order, tuple(values), stale, commands))
     names = [measured.get(evaluator, evaluator) for evaluator in evaluators]
-    heads: list[str] = []
+    heads = tuple(_heads(evaluators, names))
+    targets = [cell.target for cell in cells if cell.target and cell.method != UNTOUCHED]
+    return RunTable(tuple(rows), target_noun(targets), heads, _settings(facts))
+
+
+def _heads(evaluators: Sequence[str], names: Sequence[str]) -> Iterator[str]:
+    """The head of each evaluator's scores: the name of what it measured, in short."""
     for evaluator, name in zip(evaluators, names, strict=True):
         head = short(name, names)
-        # Two that measured the same thing are named by their texts too, as in rankings.
-        heads.append(f"{head} [{evaluator}]" if names.count(name) > 1 else head)
-    settings: dict[str, str] = {}
-    for key, value in {**facts.settings, **facts.machine}.items():
-        if value and key != "versions":
-            settings[key] = value
-    targets = [cell.target for cell in cells if cell.target and cell.method != UNTOUCHED]
-    return RunTable(tuple(rows), target_noun(targets), tuple(heads), settings)
+        if names.count(name) > 1:
+            # Two that measured the same thing are named by their texts too, as in rankings.
+            head = f"{head} [{evaluator}]"
+        yield head
+
+
+def _settings(facts: StudyFacts) -> dict[str, str]:
+    """What all runs share."""
+    settings = {**facts.settings, **facts.machine}
+    settings.pop("versions", None)
+    return {key: value for key, value in settings.items() if value}
 
 
 def _shown_target(
@@ -158,16 +167,22 @@ def command(cell: Cell, record: Record, budget: Mapping[str, Any]) -> str:
     if is_rounded(cell.target):
         verb = "quantize"
         out = "quantized"
-    equal = run.allocation.get("spec") == "uniform"
-    words = ["calibrant", verb, cell.model]
+    options = _compressing(cell, record, budget)
+    making = ["calibrant", verb, cell.model, *options, "--dtype", run.dtype, "--out", out]
+    measuring = ["calibrant", "evaluate", out, "--dtype", run.dtype, *tasks]
+    return f"{shlex.join(making)}\n{shlex.join(measuring)}"
+
+
+def _compressing(cell: Cell, record: Record, budget: Mapping[str, Any]) -> list[str]:
+    """Return how a model was compressed, as a command says it."""
+    run = record.run
+    words: list[str] = []
     if run.data:
         words += ["--data", run.data]
+    equal = run.allocation.get("spec") == "uniform"
     # A method's name in a report has the allocation behind it where that isn't equal.
-    method = cell.method
-    if not equal:
-        method = written_form(run.method)
-    words += ["--method", method]
-    words += ["--target", cell.target]
+    method = cell.method if equal else written_form(run.method)
+    words += ["--method", method, "--target", cell.target]
     if cell.data:
         words += _amount(record, budget)
         words += ["--seed", str(cell.seed)]
@@ -177,9 +192,7 @@ def command(cell: Cell, record: Record, budget: Mapping[str, Any]) -> str:
         words += ["--transform", written_form(transform)]
     if run.propagate:
         words += ["--propagate", run.propagate]
-    words += ["--dtype", run.dtype, "--out", out]
-    measuring = ["calibrant", "evaluate", out, "--dtype", run.dtype, *tasks]
-    return f"{shlex.join(words)}\n{shlex.join(measuring)}"
+    return words
 
 
 def _amount(record: Record, budget: Mapping[str, Any]) -> list[str]:

@@ -10,7 +10,7 @@ import hashlib
 import json
 import re
 from base64 import b64encode
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.resources import files
 from math import isnan
@@ -62,7 +62,8 @@ are written so by `json` itself.
 
 def render(template: str, **values: Any) -> Markup:
     """Return a template of this room, filled with `values`."""
-    return Markup(_environment().get_template(f"{template}.html.jinja").render(values))
+    filled = _environment().get_template(f"{template}.html.jinja").render(values)
+    return Markup(filled)
 
 
 FUNCTIONS: Final = (
@@ -178,24 +179,30 @@ def digest(script: str) -> str:
     >>> digest("")
     'sha256-47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU='
     """
-    return f"sha256-{b64encode(hashlib.sha256(script.encode()).digest()).decode()}"
+    hashed = hashlib.sha256(script.encode()).digest()
+    return f"sha256-{b64encode(hashed).decode()}"
 
 
 def colours(root: str = ":root") -> str:
     """Return the palettes of the plots as custom properties of `root`: light, and dark for who
     prefers it.
     """
-    light = "".join(f" --{name}: {value};" for name, value in LIGHT.items())
-    dark = "".join(f" --{name}: {value};" for name, value in DARK.items())
+    light = _properties(LIGHT)
+    dark = _properties(DARK)
     return (
         f"{root} {{ color-scheme: light dark;{light} }}\n"
         f"@media screen and (prefers-color-scheme: dark) {{ {root} {{{dark} }} }}\n"
     )
 
 
+def _properties(palette: Mapping[str, str]) -> str:
+    return "".join(f" --{name}: {value};" for name, value in palette.items())
+
+
 def page_style() -> Markup:
     """Return the style sheet of the page."""
-    return Markup(colours() + "".join(map(_file, STYLES)))
+    sheets = [colours(), *map(_file, STYLES)]
+    return Markup("".join(sheets))
 
 
 def excerpt_style(root: str) -> Markup:
@@ -203,7 +210,9 @@ def excerpt_style(root: str) -> Markup:
     of another page.
     """
     css = _file("page.css")
-    rules = css[css.index(".finding {") : css.index("@media print")]
+    first = css.index(".finding {")
+    behind = css.index("@media print")
+    rules = css[first:behind]
     return Markup(
         f"{colours(root)}"
         f"{root} {{ color: var(--ink); background: var(--paper); padding: 0.5rem; }}\n"
@@ -213,4 +222,5 @@ def excerpt_style(root: str) -> Markup:
 
 @cache
 def _file(name: str) -> Markup:
-    return Markup(files("calibrant.lab.report.page").joinpath(name).read_text("utf-8"))
+    file = files("calibrant.lab.report.page") / name
+    return Markup(file.read_text("utf-8"))

@@ -67,11 +67,12 @@ def _ranking(ranking: Ranking) -> dict[str, Any]:
     for name in ("bits", "floors"):
         if not data[name]:
             del data[name]
+    dense = None if ranking.dense is None else _entry(ranking, ranking.dense)
     return data | {
         "entries": [_entry(ranking, entry) for entry in ranking.entries],
         "partial": [_entry(ranking, entry) for entry in ranking.partial],
         "baselines": [_entry(ranking, entry) for entry in ranking.baselines],
-        "dense": _entry(ranking, ranking.dense) if ranking.dense else None,
+        "dense": dense,
         "finding": finding(ranking),
         "doubts": [doubt.sentence for doubt in doubts([ranking]).every],
         "remarks": remarks(ranking),

@@ -77,70 +77,87 @@ ACCENTS: Final = {
 
 
 def latex(sections: Sequence[Section]) -> str:
-    """A `table` environment for each section that has a table; what else is said stands in
+    """Return a `table` environment for each section that has a table; what else is said stands in
     comments, for the text around it.
     """
-    head = [
+    lines = [
         "% Tables of a study, for \\input in a paper. They need, in its preamble:",
         r"%   \usepackage{booktabs}",
         "",
     ]
-    return "\n".join(
-        [
-            *head,
-            *(
-                line
-                for number, section in enumerate(sections, 1)
-                for line in _section(section, number)
-            ),
-        ]
-    )
+    for number, section in enumerate(sections, 1):
+        lines.extend(_section(section, number))
+    return "\n".join(lines)
 
 
 def _section(section: Section, number: int) -> Iterator[str]:
-    yield f"% {_comment(section.title)}"
-    yield from (f"% {_comment(text)}" for text in (*section.sentences, *section.items))
+    for text in (section.title, *section.sentences, *section.items):
+        yield f"% {_comment(text)}"
     if section.table is not None:
         yield from _table(section.table, number)
     yield ""
 
 
 def _table(table: Table, number: int) -> Iterator[str]:
-    shown = next((t for t in table.shortened() if _width(t) <= ROOM), table.shortened()[-1])
-    folded = max(len(_label(row)) for row in shown.rows) > NAMES
+    shown = _fitting(table)
+    folded = _longest_label(shown) > NAMES
     names = r"p{0.28\linewidth}" if folded else "l"
+    heads = [escaped(shown.head)]
+    sides = ""
+    for column in shown.columns:
+        heads.append(escaped(column.head))
+        sides += "l" if column.words else "r"
+    stop = "" if table.title.endswith("?") else "."
     yield r"\begin{table}[t]"
     yield r"  \centering\small\setlength{\tabcolsep}{4pt}"
-    stop = "" if table.title.endswith("?") else "."
     yield rf"  \caption{{{escaped(table.title)}{stop} {escaped(shown.key)}}}"
     yield rf"  \label{{tab:calibrant-{number}}}"
-    columns = "".join("l" if column.words else "r" for column in shown.columns)
-    yield rf"  \begin{{tabular}}{{@{{}}{names}{columns}@{{}}}}"
+    yield rf"  \begin{{tabular}}{{@{{}}{names}{sides}@{{}}}}"
     yield r"    \toprule"
-    yield _line([escaped(shown.head), *(escaped(c.head) for c in shown.columns)])
+    yield _line(heads)
     yield r"    \midrule"
-    for before, row in zip((shown.rows[0], *shown.rows), shown.rows, strict=False):
-        if row.part != before.part:
+    part = shown.rows[0].part
+    for row in shown.rows:
+        if row.part != part:
+            part = row.part
             yield r"    \midrule"
-        yield _line(
-            [rf"\raggedright {_name(row)}" if folded else _name(row), *map(_figure, row.figures)]
-        )
-    yield from (r"    \bottomrule", r"  \end{tabular}", r"\end{table}")
+        name = _name(row)
+        if folded:
+            name = rf"\raggedright {name}"
+        yield _line([name, *map(_figure, row.figures)])
+    yield r"    \bottomrule"
+    yield r"  \end{tabular}"
+    yield r"\end{table}"
+
+
+def _fitting(table: Table) -> Table:
+    """The fullest form of a table that fits; where none does, the shortest."""
+    forms = table.shortened()
+    for form in forms:
+        if _width(form) <= ROOM:
+            return form
+    return forms[-1]
 
 
 def _width(table: Table) -> int:
-    columns = zip(*(row.figures for row in table.rows), strict=True)
-    figures = [
-        max(len(c.head), *(len(str(f)) + len(f.letters) for f in cells))
-        for c, cells in zip(table.columns, columns, strict=True)
-    ]
-    return min(NAMES, max(len(_label(row)) for row in table.rows)) + sum(
-        wide + 1 for wide in figures
-    )
+    """How many characters a line of a table has."""
+    width = min(NAMES, _longest_label(table))
+    for index, column in enumerate(table.columns):
+        widest = len(column.head)
+        for row in table.rows:
+            figure = row.figures[index]
+            widest = max(widest, len(str(figure)) + len(figure.letters))
+        width += widest + 1
+    return width
 
 
-def _label(row: TableRow) -> str:
-    return f"{row.name} ({row.note})" if row.note else row.name
+def _longest_label(table: Table) -> int:
+    """How many characters the longest name of a row has, with its note."""
+    longest = 0
+    for row in table.rows:
+        label = f"{row.name} ({row.note})" if row.note else row.name
+        longest = max(longest, len(label))
+    return longest
 
 
 def _line(cells: Sequence[str]) -> str:
@@ -148,37 +165,41 @@ def _line(cells: Sequence[str]) -> str:
 
 
 def _name(row: TableRow) -> str:
-    name = rf"\textbf{{{escaped(row.name)}}}" if row.best else escaped(row.name)
+    name = _bold(escaped(row.name), row.best)
     return f"{name} ({escaped(row.note)})" if row.note else name
 
 
 def _figure(figure: Figure) -> str:
-    text = _number(str(figure))
-    return (rf"\textbf{{{text}}}" if figure.best else text) + (
-        rf"\textsuperscript{{{escaped(figure.letters)}}}" if figure.letters else ""
-    )
+    # A hyphen before a digit is a minus sign.
+    number = re.sub(r"-(?=\d)", "−", str(figure))
+    text = _bold(escaped(number), figure.best)
+    return rf"{text}\textsuperscript{{{escaped(figure.letters)}}}" if figure.letters else text
 
 
-def _number(text: str) -> str:
-    """A figure: its hyphens are minus signs, where a digit follows."""
-    return escaped(
-        "".join(
-            "−" if c == "-" and text[i + 1 : i + 2].isdigit() else c for i, c in enumerate(text)
-        )
-    )
+def _bold(text: str, best: bool) -> str:
+    return rf"\textbf{{{text}}}" if best else text
 
 
 def _comment(text: str) -> str:
-    return "".join(c if " " <= c <= "~" else " " if c.isspace() else ascii(c)[1:-1] for c in text)
+    """`text` in printable ASCII, in one line."""
+    return "".join(map(_commented, text))
+
+
+def _commented(character: str) -> str:
+    if " " <= character <= "~":
+        return character
+    if character.isspace():
+        return " "
+    return ascii(character)[1:-1]
 
 
 def escaped(text: str) -> str:
-    """`text` in plain ASCII that pdflatex sets as itself; a character that has no such form is
-    written as `U+6570`.
+    """Return `text` in plain ASCII that pdflatex sets as itself; a character that has no such form
+    is written as `U+6570`.
     """
-    return re.sub(
-        "-(?=-)", "-{}", "".join(map(_escaped, text))
-    )  # two hyphens would be drawn as one dash
+    written = "".join(map(_escaped, text))
+    # Two hyphens would be drawn as one dash.
+    return re.sub("-(?=-)", "-{}", written)
 
 
 def _escaped(character: str) -> str:
@@ -190,5 +211,9 @@ def _escaped(character: str) -> str:
         return " "
     letter, *accents = unicodedata.normalize("NFD", character)
     if len(accents) == 1 and accents[0] in ACCENTS and letter.isascii():
-        return rf"\{ACCENTS[accents[0]]}{{{letter if letter not in 'ij' else chr(92) + letter}}}"
+        accent = ACCENTS[accents[0]]
+        if letter in "ij":
+            # The commands \i and \j draw them without their dots.
+            letter = rf"\{letter}"
+        return rf"\{accent}{{{letter}}}"
     return rf"\texttt{{U+{ord(character):04X}}}"

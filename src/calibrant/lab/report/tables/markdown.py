@@ -40,8 +40,14 @@ def _section(section: Section) -> Iterator[str]:
 
 
 def _table(table: Table) -> Iterator[str]:
-    yield _line([escaped(table.head), *(escaped(column.head) for column in table.columns)])
-    yield _line(["---", *("---" if column.words else "---:" for column in table.columns)])
+    heads = [escaped(table.head)]
+    rules = ["---"]
+    for column in table.columns:
+        rule = "---" if column.words else "---:"
+        heads.append(escaped(column.head))
+        rules.append(rule)
+    yield _line(heads)
+    yield _line(rules)
     for row in table.rows:
         yield _line([_name(row), *map(_figure, row.figures)])
     yield ""

@@ -23,6 +23,7 @@ from calibrant.lab.report.summary import (
     doubts,
     matrices,
     overall,
+    p_in_words,
     short_target,
     spelled_out,
     way_names,
@@ -100,8 +101,9 @@ def sections(
 
 def _of_ranking(ranking: Ranking, way: As, notes: Mapping[str, str]) -> Section:
     """Return a ranking's table with what it says."""
-    drawn = ranked(ranking, way, notes.get(ranking.model, ""))
-    return Section(drawn.title, drawn, (finding(ranking), *remarks(ranking), *caveats(ranking)))
+    table = ranked(ranking, way, notes.get(ranking.model, ""))
+    sentences = (finding(ranking), *remarks(ranking), *caveats(ranking))
+    return Section(table.title, table, sentences)
 
 
 def in_short(
@@ -139,9 +141,10 @@ def answer(comparison: Comparison, study: Mapping[str, Any]) -> Iterator[Section
     A single ranking is its own answer.
     """
     if not comparison.rankings:
-        title = "Nothing to rank" if comparison.only_measured else "Nothing to rank yet"
-        sentence = ONLY_MEASURED if comparison.only_measured else NOTHING_TO_RANK
-        yield Section(title, sentences=(sentence,))
+        if comparison.only_measured:
+            yield Section("Nothing to rank", sentences=(ONLY_MEASURED,))
+        else:
+            yield Section("Nothing to rank yet", sentences=(NOTHING_TO_RANK,))
     if len(comparison.of_sets) > 1:
         yield Section("Which calibration set is best?", sentences=(overall(comparison),))
         for matrix in matrices(comparison, study):
@@ -167,7 +170,8 @@ def without_data(comparison: Comparison, way: As = "increase") -> Iterator[Secti
         for ranking in rankings:
             sentences.extend(costs(ranking))
         title = f"Without calibration data: {model}"
-        yield Section(title, replace(unranked(rankings, way), title=title), tuple(sentences))
+        table = replace(unranked(rankings, way), title=title)
+        yield Section(title, table, tuple(sentences))
 
 
 def sensitivity(comparison: Comparison) -> Iterator[Section]:
@@ -176,10 +180,9 @@ def sensitivity(comparison: Comparison) -> Iterator[Section]:
     """
     found = comparison.sensitivities
     if found:
+        table = sensitivity_table(found)
         sentences = tuple(sensitivity_sentences(found))
-        yield Section(
-            "How much does the choice of set matter?", sensitivity_table(found), sentences
-        )
+        yield Section(table.title, table, sentences)
 
 
 def conclusions(comparison: Comparison) -> Iterator[Section]:
@@ -189,11 +192,12 @@ def conclusions(comparison: Comparison) -> Iterator[Section]:
         sentences = [contrast_sentence(contrast) for contrast in contrasts]
         sentences.extend(_limits(contrasts))
         table = contrast_table(contrasts, comparison.tested)
-        yield Section("Primary contrasts", table, tuple(sentences))
+        yield Section(table.title, table, tuple(sentences))
     agreements = comparison.agreements
     if agreements:
+        table = agreement_table(agreements)
         sentences = tuple(agreement_sentences(agreements))
-        yield Section("Do the rankings agree?", agreement_table(agreements), sentences)
+        yield Section(table.title, table, sentences)
     if comparison.missing:
         holes = list(comparison.missing[:HOLES])
         more = len(comparison.missing) - HOLES
@@ -243,34 +247,36 @@ def contrast_table(contrasts: Sequence[Contrast], tested: int) -> Table:
         "detectable: the difference that four studies of five like this one would find",
         *spelled_out(map(_way, contrasts), {}),
     )
-    rows: list[TableRow] = []
-    for contrast in contrasts:
-        difference = contrast.difference
-        value = HOLE
-        interval = None
-        if difference is not None:
-            value = signed(difference.value)
-            interval = difference.interval(contrast.level)
-        detectable = HOLE if contrast.detectable is None else decimals(contrast.detectable)
-        figures = (
-            Figure(value),
-            Figure(between(interval, signed)),
-            Figure(probability(contrast.p_holm)),
-            Figure(detectable),
-            Figure(contrast.verdict, best=contrast.verdict in ("better", "worse")),
-        )
-        sides = f"{contrast.compare} against {contrast.against}"
-        note = f"{contrast.model}, {ways[_way(contrast)]}, {_measured(contrast)}"
-        if contrast.name not in ("", sides):
-            note = f"{sides}, {note}"
-        rows.append(TableRow(contrast.name or sides, figures, note))
+    rows = [_contrast_row(contrast, ways[_way(contrast)]) for contrast in contrasts]
     return Table("Primary contrasts", "contrast", columns, tuple(rows), legend)
+
+
+def _contrast_row(contrast: Contrast, way: str) -> TableRow:
+    difference = contrast.difference
+    value = HOLE
+    interval = None
+    if difference is not None:
+        value = signed(difference.value)
+        interval = difference.interval(contrast.level)
+    detectable = HOLE if contrast.detectable is None else decimals(contrast.detectable)
+    figures = (
+        Figure(value),
+        Figure(between(interval, signed)),
+        Figure(probability(contrast.p_holm)),
+        Figure(detectable),
+        Figure(contrast.verdict, best=contrast.verdict in ("better", "worse")),
+    )
+    sides = f"{contrast.compare} against {contrast.against}"
+    note = f"{contrast.model}, {way}, {_measured(contrast)}"
+    if contrast.name not in ("", sides):
+        note = f"{sides}, {note}"
+    return TableRow(contrast.name or sides, figures, note)
 
 
 def _in_unit(numbers: Sequence[Contrast | Sensitivity]) -> str:
     """The unit of these numbers, where they have one in common."""
-    units = list(dict.fromkeys(number.unit for number in numbers if number.unit))
-    return f" in {units[0]}" if len(units) == 1 else ""
+    units = {number.unit for number in numbers if number.unit}
+    return f" in {units.pop()}" if len(units) == 1 else ""
 
 
 def _way(contrast: Contrast | Sensitivity) -> tuple[str, str, str, str]:
@@ -299,7 +305,7 @@ def contrast_sentence(contrast: Contrast) -> str:
         if interval is not None:
             tests.append(f"{percent(contrast.level)} interval {between(interval, signed)}")
         if contrast.p_holm is not None:
-            tests.append(f"p {_equal(contrast.p_holm)} after Holm")
+            tests.append(f"{p_in_words(contrast.p_holm)} after Holm")
         found = f"{signed(difference.value)} {contrast.unit}".rstrip()
         return (
             f"{lead}{contrast.compare} did {contrast.verdict} than {contrast.against} "
@@ -311,12 +317,6 @@ def contrast_sentence(contrast: Contrast) -> str:
     else:
         parts = [f"{lead}{sides} ({where}): {contrast.verdict}.", contrast.reason, contrast.needs]
     return " ".join(part for part in parts if part)
-
-
-def _equal(p: float) -> str:
-    """`= 0.013` or `< 0.001`."""
-    text = probability(p)
-    return text if text.startswith("<") else f"= {text}"
 
 
 def _tested(comparison: Comparison) -> str:
@@ -362,20 +362,8 @@ def sensitivity_table(sensitivities: Sequence[Sensitivity]) -> Table:
         "p",
     )
     names = way_names(map(_way, sensitivities))
-    rows: list[TableRow] = []
-    for found in sorted(sensitivities, key=order):
-        texts = (
-            decimals(found.worth),
-            between(found.worth_interval),
-            decimals(found.by_chance),
-            decimals(found.cross_fitted),
-            HOLE if found.share is None else whole_percent(found.share),
-            HOLE if found.ratio is None else _tenths(found.ratio),
-            between(found.ratio_interval, _tenths),
-            probability(found.p),
-        )
-        note = f"{found.model}, {len(found.sets)} sets"
-        rows.append(TableRow(names[_way(found)], tuple(map(Figure, texts)), note))
+    ordered = sorted(sensitivities, key=order)
+    rows = [_sensitivity_row(found, names[_way(found)]) for found in ordered]
     legend = (
         f"worst less best set{_in_unit(sensitivities)}, averaged over what was measured",
         "controls are left out, and sets that were drawn once or whose draws overlap",
@@ -389,6 +377,23 @@ def sensitivity_table(sensitivities: Sequence[Sensitivity]) -> Table:
     columns = tuple(map(Column, heads))
     title = "How much does the choice of set matter?"
     return Table(title, "method", columns, tuple(rows), legend)
+
+
+def _sensitivity_row(found: Sensitivity, way: str) -> TableRow:
+    share = HOLE if found.share is None else whole_percent(found.share)
+    ratio = HOLE if found.ratio is None else _tenths(found.ratio)
+    texts = (
+        decimals(found.worth),
+        between(found.worth_interval),
+        decimals(found.by_chance),
+        decimals(found.cross_fitted),
+        share,
+        ratio,
+        between(found.ratio_interval, _tenths),
+        probability(found.p),
+    )
+    note = f"{found.model}, {len(found.sets)} sets"
+    return TableRow(way, tuple(map(Figure, texts)), note)
 
 
 def _tenths(value: float) -> str:
@@ -440,7 +445,8 @@ def agreement_table(agreements: Sequence[RankAgreement]) -> Table:
             between(agreement.interval, _hundredths),
             f"{agreement.sets}",
         )
-        rows.append(TableRow(" and ".join(sides), tuple(map(Figure, texts)), note))
+        figures = tuple(map(Figure, texts))
+        rows.append(TableRow(" and ".join(sides), figures, note))
     heads = ("Kendall's τ", f"{percent(LEVEL)} interval", "sets")
     legend = (
         "τ-b of two rankings of the same sets: +1 the same order, 0 unrelated, −1 reversed",

@@ -82,7 +82,11 @@ class Table:
     @property
     def lettered(self) -> bool:
         """Whether any figure has letters."""
-        return any(figure.letters for row in self.rows for figure in row.figures)
+        for row in self.rows:
+            for figure in row.figures:
+                if figure.letters:
+                    return True
+        return False
 
     @property
     def key(self) -> str:
@@ -107,12 +111,13 @@ class Table:
         """Return the same with fewer words: `errors` keeps those that can't be spared. What the
         letters say isn't said again.
         """
+        lettered = self.lettered
         rows: list[TableRow] = []
         for row in self.rows:
             figures: list[Figure] = []
             for figure, column in zip(row.figures, self.columns, strict=True):
                 error = figure.error if errors and not column.spare else ""
-                note = "" if self.lettered else figure.note
+                note = "" if lettered else figure.note
                 figures.append(replace(figure, error=error, note=note))
             rows.append(replace(row, figures=tuple(figures)))
         legend = self.legend
@@ -180,15 +185,16 @@ def unranked(rankings: Sequence[Ranking], way: As) -> Table:
     means_are_shares = _means_are_shares(rankings, way)
     rows: list[TableRow] = []
     for ranking in rankings:
+        name = f"{ranking.method} {ranking.target}"
+        words = describe_target(ranking.target).removesuffix(f" ({ranking.target})")
+        if words == ranking.target:
+            # The name of a scheme or of a recipe, which the row has already.
+            words = ""
         size = HOLE if ranking.bits is None else decimals(ranking.bits)
+        drawing = _RankingRows(ranking, way, means_are_shares)
         for entry in (*ranking.baselines, *ranking.partial):
-            words = describe_target(ranking.target).removesuffix(f" ({ranking.target})")
-            if words == ranking.target:
-                # The name of a scheme or of a recipe, which the row has already.
-                words = ""
-            lines = _RankingRows(ranking, way, means_are_shares)
-            row = lines.row(replace(entry, letters={}), words, "baseline")
-            name = f"{ranking.method} {ranking.target}"
+            without_letters = replace(entry, letters={})
+            row = drawing.row(without_letters, words, "baseline")
             rows.append(replace(row, name=name, figures=(Figure(size), *row.figures)))
     drawing = _RankingRows(rankings[0], way, means_are_shares)
     if rankings[0].dense is not None:
@@ -198,7 +204,8 @@ def unranked(rankings: Sequence[Ranking], way: As) -> Table:
     whole = Table("", "method", columns, tuple(rows), drawing.legend())
     first = 0 if sized else 1
     # The last column is the difference to the best, and here there is no best.
-    return whole.only(range(first, len(columns) - 1))
+    last = len(columns) - 1
+    return whole.only(range(first, last))
 
 
 def _means_are_shares(rankings: Sequence[Ranking], way: As) -> bool:
@@ -222,7 +229,7 @@ class _RankingRows:
         self._means_are_shares = means_are_shares
         self._way: As = "loss" if ranking.dense is None else way
         self._averaged = len(ranking.averaged) > 1
-        self._ranks = any(any(entry.ranks) for entry in ranking.entries)
+        self._ranks = any(entry.ranks != (0, 0) for entry in ranking.entries)
         units = set(ranking.units.values())
         directions = set(ranking.better.values())
         self._mixed = len(units) > 1 or len(directions) > 1
@@ -291,16 +298,16 @@ class _RankingRows:
         return _marked(figure, entry, "mean")
 
     def _figure(self, entry: RankingEntry, measured: str) -> Figure:
-        shown = {"increase": entry.increases, "loss": entry.losses, "kept": entry.share_kept}
-        estimates = shown[self._way]
-        if measured not in estimates:
+        by_way = {"increase": entry.increases, "loss": entry.losses, "kept": entry.share_kept}
+        estimate = by_way[self._way].get(measured)
+        if estimate is None:
             return Figure(HOLE)
         if self._way == "kept":
-            figure = _share(estimates[measured])
+            figure = _share(estimate)
         elif self._way == "loss":
-            figure = _number(estimates[measured])
+            figure = _number(estimate)
         else:
-            figure = _change(estimates[measured], self._higher(measured))
+            figure = _change(estimate, self._higher(measured))
         return _marked(figure, entry, measured)
 
     def legend(self) -> tuple[str, ...]:
@@ -359,10 +366,10 @@ def _change(estimate: Estimate, higher: bool) -> Figure:
 
 
 def _share(estimate: Estimate) -> Figure:
-    return _with_error(_tenths(estimate.value), estimate, _tenths)
+    return _with_error(_in_percent(estimate.value), estimate, _in_percent)
 
 
-def _tenths(share: float) -> str:
+def _in_percent(share: float) -> str:
     return f"{share:.1%}"
 
 

@@ -56,14 +56,19 @@ def summary(sections: Sequence[Section], width: int) -> Iterator[RenderableType]
     of their weight, but warnings have their room first. Where there is none, what comes first in a
     section stays, and its other sentences are counted.
     """
+
+    def order(number: int) -> bool:
+        return not sections[number].warns
+
     hint = Text(MORE, style="dim")
     room = SCREEN - _height([hint], width)
     fitting: dict[int, list[RenderableType]] = {}
-    for number in sorted(range(len(sections)), key=lambda number: not sections[number].warns):
-        fitting[number] = _fitting(_brief(sections[number]), width, room)
+    for number in sorted(range(len(sections)), key=order):
+        brief = _brief(sections[number])
+        fitting[number] = _fitting(brief, width, room)
         room -= _height(fitting[number], width)
-    for _, pieces in sorted(fitting.items()):
-        yield from pieces
+    for number in range(len(sections)):
+        yield from fitting[number]
     yield hint
 
 
@@ -125,6 +130,7 @@ def _section(section: Section, width: int) -> Iterator[RenderableType]:
 
 def _table(table: Table, narrow: Table | None, width: int) -> Iterator[RenderableType]:
     yield Text(visible_name(table.title), style="bold")
+    # What the pieces of a table say to it, each once.
     legend: dict[str, None] = {}
     for number, drawn in enumerate(_fitted(table, narrow, width)):
         if number:
@@ -133,7 +139,8 @@ def _table(table: Table, narrow: Table | None, width: int) -> Iterator[Renderabl
         legend |= dict.fromkeys(drawn.table.legend)
     if table.most and len(table.rows) > table.most:
         yield Text(f"… and {len(table.rows) - table.most:,} more, which --format json lists")
-    yield Text(visible_name(replace(table, legend=tuple(legend)).key), style="dim")
+    key = replace(table, legend=tuple(legend)).key
+    yield Text(visible_name(key), style="dim")
 
 
 def _fitted(table: Table, narrow: Table | None, width: int) -> "Iterator[_Drawn]":
@@ -165,21 +172,25 @@ class _Drawn:
         self._gap = gap
         self._rows = table.rows[: table.most]
         self._names = [_name(row) for row in self._rows]
-        words = map(cell_len, table.head.split())
-        self._longest = max(*words, *(name.cell_len for name in self._names))
+        words = [cell_len(word) for word in table.head.split()]
+        labels = [name.cell_len for name in self._names]
+        self._longest = max([*words, *labels])
         self._narrowest = min(names, self._longest)
         self._columns: list[list[Text]] = []
         self._least: list[int] = []
         for index, column in enumerate(table.columns):
-            cells = _aligned([row.figures[index] for row in self._rows], column.words)
+            figures = [row.figures[index] for row in self._rows]
+            cells = _aligned(figures, column.words)
+            self._columns.append(cells)
             texts = [cell.plain for cell in cells]
             # Words fold between themselves, numbers don't.
             parts = " ".join(texts).split() if column.words else texts
             heads = [piece.rstrip() for piece in _pieces(column.head)]
-            self._columns.append(cells)
-            self._least.append(max(map(cell_len, [*heads, *parts])))
+            unbroken = [*heads, *parts]
+            self._least.append(max(map(cell_len, unbroken)))
         # How many cells are left beside everything at its narrowest.
-        self.room = width - self._narrowest - sum(least + gap for least in self._least)
+        needed = sum(self._least) + gap * len(self._least)
+        self.room = width - self._narrowest - needed
 
     def pieces(self) -> Iterator[list[int]]:
         """Yield the columns that fit beside the names, as many at a time as there is room for."""
@@ -256,7 +267,8 @@ def _folded(head: str, width: int) -> str:
 
 
 def _name(row: TableRow) -> Text:
-    name = Text(visible_name(row.name), style="bold" if row.best else "")
+    style = "bold" if row.best else ""
+    name = Text(visible_name(row.name), style=style)
     if row.note:
         name.append(f" ({visible_name(row.note)})", style="dim")
     return name
@@ -266,19 +278,23 @@ def _aligned(figures: Sequence[Figure], words: bool) -> list[Text]:
     """The cells of a column, equally wide: numbers flush to the right, letters behind them flush
     to the left.
     """
-    width = max(cell_len(str(figure)) for figure in figures)
-    letters = max(cell_len(figure.letters) for figure in figures)
+    texts = [str(figure) for figure in figures]
+    widest = max(map(cell_len, texts))
+    most_letters = max(cell_len(figure.letters) for figure in figures)
     # A mark stands right behind its number, letters a blank away from it.
-    blank = "" if all(not figure.letters.isalnum() for figure in figures) else " "
+    lettered = any(figure.letters.isalnum() for figure in figures)
+    blank = " " if lettered else ""
     cells: list[Text] = []
-    for figure in figures:
-        text = visible_name(str(figure))
-        cell = Text(text, style="bold" if figure.best else "")
+    for figure, text in zip(figures, texts, strict=True):
+        style = "bold" if figure.best else ""
+        cell = Text(visible_name(text), style=style)
+        padding = widest - cell_len(text)
         if words:
-            cell.pad_right(width - cell_len(str(figure)))
+            cell.pad_right(padding)
         else:
-            cell.pad_left(width - cell_len(str(figure)))
-        if letters:
-            cell.append(f"{blank}{figure.letters:<{letters}}", style="italic cyan")
+            cell.pad_left(padding)
+        if most_letters:
+            letters = figure.letters.ljust(most_letters)
+            cell.append(f"{blank}{letters}", style="italic cyan")
         cells.append(cell)
     return cells
