@@ -118,15 +118,17 @@ def smallest_p(draws: int, against: int) -> tuple[float, str] | None:
     """Return the least two-sided p that a test over draws alone can give, and the name of that
     test; None where neither side has draws.
 
-    Draws against draws: a permutation between the sides. Draws against what takes none (the dense
-    model): a flip of their signs. Student's t has no such floor; it pays by taking the draws'
+    Draws against draws: a permutation between the sides, judged by the size of the difference.
+    Draws against what takes none (the dense model): a flip of their signs. Student's t has no such floor; it pays by taking the draws'
     errors for normal.
     """
     if not draws and not against:
         return None
-    # The most extreme of all arrangements is one of so many; times two for both sides.
     if draws and against:
-        least = min(1.0, 2 / math.comb(draws + against, draws))
+        arrangements = math.comb(draws + against, draws)
+        # With as many draws on both sides, the two sides exchanged differ as much.
+        most_extreme = 2 if draws == against else 1
+        least = most_extreme / arrangements
         return least, f"a permutation of {draws} and {against} draws"
     return 2.0 ** (1 - draws - against), f"a flip of the signs of {draws + against} draws"
 

@@ -1,5 +1,5 @@
-"""The scales of float grids. They reach exactly as far as the weights do, as compressed-tensors has
-it, and are computed in float32 whatever the type of the weight.
+"""The scales of float grids. They reach as far as the weights do, as compressed-tensors has it, and
+are computed in float32 whatever the type of the weight.
 """
 
 import torch
@@ -19,7 +19,8 @@ def float_absmax(weight: Float[Tensor, "out in"], grid: FloatGrid) -> FloatScale
     times the global scale. Of all matrices that share a global scale, it makes the largest e4m3
     scale 448. Those of e8m0 are the power of two by which the largest weight comes to lie between
     3.5 and 7; it saturates at 6. A part whose scale would be zero gets a valid one, and is zero
-    throughout.
+    throughout. In float16, scales below 6e-5 are coarse: of rows that reach less far than 0.03, the
+    largest weight may be cut.
 
     Raises `NumericsError` if a weight is too large for float32.
     """
