@@ -174,7 +174,7 @@ def answer(found: dict[str, Any]) -> str:
         f"only on {names}. There the dense model is above chance and above `blind`, what is right "
         f"without the question. On {len(sets['without reading'])} other sets a model may be right "
         f"without reading the question; on {len(sets['no'])} the dense model isn't above chance. "
-        "The last column says which these are. There use the loss of the right answer, or of the "
+        "The last column says which these are. On them use the loss of the right answer, or of the "
         "worked solution, which has no floor. Where answers are labels, that loss says more about "
         "the form of an answer than about which is right."
     )
