@@ -170,14 +170,13 @@ def answer(found: dict[str, Any]) -> str:
         sets[can_rank].append(name)
     names = ", ".join(sets["yes"]) or "no set"
     return (
-        "Compare compressed versions of SmolLM2-135M-Instruct (dequantized from 4 bits) by "
-        f"accuracy on {names} alone. There it is above chance and above `blind`, what is right "
-        f"without the question. On {len(sets['without reading'])} others it is above chance, and "
-        f"could be without reading the question. On {len(sets['no'])} it isn't above chance, and "
-        "can't rank anything. The last column says which these are. What is left in both cases is "
-        "the loss of the right answer, or of the worked solution, which has no floor. Where "
-        "answers are labels, that loss says more about the form of an answer than about which is "
-        "right."
+        "Rank compressed models of SmolLM2-135M-Instruct (dequantized from 4 bits) by accuracy "
+        f"only on {names}. There the dense model is above chance and above `blind`, what is right "
+        f"without the question. On {len(sets['without reading'])} other sets a model may be right "
+        f"without reading the question; on {len(sets['no'])} the dense model isn't above chance. "
+        "The last column says which these are. On them use the loss of the right answer, or of the "
+        "worked solution, which has no floor. Where answers are labels, that loss says more about "
+        "the form of an answer than about which is right."
     )
 
 

@@ -18,7 +18,7 @@ from typing import Any, Final
 
 import numpy as np
 from scipy.stats import entropy, kendalltau
-from studies.arms import bold_if, table_head, table_row, with_interval
+from studies.arms import bold_if, planned, table_head, table_row, with_interval
 from studies.overlaps import against, between, part_of_the_set, within
 from studies.pages import draw_png, write_or_print
 
@@ -528,6 +528,7 @@ def training() -> Iterator[str]:
 def tables() -> dict[str, str]:
     """Each table in Markdown, by name."""
     made = {
+        "planned": "\n".join(planned(STORE)),
         "training": "\n".join(training()),
         "rounds": "\n".join(rounds()),
         "evenness": "\n".join(evenness()),
