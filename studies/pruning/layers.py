@@ -43,7 +43,7 @@ METHODS: Final = {
     "admm": "for as little loss with C4 as refined, at one and a half times its effort",
     "refined(start=sparsegpt, swaps=25)": "not at all: less error of matrices, and more loss of the model",
     "refined": "first",
-    "alps": "where time doesn't matter; on text that it wasn't fitted to it may lose more",
+    "alps": "where time doesn't matter; with C4 it wasn't shown to lose less than refined",
 }
 """Methods, and when to take each."""
 PEER: Final = "fmchisel's alps"
