@@ -534,11 +534,10 @@ def overlaps(store: Store, results: Results) -> Iterator[MaskOverlap]:
                 bits_by_run = masks.setdefault(cell.data, {})
                 bits_by_run[cell.run] = mask_bits(weights)
         if masks:
-            draws = [len(bits_by_run) for bits_by_run in masks.values()]
             yield MaskOverlap(
                 **setting._asdict(),
                 sets=tuple(masks),
-                draws=tuple(draws),
+                draws=tuple(map(len, masks.values())),
                 jaccard=_jaccard(masks),
             )
 
