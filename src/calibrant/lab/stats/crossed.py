@@ -422,18 +422,12 @@ class Pairs:
                 if any_side.counted:
                     interaction[row] += coef**2 * side.interaction
         items, items_df = _variance_over_items(sides, coefs)
-        # A difference has the draws of both its sets.
-        draws = _of_both(over_draws)
-        draws_df = _of_both(over_df)
         if pooled and counted.any():
-            # The variance of a single draw, from all of them; what isn't counted has none.
-            numbers = np.where(counted, over_df + 1, np.inf)
-            df = over_df[counted].sum()
-            single_draw = (over_draws * numbers * over_df)[counted].sum() / df
-            pooled_draws = single_draw / numbers
-            sums = pooled_draws[:, None] + pooled_draws
-            draws = sums[..., None]
-            draws_df = np.full((count, count, 1), df)
+            draws, draws_df = _pooled(over_draws, over_df, counted)
+        else:
+            # A difference has the draws of both its sets.
+            draws = _of_both(over_draws)
+            draws_df = _of_both(over_df)
         interactions = interaction[:, None] + interaction
         spread = Spread.of(items, items_df, draws, draws_df, interactions)
         item_count = sum(len(first[name].items) for name in measured)
@@ -470,6 +464,24 @@ class Pairs:
             self.counted[places],
             self.with_draws[places],
         )
+
+
+def _pooled(
+    variances: Float[np.ndarray, " n"],
+    degrees: Float[np.ndarray, " n"],
+    counted: Bool[np.ndarray, " n"],
+) -> tuple[Float[np.ndarray, "n n 1"], Float[np.ndarray, "n n 1"]]:
+    """Return B of every two labels' difference as one part, and its degrees of freedom, where the
+    draws of all labels vary alike.
+    """
+    # The variance of a single draw, from all of them; what isn't counted has none.
+    numbers = np.where(counted, degrees + 1, np.inf)
+    df = degrees[counted].sum()
+    single_draw = (variances * numbers * degrees)[counted].sum() / df
+    of_means = single_draw / numbers
+    sums = of_means[:, None] + of_means
+    draws = sums[..., None]
+    return draws, np.full_like(draws, df)
 
 
 def _of_both(numbers: Float[np.ndarray, " n"]) -> Float[np.ndarray, "n n 2"]:
