@@ -358,7 +358,9 @@ def layers(store: Store, results: Results) -> Iterator[Layers]:
                 draws = runs.setdefault(cell.data, {})
                 draws[cell.seed] = _Matrices.of(record.weights)
         if runs:
-            families = {data: results.label(data).family for data in runs}
+            families: dict[str, Family] = {}
+            for data in runs:
+                families[data] = results.label(data).family
             yield _layers(setting, runs, families)
 
 
