@@ -114,29 +114,33 @@ def compare(
     results = store if isinstance(store, Results) else read(store)
     chosen = narrowed(results, measures)
     groups = compared_groups(chosen, level, baseline)
-    ranked = tuple(group.ranking() for group in groups)
+    ranked = [group.ranking() for group in groups]
     without_sets: list[Ranking] = []
     for setting, cells in unranked(chosen.cells).items():
         group = ComparedGroup(setting, cells, chosen, level)
         if not group.empty:
             without_sets.append(group.ranking())
-    missing: list[str] = []
+    missing: dict[str, None] = {}
     for ranking in (*ranked, *without_sets):
-        missing += ranking.missing
+        missing |= dict.fromkeys(ranking.missing)
     of_sets = [group for group in groups if group.setting.method != MEASURED]
-    found = [sensitivity(group) for group in of_sets]
+    sensitivities: list[Sensitivity] = []
+    for group in of_sets:
+        found = sensitivity(group)
+        if found is not None:
+            sensitivities.append(found)
     tested = contrasts(results, level)
     return Comparison(
-        ranked,
+        tuple(ranked),
         tuple(tested),
         tuple(agreements(of_sets)),
         comparisons=sum(map(comparisons_in, ranked)),
-        missing=tuple(dict.fromkeys(missing)),
+        missing=tuple(missing),
         stale=len(results.stale & results.records.keys()),
         one_draw=any(ranking.one_draw for ranking in ranked),
         questions=tuple(questions(of_sets)),
         unranked=tuple(without_sets),
-        sensitivities=tuple(each for each in found if each is not None),
+        sensitivities=tuple(sensitivities),
         tested=len(tested),
     )
 
@@ -198,8 +202,8 @@ def agreements(groups: Sequence[ComparedGroup]) -> Iterator[RankAgreement]:
         if first.model != second.model:
             continue
         if first.propagate != second.propagate:
-            one_each = {propagations[_without_propagation(setting)] for setting in (first, second)}
-            if first.method == second.method or one_each != {1}:
+            counts = [propagations[_without_propagation(setting)] for setting in (first, second)]
+            if first.method == second.method or counts != [1, 1]:
                 continue
         if first.target == second.target:
             names = (first.method, second.method)
@@ -343,8 +347,9 @@ def regret(ranking: Ranking) -> Regret:
 
     # Sets with a hole last. Sorting keeps the ranking's order among equals.
     order = sorted(range(len(entries)), key=place)
+    names = [entries[row].name for row in order]
     return Regret(
-        tuple(entries[row].name for row in order),
+        tuple(names),
         ranking.measured,
         by[order],
         significant[order],

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 
-from calibrant.lab.stats.crossed import Side, combination
+from calibrant.lab.stats.crossed import WeightedSides, combination
 from calibrant.lab.stats.estimate import LEVEL, Estimate, detectable, needs, smallest_p
 from calibrant.lab.stats.results import GroupResults, Results, Setting, grouped, label_of, missing
 from calibrant.results import Cell
@@ -85,10 +85,10 @@ def contrasts(results: Results, level: float = LEVEL) -> list[Contrast]:
         request = _Request.of(entry, results)
         found: list[Contrast] = []
         for setting, cells in groups.items():
-            sides = [cell for cell in cells if label_of(cell) in request.weights]
-            complete = set(request.weights) == {label_of(cell) for cell in sides}
+            compared = [cell for cell in cells if label_of(cell) in request.weights]
+            complete = request.weights.keys() == {label_of(cell) for cell in compared}
             if complete and request.names(setting):
-                found.append(_contrast(request, setting, sides, results, level))
+                found.append(_contrast(request, setting, compared, results, level))
         every += found or [_nowhere(request, level)]
     return holm(every)
 
@@ -141,6 +141,8 @@ class _Request:
             weights[label] = weights.get(label, 0.0) + 1 / len(first)
         for label in second:
             weights[label] = weights.get(label, 0.0) - 1 / len(second)
+        # A set in both pools may cancel, but for rounding.
+        left = {label: weight for label, weight in weights.items() if abs(weight) > 1e-12}
         where: dict[str, tuple[str, ...]] = {}
         for key, axis in AXES.items():
             if entry.get(key) not in (None, "", []):
@@ -149,8 +151,7 @@ class _Request:
             name=str(entry.get("name") or f"{compare} against {against}"),
             compare=compare,
             against=against,
-            # A set in both pools may cancel, but for rounding.
-            weights={label: weight for label, weight in weights.items() if abs(weight) > 1e-12},
+            weights=left,
             first=frozenset(first),
             on=_several(entry.get("on") or ()),
             where=where,
@@ -212,31 +213,30 @@ def _contrast(
         holes = list(missing(absent, results, tuple(scores)))
         more = f"; and {len(holes) - 3} more" if len(holes) > 3 else ""
         return replace(bare, reason=f"Not everything is here: {'; '.join(holes[:3])}{more}.")
+    return _tested(bare, request, group)
 
-    # Each measured set counts the same, each set by its weight, and more is worse whichever way its
-    # score points.
-    names = list(group.names.values())
-    labels = list(request.weights)
-    some_sides = group.sides[labels[0]]
-    coefs = {name: some_sides[name].worse / len(names) for name in names}
-    terms: list[tuple[Mapping[str, Side], Mapping[str, float]]] = []
-    for label, weight in request.weights.items():
-        weighted = {name: weight * coef for name, coef in coefs.items()}
-        terms.append((group.sides[label], weighted))
-    difference = combination(terms)
+
+def _tested(bare: Contrast, request: _Request, group: GroupResults) -> Contrast:
+    """Return the contrast with its difference, and with its p where there is one; else with why
+    not.
+    """
+    difference = _difference(request, group)
+    names = tuple(group.names.values())
+    any_set, *_ = request.weights
+    unit = group.sides[any_set][names[0]].score.unit
     first = request.draws(group, first=True)
     second = request.draws(group, first=False)
-    draws = (min(first, default=0), min(second, default=0))
     found = replace(
         bare,
-        on=tuple(names),
+        on=names,
         difference=difference,
-        draws=draws,
-        unit=some_sides[names[0]].score.unit,
+        draws=(min(first, default=0), min(second, default=0)),
+        unit=unit,
     )
     least = smallest_p(sum(first), sum(second))
     if least is not None:
-        found = replace(found, smallest_p=least[0], smallest_p_of=least[1])
+        p, test = least
+        found = replace(found, smallest_p=p, smallest_p_of=test)
     reason = _doubt(request, group)
     if not reason and difference.stderr is None:
         reason = "A single item leaves no error to test with."
@@ -246,9 +246,25 @@ def _contrast(
     return replace(
         found,
         p=difference.p_value(),
-        detectable=detectable(difference, level),
-        needs=needs(difference, fewest, found.unit, level),
+        detectable=detectable(difference, bare.level),
+        needs=needs(difference, fewest, unit, bare.level),
     )
+
+
+def _difference(request: _Request, group: GroupResults) -> Estimate:
+    """Return how much worse the first side is than the second: each measured set counts the same,
+    each set by its weight.
+    """
+    names = list(group.names.values())
+    # More is worse, or better, on a measured set whatever the calibration set.
+    any_set, *_ = request.weights
+    any_sides = group.sides[any_set]
+    coefs = {name: any_sides[name].worse / len(names) for name in names}
+    terms: list[WeightedSides] = []
+    for label, weight in request.weights.items():
+        weighted = {name: weight * coef for name, coef in coefs.items()}
+        terms.append((group.sides[label], weighted))
+    return combination(terms)
 
 
 def _obstacle(request: _Request, scores: Mapping[str, Score | None]) -> str:

@@ -31,7 +31,7 @@ them alike.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -422,18 +422,12 @@ class Pairs:
                 if any_side.counted:
                     interaction[row] += coef**2 * side.interaction
         items, items_df = _variance_over_items(sides, coefs)
-        # A difference has the draws of both its sets.
-        draws = _of_both(over_draws)
-        draws_df = _of_both(over_df)
         if pooled and counted.any():
-            # The variance of a single draw, from all of them; what isn't counted has none.
-            numbers = np.where(counted, over_df + 1, np.inf)
-            df = over_df[counted].sum()
-            single_draw = (over_draws * numbers * over_df)[counted].sum() / df
-            pooled_draws = single_draw / numbers
-            sums = pooled_draws[:, None] + pooled_draws
-            draws = sums[..., None]
-            draws_df = np.full((count, count, 1), df)
+            draws, draws_df = _pooled(over_draws, over_df, counted)
+        else:
+            # A difference has the draws of both its sets.
+            draws = _of_both(over_draws)
+            draws_df = _of_both(over_df)
         interactions = interaction[:, None] + interaction
         spread = Spread.of(items, items_df, draws, draws_df, interactions)
         item_count = sum(len(first[name].items) for name in measured)
@@ -470,6 +464,24 @@ class Pairs:
             self.counted[places],
             self.with_draws[places],
         )
+
+
+def _pooled(
+    variances: Float[np.ndarray, " n"],
+    degrees: Float[np.ndarray, " n"],
+    counted: Bool[np.ndarray, " n"],
+) -> tuple[Float[np.ndarray, "n n 1"], Float[np.ndarray, "n n 1"]]:
+    """Return B of every two labels' difference as one part, and its degrees of freedom, where the
+    draws of all labels vary alike.
+    """
+    # The variance of a single draw, from all of them; what isn't counted has none.
+    numbers = np.where(counted, degrees + 1, np.inf)
+    df = degrees[counted].sum()
+    single_draw = (variances * numbers * degrees)[counted].sum() / df
+    of_means = single_draw / numbers
+    sums = of_means[:, None] + of_means
+    draws = sums[..., None]
+    return draws, np.full_like(draws, df)
 
 
 def _of_both(numbers: Float[np.ndarray, " n"]) -> Float[np.ndarray, "n n 2"]:
@@ -518,22 +530,31 @@ def share_kept(
     dense_coefs: dict[str, float] = {}
     for name in measured:
         side = sides[name]
-        part = share_of(side.value, dense[name].value, side.score)
-        if part is None:
+        share = share_of(side.value, dense[name].value, side.score)
+        if share is None:
             return None
-        share, own_slope, dense_slope = part
-        value += share
-        own_coefs[name] = own_slope / len(measured)
-        dense_coefs[name] = dense_slope / len(measured)
+        value += share.value
+        own_coefs[name] = share.own_slope / len(measured)
+        dense_coefs[name] = share.dense_slope / len(measured)
     if not own_coefs:
         return None
     # The delta method: the error is that of the linear form whose coefficients are the slopes.
     return combination([(sides, own_coefs), (dense, dense_coefs)], value / len(measured))
 
 
-def share_of(value: float, dense: float, score: Score) -> tuple[float, float, float] | None:
-    """Return the share that a value keeps of the dense model's on the same scale, and its
-    derivatives by the one and by the other.
+class KeptShare(NamedTuple):
+    """A share of the dense model's performance, and its derivatives by a model's own value and by
+    the dense one's.
+    """
+
+    value: float
+    own_slope: float
+    dense_slope: float
+
+
+def share_of(value: float, dense: float, score: Score) -> KeptShare | None:
+    """Return the share that a value keeps of the dense model's on the same scale; None where
+    there is none.
     """
     if score.better == "higher":
         chance = score.chance or 0.0
@@ -541,10 +562,10 @@ def share_of(value: float, dense: float, score: Score) -> tuple[float, float, fl
         if above_chance <= 0:
             return None
         share = (value - chance) / above_chance
-        return share, 1 / above_chance, -share / above_chance
+        return KeptShare(share, 1 / above_chance, -share / above_chance)
     if score.unit.startswith("nats"):
         share = math.exp(min(dense - value, 700.0))  # e^700 is the last power that a float holds
-        return share, -share, share
+        return KeptShare(share, -share, share)
     if value <= 0:
         return None
-    return dense / value, -dense / value**2, 1 / value
+    return KeptShare(dense / value, -dense / value**2, 1 / value)

@@ -90,7 +90,8 @@ class Estimate:
         t = abs(self.value) / self.stderr  # Student's
         # Cochran's quantile has no inverse in closed form; p lies between those of the two parts,
         # and is found by halving on a log scale.
-        part_ps = [2 * float(stdtr(df, -t)) for df in self.dfs or (self.df, self.df)]
+        degrees = self.dfs or (self.df, self.df)
+        part_ps = [2 * float(stdtr(df, -t)) for df in degrees]
         low = min(part_ps)
         high = max(part_ps)
         if low <= 0 or low == high:
@@ -119,8 +120,8 @@ def smallest_p(draws: int, against: int) -> tuple[float, str] | None:
     test; None where neither side has draws.
 
     Draws against draws: a permutation between the sides, judged by the size of the difference.
-    Draws against what takes none (the dense model): a flip of their signs. Student's t has no such floor; it pays by taking the draws'
-    errors for normal.
+    Draws against what takes none (the dense model): a flip of their signs. Student's t has no such
+    floor; it pays by taking the draws' errors for normal.
     """
     if not draws and not against:
         return None
@@ -208,9 +209,10 @@ def needs(estimate: Estimate, draws: int, unit: str, level: float = LEVEL) -> st
     difference = f"the difference that was seen ({size})"
     if least <= seen:
         return f"What is here suffices to detect {difference} four times in five."
-    more_draws = draws_needed(estimate, draws, seen, level), f"draws a set instead of {draws}"
-    more_items = items_needed(estimate, seen, level), f"items instead of {estimate.items}"
-    ways = [more_items, more_draws]
+    ways = [
+        (items_needed(estimate, seen, level), f"items instead of {estimate.items}"),
+        (draws_needed(estimate, draws, seen, level), f"draws a set instead of {draws}"),
+    ]
     # Whichever makes more of the variance comes first.
     if estimate.draws_share > 0.5:
         ways.reverse()

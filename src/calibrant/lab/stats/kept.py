@@ -3,7 +3,7 @@ a mixture.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations, product
 from pathlib import Path
@@ -80,15 +80,12 @@ class KeptWords:
             return math.isnan(means[index]), means[index], self.words[index]
 
         order = sorted(range(len(self.words)), key=place)
+        words = tuple(self.words[index] for index in order)
+        counts = tuple(self.counts[index] for index in order)
         kept: list[tuple[float, ...]] = []
         for row in self.kept:
             kept.append(tuple(row[index] for index in order))
-        return replace(
-            self,
-            words=tuple(self.words[index] for index in order),
-            counts=tuple(self.counts[index] for index in order),
-            kept=tuple(kept),
-        )
+        return replace(self, words=words, counts=counts, kept=tuple(kept))
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data; None for what isn't known."""
@@ -159,14 +156,19 @@ def _scores(
     results: Results, cells: Sequence[Cell], text: str, kind: str
 ) -> list[tuple[str, Score]]:
     """Return the sets' names and scores that hold columns of words, one for each draw."""
-    # A run that answers several cells of a set is one draw of it.
-    draws = {(cell.data, cell.run): cell for cell in cells if cell.data}
     scores: list[tuple[str, Score]] = []
-    for (data, run), cell in draws.items():
-        measurement = results.scores.get(run, {}).get(cell.measures.get(text, ""))
+    for cell in _one_a_draw(cells):
+        measure_id = cell.measures.get(text, "")
+        measurement = results.scores.get(cell.run, {}).get(measure_id)
         if measurement and _readable(measurement.score.facts.get(kind), NAMED_BY[kind]):
-            scores.append((data, measurement.score))
+            scores.append((cell.data, measurement.score))
     return scores
+
+
+def _one_a_draw(cells: Sequence[Cell]) -> Iterable[Cell]:
+    """Return a cell for each draw of a set: a run that answers several cells of it is one draw."""
+    draws = {(cell.data, cell.run): cell for cell in cells if cell.data}
+    return draws.values()
 
 
 def _readable(columns: Any, name_column: str) -> bool:
@@ -182,33 +184,37 @@ def _readable(columns: Any, name_column: str) -> bool:
         return False
     if not len(words) == len(counts) == len(kept):
         return False
-    return (
-        all(isinstance(word, str) for word in words)
-        and all(isinstance(count, int) for count in counts)
-        and all(isinstance(share, int | float) and math.isfinite(share) for share in kept)
-    )
+    if not all(isinstance(word, str) for word in words):
+        return False
+    if not all(isinstance(count, int) for count in counts):
+        return False
+    return all(isinstance(share, int | float) and math.isfinite(share) for share in kept)
 
 
 def _table(setting: Setting, scores: Sequence[tuple[str, Score]], kind: str) -> KeptWords:
-    draws: dict[str, list[dict[str, float]]] = {}
+    draws_by_set: dict[str, list[dict[str, float]]] = {}
     counts: dict[str, int] = {}
     for data, score in scores:
         columns = score.facts[kind]
         words = columns[NAMED_BY[kind]]
-        draws.setdefault(data, []).append(dict(zip(words, columns["kept"], strict=True)))
+        shares = dict(zip(words, columns["kept"], strict=True))
+        draws_by_set.setdefault(data, []).append(shares)
         counts |= dict(zip(words, columns["count"], strict=True))
     kept: list[tuple[float, ...]] = []
-    for set_draws in draws.values():
-        row = [_mean([draw.get(word, math.nan) for draw in set_draws]) for word in counts]
+    for draws in draws_by_set.values():
+        row: list[float] = []
+        for word in counts:
+            row.append(_mean([shares.get(word, math.nan) for shares in draws]))
         kept.append(tuple(row))
+    _, first_score = scores[0]
     return KeptWords(
-        *setting,
-        scores[0][1].measured,
-        tuple(counts),
-        tuple(counts.values()),
-        tuple(draws),
-        tuple(kept),
-        tuple(len(set_draws) for set_draws in draws.values()),
+        **setting._asdict(),
+        measured=first_score.measured,
+        words=tuple(counts),
+        counts=tuple(counts.values()),
+        sets=tuple(draws_by_set),
+        kept=tuple(kept),
+        draws=tuple(map(len, draws_by_set.values())),
     )
 
 
@@ -249,9 +255,7 @@ def kept_experts(results: Results) -> Iterator[KeptExperts]:
     for setting, cells in grouped(results.cells).items():
         runs: dict[str, list[Experts]] = {}
         shape: dict[int, int] = {}
-        # A run that answers several cells of a set is one draw of it.
-        distinct = {(cell.data, cell.run): cell for cell in cells if cell.data}
-        for cell in distinct.values():
+        for cell in _one_a_draw(cells):
             record = results.records.get(cell.run)
             if record is None:
                 continue
@@ -283,7 +287,7 @@ def _kept(
     return KeptExperts(
         **setting._asdict(),
         sets=sets,
-        draws=tuple(len(draws) for draws in runs.values()),
+        draws=tuple(map(len, runs.values())),
         blocks=blocks,
         kept=kept,
         jaccard=jaccard,

@@ -110,14 +110,18 @@ def label_set(text: str, family: str = "") -> SetLabel:
     if isinstance(parts, Mix) or len(parts) != 1:
         return SetLabel(text, text, family="mixed")
     part = parts[0]
-    form = text_of(part.format) if part.format else ""
+    form = ""
+    format_name = ""
+    if part.format:
+        form = text_of(part.format)
+        format_name = part.format.name
     packing = text_of(part.packing) if part.packing else ""
     name = "" if isinstance(part.source, File) else part.source.name
     return SetLabel(
         text,
         source=part.source_text,
         name=name,
-        format=part.format.name if part.format else "",
+        format=format_name,
         packing=packing,
         rest="@".join(filter(None, (form, packing))),
         family=_family(name, family),

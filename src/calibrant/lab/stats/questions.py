@@ -82,7 +82,8 @@ def _judged(compared: Sequence[_Pair]) -> tuple[Evidence, ...]:
         if difference.significant(group.level, len(compared)):
             verdict = "worse" if difference.value > 0 else "better"
         target = describe_target(group.setting.target)
-        on = pair.measured[0] if len(pair.measured) == 1 else MEAN
+        first, *others = pair.measured
+        on = MEAN if others else first
         found = Evidence(
             label=pair.label,
             where=f"{group.setting.model}, {group.setting.method} at {target}",
@@ -90,7 +91,7 @@ def _judged(compared: Sequence[_Pair]) -> tuple[Evidence, ...]:
             difference=difference,
             interval=difference.interval(group.level, len(compared)),
             verdict=verdict,
-            unit=group.units[pair.measured[0]],
+            unit=group.units[first],
         )
         evidence.append(found)
     return tuple(evidence)
@@ -116,12 +117,7 @@ def _best(groups: Sequence[ComparedGroup]) -> PaperQuestion:
     groups = [group for group in groups if group.baseline]
     name = groups[0].baseline if groups else ""
     question = f"Is {name or 'c4'} the best calibration set?"
-    compared: list[_Pair] = []
-    for group in groups:
-        for rival in group.sets:
-            if rival != name and not group.label(rival).control:
-                label = f"{name} against {rival}"
-                compared.append(_Pair(group, (name,), (rival,), group.averaged, label))
+    compared = _rivals(groups, name)
     if not compared:
         return PaperQuestion(
             "baseline",
@@ -164,6 +160,17 @@ def _best(groups: Sequence[ComparedGroup]) -> PaperQuestion:
             f"cannot be distinguished from it in {scope}."
         )
     return PaperQuestion("baseline", question, answer, text, evidence)
+
+
+def _rivals(groups: Sequence[ComparedGroup], baseline: str) -> list[_Pair]:
+    """Return the baseline against every other set with content."""
+    compared: list[_Pair] = []
+    for group in groups:
+        for rival in group.sets:
+            if rival != baseline and not group.label(rival).control:
+                label = f"{baseline} against {rival}"
+                compared.append(_Pair(group, (baseline,), (rival,), group.averaged, label))
+    return compared
 
 
 def _arithmetic(groups: Sequence[ComparedGroup]) -> PaperQuestion:
@@ -238,7 +245,8 @@ def _formats(
         for name in group.sets:
             label = group.label(name)
             if not label.control and not label.mixed:
-                by_source.setdefault((label.source, label.packing), {})[label.format] = name
+                formats = by_source.setdefault((label.source, label.packing), {})
+                formats[label.format] = name
         for formats in by_source.values():
             for form in before:
                 if form in formats and after in formats:
@@ -268,8 +276,10 @@ def _answered(
     answer: Answer = "undecided"
     if better and worse:
         answer = "it depends"
-    elif significant:
-        answer = "yes" if better else "no"
+    elif better:
+        answer = "yes"
+    elif worse:
+        answer = "no"
     if not significant:
         among = "the one comparison there is"
         if len(evidence) > 1:
@@ -279,9 +289,10 @@ def _answered(
             f"The largest difference that was seen: {_largest(evidence)}."
         )
     elif len(evidence) == 1:
+        (found,) = significant
         text = (
-            f"{first} did significantly {significant[0].verdict} than {second}: "
-            f"{describe_difference(significant[0])}."
+            f"{first} did significantly {found.verdict} than {second}: "
+            f"{describe_difference(found)}."
         )
     else:
         counts = {

@@ -5,7 +5,7 @@ differences to the others, and how sure they are.
 import math
 import string
 from collections.abc import Mapping, Sequence, Set
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Final, Literal
 
@@ -169,12 +169,9 @@ class ComparedGroup:
             for name, side in sides.items():
                 scores.setdefault(name, side.score)
         self._scores = {name: scores[name] for name in self.measured}
-        averaged: list[str] = []
-        for name, score in self._scores.items():
-            first = self._scores[self.measured[0]]
-            if (score.metric, score.unit) == (first.metric, first.unit):
-                averaged.append(name)
-        self.averaged = tuple(averaged)
+        scales = {name: (score.metric, score.unit) for name, score in self._scores.items()}
+        alike = [name for name in self.measured if scales[name] == scales[self.measured[0]]]
+        self.averaged = tuple(alike)
 
     @property
     def empty(self) -> bool:
@@ -248,14 +245,15 @@ class ComparedGroup:
     @cached_property
     def _worse(self) -> Mapping[str, Bool[np.ndarray, "n n"]]:
         """By measured set and on average, where the row is significantly worse than the column."""
-        return {
-            name: table.worse(self.level, self._comparisons) for name, table in self.tables.items()
-        }
+        worse: dict[str, Bool[np.ndarray, "n n"]] = {}
+        for name, table in self.tables.items():
+            worse[name] = table.worse(self.level, self._comparisons)
+        return worse
 
-    def ranking(self) -> Ranking:
-        """Return the table as values."""
+    @cached_property
+    def _letters(self) -> Mapping[str, Mapping[str, str]]:
+        """The letters of each row, by measured set and on average."""
         letters: dict[str, dict[str, str]] = {label: {} for label in self._order}
-        best_on: dict[str, set[str]] = {label: set() for label in self._order}
         for name, worse in self._worse.items():
             # The best of each column has its first letter, so the rows go in the order of that
             # column.
@@ -264,52 +262,25 @@ class ComparedGroup:
             texts = compact_letters(in_order | in_order.T)
             for row, text in zip(order, texts, strict=True):
                 letters[self._order[row]][name] = text
+        return letters
+
+    @cached_property
+    def _best(self) -> Mapping[str, str]:
+        """The row that is significantly better than every other, by measured set and on average
+        where there is one.
+        """
+        best: dict[str, str] = {}
+        for name, worse in self._worse.items():
             # How many rows are significantly worse than each.
             beaten = worse.sum(0)
             others = len(worse) - 1
             if others > 0 and beaten.max() == others:
-                best = self._order[int(beaten.argmax())]
-                best_on[best].add(name)
-        ranks = self._ranks()
+                best[name] = self._order[int(beaten.argmax())]
+        return best
 
-        def entry(label: str) -> RankingEntry:
-            return replace(
-                self._entry(label),
-                letters=letters.get(label, {}),
-                ranks=ranks.get(label, (0, 0)),
-                best_on=frozenset(best_on.get(label, ())),
-            )
-
-        dense = entry(DENSE) if self.dense else None
-        baselines = [entry(label) for label in self._order if label not in self._group.sets]
-        setting = self.setting
-        floors: dict[str, float] = {}
-        for name, score in self._scores.items():
-            if score.facts.get("floor"):
-                floors[name] = score.facts["floor"]
-        return Ranking(
-            **setting._asdict(),
-            measured=self.measured,
-            averaged=self.averaged,
-            unit=self._scores[self.measured[0]].unit,
-            entries=tuple(map(entry, self.sets)),
-            baselines=tuple(baselines),
-            dense=dense,
-            missing=tuple(missing(self._cells, self._results)),
-            level=self.level,
-            partial=tuple(map(entry, self._group.partial)),
-            units=self.units,
-            better={name: score.better for name, score in self._scores.items()},
-            metrics={name: score.metric for name, score in self._scores.items()},
-            baseline=self.baseline,
-            bits=self._results.bits.get((setting.model, setting.method, setting.target)),
-            floors=floors,
-        )
-
-    def _ranks(self) -> dict[str, tuple[int, int]]:
-        """Return the first and the last place of each set that fit what is significant on
-        average.
-        """
+    @cached_property
+    def _ranks(self) -> Mapping[str, tuple[int, int]]:
+        """The first and the last place of each set that fit what is significant on average."""
         places = [self._order.index(label) for label in self.sets]
         ranks: dict[str, tuple[int, int]] = {}
         if places:
@@ -322,22 +293,44 @@ class ComparedGroup:
                 ranks[label] = (first, last)
         return ranks
 
+    def ranking(self) -> Ranking:
+        """Return the table as values."""
+        dense = self._entry(DENSE) if self.dense else None
+        baselines = [self._entry(label) for label in self._order if label not in self._group.sets]
+        setting = self.setting
+        floors: dict[str, float] = {}
+        for name, score in self._scores.items():
+            if score.facts.get("floor"):
+                floors[name] = score.facts["floor"]
+        return Ranking(
+            **setting._asdict(),
+            measured=self.measured,
+            averaged=self.averaged,
+            unit=self._scores[self.measured[0]].unit,
+            entries=tuple(map(self._entry, self.sets)),
+            baselines=tuple(baselines),
+            dense=dense,
+            missing=tuple(missing(self._cells, self._results)),
+            level=self.level,
+            partial=tuple(map(self._entry, self._group.partial)),
+            units=self.units,
+            better={name: score.better for name, score in self._scores.items()},
+            metrics={name: score.metric for name, score in self._scores.items()},
+            baseline=self.baseline,
+            bits=self._results.bits.get((setting.model, setting.method, setting.target)),
+            floors=floors,
+        )
+
     def _entry(self, label: str) -> RankingEntry:
-        """Return a row without what takes the whole table: its letters, ranks, and where it is
-        the best.
-        """
         complete = label in self._group.sides
         sides = self._group.sides[label] if complete else self._group.partial[label]
         set_label = self.label(label) if label in self._group.sets else None
-        known = [name for name in sides if name in self.dense]
-        averaged_over = {name: [name] for name in known}
-        if complete and self.dense:
-            averaged_over[MEAN] = list(self.averaged)
-        kept: dict[str, Estimate] = {}
-        for name, measured in averaged_over.items():
-            share = share_kept(sides, self.dense, measured)
-            if share is not None:
-                kept[name] = share
+        losses: dict[str, Estimate] = {}
+        increases: dict[str, Estimate] = {}
+        for name, side in sides.items():
+            losses[name] = _mean({name: side})
+            if name in self.dense:
+                increases[name] = _mean({name: side}, self.dense)
         mean = UNKNOWN
         if complete:
             averaged = {name: sides[name] for name in self.averaged}
@@ -350,21 +343,39 @@ class ComparedGroup:
             for name, table in self.tables.items():
                 to_baseline[name] = table.estimate(label, self.baseline)
         tied = to_best is not None and not to_best.significant(self.level, self._comparisons)
+        best_on = [name for name, best in self._best.items() if best == label]
         return RankingEntry(
             name=label,
             control=set_label is not None and set_label.control,
             runs=self._group.runs[label],
             draws=self._group.draws(label),
-            losses={name: _mean({name: side}) for name, side in sides.items()},
-            increases={name: _mean({name: sides[name]}, self.dense) for name in known},
+            losses=losses,
+            increases=increases,
             mean=mean,
             to_best=to_best,
             tied=tied,
-            share_kept=kept,
+            letters=self._letters.get(label, {}),
+            ranks=self._ranks.get(label, (0, 0)),
+            share_kept=self._shares_kept(sides, complete),
+            best_on=frozenset(best_on),
             overlapping=label in self._group.overlapping,
             to_baseline=to_baseline,
             label=set_label,
         )
+
+    def _shares_kept(self, sides: Mapping[str, Side], complete: bool) -> dict[str, Estimate]:
+        """Return what a row keeps of the dense model's performance, by measured set, and on
+        average if it is complete.
+        """
+        measured = {name: [name] for name in sides if name in self.dense}
+        if complete and self.dense:
+            measured[MEAN] = list(self.averaged)
+        kept: dict[str, Estimate] = {}
+        for name, averaged in measured.items():
+            share = share_kept(sides, self.dense, averaged)
+            if share is not None:
+                kept[name] = share
+        return kept
 
 
 def _mean(sides: Mapping[str, Side], dense: Mapping[str, Side] | None = None) -> Estimate:

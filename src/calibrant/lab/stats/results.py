@@ -12,7 +12,7 @@ import numpy as np
 from calibrant.errors import DataError, SpecError
 from calibrant.lab.stats.crossed import Draws, Independence, ItemValues, Side, share_of
 from calibrant.lab.stats.labels import label_set, labels_of
-from calibrant.results import Cell, Measurement, Record, Store, revisions, stored_bits
+from calibrant.results import Cell, Measurement, Record, Score, Store, revisions, stored_bits
 from calibrant.results.items import ItemNumbers
 from calibrant.results.outcomes import item_name
 from calibrant.results.records import DENSE, MEASURED, UNTOUCHED, is_older
@@ -107,12 +107,6 @@ def read(store: Store, items: bool = True) -> Results:
         record = store.record(run, whole=False)
         if record is not None:
             records[run] = record
-    sets = labels_of((cell.data for cell in cells), index.labels(), records.values())
-    of_sets = {cell.data for cell in cells if cell.method != MEASURED}
-    for cell in cells:
-        if cell.method == MEASURED and cell.data not in of_sets:
-            # A label is no expression, whatever it looks like.
-            sets[cell.data] = SetLabel(cell.data, cell.data)
     item_values: Mapping[str, Mapping[str, ItemValues]] = {}
     if items:
         item_values = _items(store, cells, scores)
@@ -124,9 +118,22 @@ def read(store: Store, items: bool = True) -> Results:
         study=index.study,
         failures=store.failures(),
         stale=frozenset(_stale(store, records, index.revisions)),
-        sets=sets,
+        sets=_set_labels(cells, index.labels(), records),
         bits=_bits(store, [cell for cell in cells if cell.run in records]),
     )
+
+
+def _set_labels(
+    cells: Sequence[Cell], index: Mapping[str, SetLabel], records: Mapping[str, Record]
+) -> dict[str, SetLabel]:
+    """Return what the sets of the cells are called, and their finished models."""
+    labels = labels_of((cell.data for cell in cells), index, records.values())
+    of_sets = {cell.data for cell in cells if cell.method != MEASURED}
+    for cell in cells:
+        if cell.method == MEASURED and cell.data not in of_sets:
+            # A label is no expression, whatever it looks like.
+            labels[cell.data] = SetLabel(cell.data, cell.data)
+    return labels
 
 
 def _bits(store: Store, cells: Iterable[Cell]) -> dict[tuple[str, str, str], float]:
@@ -154,9 +161,8 @@ def _stale(
     one.
     """
     # The first revision is 1. Without a later one no measurement can be stale, and none is read.
-    revised = any(
-        name.startswith("evaluator ") and revision > 1 for name, revision in current.items()
-    )
+    of_evaluators = [current[name] for name in current if name.startswith("evaluator ")]
+    revised = any(revision > 1 for revision in of_evaluators)
     for run, record in records.items():
         if is_older(record.run.revisions, current):
             yield run
@@ -174,13 +180,9 @@ def narrowed(results: Results, measures: str | Sequence[str]) -> Results:
     """
     if isinstance(measures, str):
         measures = [measures]
-    names: dict[str, set[str]] = {}
-    for cell in results.cells:
-        for text, measure_id in cell.measures.items():
-            names.setdefault(text, {text})
-            measurement = results.scores.get(cell.run, {}).get(measure_id)
-            if measurement:
-                names[text].add(measurement.score.measured)
+    if not measures:
+        return results
+    names = _names_by_text(results)
     chosen: set[str] = set()
     for beginning in measures:
         found: set[str] = set()
@@ -195,13 +197,23 @@ def narrowed(results: Results, measures: str | Sequence[str]) -> Results:
                 subject=beginning,
             )
         chosen |= found
-    if not measures:
-        return results
     cells: list[Cell] = []
     for cell in results.cells:
         measured = {text: name for text, name in cell.measures.items() if text in chosen}
         cells.append(replace(cell, measures=measured))
     return replace(results, cells=tuple(cells))
+
+
+def _names_by_text(results: Results) -> dict[str, set[str]]:
+    """Return what each evaluator may be called: its text, and what it measured."""
+    names: dict[str, set[str]] = {}
+    for cell in results.cells:
+        for text, measure_id in cell.measures.items():
+            names.setdefault(text, {text})
+            measurement = results.scores.get(cell.run, {}).get(measure_id)
+            if measurement:
+                names[text].add(measurement.score.measured)
+    return names
 
 
 def tidy(store: Store | Results) -> "pl.DataFrame":
@@ -217,20 +229,20 @@ def tidy(store: Store | Results) -> "pl.DataFrame":
     results = store if isinstance(store, Results) else read(store, items=False)
     # What the dense model scored, by model and evaluator, then by metric.
     dense_scores: dict[tuple[str, str], dict[str, float]] = {}
-    for cell, text, measurement in _measurements(results):
+    for cell, text, scores in _scores(results):
         if cell.method == UNTOUCHED:
-            scores = (measurement.score, *measurement.beside)
             dense_scores[cell.model, text] = {score.metric: score.value for score in scores}
     rows: list[dict[str, Any]] = []
-    for cell, text, measurement in _measurements(results):
+    for cell, text, scores in _scores(results):
         dense_values = dense_scores.get((cell.model, text), {})
-        stale = not results.stale.isdisjoint((cell.run, cell.measures[text]))
-        for score in (measurement.score, *measurement.beside):
+        stale = cell.run in results.stale or cell.measures[text] in results.stale
+        for score in scores:
             dense = dense_values.get(score.metric)
             kept = None
             if dense is not None:
                 share = share_of(score.value, dense, score)
-                kept = share[0] if share else None
+                if share is not None:
+                    kept = share.value
             row: dict[str, Any] = {name: getattr(cell, name) for name in LABELS}
             row |= {
                 "measured": score.measured,
@@ -250,13 +262,15 @@ def tidy(store: Store | Results) -> "pl.DataFrame":
     return pl.DataFrame(rows, schema=COLUMNS)
 
 
-def _measurements(results: Results) -> Iterator[tuple[Cell, str, Measurement]]:
-    """Yield every cell with each text of its measures and what that gave, where it is there."""
+def _scores(results: Results) -> Iterator[tuple[Cell, str, tuple[Score, ...]]]:
+    """Yield every cell with each text of its measures and the scores of that, where they are
+    there: the primary one first.
+    """
     for cell in results.cells:
         for text, measure_id in cell.measures.items():
             measurement = results.scores.get(cell.run, {}).get(measure_id)
             if measurement is not None:
-                yield cell, text, measurement
+                yield cell, text, (measurement.score, *measurement.beside)
 
 
 def draws(store: Store, **labels: str | int) -> dict[str, Draws]:
@@ -270,6 +284,32 @@ def draws(store: Store, **labels: str | int) -> dict[str, Draws]:
     Raises `SpecError` for another label, and `DataError` where the labels fit no cell, cells of
     more than one set, method or sparsity, or two evaluators that say the same of what they
     measured.
+    """
+    cells = _cells_with(store, labels)
+    sides: dict[str, Draws] = {}
+    for text in cells[0].measures:
+        side: list[Measurement] = []
+        for cell in cells:
+            measurement = None
+            if text in cell.measures:
+                measurement = store.measurement(cell.run, cell.measures[text])
+            if measurement is not None:
+                side.append(measurement)
+        if len(side) < len(cells):
+            continue
+        name = side[0].score.measured
+        if name in sides:
+            raise DataError(
+                f"two evaluators call what they measured {name!r}; compare them one by one",
+                subject=text,
+            )
+        sides[name] = side
+    return sides
+
+
+def _cells_with(store: Store, labels: Mapping[str, str | int]) -> list[Cell]:
+    """Return the cells with these labels, one a run, in the order of their seeds; they differ in
+    nothing else.
     """
     unknown = sorted(labels.keys() - set(LABELS))
     if unknown:
@@ -294,26 +334,7 @@ def draws(store: Store, **labels: str | int) -> dict[str, Draws]:
     by_run: dict[str, Cell] = {}
     for cell in cells:
         by_run.setdefault(cell.run, cell)
-    cells = list(by_run.values())
-    sides: dict[str, Draws] = {}
-    for text in cells[0].measures:
-        side: list[Measurement] = []
-        for cell in cells:
-            measurement = None
-            if text in cell.measures:
-                measurement = store.measurement(cell.run, cell.measures[text])
-            if measurement is not None:
-                side.append(measurement)
-        if len(side) < len(cells):
-            continue
-        name = side[0].score.measured
-        if name in sides:
-            raise DataError(
-                f"two evaluators call what they measured {name!r}; compare them one by one",
-                subject=text,
-            )
-        sides[name] = side
-    return sides
+    return list(by_run.values())
 
 
 def _items(
@@ -322,20 +343,21 @@ def _items(
     """Read the items of all measurements, at most `ROWS` at once; by evaluator, so that those
     with the same items come one after the other.
     """
-    measurements: dict[tuple[str, str, str], None] = {}
+    by_text: dict[str, dict[tuple[str, str], None]] = {}
     for cell in cells:
         for text, measure_id in cell.measures.items():
             if measure_id in scores.get(cell.run, {}):
-                measurements[text, cell.run, measure_id] = None
+                by_text.setdefault(text, {})[cell.run, measure_id] = None
     batches: list[list[tuple[str, str]]] = []
     rows = ROWS  # as if a batch were full, so that the first measurement begins one
-    for _, run, measure_id in sorted(measurements, key=lambda key: key[0]):
-        size = scores[run][measure_id].score.n
-        if rows + size > ROWS:
-            batches.append([])
-            rows = 0
-        batches[-1].append((run, measure_id))
-        rows += size
+    for text in sorted(by_text):
+        for run, measure_id in by_text[text]:
+            size = scores[run][measure_id].score.n
+            if rows + size > ROWS:
+                batches.append([])
+                rows = 0
+            batches[-1].append((run, measure_id))
+            rows += size
     items: dict[str, dict[str, ItemValues]] = {}
     for batch in batches:
         measured = [scores[run][measure_id] for run, measure_id in batch]
@@ -437,7 +459,8 @@ def unranked(cells: Sequence[Cell]) -> dict[Setting, list[Cell]]:
     compressed = {cell.model for cell in cells if cell.method != UNTOUCHED}
     groups: dict[Setting, list[Cell]] = {}
     for cell in cells:
-        if not cell.data and cell.method != UNTOUCHED and (cell.model, cell.target) not in ranked:
+        without_data = not cell.data and cell.method != UNTOUCHED
+        if without_data and (cell.model, cell.target) not in ranked:
             setting = Setting(cell.model, cell.method, cell.target, "")
             groups.setdefault(setting, []).append(cell)
     for cell in cells:
@@ -481,25 +504,18 @@ class GroupResults:
         `DataError` for draws that can't be paired.
         """
         names = _names(cells, results)
-        names = {text: name for text, name in names.items() if not texts or text in texts}
-        # What was measured, by label and run. One run that answers several cells (a source that
-        # gives the same tokens for every seed) is one draw, not several.
-        known: dict[str, dict[str, dict[str, ItemValues]]] = {}
-        for cell in cells:
-            of_run = known.setdefault(label_of(cell), {}).setdefault(cell.run, {})
-            items = results.items.get(cell.run, {})
-            for text, name in names.items():
-                if cell.measures.get(text, "") in items:
-                    of_run.setdefault(name, items[cell.measures[text]])
+        if texts:
+            names = {text: name for text, name in names.items() if text in texts}
         sets = frozenset(cell.data for cell in cells if cell.data)
         runs: dict[str, tuple[str, ...]] = {}
         overlapping: dict[str, float] = {}
         sides: dict[str, dict[str, Side]] = {}
         partial: dict[str, dict[str, Side]] = {}
-        for label, by_run in known.items():
-            complete = [run for run, found in by_run.items() if names and len(found) == len(names)]
+        for label, by_run in _measured(cells, results, names).items():
+            some = [run for run, found in by_run.items() if found]
+            complete = [run for run in some if len(by_run[run]) == len(names)]
             runs[label] = tuple(complete)
-            counted = complete or [run for run, found in by_run.items() if found]
+            counted = complete or some
             share = max(map(results.overlap, counted), default=0.0)
             independence: Independence = "no draws"
             if share > OVERLAP:
@@ -507,16 +523,35 @@ class GroupResults:
                 independence = "overlapping"
             elif label in sets:
                 independence = "independent"
-            measured: dict[str, list[ItemValues]] = {}
+            draws_by_name: dict[str, list[ItemValues]] = {}
             for run in counted:
                 for name, item_values in by_run[run].items():
-                    measured.setdefault(name, []).append(item_values)
-            found = {name: Side.of(draws, independence) for name, draws in measured.items()}
-            if complete:
-                sides[label] = found
-            else:
-                partial[label] = found
+                    draws_by_name.setdefault(name, []).append(item_values)
+            of_label = sides if complete else partial
+            of_label[label] = {
+                name: Side.of(draws, independence) for name, draws in draws_by_name.items()
+            }
         return GroupResults(names, sides, partial, runs, sets, overlapping)
+
+
+def _measured(
+    cells: Sequence[Cell], results: Results, names: Mapping[str, str]
+) -> dict[str, dict[str, dict[str, ItemValues]]]:
+    """Return what was measured, by label and run, and there by the names of the evaluators.
+
+    One run that answers several cells (a source that gives the same tokens for every seed) is one
+    draw, not several.
+    """
+    by_label: dict[str, dict[str, dict[str, ItemValues]]] = {}
+    for cell in cells:
+        by_run = by_label.setdefault(label_of(cell), {})
+        by_name = by_run.setdefault(cell.run, {})
+        items = results.items.get(cell.run, {})
+        for text, name in names.items():
+            measure_id = cell.measures.get(text, "")
+            if measure_id in items:
+                by_name.setdefault(name, items[measure_id])
+    return by_label
 
 
 def _names(cells: Sequence[Cell], results: Results) -> dict[str, str]:
@@ -540,14 +575,7 @@ def missing(cells: Sequence[Cell], results: Results, texts: Sequence[str] = ()) 
     """Yield what the cells lack of the evaluators `texts` (all that any of them names, without),
     a sentence each, with the reason.
     """
-    measure_ids: set[str] = set()
-    for cell in results.cells:
-        measure_ids.update(cell.measures.values())
-    by_cell: dict[tuple[Any, ...], Mapping[str, Any]] = {}
-    for failed_id, failure in results.failures.items():
-        # What failed of one measurement says nothing of the cell's others.
-        if "cell" in failure and failed_id not in measure_ids:
-            by_cell[tuple(failure["cell"])] = failure
+    by_cell = _failures_by_cell(results)
     if not texts:
         named: dict[str, None] = {}
         for cell in cells:
@@ -571,6 +599,19 @@ def missing(cells: Sequence[Cell], results: Results, texts: Sequence[str] = ()) 
             if cell.method == MEASURED:
                 name = label_of(cell)
             yield f"{name} on {text}: {failure.get('error')}"
+
+
+def _failures_by_cell(results: Results) -> dict[tuple[Any, ...], Mapping[str, Any]]:
+    """Return the failures that name a cell, by its labels."""
+    measure_ids: set[str] = set()
+    for cell in results.cells:
+        measure_ids.update(cell.measures.values())
+    by_cell: dict[tuple[Any, ...], Mapping[str, Any]] = {}
+    for failed_id, failure in results.failures.items():
+        # What failed of one measurement says nothing of the cell's others.
+        if "cell" in failure and failed_id not in measure_ids:
+            by_cell[tuple(failure["cell"])] = failure
+    return by_cell
 
 
 def _way(cell: Cell) -> str:

@@ -144,23 +144,13 @@ def sensitivity(group: ComparedGroup) -> Sensitivity | None:
     document was measured.
     """
     measured = group.averaged
-    rows: dict[str, Mapping[str, Side]] = {}
-    for name in group.sets:
-        sides = group.rows[name]
-        if sides[measured[0]].counted and not group.label(name).control:
-            rows[name] = sides
+    rows = _drawn_again(group)
     if len(rows) < 2:
         return None
     # All sides of a measured set have the same documents.
-    first, *_ = rows.values()
-    if any(len(first[name].items) < 2 for name in measured):
+    any_sides, *_ = rows.values()
+    if any(len(any_sides[name].items) < 2 for name in measured):
         return None
-    pair_count = pairs(len(rows))
-    gaps: dict[str, Gap] = {}
-    for name in measured:
-        table = Pairs.of(rows, [name], pooled=True)
-        gaps[name] = _gap(table, group.level, pair_count * len(measured))
-    gaps[MEAN] = _gap(Pairs.of(rows, measured, pooled=True), group.level, pair_count)
     draws = [_draws(sides, measured) for sides in rows.values()]
     ratio, interval, p = variance_ratio(draws, group.level)
     documents, documents_df = _over_documents(rows, measured)
@@ -173,11 +163,21 @@ def sensitivity(group: ComparedGroup) -> Sensitivity | None:
         ratio=ratio,
         ratio_interval=interval,
         p=p,
-        gaps=gaps,
+        gaps=_gaps(rows, measured, group.level),
         level=group.level,
         by_chance=worth_by_chance(draws, documents, documents_df, group.level),
         cross_fitted=cross_fitted(draws),
     )
+
+
+def _drawn_again(group: ComparedGroup) -> dict[str, Mapping[str, Side]]:
+    """Return the sides of the sets with content that were drawn more than once, independently."""
+    rows: dict[str, Mapping[str, Side]] = {}
+    for name in group.sets:
+        sides = group.rows[name]
+        if sides[group.averaged[0]].counted and not group.label(name).control:
+            rows[name] = sides
+    return rows
 
 
 def variance_ratio(
@@ -195,19 +195,19 @@ def variance_ratio(
 
     counts = np.array([len(draws) for draws in sets])
     total = counts.sum()
-    means = np.stack([draws.mean(0) for draws in sets])
     within_sets = _squares(_from_mean(sets))
-    between_df = len(sets) - 1
-    within_df = int(total) - len(sets)
     if not np.trace(within_sets) > 0:
         return None, None, None
+    means = np.stack([draws.mean(0) for draws in sets])
     mean_of_all = counts @ means / total
     deviations = np.sqrt(counts)[:, None] * (means - mean_of_all)
     between_sets = _squares(deviations)
     within_directions = _directions(within_sets)
     between_directions = _directions(between_sets)
-    between_square = np.trace(between_sets) / between_df
+    within_df = int(total) - len(sets)
+    between_df = len(sets) - 1
     within_square = np.trace(within_sets) / within_df
+    between_square = np.trace(between_sets) / between_df
     statistic = float(between_square / within_square)
     # Dempster's degrees of freedom: both parts times the directions of the draws.
     p = fdtrc(within_directions * between_df, within_directions * within_df, statistic)
@@ -362,6 +362,20 @@ def _directions(covariance: Float[np.ndarray, "measured measured"]) -> float:
     if not squares > 0:
         return 1.0
     return float(np.trace(covariance)) ** 2 / squares
+
+
+def _gaps(
+    rows: Mapping[str, Mapping[str, Side]], measured: Sequence[str], level: float
+) -> dict[str, Gap]:
+    """Return what the choice is worth on each measured set, and on their mean."""
+    pair_count = pairs(len(rows))
+    gaps: dict[str, Gap] = {}
+    for name in measured:
+        table = Pairs.of(rows, [name], pooled=True)
+        gaps[name] = _gap(table, level, pair_count * len(measured))
+    of_means = Pairs.of(rows, measured, pooled=True)
+    gaps[MEAN] = _gap(of_means, level, pair_count)
+    return gaps
 
 
 def _gap(table: Pairs, level: float, comparisons: int) -> Gap:

@@ -21,7 +21,7 @@ import numpy as np
 from jaxtyping import Float
 
 from calibrant.errors import DataError
-from calibrant.lab.stats.results import Results, grouped
+from calibrant.lab.stats.results import Results, Setting, grouped
 from calibrant.results import PROFILE, Cell, Record, Run, Store
 from calibrant.results.records import MEASURED, read_profile
 from calibrant.spec.families import Family
@@ -73,16 +73,9 @@ def summaries(store: Store, results: Results) -> list[SetSummary]:
     """Return every calibration set that a run was made with, in the order of the grid.
     `DataError` for a profile that can't be read.
     """
-    found: dict[str, dict[int, Draw]] = {}
-    for cell in results.cells:
-        record = results.records.get(cell.run)
-        if cell.data and cell.method != MEASURED and record is not None:
-            draws_by_seed = found.setdefault(cell.data, {})
-            draws_by_seed.setdefault(cell.seed, Draw(record.run, record.data_facts))
     every: list[SetSummary] = []
     merged: dict[str, Mapping[str, Any]] = {}
-    for name, draws_by_seed in found.items():
-        draws = [draws_by_seed[seed] for seed in sorted(draws_by_seed)]
+    for name, draws in _draws(results).items():
         profiles: list[Mapping[str, Any]] = []
         for draw in draws:
             profile = _profile(store, results, draw)
@@ -97,6 +90,20 @@ def summaries(store: Store, results: Results) -> list[SetSummary]:
     # What stands out in a set is known when all have been read.
     terms = key_terms(merged)
     return [replace(summary, terms=terms.get(summary.name, ())) for summary in every]
+
+
+def _draws(results: Results) -> dict[str, list[Draw]]:
+    """Return the draws of every calibration set, by their numbers."""
+    found: dict[str, dict[int, Draw]] = {}
+    for cell in results.cells:
+        record = results.records.get(cell.run)
+        if cell.data and cell.method != MEASURED and record is not None:
+            draws_by_seed = found.setdefault(cell.data, {})
+            draws_by_seed.setdefault(cell.seed, Draw(record.run, record.data_facts))
+    in_order: dict[str, list[Draw]] = {}
+    for name, draws_by_seed in found.items():
+        in_order[name] = [draws_by_seed[seed] for seed in sorted(draws_by_seed)]
+    return in_order
 
 
 def medians(summaries: Sequence[SetSummary]) -> dict[str, float]:
@@ -348,31 +355,39 @@ def layers(store: Store, results: Results) -> Iterator[Layers]:
         runs: dict[str, dict[int, _Matrices]] = {}
         for cell, record in _records(store, results, cells):
             if record.weights:
-                runs.setdefault(cell.data, {})[cell.seed] = _Matrices.of(record.weights)
-        if not runs:
-            continue
-        blocks: dict[str, None] = {}
-        for draws in runs.values():
-            for draw in draws.values():
-                blocks |= dict.fromkeys(draw.blocks)
-        masks = np.full((len(runs), len(runs), len(blocks)), np.nan)
-        statistics = np.full_like(masks, np.nan)
-        error = np.full((len(runs), len(blocks)), np.nan)
-        for column, block in enumerate(blocks):
-            masks[:, :, column] = _mean(_agreements(runs, block))
-            statistics[:, :, column] = _mean(_distances(runs, block))
-            for row, draws in enumerate(runs.values()):
-                errors = [np.array(draw.errors.get(block, np.nan)) for draw in draws.values()]
-                error[row, column] = _mean(errors)
-        yield Layers(
-            **setting._asdict(),
-            sets=tuple(runs),
-            blocks=tuple(blocks),
-            masks=masks,
-            statistics=statistics,
-            error=error,
-            families={data: results.label(data).family for data in runs},
-        )
+                draws = runs.setdefault(cell.data, {})
+                draws[cell.seed] = _Matrices.of(record.weights)
+        if runs:
+            families: dict[str, Family] = {}
+            for data in runs:
+                families[data] = results.label(data).family
+            yield _layers(setting, runs, families)
+
+
+def _layers(setting: Setting, runs: _Runs, families: Mapping[str, Family]) -> Layers:
+    """Return the runs of one group, block by block."""
+    blocks: dict[str, None] = {}
+    for draws in runs.values():
+        for draw in draws.values():
+            blocks |= dict.fromkeys(draw.blocks)
+    masks = np.full((len(runs), len(runs), len(blocks)), np.nan)
+    statistics = np.full_like(masks, np.nan)
+    error = np.full((len(runs), len(blocks)), np.nan)
+    for column, block in enumerate(blocks):
+        masks[:, :, column] = _mean(_agreements(runs, block))
+        statistics[:, :, column] = _mean(_distances(runs, block))
+        for row, draws in enumerate(runs.values()):
+            errors = [np.array(draw.errors.get(block, np.nan)) for draw in draws.values()]
+            error[row, column] = _mean(errors)
+    return Layers(
+        **setting._asdict(),
+        sets=tuple(runs),
+        blocks=tuple(blocks),
+        masks=masks,
+        statistics=statistics,
+        error=error,
+        families=families,
+    )
 
 
 def _records(
@@ -434,20 +449,18 @@ def _table(sets: Sequence[Mapping[str, np.ndarray]]) -> Float[np.ndarray, "set n
     if present:
         in_all = set(present[0]).intersection(*present)
         shared = [name for name in present[0] if name in in_all]
-    rows: list[np.ndarray | None] = []
-    for matrices in sets:
-        row = None
+    rows: dict[int, np.ndarray] = {}
+    for place, matrices in enumerate(sets):
         if matrices and shared:
-            row = np.concatenate([matrices[name] for name in shared])
-        rows.append(row)
-    lengths = [len(row) for row in rows if row is not None]
-    width = max(lengths, default=1)
+            rows[place] = np.concatenate([matrices[name] for name in shared])
+    width = max(map(len, rows.values()), default=1)
     # What is not a number spreads through products and sums, so a set without a row has no figure
     # with any other.
     blank = np.full(width, np.nan)
     table: list[np.ndarray] = []
-    for row in rows:
-        if row is None or len(row) != width:
+    for place in range(len(sets)):
+        row = rows.get(place, blank)
+        if len(row) != width:
             row = blank
         table.append(row)
     # Stacked, and not filled in, so that rows without a hole stay in their own precision.
@@ -520,12 +533,13 @@ def overlaps(store: Store, results: Results) -> Iterator[MaskOverlap]:
             if record.weights and all("bits" in weight for weight in record.weights):
                 # By name: runs on other machines may list matrices in another order.
                 weights = sorted(record.weights, key=lambda weight: str(weight["name"]))
-                masks.setdefault(cell.data, {})[cell.run] = mask_bits(weights)
+                bits_by_run = masks.setdefault(cell.data, {})
+                bits_by_run[cell.run] = mask_bits(weights)
         if masks:
             yield MaskOverlap(
                 **setting._asdict(),
                 sets=tuple(masks),
-                draws=tuple(len(draws) for draws in masks.values()),
+                draws=tuple(map(len, masks.values())),
                 jaccard=_jaccard(masks),
             )
 
@@ -543,25 +557,14 @@ def _jaccard(
     """Return the mean overlap of the draws of every two sets. Masks of another model's size can't
     be compared: only those of the size that most have are.
     """
-    sizes: Counter[int] = Counter()
-    for draws in masks.values():
-        sizes.update(len(bits) for bits in draws.values())
-    most = max(sizes.values())
-    # Of sizes that equally many have, the largest.
-    size = max(size for size, count in sizes.items() if count == most)
+    size = _commonest_size(masks)
     rows: list[Float[np.ndarray, " bit"]] = []
     places: list[range] = []
     for draws in masks.values():
         begin = len(rows)
         rows += [bits for bits in draws.values() if len(bits) == size]
         places.append(range(begin, len(rows)))
-    table = np.stack(rows)
-    # Of bits, the product counts where both are 1; the sum of both counts less that is where either
-    # is.
-    both = (table @ table.T).astype(np.float64)
-    kept = table.sum(1, dtype=np.float64)
-    either = kept[:, None] + kept - both
-    share = np.where(either > 0, both / np.maximum(either, 1.0), 1.0)
+    share = _shares_in_common(np.stack(rows))
     np.fill_diagonal(share, np.nan)  # a draw with itself
     jaccard = np.full((len(masks), len(masks)), np.nan)
     for row, first in enumerate(places):
@@ -570,6 +573,25 @@ def _jaccard(
             if np.isfinite(known).any():
                 jaccard[row, column] = float(np.nanmean(known))
     return jaccard
+
+
+def _commonest_size(masks: Mapping[str, Mapping[str, Float[np.ndarray, " bit"]]]) -> int:
+    """Return the size that most masks have; of sizes that equally many have, the largest."""
+    sizes: Counter[int] = Counter()
+    for draws in masks.values():
+        sizes.update(len(bits) for bits in draws.values())
+    most = max(sizes.values())
+    return max(size for size, count in sizes.items() if count == most)
+
+
+def _shares_in_common(masks: Float[np.ndarray, "draw bit"]) -> Float[np.ndarray, "draw draw"]:
+    """Return which share of the weights that either of two masks keeps both keep."""
+    # Of bits, the product counts where both are 1; the sum of both counts less that is where either
+    # is.
+    both = (masks @ masks.T).astype(np.float64)
+    kept = masks.sum(1, dtype=np.float64)
+    either = kept[:, None] + kept - both
+    return np.where(either > 0, both / np.maximum(either, 1.0), 1.0)
 
 
 MEASURES: Final = {
@@ -607,28 +629,34 @@ class Similarity:
 def similarity(summaries: Sequence[SetSummary], groups: Sequence[Layers]) -> Similarity:
     """Return all three tables of a study's sets."""
     sets = tuple(summary.name for summary in summaries)
-    words = np.full((len(sets), len(sets)), np.nan)
-    known: dict[str, Mapping[str, Any]] = {}
-    for summary in summaries:
-        if summary.profile is not None and summary.profile["words"]:
-            known[summary.name] = summary.profile
-    if known:
-        _, weights = weights_of_words(known)
-        places = [sets.index(name) for name in known]
-        words[np.ix_(places, places)] = weights @ weights.T
     statistics: list[Float[np.ndarray, "n n"]] = []
     for group in groups:
         distances = np.sqrt((group.statistics**2).mean(-1))
         statistics.append(np.exp(-distances))
     masks = [group.masks.mean(-1) for group in groups]
     tables = {
-        "words": words,
+        "words": _words_in_common(summaries),
         "statistics": _over_groups(sets, groups, statistics),
         "masks": _over_groups(sets, groups, masks),
     }
     for table in tables.values():
         np.fill_diagonal(table, 1.0)
     return Similarity(sets, tables)
+
+
+def _words_in_common(summaries: Sequence[SetSummary]) -> Float[np.ndarray, "set set"]:
+    """Return the cosine of every two sets' weights of words; NaN where a set has none."""
+    places: list[int] = []
+    known: dict[str, Mapping[str, Any]] = {}
+    for place, summary in enumerate(summaries):
+        if summary.profile is not None and summary.profile["words"]:
+            places.append(place)
+            known[summary.name] = summary.profile
+    cosines = np.full((len(summaries), len(summaries)), np.nan)
+    if known:
+        _, weights = weights_of_words(known)
+        cosines[np.ix_(places, places)] = weights @ weights.T
+    return cosines
 
 
 def _over_groups(
