@@ -67,7 +67,7 @@ def test_a_pool_is_the_mean_of_its_sets_and_is_compared_with_the_baseline():
     assert pool.difference is not None
     assert pool.difference.value == pytest.approx(sum(parts) / 2)
     assert pool.draws == (3, 3)
-    assert pool.smallest_p == pytest.approx(2 / math.comb(9, 3))
+    assert pool.smallest_p == pytest.approx(1 / math.comb(9, 3))
 
 
 def test_identical_sets_are_never_called_different():
