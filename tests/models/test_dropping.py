@@ -3,18 +3,42 @@ what the rest computed.
 """
 
 import copy
+from typing import Any, Final
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from calibrant.models import view
 from calibrant.testing.tiny import FAMILIES, tiny_model
 
+from tests.models.families import small_config
 from tests.models.refused import refusal_of
 from tests.models.reopening import reopened
 from tests.usual import usually
 
 IDS = torch.arange(3, 35).reshape(2, 16)
+SAID_OTHERWISE: Final[dict[str, dict[str, Any]]] = {
+    "bamba": {"attn_layer_indices": [2]},
+    "falcon_h1": {},
+    "falcon_mamba": {},
+    "mamba": {},
+    "mamba2": {},
+    "nemotron_h": {},
+}
+"""Families that say in a way of their own what each block is, or what its place is, and entries
+that let blocks differ.
+"""
+
+
+def random_model(family: str, **entries: object) -> PreTrainedModel:
+    """A small model of one of transformers' families, some entries of whose configuration are
+    given.
+    """
+    config = small_config(family)
+    for name, entry in entries.items():
+        setattr(config, name, entry)
+    return AutoModelForCausalLM.from_config(config).eval()
 
 
 def skip(block) -> None:
@@ -42,6 +66,22 @@ def test_a_shortened_model_reopens_with_plain_transformers(family, tmp_path):
     assert torch.equal(with_cache, again.generate(IDS, max_new_tokens=5, do_sample=False))
 
 
+@pytest.mark.parametrize(
+    "family",
+    usually(SAID_OTHERWISE, {"bamba", "mamba", "nemotron_h"}),
+)
+def test_however_a_family_says_what_its_blocks_are_the_shortened_model_reopens(family, tmp_path):
+    model = random_model(family, **SAID_OTHERWISE[family])
+    seen = view(model)
+    seen.drop_blocks([1])
+    again = reopened(model, tmp_path / "out")
+    assert len(view(again).blocks) == len(seen.blocks)
+    logits = model(IDS, use_cache=False).logits
+    assert torch.equal(again(IDS, use_cache=False).logits, logits)
+    with_cache = model.generate(IDS, max_new_tokens=5, do_sample=False)
+    assert torch.equal(with_cache, again.generate(IDS, max_new_tokens=5, do_sample=False))
+
+
 def test_blocks_that_can_not_go_are_refused_and_nothing_changes():
     model = tiny_model("llama")
     seen, want = view(model), model(IDS).logits
@@ -57,3 +97,17 @@ def test_what_the_configuration_can_not_describe_is_refused_and_nothing_changes(
     assert refusal_of(view(model).drop_blocks, [0]).subject == "model.layers.0.mlp.down_proj.weight"
     assert model.config.to_dict() == before
     assert len(view(model).blocks) == 3
+
+
+@pytest.mark.parametrize(
+    ("family", "layers"),
+    [
+        ("prophetnet", "prophetnet.decoder.layers"),
+        ("zamba", "model.layers"),
+    ],
+)
+def test_a_model_that_transformers_can_not_make_is_refused_and_nothing_changes(family, layers):
+    model = random_model(family)
+    before = copy.deepcopy(model.config.to_dict())
+    assert refusal_of(view(model).drop_blocks, [1]).subject == layers
+    assert model.config.to_dict() == before

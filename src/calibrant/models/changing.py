@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from calibrant.errors import ModelError
+from calibrant.models.quiet import Refusal
 
 PER_LAYER: Final = (
     "layer_types",
@@ -31,7 +32,7 @@ PER_LAYER: Final = (
     "attention_layers",
 )
 """Entries of a configuration that say something of each block."""
-LAYER_INDICES: Final = ("mlp_only_layers",)
+LAYER_INDICES: Final = ("mlp_only_layers", "attn_layer_indices")
 """Entries of a configuration that list some blocks by number."""
 
 
@@ -181,14 +182,15 @@ def drop(model: PreTrainedModel, layers: str, indices: Sequence[int]) -> None:
 
 def _renumber_config(config: Any, remaining: list[int]) -> None:
     """Leave in `config` only what is about the `remaining` blocks."""
-    for name in PER_LAYER:
-        kinds = getattr(config, name, None)
-        if isinstance(kinds, list | tuple) and len(kinds) == config.num_hidden_layers:
-            setattr(config, name, [kinds[index] for index in remaining])
-    for name in LAYER_INDICES:
-        places = getattr(config, name, None)
-        if isinstance(places, list | tuple):
-            setattr(config, name, [new for new, old in enumerate(remaining) if old in places])
+    count = config.num_hidden_layers
+    # Only what it holds itself: a property follows from other entries.
+    for name, entry in list(vars(config).items()):
+        if not isinstance(entry, list | tuple):
+            continue
+        if name in PER_LAYER and len(entry) == count:
+            setattr(config, name, [entry[index] for index in remaining])
+        if name in LAYER_INDICES:
+            setattr(config, name, [new for new, old in enumerate(remaining) if old in entry])
     config.num_hidden_layers = len(remaining)
 
 
@@ -197,9 +199,12 @@ def _check_describable(model: PreTrainedModel, layers: str, remaining: list[int]
     shapes.
     """
     config = copy.deepcopy(model.config)
-    _renumber_config(config.get_text_config(decoder=True), remaining)
-    smaller = without_numbers(model, config)
-    described = {name: parameter.shape for name, parameter in smaller.named_parameters()}
+    text_config = config.get_text_config(decoder=True)
+    kind = type(model).__name__
+    refused = f"with only blocks {remaining} left, transformers can't make a {kind}"
+    with Refusal(refused, "; drop others or none", layers):
+        _renumber_config(text_config, remaining)
+        smaller = without_numbers(model, config)
     actual: dict[str, torch.Size] = {}
     for name, parameter in model.named_parameters():
         if not name.startswith(f"{layers}."):
@@ -208,11 +213,18 @@ def _check_describable(model: PreTrainedModel, layers: str, remaining: list[int]
         index, _, rest = name.removeprefix(f"{layers}.").partition(".")
         if int(index) in remaining:
             actual[f"{layers}.{remaining.index(int(index))}.{rest}"] = parameter.shape
+    described = {name: parameter.shape for name, parameter in smaller.named_parameters()}
+    _check_same(actual, described, remaining)
+
+
+def _check_same(
+    actual: Mapping[str, object], described: Mapping[str, object], remaining: list[int]
+) -> None:
     for name in sorted({*described, *actual}):
         if described.get(name) != actual.get(name):
             raise ModelError(
                 f"with only blocks {remaining} left, the configuration would ask for another "
-                f"{name}; drop other blocks",
+                f"{name}; drop others or none",
                 subject=name,
             )
 
