@@ -22,9 +22,11 @@ SAID_OTHERWISE: Final[dict[str, dict[str, Any]]] = {
     "bamba": {"attn_layer_indices": [2]},
     "falcon_h1": {},
     "falcon_mamba": {},
+    "gpt_neo": {},
     "mamba": {},
     "mamba2": {},
     "nemotron_h": {},
+    "rwkv": {},
 }
 """Families that say in a way of their own what each block is, or what its place is, and entries
 that let blocks differ.
@@ -68,7 +70,7 @@ def test_a_shortened_model_reopens_with_plain_transformers(family, tmp_path):
 
 @pytest.mark.parametrize(
     "family",
-    usually(SAID_OTHERWISE, {"bamba", "mamba", "nemotron_h"}),
+    usually(SAID_OTHERWISE, {"bamba", "gpt_neo", "mamba", "nemotron_h"}),
 )
 def test_however_a_family_says_what_its_blocks_are_the_shortened_model_reopens(family, tmp_path):
     model = random_model(family, **SAID_OTHERWISE[family])

@@ -34,6 +34,8 @@ PER_LAYER: Final = (
 """Entries of a configuration that say something of each block."""
 LAYER_INDICES: Final = ("mlp_only_layers", "attn_layer_indices")
 """Entries of a configuration that list some blocks by number."""
+CACHE_KEYS: Final = ("layer_idx", "layer_id")
+"""Attributes of modules that say where in the cache their block's keys and values are."""
 
 
 class Listener(ABC):
@@ -176,8 +178,9 @@ def drop(model: PreTrainedModel, layers: str, indices: Sequence[int]) -> None:
             del blocks[index]
     for place, block in enumerate(blocks):
         for module in block.modules():
-            if "layer_idx" in vars(module):
-                module.layer_idx = place  # pyright: ignore[reportArgumentType]  # a plain attribute: the cache's key
+            for name in CACHE_KEYS:
+                if name in vars(module):
+                    setattr(module, name, place)
 
 
 def _renumber_config(config: Any, remaining: list[int]) -> None:
