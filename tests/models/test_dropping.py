@@ -23,9 +23,12 @@ SAID_OTHERWISE: Final[dict[str, dict[str, Any]]] = {
     "falcon_h1": {},
     "falcon_mamba": {},
     "gpt_neo": {},
+    "granite_swa": {"layer_rope_theta": [1e4, 1e2, 1e4]},
+    "laguna": {"num_attention_heads_per_layer": [4, 2, 4]},
     "mamba": {},
     "mamba2": {},
     "nemotron_h": {},
+    "reformer": {"attn_layers": ["local"] * 3},
     "rwkv": {},
 }
 """Families that say in a way of their own what each block is, or what its place is, and entries
@@ -70,7 +73,7 @@ def test_a_shortened_model_reopens_with_plain_transformers(family, tmp_path):
 
 @pytest.mark.parametrize(
     "family",
-    usually(SAID_OTHERWISE, {"bamba", "gpt_neo", "mamba", "nemotron_h"}),
+    usually(SAID_OTHERWISE, {"bamba", "gpt_neo", "laguna", "mamba", "nemotron_h"}),
 )
 def test_however_a_family_says_what_its_blocks_are_the_shortened_model_reopens(family, tmp_path):
     model = random_model(family, **SAID_OTHERWISE[family])
@@ -82,6 +85,14 @@ def test_however_a_family_says_what_its_blocks_are_the_shortened_model_reopens(f
     assert torch.equal(again(IDS, use_cache=False).logits, logits)
     with_cache = model.generate(IDS, max_new_tokens=5, do_sample=False)
     assert torch.equal(with_cache, again.generate(IDS, max_new_tokens=5, do_sample=False))
+
+
+def test_blocks_that_stay_keep_their_rotary_base():
+    model = random_model("granite_swa", **SAID_OTHERWISE["granite_swa"])
+    oracle = copy.deepcopy(model)
+    skip(view(oracle).blocks[1].module)
+    view(model).drop_blocks([1])
+    assert torch.equal(model(IDS, use_cache=False).logits, oracle(IDS, use_cache=False).logits)
 
 
 def test_blocks_that_can_not_go_are_refused_and_nothing_changes():
@@ -104,6 +115,7 @@ def test_what_the_configuration_can_not_describe_is_refused_and_nothing_changes(
 @pytest.mark.parametrize(
     ("family", "layers"),
     [
+        ("dory", "model.layers"),
         ("prophetnet", "prophetnet.decoder.layers"),
         ("zamba", "model.layers"),
     ],

@@ -30,6 +30,9 @@ PER_LAYER: Final = (
     "layers_block_type",
     "no_rope_layers",
     "attention_layers",
+    "attn_layers",
+    "layer_rope_theta",
+    "num_attention_heads_per_layer",
 )
 """Entries of a configuration that say something of each block."""
 LAYER_INDICES: Final = ("mlp_only_layers", "attn_layer_indices")
@@ -207,6 +210,7 @@ def _check_describable(model: PreTrainedModel, layers: str, remaining: list[int]
     refused = f"with only blocks {remaining} left, transformers can't make a {kind}"
     with Refusal(refused, "; drop others or none", layers):
         _renumber_config(text_config, remaining)
+        text_config.validate()
         smaller = without_numbers(model, config)
     actual: dict[str, torch.Size] = {}
     for name, parameter in model.named_parameters():
