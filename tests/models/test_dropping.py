@@ -20,13 +20,16 @@ from tests.usual import usually
 IDS = torch.arange(3, 35).reshape(2, 16)
 SAID_OTHERWISE: Final[dict[str, dict[str, Any]]] = {
     "bamba": {"attn_layer_indices": [2]},
+    "big_bird": {},
     "falcon_h1": {},
     "falcon_mamba": {},
     "gpt_neo": {},
+    "gpt_neox_japanese": {},
     "granite_swa": {"layer_rope_theta": [1e4, 1e2, 1e4]},
     "laguna": {"num_attention_heads_per_layer": [4, 2, 4]},
     "mamba": {},
     "mamba2": {},
+    "minimax": {"layer_types": ["linear_attention", "full_attention", "full_attention"]},
     "nemotron_h": {},
     "reformer": {"attn_layers": ["local"] * 3},
     "rwkv": {},
@@ -73,7 +76,7 @@ def test_a_shortened_model_reopens_with_plain_transformers(family, tmp_path):
 
 @pytest.mark.parametrize(
     "family",
-    usually(SAID_OTHERWISE, {"bamba", "gpt_neo", "laguna", "mamba", "nemotron_h"}),
+    usually(SAID_OTHERWISE, {"bamba", "gpt_neo", "laguna", "mamba", "minimax", "nemotron_h"}),
 )
 def test_however_a_family_says_what_its_blocks_are_the_shortened_model_reopens(family, tmp_path):
     model = random_model(family, **SAID_OTHERWISE[family])
@@ -110,6 +113,29 @@ def test_what_the_configuration_can_not_describe_is_refused_and_nothing_changes(
     assert refusal_of(view(model).drop_blocks, [0]).subject == "model.layers.0.mlp.down_proj.weight"
     assert model.config.to_dict() == before
     assert len(view(model).blocks) == 3
+
+
+@pytest.mark.parametrize(
+    ("family", "subject"),
+    [
+        ("beam", "model.layers.0.attn_residual_add_idx"),
+        ("diffllama", "model.layers.0.self_attn.lambda_init"),
+        ("minicpm3", "model.layers.0.residual_scale"),
+    ],
+)
+def test_blocks_that_compute_with_their_place_or_with_how_many_there_are_stay(family, subject):
+    model = random_model(family)
+    want = model(IDS, use_cache=False).logits
+    assert refusal_of(view(model).drop_blocks, [0]).subject == subject
+    assert torch.equal(model(IDS, use_cache=False).logits, want)
+
+
+def test_only_the_last_block_can_go_where_each_computes_with_its_place(tmp_path):
+    model = tiny_model("gpt2", scale_attn_by_inverse_layer_idx=True)
+    refusal = refusal_of(view(model).drop_blocks, [0])
+    assert refusal.subject == "transformer.h.0.attn.scaling"
+    view(model).drop_blocks([2])
+    assert torch.equal(reopened(model, tmp_path / "out")(IDS).logits, model(IDS).logits)
 
 
 @pytest.mark.parametrize(

@@ -39,6 +39,10 @@ LAYER_INDICES: Final = ("mlp_only_layers", "attn_layer_indices")
 """Entries of a configuration that list some blocks by number."""
 CACHE_KEYS: Final = ("layer_idx", "layer_id")
 """Attributes of modules that say where in the cache their block's keys and values are."""
+PLACES: Final = (*CACHE_KEYS, "layer_number", "num_hidden_layers", "seed")
+"""Attributes of modules that follow from a block's place, and that no forward computes with:
+MiniMax, GPT-NeoX Japanese and BigBird keep the last three.
+"""
 
 
 class Listener(ABC):
@@ -155,8 +159,8 @@ def drop(model: PreTrainedModel, layers: str, indices: Sequence[int]) -> None:
     configuration and in the modules.
 
     Raises `ModelError`, and changes nothing, for an index that doesn't exist, if no block is left,
-    or if the configuration can't describe the remaining blocks. That is so where a block's kind
-    follows from its place.
+    or if the configuration can't describe the remaining blocks. That is so where a block's kind, or
+    a number that it computes with, follows from its place or from how many blocks there are.
     """
     blocks = model.get_submodule(layers)
     assert isinstance(blocks, nn.ModuleList)
@@ -202,7 +206,7 @@ def _renumber_config(config: Any, remaining: list[int]) -> None:
 
 def _check_describable(model: PreTrainedModel, layers: str, remaining: list[int]) -> None:
     """Build the smaller model from its configuration, without numbers, and compare names and
-    shapes.
+    shapes, and what each block keeps of its place or of how many blocks there are.
     """
     config = copy.deepcopy(model.config)
     text_config = config.get_text_config(decoder=True)
@@ -222,6 +226,24 @@ def _check_describable(model: PreTrainedModel, layers: str, remaining: list[int]
             actual[f"{layers}.{remaining.index(int(index))}.{rest}"] = parameter.shape
     described = {name: parameter.shape for name, parameter in smaller.named_parameters()}
     _check_same(actual, described, remaining)
+    # Built anew as well, since a forward may have changed what the model's own modules keep.
+    whole = without_numbers(model, copy.deepcopy(model.config))
+    for place, index in enumerate(remaining):
+        name = f"{layers}.{place}"
+        kept = _attributes(whole.get_submodule(f"{layers}.{index}"), name)
+        _check_same(kept, _attributes(smaller.get_submodule(name), name), remaining)
+
+
+def _attributes(block: nn.Module, block_name: str) -> dict[str, object]:
+    """What the modules of a block may compute with besides tensors: single numbers, names and
+    switches.
+    """
+    attributes: dict[str, object] = {}
+    for module_name, module in block.named_modules(prefix=block_name):
+        for name, value in vars(module).items():
+            if name not in PLACES and (value is None or isinstance(value, int | float | str)):
+                attributes[f"{module_name}.{name}"] = value
+    return attributes
 
 
 def _check_same(
