@@ -3,18 +3,50 @@ what the rest computed.
 """
 
 import copy
+from typing import Any, Final
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from calibrant.models import view
 from calibrant.testing.tiny import FAMILIES, tiny_model
 
+from tests.models.families import small_config
 from tests.models.refused import refusal_of
 from tests.models.reopening import reopened
 from tests.usual import usually
 
 IDS = torch.arange(3, 35).reshape(2, 16)
+SAID_OTHERWISE: Final[dict[str, dict[str, Any]]] = {
+    "bamba": {"attn_layer_indices": [2]},
+    "big_bird": {},
+    "falcon_h1": {},
+    "falcon_mamba": {},
+    "gpt_neo": {},
+    "gpt_neox_japanese": {},
+    "granite_swa": {"layer_rope_theta": [1e4, 1e2, 1e4]},
+    "laguna": {"num_attention_heads_per_layer": [4, 2, 4]},
+    "mamba": {},
+    "mamba2": {},
+    "minimax": {"layer_types": ["linear_attention", "full_attention", "full_attention"]},
+    "nemotron_h": {},
+    "reformer": {"attn_layers": ["local"] * 3},
+    "rwkv": {},
+}
+"""Families that say in a way of their own what each block is, or what its place is, and entries
+that let blocks differ.
+"""
+
+
+def random_model(family: str, **entries: object) -> PreTrainedModel:
+    """A small model of one of transformers' families, some entries of whose configuration are
+    given.
+    """
+    config = small_config(family)
+    for name, entry in entries.items():
+        setattr(config, name, entry)
+    return AutoModelForCausalLM.from_config(config).eval()
 
 
 def skip(block) -> None:
@@ -42,6 +74,30 @@ def test_a_shortened_model_reopens_with_plain_transformers(family, tmp_path):
     assert torch.equal(with_cache, again.generate(IDS, max_new_tokens=5, do_sample=False))
 
 
+@pytest.mark.parametrize(
+    "family",
+    usually(SAID_OTHERWISE, {"bamba", "gpt_neo", "laguna", "mamba", "minimax", "nemotron_h"}),
+)
+def test_however_a_family_says_what_its_blocks_are_the_shortened_model_reopens(family, tmp_path):
+    model = random_model(family, **SAID_OTHERWISE[family])
+    seen = view(model)
+    seen.drop_blocks([1])
+    again = reopened(model, tmp_path / "out")
+    assert len(view(again).blocks) == len(seen.blocks)
+    logits = model(IDS, use_cache=False).logits
+    assert torch.equal(again(IDS, use_cache=False).logits, logits)
+    with_cache = model.generate(IDS, max_new_tokens=5, do_sample=False)
+    assert torch.equal(with_cache, again.generate(IDS, max_new_tokens=5, do_sample=False))
+
+
+def test_blocks_that_stay_keep_their_rotary_base():
+    model = random_model("granite_swa", **SAID_OTHERWISE["granite_swa"])
+    oracle = copy.deepcopy(model)
+    skip(view(oracle).blocks[1].module)
+    view(model).drop_blocks([1])
+    assert torch.equal(model(IDS, use_cache=False).logits, oracle(IDS, use_cache=False).logits)
+
+
 def test_blocks_that_can_not_go_are_refused_and_nothing_changes():
     model = tiny_model("llama")
     seen, want = view(model), model(IDS).logits
@@ -57,3 +113,41 @@ def test_what_the_configuration_can_not_describe_is_refused_and_nothing_changes(
     assert refusal_of(view(model).drop_blocks, [0]).subject == "model.layers.0.mlp.down_proj.weight"
     assert model.config.to_dict() == before
     assert len(view(model).blocks) == 3
+
+
+@pytest.mark.parametrize(
+    ("family", "subject"),
+    [
+        ("beam", "model.layers.0.attn_residual_add_idx"),
+        ("diffllama", "model.layers.0.self_attn.lambda_init"),
+        ("minicpm3", "model.layers.0.residual_scale"),
+    ],
+)
+def test_blocks_that_compute_with_their_place_or_with_how_many_there_are_stay(family, subject):
+    model = random_model(family)
+    want = model(IDS, use_cache=False).logits
+    assert refusal_of(view(model).drop_blocks, [0]).subject == subject
+    assert torch.equal(model(IDS, use_cache=False).logits, want)
+
+
+def test_only_the_last_block_can_go_where_each_computes_with_its_place(tmp_path):
+    model = tiny_model("gpt2", scale_attn_by_inverse_layer_idx=True)
+    refusal = refusal_of(view(model).drop_blocks, [0])
+    assert refusal.subject == "transformer.h.0.attn.scaling"
+    view(model).drop_blocks([2])
+    assert torch.equal(reopened(model, tmp_path / "out")(IDS).logits, model(IDS).logits)
+
+
+@pytest.mark.parametrize(
+    ("family", "layers"),
+    [
+        ("dory", "model.layers"),
+        ("prophetnet", "prophetnet.decoder.layers"),
+        ("zamba", "model.layers"),
+    ],
+)
+def test_a_model_that_transformers_can_not_make_is_refused_and_nothing_changes(family, layers):
+    model = random_model(family)
+    before = copy.deepcopy(model.config.to_dict())
+    assert refusal_of(view(model).drop_blocks, [1]).subject == layers
+    assert model.config.to_dict() == before

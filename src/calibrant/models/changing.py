@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from calibrant.errors import ModelError
+from calibrant.models.quiet import Refusal
 
 PER_LAYER: Final = (
     "layer_types",
@@ -29,10 +30,19 @@ PER_LAYER: Final = (
     "layers_block_type",
     "no_rope_layers",
     "attention_layers",
+    "attn_layers",
+    "layer_rope_theta",
+    "num_attention_heads_per_layer",
 )
 """Entries of a configuration that say something of each block."""
-LAYER_INDICES: Final = ("mlp_only_layers",)
+LAYER_INDICES: Final = ("mlp_only_layers", "attn_layer_indices")
 """Entries of a configuration that list some blocks by number."""
+CACHE_KEYS: Final = ("layer_idx", "layer_id")
+"""Attributes of modules that say where in the cache their block's keys and values are."""
+PLACES: Final = (*CACHE_KEYS, "layer_number", "num_hidden_layers", "seed")
+"""Attributes of modules that follow from a block's place, and that no forward computes with:
+MiniMax, GPT-NeoX Japanese and BigBird keep the last three.
+"""
 
 
 class Listener(ABC):
@@ -149,8 +159,8 @@ def drop(model: PreTrainedModel, layers: str, indices: Sequence[int]) -> None:
     configuration and in the modules.
 
     Raises `ModelError`, and changes nothing, for an index that doesn't exist, if no block is left,
-    or if the configuration can't describe the remaining blocks. That is so where a block's kind
-    follows from its place.
+    or if the configuration can't describe the remaining blocks. That is so where a block's kind, or
+    a number that it computes with, follows from its place or from how many blocks there are.
     """
     blocks = model.get_submodule(layers)
     assert isinstance(blocks, nn.ModuleList)
@@ -175,31 +185,37 @@ def drop(model: PreTrainedModel, layers: str, indices: Sequence[int]) -> None:
             del blocks[index]
     for place, block in enumerate(blocks):
         for module in block.modules():
-            if "layer_idx" in vars(module):
-                module.layer_idx = place  # pyright: ignore[reportArgumentType]  # a plain attribute: the cache's key
+            for name in CACHE_KEYS:
+                if name in vars(module):
+                    setattr(module, name, place)
 
 
 def _renumber_config(config: Any, remaining: list[int]) -> None:
     """Leave in `config` only what is about the `remaining` blocks."""
-    for name in PER_LAYER:
-        kinds = getattr(config, name, None)
-        if isinstance(kinds, list | tuple) and len(kinds) == config.num_hidden_layers:
-            setattr(config, name, [kinds[index] for index in remaining])
-    for name in LAYER_INDICES:
-        places = getattr(config, name, None)
-        if isinstance(places, list | tuple):
-            setattr(config, name, [new for new, old in enumerate(remaining) if old in places])
+    count = config.num_hidden_layers
+    # Only what it holds itself: a property follows from other entries.
+    for name, entry in list(vars(config).items()):
+        if not isinstance(entry, list | tuple):
+            continue
+        if name in PER_LAYER and len(entry) == count:
+            setattr(config, name, [entry[index] for index in remaining])
+        if name in LAYER_INDICES:
+            setattr(config, name, [new for new, old in enumerate(remaining) if old in entry])
     config.num_hidden_layers = len(remaining)
 
 
 def _check_describable(model: PreTrainedModel, layers: str, remaining: list[int]) -> None:
     """Build the smaller model from its configuration, without numbers, and compare names and
-    shapes.
+    shapes, and what each block keeps of its place or of how many blocks there are.
     """
     config = copy.deepcopy(model.config)
-    _renumber_config(config.get_text_config(decoder=True), remaining)
-    smaller = without_numbers(model, config)
-    described = {name: parameter.shape for name, parameter in smaller.named_parameters()}
+    text_config = config.get_text_config(decoder=True)
+    kind = type(model).__name__
+    refused = f"with only blocks {remaining} left, transformers can't make a {kind}"
+    with Refusal(refused, "; drop others or none", layers):
+        _renumber_config(text_config, remaining)
+        text_config.validate()
+        smaller = without_numbers(model, config)
     actual: dict[str, torch.Size] = {}
     for name, parameter in model.named_parameters():
         if not name.startswith(f"{layers}."):
@@ -208,11 +224,36 @@ def _check_describable(model: PreTrainedModel, layers: str, remaining: list[int]
         index, _, rest = name.removeprefix(f"{layers}.").partition(".")
         if int(index) in remaining:
             actual[f"{layers}.{remaining.index(int(index))}.{rest}"] = parameter.shape
+    described = {name: parameter.shape for name, parameter in smaller.named_parameters()}
+    _check_same(actual, described, remaining)
+    # Built anew as well, since a forward may have changed what the model's own modules keep.
+    whole = without_numbers(model, copy.deepcopy(model.config))
+    for place, index in enumerate(remaining):
+        name = f"{layers}.{place}"
+        kept = _attributes(whole.get_submodule(f"{layers}.{index}"), name)
+        _check_same(kept, _attributes(smaller.get_submodule(name), name), remaining)
+
+
+def _attributes(block: nn.Module, block_name: str) -> dict[str, object]:
+    """What the modules of a block may compute with besides tensors: single numbers, names and
+    switches.
+    """
+    attributes: dict[str, object] = {}
+    for module_name, module in block.named_modules(prefix=block_name):
+        for name, value in vars(module).items():
+            if name not in PLACES and (value is None or isinstance(value, int | float | str)):
+                attributes[f"{module_name}.{name}"] = value
+    return attributes
+
+
+def _check_same(
+    actual: Mapping[str, object], described: Mapping[str, object], remaining: list[int]
+) -> None:
     for name in sorted({*described, *actual}):
         if described.get(name) != actual.get(name):
             raise ModelError(
                 f"with only blocks {remaining} left, the configuration would ask for another "
-                f"{name}; drop other blocks",
+                f"{name}; drop others or none",
                 subject=name,
             )
 

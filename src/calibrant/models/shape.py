@@ -155,7 +155,7 @@ class ModelShape:
     @property
     def input_widths(self) -> list[int]:
         """The width of every distinct input of matrices, block by block: those that begin a part
-        of a block share the residual stream, and the one that ends it has an input of its own.
+        of a block share the residual stream, and all others have inputs of their own.
         """
         widths: list[int] = []
         for block in self.blocks:
@@ -170,7 +170,8 @@ class ModelShape:
                     continue
                 widths.append(self.hidden)
                 if len(inputs) > 1:
-                    widths.append((inner or inputs)[0])
+                    # The matrix that ends a part may have inputs as wide as the residual stream.
+                    widths += inner or inputs[:1]
         return widths
 
 
