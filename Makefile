@@ -23,7 +23,7 @@ help:
 	@echo 'make demo    prune SmolLM2 with six calibration sets, offline, and see which one kept it best'
 	@echo 'make quick   run the tests that open no model and start no process, under a minute: for every save'
 	@echo 'make test    run the tests of everything that a user relies on, under five minutes: before a commit'
-	@echo 'make smoke   run one test each of a browser, Ray, the harness and llama.cpp'
+	@echo 'make smoke   run a test or two each of a browser, Ray, the harness and llama.cpp'
 	@echo 'make slow    run all tests that are not in make test: before a large change is done'
 	@echo 'make big     install Qwen2.5-Coder with 0.5 and 1.5 billion numbers, 1.6 GB, and run what needs them: minutes, 8 GB of memory'
 	@echo 'make check   format, lint, types and docs, without changing a file'
