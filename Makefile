@@ -48,6 +48,8 @@ smoke: .venv/ready-dev
 
 # Types and shapes in signatures are checked here, and by .ci/run in its tests. The check doubles their time.
 # A file stays in one process: browsers, Ray and scenes of files are started once for each.
+# Nothing else reads real data sets: a mirror of them is used where it lies beside the project.
+slow: export CALIBRANT_DATA ?= $(realpath ../shared/data)
 slow: .venv/ready-dev
 	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile -m slow --jaxtyping-packages=calibrant,beartype.beartype
 
