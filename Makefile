@@ -23,7 +23,7 @@ help:
 	@echo 'make demo    prune SmolLM2 with six calibration sets, offline, and see which one kept it best'
 	@echo 'make quick   run the tests that open no model and start no process, under a minute: for every save'
 	@echo 'make test    run the tests of everything that a user relies on, under five minutes: before a commit'
-	@echo 'make smoke   run one test each of a browser, Ray, the harness and llama.cpp'
+	@echo 'make smoke   run a test or two each of a browser, Ray, the harness and llama.cpp'
 	@echo 'make slow    run all tests that are not in make test: before a large change is done'
 	@echo 'make big     install Qwen2.5-Coder with 0.5 and 1.5 billion numbers, 1.6 GB, and run what needs them: minutes, 8 GB of memory'
 	@echo 'make check   format, lint, types and docs, without changing a file'
@@ -48,6 +48,8 @@ smoke: .venv/ready-dev
 
 # Types and shapes in signatures are checked here, and by .ci/run in its tests. The check doubles their time.
 # A file stays in one process: browsers, Ray and scenes of files are started once for each.
+# Nothing else reads real data sets: a mirror of them is used where it lies beside the project.
+slow: export CALIBRANT_DATA ?= $(realpath ../shared/data)
 slow: .venv/ready-dev
 	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile -m slow --jaxtyping-packages=calibrant,beartype.beartype
 

@@ -24,12 +24,12 @@ class LeastUsedExperts(ExpertMethod):
         if job.done:
             return
         drop = self.left_to_drop(job)
-        counts: dict[int, list[float]] = {}
+        counts: dict[str, list[float]] = {}
         experts: dict[int, tuple[int, ...]] = {}
         for block, seen in job.blocks(self.observes):
             if Routing in seen:
                 sent = seen[Routing].counts.tolist()
                 ranked = sorted(range(len(sent)), key=sent.__getitem__)
-                counts[block.index] = sent
+                counts[str(block.index)] = sent
                 experts[block.index] = tuple(sorted(ranked[:drop]))
         yield DropExperts(experts, {"counts": counts})

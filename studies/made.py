@@ -10,6 +10,7 @@ among them: `make test` builds it each time.
 import hashlib
 import json
 import re
+import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import import_module
@@ -27,6 +28,20 @@ IGNORED: Final = {"__pycache__", "statistics", "report.html", "build"}
 DRAWN: Final = "picture.json"
 """What a picture shows: it is written with a page, and no page is made of it."""
 _TABLE: Final = re.compile(r"<!-- ([^>]+) -->\n.*?<!-- end of \1 -->", re.DOTALL)
+
+
+def files_in(place: Path) -> Iterator[Path]:
+    """Yield the file at a place, or all in the folder there: in a checkout only those that git
+    follows, so that a study may be at work beside them.
+    """
+    if not (PROJECT / ".git").exists():
+        yield from (place, *place.rglob("*"))
+        return
+    command = ["git", "ls-files", "-z", str(place)]
+    listed = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=True)
+    for name in listed.stdout.split("\0"):
+        if name:
+            yield PROJECT / name
 
 
 @dataclass(frozen=True)
@@ -61,9 +76,7 @@ class Page:
             Path(__file__)
         }  # a new entry in PAGES makes no other page old
         for name in self.read_from:
-            folder_or_file = STUDIES / name
-            found.update(folder_or_file.rglob("*"))
-            found.add(folder_or_file)
+            found.update(files_in(STUDIES / name))
         for path in sorted(found):
             parts = path.relative_to(STUDIES).parts
             left_out = any(part.startswith(".") or part in IGNORED for part in parts)

@@ -109,7 +109,13 @@ def bytes_of(model: str) -> int:
     return (Path(model) / "model.safetensors").stat().st_size
 
 
-@pytest.mark.parametrize("name", usually(JOBS, {"wanda"}))
+MARKS = {"wanda": (), **dict.fromkeys(("gptq", "awq", "reconstructed", "FP8"), pytest.mark.slow)}
+"""One job of each kind of work with a block; `make big` has the others."""
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=MARKS.get(name, pytest.mark.big)) for name in JOBS]
+)
 def test_a_model_larger_than_the_device_is_compressed_as_if_it_fitted(
     name: str, large: str, texts: str, tmp_path: Path
 ) -> None:

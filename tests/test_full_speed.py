@@ -1,7 +1,9 @@
 """How float32 products are computed: faster, but of float32 numbers."""
 
+import pytest
 import torch
 
+from calibrant.system import products
 from calibrant.system.products import full_speed, rounding_factors
 
 
@@ -18,6 +20,24 @@ def test_at_full_speed_float32_numbers_are_multiplied_as_they_are() -> None:
     assert float((product - exact).abs().max() / exact.abs().max()) < 2e-6
     assert float((added - 1 - exact).abs().max() / exact.abs().max()) < 2e-6
     assert torch.backends.mkldnn.matmul.fp32_precision == before
+
+
+@pytest.mark.parametrize(
+    "capabilities", [{"amx_bf16": True, "avx512_f": True}, {}], ids=["tiles", "short vectors"]
+)
+def test_where_factors_would_be_rounded_the_setting_stays(
+    monkeypatch: pytest.MonkeyPatch, capabilities: dict[str, bool]
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    products.has_tiles.cache_clear()
+    products._onednn_is_exact.cache_clear()
+    before = torch.backends.mkldnn.matmul.fp32_precision
+    try:
+        with full_speed():
+            assert torch.backends.mkldnn.matmul.fp32_precision == before
+    finally:
+        products.has_tiles.cache_clear()
+        products._onednn_is_exact.cache_clear()
 
 
 def test_the_setting_is_put_back_when_the_last_thread_leaves() -> None:

@@ -20,6 +20,7 @@ from calibrant.models import open_model, view
 from calibrant.models.objects import opened_of
 from calibrant.testing import tiny_folder, tiny_model
 
+from tests.models.test_objects import numbers
 from tests.usual import two_hundred_lines
 
 SMALL: dict[str, Any] = {"samples": 4, "length": 16}
@@ -44,10 +45,6 @@ def model(folder: Path) -> PreTrainedModel:
 @pytest.fixture
 def tokenizer(folder: Path) -> Any:
     return AutoTokenizer.from_pretrained(folder)
-
-
-def numbers(model: PreTrainedModel) -> dict[str, torch.Tensor]:
-    return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
 
 
 def same(first: PreTrainedModel, second: PreTrainedModel) -> bool:

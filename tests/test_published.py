@@ -29,6 +29,7 @@ from calibrant.lab.stats import contrast
 from calibrant.lab.study import read_study
 from calibrant.results import Store, verify
 
+from tests.frozen.stores import committed, name_of
 from tests.usual import usually
 
 PROJECT = Path(__file__).parents[1]
@@ -102,7 +103,7 @@ def test_the_readme_counts_the_runs_that_there_are():
     headline = (
         (PROJECT / "README.md").read_text().partition("## What it found")[2].partition("## ")[0]
     )
-    assert findings.tables()["runs"].partition(" with")[0] in " ".join(headline.split())
+    assert findings.runs().partition(" with")[0] in " ".join(headline.split())
 
 
 @pytest.mark.slow
@@ -154,38 +155,6 @@ def test_the_page_about_choosing_says_what_its_records_and_those_of_its_levers_s
     assert len(tables) > 3
     for table in tables:
         assert table in page, table
-
-
-STORES = (
-    *(
-        "smollm2",
-        "draws/results",
-        "choosing/results",
-        "grids/smollm2",
-        "grids/gemma3-270m",
-        "grids/rotated",
-        "pruning/smollm2",
-        "experts/kinds",
-    ),
-    *(
-        "experts/rounds",
-        "words/smollm2",
-        "blocks/smollm2",
-        "blocks/factors",
-        "sensitivity/smollm2",
-        "sensitivity/pilot",
-        "sensitivity/pilot_gemma",
-    ),
-    *(
-        "sensitivity/gemma3-270m",
-        "sensitivity/more_tokens",
-        "sensitivity/own",
-        "sensitivity/targets",
-        "mixcal/arrival",
-        "mixcal/sweep",
-    ),
-    "languages/gemma3-270m",
-)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=PAGE_NAMES)
@@ -251,14 +220,34 @@ def test_a_page_says_what_its_records_say_and_needs_no_others(page: Page, tmp_pa
     )
 
 
+def asked_in(folder: Path) -> Path:
+    """Where the study's file is that a store was made by, if it is in the project."""
+    name = "study" if folder.name == "results" else folder.name
+    return folder.with_name(f"{name}.yaml")
+
+
+STORES = [name_of(folder) for folder in committed()]
+USUAL = ("studies/grids/rotated", "studies/words/smollm2", "studies/blocks/factors")
+CUT = {"studies/template/qwen"}
+"""Stores that were packed while runs were missing, which their pages say."""
+
+
+@pytest.mark.parametrize("name", usually(STORES, USUAL))
+def test_every_run_of_a_store_is_as_it_was_written(name: str):
+    found = verify(PROJECT / name)
+    if name in CUT:
+        assert found
+        assert all("isn't there" in problem.what for problem in found)
+    else:
+        assert found == []
+
+
 @pytest.mark.parametrize(
-    "name", usually(STORES, ("grids/rotated", "words/smollm2", "blocks/factors"))
+    "name", usually([name for name in STORES if asked_in(PROJECT / name).exists()], USUAL)
 )
-def test_the_study_of_a_store_is_what_its_file_asks_and_every_run_is_as_it_was_written(name: str):
-    folder = PROJECT / "studies" / name
-    asked = read_study(
-        folder.with_name("study.yaml" if folder.name == "results" else f"{folder.name}.yaml")
-    )
+def test_the_study_of_a_store_is_what_its_file_asks(name: str):
+    folder = PROJECT / name
+    asked = read_study(asked_in(folder))
     assert read_study(folder / "study.yaml") == asked
     with Store(folder, create=False) as store:
         kept = store.index().study
@@ -272,7 +261,6 @@ def test_the_study_of_a_store_is_what_its_file_asks_and_every_run_is_as_it_was_w
             for of in asked.labels()
         ]
         assert [cell.labels for cell in store.cells()] == labels
-    assert verify(folder) == []
 
 
 @pytest.mark.slow

@@ -181,7 +181,6 @@ PICKLES: Final = {
     "shelve",
     "multiprocessing",
 }
-PICKLING: Final = {"torch.load", "torch.save"}
 SENT: Final = {
     "all_gather_object",
     "gather_object",
@@ -193,6 +192,7 @@ SENT: Final = {
 """What sends pickles to other processes."""
 SAFE: Final = {"allow_pickle": "allow_pickle=False", "weights_only": "weights_only=True"}
 """How switches of what reads tensors may be set."""
+SAFE_YAML: Final = re.compile(r"\bsafe_load|\bC?SafeLoader\b")
 
 
 def dangers_in(text: str) -> set[str]:
@@ -202,16 +202,47 @@ def dangers_in(text: str) -> set[str]:
         if isinstance(node, ast.Import):
             found |= PICKLES.intersection(alias.name.partition(".")[0] for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            found |= PICKLES.intersection([(node.module or "").partition(".")[0]])
+            module = node.module or ""
+            found |= PICKLES.intersection([module.partition(".")[0]])
+            for alias in node.names:
+                found |= pickling(f"{module}.{alias.name}")
         elif isinstance(node, ast.Call):
-            found |= RUNS_DATA.intersection([ast.unparse(node.func)])
+            found |= dangers_of(node)
         elif isinstance(node, ast.Attribute):
             found |= SENT.intersection([node.attr])
-            if node.attr in ("load", "save"):
-                found |= PICKLING.intersection([ast.unparse(node)])
+            found |= pickling(ast.unparse(node))
         elif isinstance(node, ast.keyword) and node.arg in SAFE:
             found |= {ast.unparse(node)} - {SAFE[node.arg]}
     return found
+
+
+def pickling(name: str) -> set[str]:
+    """The dotted name, if what it names reads or writes pickles."""
+    first = name.partition(".")[0]
+    last = name.rpartition(".")[2]
+    if last == "read_pickle" or (first == "torch" and last in {"load", "save"}):
+        return {name}
+    return set()
+
+
+def dangers_of(call: ast.Call) -> set[str]:
+    """The name of what is called, if it may run what it is given."""
+    name = ast.unparse(call.func)
+    last = name.rpartition(".")[2]
+    told = ast.unparse(call)
+    if name.removeprefix("builtins.") in RUNS_DATA:
+        return {name}
+    # The third argument of np.load is allow_pickle.
+    if name in {"np.load", "numpy.load"} and len(call.args) > 2:
+        return {name}
+    if name.startswith("yaml.") and "load" in last and not SAFE_YAML.search(told):
+        return {name}
+    if last == "import_module" and call.args and isinstance(call.args[0], ast.Constant):
+        return PICKLES.intersection([str(call.args[0].value).partition(".")[0]])
+    # Our own templates are trusted; those of others need jinja2's sandbox.
+    if last == "Environment" and "loader=PackageLoader(" not in told:
+        return {name}
+    return set()
 
 
 def test_no_text_becomes_code_and_no_pickle_is_opened():
@@ -223,6 +254,19 @@ def test_no_text_becomes_code_and_no_pickle_is_opened():
         "all_gather_object",
     }
     assert dangers_in("np.load(f, allow_pickle=True)\n") == {"allow_pickle=True"}
+    for dangerous, name in {
+        "from torch import load": "torch.load",
+        "torch.jit.load(f)": "torch.jit.load",
+        "torch.serialization.load(f)": "torch.serialization.load",
+        "pandas.read_pickle(f)": "pandas.read_pickle",
+        "np.load(f, None, True)": "np.load",
+        "importlib.import_module('pickle')": "pickle",
+        "yaml.load(f, Loader=yaml.UnsafeLoader)": "yaml.load",
+        "builtins.exec(x)": "builtins.exec",
+        "jinja2.Environment()": "jinja2.Environment",
+    }.items():
+        assert dangers_in(dangerous) == {name}
     assert dangers_in("model.eval()\nnp.load(f, allow_pickle=False)\n") == set()
+    assert dangers_in("yaml.load(f, yaml.SafeLoader)\nyaml.safe_load(f)\n") == set()
     for path in sorted(Path(calibrant.__file__).parent.rglob("*.py")):
         assert dangers_in(path.read_text("utf-8")) == set(), path.name

@@ -34,6 +34,22 @@ def opened_of(kind: str) -> Opened:
     return Opened(tiny_mixture(kind), None, kind, f"sha256:{kind}", "", torch.float32)
 
 
+def six_times(batch: TokenBatch) -> TokenBatch:
+    return replace(
+        batch,
+        ids=batch.ids.repeat(6, 1),
+        mask=batch.mask.repeat(6, 1),
+        weights=batch.weights.repeat(6, 1),
+    )
+
+
+def first_five(batch: TokenBatch) -> TokenBatch:
+    """Five tokens of the first sequence."""
+    return replace(
+        batch, ids=batch.ids[:1, :5], mask=batch.mask[:1, :5], weights=batch.weights[:1, :5]
+    )
+
+
 def compressed(
     kind: str,
     starved: str,
@@ -51,7 +67,8 @@ def counts_by_hand(kind: str, batch: TokenBatch) -> dict[int, list[float]]:
     model = tiny_mixture(kind)
     layers = expert_layers(view(model))
     counts = {layer.block: [0.0] * 8 for layer in layers}
-    for ids, weights, length in zip(batch.ids, batch.weights, LENGTHS, strict=True):
+    lengths = batch.mask.sum(1).tolist()
+    for ids, weights, length in zip(batch.ids, batch.weights, lengths, strict=True):
         came = inputs_of_routers(model, layers, ids[None, :length])
         for layer in layers:
             for chosen, weight in zip(
@@ -81,10 +98,7 @@ def test_starved_are_those_that_get_fewer_tokens_than_they_have_inputs(
     kind: str, weighted: bool
 ) -> None:
     opened, batch = opened_of(kind), padded_batch(weighted)
-    ids = torch.cat([batch.ids] * 6)
-    many = replace(
-        batch, ids=ids, mask=torch.cat([batch.mask] * 6), weights=torch.cat([batch.weights] * 6)
-    )
+    many = six_times(batch)
     found, names = starving(opened, view(opened.model), many), expert_matrices(opened)
     counts = counts_by_hand(kind, batch)
     want = {
@@ -152,8 +166,7 @@ def test_all_tokens_are_all_that_come_to_the_layer_and_the_model_computes_what_i
 
 @pytest.mark.parametrize("propagate", ["arrival", "reference", "dense"])
 def test_with_all_tokens_no_expert_stays_dense(propagate: str) -> None:
-    few = padded_batch(False)
-    few = replace(few, ids=few.ids[:1, :5], mask=few.mask[:1, :5], weights=few.weights[:1, :5])
+    few = first_five(padded_batch(False))
     seen, fed_all = (
         compressed("mixtral", how, "sparsegpt", propagate, few)[0]
         for how in ("as_seen", "all_tokens")
@@ -166,17 +179,37 @@ def test_with_all_tokens_no_expert_stays_dense(propagate: str) -> None:
 
 
 def test_dense_leaves_the_starved_as_they_are_and_says_why() -> None:
-    batch = padded_batch(False)
+    batch = six_times(padded_batch(False))
     record, opened = compressed("mixtral", "dense", batch=batch)
     untouched = {w.name: w.get() for w in view(tiny_mixture("mixtral")).weights}
     reasons = {matrix["name"]: matrix["reason"] for matrix in record.dense}
     counts = counts_by_hand("mixtral", batch)
+    starved, others = 0, 0
     for name, (block, expert, _) in expert_matrices(opened).items():
+        same = torch.equal(view(opened.model).named[name].get(), untouched[name])
         if counts[block][expert] < 32:
-            assert torch.equal(view(opened.model).named[name].get(), untouched[name])
-            assert ("no calibration token" in reasons[name]) == (counts[block][expert] == 0)
+            starved += 1
+            assert same
+            assert name in reasons
         else:
+            others += 1
+            assert not same
             assert name not in reasons
+    assert starved
+    assert others
+
+
+def test_a_starved_expert_without_a_token_is_told_from_one_with_few() -> None:
+    batch = first_five(padded_batch(False))
+    record, _ = compressed("mixtral", "dense", batch=batch)
+    reasons = {matrix["name"]: matrix["reason"] for matrix in record.dense}
+    counts = counts_by_hand("mixtral", batch)
+    told: set[bool] = set()
+    for name, (block, expert, _) in expert_matrices(opened_of("mixtral")).items():
+        without = counts[block][expert] == 0
+        assert ("no calibration token" in reasons[name]) == without
+        told.add(without)
+    assert told == {True, False}
 
 
 def test_shared_is_the_sum_of_what_all_experts_of_the_layer_saw() -> None:
@@ -204,7 +237,7 @@ def test_shared_is_the_sum_of_what_all_experts_of_the_layer_saw() -> None:
 
 
 def test_as_seen_is_what_it_was_and_a_choice_is_part_of_the_id_and_of_the_record() -> None:
-    batch = padded_batch(False)
+    batch = first_five(padded_batch(False))
     records = {
         how: compressed("mixtral", how, propagate="dense", batch=batch)[0]
         for how in ("as_seen", "dense", "all_tokens", "shared")

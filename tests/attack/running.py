@@ -28,9 +28,10 @@ from calibrant.cli import app
 from calibrant.results.database import SIDE_SUFFIXES
 
 from tests.attack.kinds import KINDS, Ground
+from tests.effort import yardstick
 
-SLOW: Final = 10.0
-"""Seconds of the processor that a case may take: what other programs take of it doesn't count."""
+SLOW: Final = 100
+"""Yardsticks of the processor that a case may take."""
 
 STUCK: Final = 900.0
 """Seconds of the clock after which a case waits for what never comes."""
@@ -91,7 +92,7 @@ def _watched(words: list[str]) -> tuple[str, str]:
         raise TooLong
 
     limits = {
-        signal.ITIMER_PROF: (signal.SIGPROF, SLOW),
+        signal.ITIMER_PROF: (signal.SIGPROF, SLOW * yardstick()),
         signal.ITIMER_REAL: (signal.SIGALRM, STUCK),
     }
     usual = {number: signal.signal(number, stop) for number, _ in limits.values()}
@@ -101,7 +102,7 @@ def _watched(words: list[str]) -> tuple[str, str]:
         with contextlib.redirect_stderr(io.StringIO()):
             done = CliRunner().invoke(app, words)
     except TooLong as error:
-        return f"took over {SLOW:g} s, or waited for ever", "".join(
+        return f"took over {SLOW} yardsticks, or waited for ever", "".join(
             traceback.format_exception(error)[-8:]
         )
     finally:

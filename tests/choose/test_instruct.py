@@ -316,9 +316,9 @@ def test_roles_add_up_to_what_decides(model: str, files: Path, effort: Effort) -
     found = advised(model, "asked.jsonl", 1e-6, files / "advice", sources=sets)
     store = Store(files / "advice" / "race", create=False)
     by_data = {candidate.data: candidate for candidate in found.candidates}
-    for cell in store.cells():
-        if cell.data not in sets:
-            continue
+    cells = [cell for cell in store.cells() if cell.data in sets]
+    assert {cell.data for cell in cells} == set(sets)
+    for cell in cells:
         ((_, measurement_id),) = cell.measures.items()
         measurement = store.measurement(cell.run, measurement_id)
         assert measurement is not None

@@ -208,10 +208,18 @@ def test_selectors(place: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> N
         assert not re.search(r"\b(nan|inf)\b", str(batch.facts["parts"]))
 
 
-@pytest.mark.parametrize(
-    "name", usually([name for name in evaluators.names() if name != "harness"], USUAL)
-)
-@pytest.mark.parametrize(("model", "reference"), [("llama", "sound"), ("sound", "llama")])
+PAIRS: Final = (("llama", "sound"), ("sound", "llama"))
+"""A model and its reference."""
+MEASURED: Final = [
+    pytest.param(name, *pair, marks=() if name in USUAL else pytest.mark.slow)
+    for name in evaluators.names()
+    for pair in PAIRS
+    # A task has no reference, and the types in making its questions take a minute to check.
+    if name != "harness" and (name, pair) != ("task", PAIRS[1])
+]
+
+
+@pytest.mark.parametrize(("name", "model", "reference"), MEASURED)
 def test_evaluators(
     ask: Ask,
     place: Path,

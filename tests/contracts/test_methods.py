@@ -61,19 +61,7 @@ def test_method_keeps_its_contract(name: str):
 
 @pytest.mark.parametrize(
     "name",
-    usually(
-        methods.names(),
-        (
-            "wanda",
-            "awq",
-            "svd",
-            "short_gpt",
-            "basis_sharing",
-            "mc_suite",
-            "reconstructed",
-            "llama_cpp",
-        ),
-    ),
+    usually(methods.names(), USUAL),
 )
 def test_its_edits_keep_theirs(name: str, tmp_path: Path):
     method = methods.build(name)

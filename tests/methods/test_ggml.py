@@ -58,11 +58,6 @@ def test_blocks_are_stored_and_read_again() -> None:
 ggml = pytest.mark.usefixtures("_llama_cpp")
 
 
-@pytest.fixture
-def _llama_cpp() -> None:
-    pytest.importorskip("llama_cpp_py_sync", reason="llama-cpp-py-sync isn't installed")
-
-
 def shipped() -> Any:
     """A second cffi object and the library that the package ships, with functions that nothing
     in `calibrant` calls.

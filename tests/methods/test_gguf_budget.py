@@ -265,7 +265,7 @@ def test_the_least_budget_is_met_and_costs_what_each_tensor_alone_does(tmp_path:
         assert notes["tensors"][tensor]["cost"] == pytest.approx(expected, rel=1e-2)
 
 
-@pytest.mark.slow
+@pytest.mark.big
 def test_a_file_of_the_size_of_a_recipe_loses_less(tmp_path: Path) -> None:
     asked: dict[str, Any] = {"data": "python_docs", "samples": 2, "length": 256, "export": "gguf"}
     recipe, budget = tmp_path / "recipe", tmp_path / "budget"

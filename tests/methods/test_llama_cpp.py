@@ -24,11 +24,6 @@ SMALL = {"samples": 2, "length": 16, "dtype": "float32"}
 llama_cpp = pytest.mark.usefixtures("_llama_cpp")
 
 
-@pytest.fixture
-def _llama_cpp() -> None:
-    pytest.importorskip("llama_cpp_py_sync", reason="llama-cpp-py-sync isn't installed")
-
-
 def same_file(ours: Path, theirs: Path) -> dict[str, gguf.ReaderTensor]:
     """The tensors of `theirs`, which are those of `ours`, byte for byte."""
     read = [{str(t.name): t for t in gguf.GGUFReader(path).tensors} for path in (ours, theirs)]

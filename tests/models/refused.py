@@ -1,12 +1,18 @@
 """What is refused, and what is damaged for it."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Final
 
 import pytest
 
 from calibrant.errors import CalibrantError, ModelError
+
+REFUSED_BY: Final[Mapping[str, Sequence[str]]] = json.loads(
+    Path(__file__).with_name("refused.json").read_text()
+)
+"""By transform, and for a rounded KV cache, the families of models that it refuses."""
 
 
 def refusal_of(

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from calibrant.activations import Routing
 from calibrant.data import TokenBatch
-from calibrant.errors import ModelError
 from calibrant.models import Choices, expert_layers, view
 from calibrant.walk import walk_blocks
 
@@ -146,10 +145,6 @@ def test_a_forward_sends_tokens_where_a_literal_router_does(kind):
 def test_routing_is_what_plain_forwards_and_a_literal_router_come_to(kind, weighted):
     model = tiny_mixture(kind, torch.float64)
     seen_by, batch = view(model), padded_batch(weighted)
-    try:
-        seen_by.base  # noqa: B018  # what a walk runs
-    except ModelError as error:
-        pytest.skip(f"no walk goes through such a model: {error}")
     layers = expert_layers(seen_by)
     want = {
         layer.block: (torch.zeros(8), torch.zeros(8).double(), torch.zeros(8, 8))

@@ -27,6 +27,7 @@ from calibrant.walk.rehearsal import rehearse
 
 from tests.models.families import FAMILIES, small_model
 from tests.models.refused import refusal_of
+from tests.test_walk import halved
 from tests.usual import usually
 
 IDS: Final = torch.randint(3, 100, (3, 8), generator=torch.Generator().manual_seed(0))
@@ -142,12 +143,6 @@ def padded(left: bool) -> TokenBatch:
             for t in tensors
         )
     return TokenBatch(*tensors, fingerprint="sha256:test", facts={})
-
-
-def halved(matrix: Tensor, squares: Tensor) -> Tensor:
-    """The half with the smallest |w|·norm goes, row by row."""
-    lowest = (matrix.abs() * squares.sqrt()).argsort(dim=1)[:, : matrix.shape[1] // 2]
-    return matrix.scatter(1, lowest, 0.0)
 
 
 def walked(

@@ -2,6 +2,7 @@
 was computed.
 """
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -21,7 +22,7 @@ from calibrant.lab.stats import (
     Results,
     label_set,
 )
-from calibrant.results import Cell, Measurement, Outcome, Record, Run, Score, Store
+from calibrant.results import PROFILE, Cell, Measurement, Outcome, Record, Run, Score, Store
 
 DENSE = {"docs:text": 2.6, "code:text": 2.3}
 NOTHING = Estimate(math.nan, None, 0.0, 0)
@@ -196,8 +197,11 @@ def store_of(
     model: str = "smollm2",
     names: Sequence[str] = ("docs:text", "code:text"),
     items: int = 8,
+    profile: Mapping[str, object] | None = None,
 ) -> Path:
-    """A store with a loss per measured set for the dense model, magnitude and each set."""
+    """A store with a loss per measured set for the dense model, magnitude and each set, which have
+    this profile.
+    """
     with Store(folder) as store:
         cells: list[Cell] = []
         for number, (label, losses) in enumerate(
@@ -230,7 +234,10 @@ def store_of(
                 "threads": 2,
                 "versions": {"torch": "2.13"},
             }
-            store.add_record(Record(run, 0.6, data_facts=facts if data else {}, provenance=how))
+            files = {PROFILE: json.dumps(profile).encode()} if data and profile else {}
+            store.add_record(
+                Record(run, 0.6, data_facts=facts if data else {}, provenance=how), files
+            )
             ids = {
                 f"loss({n})": store.add_measurement(
                     run.id, {"spec": "loss", "source": n}, measured(n, v, 0.01 * number, items)

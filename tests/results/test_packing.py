@@ -315,12 +315,15 @@ def test_a_layout_that_never_ends_is_refused():
         restored_columns([["value", SAME, "value"]], {}.__getitem__, None)
 
 
-@pytest.mark.parametrize(("limit", "most"), [("MOST", 1), ("LARGEST", 100)])
+@pytest.mark.parametrize(
+    ("limit", "most", "told"),
+    [("MOST", 1, f"{len(ITEMS)} items"), ("LARGEST", 100, "more than 0 MiB")],
+)
 def test_more_items_than_are_read_are_not_written(
-    monkeypatch: pytest.MonkeyPatch, limit: str, most: int
+    monkeypatch: pytest.MonkeyPatch, limit: str, most: int, told: str
 ):
     monkeypatch.setattr(items, limit, most)
-    with pytest.raises(ValueError, match="it"):
+    with pytest.raises(ValueError, match=told):
         items.to_bytes(table_of(ITEMS))
 
 

@@ -116,6 +116,7 @@ def test_a_worker_that_is_killed_costs_nothing_and_all_is_as_of_one_process(
 
 
 @pytest.mark.slow
+@pytest.mark.smoke
 def test_nothing_listens_on_the_network_and_nothing_is_left_behind(
     by_ray: tuple[Path, dict[str, Any]],
 ):

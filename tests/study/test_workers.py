@@ -48,6 +48,7 @@ from calibrant.testing import tiny_folder
 
 from tests.study.mortal import worked
 from tests.study.small import asked, claims, ended, forked, journals, results
+from tests.test_wire import Bomb
 
 ONCE = """
 import os, pathlib, signal
@@ -452,16 +453,6 @@ def test_an_error_that_a_process_reports_is_raised_as_it_is(
         list(worker.messages())
     assert raised.value.errno == errno.ENOSPC
     worker.end()
-
-
-class Bomb:
-    """Pickled, it makes a file when it is read."""
-
-    def __init__(self, mark: Path) -> None:
-        self.mark = mark
-
-    def __reduce__(self) -> Any:
-        return Path.touch, (self.mark,)
 
 
 def test_a_worker_that_writes_a_pickle_is_taken_for_dead(

@@ -24,6 +24,7 @@ from calibrant.walk import walk
 
 from tests.models.families import FAMILIES as ALL_FAMILIES
 from tests.models.families import small_model
+from tests.models.refused import REFUSED_BY
 from tests.models.test_families import IDS as FEW_IDS
 from tests.models.test_families import NOT_RUN, full
 from tests.refusing import refused
@@ -118,7 +119,10 @@ def test_every_family_computes_what_it_did_or_is_refused_by_name(family: str):
     for spec in ("smooth", "smooth(sites=all)"):
         if spec != "smooth" and family in MANY_WIDTHS:
             continue
-        with suppress(ModelError):
+        if family in REFUSED_BY[spec]:
+            with pytest.raises(ModelError, match=type(model).__name__):
+                smooth(spec, view(model), full())
+        else:
             assert smooth(spec, view(model), full())["sites"]
         with torch.no_grad():
             after = model(input_ids=FEW_IDS, use_cache=False).logits

@@ -141,18 +141,35 @@ def test_nothing_is_fetched_and_nothing_runs_but_the_pages_own_scripts(page: str
         assert attrs.get("type") != "application/json" or json.loads(text)
 
 
-def test_whatever_a_name_holds_is_shown_as_text(tmp_path: Path):
+def profile_of(text: str) -> dict[str, object]:
+    """A calibration set whose rows, words, parts and licences are this text."""
+    numbers = {"windows": 16, "counted": 90, "distinct": 9}
+    sizes = {"even": 0.9, "numbers": 0.1, "word_length": 4.0}
+    quoted = {"part": text, "licence": text, "text": text}
+    shares = {"words": {text: 9}, "characters": {text: 0.5}, "scripts": {text: 1.0}}
+    return {**numbers, **sizes, **shares, "examples": [quoted], "unquoted": {text: text}}
+
+
+def test_whatever_a_name_or_a_row_holds_is_shown_as_text(tmp_path: Path):
     name = (
         f"{HOSTILE} {BREAKOUT} javascript:alert(1) a\x00b\u202ec {{{{ 7 * 7 }}}} {{% raw %}} "
         "ünïcödé 数据"
     )
     others = {"other": (2.6, 3.8), "third": (2.7, 3.9)}
     alike = store_of(
-        tmp_path / "a", {"x": (2.5, 3.9), **others}, model="x", names=("x", "code:text")
+        tmp_path / "a",
+        {"x": (2.5, 3.9), **others},
+        model="x",
+        names=("x", "code:text"),
+        profile=profile_of("x"),
     )
     sound = Counter(tag for tag, _ in Reader(report(alike).html()).tags)
     folder = store_of(
-        tmp_path / "b", {name: (2.5, 3.9), **others}, model=name, names=(name, "code:text")
+        tmp_path / "b",
+        {name: (2.5, 3.9), **others},
+        model=name,
+        names=(name, "code:text"),
+        profile=profile_of(name),
     )
     with Store(folder) as store:
         store.add_failure("sha256:f", {"what": name, "error": name})
@@ -171,6 +188,7 @@ def test_whatever_a_name_holds_is_shown_as_text(tmp_path: Path):
         assert here[tag] == sound[tag], tag
     assert not any(key.startswith("on") for _, attrs in read.tags for key in attrs)
     assert visible(name) in "".join(read.text)
+    assert [figure.get("class") for figure in read.all("figure")].count("quote") == 3
     assert not {"\x00", "\u202e"} & set(page)
 
 
