@@ -213,14 +213,17 @@ class MachineOptions:
 
     _: KW_ONLY
     dtype: str = option(
-        "auto, bfloat16, float16, float32 or float64. auto takes bfloat16 where the machine is faster "
-        "in it.",
+        "auto, bfloat16, float16, float32 or float64. auto takes bfloat16 where the machine is "
+        "faster in it.",
         "TYPE",
         offers=("auto", "bfloat16", "float32"),
         default="auto",
     )
     device: str = option(
-        "auto, cpu, cuda, cuda:1 or mps.", "DEVICE", offers=("auto", "cpu", "cuda", "mps"), default="auto"
+        "auto, cpu, cuda, cuda:1 or mps.",
+        "DEVICE",
+        offers=("auto", "cpu", "cuda", "mps"),
+        default="auto",
     )
     progress: Progress = silent
 
@@ -288,8 +291,8 @@ class QuantizeOptions(SharedOptions):
 
     data: "Data | None" = option(like=SET, default=None)
     method: "str | Method" = option(
-        "rtn looks at no data; awq, gptq(scales=importance), autoround and others do: calibrant list "
-        "methods.",
+        "rtn looks at no data; awq, gptq(scales=importance), autoround and others do: calibrant "
+        "list methods.",
         "SPEC",
         offers="methods",
         default="rtn",

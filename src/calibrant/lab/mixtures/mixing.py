@@ -76,8 +76,8 @@ def mix(options: MixOptions) -> Mixture:
     what matrices are to become: a share that goes (0.6, unless the method is for something else),
     `"2:4"`, or a grid, kind, recipe or budget (`"w4g64"`, `"q4_k"`, `"Q4_K_M"`, `"gguf 90MB"`).
     Without `method` it is the usual one that looks at data: Wanda, for grids GPTQ with scales by
-    importance, for whatever is of llama.cpp its own quantizers. A method that reads more than sums of statistics is predicted
-    by one that comes near; the result's `notes` say so.
+    importance, for whatever is of llama.cpp its own quantizers. A method that reads more than sums
+    of statistics is predicted by one that comes near; the result's `notes` say so.
 
     `objective` is `mean` or `worst` over the sources as judges, or `target=EXPR`: a source, or a
     file of the user's own. The model is walked through once for each set and part; what its
