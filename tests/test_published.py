@@ -78,7 +78,7 @@ def test_the_records_are_those_of_the_demo_and_its_ranking_is_believable():
 
 def test_the_log_says_what_the_records_of_the_packings_say():
     script = runpy.run_path(str(PROJECT / "studies/packing/run.py"))
-    log = (PROJECT / "docs/log/2026-11-24-packing-and-pads.md").read_text()
+    log = (PROJECT / "docs/log/2026-11-24.md").read_text()
     names = {
         name: f"{name.partition(',')[0]}, 8,192 real tokens"
         for name in ("single, 8,192 tokens", "icl, 8,192 tokens")

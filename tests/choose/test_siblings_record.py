@@ -5,7 +5,7 @@ from pathlib import Path
 from statistics import mean
 
 ROOT = Path(__file__).parents[2]
-PAGE = (ROOT / "docs/log/2026-11-26-held-out-siblings.md").read_text()
+PAGE = (ROOT / "docs/log/2026-11-26.md").read_text()
 FILES = json.loads((ROOT / "studies/siblings/record.json").read_text())["files"]
 
 

@@ -131,8 +131,8 @@ WORK: Final[Mapping[str, MethodWork]] = {
 }
 """What methods do. These factors, and those below, were fitted to the runs of real and random
 models in benchmarks/records/plans.json (`benchmarks/plans.py --fit`); those of `awq` and `refined`
-to earlier runs of the two smallest (docs/log/2026-11-29-plans-of-other-machines.md). `alps` follows
-from an older fit of `refined` by the ratio of both (docs/log/2026-11-27-pruning-speed.md). That of
+to earlier runs of the two smallest (docs/log/2026-11-29.md). `alps` follows
+from an older fit of `refined` by the ratio of both (docs/log/2026-11-27.md). That of
 `autoround` is an estimate: no run is kept that it could be held to.
 """
 FORWARD_PASSES: Final = 11.0

@@ -1,7 +1,7 @@
 """The entries of a study, read once into values and checked as a whole: all mistakes are found at
 once, each with its place.
 
-Our own code and no schema library, after trying two (docs/log/2026-11-26-schema-libraries.md):
+Our own code and no schema library, after trying two (docs/log/2026-11-26.md):
 msgspec ends at the first mistake; pydantic took 49 lines more for the single values alone, since
 each of its messages needs one of ours. The rest (duplicates, names that stand elsewhere, what the
 grid holds) needs the entries before it.
