@@ -19,6 +19,7 @@ from calibrant.compress import prune, prune_quantize, quantize
 from calibrant.compress.on_device import room_on_device
 from calibrant.errors import ModelError, SpecError
 from calibrant.evaluators import evaluate
+from calibrant.evaluators._dense import room
 from calibrant.models import ModelView, Snapshot, open_model, view
 from calibrant.models.beside import BesideDevice
 from calibrant.models.stream import Stream
@@ -349,6 +350,7 @@ def test_what_is_free_on_a_gpu_is_also_what_torch_keeps(monkeypatch: pytest.Monk
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: 50)
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: 30)
     assert room_on_device(None, torch.device("cuda")) == 120
+    assert room("cuda") == 60
 
 
 def test_what_looks_into_a_whole_model_takes_none_whose_blocks_are_elsewhere(

@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from calibrant.models import devices, resolve_device, resolve_dtype
+from calibrant.models.devices import wait_for
 
 from tests.models.refused import refusal_of
 
@@ -34,6 +35,15 @@ def test_auto_on_cuda_asks_for_its_capability_and_on_mps_is_float32(
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     assert resolve_dtype("auto", torch.device("cuda")) is wanted
     assert resolve_dtype("auto", torch.device("mps")) is torch.float32
+
+
+def test_it_waits_for_the_device_that_was_named_and_not_for_another(monkeypatch):
+    waited = []
+    monkeypatch.setattr(torch.cuda, "synchronize", waited.append)
+    monkeypatch.setattr(torch.mps, "synchronize", lambda: waited.append("mps"))
+    for name in ("cuda:1", "mps", "cpu"):
+        wait_for(torch.device(name))
+    assert waited == [torch.device("cuda:1"), "mps"]
 
 
 def test_an_unknown_dtype_is_refused_with_the_nearest_one():

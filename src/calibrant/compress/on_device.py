@@ -18,6 +18,7 @@ from calibrant.data import CalibrationSet
 from calibrant.errors import SpecError
 from calibrant.methods import Method
 from calibrant.models import ModelView, Opened, model_in, outline_of, resolve_device
+from calibrant.models.devices import free_on
 from calibrant.numerics import gigabytes
 
 
@@ -44,10 +45,7 @@ def room_on_device(
             subject=str(device_memory),
         )
     if allowed is None and device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        # torch keeps memory that it was given once, and uses it again.
-        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        allowed = free + kept + _held_on(device, model)
+        allowed = free_on(device) + _held_on(device, model)
     return allowed
 
 

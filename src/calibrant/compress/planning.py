@@ -9,7 +9,6 @@ from pathlib import Path
 from tempfile import gettempdir
 from typing import Any, Final, ParamSpec, final
 
-import psutil
 import torch
 
 from calibrant.activations import Propagation
@@ -58,6 +57,7 @@ from calibrant.models import (
     outline_of,
     view,
 )
+from calibrant.models.devices import free_on
 from calibrant.numerics import duration, gigabytes, type_name
 from calibrant.system.notebook import card
 from calibrant.targets import (
@@ -746,13 +746,6 @@ def kept_share(removal: Sparsity | NofM) -> float:
     if isinstance(removal, NofM):
         return removal.n / removal.m
     return 1 - removal.fraction
-
-
-def free_on(device: torch.device) -> int:
-    """Return how many bytes of memory are free on a device."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    return psutil.virtual_memory().available
 
 
 def room_on(device: torch.device) -> int:

@@ -21,7 +21,6 @@ from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
 from weakref import WeakKeyDictionary
 
-import psutil
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -37,6 +36,7 @@ from calibrant.evaluators._windows import (
     predictions,
     scored_logits,
 )
+from calibrant.models.devices import free_on
 from calibrant.models.on_disk import brings_blocks_in
 from calibrant.models.rounded_inputs import rounding_facts
 from calibrant.numerics import type_name
@@ -280,8 +280,4 @@ def _exact(inexact: PreTrainedModel) -> tuple[PreTrainedModel | None, str]:
 
 def room(device: torch.device | str) -> int:
     """Return the bytes that a second copy of a model may take on a device."""
-    if torch.device(device).type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-    else:
-        free = psutil.virtual_memory().available
-    return int(ROOM * free)
+    return int(ROOM * free_on(torch.device(device)))

@@ -8,6 +8,7 @@ import functools
 import time
 from typing import Final
 
+import psutil
 import torch
 
 from calibrant.errors import ModelError
@@ -93,6 +94,26 @@ def _count(kind: str) -> int:
     if kind == "mps":
         return int(torch.backends.mps.is_available())
     return torch.get_device_module(kind).device_count()
+
+
+def free_on(device: torch.device) -> int:
+    """Return how many bytes of memory are free on a device."""
+    if device.type != "cuda":
+        return psutil.virtual_memory().available
+    free, _ = torch.cuda.mem_get_info(device)
+    # torch keeps memory that it was given once, and uses it again.
+    kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return free + kept
+
+
+def wait_for(device: torch.device) -> None:
+    """Wait until a device has done what it was asked to do. The processor has whenever it
+    returns.
+    """
+    if device.type == "mps":
+        torch.mps.synchronize()
+    elif device.type != "cpu":
+        torch.get_device_module(device).synchronize(device)
 
 
 def resolve_dtype(dtype: str, device: str | torch.device = "cpu") -> torch.dtype:

@@ -276,6 +276,9 @@ class _Module:
     def device_count(self) -> int:
         return int(self.is_available())
 
+    def synchronize(self, device: torch.device | None = None) -> None:
+        pass
+
     def is_initialized(self) -> bool:
         return True
 
