@@ -15,12 +15,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from calibrant.activations import Seen
 from calibrant.compress import prune, quantize
 from calibrant.compress.checkpoint import Checkpoint
+from calibrant.compress.room import looks_at_grams
 from calibrant.errors import CalibrantError
 from calibrant.evaluators import evaluate
 from calibrant.lab.study import Study
-from calibrant.methods import methods
+from calibrant.methods import MatrixMethod, methods
 from calibrant.models import load, resolve_device
 from calibrant.targets import parse_target
 from calibrant.testing import PretendedDevice, pretended_device, tiny_folder, tiny_gguf, tiny_model
@@ -396,3 +398,27 @@ def test_a_study_and_a_selector_run_on_it(
     result = study.run(tmp_path / "store")
     assert not result.failures
     assert result.computed > 0
+
+
+MATRIX_METHODS: Final = (
+    *(name for name in methods.names() if isinstance(methods.build(name), MatrixMethod)),
+    "held_out(method=alps)",
+    "rtn(scales=mse)",
+)
+
+
+@pytest.mark.parametrize("name", MATRIX_METHODS)
+def test_a_method_takes_no_more_of_it_than_is_planned(device: PretendedDevice, name: str) -> None:
+    method: Any = methods.build(name)
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(1024, 64, generator=generator).to(device.name)
+    inputs = torch.randn(256, 64, generator=generator).to(device.name)
+    seen = Seen({kind: kind.of(inputs, None) for kind in method.observes})
+    gc.collect()
+    before = device.alive
+    device.peak = before
+    method.compress(weight, seen, parse_target(target_for(name)))
+    planned = method.copies_on(torch.device(device.name)) * weight.nbytes
+    if looks_at_grams(method):
+        planned += method.squares(1) * 64**2 * 4
+    assert device.peak - before <= planned

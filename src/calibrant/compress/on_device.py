@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import replace
+from typing import Final
 
 import torch
 
@@ -21,6 +22,11 @@ from calibrant.models import ModelView, Opened, model_in, outline_of, resolve_de
 from calibrant.models.devices import free_on
 from calibrant.numerics import gigabytes
 
+FREE_SHARE: Final = 0.95
+"""How much of what is free on a device a job may plan with: kernels take something for themselves,
+and pieces of memory remain that are too small.
+"""
+
 
 def device_of(model: object, device: str) -> torch.device:
     """Return where a model computes, or would once it is opened. An object is where it is."""
@@ -31,9 +37,9 @@ def device_of(model: object, device: str) -> torch.device:
 def room_on_device(
     device_memory: float | None, device: torch.device, model: object = None
 ) -> int | None:
-    """Return how many bytes may be held on `device`: the GB that are given, else what is free there
-    and what a `model` that is open already has there. None on the processor, and where what is free
-    isn't known.
+    """Return how many bytes may be held on `device`: the GB that are given, else most of what is
+    free there and what a `model` that is open already has there. None on the processor, and where
+    what is free isn't known.
 
     Raises `SpecError` for `device_memory` on the processor, and as `in_bytes` does.
     """
@@ -45,7 +51,7 @@ def room_on_device(
             subject=str(device_memory),
         )
     if allowed is None and device.type == "cuda":
-        allowed = free_on(device) + _held_on(device, model)
+        allowed = int(free_on(device) * FREE_SHARE) + _held_on(device, model)
     return allowed
 
 

@@ -53,6 +53,7 @@ class DSnoT(MatrixMethod):
     """
 
     observes: ClassVar[tuple[type[Statistic], ...]] = (FeatureNorms, FeatureMoments)
+    copies_elsewhere: ClassVar[int] = 9
 
     start: Any = Wanda()  # noqa: RUF009  # frozen; `__post_init__` refuses what is no MatrixMethod
     swaps: int = 50

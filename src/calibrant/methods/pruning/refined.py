@@ -52,6 +52,7 @@ class Refined(MatrixMethod):
     refined(swaps=25)
     """
 
+    copies_elsewhere: ClassVar[int] = 13
     updates: ClassVar[bool] = True
 
     start: Any = Wanda()  # noqa: RUF009  # frozen; `__post_init__` refuses what is no MatrixMethod
