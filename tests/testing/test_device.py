@@ -270,6 +270,10 @@ SETTINGS: Final[dict[str, dict[str, Any]]] = {
 }
 
 
+def rounds(target: str) -> bool:
+    return target.startswith(("w4", "W8", "FP8", "NVFP4"))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_whatever_goes_with_a_method_runs_on_it(
@@ -280,8 +284,7 @@ def test_whatever_goes_with_a_method_runs_on_it(
         job["data"] = f"{texts!r}:text@one"
     if setting == "mix":
         job["data"] = f"mix(one={texts!r}, other=random_tokens, weight=0.5)"
-    rounds = job["target"].startswith(("w4", "W8", "FP8", "NVFP4"))
-    verb = quantize if rounds else prune
+    verb = quantize if rounds(job["target"]) else prune
     same_on_both(device, verb, folders["llama"], tmp_path, **job)
 
 
@@ -422,3 +425,62 @@ def test_a_method_takes_no_more_of_it_than_is_planned(device: PretendedDevice, n
     if looks_at_grams(method):
         planned += method.squares(1) * 64**2 * 4
     assert device.peak - before <= planned
+
+
+@pytest.fixture
+def lacking() -> Iterator[PretendedDevice]:
+    try:
+        with pretended_device(lacking=True) as pretended:
+            yield pretended
+    except CalibrantError as error:
+        pytest.skip(str(error))
+
+
+def test_it_may_lack_what_gpus_of_apple_lack(lacking: PretendedDevice) -> None:
+    numbers = there(lacking, 3, 3)
+    with pytest.raises(TypeError, match="float64"):
+        numbers.double()
+    for lacked in (torch.frexp, torch.linalg.eigh, torch.linalg.svd):
+        with pytest.raises(NotImplementedError):
+            lacked(numbers)
+
+
+GRIDS: Final = (("rtn", "MXFP4"), ("rtn", "FP8"), ("gptq", "FP8"))
+
+
+@pytest.mark.parametrize(
+    ("name", "target"), [*((name, target_for(name)) for name in MATRIX_METHODS), *GRIDS]
+)
+def test_a_method_needs_nothing_that_gpus_of_apple_lack(
+    lacking: PretendedDevice, name: str, target: str
+) -> None:
+    method: Any = methods.build(name)
+    # Fewer tokens than inputs, so the Gram is singular.
+    inputs = there(lacking, 40, 64) / 2560
+    seen = Seen({kind: kind.of(inputs, inputs[:, 0]) for kind in method.observes})
+    result = method.compress(there(lacking, 16, 64), seen, parse_target(target).weights)
+    assert result.weight.device.type == "pretended"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name, family in pairs() if family == "llama"])
+def test_a_job_needs_nothing_that_gpus_of_apple_lack(
+    lacking: PretendedDevice, folders: dict[str, Path], texts: str, name: str
+) -> None:
+    target = target_for(name)
+    verb = prune if target == "0.5" else quantize
+    method = SMALLER.get(name, name)
+    job = {"data": texts, "method": method, "target": target, **SMALL}
+    assert verb(str(folders["llama"]), device=lacking.name, **job).record.run.id
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_what_goes_with_a_method_needs_nothing_that_gpus_of_apple_lack(
+    lacking: PretendedDevice, folders: dict[str, Path], texts: str, setting: str
+) -> None:
+    job = {"data": texts, **SETTINGS[setting], **SMALL}
+    if setting == "mix":
+        job["data"] = f"mix(one={texts!r}, other=random_tokens, weight=0.5)"
+    verb = quantize if rounds(job["target"]) else prune
+    assert verb(str(folders["llama"]), device=lacking.name, **job).record.run.id

@@ -62,7 +62,8 @@ def check_device_name(device: str) -> None:
 
 
 def resolve_device(device: str) -> torch.device:
-    """Return the device that `device` names; `auto` is CUDA, else MPS, else the processor.
+    """Return the device that `device` names; `auto` is CUDA, else the processor. Apple's
+    GPUs compute some sums in float32 alone, so they have to be named.
 
     Raises `ModelError` for a name that isn't known, and for a device that this machine lacks. CUDA
     and MPS are untested here.
@@ -71,8 +72,6 @@ def resolve_device(device: str) -> torch.device:
     if device == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda")
-        if torch.backends.mps.is_available():
-            return torch.device("mps")
         return torch.device("cpu")
     kind, _, number = device.partition(":")
     available = _count(kind)
