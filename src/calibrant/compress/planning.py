@@ -3,6 +3,7 @@
 import math
 import os
 import shutil
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -397,6 +398,8 @@ class CompressionPlanner:
         host = self._host_whole
         if course.blocks_on_disk:
             return host - needs.model + needs.model_on_disk
+        if course.blocks_in_turn:
+            host += added_by_pinning(self.outline)
         if course.offloads:
             host += needs.between
         return host
@@ -650,6 +653,27 @@ def held_beside(outlines: Sequence[ModelOutline], process: int) -> int:
     for outline in outlines:
         held += tokenizer_bytes(outline) + outline.added
     return held
+
+
+def added_by_pinning(outline: ModelOutline) -> int:
+    """Return how many bytes more blocks take that stay beside a GPU, in pinned memory: torch rounds
+    each parameter up to a power of two there.
+    """
+    if outline.device.type != "cuda":
+        return 0
+    parameters: Counter[tuple[object, ...]] = Counter()
+    for number, block in enumerate(outline.shape.blocks):
+        for place, matrix in enumerate(block.matrices):
+            part, stacked, _ = matrix.part.partition("[")
+            parameter = (number, place)
+            if stacked:
+                # Matrices of all experts are one parameter.
+                parameter = (number, part, matrix.outputs, matrix.inputs)
+            parameters[parameter] += matrix.numbers * outline.dtype.itemsize
+    added = 0
+    for size in parameters.values():
+        added += 2 ** (size - 1).bit_length() - size
+    return added
 
 
 def too_much_beside(held: int, room: int) -> str:
