@@ -41,6 +41,7 @@ from calibrant.models.on_disk import brings_blocks_in
 from calibrant.models.rounded_inputs import rounding_facts
 from calibrant.numerics import type_name
 from calibrant.spec import canonical, identity
+from calibrant.system.products import exact_type
 
 KEPT_PART: Final = 4
 """Predictions that are kept may take a fourth of the room that there is for a second model when
@@ -266,8 +267,10 @@ def _exact(inexact: PreTrainedModel) -> tuple[PreTrainedModel | None, str]:
     if isinstance(inexact, RunByLlamaCpp):
         return inexact.in_torch(room("cpu")), "llama.cpp and torch in float32"
     wider = WIDER.get(inexact.dtype)
-    # Metal has no float64.
-    if wider is None or brings_blocks_in(inexact) or inexact.device.type == "mps":
+    if wider is None or brings_blocks_in(inexact):
+        return None, ""
+    # The device may lack it.
+    if wider == torch.float64 and exact_type(inexact.device) != wider:
         return None, ""
     size = sum(parameter.numel() for parameter in inexact.parameters())
     if size * wider.itemsize > room(inexact.device):
