@@ -19,6 +19,7 @@ from calibrant.compress import prune, prune_quantize, quantize
 from calibrant.compress.on_device import room_on_device
 from calibrant.errors import ModelError, SpecError
 from calibrant.evaluators import evaluate
+from calibrant.evaluators._dense import room
 from calibrant.models import ModelView, Snapshot, open_model, view
 from calibrant.models.beside import BesideDevice
 from calibrant.models.stream import Stream
@@ -350,11 +351,12 @@ def test_activations_that_are_too_many_for_a_device_ask_for_room_there(
             prune(opened, data=texts, device_memory=bytes_of(large) / 1e9, samples=2, length=32)
 
 
-def test_what_is_free_on_a_gpu_is_also_what_torch_keeps(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_most_of_what_is_free_on_a_gpu_is_room_and_so_is_what_torch_keeps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (100, 1000))
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: 50)
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: 30)
-    assert room_on_device(None, torch.device("cuda")) == 120
+    assert room_on_device(None, torch.device("cuda")) == 114
+    assert room("cuda") == 60
 
 
 def test_what_looks_into_a_whole_model_takes_none_whose_blocks_are_elsewhere(

@@ -1,11 +1,13 @@
 """Where time goes, phase by phase, and what a job cost, beside the floor."""
 
 import platform
+import time
 from pathlib import Path
 
 import pytest
 import torch
 
+from calibrant.activations import FeatureNorms
 from calibrant.compress import prune
 from calibrant.compress.costs import Costs, peak, processor
 from calibrant.data import CalibrationSet
@@ -41,6 +43,21 @@ def test_prune_says_what_it_cost_when_asked(tmp_path: Path, monkeypatch: pytest.
     assert sum(told.parts.values()) == pytest.approx(told.phases["compress"])
     assert told.tokens == 32
     assert prune(model, data=data).costs is None
+
+
+def test_statistics_take_until_they_are_known_to_be_finite(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("calibrant.compress.costs.peak", lambda *_: 1e9)
+    finite = FeatureNorms.finite
+
+    def slowly(norms: FeatureNorms) -> bool:
+        time.sleep(0.02)
+        return finite(norms)
+
+    monkeypatch.setattr(FeatureNorms, "finite", slowly)
+    data = CalibrationSet("random_tokens", samples=2, length=16)
+    told = prune(tiny_model("llama"), data=data, method="wanda", profile=True).costs
+    assert told is not None
+    assert told.parts["statistics"] > 0.2
 
 
 def test_the_processor_has_a_name_and_what_rounds_bfloat16(monkeypatch: pytest.MonkeyPatch):

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from calibrant.compress.checkpoint import Checkpoint
 from calibrant.compress.costs import peak_memory
 from calibrant.errors import ModelError, SpecError, TargetError
 from calibrant.models import open_model, opening, outline_of, view
+from calibrant.models.shape import BlockShape, MatrixShape
 from calibrant.testing import FAMILIES, tiny_folder, tiny_gguf, tiny_model, tiny_tokenizer
 from calibrant.testing.device import pretended_device
 
@@ -326,6 +328,17 @@ def test_what_cannot_be_planned_is_refused(folder: str, tmp_path: Path):
         calibrant.plan(calibrant.prune, folder)
     with refused(ModelError, tmp_path / "nothing"):
         calibrant.plan(calibrant.prune, str(tmp_path / "nothing"), data=WORDS)
+
+
+def test_pinned_parameters_are_rounded_up_to_a_power_of_two(folder: str):
+    outline = outline_of(folder, "bfloat16", "cpu")
+    assert outline is not None
+    assert planning.added_by_pinning(outline) == 0
+    dense = (MatrixShape(3, 100, "mlp.up"), MatrixShape(4, 128, "mlp.down"))
+    experts = tuple(MatrixShape(3, 100, f"mlp.experts[{expert}]", 0.5) for expert in range(2))
+    shape = replace(outline.shape, blocks=(BlockShape(1412, (*dense, *experts)),))
+    on_gpu = replace(outline, shape=shape, device=torch.device("cuda"))
+    assert planning.added_by_pinning(on_gpu) == (1024 - 600) + 0 + (2048 - 1200)
 
 
 def test_what_is_held_beside_a_device_is_planned(tmp_path: Path):

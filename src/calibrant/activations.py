@@ -18,7 +18,14 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from calibrant.system.products import exact_type, full_speed, has_tiles, rounding_factors
+from calibrant.system.products import (
+    exact,
+    exact_type,
+    frexp,
+    full_speed,
+    has_tiles,
+    rounding_factors,
+)
 
 T = TypeVar("T")
 S = TypeVar("S", bound="Statistic")
@@ -277,8 +284,7 @@ class MagnitudeCounts(_SquaresOfFeatures):
         norms = FeatureNorms.of(x, weights)
         counts = torch.zeros(SIZES, dtype=exact_type(x.device), device=x.device)
         for rows, row_weights in _chunks(x, weights):
-            mantissa, exponent = rows.abs().frexp()
-            # `frexp` has mantissas from a half to one.
+            mantissa, exponent = frexp(rows.abs())
             within = ((mantissa - 0.5) * 2 * SIZES_OF_OCTAVE).int()
             places = (exponent - 1 - LEAST_EXPONENT) * SIZES_OF_OCTAVE + within
             places = places.where(mantissa > 0, 0).clamp(0, SIZES - 1).flatten()
@@ -450,7 +456,7 @@ class BlockChange(Statistic):
         before = before.to(wide(before.dtype))
         # The cosine of nearly equal rows is near 1: in bfloat16 nothing would be left of 1 - cos.
         cosines = torch.nn.functional.cosine_similarity(before, after.to(wide(after.dtype)), dim=-1)
-        turned = (1 - cosines).double()
+        turned = exact(1 - cosines)
         if weights is not None:
             turned = turned * weights
         return BlockChange(float(turned.sum()), before.shape[0], _mass(before, weights))
@@ -537,7 +543,7 @@ class Seen(Mapping[type[Statistic], Statistic]):
         """Return what a Gram tells methods that look at it, or at feature norms, which are its
         diagonal.
         """
-        norms = FeatureNorms(gram.norms().double(), gram.tokens, gram.mass)
+        norms = FeatureNorms(exact(gram.norms()), gram.tokens, gram.mass)
         return cls({Gram: gram, FeatureNorms: norms})
 
     def __getitem__(self, kind: type[S]) -> S:
@@ -584,4 +590,4 @@ def _chunks(
 
 def _mass(x: Tensor, weights: Tensor | None) -> float:
     """Return the sum of the weights of these rows; each counts 1 without weights."""
-    return float(x.shape[0]) if weights is None else float(weights.double().sum())
+    return float(x.shape[0]) if weights is None else float(exact(weights).sum())

@@ -241,7 +241,7 @@ class MemoryOptions(MachineOptions):
     )
     device_memory: float | None = option(
         "What may be held on a GPU; of a larger model each block goes there in turn. [default: "
-        "what is free there]",
+        "95 % of what is free there]",
         "GB",
         default=None,
     )

@@ -18,6 +18,7 @@ from calibrant.activations import Gram, wide
 from calibrant.numerics import ceil_div, six_digits, type_name
 from calibrant.spec.classes import keep_class
 from calibrant.spec.foreign import brief
+from calibrant.system.products import frexp, in_float64
 from calibrant.targets import E2M1, E4M3, FloatGrid, Grid
 
 _FORMS: Final = dict[str, type["Packed"]]()
@@ -388,11 +389,7 @@ class Factors(Packed):
 
     def dense(self) -> Float[Tensor, "out in"]:
         device = self.own.device
-        # Products are summed in float64, which Apple's GPUs don't have.
-        with_float64 = torch.device("cpu") if device.type == "mps" else device
-        shared = self.shared.to(with_float64).double()
-        own = self.own.to(with_float64).double()
-        product = shared @ own
+        product = in_float64(self.shared) @ in_float64(self.own)
         if self.own.dtype != torch.float64:
             product = product.float().to(self.own.dtype)
         if self.turned:
@@ -449,13 +446,13 @@ def exact_factor(
     binary digits, 21 for a rank of 2048, and that a sum of products needs no more than the 53 that
     float64 has.
     """
-    rounded = numbers.to(dtype).double()
+    rounded = in_float64(numbers.to(dtype))
     digits = (53 - max(rank - 1, 0).bit_length()) // 2
     largest = rounded.abs().amax(dim, keepdim=True)
     # The next power of two above the largest, by its mantissa: exact, as `pow` needn't be.
-    power = (largest / largest.frexp().mantissa).where(largest > 0, 1.0)
+    power = (largest / frexp(largest)[0]).where(largest > 0, 1.0)
     unit = power * 2.0**-digits
-    return ((rounded / unit).round() * unit).to(dtype)
+    return ((rounded / unit).round() * unit).to(numbers.device, dtype)
 
 
 def to_stored(packed: Packed) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
 from calibrant.cli._frame import show
 from calibrant.results import Store
@@ -127,6 +128,16 @@ def test_what_the_system_refuses_is_a_sentence(
 
     monkeypatch.setattr("calibrant.names.catalogue", refuse)
     assert_refused(ask("list", "methods"), named)
+
+
+def test_a_device_that_runs_out_of_memory_is_a_sentence(ask: Ask, monkeypatch: pytest.MonkeyPatch):
+    def refuse(kind: str) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr("calibrant.names.catalogue", refuse)
+    answer = ask("list", "methods")
+    assert answer.code == 1
+    assert "--device-memory" in answer.err
 
 
 def test_what_rich_takes_for_an_emoji_is_printed_as_it_is(capsys: pytest.CaptureFixture[str]):

@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from calibrant.models import devices, resolve_device, resolve_dtype
+from calibrant.models.devices import wait_for
 
 from tests.models.refused import refusal_of
 
@@ -36,6 +37,15 @@ def test_auto_on_cuda_asks_for_its_capability_and_on_mps_is_float32(
     assert resolve_dtype("auto", torch.device("mps")) is torch.float32
 
 
+def test_it_waits_for_the_device_that_was_named_and_not_for_another(monkeypatch):
+    waited = []
+    monkeypatch.setattr(torch.cuda, "synchronize", waited.append)
+    monkeypatch.setattr(torch.mps, "synchronize", lambda: waited.append("mps"))
+    for name in ("cuda:1", "mps", "cpu"):
+        wait_for(torch.device(name))
+    assert waited == [torch.device("cuda:1"), "mps"]
+
+
 def test_an_unknown_dtype_is_refused_with_the_nearest_one():
     said = refusal_of(resolve_dtype, "bf16", "cpu")
     assert said.subject == "bf16"
@@ -43,9 +53,9 @@ def test_an_unknown_dtype_is_refused_with_the_nearest_one():
 
 
 @pytest.mark.parametrize(
-    ("cuda", "mps", "wanted"), [(True, True, "cuda"), (False, True, "mps"), (False, False, "cpu")]
+    ("cuda", "mps", "wanted"), [(True, True, "cuda"), (False, True, "cpu"), (False, False, "cpu")]
 )
-def test_the_device_auto_is_the_fastest_there_is(monkeypatch, cuda, mps, wanted):
+def test_the_device_auto_is_cuda_or_the_processor(monkeypatch, cuda, mps, wanted):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
     assert resolve_device("auto").type == wanted

@@ -2,11 +2,17 @@
 
 import struct
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import psutil
+import pytest
+import torch
 
 from calibrant.edits.file import to_bytes
-from calibrant.lab.study.loaded import LoadedModel
+from calibrant.lab.study.loaded import LoadedModel, room
 from calibrant.models import open_model
-from calibrant.testing import tiny_folder
+from calibrant.testing import tiny_folder, tiny_model
 
 
 def test_edits_whose_header_is_as_long_as_a_zip_file_says_are_no_mask(tmp_path: Path):
@@ -18,3 +24,15 @@ def test_edits_whose_header_is_as_long_as_a_zip_file_says_are_no_mask(tmp_path: 
     edits = struct.pack("<Q", longer) + header + content[8 + length :]
     assert edits.startswith(b"PK")
     loaded.apply(edits)
+
+
+def test_activations_may_fill_half_of_the_machine_or_of_what_models_leave_on_a_gpu(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    assert room(tiny_model("llama")) == int(psutil.virtual_memory().total / 2)
+    monkeypatch.setattr(
+        torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=1000)
+    )
+    parameters = [torch.zeros(25), torch.zeros(50)]
+    there: Any = SimpleNamespace(device=torch.device("cuda"), parameters=lambda: parameters)
+    assert room(there) == (1000 - 3 * 300) / 2

@@ -15,19 +15,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from calibrant.activations import Seen
 from calibrant.compress import prune, quantize
 from calibrant.compress.checkpoint import Checkpoint
+from calibrant.compress.room import looks_at_grams
 from calibrant.errors import CalibrantError
 from calibrant.evaluators import evaluate
 from calibrant.lab.study import Study
-from calibrant.methods import methods
+from calibrant.methods import MatrixMethod, methods
 from calibrant.models import load, resolve_device
-from calibrant.targets import parse_target
+from calibrant.targets import keep_highest, parse_target
 from calibrant.testing import PretendedDevice, pretended_device, tiny_folder, tiny_gguf, tiny_model
 
 from tests.killed import killed_after
 from tests.models.refused import refusal_of
-from tests.usual import two_hundred_lines
+from tests.usual import two_hundred_lines, usually
 
 # Gradients find only devices that were there at the first backward pass of the process.
 with suppress(CalibrantError), pretended_device():
@@ -268,6 +270,10 @@ SETTINGS: Final[dict[str, dict[str, Any]]] = {
 }
 
 
+def rounds(target: str) -> bool:
+    return target.startswith(("w4", "W8", "FP8", "NVFP4"))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_whatever_goes_with_a_method_runs_on_it(
@@ -278,8 +284,7 @@ def test_whatever_goes_with_a_method_runs_on_it(
         job["data"] = f"{texts!r}:text@one"
     if setting == "mix":
         job["data"] = f"mix(one={texts!r}, other=random_tokens, weight=0.5)"
-    rounds = job["target"].startswith(("w4", "W8", "FP8", "NVFP4"))
-    verb = quantize if rounds else prune
+    verb = quantize if rounds(job["target"]) else prune
     same_on_both(device, verb, folders["llama"], tmp_path, **job)
 
 
@@ -396,3 +401,92 @@ def test_a_study_and_a_selector_run_on_it(
     result = study.run(tmp_path / "store")
     assert not result.failures
     assert result.computed > 0
+
+
+MATRIX_METHODS: Final = (
+    *(name for name in methods.names() if isinstance(methods.build(name), MatrixMethod)),
+    "rtn(scales=mse)",
+)
+
+
+@pytest.mark.parametrize("name", usually(MATRIX_METHODS, {"dsnot", "refined", "wanda"}))
+def test_a_method_takes_no_more_of_it_than_is_planned(device: PretendedDevice, name: str) -> None:
+    method: Any = methods.build(name)
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(1024, 192, generator=generator).to(device.name)
+    inputs = torch.randn(256, 192, generator=generator).to(device.name)
+    seen = Seen({kind: kind.of(inputs, None) for kind in method.observes})
+    gc.collect()
+    before = device.alive
+    device.peak = before
+    method.compress(weight, seen, parse_target(target_for(name)))
+    planned = method.copies_on(torch.device(device.name)) * weight.nbytes
+    if looks_at_grams(method):
+        planned += method.squares(1) * 192**2 * 4
+    assert device.peak - before <= planned
+
+
+@pytest.fixture
+def lacking() -> Iterator[PretendedDevice]:
+    try:
+        with pretended_device(lacking=True) as pretended:
+            yield pretended
+    except CalibrantError as error:
+        pytest.skip(str(error))
+
+
+def test_it_may_lack_what_gpus_of_apple_lack(lacking: PretendedDevice) -> None:
+    numbers = there(lacking, 3, 3)
+    with pytest.raises(TypeError, match="float64"):
+        numbers.double()
+    for lacked in (torch.frexp, torch.linalg.eigh, torch.linalg.svd):
+        with pytest.raises(NotImplementedError):
+            lacked(numbers)
+
+
+GRIDS: Final = (("rtn", "MXFP4"), ("rtn", "FP8"), ("gptq", "FP8"))
+
+
+@pytest.mark.parametrize(
+    ("name", "target"), [*((name, target_for(name)) for name in MATRIX_METHODS), *GRIDS]
+)
+def test_a_method_needs_nothing_that_gpus_of_apple_lack(
+    lacking: PretendedDevice, name: str, target: str
+) -> None:
+    method: Any = methods.build(name)
+    # Fewer tokens than inputs, so the Gram is singular.
+    inputs = there(lacking, 40, 64) / 2560
+    seen = Seen({kind: kind.of(inputs, inputs[:, 0]) for kind in method.observes})
+    result = method.compress(there(lacking, 16, 64), seen, parse_target(target).weights)
+    assert result.weight.device.type == "pretended"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name, family in pairs() if family == "llama"])
+def test_a_job_needs_nothing_that_gpus_of_apple_lack(
+    lacking: PretendedDevice, folders: dict[str, Path], texts: str, name: str
+) -> None:
+    target = target_for(name)
+    verb = prune if target == "0.5" else quantize
+    method = SMALLER.get(name, name)
+    job = {"data": texts, "method": method, "target": target, **SMALL}
+    assert verb(str(folders["llama"]), device=lacking.name, **job).record.run.id
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_what_goes_with_a_method_needs_nothing_that_gpus_of_apple_lack(
+    lacking: PretendedDevice, folders: dict[str, Path], texts: str, setting: str
+) -> None:
+    job = {"data": texts, **SETTINGS[setting], **SMALL}
+    if setting == "mix":
+        job["data"] = f"mix(one={texts!r}, other=random_tokens, weight=0.5)"
+    verb = quantize if rounds(job["target"]) else prune
+    assert verb(str(folders["llama"]), device=lacking.name, **job).record.run.id
+
+
+def test_of_one_long_row_the_same_scores_stay_as_on_the_processor(device: PretendedDevice) -> None:
+    scores = torch.randint(0, 9, (1, 500), generator=torch.Generator().manual_seed(0)).float()
+    for remove in (1, 250, 500):
+        keep = keep_highest(scores.to(device.name), remove)
+        assert keep.tolist() == keep_highest(scores, remove).tolist()

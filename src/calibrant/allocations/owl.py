@@ -14,6 +14,7 @@ from calibrant.errors import SpecError, TargetError
 from calibrant.methods._base import finite
 from calibrant.models import Weight
 from calibrant.spec import check_most
+from calibrant.system.products import exact
 from calibrant.targets import NofM, Sparsity, Target
 
 MOST_TIMES: Final = 10**12
@@ -127,7 +128,7 @@ def outliers(block: Sequence[tuple[Weight, Seen]], times: float) -> float | None
     count = sum(matrix_scores.numel() for matrix_scores in scores)
     if not count:
         return None
-    total = sum(float(matrix_scores.double().sum()) for matrix_scores in scores)
+    total = sum(float(exact(matrix_scores).sum()) for matrix_scores in scores)
     threshold = times * (total / count)
     above = sum(int((matrix_scores > threshold).count_nonzero()) for matrix_scores in scores)
     return above / count

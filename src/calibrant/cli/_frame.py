@@ -49,6 +49,11 @@ T = TypeVar("T")
 
 DEBUG: Final = "CALIBRANT_DEBUG"
 
+OUT_OF_MEMORY: Final = (
+    "the device ran out of memory; end what else runs there, or give fewer tokens, a smaller "
+    "--device-memory where the command takes one, or --device cpu"
+)
+
 HELP: Final = {"help_option_names": ["-h", "--help"]}
 app = typer.Typer(
     no_args_is_help=True,
@@ -225,6 +230,11 @@ def command(
                 stop("interrupted; run the same command again to continue", 130, error)
             except OSError as error:
                 stop(_unusable(error), 2, error)
+            except RuntimeError as error:
+                # torch's error, by its name: what fails before torch is needed doesn't import it.
+                if type(error).__name__ != "OutOfMemoryError":
+                    raise
+                stop(OUT_OF_MEMORY, 1, error)
 
         description = " ".join((function.__doc__ or "").split())
         first = description.partition(". ")[0].partition(": ")[0].rstrip(".")

@@ -18,6 +18,7 @@ import torch
 
 from calibrant.data import TokenBatch
 from calibrant.models import ModelView, Opened
+from calibrant.models.devices import wait_for
 from calibrant.numerics import type_name
 from calibrant.system.clock import Clock
 
@@ -94,8 +95,7 @@ def peak(
     def product() -> None:
         torch.mm(inputs, matrix.T, out=result)
         # A device works on its own: the product is done when it says so.
-        if inputs.is_cuda:
-            torch.cuda.synchronize()
+        wait_for(inputs.device)
 
     # Not timed: the first product may set up threads, or load kernels.
     product()

@@ -70,8 +70,8 @@ def imatrix(options: ImatrixOptions) -> Imatrix:
     disk, and where what passes between them is too much as well, it is on disk meanwhile, beside
     `out`; the numbers are the same, and `note` in the result says so. It is about opening a model,
     so it goes with a model's name. A model of transformers, with its `tokenizer`, is left as it
-    was. `device_memory` is how many GB may be held on a GPU, by default what is free there; of a
-    larger model each block goes there in turn.
+    was. `device_memory` is how many GB may be held on a GPU, by default 95 % of what is free there;
+    of a larger model each block goes there in turn.
 
     Raises an `InputError` for anything that can't be used, before any work: an architecture that
     llama.cpp has no names for too.

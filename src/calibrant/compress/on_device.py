@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import replace
+from typing import Final
 
 import torch
 
@@ -18,7 +19,13 @@ from calibrant.data import CalibrationSet
 from calibrant.errors import SpecError
 from calibrant.methods import Method
 from calibrant.models import ModelView, Opened, model_in, outline_of, resolve_device
+from calibrant.models.devices import free_on
 from calibrant.numerics import gigabytes
+
+FREE_SHARE: Final = 0.95
+"""How much of what is free on a device a job may plan with: kernels take something for themselves,
+and pieces of memory remain that are too small.
+"""
 
 
 def device_of(model: object, device: str) -> torch.device:
@@ -30,9 +37,9 @@ def device_of(model: object, device: str) -> torch.device:
 def room_on_device(
     device_memory: float | None, device: torch.device, model: object = None
 ) -> int | None:
-    """Return how many bytes may be held on `device`: the GB that are given, else what is free there
-    and what a `model` that is open already has there. None on the processor, and where what is free
-    isn't known.
+    """Return how many bytes may be held on `device`: the GB that are given, else most of what is
+    free there and what a `model` that is open already has there. None on the processor, and where
+    what is free isn't known.
 
     Raises `SpecError` for `device_memory` on the processor, and as `in_bytes` does.
     """
@@ -44,10 +51,7 @@ def room_on_device(
             subject=str(device_memory),
         )
     if allowed is None and device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        # torch keeps memory that it was given once, and uses it again.
-        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        allowed = free + kept + _held_on(device, model)
+        allowed = int(free_on(device) * FREE_SHARE) + _held_on(device, model)
     return allowed
 
 

@@ -3,13 +3,13 @@
 import math
 import os
 import shutil
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from tempfile import gettempdir
 from typing import Any, Final, ParamSpec, final
 
-import psutil
 import torch
 
 from calibrant.activations import Propagation
@@ -58,6 +58,7 @@ from calibrant.models import (
     outline_of,
     view,
 )
+from calibrant.models.devices import free_on
 from calibrant.numerics import duration, gigabytes, type_name
 from calibrant.system.notebook import card
 from calibrant.targets import (
@@ -397,6 +398,8 @@ class CompressionPlanner:
         host = self._host_whole
         if course.blocks_on_disk:
             return host - needs.model + needs.model_on_disk
+        if course.blocks_in_turn:
+            host += added_by_pinning(self.outline)
         if course.offloads:
             host += needs.between
         return host
@@ -652,6 +655,27 @@ def held_beside(outlines: Sequence[ModelOutline], process: int) -> int:
     return held
 
 
+def added_by_pinning(outline: ModelOutline) -> int:
+    """Return how many bytes more blocks take that stay beside a GPU, in pinned memory: torch rounds
+    each parameter up to a power of two there.
+    """
+    if outline.device.type != "cuda":
+        return 0
+    parameters: Counter[tuple[object, ...]] = Counter()
+    for number, block in enumerate(outline.shape.blocks):
+        for place, matrix in enumerate(block.matrices):
+            part, stacked, _ = matrix.part.partition("[")
+            parameter = (number, place)
+            if stacked:
+                # Matrices of all experts are one parameter.
+                parameter = (number, part, matrix.outputs, matrix.inputs)
+            parameters[parameter] += matrix.numbers * outline.dtype.itemsize
+    added = 0
+    for size in parameters.values():
+        added += 2 ** (size - 1).bit_length() - size
+    return added
+
+
 def too_much_beside(held: int, room: int) -> str:
     """Return in a sentence that what is held beside a device is more than the `room` there."""
     return (
@@ -746,13 +770,6 @@ def kept_share(removal: Sparsity | NofM) -> float:
     if isinstance(removal, NofM):
         return removal.n / removal.m
     return 1 - removal.fraction
-
-
-def free_on(device: torch.device) -> int:
-    """Return how many bytes of memory are free on a device."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    return psutil.virtual_memory().available
 
 
 def room_on(device: torch.device) -> int:

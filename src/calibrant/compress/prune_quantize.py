@@ -156,9 +156,9 @@ def prune(options: PruneOptions) -> Compression:
     already, `memory` is room for activations alone: it only decides between `arrival` and
     `reference`, and does nothing for methods without `arrival`.
 
-    `device_memory` is how many GB may be held on a GPU, by default what is free there. Of a model
-    that is named and doesn't fit, the blocks stay beside the GPU, and each goes there while it is
-    worked on; `opened` in the result has them so too. What is written is the same.
+    `device_memory` is how many GB may be held on a GPU, by default 95 % of what is free there. Of a
+    model that is named and doesn't fit, the blocks stay beside the GPU, and each goes there while
+    it is worked on; `opened` in the result has them so too. What is written is the same.
 
     Processes that torchrun started calibrate together, each on its share of the micro-batches, and
     all of them get the model; the first one alone writes, and tells `progress`. One that fails ends

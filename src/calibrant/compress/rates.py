@@ -15,6 +15,7 @@ from calibrant.compress.costs import ROWS, peak
 from calibrant.compress.room import looks_at_grams
 from calibrant.methods import Method
 from calibrant.models import ModelOutline, ModelShape
+from calibrant.models.devices import wait_for
 from calibrant.targets import GgufBudget, GgufRecipe, Target
 from calibrant.targets.gguf_budget import MEASURED_ROWS, kinds_that_fit
 
@@ -90,8 +91,7 @@ def _fastest(work: Callable[[], None], device: torch.device) -> float:
     while time.perf_counter() < ends:
         began = time.perf_counter()
         work()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
+        wait_for(device)
         fastest = min(fastest, time.perf_counter() - began)
     return fastest
 

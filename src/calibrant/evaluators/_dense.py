@@ -21,7 +21,6 @@ from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
 from weakref import WeakKeyDictionary
 
-import psutil
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -37,10 +36,12 @@ from calibrant.evaluators._windows import (
     predictions,
     scored_logits,
 )
+from calibrant.models.devices import free_on
 from calibrant.models.on_disk import brings_blocks_in
 from calibrant.models.rounded_inputs import rounding_facts
 from calibrant.numerics import type_name
 from calibrant.spec import canonical, identity
+from calibrant.system.products import exact_type
 
 KEPT_PART: Final = 4
 """Predictions that are kept may take a fourth of the room that there is for a second model when
@@ -266,8 +267,10 @@ def _exact(inexact: PreTrainedModel) -> tuple[PreTrainedModel | None, str]:
     if isinstance(inexact, RunByLlamaCpp):
         return inexact.in_torch(room("cpu")), "llama.cpp and torch in float32"
     wider = WIDER.get(inexact.dtype)
-    # Metal has no float64.
-    if wider is None or brings_blocks_in(inexact) or inexact.device.type == "mps":
+    if wider is None or brings_blocks_in(inexact):
+        return None, ""
+    # The device may lack it.
+    if wider == torch.float64 and exact_type(inexact.device) != wider:
         return None, ""
     size = sum(parameter.numel() for parameter in inexact.parameters())
     if size * wider.itemsize > room(inexact.device):
@@ -280,8 +283,4 @@ def _exact(inexact: PreTrainedModel) -> tuple[PreTrainedModel | None, str]:
 
 def room(device: torch.device | str) -> int:
     """Return the bytes that a second copy of a model may take on a device."""
-    if torch.device(device).type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-    else:
-        free = psutil.virtual_memory().available
-    return int(ROOM * free)
+    return int(ROOM * free_on(torch.device(device)))

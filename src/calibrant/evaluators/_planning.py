@@ -10,6 +10,7 @@ from calibrant.compress.planning import (
     IN_TURN,
     IN_TURN_FROM_DISK,
     JobPlan,
+    added_by_pinning,
     free_at,
     held_beside,
     held_by_process,
@@ -116,19 +117,20 @@ def plan_of_measuring(
         if from_disk:
             host -= needs.model - needs.model_on_disk
             notes.append(IN_TURN_FROM_DISK)
-        host_room = room_within(memory, CPU)
-        if host > host_room:
-            problems.append(too_much_beside(host, host_room))
     if from_disk:
         peak = needs.beside("arrival")
     elif on_device is not None and peak > room and not looking:
         peak = needs.beside("arrival")
+        host += sum(map(added_by_pinning, outlines))
         if peak <= room:
             notes.append(IN_TURN)
     elif not beside and peak > room and memory is not None and divisible and not looking:
         peak = on_disk
         if peak <= room:
             notes.append("the blocks of the model stay on disk")
+    host_room = room_within(memory, CPU)
+    if host > host_room:
+        problems.append(too_much_beside(host, host_room))
     if peak > room:
         way = "take a smaller model, or a machine with more memory"
         if beside:

@@ -40,6 +40,7 @@ from calibrant.numerics import not_finite
 from calibrant.results.outcomes import Journal, Measurement, Outcome, Score
 from calibrant.spec import check_most, identity
 from calibrant.system.notebook import card, listing
+from calibrant.system.products import exact, exact_type
 from calibrant.system.progress import Progress, silent
 
 TOKENS_PER_PASS: Final = 2_048
@@ -452,12 +453,13 @@ def _active_shares(
         if not bool(mask.all()):
             padding["attention_mask"] = mask.to(device).long()
         # In float64: shares of many tokens are sums of many small weights.
-        with _summed(modules, weights.double().flatten(), sums):
+        counted = weights.to(device, exact_type(device)).flatten()
+        with _summed(modules, counted, sums):
             model_view.base(input_ids=ids.to(device), use_cache=False, **padding)
         total += float(weights.double().sum())
         done += int(mask.sum())
         progress(done, int(batch.mask.sum()))
-    return [sums[number] / total for number in range(len(modules))]
+    return [sums[number].cpu().double() / total for number in range(len(modules))]
 
 
 @contextmanager
@@ -482,7 +484,7 @@ def _summed(
         if not bool(rows.isfinite().all()):
             raise not_finite(f"the neurons of block {number}", f"block {number}")
         called.add(number)
-        sums[number] = sums.get(number, 0.0) + weights @ (rows > 0).cpu().double()
+        sums[number] = sums.get(number, 0.0) + weights @ exact(rows > 0)
 
     with ExitStack() as hooks:
         for number, module in enumerate(modules):

@@ -172,7 +172,11 @@ class MatrixMethod(Method, ABC):
     """
 
     copies: ClassVar[int] = 4
-    """How many copies of the matrix in float32 are in memory at once."""
+    """How many copies of the matrix in float32 are in memory at once where the processor
+    computes.
+    """
+    copies_elsewhere: ClassVar[int] = 7
+    """The same on a device, where no compiled kernel goes from row to row; at least `copies`."""
 
     @abstractmethod
     def compress(self, weight: Float[Tensor, "out in"], seen: Seen, target: Target) -> Compressed:
@@ -203,7 +207,9 @@ class MatrixMethod(Method, ABC):
         """Return how many copies of the matrix in float32 are in memory at once where `device`
         computes.
         """
-        return self.copies
+        if device.type == "cpu":
+            return self.copies
+        return max(self.copies, self.copies_elsewhere)
 
     def squares(self, sources: int) -> int:
         """Return how many square matrices in float32, as large as a Gram, are in memory at once,

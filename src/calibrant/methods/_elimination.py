@@ -23,6 +23,7 @@ from calibrant.activations import Gram
 from calibrant.errors import NumericsError
 from calibrant.methods._base import finite
 from calibrant.numerics import ceil_div, type_name
+from calibrant.system.products import exact, where_exact
 from calibrant.targets import NofM, Removal, Sparsity, keep_highest
 
 LADDER: Final = (1, 10, 100, 1000)
@@ -105,15 +106,14 @@ def mean_square(gram: Gram) -> float:
     diagonal = gram.norms()
     # Inputs that were always zero would only make the mean, and the damping, smaller.
     used = max(1, int(diagonal.count_nonzero()))
-    return float(diagonal.double().sum()) / gram.mass / used
+    return float(exact(diagonal).sum()) / gram.mass / used
 
 
 def _root(gram: Gram, dead: Tensor, damping: float, dtype: torch.dtype) -> Tensor | None:
     """Return R, or None if the Hessian isn't positive definite."""
     device = gram.upper.device
-    # Apple's GPUs have no float64.
-    if device.type == "mps" and dtype == torch.float64:
-        device = torch.device("cpu")
+    if dtype == torch.float64:
+        device = where_exact(device)
     # One copy, which becomes the root: of the widest matrices of a large model it takes hundreds of
     # megabytes.
     hessian = gram.upper.to(device, dtype, copy=True)

@@ -8,6 +8,7 @@ import functools
 import time
 from typing import Final
 
+import psutil
 import torch
 
 from calibrant.errors import ModelError
@@ -61,7 +62,8 @@ def check_device_name(device: str) -> None:
 
 
 def resolve_device(device: str) -> torch.device:
-    """Return the device that `device` names; `auto` is CUDA, else MPS, else the processor.
+    """Return the device that `device` names; `auto` is CUDA, else the processor. Apple's
+    GPUs compute some sums in float32 alone, so they have to be named.
 
     Raises `ModelError` for a name that isn't known, and for a device that this machine lacks. CUDA
     and MPS are untested here.
@@ -70,8 +72,6 @@ def resolve_device(device: str) -> torch.device:
     if device == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda")
-        if torch.backends.mps.is_available():
-            return torch.device("mps")
         return torch.device("cpu")
     kind, _, number = device.partition(":")
     available = _count(kind)
@@ -93,6 +93,26 @@ def _count(kind: str) -> int:
     if kind == "mps":
         return int(torch.backends.mps.is_available())
     return torch.get_device_module(kind).device_count()
+
+
+def free_on(device: torch.device) -> int:
+    """Return how many bytes of memory are free on a device."""
+    if device.type != "cuda":
+        return psutil.virtual_memory().available
+    free, _ = torch.cuda.mem_get_info(device)
+    # torch keeps memory that it was given once, and uses it again.
+    kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return free + kept
+
+
+def wait_for(device: torch.device) -> None:
+    """Wait until a device has done what it was asked to do. The processor has whenever it
+    returns.
+    """
+    if device.type == "mps":
+        torch.mps.synchronize()
+    elif device.type != "cpu":
+        torch.get_device_module(device).synchronize(device)
 
 
 def resolve_dtype(dtype: str, device: str | torch.device = "cpu") -> torch.dtype:

@@ -1,19 +1,44 @@
-"""In which type torch sums, which of its libraries it multiplies float32 matrices with on the
-processor, and whether they may round what they multiply.
+"""In which type torch sums, and where it computes what some devices lack; which of its libraries it
+multiplies float32 matrices with on the processor, and whether they may round what they multiply.
 """
 
 import functools
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, final
+from typing import Any, Final, final
 
 import torch
+from torch import Tensor
+
+LACKING: Final = {"mps"}
+"""The kinds of devices that lack float64, `frexp` and decompositions of matrices: Apple's GPUs."""
 
 
 def exact_type(device: torch.device) -> torch.dtype:
-    """Return the type of sums over many numbers: float64, which Apple's GPUs don't have."""
-    return torch.float32 if device.type == "mps" else torch.float64
+    """Return the type of sums over many numbers: float64, or float32 where a device lacks that."""
+    return torch.float32 if device.type in LACKING else torch.float64
+
+
+def exact(numbers: Tensor) -> Tensor:
+    """Return numbers in the `exact_type` of their device."""
+    return numbers.to(exact_type(numbers.device))
+
+
+def where_exact(device: torch.device) -> torch.device:
+    """Return where to compute what `device` may lack: there, or on the processor."""
+    return torch.device("cpu") if device.type in LACKING else device
+
+
+def in_float64(numbers: Tensor) -> Tensor:
+    """Return numbers in float64: where they are, or on the processor if their device lacks it."""
+    return numbers.to(where_exact(numbers.device)).double()
+
+
+def frexp(numbers: Tensor) -> tuple[Tensor, Tensor]:
+    """Return mantissas from a half to one, and exponents."""
+    mantissa, exponent = numbers.to(where_exact(numbers.device)).frexp()
+    return mantissa.to(numbers.device), exponent.to(numbers.device)
 
 
 @contextmanager

@@ -113,6 +113,9 @@ def _nth_lowest(scores: Float[Tensor, "group member"], rank: int) -> Float[Tenso
         # NumPy's partition is vectorised, and up to ten times as fast as torch's selections.
         partition = np.partition(scores.detach().numpy(), rank - 1, axis=1)
         return torch.from_numpy(partition[:, rank - 1 : rank].copy())
+    if scores.device.type != "cpu" and len(scores) == 1:
+        # Of a GPU `kthvalue` takes one of its many processors for a row, and `sort` all of them.
+        return scores.sort(dim=1).values[:, rank - 1 : rank]
     return scores.kthvalue(rank, dim=1, keepdim=True).values
 
 

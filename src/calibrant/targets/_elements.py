@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from calibrant.system.products import frexp
+
 
 @dataclass(frozen=True)
 class Element:
@@ -36,7 +38,8 @@ class Element:
         """
         magnitudes = numbers.abs().clamp_max(self.largest)
         # The next power of two above, by the mantissa: exact, as `pow` needn't be.
-        power = magnitudes / magnitudes.frexp().mantissa
+        mantissa, _ = frexp(magnitudes)
+        power = magnitudes / mantissa
         power = power.where(magnitudes > 0, 0.0)
         steps = (power / 2).clamp_min(self.least) / 2**self.mantissa
         return ((magnitudes / steps).round() * steps).copysign(numbers)

@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from calibrant.errors import NumericsError
+from calibrant.system.products import frexp
 from calibrant.targets._elements import E2M1, E4M3
 from calibrant.targets.float_grid import INSTEAD_OF_ZERO, ScaleKind
 
@@ -165,7 +166,7 @@ def _powers_of_two(reach: Tensor) -> Tensor:
     """Return the power of two by which the largest number of each part comes to lie between 3.5 and
     7: the rule of `MXFP4A16` for weights.
     """
-    mantissa, _ = reach.frexp()
+    mantissa, _ = frexp(reach)
     # Exact, as `pow` needn't be: the next power of two above.
     above = reach / mantissa
     scales = above.where(mantissa < 1.75 / 2, 2 * above) / 8

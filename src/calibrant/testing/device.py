@@ -17,6 +17,7 @@ from torch.utils import backend_registration
 from torch.utils._pytree import tree_leaves, tree_map
 
 from calibrant.errors import CalibrantError
+from calibrant.system.products import LACKING
 
 KIND: Final = "pretended"
 NAME: Final = f"{KIND}:0"
@@ -25,6 +26,8 @@ _INDEXING: Final = frozenset(
     ("index", "_unsafe_index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index_put")
 )
 """Operators whose indices may be on the processor while the numbers are on a device."""
+_LACKED: Final = frozenset(("frexp", "_linalg_eigh", "_linalg_svd", "linalg_lstsq"))
+"""Operators that Apple's GPUs don't have."""
 _TRANSFERS: Final = frozenset(("copy_", "copy", "_copy_from", "_copy_from_and_resize"))
 """Operators that take numbers from one device to another."""
 
@@ -76,14 +79,14 @@ _active: PretendedDevice | None = None
 
 
 @contextmanager
-def pretended_device(limit: int | None = None) -> Iterator[PretendedDevice]:
+def pretended_device(limit: int | None = None, lacking: bool = False) -> Iterator[PretendedDevice]:
     """Return a context in which there is one more device, for tests of code that shall run on GPUs.
 
     Give its `name` wherever a device is named. It computes on the processor, with the processor's
     results. As on a GPU, an operation whose tensors are on several devices raises `RuntimeError`,
     but for tensors without dimensions and for indices, which may be on the processor; `.numpy()`
     raises `TypeError`. Where more than `limit` bytes would be alive, `torch.OutOfMemoryError` is
-    raised.
+    raised. If `lacking`, it has no float64, `frexp` or decompositions of matrices, as Apple's GPUs.
 
     torch computes gradients only on devices that were there at the first backward pass of the
     process: enter such a context before. Kernels, streams and pinned memory aren't pretended: see
@@ -104,9 +107,12 @@ def pretended_device(limit: int | None = None) -> Iterator[PretendedDevice]:
     swaps = torch.__future__.get_swap_module_params_on_conversion()
     torch.__future__.set_swap_module_params_on_conversion(True)
     _active = PretendedDevice(limit)
+    if lacking:
+        LACKING.add(KIND)
     try:
         yield _active
     finally:
+        LACKING.discard(KIND)
         _active = None
         torch.__future__.set_swap_module_params_on_conversion(swaps)
 
@@ -162,6 +168,8 @@ class PretendedTensor(Tensor):
 def _computed(operator: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     """What an operator gives, computed on the processor, on the device where it belongs."""
     _refuse_mixture(operator, args, kwargs)
+    if KIND in LACKING and operator.overloadpacket.__name__ in _LACKED:
+        raise NotImplementedError(f"{NAME} has no {operator}")
     on_device: dict[int, PretendedTensor] = {}
     """What was given of the device's, by the `id` of the same memory on the processor."""
     elsewhere: set[int] = set()
@@ -243,6 +251,8 @@ def _on_device(numbers: Tensor) -> PretendedTensor:
     """
     if _active is None:
         raise RuntimeError(f"{NAME} is there no more: its context was left")
+    if KIND in LACKING and numbers.dtype == torch.float64:
+        raise TypeError(f"{NAME} has no float64")
     _active.hold(numbers.untyped_storage())
     return torch.Tensor._make_subclass(
         PretendedTensor,
@@ -275,6 +285,9 @@ class _Module:
 
     def device_count(self) -> int:
         return int(self.is_available())
+
+    def synchronize(self, device: torch.device | None = None) -> None:
+        pass
 
     def is_initialized(self) -> bool:
         return True

@@ -11,6 +11,7 @@ from calibrant.activations import InputStatistic, Seen
 from calibrant.errors import CalibrantError
 from calibrant.methods import MatrixMethod, methods
 from calibrant.numerics import type_name
+from calibrant.system.products import exact_type
 from calibrant.targets import (
     FloatGrid,
     GgmlKind,
@@ -32,8 +33,6 @@ TARGETS: Final = tuple(map(parse_target, (*_SHARES, *_PATTERNS, *_GRIDS)))
 
 SHAPES: Final = ((5, 160), (24, 16), (1, 64), (8, 32))
 """More columns than a block of 128, taller than wide, one row, and an ordinary one."""
-
-DTYPES: Final = (torch.float32, torch.bfloat16, torch.float64)
 
 
 def check_method(
@@ -71,7 +70,8 @@ def check_method(
                 check(_Case(method, target, shape, device))
         for shape in _fitting(target, SHAPES):
             _check_result(_Case(method, target, shape, device))
-        for dtype in DTYPES:
+        dtypes = (torch.float32, torch.bfloat16, exact_type(torch.device(device)))
+        for dtype in dtypes:
             _check_result(_Case(method, target, SHAPES[0], device, dtype))
     broken = untyped(method, methods) or mistaken(method, methods)
     if broken:
@@ -107,7 +107,7 @@ class _Case:
         """Return the same in float64, where a product whose sums depend on a row's place moves
         no near tie.
         """
-        dtype = torch.float32 if self.device == "mps" else torch.float64
+        dtype = exact_type(torch.device(self.device))
         return _Case(self.method, self.target, self.shape, self.device, dtype)
 
     def weight(self) -> Float[Tensor, "out in"]:

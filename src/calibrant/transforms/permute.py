@@ -23,6 +23,7 @@ from calibrant.models import Heads, ModelView, Stream, Weight
 from calibrant.numerics import six_digits
 from calibrant.spec import check_most
 from calibrant.system.extras import needed_for
+from calibrant.system.products import exact
 from calibrant.targets import NofM, SparseGrid, Target
 from calibrant.transforms._base import Transform
 
@@ -86,7 +87,7 @@ class Permute(Transform):
             current = torch.arange(len(order), device=scores.device)
             before += kept(scores, current, self.n, self.m)
             after += kept(scores, order, self.n, self.m)
-            total += float(scores.double().sum())
+            total += float(exact(scores).sum())
         if not any(counts.values()):
             raise ModelError(
                 f"no inputs of a {type(view.model).__name__} can be permuted in groups of "
@@ -132,7 +133,7 @@ def kept(scores: Float[Tensor, "out in"], order: Int[Tensor, "in"], n: int, m: i
     """
     grouped = scores[:, order].unflatten(1, (-1, m))
     # In float64: two orders differ by little, and their sums are compared.
-    return float(grouped.topk(n, dim=2).values.double().sum())
+    return float(exact(grouped.topk(n, dim=2).values).sum())
 
 
 def dealt(scores: Float[Tensor, "out in"], m: int) -> Int[Tensor, "in"]:
@@ -143,7 +144,7 @@ def dealt(scores: Float[Tensor, "out in"], m: int) -> Int[Tensor, "in"]:
     >>> dealt(torch.tensor([[6.0, 5.0, 4.0, 3.0, 2.0, 1.0]]), 3).tolist()
     [0, 3, 4, 1, 2, 5]
     """
-    falling = scores.double().sum(0).argsort(descending=True, stable=True)
+    falling = exact(scores).sum(0).argsort(descending=True, stable=True)
     # A row for each round, in which every group gets one input.
     rounds = falling.reshape(m, -1)
     rounds[1::2] = rounds[1::2].flip(1)

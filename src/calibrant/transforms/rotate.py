@@ -17,6 +17,7 @@ from calibrant.models import Heads, ModelView, Stream, Weight, overwrite
 from calibrant.models.stream import Reader, Writer
 from calibrant.spec import check_most
 from calibrant.spec.foreign import LARGEST
+from calibrant.system.products import exact, exact_type
 from calibrant.transforms._base import Transform
 
 
@@ -59,7 +60,7 @@ class Rotate(Transform):
             scale = norm.scale
             if scale is not None:
                 for weight in _distinct(stream.readers_of(norm)):
-                    weight.set(weight.get().double() * scale.double())
+                    weight.set(exact(weight.get()) * exact(scale))
                 # The gain is 1 now; a norm that adds an offset to what is stored gets 1 less it.
                 overwrite(norm.module.weight, torch.ones_like(scale) - norm.offset)  # pyright: ignore[reportArgumentType]  # a parameter
         first = stream.readers[0].weight
@@ -68,25 +69,27 @@ class Rotate(Transform):
         # In float64: a product is rounded once, when it is stored. A matrix is stored for each of
         # them: the gain of its norm, the rotation of the stream, and that of heads.
         for weight in _distinct(stream.readers):
-            numbers = weight.get().double()
-            weight.set(numbers @ rotation.to(numbers.device))
+            numbers = exact(weight.get())
+            weight.set(numbers @ rotation.to(numbers))
         embeddings = {
             id(module) for module in view.model.modules() if isinstance(module, torch.nn.Embedding)
         }
         for weight in _distinct(stream.writers):
-            numbers = weight.get().double()
+            numbers = exact(weight.get())
             # The rows of an embedding are written to the stream, of a matrix its outputs.
             if id(weight.owner) in embeddings:
-                weight.set(numbers @ rotation.to(numbers.device))
+                weight.set(numbers @ rotation.to(numbers))
             else:
-                weight.set(rotation.T.to(numbers.device) @ numbers)
+                weight.set(rotation.T.to(numbers) @ numbers)
         for _, vector in stream.vectors:
-            overwrite(vector, vector.detach().double() @ rotation.to(vector.device))
+            numbers = exact(vector.detach())
+            overwrite(vector, numbers @ rotation.to(numbers))
         rotated = 0
         if self.heads:
             for heads in Heads.of(view).values():
                 head_rotation, _ = orthogonal(heads.width, generator)
-                heads.multiply(head_rotation.to(heads.values.stored.device))
+                device = heads.values.stored.device
+                heads.multiply(head_rotation.to(device, exact_type(device)))
                 rotated += 1
         return {"kind": kind, "size": size, "untied": untied, "heads": rotated}
 

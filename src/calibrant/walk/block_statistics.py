@@ -18,7 +18,7 @@ from calibrant.activations import BlockChange, Routing, Seen, Statistic, wide
 from calibrant.errors import ModelError, NumericsError
 from calibrant.models import Block, Choices, ExpertLayer, ModelView, Weight, expert_layers
 from calibrant.numerics import not_finite, six_digits
-from calibrant.system.products import exact_type
+from calibrant.system.products import exact, exact_type
 from calibrant.walk.products import Product
 
 PER_OCTAVE: Final = 16
@@ -73,7 +73,7 @@ class TokenKinds(Statistic):
         """
         picked = (chosen >= 0) & (chosen < experts)
         pairs = (ids.long()[:, None] * experts + chosen)[picked]
-        mass = float(len(ids)) if weights is None else float(weights.double().sum())
+        mass = float(len(ids)) if weights is None else float(exact(weights).sum())
         return TokenKinds(pairs.unique(), experts, len(ids), mass)
 
     def __add__(self, other: "TokenKinds") -> "TokenKinds":
@@ -96,8 +96,9 @@ class TokenKinds(Statistic):
         one.
         """
         kinds, rows = (self.pairs // self.experts).unique(return_inverse=True)
+        device = self.pairs.device
         # In float64, whose products are quick and whose counts are exact.
-        sent = torch.zeros(len(kinds), self.experts, dtype=torch.float64, device=self.pairs.device)
+        sent = torch.zeros(len(kinds), self.experts, dtype=exact_type(device), device=device)
         sent[rows, self.pairs % self.experts] = 1
         return (sent.T @ sent).long()
 
@@ -372,7 +373,7 @@ class _OutputSums:
         # The last of an expert's matrices gives its output, but for a bias.
         self.matrices = tuple(expert[-1] for expert in layer.experts)
         tokens = int((visit.by_position > 0).sum())
-        mass = float(visit.by_position.double().sum())
+        mass = float(exact(visit.by_position).sum())
         hidden = layer.matrix.shape[1]
         device = visit.by_position.device
         self.sums = ExpertOutputs.none(layer.count, hidden, device, tokens, mass)

@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from calibrant.activations import InputStatistic, Seen
 from calibrant.errors import ModelError, NumericsError, WalkError
 from calibrant.models import Block, ModelView, Weight
+from calibrant.models.devices import wait_for
 from calibrant.models.rounded_inputs import rounding_of
 from calibrant.system.clock import spent_on
 from calibrant.walk.attention import BlockCall, KeptCall, Weigh
@@ -202,9 +203,12 @@ class MicroBatch:
             weights = None
         else:
             rows, weights = self._traced(product, flat)
+        # What the device still does is the forward's, and asking whether it is finite waits too.
+        wait_for(rows.device)
         with spent_on("statistics"):
             seen = Seen({kind: kind.of(rows, weights) for kind in observes})
-        if not all(seen[kind].finite() for kind in observes):
+            finite = all(seen[kind].finite() for kind in observes)
+        if not finite:
             raise NumericsError(
                 f"the activations that reach {weight.name} hold NaN or infinity; the model or its "
                 "type can't be calibrated on",

@@ -35,6 +35,7 @@ from calibrant.errors import DataError, ModelError
 from calibrant.models import ModelView
 from calibrant.models.divergence import divergences
 from calibrant.numerics import not_finite
+from calibrant.system.products import exact
 from calibrant.walk.products import hidden_of, replaced
 from calibrant.walk.ranks import ALONE, Ranks
 from calibrant.walk.rehearsal import rehearse, some_ids
@@ -325,8 +326,8 @@ class _MicroBatchOfVariants:
         self._next_ids = ids[:, 1:].flatten()
         # In float64, in which sums over thousands of tokens keep their last digits. A token counts
         # as predicted only where a real one stands before it.
-        self._next_weights = (weights[:, 1:] * mask[:, :-1]).flatten().double()
-        self._weights = (weights * mask).flatten().double()
+        self._next_weights = exact((weights[:, 1:] * mask[:, :-1]).flatten())
+        self._weights = exact((weights * mask).flatten())
         self._choice: tuple[int, ...] = ()
         self._given: list[Tensor] = []
 
@@ -362,13 +363,13 @@ class _MicroBatchOfVariants:
 
     def weighted_sum(self, values: Float[Tensor, "token"]) -> _Sum:
         """Return Σ w·value and Σ w over the real tokens; every position has a value."""
-        return float((values.double() * self._weights).sum()), float(self._weights.sum())
+        return float((exact(values) * self._weights).sum()), float(self._weights.sum())
 
     def nats(self, logits: Float[Tensor, "sample position word"]) -> _Sum:
         """Return Σ w·nats and Σ w, where nats are the cross entropy of the next token."""
         predictions = logits[:, :-1].flatten(0, 1).float()
         nats = cross_entropy(predictions, self._next_ids, reduction="none")
-        return self._sum(nats.double())
+        return self._sum(exact(nats))
 
     def divergence(
         self,
@@ -379,7 +380,7 @@ class _MicroBatchOfVariants:
         before = untouched[:, :-1].flatten(0, 1).split(ROWS_AT_ONCE)
         after = logits[:, :-1].flatten(0, 1).split(ROWS_AT_ONCE)
         nats = torch.cat(list(map(divergences, before, after)))
-        return self._sum(nats.to(self._next_weights.device))
+        return self._sum(nats.to(self._next_weights))
 
     def _sum(self, nats: Float[Tensor, "token"]) -> _Sum:
         return float((nats * self._next_weights).sum()), float(self._next_weights.sum())

@@ -37,6 +37,7 @@ from calibrant.models import (
 )
 from calibrant.numerics import type_name
 from calibrant.options import InspectOptions, with_fields_of
+from calibrant.system.products import exact
 from calibrant.system.progress import Progress, silent
 from calibrant.walk import walk, walk_blocks
 from calibrant.walk.block_statistics import TokenKinds, coverage
@@ -198,7 +199,7 @@ def loss(opened: Opened, batch: TokenBatch, progress: Progress = silent) -> dict
         predicted = predicted.to(wide(predicted.dtype))
         targets = ids[:, 1:][is_target].to(device)
         # Summed in float64, so that the order of the batches hardly shows.
-        nats += float(cross_entropy(predicted, targets, reduction="none").double().sum())
+        nats += float(exact(cross_entropy(predicted, targets, reduction="none")).sum())
         count += int(is_target.sum())
         done += int(mask.sum())
         progress("loss of the model", done, total)
@@ -257,7 +258,7 @@ def _squares_by_matrix(
     squares: dict[str, float] = {}
     steps = walk(view, batch, (FeatureNorms,), "dense", tokens_per_pass=TOKENS_PER_PASS)
     for weight, statistics in steps:
-        squares[weight.name] = float(statistics[FeatureNorms].norms().double().sum())
+        squares[weight.name] = float(exact(statistics[FeatureNorms].norms()).sum())
         on_block(weight.block + 1)
     return squares
 

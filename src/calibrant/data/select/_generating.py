@@ -483,7 +483,7 @@ def _nats_of_tokens(
     logits: Float[Tensor, "text *position token"], chosen: Int[Tensor, "text *position"]
 ) -> Float64[Tensor, "text *position"]:
     chosen_logits = logits.gather(-1, chosen[..., None])[..., 0]
-    return (logits.logsumexp(-1) - chosen_logits).double().cpu()
+    return (logits.logsumexp(-1) - chosen_logits).cpu().double()
 
 
 def texts_of_round(

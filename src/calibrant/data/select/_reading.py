@@ -19,6 +19,7 @@ from calibrant.activations import wide
 from calibrant.data import by_length, padded, start_tokens
 from calibrant.models import Opened
 from calibrant.numerics import finite_number, not_finite
+from calibrant.system.products import exact
 from calibrant.system.progress import Progress, silent
 
 TOKENS_PER_BATCH: Final = 2048
@@ -93,7 +94,7 @@ def nats(
             # Widened row by row: a whole batch in float32 would take twice the memory.
             predicted = row[: len(targets)].to(wide(row.dtype))
             nats_of_each = cross_entropy(predicted, targets, reduction="none")
-            results[place] = finite_number(float(nats_of_each.double().mean()), name, opened.name)
+            results[place] = finite_number(float(exact(nats_of_each).mean()), name, opened.name)
     return results
 
 

@@ -28,6 +28,7 @@ from calibrant.edits.shared_scales import sharing_scales
 from calibrant.methods import MatrixMethod
 from calibrant.models import Block, Weight
 from calibrant.numerics import not_finite
+from calibrant.system.products import exact
 from calibrant.targets import FloatGrid, Target
 from calibrant.walk.statistics import SeenInBlock
 
@@ -200,7 +201,7 @@ class SharedInput:
         # needed.
         flat = changes.reshape(-1, changes.shape[-1])
         products = flat @ gram.matrix.to(flat.dtype)
-        by_row = (products * flat).sum(1).double()
+        by_row = exact((products * flat).sum(1))
         by_row = by_row.reshape(len(changes), -1)
         sizes = [len(rows) for rows in self.rows]
         parts = [part.sum(1) for part in by_row.split(sizes, dim=1)]

@@ -17,6 +17,7 @@ from calibrant.activations import Seen
 from calibrant.lab.mixtures.algebra import Sample, sampled_rows
 from calibrant.methods import MatrixMethod
 from calibrant.models import Block, Weight
+from calibrant.system.products import exact
 from calibrant.targets import Target
 from calibrant.walk.statistics import SeenInBlock
 
@@ -140,7 +141,7 @@ class TokenMeter:
             for matrix in rows:
                 kept = self._method.compress(matrix, one_half, self._target).weight != 0
                 kept_by_other = self._method.compress(matrix, other_half, self._target).weight != 0
-                agreement = float((kept == kept_by_other).double().mean())
+                agreement = float(exact(kept == kept_by_other).mean())
                 agreements = self._agreements.setdefault((number, size), [])
                 agreements.append((mean_tokens, agreement))
             size *= 2

@@ -10,6 +10,7 @@ from calibrant.lab.mixtures.mixture import expression
 from calibrant.lab.mixtures.statistics import MixtureStatistics
 from calibrant.models import Weight
 from calibrant.models.imatrix import Imatrix, importance_of
+from calibrant.system.products import exact
 
 
 def imatrix_of(
@@ -37,5 +38,5 @@ def imatrix_of(
 def _norms(statistic: InputStatistic) -> FeatureNorms:
     """The sums of squares, which are a Gram's diagonal too."""
     # A copy, since a view would keep the whole Gram in memory.
-    norms = statistic.norms().double().clone()
+    norms = exact(statistic.norms()).clone()
     return FeatureNorms(norms, statistic.tokens, statistic.mass)

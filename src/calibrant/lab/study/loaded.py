@@ -28,8 +28,13 @@ from calibrant.system.durable import text_of_json
 from calibrant.transforms import Transform
 
 ROOM: Final = 0.5
-"""The share of the machine's memory that activations may fill. It is of all the memory and not of
-what is free, so that a second run has the same propagation, and so the same id.
+"""The share of the machine's memory, or of what models leave on a GPU, that activations may fill.
+It is of all the memory and not of what is free, so that a second run has the same propagation, and
+so the same id.
+"""
+MODELS: Final = 3
+"""How many models' numbers a study may hold: the one it works on, what that was, and the dense one
+to compare with.
 """
 
 ZIP: Final = (b"PK\x03\x04", b"PK\x05\x06")
@@ -44,9 +49,14 @@ _DAMAGED: Final = (OSError, ValueError, LookupError, EOFError, zipfile.BadZipFil
 """What reading a damaged mask may raise."""
 
 
-def room() -> int:
-    """The bytes that activations may fill."""
-    return int(psutil.virtual_memory().total * ROOM)
+def room(model: PreTrainedModel) -> int:
+    """The bytes that activations may fill where a dense model is."""
+    device = model.device
+    if device.type != "cuda":
+        return int(psutil.virtual_memory().total * ROOM)
+    total = torch.cuda.get_device_properties(device).total_memory
+    held = MODELS * sum(parameter.nbytes for parameter in model.parameters())
+    return max(0, int((total - held) * ROOM))
 
 
 class LoadedModel:
@@ -55,6 +65,7 @@ class LoadedModel:
     def __init__(self, opened: Opened) -> None:
         self.opened = opened
         self.view = view(opened.model)
+        self._room = room(opened.model)
         check_finite(self.view)
         self._pristine = Snapshot.of(self.view)
         self._dense_weights = self.view.weights
@@ -102,7 +113,7 @@ class LoadedModel:
         """
         allowed = recipe.method.propagations
         dtype = self.opened.dtype
-        propagate, note = fitting(recipe.propagate, self.view, batch, dtype, room(), allowed)
+        propagate, note = fitting(recipe.propagate, self.view, batch, dtype, self._room, allowed)
         return replace(recipe, propagate=propagate), note
 
     def restore(self) -> None:

@@ -413,9 +413,10 @@ def _fitting(
     mask = torch.ones(windows, calibration.length, dtype=torch.bool)
     shaped = TokenBatch(mask.long(), mask, mask.float(), "", {})
     reasons: dict[str, str] = {}
+    limit = room(opened.model)
     for recipe in recipes:
         allowed = recipe.method.propagations
-        propagate, note = fitting(recipe.propagate, model, shaped, opened.dtype, room(), allowed)
+        propagate, note = fitting(recipe.propagate, model, shaped, opened.dtype, limit, allowed)
         if propagate != recipe.propagate:
             reasons[recipe.propagate] = note
     return reasons

@@ -24,6 +24,7 @@ from calibrant.methods._searching import Choice
 from calibrant.methods.experts._training import train
 from calibrant.models import Condensed, ExpertLayer, ModelView, condensed, expert_layers
 from calibrant.models.condensing import alone, shared_of
+from calibrant.system.products import exact, exact_type
 from calibrant.walk import TOKENS_PER_PASS
 from calibrant.walk.products import hidden_of, inputs_of
 from calibrant.walk.ranks import Ranks
@@ -50,7 +51,7 @@ def divergence(
     >>> divergence(torch.tensor([[0.0, 0.0]]), torch.tensor([[0.0, 0.0]])).tolist()
     [0.0]
     """
-    dtype = torch.float64 if before.device.type != "mps" else torch.float32
+    dtype = exact_type(before.device)
     log_two = torch.log(torch.tensor(2.0, dtype=dtype, device=before.device))
     divergences: list[Tensor] = []
     for start in range(0, len(before), TOKENS_AT_ONCE):
@@ -93,8 +94,8 @@ class LayerSample:
         """
         if self.beside_routed is None or self.shared_output is None:
             return 0.0
-        beside = self.beside_routed.double()
-        shared = self.shared_output.double()
+        beside = exact(self.beside_routed)
+        shared = exact(self.shared_output)
         sizes = shared.square().sum(-1)
         # The gate is a number for each token, and follows by least squares from the two outputs.
         products = (beside * shared).sum(-1)
@@ -121,7 +122,7 @@ def layer_samples(
             flat_weights = weights.flatten()
             counted = (flat_weights > 0).to(device)
             scaled = flat_weights.double() * (share / part.mass)
-            shares = scaled.to(device)[counted]
+            shares = scaled.to(device, exact_type(device))[counted]
             padding = None if bool(mask.all()) else mask.to(device)
             inputs = inputs_of(view.base, ids.to(device), padding)
             for block, recorder in _recorded(view, layers, inputs).items():
@@ -320,7 +321,7 @@ class ExpertSearch:
             columns.append(sample.layer_output)
             roots = sample.weights.sqrt().float()[:, None]
             weighted = torch.stack([(column.float() * roots).flatten() for column in columns])
-            by_sample.append((weighted @ weighted.T).double().tolist())
+            by_sample.append(exact(weighted @ weighted.T).tolist())
         # Added in the order of the micro-batches, whatever rank had them.
         total = np.sum(np.array(self._ranks.gathered(by_sample)), axis=0)
         # The layer's output is the last.

@@ -21,6 +21,7 @@ from calibrant.activations import Routing, Seen, Statistic, wide
 from calibrant.data import TokenBatch, micro_batches
 from calibrant.job import Job
 from calibrant.models import ExpertLayer, Weight
+from calibrant.system.products import exact, exact_type, where_exact
 from calibrant.walk import TOKENS_PER_PASS
 from calibrant.walk.block_statistics import ExpertOutputs, TokenKinds
 
@@ -78,12 +79,13 @@ def cosines_to_others(matrices: Matrices) -> Float[Tensor, "expert"]:
     being one vector; 0 for an expert that is all zeros.
     """
     count = len(matrices)
-    gram = torch.zeros(count, count, dtype=torch.float64, device=matrices[0][0].device)
+    device = matrices[0][0].device
+    gram = torch.zeros(count, count, dtype=exact_type(device), device=device)
     for same in zip(*matrices, strict=True):
         for start in range(0, len(same[0]), ROWS_AT_ONCE):
             rows = [matrix[start : start + ROWS_AT_ONCE].flatten() for matrix in same]
             # In float64, since millions of products are added.
-            stacked = torch.stack(rows).double()
+            stacked = exact(torch.stack(rows))
             gram += stacked @ stacked.T
     return _cosines(gram)
 
@@ -101,7 +103,7 @@ def norms(matrices: Matrices) -> Float[Tensor, "expert"]:
     """Return the norm of all numbers of an expert."""
 
     def norm(expert: Sequence[Tensor]) -> float:
-        squares = sum(float(matrix.double().square().sum()) for matrix in expert)
+        squares = sum(float(exact(matrix).square().sum()) for matrix in expert)
         return squares**0.5
 
     return _score_each(matrices, norm)
@@ -111,7 +113,7 @@ def row_norms(matrices: Matrices) -> Float[Tensor, "expert"]:
     """Return the norms of an expert's rows (one for each output), summed."""
 
     def row_norm_sum(expert: Sequence[Tensor]) -> float:
-        return sum(float(matrix.double().norm(dim=1).sum()) for matrix in expert)
+        return sum(float(exact(matrix).norm(dim=1).sum()) for matrix in expert)
 
     return _score_each(matrices, row_norm_sum)
 
@@ -122,7 +124,7 @@ def row_spreads(matrices: Matrices) -> Float[Tensor, "expert"]:
     """
 
     def spread_sum(expert: Sequence[Tensor]) -> float:
-        variances = [matrix.double().var(dim=1, correction=0) for matrix in expert]
+        variances = [exact(matrix).var(dim=1, correction=0) for matrix in expert]
         return sum(float(_logs(variance).sum()) for variance in variances)
 
     return _score_each(matrices, spread_sum)
@@ -136,13 +138,13 @@ def far_numbers(matrices: Matrices) -> Float[Tensor, "expert"]:
     def count(expert: Sequence[Tensor]) -> float:
         entries = sum(matrix.numel() for matrix in expert)
         # The mean and deviation are those of all numbers of the expert, not of each matrix.
-        mean = sum(float(matrix.double().sum()) for matrix in expert) / entries
-        squares = sum(float((matrix.double() - mean).square().sum()) for matrix in expert)
+        mean = sum(float(exact(matrix).sum()) for matrix in expert) / entries
+        squares = sum(float((exact(matrix) - mean).square().sum()) for matrix in expert)
         deviation = (squares / entries) ** 0.5
         farthest = OUTLIER_DEVIATIONS * deviation
         outliers = 0
         for matrix in expert:
-            distances = (matrix.double() - mean).abs()
+            distances = (exact(matrix) - mean).abs()
             outliers += int((distances > farthest).sum())
         return float(outliers)
 
@@ -186,19 +188,19 @@ def by_chance(evidence: LayerEvidence) -> Float[Tensor, "expert"]:
 CRITERIA: Final = MappingProxyType(
     {
         "ews": Criterion(lambda evidence: cosines_to_others(evidence.weights)),
-        "rwn": Criterion(lambda evidence: evidence.layer.matrix.get().double().norm(dim=1)),
+        "rwn": Criterion(lambda evidence: exact(evidence.layer.matrix.get()).norm(dim=1)),
         "wsr": Criterion(lambda evidence: stable_ranks(evidence.weights)),
         "ewn": Criterion(lambda evidence: norms(evidence.weights)),
         "euf": Criterion(lambda evidence: evidence.seen[Routing].counts, (Routing,)),
         "ecc": Criterion(lambda evidence: evidence.seen[Routing].together, (Routing,), pairs=True),
         "evtc": Criterion(
-            lambda evidence: evidence.seen[TokenKinds].counts().double() / evidence.vocabulary,
+            lambda evidence: exact(evidence.seen[TokenKinds].counts()) / evidence.vocabulary,
             (Routing, TokenKinds),
         ),
         # Tokens that two experts are both sent are what `ecc` counts, so here it is the kinds of
         # tokens that both of them get.
         "ets": Criterion(
-            lambda evidence: evidence.seen[TokenKinds].shared().double(),
+            lambda evidence: exact(evidence.seen[TokenKinds].shared()),
             (Routing, TokenKinds),
             pairs=True,
         ),
@@ -277,14 +279,14 @@ def _cosines(gram: Float[Tensor, "expert expert"]) -> Float[Tensor, "expert"]:
 
 
 def _stable_rank(matrix: Float[Tensor, "out in"]) -> float:
-    largest = float(torch.linalg.matrix_norm(matrix, 2))
+    largest = float(torch.linalg.matrix_norm(matrix.to(where_exact(matrix.device)), 2))
     if largest == 0:
         return 0.0
-    return float(matrix.double().square().sum()) / largest**2
+    return float(exact(matrix).square().sum()) / largest**2
 
 
 def _logs(variances: Tensor) -> Tensor:
-    return variances.double().clamp_min(SMALLEST_VARIANCE).log() / 2
+    return exact(variances).clamp_min(SMALLEST_VARIANCE).log() / 2
 
 
 def _score_each(matrices: Matrices, score: Callable[[Sequence[Tensor]], float]) -> Tensor:
@@ -348,7 +350,7 @@ def _add(
     # The total is known before the first gradient, so that a micro-batch counts by its tokens.
     masses: list[float] = []
     for _, mask, weights in batches:
-        masses.append(float(_prediction_weights(mask, weights).double().sum()))
+        masses.append(float(exact(_prediction_weights(mask, weights)).sum()))
     total = sum(masses)
     for number, (ids, mask, weights) in enumerate(batches, 1):
         ids = ids.to(device)

@@ -18,6 +18,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from calibrant.packed import exact_factor
+from calibrant.system.products import in_float64
 from calibrant.targets import keep_highest
 
 SETTLED_ROUNDS: Final = 2
@@ -201,16 +202,16 @@ def leading(members: Sequence[Member], rank: int, aware: bool) -> Float[Tensor, 
     them. Where some read and some write, it is again that of all W side by side.
     """
     # In float64: eigenvectors of nearly equal eigenvalues would depend on the order of sums.
-    weights = [member.weight.double() for member in members]
+    weights = [in_float64(member.weight) for member in members]
     if aware and not any(member.reads for member in members):
         products: list[Tensor] = []
         for member, weight in zip(members, weights, strict=True):
-            products.append(weight @ member.hessian_weight.double().T)
+            products.append(weight @ in_float64(member.hessian_weight).T)
         return _top(products, rank)
     hessians: list[Tensor] = []
     for member in members:
         if member.reads and member.hessian is not None:
-            hessians.append(member.hessian.double())
+            hessians.append(in_float64(member.hessian))
     if not aware or len(hessians) < len(members):
         return _top([weight @ weight.T for weight in weights], rank)
     root = torch.linalg.cholesky(reduce(add, hessians))
@@ -227,20 +228,20 @@ def best_own_factor(
     """Return the dense own factor that errs least with this shared one; its columns must be
     independent.
     """
-    columns = shared.double()
+    columns = in_float64(shared)
     left_matrix = columns
     if member.reads and member.hessian is not None:
-        left_matrix = member.hessian.double() @ columns
-    linear = left_matrix.T @ member.weight.double()
+        left_matrix = in_float64(member.hessian) @ columns
+    linear = left_matrix.T @ in_float64(member.weight)
     best = torch.linalg.solve(columns.T @ left_matrix, linear)
-    return best.to(member.weight.dtype)
+    return best.to(member.weight)
 
 
 def truncated(members: Sequence[Member], rank: int, aware: bool, dtype: torch.dtype) -> Factored:
     """Return factors of singular value decompositions, the own ones dense: each fits its matrix
     best with the shared one as it is stored.
     """
-    leading_factor = leading(members, rank, aware).to(members[0].weight.dtype)
+    leading_factor = leading(members, rank, aware).to(members[0].weight)
     shared = _stored(leading_factor, dtype)
     own_factors: list[Tensor] = []
     for member in members:
@@ -264,7 +265,7 @@ def alternated(
     gradients. How many numbers stay falls like a cube, and which ones is chosen anew by what each
     is worth, so that one that went may come back.
     """
-    shared = leading(members, rank, aware=False).to(members[0].weight.dtype)
+    shared = leading(members, rank, aware=False).to(members[0].weight)
     own_factors = [best_own_factor(member, shared) for member in members]
     keep: list[Tensor | None] = [None] * len(members)
     # The rounds in which the own factors become sparse.

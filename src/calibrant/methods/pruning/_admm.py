@@ -19,6 +19,7 @@ from calibrant.activations import Gram
 from calibrant.methods._base import finite
 from calibrant.methods._elimination import by_rows, inverse_of, mean_square, take_root
 from calibrant.methods.pruning._gradients import Masked, descend, masked
+from calibrant.system.products import where_exact
 
 PANEL: Final = 256
 """Rows of an inverse that are computed together."""
@@ -43,9 +44,10 @@ class Scaled:
         # It is of no use now, and eigenvectors take several times its memory.
         del response
         # Of few tokens and a small ρ: an eigenvalue that rounding left below zero counts as zero.
-        eigenvalues, eigenvectors = torch.linalg.eigh(self.hessian)
+        hessian = self.hessian.to(where_exact(self.hessian.device))
+        eigenvalues, eigenvectors = torch.linalg.eigh(hessian)
         shares = rho / (eigenvalues.clamp_min(0) + rho)
-        return (eigenvectors * shares) @ eigenvectors.T
+        return ((eigenvectors * shares) @ eigenvectors.T).to(self.hessian.device)
 
     def _shifted(self, rho: float) -> Float[Tensor, "in in"]:
         """Return G̃ + ρI."""

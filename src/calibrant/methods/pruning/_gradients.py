@@ -19,6 +19,7 @@ from torch import Tensor
 from calibrant.activations import Gram
 from calibrant.methods._base import finite
 from calibrant.methods._elimination import by_rows
+from calibrant.system.products import exact
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ def damped(gram: Gram, damp: float) -> Float[Tensor, "in in"]:
 
 
 def _damped(gram: Gram, damp: float) -> Tensor:
-    diagonal = finite(gram.norms(), "the squared norms of the inputs").double()
+    diagonal = exact(finite(gram.norms(), "the squared norms of the inputs"))
     # By the upper triangle alone, which is what is kept on disk: so both give the same bits.
     hessian = gram.symmetric().div_(gram.mass)
     # `mean_square`, but λ is rounded in another order: published numbers hang on its last bit.

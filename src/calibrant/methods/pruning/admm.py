@@ -46,6 +46,7 @@ class ADMM(MatrixMethod):
     """
 
     observes: ClassVar[tuple[type[Statistic], ...]] = (Gram,)
+    copies_elsewhere: ClassVar[int] = 14
     updates: ClassVar[bool] = True
 
     iterations: int = 20

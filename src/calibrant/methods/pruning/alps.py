@@ -76,6 +76,7 @@ class ALPS(MatrixMethod):
 
     observes: ClassVar[tuple[type[Statistic], ...]] = (Gram,)
     copies: ClassVar[int] = 7
+    copies_elsewhere: ClassVar[int] = 14
     updates: ClassVar[bool] = True
 
     rho: float = 0.1

@@ -26,6 +26,7 @@ from calibrant.methods._base import (
 from calibrant.methods.pruning.wanda import Wanda
 from calibrant.numerics import six_digits
 from calibrant.spec import MOST_STEPS, check_most, text_of
+from calibrant.system.products import exact
 from calibrant.targets import NofM, Removal, Target
 
 ROWS: Final = 512
@@ -53,6 +54,7 @@ class DSnoT(MatrixMethod):
     """
 
     observes: ClassVar[tuple[type[Statistic], ...]] = (FeatureNorms, FeatureMoments)
+    copies_elsewhere: ClassVar[int] = 9
 
     start: Any = Wanda()  # noqa: RUF009  # frozen; `__post_init__` refuses what is no MatrixMethod
     swaps: int = 50
@@ -105,11 +107,11 @@ class DSnoT(MatrixMethod):
 
 def _mean_loss(means: Float[Tensor, "out in"], keep: Bool[Tensor, "out in"]) -> float:
     """Return the mean over outputs of |ε|, what each loses on average."""
-    return _mean(means.masked_fill(keep, 0).double().sum(1).abs())
+    return _mean(exact(means.masked_fill(keep, 0)).sum(1).abs())
 
 
 def _mean(numbers: Tensor) -> float:
-    return six_digits(float(numbers.double().mean()))
+    return six_digits(float(exact(numbers).mean()))
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ from calibrant.methods.pruning._swaps import swap
 from calibrant.methods.pruning.wanda import Wanda
 from calibrant.numerics import six_digits
 from calibrant.spec import MOST_STEPS, check_most, text_of
+from calibrant.system.products import exact
 from calibrant.targets import NofM, Target
 
 
@@ -52,6 +53,7 @@ class Refined(MatrixMethod):
     refined(swaps=25)
     """
 
+    copies_elsewhere: ClassVar[int] = 13
     updates: ClassVar[bool] = True
 
     start: Any = Wanda()  # noqa: RUF009  # frozen; `__post_init__` refuses what is no MatrixMethod
@@ -159,7 +161,7 @@ def refine(
             round_swaps = share_of_round(swaps, turns, turn)
             state, counts = swap(state, hessian, round_swaps, tolerance, group, in_place=True)
             swapped = swapped + between - _total(state)
-            swaps_of_mean_row += float(counts.double().mean())
+            swaps_of_mean_row += float(exact(counts).mean())
     notes = {"fitted": 0.0, "swapped": 0.0, "swaps": round(swaps_of_mean_row, 2)}
     if initial_loss > 0:
         notes["fitted"] = six_digits(fitted / initial_loss)
@@ -177,4 +179,4 @@ def share_of_round(count: int, parts: int, number: int) -> int:
 
 
 def _total(state: Masked) -> float:
-    return float(state.loss.double().sum())
+    return float(exact(state.loss).sum())

@@ -5,7 +5,6 @@ input go (Sun et al. 2023, arXiv 2306.11695).
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -26,10 +25,9 @@ class Wanda(MatrixMethod):
     """
 
     observes: ClassVar[tuple[type[Statistic], ...]] = (FeatureNorms,)
-
-    def copies_on(self, device: torch.device) -> int:
-        # The compiled pass over it makes the result, and reads float16 as float32.
-        return 2 if device.type == "cpu" else self.copies
+    # The compiled pass over it makes the result, and reads float16 as float32.
+    copies: ClassVar[int] = 2
+    copies_elsewhere: ClassVar[int] = 4
 
     def compress(self, weight: Float[Tensor, "out in"], seen: Seen, target: Target) -> Compressed:
         """Raises `NumericsError` for a weight or norms that aren't finite or if no token

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from calibrant.methods._base import finite
 from calibrant.packed import FloatScales
+from calibrant.system.products import frexp
 from calibrant.targets import E4M3, FloatGrid
 from calibrant.targets.float_grid import INSTEAD_OF_ZERO
 
@@ -57,8 +58,7 @@ def _exponents(reach: Float[Tensor, "part group"]) -> UInt8[Tensor, "part group"
     largest value, which is 2, and from 1.75 times a power of two on one more. OCP's standard leaves
     the last part out.
     """
-    mantissa, exponent = reach.frexp()
-    # `frexp` has mantissas from a half to one.
+    mantissa, exponent = frexp(reach)
     exponent = exponent - 1 + (mantissa >= 1.75 / 2).int()
     exponent = exponent.where(reach > 0, -127)
     return (exponent - 2 + 127).clamp(0, 254).to(torch.uint8)

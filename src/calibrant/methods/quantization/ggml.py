@@ -14,6 +14,7 @@ from calibrant.errors import TargetError
 from calibrant.llama_cpp.quantizing import needs_importance, quantize_matrix
 from calibrant.methods._base import Compressed, MatrixMethod, finite, observed
 from calibrant.packed import GgmlBlocks
+from calibrant.system.products import exact
 from calibrant.targets import GgmlKind, Target, accepted
 from calibrant.targets.ggml_kind import UNWEIGHTED
 
@@ -60,7 +61,7 @@ class Ggml(MatrixMethod):
             statistic = observed(seen, FeatureNorms)
             norms = finite(statistic.norms(), "the norms of its inputs")
             # In float32, which llama.cpp takes.
-            means = (norms.double() / statistic.mass).float().cpu().numpy()
+            means = (exact(norms) / statistic.mass).float().cpu().numpy()
         blocks = torch.from_numpy(quantize_matrix(numbers, target.name, means)).to(weight.device)
         packed = GgmlBlocks(target.name, blocks, weight.dtype)
         return Compressed(packed.dense(), packed=packed)

@@ -51,6 +51,7 @@ from calibrant.numerics import finite_number
 from calibrant.packed import Packed
 from calibrant.spec.spec import later
 from calibrant.system.clock import spent_on
+from calibrant.system.products import exact
 from calibrant.targets import GgmlKind, GgufBudget, GgufRecipe, Target
 from calibrant.walk.statistics import untouched
 from calibrant.walk.variants import divergences_alone
@@ -217,7 +218,7 @@ class LlamaQuantize(ModelMethod):
             norms = finite(statistic.norms(), f"the norms of the inputs of {weight.name}")
             # What no token reached has no mean.
             if weight.expert is None and statistic.mass > 0:
-                mean = (norms.double() / statistic.mass).float().cpu().numpy()
+                mean = (exact(norms) / statistic.mass).float().cpu().numpy()
                 means |= dict.fromkeys(names[weight.name], mean)
         return DenseFile(path, means)
 
