@@ -160,6 +160,8 @@ def _check_takes_more(layer: ExpertLayer) -> None:
             raise IndexError
         with torch.no_grad():
             layer.holders[0](token, nobody, weight)
+    except torch.OutOfMemoryError:
+        raise
     except (IndexError, RuntimeError, TypeError) as error:
         raise ModelError(
             f"the experts of {layer.name} take no other tokens than their router sends them; "

@@ -271,6 +271,8 @@ class Variants:
         late.logits(self._untouched)
         try:
             same = _equal(fresh.logits(tuple(choice)), late.logits(tuple(choice)))
+        except torch.OutOfMemoryError:
+            raise
         except (LookupError, TypeError, AttributeError, RuntimeError):
             # Later blocks look for what the skipped ones would have left for them.
             same = False
