@@ -351,7 +351,9 @@ def test_activations_that_are_too_many_for_a_device_ask_for_room_there(
             prune(opened, data=texts, device_memory=bytes_of(large) / 1e9, samples=2, length=32)
 
 
-def test_most_of_what_is_free_on_a_gpu_is_room_and_so_is_what_torch_keeps(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_most_of_what_is_free_on_a_gpu_is_room_and_so_is_what_torch_keeps(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (100, 1000))
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: 50)
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: 30)
