@@ -13,7 +13,7 @@ from calibrant.compress.costs import Costs, peak, processor
 from calibrant.data import CalibrationSet
 from calibrant.models import view
 from calibrant.system.clock import Clock, spent_on
-from calibrant.testing import tiny_folder, tiny_model
+from calibrant.testing import tiny_folder, tiny_model, tiny_tokenizer
 
 
 def test_a_peak_is_a_rate_that_a_product_reached():
@@ -55,7 +55,8 @@ def test_statistics_take_until_they_are_known_to_be_finite(monkeypatch: pytest.M
 
     monkeypatch.setattr(FeatureNorms, "finite", slowly)
     data = CalibrationSet("random_tokens", samples=2, length=16)
-    told = prune(tiny_model("llama"), data=data, method="wanda", profile=True).costs
+    model = tiny_model("llama")
+    told = prune(model, tiny_tokenizer(), data=data, method="wanda", profile=True).costs
     assert told is not None
     assert told.parts["statistics"] > 0.2
 

@@ -3,7 +3,6 @@
 import struct
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import psutil
 import pytest
@@ -29,10 +28,10 @@ def test_edits_whose_header_is_as_long_as_a_zip_file_says_are_no_mask(tmp_path: 
 def test_activations_may_fill_half_of_the_machine_or_of_what_models_leave_on_a_gpu(
     monkeypatch: pytest.MonkeyPatch,
 ):
-    assert room(tiny_model("llama")) == int(psutil.virtual_memory().total / 2)
-    monkeypatch.setattr(
-        torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=1000)
-    )
-    parameters = [torch.zeros(25), torch.zeros(50)]
-    there: Any = SimpleNamespace(device=torch.device("cuda"), parameters=lambda: parameters)
-    assert room(there) == (1000 - 3 * 300) / 2
+    model = tiny_model("llama")
+    assert room(model) == int(psutil.virtual_memory().total / 2)
+    held = sum(parameter.nbytes for parameter in model.parameters())
+    card = SimpleNamespace(total_memory=3 * held + 1000)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: card)
+    monkeypatch.setattr(type(model), "device", torch.device("cuda"))
+    assert room(model) == 500
