@@ -3,7 +3,8 @@ records beside this file: python benchmarks/table.py
 
 `peers.py --out benchmarks/records/peers.json` writes the record of that name, and so do
 `evaluation.py` and `growth.py`. In a page a table stands between `<!-- peers -->` and `<!-- end
-of peers -->`; all else there is written by hand.
+of peers -->`; all else there is written by hand. docs/cost.md has tables of studies too: where it
+changed, `python -m studies.pages` notes that.
 """
 
 import json

@@ -76,6 +76,11 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+@pytest.fixture
+def _llama_cpp() -> None:
+    pytest.importorskip("llama_cpp_py_sync", reason="llama-cpp-py-sync isn't installed")
+
+
 @pytest.fixture(autouse=True)
 def _same_start() -> None:
     """Nothing may depend on the global random state; should something do, it at least does so in

@@ -1,7 +1,7 @@
 """Stores of older formats are converted: same ids, same values to the bit.
 
-`old` holds what earlier versions wrote of the samples: `first.zip` in format 1, `loose.zip` in
-format 2, `packed.zip` in format 3 with a newer run in a folder beside the tables.
+`old.zip` holds what earlier versions wrote of the samples: `first` in format 1, `loose` in format 2,
+`packed` in format 3 with a newer run in a folder beside the tables.
 """
 
 import shutil
@@ -16,13 +16,13 @@ from calibrant.results import Store, pack, verify
 from tests.refusing import refused
 from tests.results.conftest import files, told, varied
 
-OLD = Path(__file__).parent / "old"
+OLD = Path(__file__).parent / "old.zip"
 
 
 @pytest.fixture(params=["first", "loose", "packed"])
 def old(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    shutil.unpack_archive(OLD / f"{request.param}.zip", tmp_path / "old")
-    return tmp_path / "old"
+    shutil.unpack_archive(OLD, tmp_path / "old")
+    return tmp_path / "old" / request.param
 
 
 def test_an_older_store_is_converted_to_the_bit(old: Path, tmp_path: Path):

@@ -19,7 +19,7 @@ from calibrant.errors import NumericsError
 from calibrant.models import Opened, view
 from calibrant.testing import tiny_folder
 
-from tests.inspect.sound import tiny
+from tests.data.inspect.sound import tiny
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import pytest
 
 from calibrant.data.inspect.verdict import verdict
 
-from tests.inspect.sound import LEGACY, Change, both, chat, energy, found, leaks, part, whole
+from tests.data.inspect.sound import LEGACY, Change, both, chat, energy, found, leaks, part, whole
 
 CONTROL = part(kind="control")
 SILENT: dict[str, Change] = {

@@ -10,7 +10,7 @@ from calibrant.data.inspect import inspect
 from calibrant.data.inspect.verdict import RULES, verdict
 from calibrant.errors import DataError, InputError, ModelError, SpecError
 
-from tests.inspect.sound import (
+from tests.data.inspect.sound import (
     LEGACY,
     OWN,
     Change,

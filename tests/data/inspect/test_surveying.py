@@ -11,7 +11,7 @@ from calibrant.data.inspect.surveying import FORMATS, as_markdown, survey
 from calibrant.models import open_tokenizer
 from calibrant.testing.tiny import tiny_tokenizer
 
-PROJECT = Path(__file__).parents[2]
+PROJECT = Path(__file__).parents[3]
 RECORD = PROJECT / "studies/sources/survey.json"
 
 
