@@ -20,6 +20,7 @@ from calibrant.data.hub import offline
 from calibrant.errors import DataError, ModelError, OutputError
 from calibrant.evaluators._base import Subject
 from calibrant.evaluators.agreement import Agreement
+from calibrant.evaluators.generation import Generation
 from calibrant.lab.study import Study, plan
 from calibrant.lab.study.timing import (
     Supply,
@@ -381,6 +382,46 @@ def test_what_has_to_be_known_of_the_dense_model_once_is_not_multiplied_unless_i
     )
     assert pieces.measure == {"slow": pytest.approx(seconds)}
     assert len(calls) == tried
+
+
+def test_of_answers_that_are_written_together_a_step_is_told_from_what_each_adds_to_it(
+    model: str, monkeypatch: pytest.MonkeyPatch
+):
+    clock = [0.0]
+
+    class Writing(Generation):
+        def measure(self, subject: Subject) -> Any:
+            written = self.max_tokens or 0
+            clock[0] += 0.5 + 0.25 * self.limit + written * (0.1 + 0.01 * self.limit)
+
+    monkeypatch.setattr(
+        "calibrant.lab.study.timing.time", SimpleNamespace(perf_counter=lambda: clock[0])
+    )
+    monkeypatch.setattr("calibrant.lab.study.timing.tokens_read", lambda evaluator: 4_000)
+    pieces = Timings("tiny", "", "float32", 1, 1, 1, 0.0)
+    writing = Writing(name="gsm8k", limit=100, max_tokens=200)
+    pieces.time_measurement("writing", writing, open_model(model, "float32", "cpu"))
+    # 24,000 tokens are two batches, of 200 steps each.
+    assert pieces.measure["writing"] == pytest.approx(
+        0.5 + 0.25 * 100 + 2 * 200 * 0.1 + 100 * 200 * 0.01, rel=0.01
+    )
+
+
+def test_no_try_finds_in_its_journal_what_another_has_scored(
+    model: str, monkeypatch: pytest.MonkeyPatch
+):
+    held: list[bool] = []
+
+    class Noting(Agreement):
+        def measure(self, subject: Subject) -> Any:
+            held.append("scored" in subject.journal)
+            subject.journal.add({"scored": 1})
+
+    pieces = Timings("tiny", "", "float32", 1, 1, 1, 0.0)
+    noting = Noting(source="python_docs", tokens=4096)
+    pieces.time_measurement("noting", noting, open_model(model, "float32", "cpu"))
+    assert len(held) > 2
+    assert not any(held)
 
 
 def test_the_probe_leaves_the_model_as_it_was(model: str):

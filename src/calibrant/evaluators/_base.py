@@ -114,6 +114,14 @@ class Evaluator(Spec, ABC):
         """
         return ""
 
+    @property
+    def longest_answer(self) -> int:
+        """How many tokens the model may write for an item; 0 where it writes none.
+
+        An evaluator that writes has the fields `limit` and `max_tokens`.
+        """
+        return 0
+
     @abstractmethod
     def limited(self, limit: int) -> "Evaluator":
         """Return the same with a budget of `limit`, in the evaluator's own unit, for a quick

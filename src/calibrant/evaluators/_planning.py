@@ -146,7 +146,8 @@ def plan_of_measuring(
         read = tokens_read(task)
         tokens += read + tokens_written(task)
         seconds[str(task)] = _measuring_seconds(task, read, outlines)
-    notes.append("answers are counted with max_tokens each; without max_tokens they aren't counted")
+    if any(task.longest_answer for task in tasks):
+        notes.append("every answer is counted as if it were as long as it may be")
     return JobPlan(
         verb="evaluate",
         model=outline.name,
@@ -198,12 +199,10 @@ def tokens_read(task: Evaluator) -> int:
 
 
 def tokens_written(task: Evaluator) -> int:
-    """Return how many tokens the answers to a task may have together; 0 where it doesn't say."""
-    items = getattr(task, "limit", None)
-    most = getattr(task, "max_tokens", None)
-    if items is None or most is None:
+    """Return how many tokens the answers to a task may have together."""
+    if not task.longest_answer:
         return 0
-    return items * most
+    return getattr(task, "limit", 0) * task.longest_answer
 
 
 def _characters(row: Row) -> int:

@@ -110,6 +110,10 @@ class ChatForm(SourceEvaluator):
         """Return the rows of the source's measured part that begin with a request."""
         return (row for row, _ in self._asked(self._chat()))
 
+    @property
+    def longest_answer(self) -> int:
+        return self.max_tokens
+
     def limited(self, limit: int) -> "ChatForm":
         """Return the same with the first `limit` conversations in the order of their hashes."""
         return replace(self, limit=limit)

@@ -100,6 +100,19 @@ class Generation(SourceEvaluator):
         source, _ = self.held_out()
         return (row for row in source.rows("measure") if row.question and row.answer)
 
+    @property
+    def longest_answer(self) -> int:
+        """`max_tokens`, or about what it is without that: a template may write no reasoning, and a
+        right answer may be longer than others.
+        """
+        if self.max_tokens is not None:
+            return self.max_tokens
+        if not self.template:
+            return TOKENS_OF_REASONING if self.cot else TOKENS_OF_ANSWER
+        if self.thinking == "strip":
+            return TOKENS_OF_REASONING
+        return TOKENS_OF_THINKING
+
     def limited(self, limit: int) -> "Generation":
         """Return the same with the first `limit` questions in the order of their hashes."""
         return replace(self, limit=limit)

@@ -6,6 +6,7 @@ each target, and a few items of each evaluator. The tokens are random ones: how 
 doesn't depend on what is in it. Nothing is written, and the model stays as it was.
 """
 
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,13 +22,16 @@ from calibrant.activations import FeatureNorms, InputStatistic, Seen, Statistic
 from calibrant.compress import Recipe, check_model, fitting
 from calibrant.data import CalibrationSet, Many, PerDraw, TokenBatch
 from calibrant.data.expression import Term
+from calibrant.decoding import TOKENS_PER_BATCH
 from calibrant.errors import CalibrantError, DataError
 from calibrant.evaluators import Evaluator, Subject, forget_predictions, keep_predictions
+from calibrant.evaluators._planning import tokens_read, tokens_written
 from calibrant.lab.study.loaded import room
 from calibrant.lab.study.request import RunRequest
 from calibrant.methods import MatrixMethod
 from calibrant.models import ModelView, Opened, Weight, view
 from calibrant.numerics import type_name
+from calibrant.results.outcomes import Journal
 from calibrant.system.progress import Progress, silent
 from calibrant.walk import TOKENS_PER_PASS, walk, walk_blocks
 from calibrant.walk.statistics import packed_bytes
@@ -40,6 +44,12 @@ MOST_ROWS: Final = 100_000
 """Rows that are counted at most, where an evaluator's budget is all of them."""
 PATIENCE: Final = 4.0
 """Seconds after which an evaluator isn't tried with more."""
+LONGEST_FIRST: Final = 20.0
+"""Seconds up to which a try that also runs the dense model is followed by one that doesn't."""
+FEW_ANSWERS: Final = 8
+"""Answers that are written together to tell what an answer costs from what a step costs."""
+STEPS: Final = 8
+"""Steps of them that are timed."""
 
 ROWS: Final = 64
 """Rows that are tokenized to estimate how long the others are."""
@@ -199,13 +209,15 @@ class Timings:
 
     def time_measurement(self, text: str, evaluator: Evaluator, opened: Opened) -> None:
         """Time a whole measurement, from two small ones."""
-        subject = Subject(opened.model, opened.tokenizer, opened.model)
 
         def timed(small: Evaluator) -> float:
+            # Each try has a journal of its own, so that none finds what another has written.
+            subject = Subject(opened.model, opened.tokenizer, opened.model)
             seconds = _timed(partial(small.measure, subject))
-            if small.compares and seconds <= PATIENCE:
+            if small.compares and seconds <= LONGEST_FIRST:
                 # What has to be known of the dense model, such as the noise floor, a study finds
                 # out once: the second time it is known.
+                subject = replace(subject, journal=Journal())
                 return _timed(partial(small.measure, subject))
             return seconds
 
@@ -313,6 +325,8 @@ def _compress(
 
 def _whole(evaluator: Evaluator, timed: Callable[[Evaluator], float]) -> float:
     """Return the seconds of a whole measurement. A budget of None is that of all rows."""
+    if evaluator.longest_answer:
+        return _with_answers(evaluator, timed)
     name = _budget_name(evaluator)
     if name is None:
         return timed(evaluator)
@@ -335,6 +349,33 @@ def _whole(evaluator: Evaluator, timed: Callable[[Evaluator], float]) -> float:
     slope = (second - first) / (more - few)
     item_seconds = min(max(slope, most / 5), most)
     return second + item_seconds * (budget - more)
+
+
+def _with_answers(evaluator: Any, timed: Callable[[Evaluator], float]) -> float:
+    """Return the seconds of a whole measurement in which the model writes answers.
+
+    Many are written at once, a token of each in a step. So a step's cost is told apart from that of
+    an answer in it, and from that of reading what is asked.
+    """
+
+    def tried(items: int, tokens: int) -> float:
+        return timed(replace(evaluator.limited(items), max_tokens=tokens))
+
+    # The first try warms caches.
+    tried(1, 1)
+    one = tried(1, 1)
+    few = FEW_ANSWERS if one <= PATIENCE else 2
+    several = tried(few, 1)
+    reading = max(0.0, several - one) / (few - 1)
+    step_of_one = max(0.0, tried(1, 1 + STEPS) - one) / STEPS
+    step_of_several = max(0.0, tried(few, 1 + STEPS) - several) / STEPS
+    answer = max(0.0, step_of_several - step_of_one) / (few - 1)
+    step = max(0.0, step_of_one - answer)
+    items = evaluator.limit
+    written = tokens_written(evaluator)
+    batches = math.ceil((tokens_read(evaluator) + written) / TOKENS_PER_BATCH)
+    steps = batches * evaluator.longest_answer
+    return one + (items - 1) * reading + steps * step + written * answer
 
 
 def _budget_name(evaluator: Evaluator) -> str | None:
