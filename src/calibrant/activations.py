@@ -12,7 +12,7 @@ Shapes: `token` rows that reached the matrix, `in` its inputs.
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Final, Literal, TypeVar
+from typing import Any, ClassVar, Final, Literal, TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -71,6 +71,9 @@ class Statistic(ABC):
     `tokens` is how many arrived, `mass` the sum of their weights. A subclass is made of the numbers
     that it holds under public names. All of them are sums, unless it adds in a way of its own.
     """
+
+    square: ClassVar[bool] = False
+    """Whether it is as high and as wide as a matrix has inputs."""
 
     tokens: int
     mass: float
@@ -318,6 +321,8 @@ class Gram(InputStatistic):
     """Σ w·x xᵀ: what methods that reconstruct outputs need. Computed results (a factorisation,
     say) are cached on it and never stored.
     """
+
+    square = True
 
     def __init__(
         self, matrix: Float[Tensor, "in in"], tokens: int, mass: float, panel: int = 0

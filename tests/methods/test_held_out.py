@@ -7,9 +7,13 @@ import torch
 from torch import Tensor
 
 from calibrant.activations import Gram, Seen
+from calibrant.compress.rates import Rates, method_seconds
+from calibrant.compress.room import CPU, Needs
 from calibrant.methods.pruning.held_out import HalvedGram, HeldOut
 from calibrant.methods.pruning.sparsegpt import SparseGPT
+from calibrant.models import ModelShape, view
 from calibrant.targets import NofM, Sparsity, Target
+from calibrant.testing import tiny_model
 
 DAMPS = (0.001, 0.01, 0.1, 1.0, 10.0)
 
@@ -126,3 +130,19 @@ def test_the_damping_that_errs_least_on_the_other_half_is_taken(target: Target, 
         unfitted.weight,
         SparseGPT(best).compress(weight, Seen({Gram: halves.fitted}), target).weight,
     )
+
+
+def test_a_plan_counts_each_damping_and_the_grams_of_both_halves():
+    shape = ModelShape.of(view(tiny_model("llama")))
+    plain = SparseGPT()
+    halved = HeldOut(damps=(0.01, 0.1, 1.0))
+    rates = Rates(products=1e9, exact=1e9, grams=1e9, passes=1e9)
+    once = method_seconds(shape, 64, 64, plain, rates)
+    assert method_seconds(shape, 64, 64, halved, rates) == pytest.approx(4 * once)
+    widest = max(matrix.inputs for matrix in shape.matrices)
+    largest = max(matrix.numbers for matrix in shape.matrices)
+    added = 4 * 2 * (widest**2 + largest)
+    for device in (CPU, torch.device("cuda")):
+        needs = Needs.of(shape, 64, torch.float32, plain, device=device)
+        more = Needs.of(shape, 64, torch.float32, halved, device=device)
+        assert more.work == needs.work + added

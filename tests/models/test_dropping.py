@@ -27,6 +27,7 @@ SAID_OTHERWISE: Final[dict[str, dict[str, Any]]] = {
     "gpt_neox_japanese": {},
     "granite_swa": {"layer_rope_theta": [1e4, 1e2, 1e4]},
     "laguna": {"num_attention_heads_per_layer": [4, 2, 4]},
+    "llama4_text": {"moe_layers": [0, 2]},
     "mamba": {},
     "mamba2": {},
     "minimax": {"layer_types": ["linear_attention", "full_attention", "full_attention"]},
@@ -121,6 +122,7 @@ def test_what_the_configuration_can_not_describe_is_refused_and_nothing_changes(
         ("beam", "model.layers.0.attn_residual_add_idx"),
         ("diffllama", "model.layers.0.self_attn.lambda_init"),
         ("minicpm3", "model.layers.0.residual_scale"),
+        ("zamba2", "model.layers.0.shared_transformer.feed_forward.layer_dic"),
     ],
 )
 def test_blocks_that_compute_with_their_place_or_with_how_many_there_are_stay(family, subject):

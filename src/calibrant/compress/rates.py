@@ -13,7 +13,7 @@ import torch
 from calibrant.activations import Gram
 from calibrant.compress.costs import ROWS, peak
 from calibrant.compress.room import looks_at_grams
-from calibrant.methods import Method
+from calibrant.methods import MatrixMethod, Method
 from calibrant.models import ModelOutline, ModelShape
 from calibrant.models.devices import wait_for
 from calibrant.targets import GgufBudget, GgufRecipe, Target
@@ -222,6 +222,10 @@ def method_seconds(
         exact += work.products * matrix.numbers * matrix.inputs
         columns += matrix.inputs
     exact += work.cubes * sum(width**3 for width in shape.input_widths)
+    if isinstance(method, MatrixMethod):
+        passes *= method.compressions
+        exact *= method.compressions
+        columns *= method.compressions
     seconds = passes / rates.passes + exact / rates.exact
     seconds += work.steps * columns * rates.launch
     again = work.again + method.tokens_again(tokens, length)

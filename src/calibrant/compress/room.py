@@ -10,7 +10,7 @@ from typing import Final, final
 import psutil
 import torch
 
-from calibrant.activations import CHUNK, EXACT_CHUNK, Gram, Propagation
+from calibrant.activations import CHUNK, EXACT_CHUNK, Propagation
 from calibrant.compress.recipe import PROPAGATIONS, Recipe
 from calibrant.data import CalibrationSet, TokenBatch
 from calibrant.data.select import Selector
@@ -301,7 +301,7 @@ def needs_of_open(
 
 def looks_at_grams(method: Method) -> bool:
     """Return whether a method observes Grams, which are as wide as a matrix has inputs."""
-    return any(issubclass(kind, Gram) for kind in method.observes)
+    return any(kind.square for kind in method.observes)
 
 
 def goes_by_matrix(method: Method) -> bool:

@@ -211,6 +211,11 @@ class MatrixMethod(Method, ABC):
             return self.copies
         return max(self.copies, self.copies_elsewhere)
 
+    @property
+    def compressions(self) -> int:
+        """How often a matrix is compressed until one of the results stays."""
+        return 1
+
     def squares(self, sources: int) -> int:
         """Return how many square matrices in float32, as large as a Gram, are in memory at once,
         with so many sources in the calibration set.

@@ -35,7 +35,7 @@ PER_LAYER: Final = (
     "num_attention_heads_per_layer",
 )
 """Entries of a configuration that say something of each block."""
-LAYER_INDICES: Final = ("mlp_only_layers", "attn_layer_indices")
+LAYER_INDICES: Final = ("mlp_only_layers", "attn_layer_indices", "moe_layers", "hybrid_layer_ids")
 """Entries of a configuration that list some blocks by number."""
 CACHE_KEYS: Final = ("layer_idx", "layer_id")
 """Attributes of modules that say where in the cache their block's keys and values are."""
@@ -236,12 +236,19 @@ def _check_describable(model: PreTrainedModel, layers: str, remaining: list[int]
 
 def _attributes(block: nn.Module, block_name: str) -> dict[str, object]:
     """What the modules of a block may compute with besides tensors: single numbers, names and
-    switches.
+    switches, and tables of numbers, such as Zamba2's of which block uses which adapter.
     """
     attributes: dict[str, object] = {}
     for module_name, module in block.named_modules(prefix=block_name):
         for name, value in vars(module).items():
-            if name not in PLACES and (value is None or isinstance(value, int | float | str)):
+            if name in PLACES:
+                continue
+            is_single = value is None or isinstance(value, int | float | str)
+            is_table = isinstance(value, dict) and all(
+                isinstance(each, int) for each in value.values()
+            )
+            # Torch's own tables begin with an underscore.
+            if is_single or (is_table and not name.startswith("_")):
                 attributes[f"{module_name}.{name}"] = value
     return attributes
 

@@ -44,6 +44,8 @@ class HalvedGram(InputStatistic):
     the middle of its rows; of a single row `measured` is None.
     """
 
+    square = True
+
     def __init__(self, fitted: Gram, measured: Gram | None, batches: int = 1) -> None:
         self.fitted = fitted
         self.measured = measured
@@ -153,9 +155,15 @@ class HeldOut(MatrixMethod):
         differs = "with its own damping, not one that is chosen on a half of the data"
         return standing_in(self.method, target, f"{self.method} {differs}")
 
+    @property
+    def compressions(self) -> int:
+        return len(self.damps) + int(self.refit)
+
+    def squares(self, sources: int) -> int:
+        # The Grams of the halves and of both, one of which the method counts too.
+        return self.method.squares(sources) + 2
+
     def copies_on(self, device: torch.device) -> int:
-        if device.type == "cpu":
-            return self.copies
         # Beside the matrix as it was, the best result until now.
         return self.method.copies_on(device) + 2
 
