@@ -98,8 +98,10 @@ class Pattern:
         """Return responses from sums over the words of each group, in the same standard
         deviations.
         """
-        means = sums / self.counts.to(sums.device)[:, None]
-        return _per(means, self.deviations[block].to(means.device))
+        counts = self.counts.to(sums.device)
+        means = sums / counts[:, None]
+        deviations = self.deviations[block].to(sums.device)
+        return _per(means, deviations)
 
 
 @final
@@ -182,9 +184,9 @@ def pattern(
     real = _GroupSums(size, projections)
     shuffled = [_GroupSums(size, projections) for _ in range(shuffles)]
 
-    def on_neurons(labels: Sequence[Tensor], block: int, rows: Tensor) -> None:
-        for sums, order in zip((real, *shuffled), labels, strict=True):
-            sums.add(block, rows, order)
+    def on_neurons(orders: Sequence[Tensor], block: int, rows: Tensor) -> None:
+        for sums, labels in zip((real, *shuffled), orders, strict=True):
+            sums.add(block, rows, labels)
 
     for number, (window_words, labels) in enumerate(readings, start=1):
         # The labels as they are, and a shuffle for each of the sums by chance.
@@ -198,19 +200,17 @@ def pattern(
     deviations = [(squares / freedom).sqrt() for squares in real.squares]
     # Groups of 2ⁿ⁻¹ to 2ⁿ - 1 words are a class.
     classes = [int(count).bit_length() for count in counts]
-    thresholds, tested = _thresholds(
-        _scores(real, deviations, variances),
-        [_scores(sums, deviations, variances) for sums in shuffled],
-        classes,
-    )
+    shuffled_scores = [_scores(sums, deviations, variances) for sums in shuffled]
+    thresholds, tested = _thresholds(_scores(real, deviations, variances), shuffled_scores, classes)
     least = torch.tensor([thresholds[kind] for kind in classes], dtype=torch.float64)
     responses: list[Tensor] = []
     for block, scores in enumerate(_scores(real, deviations, variances)):
-        sums = real.sums[block]
+        block_sums = real.sums[block]
+        means = block_sums / counts.to(block_sums)[:, None]
         # A response that isn't real counts as zero, so that a pattern can be compared as a whole.
-        kept = scores.abs() >= least.to(scores)[:, None]
-        means = sums / counts.to(sums)[:, None]
-        responses.append((_per(means, deviations[block]) * kept).float())
+        is_real = scores.abs() >= least.to(scores)[:, None]
+        kept = _per(means, deviations[block]) * is_real
+        responses.append(kept.float())
     real_count = sum(int((block != 0).sum()) for block in responses)
     return Pattern(counts, tuple(responses), tuple(deviations), thresholds, tested, real_count)
 
@@ -233,26 +233,28 @@ def shown(
 
     def on_neurons(labels: Tensor, matched: Tensor, block: int, rows: Tensor) -> None:
         sums.add(block, rows, labels)
+        device = rows.device
         inside = (labels >= 0).nonzero().flatten()
         groups = labels[inside]
         # The dense model may have been on another device.
-        deviations = dense.deviations[block].to(rows.device)
+        deviations = dense.deviations[block].to(device)
+        scaled = _per(rows[inside.to(device)], deviations)
         responses_of_groups = dense.responses[block]
-        scaled = _per(rows[inside.to(rows.device)], deviations)
-        expected = responses_of_groups[groups.to(responses_of_groups.device)].to(rows.device)
-        matched.index_add_(0, groups, (expected * scaled).sum(1).cpu().double())
+        expected = responses_of_groups[groups.to(responses_of_groups.device)].to(device)
+        products = (expected * scaled).sum(1)
+        matched.index_add_(0, groups, products.cpu().double())
 
     for number, (window_words, labels) in enumerate(readings, start=1):
-        matched = by_window[number - 1]
-        nats.append(
-            _read(model, projections, window_words, partial(on_neurons, labels, matched), measured)
-        )
+        # A view: what is added to the row stands in the table.
+        listener = partial(on_neurons, labels, by_window[number - 1])
+        nats.append(_read(model, projections, window_words, listener, measured))
         progress("reading words", number, len(readings))
     by_block: list[Tensor] = []
     responses: list[Tensor] = []
     for block, expected in enumerate(dense.responses):
         ours = dense.scaled(block, sums.sums[block])
-        by_block.append((expected.to(ours.device) * ours).sum(1).cpu().double())
+        products = (expected.to(ours.device) * ours).sum(1)
+        by_block.append(products.cpu().double())
         if whole:
             responses.append(ours.float().cpu())
     return Shown(torch.stack(by_block), by_window, tuple(nats), tuple(responses))
@@ -303,7 +305,9 @@ def _listening(
                 subject=projections[number].name,
             )
         called.add(number)
-        rows = inputs.reshape(tokens, -1)[places.to(inputs.device)].to(exact_type(inputs.device))
+        by_token = inputs.reshape(tokens, -1)
+        at_words = by_token[places.to(inputs.device)]
+        rows = at_words.to(exact_type(inputs.device))
         # The mean of no rows would be NaN.
         if len(rows):
             rows = rows - rows.mean(0, keepdim=True)
@@ -342,9 +346,9 @@ class _GroupSums:
         self, block: int, rows: Float[Tensor, "word neuron"], labels: Int[Tensor, " word"]
     ) -> None:
         """Add the rows of a window's words, those of words in no group to the squares alone."""
-        chosen = (labels >= 0).nonzero().flatten()
-        groups = labels[chosen].to(rows.device)
-        self.sums[block].index_add_(0, groups, rows[chosen.to(rows.device)])
+        inside = (labels >= 0).nonzero().flatten()
+        groups = labels[inside].to(rows.device)
+        self.sums[block].index_add_(0, groups, rows[inside.to(rows.device)])
         self.squares[block] += rows.square().sum(0)
 
 
@@ -381,9 +385,10 @@ def _scores(
     sums: _GroupSums, deviations: Sequence[Float[Tensor, " _"]], variances: Float[Tensor, " group"]
 ) -> Iterator[Float[Tensor, "group _"]]:
     """Yield the z of each block."""
-    for block, deviation in zip(sums.sums, deviations, strict=True):
-        variance = variances.to(block).clamp(min=torch.finfo(block.dtype).tiny)
-        yield _per(block, deviation) / variance.sqrt()[:, None]
+    for block_sums, deviation in zip(sums.sums, deviations, strict=True):
+        tiny = torch.finfo(block_sums.dtype).tiny
+        variance = variances.to(block_sums).clamp(min=tiny)
+        yield _per(block_sums, deviation) / variance.sqrt()[:, None]
 
 
 def _thresholds(

@@ -169,9 +169,11 @@ def score_named(
     def keep(new: Mapping[int, Scored]) -> None:
         results.update(new)
         entries: dict[str, list[Any]] = {}
+        # Each name once, in the order in which results came.
         for name in dict.fromkeys(owners[index] for index in new):
-            if all(index in results for index in spans[name]):
-                entries[name] = [results[index].entry() for index in spans[name]]
+            places = spans[name]
+            if all(index in results for index in places):
+                entries[name] = [results[index].entry() for index in places]
         journal.add(entries)
         steps.add(len(new))
 
@@ -308,22 +310,22 @@ class _Trees:
         capacity = _Load()
         for _, members in itertools.groupby(order, key=context_of):
             group = list(members)
-            # A context begins a new pass where that keeps its requests together.
-            begins_pass = False
+            begins_pass = True
             if packs:
+                # A context begins a new pass where that keeps its requests together.
                 together = load + self._load(group, after=packs[-1][-1])
                 alone = self._load(group)
                 begins_pass = not together.fits(capacity) and alone.fits(self._capacity(group[0]))
-            for number, index in enumerate(group):
-                extended = load
-                if packs:
-                    extended = load + self._load([index], after=packs[-1][-1])
-                if not packs or (begins_pass and number == 0) or not extended.fits(capacity):
+            for index in group:
+                if not begins_pass:
+                    load += self._load([index], after=packs[-1][-1])
+                    begins_pass = not load.fits(capacity)
+                if begins_pass:
                     packs.append([])
                     capacity = self._capacity(index)
-                    extended = self._load([index])
+                    load = self._load([index])
+                    begins_pass = False
                 packs[-1].append(index)
-                load = extended
         return packs
 
     def _capacity(self, first: int) -> _Load:
@@ -352,6 +354,7 @@ class _Trees:
         """Run one forward over the tree of these requests."""
         requests = [self._requests[index] for index in pack]
         tree = _grow(requests, self._shared)
+        # The tokens that anything is predicted from, each once.
         rows = sorted(set(itertools.chain.from_iterable(tree.predicting)))
         device = self._model.device
         head_rows = accepted(self._model, logits_to_keep=torch.tensor(rows, device=device))
@@ -372,7 +375,9 @@ class _Trees:
         if head_rows:
             # Only the rows that predict came back.
             place = {row: number for number, row in enumerate(rows)}
-            predicting = [[place[row] for row in scored] for scored in predicting]
+            predicting = []
+            for rows_of_request in tree.predicting:
+                predicting.append([place[row] for row in rows_of_request])
         return dict(zip(pack, _read(logits, requests, predicting), strict=True))
 
     @cached_property
@@ -467,8 +472,8 @@ class _PaddedRows:
         results: dict[int, Scored] = {}
         for index, logits in zip(pack, predictions(self._model, windows), strict=True):
             request = self._requests[index]
-            rows = list(range(len(request.continuation)))
-            results[index] = _read(logits, [request], [rows])[0]
+            rows = range(len(request.continuation))
+            (results[index],) = _read(logits, [request], [rows])
         return results
 
 
@@ -479,15 +484,19 @@ def _read(
     size = max(1, _LOGITS_AT_ONCE // logits.shape[1])
     totals = torch.cat([wide(part).logsumexp(-1) for part in logits.split(size)])
     most_probable = torch.cat([part.argmax(-1) for part in logits.split(size)])
-    all_rows = list(itertools.chain.from_iterable(rows))
-    continuations = [request.continuation for request in requests]
-    words = list(itertools.chain.from_iterable(continuations))
+    all_rows: list[int] = []
+    all_ids: list[int] = []
+    lengths: list[int] = []
+    for request, rows_of_request in zip(requests, rows, strict=True):
+        all_rows += rows_of_request
+        all_ids += request.continuation
+        lengths.append(len(request.continuation))
     places = torch.tensor(all_rows, device=logits.device)
-    targets = torch.tensor(words, device=logits.device)
+    targets = torch.tensor(all_ids, device=logits.device)
+    target_logits = wide(logits[places, targets])
     # A token's in float32 (or wider), their sum in float64, as everywhere.
-    nats = (totals[places] - wide(logits[places, targets])).cpu().double()
+    nats = (totals[places] - target_logits).cpu().double()
     hits = (most_probable[places] == targets).cpu()
-    lengths = [len(continuation) for continuation in continuations]
     results: list[Scored] = []
     for part, hit in zip(nats.split(lengths), hits.split(lengths), strict=True):
         results.append(Scored(float(part.sum()), len(part), bool(hit.all())))
