@@ -198,11 +198,12 @@ def mean_of(
     outcomes: Sequence[Outcome], value: str | None = None, weight: str | None = None
 ) -> tuple[float, float | None]:
     """Return the `ratio` of the outcomes' values and weights, or of the facts that are named."""
-    values: list[float] = []
-    weights: list[float] = []
-    for outcome in outcomes:
-        values.append(outcome.value if value is None else float(outcome.facts[value]))
-        weights.append(outcome.weight if weight is None else float(outcome.facts[weight]))
+    values = [outcome.value for outcome in outcomes]
+    weights = [outcome.weight for outcome in outcomes]
+    if value is not None:
+        values = [float(outcome.facts[value]) for outcome in outcomes]
+    if weight is not None:
+        weights = [float(outcome.facts[weight]) for outcome in outcomes]
     return ratio(values, weights)
 
 

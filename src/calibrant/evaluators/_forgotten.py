@@ -175,9 +175,10 @@ class Forgotten:
         """
         groups = self.dense.known
         pattern = self.dense.pattern
-        holding = (self.dense.by_document(self.dense.counts.double()) > 0).sum(0)
+        frequency = self.dense.by_document(self.dense.counts.double())
+        holding = (frequency > 0).sum(0)
         # Of a group without responses every block is NaN; any will do, since it isn't shown.
-        lost = self.lost_by_block.nan_to_num(-torch.inf).argmax(0)
+        most_lost = self.lost_by_block.nan_to_num(-torch.inf).argmax(0)
         raised_documents = self._document_losses.by_token()
         raised_next = self._next_losses.by_token()
         return {
@@ -188,7 +189,7 @@ class Forgotten:
             "kept": [round(float(self.kept[group]), DIGITS) for group in groups],
             "raised_documents": [_rounded(raised_documents[group]) for group in groups],
             "raised_next": [_rounded(raised_next[group]) for group in groups],
-            "block": [int(lost[group]) for group in groups],
+            "block": [int(most_lost[group]) for group in groups],
         }
 
     def _outcomes(self) -> list[Outcome]:
@@ -219,13 +220,16 @@ class Forgotten:
         thresholds: dict[str, float | None] = {}
         for kind, least in sorted(pattern.thresholds.items()):
             thresholds[f"{2 ** (kind - 1)} to {2**kind - 1} words"] = _rounded(least)
-        dense = self.dense.shown.by_block[:, known]
-        whole_shares = (dense / dense.sum(0)).sum(1).tolist()
+        by_block = self.dense.shown.by_block[:, known]
+        whole_shares = (by_block / by_block.sum(0)).sum(1).tolist()
         lost_shares = self.lost_by_block[:, known].sum(1).tolist()
         kept: list[float | None] = []
         for lost, whole in zip(lost_shares, whole_shares, strict=True):
             # A block to whose neurons no group belongs has nothing to keep.
-            kept.append(_rounded(1 - lost / whole) if whole else None)
+            kept_share = None
+            if whole:
+                kept_share = _rounded(1 - lost / whole)
+            kept.append(kept_share)
         groups = self.dense.groups
         return {
             "groups": len(known),
@@ -239,14 +243,17 @@ class Forgotten:
 
     def _relation(self, losses: "_Losses") -> "Relation":
         groups = self.dense.known
-        tables = (
-            self.dense.by_document(self.dense.shown.by_window),
-            self.dense.by_document(self.shown.by_window),
-            losses.raised,
-            losses.tokens,
-            losses.frequency,
+
+        def of_known(table: Float[Tensor, "document group"]) -> Table:
+            return table[:, groups].numpy()
+
+        return Relation(
+            dense=of_known(self.dense.by_document(self.dense.shown.by_window)),
+            shown=of_known(self.dense.by_document(self.shown.by_window)),
+            raised=of_known(losses.raised),
+            tokens=of_known(losses.tokens),
+            frequency=of_known(losses.frequency),
         )
-        return Relation(*(table[:, groups].numpy() for table in tables))
 
     @cached_property
     def _document_losses(self) -> "_Losses":
@@ -255,7 +262,8 @@ class Forgotten:
         holds = (frequency > 0).double()
         # [document, 2]: the nats, and the tokens.
         sums = torch.tensor(list(self.raised_by_document.values()), dtype=torch.float64)
-        return _Losses(holds * sums[:, :1], holds * sums[:, 1:], frequency)
+        nats, tokens = sums.split(1, dim=1)
+        return _Losses(holds * nats, holds * tokens, frequency)
 
     @cached_property
     def _next_losses(self) -> "_Losses":
@@ -319,7 +327,8 @@ class Relation:
         generator = np.random.default_rng(seed)
         resampled: list[float] = []
         # A single document says nothing of others.
-        for _ in range(RESAMPLES if documents > 1 else 0):
+        resamples = RESAMPLES if documents > 1 else 0
+        for _ in range(resamples):
             # A resample of the documents: how often each was drawn.
             weights = generator.multinomial(documents, every_once / documents).astype(np.float64)
             resampled_value, _ = self._correlations(weights)

@@ -190,9 +190,10 @@ def score_windows(
     steps = Steps(subject.progress, f"measuring {name}", scored_tokens(windows))
     for places in by_length([len(window.ids) for window in windows], tokens_per_batch):
         batch = [windows[place] for place in places]
-        entries = [entry.format(window.name) for window in batch]
-        if not all(name in journal for name in entries):
-            journal.add(dict(zip(entries, score(batch), strict=True)))
+        entry_names = [entry.format(window.name) for window in batch]
+        if not all(entry_name in journal for entry_name in entry_names):
+            scored = score(batch)
+            journal.add(dict(zip(entry_names, scored, strict=True)))
         steps.add(scored_tokens(batch))
     return {window.name: journal[entry.format(window.name)] for window in windows}
 

@@ -145,9 +145,12 @@ def grouped(
     """Return the `most` frequent of the groups that stand at least `least` times in the windows,
     and in two windows or more. `DataError` if there are none.
     """
-    counts, window_counts = _counted([window.words for window in windows])
+    counts, windows_of_words = _counted([window.words for window in windows])
     # A word of fewer windows is never stored, so it names nothing.
-    common = {word: count for word, count in counts.items() if window_counts[word] >= WINDOWS}
+    common: dict[str, int] = {}
+    for word, count in counts.items():
+        if windows_of_words[word] >= WINDOWS:
+            common[word] = count
     match groups:
         case "words":
             names = {word: word for word in counts}
@@ -160,10 +163,10 @@ def grouped(
     groups_of_windows: list[list[str]] = []
     for window in windows:
         groups_of_windows.append([names[word] for word in window.words if word in names])
-    sizes, window_counts = _counted(groups_of_windows)
+    sizes, windows_of_groups = _counted(groups_of_windows)
     frequent: list[str] = []
     for name in _by_frequency(sizes):
-        if sizes[name] >= least and window_counts[name] >= WINDOWS:
+        if sizes[name] >= least and windows_of_groups[name] >= WINDOWS:
             frequent.append(name)
     kept = frequent[:most]
     if not kept:
@@ -293,8 +296,11 @@ def _clusters(
     members: dict[int, list[str]] = {}
     for word, label in zip(frequent, labels, strict=True):
         members.setdefault(label, []).append(word)
-    names = {label: ", ".join(cluster[:3]) for label, cluster in members.items()}
-    return {word: names[label] for word, label in zip(frequent, labels, strict=True)}
+    names: dict[str, str] = {}
+    for cluster in members.values():
+        name = ", ".join(cluster[:3])
+        names |= dict.fromkeys(cluster, name)
+    return names
 
 
 def spherical(points: Float[Tensor, "point feature"], count: int) -> list[int]:

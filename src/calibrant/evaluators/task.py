@@ -27,7 +27,7 @@ import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import torch
 
@@ -124,10 +124,10 @@ class Task(SourceEvaluator):
         for item in items:
             # A single option isn't ranked, and needs no likelihood without its question.
             if len(item.options) > 1:
-                options = item.options
-                bare[f"{item.name} bare"] = [
-                    tokens.request(option.bare, option.continuation) for option in options
-                ]
+                without_question: list[Request] = []
+                for option in item.options:
+                    without_question.append(tokens.request(option.bare, option.continuation))
+                bare[f"{item.name} bare"] = without_question
         total = sum(map(len, asked.values())) + sum(map(len, bare.values()))
         steps = Steps(subject.progress, f"measuring {self}", total)
         results: dict[str, list[Scored]] = {}
@@ -143,8 +143,8 @@ class Task(SourceEvaluator):
             )
         answered: list[_Answered] = []
         for item in items:
-            without_question = results.get(f"{item.name} bare", [])
-            answered.append(_Answered(item, results[item.name], without_question))
+            scored_bare = results.get(f"{item.name} bare", [])
+            answered.append(_Answered(item, results[item.name], scored_bare))
         return self._measurement(answered, passed_over)
 
     @cached_property
@@ -233,6 +233,7 @@ class Task(SourceEvaluator):
         items = [[name, weight] for name, (_, weight) in results.items()]
         facts = {**facts, "items": identity(items)}
         unit = "share"
+        better: Literal["lower", "higher"] = "lower"
         chance = None
         if metric not in RANKED:
             unit = "nats/token"
@@ -240,6 +241,7 @@ class Task(SourceEvaluator):
         elif metric.startswith("offered"):
             unit = "nats/question"
         else:
+            better = "higher"
             chance = sum(1 / len(answer.item.options) for answer in answered) / len(answered)
             # `acc_prior` takes off what is likely without the question, so that says nothing.
             if metric != "acc_prior":
@@ -252,7 +254,7 @@ class Task(SourceEvaluator):
             stderr=error,
             n=len(results),
             unit=unit,
-            better="higher" if unit == "share" else "lower",
+            better=better,
             chance=chance,
             facts=facts,
         )
@@ -318,7 +320,8 @@ class _Answered:
         """Return whether the right option comes first, or would without the question; of equals,
         the first one given does.
         """
-        nats = [scored.nats for scored in (self.bare if blind else self.options)]
+        likelihoods = self.bare if blind else self.options
+        nats = [scored.nats for scored in likelihoods]
         if metric == "acc_norm":
             sizes = [option.size for option in self.item.options]
             nats = [value / size for value, size in zip(nats, sizes, strict=True)]
@@ -360,10 +363,9 @@ def _requests(item: Item, exemplar_text: str, tokens: TokenizedTexts) -> list[Re
     """Return the requests of an item: one an option, and one for the worked solution, which
     stands where the answer would.
     """
-    requests = [
-        tokens.request(exemplar_text + option.context, option.continuation)
-        for option in item.options
-    ]
+    requests: list[Request] = []
+    for option in item.options:
+        requests.append(tokens.request(exemplar_text + option.context, option.continuation))
     if item.solution:
         requests.append(tokens.request(exemplar_text + item.right.context, f" {item.solution}"))
     return requests
