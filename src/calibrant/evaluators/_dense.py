@@ -191,9 +191,11 @@ def found_once(
     finding_id = identity([state(model), canonical(evaluator), evaluator.digest(), data])
     by_kind = _FOUND.setdefault(model, {})
     kind = evaluator.spec_name()
-    if kind not in by_kind or by_kind[kind][0] != finding_id:
-        by_kind[kind] = (finding_id, find())
-    return by_kind[kind][1]
+    known_id, found = by_kind.get(kind, ("", None))
+    if known_id != finding_id:
+        found = find()
+        by_kind[kind] = (finding_id, found)
+    return found
 
 
 @dataclass(frozen=True)

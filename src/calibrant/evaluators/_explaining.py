@@ -123,10 +123,10 @@ def _task(options: ExplainOptions) -> Words:
     """Return the task that is given, or the one of a source and groups."""
     tokens = options.tokens
     if options.task is None:
+        if tokens is None:
+            tokens = Words.tokens
         return Words(
-            source=options.source or SOURCE,
-            groups=options.groups or "words",
-            tokens=Words.tokens if tokens is None else tokens,
+            source=options.source or SOURCE, groups=options.groups or "words", tokens=tokens
         )
     task = evaluators.build(options.task)
     if not isinstance(task, Words):
@@ -140,7 +140,9 @@ def _task(options: ExplainOptions) -> Words:
                 f"{task} names its own {name}, and {given!r} was given beside it; give one of both",
                 subject=given,
             )
-    return task if tokens is None else cast(Words, task.limited(tokens))
+    if tokens is None:
+        return task
+    return cast(Words, task.limited(tokens))
 
 
 def _words(forgotten: Forgotten, tokenizer: PreTrainedTokenizerBase | None) -> list[dict[str, Any]]:
@@ -198,11 +200,15 @@ def _passages(forgotten: Forgotten, group: int, tokenizer: PreTrainedTokenizerBa
     lost = (forgotten.dense.shown.by_window - forgotten.shown.by_window)[:, group]
     passages: list[str] = []
     # Stable, so that of windows that lost as much the first is quoted.
-    for number in torch.argsort(lost, descending=True, stable=True).tolist()[:PASSAGES]:
+    order = torch.argsort(lost, descending=True, stable=True).tolist()
+    for number in order[:PASSAGES]:
         words, labels = forgotten.dense.readings[number]
-        places = (labels == group).nonzero().flatten().tolist()
-        if lost[number] > 0 and places:
-            place = words.places[places[0]]
-            ids = words.window.ids[max(0, place - BEFORE) : place + 1 + BEHIND]
-            passages.append(" ".join(str(tokenizer.decode(ids, skip_special_tokens=True)).split()))
+        words_of_group = (labels == group).nonzero().flatten().tolist()
+        if lost[number] > 0 and words_of_group:
+            place = words.places[words_of_group[0]]
+            begin = max(0, place - BEFORE)
+            ids = words.window.ids[begin : place + 1 + BEHIND]
+            text = str(tokenizer.decode(ids, skip_special_tokens=True))
+            # In one line, with single spaces.
+            passages.append(" ".join(text.split()))
     return passages

@@ -152,8 +152,12 @@ class Answering:
         """The token before a text that has nothing before it: the start token, or the end token
         where there is none.
         """
-        token = self.tokenizer.bos_token_id if self._prefix is None else self._prefix
-        return int(token) if isinstance(token, int) else self.eot_token_id
+        token = self._prefix
+        if token is None:
+            token = self.tokenizer.bos_token_id
+        if isinstance(token, int):
+            return int(token)
+        return self.eot_token_id
 
     @property
     def tokenizer_name(self) -> str:
@@ -171,7 +175,9 @@ class Answering:
         templates = self.tokenizer.chat_template
         if templates and not isinstance(templates, dict):
             return templates
-        name = chat_template if isinstance(chat_template, str) else "default"
+        name = "default"
+        if isinstance(chat_template, str):
+            name = chat_template
         if templates and name in templates:
             return templates[name]
         names = f"only {', '.join(templates)}" if templates else "none"
@@ -260,10 +266,12 @@ class Answering:
                 new = [place for place in batch if alike[place].name not in self._journal]
                 if not new:
                     continue
+                entries: dict[str, list[int]] = {}
                 # In the same company as ever, so that a run that was killed ends as one that
                 # wasn't.
-                written = dict(zip(batch, decoder.run(batch), strict=True))
-                entries = {alike[place].name: list(written[place].ids) for place in new}
+                for place, answer in zip(batch, decoder.run(batch), strict=True):
+                    if place in new:
+                        entries[alike[place].name] = list(answer.ids)
                 self._journal.add(entries)
                 steps.add(len(new))
         return [self._text(self._journal[prompt.name], prompt.ending) for prompt in prompts]

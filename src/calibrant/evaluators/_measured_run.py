@@ -73,10 +73,11 @@ class MeasuredRun:
                 "leave the reference out, or give a label",
                 subject=dense.name,
             )
+        dense_digest = "" if dense is None else dense.digest
         known_as = record.run.model
         if record.run.method["spec"] == MEASURED:
             # The digest is the finished model's own. In tables it stands by what it was made from.
-            known_as = "" if dense is None else dense.digest
+            known_as = dense_digest
         cell = _cell(record.run)
         with Store(folder) as store:
             cell = replace(cell, model=_name_in(store, record.run.model_name, known_as))
@@ -84,7 +85,7 @@ class MeasuredRun:
             # The cell comes first: a record without one would be taken for a study's.
             store.add_cell(cell)
             store.add_record(record)
-        return cls(folder, cell, reading_digest(opened), "" if dense is None else dense.digest)
+        return cls(folder, cell, reading_digest(opened), dense_digest)
 
     def once(self, task: Evaluator, measure: Callable[[], Measurement]) -> Measurement:
         """Return what the store has of `task` on this run, else what `measure` returns, which is
@@ -206,7 +207,10 @@ def _record(
         if dense_name and not is_itself:
             label = opened.name
             check_label(label, "")
-    run = _finished(opened, label, dense_name) if label else _untouched(opened)
+    if label:
+        run = _finished(opened, label, dense_name)
+    else:
+        run = _untouched(opened)
     return Record(run, 0.0, provenance=provenance(opened, Clock()))
 
 

@@ -154,8 +154,9 @@ def evaluate(options: EvaluateOptions) -> list[Measurement]:
     reference = None if dense is None else dense.model
     # No journal goes before all tasks are done, so that a call that is killed goes on from there.
     for task, journal, leak_count in zip(chosen, journals, leak_counts, strict=True):
-        known = (task, opened, options.progress, reference, journal, leak_count.count)
-        measure = partial(timed, *known)
+        measure = partial(
+            timed, task, opened, options.progress, reference, journal, leak_count.count
+        )
         if run is None:
             measured.append(measure())
         else:
@@ -452,8 +453,11 @@ def _dense_name(manifest: Mapping[str, Any] | None) -> str | None:
     """Return the name of the model that a compressed one was made from; None where its numbers were
     in no file.
     """
-    run = (manifest or {}).get("record", {}).get("run", {})
-    if str(run.get("model", "")).startswith(OF_TENSORS):
+    if manifest is None:
+        return None
+    run = manifest.get("record", {}).get("run", {})
+    digest = str(run.get("model", ""))
+    if digest.startswith(OF_TENSORS):
         return None
     return run.get("model_name")
 
@@ -520,7 +524,9 @@ def leaks(
 def _count_leaked(file: OwnData, measured: Sequence[Row]) -> int:
     """Return how many rows of a user's file are measured too."""
     leaked = find_leaks(file.part("calibrate").rows, measured)
-    return len({leak.row for leak in leaked if serious(leak)})
+    # A row may be leaked in several ways, and counts once.
+    leaked_rows = {leak.row for leak in leaked if serious(leak)}
+    return len(leaked_rows)
 
 
 def refuse(leaked_rows: Mapping[str, Mapping[str, int]]) -> None:

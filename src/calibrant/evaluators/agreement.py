@@ -323,12 +323,15 @@ def _joined(chunks: Sequence[_Chunk], roles: Sequence[Role] | None) -> _Compared
     tokens: list[TokenDivergence] = []
     for chunk in chunks:
         tokens += chunk.tokens
+    by_role = None
+    if roles is not None:
+        by_role = role_sums(roles, tokens)
     return _Compared(
         divergence=sum(chunk.divergence for chunk in chunks),
         agreed=sum(chunk.agreed for chunk in chunks),
         by_token=[float(np.float32(token.divergence)) for token in tokens],
         nats=math.fsum(chunk.nats for chunk in chunks),
-        roles=None if roles is None else role_sums(roles, tokens),
+        roles=by_role,
     )
 
 
@@ -346,7 +349,9 @@ def _chunk(
     model_logits = wide(ours.to(reference.device))
     divergence = divergences(dense_logits, model_logits)
     if not bool(divergence.isfinite().all()):
-        whose = "the model's" if bool(dense_logits.isfinite().all()) else "the reference's"
+        whose = "the reference's"
+        if bool(dense_logits.isfinite().all()):
+            whose = "the model's"
         raise NumericsError(
             f"the agreement on {measured} can't be told: {whose} outputs aren't finite",
             subject=measured,

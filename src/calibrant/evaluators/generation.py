@@ -174,7 +174,9 @@ class Generation(SourceEvaluator):
         return draw_exemplars(pool, self.seed)[: self.shots]
 
     def _form(self, cot: bool) -> Format:
-        return held_out(self.name, "cot" if cot else "qa")[1]
+        format_name = "cot" if cot else "qa"
+        _, form = held_out(self.name, format_name)
+        return form
 
     def _reader(self, subject: Subject, rows: Sequence[Row]) -> "_AnswerReader":
         if not self.template:
@@ -304,9 +306,8 @@ class _TextReader(_AnswerReader):
         self.cot = cot
         self.special = special_ids(tokenizer)
         openers = sorted(set(map(_opener, rows)))
-        self.question_opening = re.compile(
-            "|".join(rf"(?:^|\n){re.escape(word)}" for word in openers)
-        )
+        patterns = [rf"(?:^|\n){re.escape(opener)}" for opener in openers]
+        self.question_opening = re.compile("|".join(patterns))
 
     @property
     def most(self) -> int:
@@ -343,8 +344,10 @@ class _TextReader(_AnswerReader):
         opened = self.question_opening.search(text)
         if opened:
             ends.append(opened.start())
+        # An answer alone is one line; reasoning goes on until a blank one.
+        ending = BETWEEN if self.cot else "\n"
         begin = len(text) - len(text.lstrip())
-        stop = text.find(BETWEEN if self.cot else "\n", begin)
+        stop = text.find(ending, begin)
         if begin < len(text) and stop >= 0:
             ends.append(stop)
         return min(ends, default=None)

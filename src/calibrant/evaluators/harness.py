@@ -28,7 +28,7 @@ from collections.abc import Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import numpy as np
 import torch
@@ -91,7 +91,9 @@ class Harness(Evaluator):
 
     def digest(self) -> str:
         """Return what the user's folder of tasks holds."""
-        return digest_of_folder(self.include_path) if self.include_path else ""
+        if not self.include_path:
+            return ""
+        return digest_of_folder(self.include_path)
 
     def limited(self, limit: int) -> "Harness":
         """Return the same with the first `limit` documents."""
@@ -169,7 +171,9 @@ class Harness(Evaluator):
                 f"the task is always put without exemplars",
                 subject=self.task,
             )
-        shots = (usual or 0) if self.num_fewshot is None else self.num_fewshot
+        shots = self.num_fewshot
+        if shots is None:
+            shots = usual or 0
         task.set_config(key="num_fewshot", value=shots)
         task.set_fewshot_seed(seed=SEEDS["fewshot"])
 
@@ -223,10 +227,9 @@ class _HarnessResults:
             document_facts = {key: values[number] for key, values in facts.items()}
             outcomes.append(Outcome(name, *summand, facts=document_facts))
         shared_facts = self._shared_facts(names)
-        scores = {
-            metric: self._score(metric, len(primary_samples), shared_facts)
-            for metric in self._values
-        }
+        scores: dict[str, Score] = {}
+        for metric in self._values:
+            scores[metric] = self._score(metric, len(primary_samples), shared_facts)
         primary_score = scores.pop(primary)
         if not math.isfinite(primary_score.value):
             raise NumericsError(
@@ -309,18 +312,30 @@ class _HarnessResults:
 
     def _score(self, name: str, count: int, shared_facts: Mapping[str, Any]) -> Score:
         metric, _, filter_name = name.partition(",")
+        shown_name = metric
+        if filter_name != "none":
+            shown_name = f"{metric} ({filter_name})"
         summands = self._summands[name]
-        error = _ratio(summands)[1] if summands else None
-        rises = self._part("higher_is_better").get(metric)
+        error = None
+        if summands:
+            _, error = _ratio(summands)
+        higher_is_better = self._part("higher_is_better").get(metric)
+        # Where a task doesn't say, more is better.
+        better: Literal["lower", "higher"] = "higher"
+        if higher_is_better is False:
+            better = "lower"
+        chance = None
+        if metric in ACCURACIES:
+            chance = self._chance()
         return Score(
             measured=f"{self._name}, {shared_facts['shots']}-shot (harness)",
-            metric=metric if filter_name == "none" else f"{metric} ({filter_name})",
+            metric=shown_name,
             value=self._values[name],
             stderr=error,
             n=count,
             unit=UNITS.get(metric, ""),
-            better="lower" if rises is False else "higher",
-            chance=self._chance() if metric in ACCURACIES else None,
+            better=better,
+            chance=chance,
             facts={**shared_facts, "filter": filter_name},
         )
 
@@ -364,9 +379,10 @@ class _HarnessResults:
         for sample in self._first_samples:
             document = sample["doc"]
             choices = self._task.doc_to_choice(document)
+            answer = sample["target"]
             # A task with several inputs has its answer where others have their question.
-            several = getattr(self._task, "multiple_input", 0)
-            answer = self._task.doc_to_text(document) if several else sample["target"]
+            if getattr(self._task, "multiple_input", 0):
+                answer = self._task.doc_to_text(document)
             answers = answer if isinstance(answer, list) else [answer]
             right: set[int] = set()
             for choice in answers:
@@ -388,8 +404,10 @@ def language_model() -> type[Any]:
     # First: the harness fills an empty registry only, and so would miss its own models.
     _harness("lm_eval.models")
     about = {"__module__": __name__, "__qualname__": "CalibrantLM", "__doc__": Answering.__doc__}
-    model = type("CalibrantLM", (Answering, _harness("lm_eval.api.model").LM), about)
-    return _harness("lm_eval.api.registry").register_model(NAME)(model)
+    bases = (Answering, _harness("lm_eval.api.model").LM)
+    model = type("CalibrantLM", bases, about)
+    register = _harness("lm_eval.api.registry").register_model(NAME)
+    return register(model)
 
 
 def main() -> None:
@@ -419,7 +437,9 @@ def _tasks(include_path: str | None, defaults: bool) -> Any:
     """Return the harness's list of tasks; read once in a process, and whenever files of a user's
     folder changed.
     """
-    content = "" if include_path is None else digest_of_folder(include_path)
+    content = ""
+    if include_path is not None:
+        content = digest_of_folder(include_path)
     return _tasks_of(include_path, content, defaults)
 
 
@@ -523,7 +543,8 @@ def _is_likelihood(value: Any) -> bool:
     """Return whether a document's value is a log likelihood and a number of bytes."""
     if not isinstance(value, tuple | list) or len(value) != 2:
         return False
-    return _is_number(value[0]) and _is_number(value[1]) and bool(value[1] > 0)
+    likelihood, size = value
+    return _is_number(likelihood) and _is_number(size) and bool(size > 0)
 
 
 def _distinct(hashes: Sequence[str]) -> list[str]:
@@ -533,7 +554,10 @@ def _distinct(hashes: Sequence[str]) -> list[str]:
     for name in hashes:
         count = counts.get(name, 0) + 1
         counts[name] = count
-        names.append(name if count == 1 else f"{name}-{count}")
+        if count == 1:
+            names.append(name)
+        else:
+            names.append(f"{name}-{count}")
     return names
 
 

@@ -84,10 +84,10 @@ class LanguageNeurons(Evaluator):
     @property
     def _texts(self) -> Mapping[str, Loss]:
         """Of each language the text that is read: the windows of `loss`."""
-        return {
-            source: Loss(source=source, tokens=self.tokens, length=self.length)
-            for source in self.sources
-        }
+        texts: dict[str, Loss] = {}
+        for source in self.sources:
+            texts[source] = Loss(source=source, tokens=self.tokens, length=self.length)
+        return texts
 
     def rows(self) -> Iterator[Row]:
         """Return the rows of all measured parts."""
@@ -101,7 +101,9 @@ class LanguageNeurons(Evaluator):
     def digest(self) -> str:
         """Return that of the measured files, of which there are any."""
         digests = [text.digest() for text in self._texts.values()]
-        return identity(digests) if any(digests) else ""
+        if not any(digests):
+            return ""
+        return identity(digests)
 
     def limited(self, limit: int) -> "LanguageNeurons":
         """Return the same with a budget of `limit` tokens a language."""
@@ -207,8 +209,9 @@ class Lape:
         """
         highest = math.log(len(self.languages))
         total = self.probability.sum(0)
+        tiny = torch.finfo(total.dtype).tiny
         # The clamp only keeps 0/0 away, which `where` answers below.
-        shares = self.probability / total.clamp(min=torch.finfo(self.probability.dtype).tiny)
+        shares = self.probability / total.clamp(min=tiny)
         entropies = -torch.special.xlogy(shares, shares).sum(0)
         return torch.where(total > 0, entropies.clamp(0.0, highest), highest)
 
@@ -218,7 +221,8 @@ class Lape:
         interpolation.
         """
         values = self.probability.flatten()
-        return float(values.kthvalue(max(1, round(len(values) * self.quantile))).values)
+        rank = max(1, round(len(values) * self.quantile))
+        return float(values.kthvalue(rank).values)
 
     @cached_property
     def specific(self) -> Bool[Tensor, "language neuron"]:
@@ -228,7 +232,8 @@ class Lape:
         above = self.probability > self.threshold
         candidates = self.entropy.masked_fill(~above.any(0), math.inf)
         # The share is of all neurons, also of those that no language activates often.
-        chosen = candidates.argsort(stable=True)[: round(self.lowest * len(candidates))]
+        count = round(self.lowest * len(candidates))
+        chosen = candidates.argsort(stable=True)[:count]
         marked = torch.zeros_like(above)
         marked[:, chosen] = above[:, chosen]
         return marked
@@ -237,7 +242,8 @@ class Lape:
     def counts(self) -> Int[Tensor, "language block"]:
         """How many neurons of each block are specific to each language; one may be to several."""
         blocks = self.specific.split(list(self.sizes), dim=1)
-        return torch.stack([block.sum(1) for block in blocks], dim=1)
+        by_block = [block.sum(1) for block in blocks]
+        return torch.stack(by_block, dim=1)
 
     def neurons(self, language: str) -> list[tuple[int, int]]:
         """Return the neurons that are specific to `language`, as block and number in it.
@@ -294,9 +300,10 @@ class Lape:
         }
 
     def __repr__(self) -> str:
-        specific = zip(self.languages, self.specific.sum(1).tolist(), strict=True)
-        counts = ", ".join(f"{name}: {count}" for name, count in specific)
-        return f"Lape({self.model}, {sum(self.sizes)} neurons, specific {counts})"
+        counts: list[str] = []
+        for name, count in zip(self.languages, self.specific.sum(1).tolist(), strict=True):
+            counts.append(f"{name}: {count}")
+        return f"Lape({self.model}, {sum(self.sizes)} neurons, specific {', '.join(counts)})"
 
     def _repr_html_(self) -> str:
         blocks = [f"block {block}" for block in range(len(self.sizes))]
@@ -396,9 +403,8 @@ def read_languages(
     probabilities: list[Tensor] = []
     for language, batch in batches.items():
         if language not in shares_journal:
-            shares = _active_shares(
-                model_view, modules, batch, partial(progress, f"neurons for {language}")
-            )
+            progress_of_language = partial(progress, f"neurons for {language}")
+            shares = _active_shares(model_view, modules, batch, progress_of_language)
             shares_journal.add({language: [share.tolist() for share in shares]})
         by_block: list[list[float]] = shares_journal[language]
         sizes = tuple(map(len, by_block))

@@ -166,6 +166,7 @@ def measure_loss(
     if size:
         bits = sum(outcome.value for outcome in outcomes) / math.log(2)
         in_bytes = {"bits_per_byte": bits / size, "bytes": size}
+    perplexity = math.exp(loss) if loss < LARGEST else math.inf
     whole = Score(
         measured=measured,
         metric="loss",
@@ -175,7 +176,7 @@ def measure_loss(
         unit="nats/token",
         better="lower",
         facts={
-            "perplexity": math.exp(loss) if loss < LARGEST else math.inf,
+            "perplexity": perplexity,
             "tokens": scored_tokens(windows),
             **in_bytes,
             **facts,

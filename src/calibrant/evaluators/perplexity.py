@@ -29,7 +29,7 @@ independent and the error is, if anything, too small. Over documents, with `join
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate, islice
+from itertools import islice
 from typing import Final
 
 from transformers import PreTrainedTokenizerBase
@@ -109,11 +109,12 @@ class Perplexity(SourceEvaluator):
         else:
             cut_windows = in_turn(self._documents(format, subject.tokenizer))
         windows = within(source, cut_windows, self.tokens)
+        error_over = "windows" if self.joined else "documents"
         facts = {
             "windows": len(windows),
             "length": self.length,
             "stride": self.stride or self.length,
-            "error_over": "windows" if self.joined else "documents",
+            "error_over": error_over,
         }
         measured = f"{source}:{format.spec_name()}"
         if not self.joined:
@@ -215,10 +216,14 @@ def _row_facts(
     `wikitext` rows are the lines of its file, not its articles.
     """
     until = max(window.until for window in windows)
-    # Where each piece begins in the joined text; the last number is the end of the last piece.
-    begins = accumulate((len(piece) + len(JOINT) for piece in pieces), initial=0)
-    begins = islice(begins, len(pieces))
-    facts = {"rows": sum(begin < until for begin in begins)}
+    rows = 0
+    # Where the next piece begins in the joined text.
+    begin = 0
+    for piece in pieces:
+        if begin < until:
+            rows += 1
+        begin += len(piece) + len(JOINT)
+    facts = {"rows": rows}
     if isinstance(source, WikiText):
         facts["rows_of"] = sum(1 for _ in wikitext_lines())
     return facts
