@@ -193,7 +193,9 @@ class _Candidates:
         """Return how far each candidate's predictions are from the untouched model's."""
         batch, _ = divided(self._job.tokens(), tokens)
         # Variant 0 is the untouched block, so level 0 is variant 1.
-        variants = [tuple(level + 1 for level in choice) for choice in choices]
+        variants: list[tuple[int, ...]] = []
+        for choice in choices:
+            variants.append(tuple(level + 1 for level in choice))
         return self._variants.losses(variants, batch, divergence=True, ranks=self._job.ranks)
 
     def tell(self, best: float, done: int, total: int) -> None:

@@ -100,7 +100,10 @@ class LeastError(Allocation):
         part_costs: list[np.ndarray] = []
         for part in parts.values():
             reached = [costs[weight] for weight in part if weight in costs]
-            part_costs.append(np.sum(reached, axis=0) if reached else unreached)
+            part_cost = unreached
+            if reached:
+                part_cost = np.sum(reached, axis=0)
+            part_costs.append(part_cost)
         sizes = [size_of(part) for part in parts.values()]
         chosen = cheapest(np.stack(part_costs), list(steps), sizes, self._advice)
         targets = list(steps.values())
@@ -129,8 +132,10 @@ class LeastError(Allocation):
 
     def _judge(self, target: Target) -> MatrixMethod:
         """The method whose errors are measured."""
+        if self.method is not None:
+            return self.method
         usual = "wanda" if isinstance(target, Removal) else "rtn"
-        return self.method or methods.build(usual)
+        return methods.build(usual)
 
     def _errors(
         self, method: MatrixMethod, weight: Weight, gram: Gram, steps: Mapping[int, Target]
@@ -138,7 +143,9 @@ class LeastError(Allocation):
         """The error of a matrix at each step: as a share of its outputs' energy, or a token."""
         matrix = weight.get()
         energy = gram_energy(gram, wide(matrix.dtype))
-        scale = energy(_wide(matrix)) if self.errors == "relative" else gram.mass
+        scale = gram.mass
+        if self.errors == "relative":
+            scale = energy(_wide(matrix))
         finite_number(scale, f"the size of the outputs of {weight.name}", weight.name)
 
         def error(target: Target) -> float:

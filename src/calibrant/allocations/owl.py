@@ -68,7 +68,9 @@ class OWL(Allocation):
         blocks: dict[int, list[tuple[Weight, Seen]]] = {}
         for weight, seen in matrices.items():
             blocks.setdefault(weight.block, []).append((weight, seen))
-        sizes = [size_of(weight for weight, _ in block) for block in blocks.values()]
+        sizes: list[int] = []
+        for block in blocks.values():
+            sizes.append(size_of(weight for weight, _ in block))
         surplus = self._surplus(list(blocks.values()), sizes)
         if isinstance(target, Sparsity):
             lowest = target.fraction - max(surplus)
@@ -138,6 +140,7 @@ def _scores(weight: Weight, norms: FeatureNorms) -> Tensor:
     """Wanda's scores |W|·‖x‖, [out, in]."""
     matrix = weight.get()
     dtype = wide(matrix.dtype)
+    # `norms` gives squares.
     lengths = norms.norms().sqrt().to(matrix.device, dtype)
     scores = matrix.abs().to(dtype) * lengths
     return finite(scores, f"the scores of {weight.name}")

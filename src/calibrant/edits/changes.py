@@ -95,7 +95,8 @@ def nonzero_bits(matrix: Float[Tensor, "out in"]) -> UInt8[Tensor, "byte"] | Non
     # A comparison of all numbers with that of a negative zero would take sixty times as long.
     if as_integers.numel() and int(as_integers.min()) == lowest:
         return None
-    return torch.from_numpy(np.packbits((as_integers != 0).cpu().numpy()))
+    nonzero = (as_integers != 0).cpu().numpy()
+    return torch.from_numpy(np.packbits(nonzero))
 
 
 def kept_alone(
@@ -108,7 +109,8 @@ def kept_alone(
     if len(bits) != ceil_div(count, 8):
         raise ValueError(f"{len(bits)} bytes are no mask of {count} numbers")
     nonzero = np.unpackbits(bits.cpu().numpy(), count=count).astype(bool)
-    kept = torch.from_numpy(nonzero.reshape(tuple(matrix.shape))).to(matrix.device)
+    nonzero = nonzero.reshape(tuple(matrix.shape))
+    kept = torch.from_numpy(nonzero).to(matrix.device)
     return matrix.masked_fill(~kept, 0)
 
 
@@ -120,11 +122,10 @@ def mask_bits(name: str, matrix: Float[Tensor, "out in"]) -> str:
     which their masks agree.
     """
     places = _places(name, matrix.numel(), SAMPLED)
-    rows, columns = np.divmod(places, matrix.shape[1])
-    sample = matrix[
-        torch.from_numpy(rows).to(matrix.device), torch.from_numpy(columns).to(matrix.device)
-    ]
-    nonzero = (sample != 0).cpu().numpy()
+    row_numbers, column_numbers = np.divmod(places, matrix.shape[1])
+    rows = torch.from_numpy(row_numbers).to(matrix.device)
+    columns = torch.from_numpy(column_numbers).to(matrix.device)
+    nonzero = (matrix[rows, columns] != 0).cpu().numpy()
     return np.packbits(nonzero).tobytes().hex()
 
 
@@ -169,5 +170,7 @@ def _squared(before: Tensor, after: Tensor, dtype: torch.dtype) -> tuple[Tensor,
 @lru_cache(maxsize=4096)
 def _places(name: str, size: int, count: int) -> np.ndarray:
     """Return `count` numbers below `size`, with repetition, from an endless hash of the name."""
+    # Eight bytes a number.
     stream = hashlib.shake_256(name.encode()).digest(8 * count)
-    return (np.frombuffer(stream, dtype="<u8") % size).astype(np.int64)
+    numbers = np.frombuffer(stream, dtype="<u8")
+    return (numbers % size).astype(np.int64)

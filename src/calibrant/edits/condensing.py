@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from calibrant.edits.kinds import Edit, StoredEdit
@@ -46,10 +47,11 @@ class Condense(Edit):
         freed = size - _saved_bytes(view.model)
         undo()
         layers = expert_layers(view)
+        experts = layers[0].count if layers else 0
         return {
             "edit": self.kind,
             "layers": {str(block): entry for block, entry in self._entries()},
-            "of": layers[0].count if layers else 0,
+            "of": experts,
             "removed": removed,
             "bytes": freed,
             "tuned": len(self.tuned),
@@ -70,8 +72,9 @@ class Condense(Edit):
             block = int(entry["block"])
             if block not in known:
                 raise ValueError(f"block {block} has no layer of experts")
-            experts = map(int, entry["experts"])
-            gates = dict(zip(experts, map(float, entry["gates"]), strict=True))
+            gates: dict[int, float] = {}
+            for expert, gate in zip(entry["experts"], entry["gates"], strict=True):
+                gates[int(expert)] = float(gate)
             layers[block] = Condensed(gates, float(entry["shared"]))
         device = next(view.model.parameters()).device
         tuned = {name: numbers.to(device) for name, numbers in stored.tensors.items()}
@@ -95,5 +98,7 @@ def _weight_count(view: ModelView) -> int:
 
 def _saved_bytes(model: nn.Module) -> int:
     """Return how many bytes a saved model has; tensors that are one count once."""
-    tensors = {(tensor.data_ptr(), tensor.shape): tensor for tensor in model.state_dict().values()}
-    return sum(tensor.nbytes for tensor in tensors.values())
+    sizes: dict[tuple[int, torch.Size], int] = {}
+    for tensor in model.state_dict().values():
+        sizes[tensor.data_ptr(), tensor.shape] = tensor.nbytes
+    return sum(sizes.values())

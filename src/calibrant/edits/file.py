@@ -35,8 +35,9 @@ def to_bytes(edits: Sequence[StoredEdit]) -> bytes:
                 known[memory] = _without_zeros(f"{number}.{name}", plain, tensors)
             forms[name] = known[memory]
         entries.append({"kind": edit.kind, "facts": dict(edit.facts), "tensors": forms})
-    text = line_of_json(entries).encode()
-    return save({**tensors, ENTRIES: torch.frombuffer(bytearray(text), dtype=torch.uint8)})
+    text = bytearray(line_of_json(entries).encode())
+    tensors[ENTRIES] = torch.frombuffer(text, dtype=torch.uint8)
+    return save(tensors)
 
 
 def from_bytes(content: bytes) -> list[StoredEdit]:
@@ -44,9 +45,11 @@ def from_bytes(content: bytes) -> list[StoredEdit]:
     edits: list[StoredEdit] = []
     try:
         tensors = load(content)
-        for entry in from_json(tensors.pop(ENTRIES).numpy().tobytes().decode()):
-            forms = entry["tensors"].items()
-            held = {name: _with_zeros(form, tensors) for name, form in forms}
+        text = tensors.pop(ENTRIES).numpy().tobytes().decode()
+        for entry in from_json(text):
+            held: dict[str, Tensor] = {}
+            for name, form in entry["tensors"].items():
+                held[name] = _with_zeros(form, tensors)
             edits.append(StoredEdit(str(entry["kind"]), entry["facts"], held))
     except (SafetensorError, KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         raise DataError(
@@ -84,7 +87,8 @@ def _with_zeros(form: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Tenso
     size = int(np.prod(shape, dtype=np.int64))
     if size > 8 * len(bits):
         raise ValueError("its tensors are larger than what is there of them")
-    nonzero = torch.from_numpy(np.unpackbits(bits.numpy(), count=size).astype(bool))
+    unpacked = np.unpackbits(bits.numpy(), count=size)
+    nonzero = torch.from_numpy(unpacked.astype(bool))
     # Torch would spread a single value over all places.
     if int(nonzero.count_nonzero()) != len(values):
         raise ValueError("its tensors have another number of values than places for them")

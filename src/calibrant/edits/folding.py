@@ -30,9 +30,11 @@ class Scaling:
     def scaled(self, parameter: Tensor) -> Tensor:
         """Return what becomes of the parameter, in float32 or wider."""
         dtype = wide(parameter.dtype)
+        # The axes behind the one that is scaled.
         trailing = [1] * (-1 - self.axis)
         factors = self.factors.to(parameter.device, dtype).reshape([-1, *trailing])
-        return (parameter.detach().to(dtype) + self.offset) * factors - self.offset
+        numbers = parameter.detach().to(dtype)
+        return (numbers + self.offset) * factors - self.offset
 
 
 @dataclass(frozen=True)

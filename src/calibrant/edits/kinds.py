@@ -284,10 +284,12 @@ class DropExperts(Edit):
         for block, experts in self.experts.items():
             removed += sum(_weight_count(layers[block].experts[expert]) for expert in experts)
         counts = [layer.count for layer in layers.values()]
+        # All layers have equally many.
+        count = counts[0] if counts else 0
         return {
             "edit": self.kind,
             "experts": self._listed(),
-            "of": counts[0] if counts else 0,
+            "of": count,
             "removed": removed,
             "notes": dict(self.notes),
         }
@@ -321,7 +323,9 @@ class ReplaceParameters(Edit):
             overwrite(view.model.get_parameter(name).detach(), form.dense())
 
     def undo(self, view: ModelView) -> Callable[[], None]:
-        before = {name: view.model.get_parameter(name).detach().clone() for name in self.packed}
+        before: dict[str, Tensor] = {}
+        for name in self.packed:
+            before[name] = view.model.get_parameter(name).detach().clone()
 
         def put_back() -> None:
             for name, numbers in before.items():
@@ -354,7 +358,9 @@ class ReplaceParameters(Edit):
         device = next(view.model.parameters()).device
         packed: dict[str, Packed] = {}
         for number, (name, facts, keys) in enumerate(stored.facts["parameters"]):
-            parts = {key: stored.tensors[f"{number}.{key}"].to(device) for key in keys}
+            parts: dict[str, Tensor] = {}
+            for key in keys:
+                parts[key] = stored.tensors[f"{number}.{key}"].to(device)
             packed[name] = from_stored(facts, parts)
         return cls(packed, stored.facts.get("notes", {}))
 
@@ -421,6 +427,9 @@ def from_tensors(
     edits: list[StoredEdit] = []
     for number, entry in enumerate(entries):
         same = entry.get("same", {})
-        held = {name: tensors[same.get(name, f"{number}.{name}")] for name in entry["tensors"]}
+        held: dict[str, Tensor] = {}
+        for name in entry["tensors"]:
+            stored_name = same.get(name, f"{number}.{name}")
+            held[name] = tensors[stored_name]
         edits.append(StoredEdit(entry["kind"], entry["facts"], held))
     return edits

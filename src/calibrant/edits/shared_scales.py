@@ -32,16 +32,19 @@ def sharing_scales(weights: Iterable[Weight], targets: Mapping[str, Target]) -> 
     None of the matrices may be rounded yet.
     """
     named = {weight.name: weight for weight in weights}
-    found = {name: targets[name] for name in named}
+    shared = {name: targets[name] for name in named}
     grids: dict[str, FloatGrid] = {}
-    for name, target in found.items():
+    modules: dict[str, None] = {}
+    for name, target in shared.items():
         if isinstance(target, FloatGrid) and target.scale == "e4m3":
             grids[name] = target
-    modules = dict.fromkeys(name.rpartition(".")[0] for name in grids)
+            module, _, _ = name.rpartition(".")
+            modules[module] = None
     for module, names in product(modules, JOINED):
         members = [f"{module}.{name}" for name in names]
         if all(member in grids for member in members):
-            reach = max(float(named[member].get().abs().max()) for member in members)
+            largest = [float(named[member].get().abs().max()) for member in members]
+            reach = max(largest)
             for member in members:
-                found[member] = replace(grids[member], reach=reach)
-    return found
+                shared[member] = replace(grids[member], reach=reach)
+    return shared

@@ -40,8 +40,9 @@ class Site:
 
     def scales_any(self, parameters: Collection[str]) -> bool:
         """Return whether a fold here changes any of these parameters."""
-        ones = torch.ones(self.readers[0].shape[1])
-        return any(scaling.name in parameters for scaling in self.scalings(ones))
+        columns = self.readers[0].shape[1]
+        scalings = self.scalings(torch.ones(columns))
+        return any(scaling.name in parameters for scaling in scalings)
 
 
 @dataclass(frozen=True)
@@ -153,8 +154,9 @@ class _Parameters:
 
     def columns(self, weight: Weight, factors: Float[Tensor, "in"]) -> Scaling:
         """Return what multiplies the columns of a matrix by these factors."""
+        name = self._names[id(weight.owner), weight.key]
         axis = -2 if weight.transposed else -1
-        return Scaling(self._names[id(weight.owner), weight.key], axis, factors)
+        return Scaling(name, axis, factors)
 
     def rows(self, stored: Tensor) -> Callable[[Float[Tensor, "out"]], Scaling]:
         """Return what makes, of factors, the scaling of the rows of what is `stored`: a matrix or a
@@ -203,7 +205,9 @@ def _at_norm(
         writers.append(heads.output)
     if hidden is not None and any(up.name in names for up in hidden.up):
         writers.append(hidden.down)
-    writer = writers[0] if len(writers) == 1 else None
+    writer = None
+    if len(writers) == 1:
+        writer = writers[0]
     # Experts of one tensor are scaled together: once.
     distinct: dict[int, Weight] = {}
     for weight in readers:
