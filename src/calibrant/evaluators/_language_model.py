@@ -320,7 +320,8 @@ class Answering:
             # A short last window is filled with what stands before it.
             end = min(begin + self.max_length, len(ids))
             if begin:
-                before = ids[max(0, end - self.max_length - 1) : begin]
+                first = max(0, end - self.max_length - 1)
+                before = ids[first:begin]
             yield Request(tuple(before), tuple(ids[begin:end]))
 
     def _scored(self, requests: Sequence[Request]) -> list[Scored]:

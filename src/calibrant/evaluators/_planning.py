@@ -107,24 +107,25 @@ def plan_of_measuring(
     problems: list[str] = []
     peak = needs.in_memory("arrival")
     divisible = all(each.divisible for each in outlines)
-    looking = [str(task) for task in tasks if task.looks_inside]
+    looks_inside = any(task.looks_inside for task in tasks)
+    may_be_on_disk = divisible and not looks_inside
     on_disk = needs.on_disk("arrival")
     host = 0
     from_disk = False
     if beside:
         host = held_beside(outlines, held_now())
-        from_disk = memory is not None and host > memory and divisible and not looking
+        from_disk = memory is not None and host > memory and may_be_on_disk
         if from_disk:
             host -= needs.model - needs.model_on_disk
             notes.append(IN_TURN_FROM_DISK)
     if from_disk:
         peak = needs.beside("arrival")
-    elif on_device is not None and peak > room and not looking:
+    elif on_device is not None and peak > room and not looks_inside:
         peak = needs.beside("arrival")
         host += sum(map(added_by_pinning, outlines))
         if peak <= room:
             notes.append(IN_TURN)
-    elif not beside and peak > room and memory is not None and divisible and not looking:
+    elif not beside and peak > room and memory is not None and may_be_on_disk:
         peak = on_disk
         if peak <= room:
             notes.append("the blocks of the model stay on disk")
@@ -137,7 +138,7 @@ def plan_of_measuring(
             way = "allow more with --device-memory, or give --device cpu"
         elif peak <= room_on(outline.device):
             way = f"it fits with --memory {math.ceil(peak / 1e8) / 10:g}"
-        elif divisible and not looking and on_disk <= in_tenths(room) * 1e9:
+        elif may_be_on_disk and on_disk <= in_tenths(room) * 1e9:
             way = f"it fits with --memory {in_tenths(room):g}, with blocks on disk"
         problems.append(f"{gigabytes(peak)} of memory are too much here; {way}")
     seconds = {"open": sum(opening_seconds(each) for each in outlines)}

@@ -243,7 +243,9 @@ def scored_logits(
     begin = longest - logits.shape[1]
     for window, row in zip(batch, logits, strict=True):
         # The token before a scored one predicts it.
-        predicting = row[window.unscored - 1 - begin : len(window.ids) - 1 - begin]
+        first = window.unscored - 1
+        last = len(window.ids) - 1
+        predicting = row[first - begin : last - begin]
         if window.places is None:
             yield predicting
         else:

@@ -179,8 +179,9 @@ def _batch(text: Loss, tokenizer: PreTrainedTokenizerBase) -> TokenBatch:
     mask = torch.zeros_like(ids, dtype=torch.bool)
     weights = torch.zeros_like(ids, dtype=torch.float32)
     for row, window in enumerate(windows):
-        mask[row, : len(window.ids)] = True
-        weights[row, window.unscored : len(window.ids)] = 1.0
+        size = len(window.ids)
+        mask[row, :size] = True
+        weights[row, window.unscored : size] = 1.0
     shown = identity([[window.name, *window.ids] for window in windows])
     return TokenBatch(ids, mask, weights, shown, {})
 
