@@ -334,8 +334,10 @@ class _MixtureSearch:
         errors = judged(candidates)
         best_place = int(np.argmin(self.values(errors)))
         chosen = candidates[best_place]
+        names = [*self.names, UNIFORM, BEST]
+        shown = [*simple, chosen]
         rows: list[ErrorRow] = []
-        for name, shares in zip([*self.names, UNIFORM, BEST], [*simple, chosen], strict=True):
+        for name, shares in zip(names, shown, strict=True):
             row = errors[candidates.index(shares)]
             by_judge = dict(zip(self.judges, map(float, row), strict=True))
             source_errors = row[:count]
