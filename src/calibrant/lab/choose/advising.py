@@ -61,7 +61,9 @@ def advice(
     best, *others = race.standings
     data = CalibrationSet(best.data)
     _, target = aim_of(mixture.method, mixture.target)
-    bits = "" if race.bits is None else f" ({race.bits:.2f} bits a weight)"
+    bits = ""
+    if race.bits is not None:
+        bits = f" ({race.bits:.2f} bits a weight)"
     task = f"To {verb_of(target)} {mixture.model} with {mixture.method} to {mixture.target}{bits}"
     tokens = f"{mixture.tokens:,} tokens"
     if data.mixed:
@@ -220,8 +222,8 @@ def _expected(best: Standing, goal: Goal, baseline: str, race: RaceResult) -> st
     if difference is None:
         return f"{increase}; {short(baseline)} couldn't be measured."
     if not difference.over_draws:
-        less = "less" if difference.value < 0 else "more"
-        compared = f"{abs(difference.value):.3f} {less} than with {short(baseline)}"
+        direction = "less" if difference.value < 0 else "more"
+        compared = f"{abs(difference.value):.3f} {direction} than with {short(baseline)}"
         return f"{increase}, {compared}, by one draw, which says nothing about the next."
     # Whichever set is best is compared, so all that might have been count.
     is_significant = difference.significant(comparisons=race.comparisons)

@@ -134,12 +134,17 @@ class Prepared:
         """
         names: dict[str, str] = {}
         sets = [*self.fitted.goal.sources, *self.candidates]
-        sources = [term.source for data in sets for term in CalibrationSet(data).parts]
+        sources: list[Source] = []
+        for data in sets:
+            sources += [term.source for term in CalibrationSet(data).parts]
         count = 0
         for source in dict.fromkeys(sources):
             if isinstance(source, UserFile) and Path(source.path).parent == self.folder / GIVEN:
                 count += 1
-                names[str(source)] = "your data" if count == 1 else f"your data {count}"
+                name = "your data"
+                if count > 1:
+                    name = f"your data {count}"
+                names[str(source)] = name
         return names
 
     @property
@@ -391,7 +396,8 @@ def _in_template(goals: Sequence[str], goal: Goal, opened: Opened, length: int) 
 
 def _canonical(sets: Sequence[Data], folder: Path) -> list[str]:
     """Calibration sets as they are written, each once."""
-    return list(dict.fromkeys(as_expression(data, folder / GIVEN) for data in sets))
+    expressions = [as_expression(data, folder / GIVEN) for data in sets]
+    return list(dict.fromkeys(expressions))
 
 
 def _contents(sets: Sequence[str]) -> dict[str, list[str]]:
@@ -446,7 +452,10 @@ def _deployed(method: Method, target: Target, opened: Opened) -> str:
     if not isinstance(target, GgmlKind | GgufRecipe | GgufBudget):
         return ""
     like = getattr(method, "like", "")
-    export = exports.build(f"gguf(like={like!r})" if like else "gguf")
+    spec = "gguf"
+    if like:
+        spec = f"gguf(like={like!r})"
+    export = exports.build(spec)
     try:
         export.check(method, target, opened, view(opened.model))
     except InputError:

@@ -135,7 +135,8 @@ def kept_costs(folder: Path, question: str) -> StepCosts | None:
 def _put(folder: Path, name: str, document: dict[str, Any]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / name
-    put(path, text_of_json(sealed(document, _purpose(path))).encode())
+    text = text_of_json(sealed(document, _purpose(path)))
+    put(path, text.encode())
 
 
 def _purpose(path: Path) -> Purpose:
@@ -227,7 +228,10 @@ def kept_plan(folder: Path, question: str, minutes: float) -> TimePlan | None:
     if stored is None or not minutes < 3 * float(stored.get("minutes", 0)):
         return None
     # What a plan of an earlier release doesn't say is as it is by default.
-    known = {field.name: stored[field.name] for field in fields(TimePlan) if field.name in stored}
+    known: dict[str, Any] = {}
+    for field in fields(TimePlan):
+        if field.name in stored:
+            known[field.name] = stored[field.name]
     try:
         return TimePlan(**known)
     except TypeError:
@@ -362,13 +366,15 @@ def _shapes(
 
     budget_shares.sort(key=order)
     # Each size with the sets that the model writes; where they are spare, then without them.
+    needed = least
+    if spare:
+        needed += written
     sizes: list[tuple[int, int, int]] = []
     without_written = _sizes(sources - written, least)
-    needed = least + written if spare else least
-    for place, (sets, count) in enumerate(_sizes(sources, needed)):
-        sizes.append((sets, count, written))
+    for size, unwritten_size in zip(_sizes(sources, needed), without_written, strict=True):
+        sizes.append((*size, written))
         if spare:
-            sizes.append((*without_written[place], 0))
+            sizes.append((*unwritten_size, 0))
     for sibling in dict.fromkeys((halves, False)):
         for draws in dict.fromkeys((rounds, 1)):
             for budget, share in budget_shares:
@@ -424,4 +430,6 @@ def duration(seconds: float) -> str:
     >>> duration(93.0), duration(400.0)
     ('93 s', '6.7 min')
     """
-    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.1f} min"
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.1f} min"

@@ -78,13 +78,14 @@ def fit(
     length = min(length, fitted)
     supply = _Supply(tokenizer, length)
     judges = [goal.judge]
+    drawn_sets = own_sets
     if halves:
         judges += _in_halves([goal.judge], halves)
+        drawn_sets = list(_in_halves(own_sets, halves))
     judge_tokens = min(supply.held_out(judge, fitted) for judge in judges)
     if judge_tokens < 2:
         raise DataError(f"{goal.judge} holds out nothing to judge by; add rows", subject=goal.judge)
     draws = ROUNDS
-    drawn_sets = list(_in_halves(own_sets, halves)) if halves else own_sets
     for name in drawn_sets:
         drawn = CalibrationSet(name, length=length, tokens=fitted)
         draws = min(draws, drawn.disjoint_draws(tokenizer, ROUNDS) or ROUNDS)
@@ -97,7 +98,15 @@ def fit(
         most = "one draw" if draws == 1 else f"{draws} draws that share no row"
         sentence = f"{'; '.join(reasons)}: {sets}, in windows of {length:,}, at most {most}"
     limited = goal.limited(supply.measured) if own_sets else goal
-    return Fitted(fitted, judge_tokens, length, draws, tuple(halves), limited, sentence)
+    return Fitted(
+        tokens=fitted,
+        judge_tokens=judge_tokens,
+        length=length,
+        rounds=draws,
+        halves=tuple(halves),
+        goal=limited,
+        said=sentence,
+    )
 
 
 @dataclass(frozen=True)

@@ -55,7 +55,8 @@ class Goal:
     def texts(self) -> tuple[str, ...]:
         """The measures as texts, with their weights where there are several."""
         if len(self.measures) == 1:
-            return (str(self.measures[0][1]),)
+            _, only_measure = self.measures[0]
+            return (str(only_measure),)
         return tuple(f"{weight:.3g}*{measure}" for weight, measure in self.measures)
 
     def limited(self, most: Callable[[Evaluator], int]) -> "Goal":
@@ -124,16 +125,19 @@ def parse_goal(
             if _is_measure(single):
                 given_texts.add(str(evaluator))
     whole = sum(weights.values())
-    weighted = [(float(weight / whole), measures[name]) for name, weight in weights.items()]
-    judged = [replace(term, share=shares[name] / whole) for name, term in terms.items()]
-    sources = tuple(terms)
+    weighted: list[tuple[float, Evaluator]] = []
+    for name, evaluator in measures.items():
+        weighted.append((float(weights[name] / whole), evaluator))
+    judged: list[Term] = []
+    for name, term in terms.items():
+        judged.append(replace(term, share=shares[name] / whole))
     return Goal(
-        ", ".join(goals),
-        tuple(weighted),
-        written(judged),
-        sources,
-        frozenset(given_texts),
-        tuple(dict.fromkeys(conversations)),
+        text=", ".join(goals),
+        measures=tuple(weighted),
+        judge=written(judged),
+        sources=tuple(terms),
+        given=frozenset(given_texts),
+        conversations=tuple(dict.fromkeys(conversations)),
     )
 
 
@@ -148,7 +152,9 @@ def conversations_in(goals: Sequence[str]) -> list[str]:
         _, part = _weighted_part(text)
         if _is_measure(part):
             return []
-        term = None if part == Part(Call(GENERAL)) else _conversation(part)
+        if part == Part(Call(GENERAL)):
+            continue
+        term = _conversation(part)
         if term is not None:
             conversations.append(str(term))
     return conversations
@@ -175,14 +181,22 @@ def readable(source: Source) -> bool:
 
 
 def _readable(texts: Sequence[str]) -> list[Term]:
-    terms = [parse_expression(text)[0] for text in texts]
-    return [term for term in terms if readable(term.source)]
+    terms: list[Term] = []
+    for text in texts:
+        (term,) = parse_expression(text)
+        if readable(term.source):
+            terms.append(term)
+    return terms
 
 
 def _general_parts() -> list[Part]:
     """What `general` is here."""
     names = [str(term) for term in _readable(CORPORA)] or OFFLINE
-    return [_weighted_part(name)[1] for name in names]
+    parts: list[Part] = []
+    for name in names:
+        _, part = _weighted_part(name)
+        parts.append(part)
+    return parts
 
 
 def _weighted_part(text: str) -> tuple[Fraction, Part]:
@@ -192,7 +206,9 @@ def _weighted_part(text: str) -> tuple[Fraction, Part]:
         message = "is a sum; give each part as a goal of its own, with a weight"
         raise SpecError(f"the goal {text!r} {message}", subject=text)
     weight, part = terms[0]
-    return (Fraction(1) if weight is None else weight), part
+    if weight is None:
+        weight = Fraction(1)
+    return weight, part
 
 
 def _measure(part: Part, tokens: int, items: int, length: int) -> tuple[Evaluator, Term]:
@@ -242,7 +258,9 @@ def _conversation(part: Part) -> Term | None:
     """
     chat = Chat.spec_name()
     if part.format is not None:
-        return term_of(part) if part.format.name == chat else None
+        if part.format.name == chat:
+            return term_of(part)
+        return None
     source = term_of(part).source
     has_answers = source.kind == "questions" and "answer" in source.fields
     if not has_answers and "turns" not in source.fields:

@@ -98,8 +98,9 @@ def halves_of(source: UserFile, place: Path) -> Halves | str:
         counts = f"{len(calibrating)} rows to calibrate on and {len(measuring)} to measure"
         return f"{source} has {counts}, too few to be divided"
     sides = divide([whole_text(row) for row in (*calibrating, *measuring)])
-    first_train, second_train = _dealt(calibrating, sides[: len(calibrating)])
-    first_test, second_test = _dealt(measuring, sides[len(calibrating) :])
+    count = len(calibrating)
+    first_train, second_train = _dealt(calibrating, sides[:count])
+    first_test, second_test = _dealt(measuring, sides[count:])
     parts = (first_train, second_train, first_test, second_test)
     if min(map(len, parts)) < FEWEST:
         return f"the rows of {source} are so alike that no two halves of them are different"

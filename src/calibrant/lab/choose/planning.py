@@ -91,7 +91,8 @@ def planned_recommendation(options: RecommendCommand) -> JobPlan:
         sources += len(added)
         notes.append(f"candidates for its chat template: {', '.join(added)}")
     # Those of what the model is for are there too.
-    statistics = (sources + 1) * sum(packed_bytes(width, Gram) for width in shape.input_widths)
+    bytes_of_set = sum(packed_bytes(width, Gram) for width in shape.input_widths)
+    statistics = (sources + 1) * bytes_of_set
     folder = user_path(options.folder, OutputError)
     free = free_at(folder)
     problems: list[str] = []

@@ -116,15 +116,17 @@ def with_siblings(
     )
     search.begin()
     search.descend()
+    best_crossed = search.ranked[0]
     # The mixture has its weights as floats; exact ones are whole hundredths.
     mixed: list[Fraction] = []
     for source in sources:
         mixed.append(Fraction(str(mixture.weights[source])).limit_denominator(100))
-    alone = [only(place, len(sources)) for place in range(len(sources))]
-    shares = list(dict.fromkeys([*alone, uniform(len(sources)), tuple(mixed), search.ranked[0]]))
-    figures = _errors([whole, *crossed], stand_in, effort.final)(shares)
+    count = len(sources)
+    alone = [only(place, count) for place in range(count)]
+    mixtures = list(dict.fromkeys([*alone, uniform(count), tuple(mixed), best_crossed]))
+    errors = _errors([whole, *crossed], stand_in, effort.final)
     predictions: dict[str, Prediction] = {}
-    for weights, row in zip(shares, figures, strict=True):
+    for weights, row in zip(mixtures, errors(mixtures), strict=True):
         name = expression(sources, weights)
         predictions[name] = Prediction(float(row[0]), sibling=float(row[1:].mean()))
     return predictions

@@ -175,9 +175,10 @@ class Race:
         """Return how much worse one set is than another, pair by pair; None before both are
         measured.
         """
-        if self._compared is None or not self._compared.sides.keys() >= {name, other}:
+        compared = self._compared
+        if compared is None or not compared.sides.keys() >= {name, other}:
             return None
-        return self._compared.worse(name, other)
+        return compared.worse(name, other)
 
     def another_draw(self) -> float:
         """Return the seconds that one more draw of all sets that are still in would take."""
@@ -185,7 +186,11 @@ class Race:
 
     def _racing(self) -> list[str]:
         """The sets that are still in; the baseline always is."""
-        return [name for name in self._names if name not in self._dropped or name == self._baseline]
+        racing: list[str] = []
+        for name in self._names:
+            if name == self._baseline or name not in self._dropped:
+                racing.append(name)
+        return racing
 
     def _runs(self, names: Sequence[str]) -> list[str]:
         """What a draw of these sets compresses with.
@@ -211,11 +216,17 @@ class Race:
         for name in runs:
             data = self._sets[name]
             parts += [str(part) for part in data.mixed or (data,)]
-        compressed = len(runs) if any(self._rounds) else len(runs) + 1
-        gathered = len(set(parts)) if number else 0
+        compressed = len(runs)
+        if not any(self._rounds):
+            compressed += 1
+        gathered = 0
+        written = 0
+        if number > 0:
+            # Draws of earlier rounds, and that of the prediction, are written already.
+            different_parts = set(parts)
+            gathered = len(different_parts)
+            written = sum(map(is_written, different_parts))
         tokens = self._template.tokens or 0
-        # Draws of earlier rounds, and that of the prediction, are written already.
-        written = sum(is_written(part) for part in set(parts)) if number else 0
         return self.costs.round(compressed, gathered, len(parts), tokens, self._share, written)
 
     def _run_round(self, budget: TimeBudget) -> tuple[tuple[str, ...], bool]:
@@ -258,8 +269,9 @@ class Race:
         """All rounds as a study, as far as they were begun."""
         groups: dict[str, Any] = {}
         begun: list[str] = []
-        for number, names in enumerate(self._rounds):
-            groups[f"round {number + 1}"] = {"data": tuple(self._runs(names)), "seeds": (number,)}
+        for seed, names in enumerate(self._rounds):
+            round_name = f"round {seed + 1}"
+            groups[round_name] = {"data": tuple(self._runs(names)), "seeds": (seed,)}
             begun += names
         runs = tuple(self._runs(begun))
         baseline = self._baseline if self._baseline in runs else runs[0]
@@ -272,7 +284,7 @@ class Race:
         """
         results = read(Store(self._folder, create=False))
         # A race is of one model, method and target, and so one group.
-        ((_, cells),) = grouped(results.cells).items()
+        (cells,) = grouped(results.cells).values()
         group = GroupResults.of(cells, results)
         # One target, so all runs take as many bits; but for a budget each chooses its kinds.
         bits = set(results.bits.values())
@@ -340,7 +352,11 @@ class Race:
                 role = score.metric.removeprefix("kl_")
                 sums[role] = sums.get(role, 0.0) + weight * score.value
                 weights[role] = weights.get(role, 0.0) + weight
-        return {role: sums[role] / weights[role] for role in MEASURED_ROLES if role in sums}
+        means: dict[str, float] = {}
+        for role in MEASURED_ROLES:
+            if role in sums:
+                means[role] = sums[role] / weights[role]
+        return means
 
     def _coefficients(self, group: GroupResults) -> dict[str, float]:
         """The weight of each measure of the goal, positive where more is worse."""
@@ -356,8 +372,11 @@ class Race:
         racing = [name for name in names if name not in self._dropped]
         if not racing:
             return names[0]
-        increases = {name: compared.worse(name, DENSE).value for name in racing}
-        return min(racing, key=increases.__getitem__)
+
+        def increase(name: str) -> float:
+            return compared.worse(name, DENSE).value
+
+        return min(racing, key=increase)
 
     def _drop_behind(self, compared: "_Sides", leader: str) -> None:
         """Leave out the sets that are clearly worse than the leader."""
@@ -381,15 +400,20 @@ class Race:
         beside: Sequence[str],
     ) -> Standing:
         """What is known of one set; `beside` are measures that decide nothing."""
-        on_own_rows = _Sides({name: group.sides[name], DENSE: group.sides[DENSE]}, compared.weights)
+        own_side = group.sides[name]
+        on_own_rows = _Sides({name: own_side, DENSE: group.sides[DENSE]}, compared.weights)
         against_baseline: Estimate | None = None
         if self._baseline in compared.sides and name != self._baseline:
             against_baseline = compared.worse(name, self._baseline)
-        against_leader = compared.worse(name, leader) if name != leader else None
-        sibling = compared.worse(name, DENSE) if self._halves else None
+        against_leader: Estimate | None = None
+        if name != leader:
+            against_leader = compared.worse(name, leader)
+        sibling: Estimate | None = None
+        if self._halves:
+            sibling = compared.worse(name, DENSE)
         divergence: Estimate | None = None
         if beside:
-            divergence = combination([(group.sides[name], dict.fromkeys(beside, 1.0))])
+            divergence = combination([(own_side, dict.fromkeys(beside, 1.0))])
         return Standing(
             name,
             on_own_rows.worse(name, DENSE),

@@ -281,19 +281,19 @@ def recommend(options: RecommendOptions) -> Recommendation:
         worth = template_worth(race, result.standings, predicted, in_template, as_text)
         text = f"{text} {worth}".strip()
     mixture = replace(mixture, model=in_own_names(mixture.model, names))
-    propagate = prepared.template.propagation(prepared.method)
+    shell_command = command(
+        prepared.opened.name,
+        best,
+        mixture,
+        prepared.template.propagation(prepared.method),
+        options.dtype,
+        options.device,
+        prepared.export,
+    )
     return Recommendation(
         expr=best,
         text=in_own_names(text, names),
-        command=command(
-            prepared.opened.name,
-            best,
-            mixture,
-            propagate,
-            options.dtype,
-            options.device,
-            prepared.export,
-        ),
+        command=shell_command,
         model=mixture.model,
         note=mixture.note,
         goal=in_own_names(fitted.goal.text, names),
@@ -336,20 +336,20 @@ def _written(options: RecommendOptions, mixture: Mixture, data: str) -> WrittenD
     if calibration.mixed:
         data = as_sum(calibration)
         options.say(f"{tool} can't weigh the sets of a mix; written is the sum {short(data)}")
-    return write_over(
-        WriteDataOptions(
-            options.model,
-            options.tokenizer,
-            data=data,
-            out=Path(options.folder) / f"data{tool.endings[0]}",
-            tool=options.tool,
-            tokens=mixture.tokens,
-            length=mixture.length,
-            dtype=options.dtype,
-            device=options.device,
-            progress=options.progress,
-        )
+    file_name = f"data{tool.endings[0]}"
+    write_options = WriteDataOptions(
+        options.model,
+        options.tokenizer,
+        data=data,
+        out=Path(options.folder) / file_name,
+        tool=options.tool,
+        tokens=mixture.tokens,
+        length=mixture.length,
+        dtype=options.dtype,
+        device=options.device,
+        progress=options.progress,
     )
+    return write_over(write_options)
 
 
 def _with_name(options: RecommendOptions) -> RecommendOptions:
@@ -440,12 +440,14 @@ def _raced(predicted: Mapping[str, Prediction], prepared: Prepared, count: int) 
         return [*ranked[: count - 1], prepared.baseline]
     holding = [data for data in ranked if swapped(data, halves, 0) != data]
     # The file itself is what its owner wants to know about.
-    own_set = [data for data in prepared.own_sets if data in holding][:1]
+    own_holding = [data for data in prepared.own_sets if data in holding]
+    own_set = own_holding[:1]
     others_holding = [data for data in holding if data not in own_set]
     # A race of few sets has room for the file alone.
     beside_own = 1 if count > LEAST else 0
     allowed = [*own_set, *others_holding[:beside_own]]
-    raced = [data for data in ranked if data not in holding or data in allowed][: count - 1]
+    contenders = [data for data in ranked if data in allowed or data not in holding]
+    raced = contenders[: count - 1]
     # Where its prediction is too bad for the race, it takes the last place.
     if own_set and own_set[0] not in raced:
         raced = [*raced[: count - 2], *own_set]
@@ -491,11 +493,15 @@ def _candidates(
         )
         candidates.append(candidate)
     raced = {standing.data for standing in race.standings}
-    for data in _by_prediction([data for data in predicted if data not in raced], predicted):
+    unraced = [data for data in predicted if data not in raced]
+    for data in _by_prediction(unraced, predicted):
         prediction = predicted[data]
-        name = in_own_names(short(data), names)
-        unraced = Candidate(
-            data, name, prediction.own, "not raced", predicted_sibling=prediction.sibling
+        candidate = Candidate(
+            data,
+            in_own_names(short(data), names),
+            prediction.own,
+            "not raced",
+            predicted_sibling=prediction.sibling,
         )
-        candidates.append(unraced)
+        candidates.append(candidate)
     return tuple(candidates)

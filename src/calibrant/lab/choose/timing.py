@@ -177,7 +177,9 @@ def _whole_file_seconds(
                 part.detach().float().cpu().numpy().tofile(Path(folder) / "block")
 
     # What is written is read too, which takes about as long.
-    return all_numbers / max(1, block_numbers) * (rounding + 2 * _timed(write))
+    writing_and_reading = 2 * _timed(write)
+    blocks = all_numbers / max(1, block_numbers)
+    return blocks * (rounding + writing_and_reading)
 
 
 @torch.no_grad()
@@ -190,7 +192,8 @@ def _compress(
     copies: dict[int, Seen] = {}
     for seen in first_block.values():
         # A product with 1 is a new object of the same numbers.
-        copies[id(seen)] = Seen({kind: statistic * 1.0 for kind, statistic in seen.items()})
+        copied = {kind: statistic * 1.0 for kind, statistic in seen.items()}
+        copies[id(seen)] = Seen(copied)
     for weight, part in rows.items():
         stand_in.method.compress(part, copies[id(first_block[weight])], stand_in.target)
 

@@ -97,8 +97,9 @@ def _usual_method(target: Target | None) -> str:
 def _usual_target(method: Method) -> Target:
     # Of the kinds that a method accepts the first is its own; what removes has its usual share.
     own_kind = method.accepts[0]
-    removes = issubclass(Removal, own_kind) or issubclass(own_kind, Removal)
-    return parse_target(SPARSITY if removes else own_kind.example)
+    if issubclass(Removal, own_kind) or issubclass(own_kind, Removal):
+        return parse_target(SPARSITY)
+    return parse_target(own_kind.example)
 
 
 def stand_in_of(method: Method, target: Target) -> StandIn:
@@ -161,7 +162,10 @@ def statistic_of(method: MatrixMethod) -> type[InputStatistic]:
 
 def _instead(target: Target) -> str:
     name = _by_kind(LOOKING, target)
-    return f"choose {name}" if name else f"ask for {accepted(tuple(USUAL))}"
+    if name is None:
+        kinds = accepted(tuple(USUAL))
+        return f"ask for {kinds}"
+    return f"choose {name}"
 
 
 def _by_kind(names: Mapping[type[Target], str], target: Target) -> str | None:

@@ -204,8 +204,8 @@ class SharedInput:
         by_row = exact((products * flat).sum(1))
         by_row = by_row.reshape(len(changes), -1)
         sizes = [len(rows) for rows in self.rows]
-        parts = [part.sum(1) for part in by_row.split(sizes, dim=1)]
-        energies = torch.stack(parts, dim=1).cpu().numpy()
+        by_matrix = [rows.sum(1) for rows in by_row.split(sizes, dim=1)]
+        energies = torch.stack(by_matrix, dim=1).cpu().numpy()
         if not np.isfinite(energies).all():
             # No error of them can be predicted.
             raise not_finite(f"the squared outputs of {self.names[0]}", self.names[0])
@@ -213,7 +213,8 @@ class SharedInput:
 
     @cached_property
     def _stacked(self) -> Tensor:
-        return torch.cat([rows.to(wide(rows.dtype)) for rows in self.rows])
+        widened = [rows.to(wide(rows.dtype)) for rows in self.rows]
+        return torch.cat(widened)
 
     @cached_property
     def _dense_energies(self) -> np.ndarray:
@@ -293,13 +294,15 @@ def shared_inputs(
         any_weight = weights[0]
         seen = tuple(statistics.get(any_weight) for _, statistics in sources)
         grams: list[Gram | None] = []
+        is_judged = False
         for _, statistics in judges:
             judged = statistics.get(any_weight)
-            gram = None
-            if judged is not None:
-                gram = judged[Gram]
-            grams.append(gram)
-        if any(gram is not None for gram in grams):
+            if judged is None:
+                grams.append(None)
+            else:
+                grams.append(judged[Gram])
+                is_judged = True
+        if is_judged:
             names = tuple(weight.name for weight in weights)
             rows = tuple(sampled_rows(weight, sample) for weight in weights)
             own_targets = tuple(targets[name] for name in names)

@@ -103,7 +103,8 @@ class TokenMeter:
         self._target = target
         self._sample = sample
         self._sets = sets
-        self._agreements: dict[tuple[int, int], list[tuple[float, float]]] = {}
+        # Of each set, by how many pieces a half had: tokens and agreement of each matrix.
+        self._agreements: list[dict[int, list[tuple[float, float]]]] = [{} for _ in sets]
 
     @torch.no_grad()
     def add(self, block: Block, sources: Sequence[Sequence[SeenInBlock]]) -> None:
@@ -123,7 +124,10 @@ class TokenMeter:
             rows = [sampled_rows(weight, self._sample) for weight in weights]
             for number, (_, shares) in enumerate(self._sets):
                 # A source without a share in this set is left out.
-                parts = [part for part in zip(pieces, shares, strict=True) if part[1]]
+                parts: list[tuple[Sequence[Seen], float]] = []
+                for pieces_of_source, share in zip(pieces, shares, strict=True):
+                    if share:
+                        parts.append((pieces_of_source, share))
                 self._compare(number, parts, rows)
 
     def _compare(
@@ -132,30 +136,35 @@ class TokenMeter:
         """Compare halves of one, two, four, … pieces of each part, as far as they last."""
         first_pieces = [(_side(pieces, 0), share) for pieces, share in parts]
         second_pieces = [(_side(pieces, 1), share) for pieces, share in parts]
-        most = min((len(pieces) for pieces, _ in (*first_pieces, *second_pieces)), default=0)
+        counts = [len(pieces) for pieces, _ in (*first_pieces, *second_pieces)]
+        most = min(counts, default=0)
         size = 1
         while size <= most:
             one_half, tokens = _half(first_pieces, size)
             other_half, other_tokens = _half(second_pieces, size)
             mean_tokens = (tokens + other_tokens) / 2
             for matrix in rows:
-                kept = self._method.compress(matrix, one_half, self._target).weight != 0
-                kept_by_other = self._method.compress(matrix, other_half, self._target).weight != 0
+                kept = self._kept(matrix, one_half)
+                kept_by_other = self._kept(matrix, other_half)
                 agreement = float(exact(kept == kept_by_other).mean())
-                agreements = self._agreements.setdefault((number, size), [])
+                agreements = self._agreements[number].setdefault(size, [])
                 agreements.append((mean_tokens, agreement))
             size *= 2
+
+    def _kept(self, matrix: Tensor, seen: Seen) -> Tensor:
+        """The mask that the method makes of what a half saw."""
+        compressed = self._method.compress(matrix, seen, self._target)
+        return compressed.weight != 0
 
     def curves(self) -> list[TokenCurve]:
         """Return one curve for each set."""
         curves: list[TokenCurve] = []
-        for number, (data, _) in enumerate(self._sets):
+        for (data, _), by_size in zip(self._sets, self._agreements, strict=True):
             points: list[CurvePoint] = []
-            for (set_number, _), values in sorted(self._agreements.items()):
-                if set_number == number:
-                    tokens = _mean([tokens for tokens, _ in values])
-                    agreement = _mean([agreement for _, agreement in values])
-                    points.append(CurvePoint(round(tokens), agreement))
+            for _, agreements in sorted(by_size.items()):
+                tokens = _mean([tokens for tokens, _ in agreements])
+                agreement = _mean([agreement for _, agreement in agreements])
+                points.append(CurvePoint(round(tokens), agreement))
             curves.append(read_curve(data, points))
         return curves
 

@@ -28,8 +28,10 @@ def imatrix_of(
     windows = 0
     for source, share in zip(statistics.sources, shares, strict=True):
         if share:
-            windows += int(source.batch.facts.get("windows", len(source.batch.ids)))
-    data = expression([source.data for source in statistics.sources], shares)
+            batch = source.batch
+            windows += int(batch.facts.get("windows", len(batch.ids)))
+    sources = [source.data for source in statistics.sources]
+    data = expression(sources, shares)
     tensors = {matrix: tuple(tensor_names) for matrix, tensor_names in names.items()}
     importance = importance_of(statistics.view, seen, tensors)
     return Imatrix(importance, (f"{data}; {windows}×{length}",), windows, length)

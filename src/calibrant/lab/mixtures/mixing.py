@@ -168,7 +168,8 @@ def mix(options: MixOptions) -> Mixture:
             effort.meter,
             options.progress,
         )
-    with _threads(max(weight.shape[1] for weight in model_view.weights)):
+    widest = max(weight.shape[1] for weight in model_view.weights)
+    with _threads(widest):
         search = _MixtureSearch(
             statistics, method, target, stand_in, objective, effort, clock, options.progress
         )
@@ -230,6 +231,10 @@ class _MixtureSearch:
         """Return what is to be small, of each mixture."""
         return self.objective.values(errors, len(self.names), self.judges)
 
+    def value(self, errors: Any) -> float:
+        """Return what is to be small, of one mixture with these errors."""
+        return float(self.values(errors[None])[0])
+
     def mixture(
         self, opened: Opened, tokens: int, length: int, seed: int
     ) -> tuple[Mixture, Shares]:
@@ -249,7 +254,8 @@ class _MixtureSearch:
             influence = self.influence(search_errors, chosen)
         with self.clock.phase("tokens"):
             enough = self.enough(chosen)
-        best_errors = np.array([[rows[-1].errors[judge] for judge in self.judges]])
+        best_row = rows[-1]
+        best_errors = np.array([best_row.errors[judge] for judge in self.judges])
         gathered = (*self.statistics.sources, *self.statistics.judges)
         notes = list(rows_in_common(self.statistics))
         if self.stand_in.differs:
@@ -258,11 +264,16 @@ class _MixtureSearch:
             )
             notes = [stand_in_note, *notes]
         count = len(self.statistics.view.blocks)
+        samples = {
+            "search": self.effort.search.to_json(count),
+            "final": self.effort.final.to_json(count),
+            "meter": self.effort.meter.to_json(count),
+        }
         found = Mixture(
             expr=expression(self.names, chosen),
             weights=dict(zip(self.names, map(float, chosen), strict=True)),
             objective=str(self.objective),
-            value=float(self.values(best_errors)[0]),
+            value=self.value(best_errors),
             model=opened.name,
             note=opened.note,
             method=str(self.method),
@@ -276,11 +287,7 @@ class _MixtureSearch:
             influence=influence,
             enough=tuple(enough),
             evaluations=len(search.known),
-            samples={
-                "search": self.effort.search.to_json(count),
-                "final": self.effort.final.to_json(count),
-                "meter": self.effort.meter.to_json(count),
-            },
+            samples=samples,
             seconds=dict(self.clock.seconds),
             folder=str(self.statistics.root),
             gathered=len(gathered),
@@ -317,21 +324,26 @@ class _MixtureSearch:
         """
         count = len(self.names)
         # Each source alone, and all of them alike: what a mixture must not be worse than.
-        simple = [*(only(place, count) for place in range(count)), uniform(count)]
+        alone = [only(place, count) for place in range(count)]
+        simple = [*alone, uniform(count)]
         candidates = list(dict.fromkeys([*simple, *ranked[:FINALISTS]]))
         inputs = self.statistics.inputs(
             self.effort.final, self.stand_in.target, self.progress, "figures"
         )
-        errors = self._errors(inputs)(candidates)
-        chosen = candidates[int(np.argmin(self.values(errors)))]
+        judged = self._errors(inputs)
+        errors = judged(candidates)
+        best_place = int(np.argmin(self.values(errors)))
+        chosen = candidates[best_place]
+        names = [*self.names, UNIFORM, BEST]
+        shown = [*simple, chosen]
         rows: list[ErrorRow] = []
-        for name, shares in zip([*self.names, UNIFORM, BEST], [*simple, chosen], strict=True):
+        for name, shares in zip(names, shown, strict=True):
             row = errors[candidates.index(shares)]
             by_judge = dict(zip(self.judges, map(float, row), strict=True))
             source_errors = row[:count]
-            rows.append(
-                ErrorRow(name, by_judge, float(source_errors.mean()), float(source_errors.max()))
-            )
+            mean = float(source_errors.mean())
+            worst = float(source_errors.max())
+            rows.append(ErrorRow(name, by_judge, mean, worst))
         return chosen, tuple(rows)
 
     def influence(self, errors: Errors, chosen: Shares) -> tuple[Influence, ...]:
@@ -346,12 +358,15 @@ class _MixtureSearch:
             name = UNIFORM
             shares = uniform(count)
         places = [place for place, share in enumerate(shares) if share]
-        whole, *others = errors([shares, *(without(place, shares) for place in places)])
+        reduced = [without(place, shares) for place in places]
+        whole_row, *reduced_rows = errors([shares, *reduced])
+        whole = whole_row[:count]
         changes: list[Influence] = []
-        for place, less in zip(places, others, strict=True):
-            mean = float(less[:count].mean() - whole[:count].mean())
-            worst = float(less[:count].max() - whole[:count].max())
-            value = float(self.values(less[None])[0] - self.values(whole[None])[0])
+        for place, reduced_row in zip(places, reduced_rows, strict=True):
+            less = reduced_row[:count]
+            mean = float(less.mean() - whole.mean())
+            worst = float(less.max() - whole.max())
+            value = self.value(reduced_row) - self.value(whole_row)
             changes.append(Influence(name, self.names[place], mean, worst, value))
         return tuple(changes)
 
@@ -366,9 +381,11 @@ class _MixtureSearch:
         count = len(self.names)
         sets: list[tuple[str, Sequence[float]]] = []
         for place, name in enumerate(self.names):
-            sets.append((name, list(map(float, only(place, count)))))
+            alone = [float(share) for share in only(place, count)]
+            sets.append((name, alone))
         if max(chosen) < 1:
-            sets.append((BEST, list(map(float, chosen))))
+            mixed = [float(share) for share in chosen]
+            sets.append((BEST, mixed))
         meter = TokenMeter(stand_in.method, stand_in.target, self.effort.meter, sets)
         for block, pieces in self.statistics.pieces():
             meter.add(block, pieces)

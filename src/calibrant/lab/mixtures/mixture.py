@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from fractions import Fraction
 from typing import Any, Final, final
 
 from calibrant.lab.mixtures.algebra import Shares
@@ -99,8 +100,10 @@ class Mixture:
         heads = ("calibrated on", *self.judges, "mean", "worst")
         lines: list[tuple[str, ...]] = []
         for row in self.rows:
-            errors = [*(row.errors[judge] for judge in self.judges), row.mean, row.worst]
-            lines.append((row.calibrated_on, *(f"{error:.4f}" for error in errors)))
+            errors = [row.errors[judge] for judge in self.judges]
+            errors += [row.mean, row.worst]
+            figures = [f"{error:.4f}" for error in errors]
+            lines.append((row.calibrated_on, *figures))
         facts = {
             "expression": self.expr,
             "objective": self.objective,
@@ -123,8 +126,12 @@ def expression(sources: Sequence[str], shares: Shares) -> str:
     >>> expression(["c4", "gsm8k:cot", "pile"], (Fraction(1, 4), Fraction(3, 4), Fraction(0)))
     'mix(c4=c4, gsm8k_cot=gsm8k:cot, weight=0.25)'
     """
-    texts = [source for source, share in zip(sources, shares, strict=True) if share]
+    texts: list[str] = []
+    weights: list[Fraction] = []
+    for source, share in zip(sources, shares, strict=True):
+        if share:
+            texts.append(source)
+            weights.append(share)
     if len(texts) == 1:
         return texts[0]
-    counted = [share for share in shares if share]
-    return written_mix(names_of(texts), texts, counted)
+    return written_mix(names_of(texts), texts, weights)

@@ -53,15 +53,19 @@ class Objective:
         `judges` are sources.
         """
         if self.target:
-            return errors[:, list(judges).index(self.target)]
+            column = list(judges).index(self.target)
+            return errors[:, column]
         source_errors = errors[:, :sources]
-        return source_errors.mean(1) if self.kind == "mean" else source_errors.max(1)
+        if self.kind == "mean":
+            return source_errors.mean(1)
+        return source_errors.max(1)
 
 
 def parse_objective(text: str) -> Objective:
     """Return the objective that a text names; `SpecError` for anything else."""
-    if text.strip() in ("mean", "worst"):
-        return Objective(text.strip())
+    whole = text.strip()
+    if whole in ("mean", "worst"):
+        return Objective(whole)
     kind, _, target = text.partition("=")
     if kind.strip() == "target" and target.strip():
         return Objective("target", target.strip())
@@ -103,17 +107,17 @@ class Search:
         """All mixtures that were judged, the best first; of equals the one that was judged
         first.
         """
+        return sorted(self.known, key=self._value_of)
 
-        def order(shares: Shares) -> float:
-            value, _ = self.known[shares]
-            return value
-
-        return sorted(self.known, key=order)
+    def _value_of(self, shares: Shares) -> float:
+        value, _ = self.known[shares]
+        return value
 
     def ask(self, mixtures: Sequence[Shares]) -> None:
         """Judge what isn't judged yet, as far as the evaluations last."""
         left = max(0, self.evaluations - len(self.known))
-        new = [shares for shares in dict.fromkeys(mixtures) if shares not in self.known][:left]
+        unknown = [shares for shares in dict.fromkeys(mixtures) if shares not in self.known]
+        new = unknown[:left]
         if not new:
             return
         errors = self._errors(new)
@@ -150,11 +154,13 @@ class Search:
             # scale that doesn't overflow.
             answer = rounded(weights * np.exp(typical.min() - typical))
             self.ask([answer])
-            errors = self.known[answer][1][: self.count]
+            _, row = self.known[answer]
+            errors = row[: self.count]
             spread = float(np.ptp(errors)) or 1.0
             # Multiplicative weights: judges that suffer more than the others gain weight, less so
             # with every turn.
-            weights = weights * np.exp(1.5 / np.sqrt(turn) * (errors - errors.mean()) / spread)
+            rate = 1.5 / np.sqrt(turn)
+            weights = weights * np.exp(rate * (errors - errors.mean()) / spread)
             weights /= weights.sum()
 
     def descend(self) -> None:
@@ -172,9 +178,10 @@ class Search:
             self.ask(towards)
             if not self.known.keys() >= set(towards):
                 break  # the evaluations are used up
-            errors = np.array([self.known[shares][0] for shares in towards])
-            slopes = errors - self.known[best][0]
-            self.ask([rounded(proposal) for proposal in _proposals(start, slopes, step)])
+            values = np.array([self._value_of(shares) for shares in towards])
+            slopes = values - self._value_of(best)
+            proposals = _proposals(start, slopes, step)
+            self.ask([rounded(proposal) for proposal in proposals])
             if self.ranked[0] == best:
                 step /= 2
 
@@ -185,7 +192,9 @@ def rounded(weights: np.ndarray) -> Shares:
     """
     exact = weights / weights.sum() * GRAIN
     whole = np.floor(exact + 1e-9).astype(int)  # 0.29 of a hundred is 28.999…, and means 29
-    for place in np.argsort(whole - exact, kind="stable")[: GRAIN - whole.sum()]:
+    left = GRAIN - whole.sum()
+    most_lost = np.argsort(whole - exact, kind="stable")
+    for place in most_lost[:left]:
         whole[place] += 1
     return tuple(Fraction(int(share), GRAIN) for share in whole)
 
@@ -201,7 +210,8 @@ def _proposals(shares: np.ndarray, slopes: np.ndarray, step: float) -> list[np.n
     # holds isn't known.
     proposals: list[np.ndarray] = []
     for factor in (2.0, 8.0):
-        proposals.append(with_missing * np.exp(-factor * step * (slopes - slopes.min()) / spread))
+        exponents = -factor * step * (slopes - slopes.min()) / spread
+        proposals.append(with_missing * np.exp(exponents))
     taker = int(np.argmin(slopes))
 
     def order(place: Any) -> Any:

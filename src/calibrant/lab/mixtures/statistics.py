@@ -76,14 +76,16 @@ class Pieces(InputStatistic, ABC):
             if place < self.most:
                 parts.append(part)
             else:
-                parts[place % self.most] = parts[place % self.most] + part
+                turn = place % self.most
+                parts[turn] = parts[turn] + part
         return type(self)(parts, self.dealt + len(other.parts))
 
     def __mul__(self, factor: float) -> "Pieces":
         return type(self)([part * factor for part in self.parts], self.dealt)
 
     def norms(self) -> Float[Tensor, "in"]:
-        return torch.stack([part.norms() for part in self.parts]).sum(0)
+        by_part = [part.norms() for part in self.parts]
+        return torch.stack(by_part).sum(0)
 
 
 @final
@@ -127,8 +129,12 @@ class StoredPieces:
     def holds(self, block: Block) -> bool:
         """Return whether all of the block's pieces are stored."""
         count = self._part(0).pieces(self._kind, block)
-        others = [self._part(place) for place in range(1, count)]
-        return count > 0 and all(part.stored_blocks(self._kind, [block]) for part in others)
+        if count == 0:
+            return False
+        for place in range(1, count):
+            if not self._part(place).stored_blocks(self._kind, [block]):
+                return False
+        return True
 
     def add(self, block: Block, seen: Mapping[Weight, Seen]) -> None:
         """Store the pieces of a walk."""
@@ -148,7 +154,11 @@ class StoredPieces:
     def read(self, block: Block) -> list[SeenInBlock]:
         """Return what the block's matrices saw in each piece."""
         count = self._part(0).pieces(self._kind, block)
-        return [self._part(place).read([self._kind], block) for place in range(count)]
+        pieces: list[SeenInBlock] = []
+        for place in range(count):
+            part = self._part(place)
+            pieces.append(part.read([self._kind], block))
+        return pieces
 
     def _part(self, place: int) -> Statistics:
         return Statistics(self._root, f"{self._name}-piece-{place:02d}")
@@ -254,10 +264,15 @@ class MixtureStatistics:
         """Yield what every matrix of the model sees of a mixture, from the disk; one that no
         token of it reached isn't yielded.
         """
+        masses = self.masses
         for block in self.view.blocks:
-            parts = [source.stored.read([self.kind], block)[1] for source in self.sources]
+            by_source: list[Mapping[Weight, Seen]] = []
+            for source in self.sources:
+                _, statistics = source.stored.read([self.kind], block)
+                by_source.append(statistics)
             for weight in block.weights:
-                seen = blended([part.get(weight) for part in parts], shares, self.masses)
+                parts = [statistics.get(weight) for statistics in by_source]
+                seen = blended(parts, shares, masses)
                 if seen is not None:
                     yield weight, seen
 

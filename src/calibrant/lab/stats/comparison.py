@@ -177,7 +177,7 @@ def compared_groups(
     baseline = baseline or str(results.study.get("baseline") or "")
     if not baseline and sets:
         c4_sets = [label for label in sets if results.label(label).source == "c4"]
-        baseline = [*c4_sets, *sets][0]
+        baseline = c4_sets[0] if c4_sets else sets[0]
     groups: list[ComparedGroup] = []
     for setting, cells in grouped(results.cells).items():
         group = ComparedGroup(setting, cells, results, level, baseline)
@@ -367,4 +367,5 @@ def significantly_different(a: RankingEntry, b: RankingEntry, measured: str) -> 
 
 
 def _letters(entry: RankingEntry, measured: str) -> set[str]:
-    return set(re.findall(r"\[\d+\]|[a-zA-Z]", entry.letters.get(measured, "")))
+    text = entry.letters.get(measured, "")
+    return set(re.findall(r"\[\d+\]|[a-zA-Z]", text))

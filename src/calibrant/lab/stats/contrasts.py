@@ -102,7 +102,10 @@ def holm(family: Sequence[Contrast]) -> list[Contrast]:
     """
     # A contrast that can't be computed was planned all the same, so it counts among those that the
     # others are corrected for.
-    ps = {place: contrast.p for place, contrast in enumerate(family) if contrast.p is not None}
+    ps: dict[int, float] = {}
+    for place, contrast in enumerate(family):
+        if contrast.p is not None:
+            ps[place] = contrast.p
     adjusted: dict[int, float] = {}
     largest = 0.0
     for smaller, place in enumerate(sorted(ps, key=ps.__getitem__)):
@@ -163,8 +166,13 @@ class _Request:
 
     def draws(self, group: GroupResults, first: bool) -> list[int]:
         """Return how many draws the sets of a side have, without those that take none."""
-        counts = [group.draws(label) for label in self.weights if (label in self.first) is first]
-        return [count for count in counts if count]
+        counts: list[int] = []
+        for label in self.weights:
+            is_first = label in self.first
+            count = group.draws(label)
+            if is_first == first and count:
+                counts.append(count)
+        return counts
 
 
 def _several(value: Any) -> tuple[str, ...]:
@@ -211,8 +219,10 @@ def _contrast(
     absent = [cell for cell in cells if label_of(cell) not in group.sides]
     if absent:
         holes = list(missing(absent, results, tuple(scores)))
-        more = f"; and {len(holes) - 3} more" if len(holes) > 3 else ""
-        return replace(bare, reason=f"Not everything is here: {'; '.join(holes[:3])}{more}.")
+        named = "; ".join(holes[:3])
+        if len(holes) > 3:
+            named = f"{named}; and {len(holes) - 3} more"
+        return replace(bare, reason=f"Not everything is here: {named}.")
     return _tested(bare, request, group)
 
 

@@ -439,9 +439,10 @@ class Pairs:
         column = self.labels.index(b)
         value = float(self.values[row, column])
         # What takes no draws, such as a baseline, doesn't keep the error from covering draws.
-        with_draws = self.with_draws[[row, column]]
-        counted = self.counted[[row, column]][with_draws]
-        over_draws = bool(with_draws.any() and counted.all())
+        places = [row, column]
+        with_draws = self.with_draws[places]
+        counted = self.counted[places]
+        over_draws = bool(with_draws.any() and counted[with_draws].all())
         return self.spread.estimate(value, self.items, over_draws, (row, column))
 
     def worse(self, level: float = LEVEL, comparisons: int = 1) -> Bool[np.ndarray, "n n"]:
@@ -498,11 +499,16 @@ def _variance_over_items(
     squares = np.zeros_like(total)
     most_df = 1.0
     for name, coef in coefs.items():
-        table = np.stack([coef * row_sides[name].residuals for row_sides in sides.values()])
+        residuals = [coef * row_sides[name].residuals for row_sides in sides.values()]
+        table = np.stack(residuals)
         count = table.shape[1]
         # A row at a time and not by a product of matrices: what is equal in both cancels to
         # exactly nothing.
-        sums = np.stack([((table - row) ** 2).sum(1) for row in table])
+        sums_by_row: list[Float[np.ndarray, " n"]] = []
+        for row in table:
+            squared_differences = (table - row) ** 2
+            sums_by_row.append(squared_differences.sum(1))
+        sums = np.stack(sums_by_row)
         variance = np.full_like(sums, np.nan)
         if count > 1:
             variance = sums * (count / (count - 1))

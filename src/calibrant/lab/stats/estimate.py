@@ -205,7 +205,9 @@ def needs(estimate: Estimate, draws: int, unit: str, level: float = LEVEL) -> st
     least = detectable(estimate, level)
     if least is None or seen == 0:
         return ""
-    size = f"{seen:.2g} {unit}" if unit else f"{seen:.2g}"
+    size = f"{seen:.2g}"
+    if unit:
+        size = f"{size} {unit}"
     difference = f"the difference that was seen ({size})"
     if least <= seen:
         return f"What is here suffices to detect {difference} four times in five."

@@ -204,7 +204,8 @@ def _table(setting: Setting, scores: Sequence[tuple[str, Score]], kind: str) -> 
     for draws in draws_by_set.values():
         row: list[float] = []
         for word in counts:
-            row.append(_mean([shares.get(word, math.nan) for shares in draws]))
+            by_draw = [shares.get(word, math.nan) for shares in draws]
+            row.append(_mean(by_draw))
         kept.append(tuple(row))
     _, first_score = scores[0]
     return KeptWords(
@@ -220,7 +221,9 @@ def _table(setting: Setting, scores: Sequence[tuple[str, Score]], kind: str) -> 
 
 def _mean(values: Sequence[float]) -> float:
     known = [value for value in values if not math.isnan(value)]
-    return math.fsum(known) / len(known) if known else math.nan
+    if not known:
+        return math.nan
+    return math.fsum(known) / len(known)
 
 
 @dataclass(frozen=True)
@@ -346,4 +349,6 @@ def _mean_overlap(left: Sequence[Experts], right: Sequence[Experts], same: bool)
     """Return the mean overlap over pairs of draws; of a set with itself no draw with itself."""
     pairs = combinations(left, 2) if same else product(left, right)
     found = [overlap(first, second) for first, second in pairs]
-    return float(np.mean(found)) if found else math.nan
+    if not found:
+        return math.nan
+    return float(np.mean(found))

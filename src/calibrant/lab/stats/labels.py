@@ -164,8 +164,9 @@ def describe_target(target: str) -> str:
             sparsities.append(words)
         else:
             others.append(words)
-    named = [f"{join_names(sparsities)} sparsity"] if sparsities else []
-    return join_names([*named, *others])
+    if sparsities:
+        others.insert(0, f"{join_names(sparsities)} sparsity")
+    return join_names(others)
 
 
 def _in_words(label: TargetLabel) -> str:
@@ -214,7 +215,8 @@ def sparsity_of(target: str) -> float | None:
 
 def target_noun(targets: Iterable[str]) -> str:
     """Return `sparsity` where each of these is one or an N:M pattern, else `target`."""
-    return "sparsity" if all(read_target(target).sparsity for target in targets) else "target"
+    only_sparsities = all(read_target(target).sparsity for target in targets)
+    return "sparsity" if only_sparsities else "target"
 
 
 def join_names(names: Sequence[str]) -> str:

@@ -324,7 +324,11 @@ class ComparedGroup:
     def _entry(self, label: str) -> RankingEntry:
         complete = label in self._group.sides
         sides = self._group.sides[label] if complete else self._group.partial[label]
-        set_label = self.label(label) if label in self._group.sets else None
+        set_label: SetLabel | None = None
+        control = False
+        if label in self._group.sets:
+            set_label = self.label(label)
+            control = set_label.control
         losses: dict[str, Estimate] = {}
         increases: dict[str, Estimate] = {}
         for name, side in sides.items():
@@ -335,18 +339,19 @@ class ComparedGroup:
         if complete:
             averaged = {name: sides[name] for name in self.averaged}
             mean = _mean(averaged, self.dense or None)
-        to_best = None
+        to_best: Estimate | None = None
+        tied = False
         if label in self.rows and self.sets and label != self.sets[0]:
             to_best = self.tables[MEAN].estimate(label, self.sets[0])
+            tied = not to_best.significant(self.level, self._comparisons)
         to_baseline: dict[str, Estimate] = {}
         if label in self.rows and self.baseline not in ("", label):
             for name, table in self.tables.items():
                 to_baseline[name] = table.estimate(label, self.baseline)
-        tied = to_best is not None and not to_best.significant(self.level, self._comparisons)
         best_on = [name for name, best in self._best.items() if best == label]
         return RankingEntry(
             name=label,
-            control=set_label is not None and set_label.control,
+            control=control,
             runs=self._group.runs[label],
             draws=self._group.draws(label),
             losses=losses,
@@ -429,7 +434,9 @@ def compact_letters(different: Bool[np.ndarray, "n n"]) -> list[str]:
     letters = [""] * count
     in_order = sorted(sorted(group) for group in groups)
     for number, group in enumerate(in_order):
-        name = _ALPHABET[number] if number < len(_ALPHABET) else f"[{number + 1}]"
+        name = f"[{number + 1}]"
+        if number < len(_ALPHABET):
+            name = _ALPHABET[number]
         for member in group:
             letters[member] += name
     return letters

@@ -110,6 +110,7 @@ def read(store: Store, items: bool = True) -> Results:
     item_values: Mapping[str, Mapping[str, ItemValues]] = {}
     if items:
         item_values = _items(store, cells, scores)
+    computed = [cell for cell in cells if cell.run in records]
     return Results(
         cells=tuple(cells),
         records=records,
@@ -119,7 +120,7 @@ def read(store: Store, items: bool = True) -> Results:
         failures=store.failures(),
         stale=frozenset(_stale(store, records, index.revisions)),
         sets=_set_labels(cells, index.labels(), records),
-        bits=_bits(store, [cell for cell in cells if cell.run in records]),
+        bits=_bits(store, computed),
     )
 
 
@@ -148,7 +149,9 @@ def _bits(store: Store, cells: Iterable[Cell]) -> dict[tuple[str, str, str], flo
     found: dict[tuple[str, str, str], float] = {}
     for key, run in runs.items():
         record = store.record(run)
-        bits = stored_bits(record.weights) if record is not None else None
+        if record is None:
+            continue
+        bits = stored_bits(record.weights)
         if bits is not None:
             found[key] = bits
     return found
@@ -322,7 +325,8 @@ def _cells_with(store: Store, labels: Mapping[str, str | int]) -> list[Cell]:
         if all(getattr(cell, name) == value for name, value in labels.items()):
             cells.append(cell)
     cells.sort(key=lambda cell: cell.seed)
-    request = ", ".join(f"{name} {value!r}" for name, value in labels.items()) or "no label"
+    wanted = [f"{name} {value!r}" for name, value in labels.items()]
+    request = ", ".join(wanted) or "no label"
     if not cells:
         raise DataError(f"{request} fits no cell of the store", subject=request)
     for name in LABELS:
@@ -347,7 +351,8 @@ def _items(
     for cell in cells:
         for text, measure_id in cell.measures.items():
             if measure_id in scores.get(cell.run, {}):
-                by_text.setdefault(text, {})[cell.run, measure_id] = None
+                measured_by = by_text.setdefault(text, {})
+                measured_by[cell.run, measure_id] = None
     batches: list[list[tuple[str, str]]] = []
     rows = ROWS  # as if a batch were full, so that the first measurement begins one
     for text in sorted(by_text):
@@ -466,9 +471,11 @@ def unranked(cells: Sequence[Cell]) -> dict[Setting, list[Cell]]:
     for cell in cells:
         if cell.model not in compressed:
             groups[Setting(cell.model, UNTOUCHED, cell.target, "")] = []
+    with_dense: dict[Setting, list[Cell]] = {}
     for setting, group in groups.items():
-        group[:0] = [cell for cell in untouched if cell.model == setting.model]
-    return {setting: _as_asked(group) for setting, group in groups.items()}
+        dense = [cell for cell in untouched if cell.model == setting.model]
+        with_dense[setting] = _as_asked([*dense, *group])
+    return with_dense
 
 
 def label_of(cell: Cell) -> str:
@@ -496,7 +503,9 @@ class GroupResults:
 
     def draws(self, label: str) -> int:
         """Return how many draws a set has; 0 for what takes none."""
-        return len(self.runs[label]) if label in self.sets else 0
+        if label not in self.sets:
+            return 0
+        return len(self.runs[label])
 
     @staticmethod
     def of(cells: Sequence[Cell], results: Results, texts: Sequence[str] = ()) -> "GroupResults":
@@ -527,10 +536,13 @@ class GroupResults:
             for run in counted:
                 for name, item_values in by_run[run].items():
                     draws_by_name.setdefault(name, []).append(item_values)
-            of_label = sides if complete else partial
-            of_label[label] = {
-                name: Side.of(draws, independence) for name, draws in draws_by_name.items()
-            }
+            of_label: dict[str, Side] = {}
+            for name, by_draw in draws_by_name.items():
+                of_label[name] = Side.of(by_draw, independence)
+            if complete:
+                sides[label] = of_label
+            else:
+                partial[label] = of_label
         return GroupResults(names, sides, partial, runs, sets, overlapping)
 
 

@@ -175,7 +175,9 @@ def _drawn_again(group: ComparedGroup) -> dict[str, Mapping[str, Side]]:
     rows: dict[str, Mapping[str, Side]] = {}
     for name in group.sets:
         sides = group.rows[name]
-        if sides[group.averaged[0]].counted and not group.label(name).control:
+        # A set has as many draws on every measured set.
+        any_side = sides[group.averaged[0]]
+        if any_side.counted and not group.label(name).control:
             rows[name] = sides
     return rows
 

@@ -167,8 +167,8 @@ def key_terms(
         ahead = weights[row]
         if len(profiles) > 1:
             ahead = ahead - np.delete(weights, row, axis=0).mean(0)
-        heaviest = _largest_first(zip(words, ahead.tolist(), strict=True))[:most]
-        terms[name] = tuple((word, weight) for word, weight in heaviest if weight > 0)
+        by_weight = _largest_first(zip(words, ahead.tolist(), strict=True))
+        terms[name] = tuple((word, weight) for word, weight in by_weight[:most] if weight > 0)
     return terms
 
 
@@ -329,7 +329,8 @@ def _about_means(inputs: Sequence[str]) -> Float[np.ndarray, "matrix feature"]:
     """Return the stored sizes of matrices' input features, in double precision, less the mean of
     their matrix.
     """
-    stored = np.frombuffer(bytes.fromhex("".join(inputs)), "<f2")
+    digits = "".join(inputs)
+    stored = np.frombuffer(bytes.fromhex(digits), "<f2")
     features = stored.astype(np.float64).reshape(len(inputs), -1)
     return features - features.mean(1, keepdims=True)
 
@@ -616,7 +617,8 @@ class Similarity:
 
     def nearest(self, name: str, measure: str, most: int = 5) -> list[tuple[str, float]]:
         """Return the sets that are most like `name` by one measure, the most alike first."""
-        row = self.by[measure][self.sets.index(name)]
+        table = self.by[measure]
+        row = table[self.sets.index(name)]
         known: list[tuple[str, float]] = []
         for other, share in zip(self.sets, row.tolist(), strict=True):
             if other != name and math.isfinite(share):
