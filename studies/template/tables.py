@@ -67,6 +67,21 @@ TEXTS: Final[Mapping[str, str]] = {
     "wikitext:text": "prose",
     "python_code:text": "code",
 }
+PROSE: Final = "wikitext:text"
+HALF: Final = "0.5*gsm8k:chat + 0.5*c4"
+ASKED: Final = (
+    (
+        "the template against the same rows without it, on problems in it",
+        PROBLEMS,
+        "gsm8k:icl",
+        PROBLEMS,
+    ),
+    ("everyday questions in the template against C4, on problems in it", EVERYDAY, "c4", PROBLEMS),
+    ("the template against C4, on prose", PROBLEMS, "c4", PROSE),
+    ("half and half against C4, on problems in the template", HALF, "c4", PROBLEMS),
+    ("half and half against the template alone, on prose", HALF, PROBLEMS, PROSE),
+)
+"""What the study's file asks: the question, the two sets that are compared, and the text."""
 HEADLINE: Final = ("sparsegpt", "0.5")
 """The method and target of the picture."""
 
@@ -131,6 +146,23 @@ def by_role(results: Results, text: str) -> Iterator[str]:
         kept = [value_of(run[text], "top1_agreement_answer") for run in runs]
         cells.append(f"{statistics.mean(kept):.0%}")
         yield row(way, data, cells)
+
+
+def by_question(results: Results) -> Iterator[str]:
+    """Rows: for each question of the study's file, the divergences of the two sets by method."""
+    ways = list(results.of)
+    yield from table_head(["asked"], [f"`{way.method}` {way.target}" for way in ways])
+    for question, first, second, text in ASKED:
+        cells: list[str] = []
+        for way in ways:
+            sets = results.of[way]
+            if first not in sets or second not in sets:
+                cells.append("")
+                continue
+            one = cell_of(sets[first], text, "kl")
+            other = cell_of(sets[second], text, "kl")
+            cells.append(f"{one} against {other}")
+        yield table_row([question, *cells])
 
 
 def by_text(results: Results) -> Iterator[str]:
@@ -223,6 +255,7 @@ def tables() -> Mapping[str, str]:
     made = {
         "by role": by_role(results, PROBLEMS),
         "by role, everyday questions": by_role(results, EVERYDAY),
+        "by question": by_question(results),
         "by text": by_text(results),
         "by loss": by_loss(results),
         "there": there(results),
