@@ -49,14 +49,24 @@ BUDGET: Final = ("samples", "length", "tokens")
 SWITCHES: Final = ("masks", "quotes", "allow_leak")
 DISK_LIMITS: Final = ("statistics_gb", "edits_gb")
 """Keys that say how much of something is kept on disk."""
-_ONCE: Final = (
-    *("samples", "tokens", "length"),
-    *("propagate", "dtype", "device"),
+KEYS: Final = (
+    *LISTS,
+    "evaluate",
+    "samples",
+    "tokens",
+    "length",
+    "propagate",
+    "dtype",
+    "device",
     *SWITCHES,
     *DISK_LIMITS,
+    "transform",
+    "baseline",
+    "groups",
+    "exclude",
+    "pools",
+    "primary",
 )
-_ABOVE: Final = ("transform", "baseline", "groups", "exclude", "pools", "primary")
-KEYS: Final = (*LISTS, "evaluate", *_ONCE, *_ABOVE)
 """Every key of a study file."""
 SYNONYMS: Final = {
     "models": "model",
@@ -215,7 +225,11 @@ def written(value: Any) -> Any:
 def items(path: Path, value: Any) -> list[tuple[Path, Any]]:
     """Return the values of an axis with their paths; a single value stands for a list of one."""
     if isinstance(value, list | tuple | range):
-        return [((*path, number), item) for number, item in enumerate(value)]
+        found: list[tuple[Path, Any]] = []
+        for number, item in enumerate(value):
+            place = (*path, number)
+            found.append((place, item))
+        return found
     return [(path, value)]
 
 
@@ -295,18 +309,18 @@ class StudyReader:
             "method": partial(self._spec, "method"),
             "allocation": partial(self._spec, "allocation"),
             "target": self._target,
-            "seeds": partial(self._whole, noun="a draw", least=0, most=LAST_DRAW),
+            "seeds": partial(self._whole_number, noun="a draw", least=0, most=LAST_DRAW),
             "propagate": partial(self._choice, allowed=PROPAGATIONS),
         }
 
     def grid(self) -> StudyContents:
         """Read cells and evaluators; `contrasts.read_contrasts` then reads what is compared."""
-        self._scalars()
+        self._read_scalars()
         self.refused = self._too_long()
         if self.refused:
             return self.contents
         # Runs are counted before they are made: a few lines may ask for millions.
-        self._evaluators()
+        self._read_evaluators()
         grids = self._grids()
         self.refused = self._too_much(grids)
         if self.refused:
@@ -339,9 +353,9 @@ class StudyReader:
         for expression, name in self.contents.names.items():
             if text == name:
                 text = expression
-        return self._once("data", text)
+        return self._build_once("data", text)
 
-    def _once(self, key: str, text: str) -> Any:
+    def _build_once(self, key: str, text: str) -> Any:
         """What a text under a key stands for. It is made only the first time."""
         if (key, text) not in self._built:
             if key == "data":
@@ -362,7 +376,7 @@ class StudyReader:
         kind, registry = KINDS[key]
         if not isinstance(raw, kind):
             # An object of another kind is refused like its text.
-            return self._text(path, written(raw), partial(self._once, key))
+            return self._text(path, written(raw), partial(self._build_once, key))
         text = self.mistakes.tried(path, registry.text, raw)
         if text is None:
             return None
@@ -370,7 +384,7 @@ class StudyReader:
             return raw
         # Identities are those of the study's file: an object that its text says otherwise, such as
         # with 1 for 1.0, is what its text says.
-        return self._once(key, text)
+        return self._build_once(key, text)
 
     def _set(self, path: Path, raw: Any) -> CalibrationSet | None:
         if isinstance(raw, CalibrationSet):
@@ -389,7 +403,7 @@ class StudyReader:
             return None
         place, name = keys["name"]
         calibration = self._set(*keys["data"])
-        if calibration is None or not self._is_name(place, name):
+        if calibration is None or not self._check_name(place, name):
             return None
         names = self.contents.names
         text = str(calibration)
@@ -413,20 +427,23 @@ class StudyReader:
 
     def _given_set(self, path: Path, given: CalibrationSet) -> CalibrationSet | None:
         """A set with the study's budget. A study has one for all its sets."""
-        usual = self._budget
-        alike = given.length == usual["length"] and given.budget == usual["tokens"]
+        budget = self._budget
+        alike = given.length == budget["length"] and given.budget == budget["tokens"]
         if given.budget is None:
-            alike = alike and given.samples == usual["samples"]
+            alike = alike and given.samples == budget["samples"]
         if alike and not given.seed and given.part == "calibrate":
             if given.at_most:
                 # In a study a budget is exact, also that of data that came as objects.
-                return CalibrationSet(given.expr, **usual)
+                return CalibrationSet(given.expr, **budget)
             return given
-        budget = [f"{name}={usual[name]}" for name in BUDGET if usual[name] is not None]
+        settings: list[str] = []
+        for name in BUDGET:
+            if budget[name] is not None:
+                settings.append(f"{name}={budget[name]}")
         self.mistakes.add(
             path,
             f"{given!r} has a budget or a draw of its own, and in a study all sets have the "
-            f"study's, {', '.join(budget)}; give its text, {given.expr!r}",
+            f"study's, {', '.join(settings)}; give its text, {given.expr!r}",
         )
         return None
 
@@ -437,7 +454,7 @@ class StudyReader:
             raw = short(raw)
         return self.mistakes.tried(path, parse_target, raw)
 
-    def _whole(
+    def _whole_number(
         self, path: Path, raw: Any, noun: str, least: int, most: int = LARGEST
     ) -> int | None:
         whole = type(raw) is int  # True is no number here
@@ -469,10 +486,10 @@ class StudyReader:
             self.mistakes.about((key,), raw, message)
             return
         for name, value in raw.items():
-            self._is_name((key, name), name)
+            self._check_name((key, name), name)
             yield str(name), (key, name), value
 
-    def _is_name(self, path: Path, name: Any) -> bool:
+    def _check_name(self, path: Path, name: Any) -> bool:
         """Whether something can be a name; a mistake if not."""
         fits = isinstance(name, str) and bool(name.strip()) and name.isprintable()
         if fits and len(name) <= NAME:
@@ -480,7 +497,7 @@ class StudyReader:
         self.mistakes.about(path, name, f"is no name; write one of at most {NAME} letters")
         return False
 
-    def _scalars(self) -> None:
+    def _read_scalars(self) -> None:
         self._read_budget()
         for name in SWITCHES:
             raw = self.entries.get(name)
@@ -498,16 +515,19 @@ class StudyReader:
         if isinstance(device, str):
             device = device.partition(":")[0]
         self._choice(("device",), device, ("auto", *device_kinds()))
-        given = self._listed(("transform",), self.entries.get("transform") or ())
-        read = [self._spec("transform", path, raw) for path, raw in given]
-        self._transforms = tuple(transform for transform in read if transform is not None)
+        found: list[Transform] = []
+        for path, raw in self._listed(("transform",), self.entries.get("transform") or ()):
+            transform: Transform | None = self._spec("transform", path, raw)
+            if transform is not None:
+                found.append(transform)
+        self._transforms = tuple(found)
 
     def _read_budget(self) -> None:
         for name in _USUAL_BUDGET:
             raw = self.entries.get(name)
             if raw is None and name == "tokens":
                 continue
-            number = self._whole((name,), raw, name, 1)
+            number = self._whole_number((name,), raw, name, 1)
             if number is not None:
                 self._budget[name] = number
         try:
@@ -516,7 +536,7 @@ class StudyReader:
             self.mistakes.add((error.subject,), str(error))
             self._budget = dict(_USUAL_BUDGET)
 
-    def _evaluators(self) -> None:
+    def _read_evaluators(self) -> None:
         found = self.contents.evaluators
         for path, raw in self._listed(("evaluate",), self.entries.get("evaluate", ())):
             evaluator: Evaluator | None = self._spec("evaluate", path, raw)
@@ -554,20 +574,16 @@ class StudyReader:
         runs = sum(grid.count() for grid in grids.values())
         if runs > MOST_RUNS:
             place = "groups" if self.entries.get("groups") else "data"
-            self.mistakes.add(
-                (place,),
-                f"the study has {runs:,} runs, and {MOST_RUNS:,} are the most; "
-                "take fewer draws, sets or targets, or divide it into several",
-            )
+            message = f"the study has {runs:,} runs, and {MOST_RUNS:,} are the most"
+            advice = "take fewer draws, sets or targets, or divide it into several"
+            self.mistakes.add((place,), f"{message}; {advice}")
             return True
         for key in ("exclude", "primary"):
             several = _count(self.entries.get(key))
             if several * runs > MOST_COMPARISONS:
-                self.mistakes.add(
-                    (key,),
-                    f"{several:,} entries for {runs:,} runs are too many; "
-                    "write fewer that say more, or divide the study",
-                )
+                message = f"{several:,} entries for {runs:,} runs are too many"
+                advice = "write fewer that say more, or divide the study"
+                self.mistakes.add((key,), f"{message}; {advice}")
                 return True
         return False
 
@@ -585,25 +601,26 @@ class StudyReader:
         for axis in LISTS:
             raw = self.entries.get(axis)
             shared[axis] = self._axis(axis, (axis,), raw)
-            in_every_group = all(axis in group for group in groups.values())
-            replaced = bool(groups) and in_every_group
-            if raw in NOTHING and not replaced:
+            in_every_group = bool(groups) and all(axis in group for group in groups.values())
+            if raw in NOTHING and not in_every_group:
                 lacking.append(axis)
         if not groups:
             groups[""] = {}
         grids = {name: self._grid(group, shared) for name, group in groups.items()}
+        # Where nothing looks at data, as where finished models are measured, none is needed.
+        if "data" in lacking and not any(grid.looks for grid in grids.values()):
+            lacking.remove("data")
         for axis in lacking:
-            # Where nothing looks at data, as where finished models are measured, none is needed.
-            if axis != "data" or any(grid.looks for grid in grids.values()):
-                self.mistakes.add((axis,), f"a study needs at least one {axis}, and has none")
+            self.mistakes.add((axis,), f"a study needs at least one {axis}, and has none")
         return grids
 
     def _grid(self, replaced: Given, shared: Mapping[str, list[Any]]) -> Axes:
         """The grid of one group, with the axes that it replaces."""
         values = {axis: self._replaced(axis, replaced, shared) for axis in LISTS}
-        above = ("propagate",), self.entries.get("propagate")
-        path, raw = replaced.get("propagate", above)
-        propagate = self._propagation(path, raw)
+        above = self._propagation(("propagate",), self.entries.get("propagate"))
+        propagate = above
+        if "propagate" in replaced:
+            propagate = self._propagation(*replaced["propagate"])
         return Axes(
             models=values["model"],
             data=values["data"],
@@ -613,7 +630,7 @@ class StudyReader:
             allocations=values["allocation"],
             transforms=self._transforms,
             propagate=propagate,
-            blind=self._propagation(*above) or USUAL,
+            blind=above or USUAL,
         )
 
     def _cells(self, grids: Mapping[str, Axes]) -> dict[Labels, RunRequest]:
@@ -636,7 +653,9 @@ class StudyReader:
         return self._axis(axis, path, raw)
 
     def _propagation(self, path: Path, raw: Any) -> Propagation | None:
-        return None if raw is None else self._choice(path, raw, PROPAGATIONS)
+        if raw is None:
+            return None
+        return self._choice(path, raw, PROPAGATIONS)
 
     def _axis(self, axis: str, path: Path, raw: Any) -> list[Any]:
         """The values of an axis without those that are mistakes."""
@@ -659,7 +678,9 @@ class StudyReader:
             message = "has keys of its own; write one value or a list of values"
             self.mistakes.about(path, raw, message)
             return []
-        return [] if raw is None else items(path, raw)
+        if raw is None:
+            return []
+        return items(path, raw)
 
     def _add_twice(self, path: Path, raw: Any, first: str) -> None:
         message = f"is there twice: it is the same as {first}; leave one out"
@@ -716,13 +737,15 @@ class StudyReader:
 
     def _check_group(self, targets: Path, propagate: Path, cells: Iterable[Labels]) -> None:
         """Add what is wrong to the path of the `targets`, or to that of `propagate`."""
-        pairs: dict[tuple[str, str], Recipe] = {}
-        ways: dict[tuple[str, str], Recipe] = {}
+        # One recipe stands for all with the same method and target, or method and propagation.
+        by_target: dict[tuple[str, str], Recipe] = {}
+        by_propagation: dict[tuple[str, str], Recipe] = {}
         for labels, request in self.contents.requests.items():
             if labels in cells and labels.method != DENSE:
-                pairs.setdefault((labels.method, labels.target), request.recipe)
-                ways.setdefault((labels.method, request.recipe.propagate), request.recipe)
-        for recipe in pairs.values():
+                recipe = request.recipe
+                by_target.setdefault((labels.method, labels.target), recipe)
+                by_propagation.setdefault((labels.method, recipe.propagate), recipe)
+        for recipe in by_target.values():
             try:
                 recipe.method.check(recipe.target.weights)
                 for transform in recipe.transforms:
@@ -730,7 +753,7 @@ class StudyReader:
             except InputError as error:
                 advice = "write a group for each kind of target, or leave the pair out with exclude"
                 self.mistakes.add(targets, f"{error}; {advice}")
-        for recipe in ways.values():
+        for recipe in by_propagation.values():
             self.mistakes.tried(propagate, check_propagation, recipe.method, recipe.propagate)
 
 
@@ -738,4 +761,6 @@ def _count(value: Any) -> int:
     """How many entries an axis, or a part of a study, has."""
     if isinstance(value, list | tuple | range | Mapping):
         return len(value)
-    return 0 if value is None else 1
+    if value is None:
+        return 0
+    return 1

@@ -56,10 +56,10 @@ class _Comparing:
         self._cells = [labels for labels in self._contents.requests if labels.data]
         """The labels of the cells that look at data: only sets are compared."""
         self._sets = dict.fromkeys(labels.data for labels in self._cells)
-        self._there: dict[str, set[str]] = {}
+        self._grid_labels: dict[str, set[str]] = {}
         """The labels of the grid, by the key of a contrast that narrows to some of them."""
         for key, label in NARROWED.items():
-            self._there[key] = {getattr(labels, label) for labels in self._cells}
+            self._grid_labels[key] = {getattr(labels, label) for labels in self._cells}
         self._tested: dict[str, Path] = {}
         """Where each contrast stands, by what it compares."""
         self._named: dict[str, Path] = {}
@@ -111,10 +111,11 @@ class _Comparing:
         return {"name": name, **read}
 
     def _name(self, path: Path, raw: Any) -> str | None:
-        most = 2 * NAME
         if raw is None:
             return None
-        if not isinstance(raw, str) or not raw.strip() or len(raw) > most or not raw.isprintable():
+        most = 2 * NAME
+        fits = isinstance(raw, str) and bool(raw.strip()) and raw.isprintable()
+        if not fits or len(raw) > most:
             advice = f"write a few words of at most {most} letters, or leave the name out"
             self._mistakes.about(path, raw, f"is no name; {advice}")
         elif raw in self._named:
@@ -129,8 +130,9 @@ class _Comparing:
         if side in keys:
             place, raw = keys[side]
             pools = self._contents.pools
-            named = isinstance(raw, str) and raw in pools
-            return raw if named else self._set(place, raw, pools)
+            if isinstance(raw, str) and raw in pools:
+                return raw
+            return self._set(place, raw, pools)
         if keys:
             message = f"the contrast has no {side!r}; it compares a set or pool with another"
             self._mistakes.add(path, message)
@@ -177,7 +179,7 @@ class _Comparing:
         for place, given in items(path, raw):
             values += self._meant(key, place, given)
         if raw in NOTHING:
-            message = f"a contrast within no {key}; name one of {listed(self._there[key])}"
+            message = f"a contrast within no {key}; name one of {listed(self._grid_labels[key])}"
             self._mistakes.add(path, f"{message}, or leave the key out")
         return values
 
@@ -187,21 +189,21 @@ class _Comparing:
         `wanda + owl` is what tables call a method with an allocation. A method that has several,
         and none of them alone, stands for all.
         """
-        there = self._there[key]
+        known = self._grid_labels[key]
         # What is written as its label is it, and isn't read again.
-        if isinstance(raw, str) and raw in there:
+        if isinstance(raw, str) and raw in known:
             return [raw]
         value = self._reader.value(key, path, raw)
         if value is None:
             return []
         text = str(value)
-        if text in there:
+        if text in known:
             return [text]
         meant: list[str] = []
         if key == "method":
-            meant = sorted(way for way in there if way.startswith(f"{text} + "))
+            meant = sorted(way for way in known if way.startswith(f"{text} + "))
         if not meant:
-            message = f"isn't in the grid; its {key} is one of {listed(there)}"
+            message = f"isn't in the grid; its {key} is one of {listed(known)}"
             self._mistakes.about(path, raw, message)
         return meant
 
@@ -217,10 +219,11 @@ class _Comparing:
             self._mistakes.add(path, message)
             return False
         # A key that it leaves out stands for all that there is.
-        whole: dict[str, Any] = {"on": self._contents.evaluators, **self._there, **contrast}
+        whole: dict[str, Any] = {"on": self._contents.evaluators, **self._grid_labels, **contrast}
         narrowing = [sorted(set(whole[key])) for key in ("on", *NARROWED)]
         # Sorted, since a against b is the same test as b against a.
-        content = repr([sorted([sorted(compare), sorted(against)]), narrowing])
+        sides = sorted([sorted(compare), sorted(against)])
+        content = repr([sides, narrowing])
         if content in self._tested:
             first = where(self._tested[content])
             message = f"is the same contrast as {first}; leave one out"
@@ -229,25 +232,30 @@ class _Comparing:
         self._tested[content] = path
         if self._stand_together(compare | against, contrast):
             return True
-        limits = [f"{key} {listed(contrast[key])}" for key in NARROWED if key in contrast]
-        within = f" ({'; '.join(limits)})" if limits else ""
-        self._mistakes.add(
-            path,
-            f"no model, method and target{within} has both {name} and {other}; "
-            "widen the grid, or take other sets",
-        )
+        limits: list[str] = []
+        for key in NARROWED:
+            if key in contrast:
+                limits.append(f"{key} {listed(contrast[key])}")
+        subject = "no model, method and target"
+        if limits:
+            subject += f" ({'; '.join(limits)})"
+        message = f"{subject} has both {name} and {other}"
+        self._mistakes.add(path, f"{message}; widen the grid, or take other sets")
         return False
 
     def _stand_together(self, sets: set[str], contrast: Mapping[str, Any]) -> bool:
         """Whether the grid has all these sets with one way that the contrast is about."""
-        narrowed = {label: contrast[key] for key, label in NARROWED.items() if key in contrast}
-        alike: dict[Labels, set[str]] = {}
+        narrowed: dict[str, Any] = {}
+        for key, label in NARROWED.items():
+            if key in contrast:
+                narrowed[label] = contrast[key]
+        sets_by_rest: dict[Labels, set[str]] = {}
         for labels in self._cells:
             if labels.data in sets and labels.among(narrowed):
                 # Draws aside: two sets are compared over all draws that they have.
                 rest = labels._replace(data="…", seed=0)
-                alike.setdefault(rest, set()).add(labels.data)
-        return any(there == sets for there in alike.values())
+                sets_by_rest.setdefault(rest, set()).add(labels.data)
+        return sets in sets_by_rest.values()
 
     def _set(self, path: Path, raw: Any, pools: Collection[str] = ()) -> str | None:
         """The canonical text of a set of the grid."""
@@ -279,8 +287,10 @@ class _Comparing:
         """A set's canonical text, without a complaint if it is none."""
         if text in self._sets:
             return text
+        if not text.strip():
+            return None
         try:
-            return str(self._reader.set_of(text)) if text.strip() else None
+            return str(self._reader.set_of(text))
         except InputError:
             return None
 

@@ -16,7 +16,7 @@ reports in messages, which are lists of plain data (`Message`).
 import errno
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -185,8 +185,10 @@ class Driver:
         self._resolved[index] = resolved
         with ExitStack() as claims:
             lacking = bool(self._missing(index, resolved))
-            if not lacking and not any(map(len, self._ended_journals(resolved))):
-                return True
+            if not lacking:
+                ended = [journal for journal in self._ended_journals(resolved) if len(journal)]
+                if not ended:
+                    return True
             if not self._claim(claims, resolved.run.id, index):
                 return not lacking
             # Looked at again: another driver may have finished it between the look and the claim.
@@ -204,11 +206,15 @@ class Driver:
         """
         request = resolved.request
         run_id = resolved.run.id
-        state = self._store.state(run_id) if missing.recorded else None
-        with ExitStack() as gathering:
+        state: bytes | None = None
+        if missing.recorded:
+            state = self._store.state(run_id)
+        needed: list[str] = []
+        if state is None:
             # Always in the same order, or two that need the same parts of mixes could wait for each
             # other.
-            needed = sorted(resolved.statistics) if state is None else []
+            needed = sorted(resolved.statistics)
+        with ExitStack() as gathering:
             for name in needed:
                 if not self._claim(gathering, name, index):
                     return False
@@ -266,7 +272,9 @@ class Driver:
             if request.shares:
                 statistics = statistics_ids(loaded.opened, batch)
         measures = self._measures_of(run.id)
-        shortage = shortage_of(loaded.view, batch) if recipe.weights_look else ""
+        shortage = ""
+        if recipe.weights_look:
+            shortage = shortage_of(loaded.view, batch)
         if shortage:
             self._report(["few_tokens", request.model, request.cell.data, shortage])
         return Resolved(request, recipe, note, run, measures, statistics, shortage)
@@ -307,18 +315,20 @@ class Driver:
         self._store.clear_failure(resolved.request.provisional)
         recorded = self._store.has_record(run_id)
         measured = self._store.measured(run_id)
-        there = [run_id] if recorded else []
-        missing: list[str] = []
+        stored: list[str] = []
+        if recorded:
+            stored.append(run_id)
+        unmeasured: list[str] = []
         for text, measure_id in wanted.items():
             if measure_id in measured:
-                there.append(measure_id)
+                stored.append(measure_id)
             else:
-                missing.append(text)
+                unmeasured.append(text)
         # Also of what wasn't chosen: the index is the whole study's.
-        self._report(["cell", index, run_id, dict(wanted), there])
+        self._report(["cell", index, run_id, dict(wanted), stored])
         if index not in self._work.chosen or self._failed(run_id):
             return Missing(recorded=True, measures=())
-        to_measure = [text for text in missing if not self._failed(wanted[text])]
+        to_measure = [text for text in unmeasured if not self._failed(wanted[text])]
         return Missing(recorded, to_measure)
 
     def _ended_journals(self, resolved: Resolved) -> Iterator[Journal]:
@@ -338,16 +348,28 @@ class Driver:
         """Put the model into the run's state.
 
         That is from what the store has of it, or by compressing it, of which a record is written.
+        True, which tells it from a step that failed.
+        """
+        if state is None:
+            self._compress(resolved, recorded)
+        else:
+            self._bring_back(resolved, state)
+        return True
+
+    def _bring_back(self, resolved: Resolved, state: bytes) -> None:
+        transforms = resolved.recipe.transforms
+        batch: TokenBatch | None = None
+        if any(transform.observes for transform in transforms):
+            batch = self._tokens(resolved.request)
+        self._current.apply(state, transforms, batch)
+
+    def _compress(self, resolved: Resolved, recorded: bool) -> None:
+        """Compress the model, and write a record of it with the files beside it.
+
+        Where that is `recorded` already, only the files are written.
         """
         request = resolved.request
         loaded = self._current
-        if state is not None:
-            transforms = resolved.recipe.transforms
-            batch = None
-            if any(transform.observes for transform in transforms):
-                batch = self._tokens(request)
-            loaded.apply(state, transforms, batch)
-            return True
 
         def progress(what: str, done: int, total: int) -> None:
             del what  # the request's label says more than the method's name
@@ -357,7 +379,9 @@ class Driver:
             batch = self._tokens(request)
         run_clock = Clock()
         data = request.cell.data
-        journal = self._store.trials(resolved.run.id) if resolved.recipe.tries else Journal()
+        journal = Journal()
+        if resolved.recipe.tries:
+            journal = self._store.trials(resolved.run.id)
         statistics_folder: Path | None = None
         if request.shares:
             statistics_folder = self._store.folder.absolute() / STATISTICS
@@ -391,7 +415,6 @@ class Driver:
                 self._report(["made", record.run.id])
         # The journal goes last: a kill before the record is written goes on from it.
         journal.remove()
-        return True
 
     def _files(self, resolved: Resolved) -> dict[str, bytes]:
         """What is stored beside a record.
@@ -408,9 +431,11 @@ class Driver:
             files[PROFILE] = profile
         if not self._work.masks:
             return files
-        mask = None if resolved.recipe.transforms else loaded.mask()
-        if mask is not None:
-            return {MASK: mask, **files}
+        # A mask can't say what a transform changed.
+        if not resolved.recipe.transforms:
+            mask = loaded.mask()
+            if mask is not None:
+                return {MASK: mask, **files}
         edits = loaded.edits()
         # Beyond the limit nothing is kept, and the run is compressed again if need be.
         limit = self._work.edits_gb * 1e9
@@ -428,7 +453,9 @@ class Driver:
         form, digest = self._work.measures(text)
         journal = self._store.journal(resolved.run.id, form, digest)
         with self._clock.phase("measure"):
-            reference = self._current.reference() if evaluator.compares else None
+            reference = None
+            if evaluator.compares:
+                reference = self._current.reference()
             measurement = timed(evaluator, self._current.opened, silent, reference, journal)
             # The file that it measures on may have changed since the study began.
             if evaluator.digest() != digest:
@@ -493,6 +520,16 @@ class Driver:
         sizes: dict[str, int] = {}
         for path in root.iterdir():
             sizes[f"sha256:{path.name}"] = Statistics(root, path.name).bytes()
+        limit = int(self._work.limit_gb * 1e9)
+        for name in surplus(sizes, self._no_longer_needed(sizes), limit):
+            # Another driver may be reading them at this moment.
+            claim = self._store.claim(name)
+            if claim is not None:
+                with claim:
+                    Statistics(root, name).remove()
+
+    def _no_longer_needed(self, stored: Iterable[str]) -> list[str]:
+        """Which statistics no request will use again, in the order of their last uses."""
         used: dict[str, None] = {}
         needed: set[str] = set()
         sets_left = {self._sets[index] for index in self._left}
@@ -506,15 +543,8 @@ class Driver:
         # another driver's.
         unused: list[str] = []
         if self._alone or len(self._resolved) == len(self._sets):
-            unused = [name for name in sizes if name not in used]
-        no_longer_needed = [name for name in (*unused, *used) if name not in needed]
-        limit = int(self._work.limit_gb * 1e9)
-        for name in surplus(sizes, no_longer_needed, limit):
-            # Another driver may be reading them at this moment.
-            claim = self._store.claim(name)
-            if claim is not None:
-                with claim:
-                    Statistics(root, name).remove()
+            unused = [name for name in stored if name not in used]
+        return [name for name in (*unused, *used) if name not in needed]
 
 
 def _is_of_the_store(error: Exception) -> bool:
@@ -552,7 +582,9 @@ class Elsewhere:
         self._store = store
         self._processor = processor()
         self._looked_at: set[str] = set()
-        self._found: dict[str, list[Record]] = {}
+        """The ids of the records that were read."""
+        self._records: dict[str, list[Record]] = {}
+        """Those of other processors, by the identities of their runs without tokens."""
 
     def stand_in(
         self,
@@ -570,28 +602,28 @@ class Elsewhere:
         # The facts of a mix stand elsewhere, set by set.
         if calibration.mixed or not any(_chosen_by_model(calibration)):
             return None
-        self._look()
+        self._read_new_records()
         facts_id = _identity_without_text(batch.facts, calibration)
         standing: list[Run] = []
-        for record in self._found.get(identity_without_tokens(run), []):
-            there = self._store.measured(record.run.id)
+        for record in self._records.get(identity_without_tokens(run), []):
+            measured = self._store.measured(record.run.id)
             needed = set(measures(record.run.id).values())
             same = _identity_without_text(record.data_facts, calibration) == facts_id
-            if needed <= there and same:
+            if needed <= measured and same:
                 standing.append(record.run)
         # Where there are several, always the first, so that methods mostly share a text.
         return min(standing, key=attrgetter("tokens"), default=None)
 
-    def _look(self) -> None:
+    def _read_new_records(self) -> None:
         """Read the records that are new; one that can't be read stands for nothing."""
-        for name in set(self._store.ids()) - self._looked_at:
-            self._looked_at.add(name)
+        for run_id in set(self._store.ids()) - self._looked_at:
+            self._looked_at.add(run_id)
             with suppress(DataError):
-                record = self._store.record(name, False)
-                made_on = self._store.provenance(name).get("processor", "")
+                record = self._store.record(run_id, whole=False)
+                made_on = self._store.provenance(run_id).get("processor", "")
                 if record is not None and made_on not in ("", self._processor):
                     alike = identity_without_tokens(record.run)
-                    self._found.setdefault(alike, []).append(record)
+                    self._records.setdefault(alike, []).append(record)
 
 
 def _chosen_by_model(calibration: CalibrationSet) -> list[bool]:

@@ -65,7 +65,9 @@ def read_study(path: str | FilePath) -> Study:
         # A key without a value is left out where that may be, and else a mistake.
         if value is not None or DEFAULTS[field] not in NOTHING:
             values[field] = value
-    contents = read(values, mistakes) if keys else StudyContents()
+    contents = StudyContents()
+    if keys:
+        contents = read(values, mistakes)
     if mistakes.entries:
         raise StudyError(mistakes.problems(_by_canonical_keys(lines)), subject=name)
     # 8 and 8.0 are the same limit, and the store keeps one text of a study.
@@ -158,7 +160,9 @@ class _Document:
             if "mapping values" in str(error.problem):
                 message += "; a text with a colon and a space in it needs quotes"
             mark = error.problem_mark or error.context_mark
-            line = mark.line + 1 if mark else 0
+            line = 0
+            if mark:
+                line = mark.line + 1
             raise _refused(self._name, line, message) from error
         except ReaderError as error:
             line = text.count("\n", 0, error.position) + 1
@@ -187,10 +191,12 @@ class _Document:
         # Until it is read, to repeat it would never end.
         self._known[anchor] = None
         value = self._plain(path, event)
+        depth = len(path)
         lines: dict[Path, int] = {}
         for place, line in self._lines.items():
-            if place[: len(path)] == path:
-                lines[place[len(path) :]] = line
+            if place[:depth] == path:
+                inside = place[depth:]
+                lines[inside] = line
         self._known[anchor] = value, lines
         return value
 
@@ -255,11 +261,14 @@ class _Document:
         if text in _CONSTANTS:
             return _CONSTANTS[text]
         if _WHOLE.fullmatch(text):
-            prefixed = text[:2] in ("0o", "0x")
-            return int(text, 0) if prefixed else int(text)
+            if text.startswith(("0o", "0x")):
+                return int(text, 0)
+            return int(text)
         if _INFINITE_OR_NAN.fullmatch(text):
             return float(text.replace(".", ""))
-        return float(text) if _NUMBER.fullmatch(text) else text
+        if _NUMBER.fullmatch(text):
+            return float(text)
+        return text
 
     def _at(self, event: Event, message: str) -> StudyError:
         return _refused(self._name, _line(event), message)

@@ -4,6 +4,7 @@ token batch, a copy to compare with.
 
 import copy
 import io
+import math
 import zipfile
 import zlib
 from collections.abc import Sequence
@@ -187,7 +188,7 @@ class LoadedModel:
     def _apply_mask(self, mask: bytes) -> None:
         """`DataError` for what is no mask of this model; then nothing is changed."""
         try:
-            packed = self._packed(mask)
+            packed = self._packed_bits(mask)
         except _DAMAGED as error:
             raise DataError(
                 f"the mask that is kept of a run on {self.opened.name} can't be read ({error}); "
@@ -203,11 +204,14 @@ class LoadedModel:
             will_change(stored)
             stored.masked_fill_(~kept, 0)
 
-    def _packed(self, mask: bytes) -> list[np.ndarray]:
+    def _packed_bits(self, mask: bytes) -> list[np.ndarray]:
         """The bits of every matrix. `ValueError` where they are of another model, told before
         anything is unpacked.
         """
-        sizes = [(weight.shape[0] * weight.shape[1] + 7) // 8 for weight in self._dense_weights]
+        sizes: list[int] = []
+        for weight in self._dense_weights:
+            numbers = weight.shape[0] * weight.shape[1]
+            sizes.append(math.ceil(numbers / 8))
         # Sizes first: a made-up file could unpack to more than there is memory.
         with zipfile.ZipFile(io.BytesIO(mask)) as members:
             unpacked = sum(member.file_size for member in members.infolist())

@@ -119,7 +119,9 @@ class Plan:
         return _total(model.measurements for model in self.models)
 
     def _repr_html_(self) -> str:
-        minutes = "" if self.seconds is None else f"{self.seconds / 60:.0f} minutes"
+        minutes = ""
+        if self.seconds is not None:
+            minutes = f"{self.seconds / 60:.0f} minutes"
         facts = {
             "runs": f"{self.runs.asked:,}, of which {self.runs.done:,} are done",
             "measurements": f"{self.measurements.asked:,}",
@@ -129,8 +131,10 @@ class Plan:
             "one worker takes about": minutes,
         }
         sentences = [(sentence,) for sentence in (*self.warnings, *self.unknown)]
-        known = listing(("to know before it begins",), sentences) if sentences else ""
-        return card("Plan of a study", facts, inside=known)
+        if not sentences:
+            return card("Plan of a study", facts)
+        inside = listing(("to know before it begins",), sentences)
+        return card("Plan of a study", facts, inside=inside)
 
     def to_json(self) -> dict[str, Any]:
         """Return the same as plain data, with the sums."""
@@ -164,12 +168,13 @@ def plan(
     # A plan downloads nothing: what isn't here it says.
     with offline():
         recorded, failed = _in_store(study, Path(folder))
-        every = enumerate(study.requests())
-        requests = [request for number, request in every if number in chosen]
-        supplies = _supplies(requests, progress) if probed else ()
+        numbered = enumerate(study.requests())
+        requests = [request for number, request in numbered if number in chosen]
+        supplies: tuple[Supply, ...] = ()
+        if probed:
+            supplies = _supplies(requests, progress)
         models: list[ModelPlan] = []
-        for model in dict.fromkeys(request.model for request in requests):
-            of_model = [request for request in requests if request.model == model]
+        for of_model in _by_model(requests):
             models.append(_model_plan(study, of_model, recorded, supplies, probed, progress))
         warnings = list(_warned(models, supplies))
         if probed:
@@ -177,8 +182,9 @@ def plan(
                 study.workload()
             except DataError as error:  # rows of a user's file that are also measured
                 warnings.append(str(error))
-    looking = [request.labels for request in requests if request.labels.data]
-    compressed = [request.labels for request in requests if request.labels.method != DENSE]
+    labels = [request.labels for request in requests]
+    looking = [cell for cell in labels if cell.data]
+    targets = {cell.target for cell in labels if cell.method != DENSE}
     seconds: float | None = None
     load: float | None = None
     timed = [sum(model.seconds.values()) for model in models if model.seconds]
@@ -187,9 +193,9 @@ def plan(
         load = _load()
     return Plan(
         models=tuple(models),
-        sets=tuple(dict.fromkeys(labels.data for labels in looking)),
-        draws=tuple(sorted({labels.seed for labels in looking})),
-        targets=tuple(sorted({labels.target for labels in compressed})),
+        sets=tuple(dict.fromkeys(cell.data for cell in looking)),
+        draws=tuple(sorted({cell.seed for cell in looking})),
+        targets=tuple(sorted(targets)),
         evaluators=tuple(study.evaluators()),
         methods=tuple(_propagated(study, requests)),
         contrasts=len(study.for_reading()["primary"]),
@@ -202,6 +208,14 @@ def plan(
         unknown=tuple(_unknown(models, supplies, bool(looking), probed)),
         warnings=tuple(warnings),
     )
+
+
+def _by_model(requests: Iterable[RunRequest]) -> list[list[RunRequest]]:
+    """The requests of each model together."""
+    of_models: dict[str, list[RunRequest]] = {}
+    for request in requests:
+        of_models.setdefault(request.model, []).append(request)
+    return list(of_models.values())
 
 
 def _load() -> float | None:
@@ -225,7 +239,9 @@ class Recorded(NamedTuple):
 def _in_store(study: Study, folder: Path) -> tuple[dict[Labels, Recorded], int]:
     """What the store has of each cell that it has a record of, by what the records say; and how
     many of the study's runs and measurements failed."""
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+    if not folder.exists():
+        return {}, 0
+    if folder.is_dir() and not any(folder.iterdir()):
         return {}, 0
     with Store(folder, create=False) as store:
         return _recorded(study, store), _failed(study, store)
@@ -234,6 +250,7 @@ def _in_store(study: Study, folder: Path) -> tuple[dict[Labels, Recorded], int]:
 def _recorded(study: Study, store: Store) -> dict[Labels, Recorded]:
     """What the store has of each cell that it has a record of."""
     requests = {request.labels: request for request in study.requests()}
+    # Records know methods and allocations by their canonical forms, labels by their texts.
     texts: dict[str, str] = {}
     for request in requests.values():
         for part in (request.recipe.method, request.recipe.allocation):
@@ -249,7 +266,8 @@ def _recorded(study: Study, store: Store) -> dict[Labels, Recorded]:
     for run_id, data, seed in drawn:
         if run_id not in records:
             continue
-        run = records[run_id].run
+        record = records[run_id]
+        run = record.run
         labels = Labels(
             model=run.model_name,
             data=data,
@@ -259,12 +277,16 @@ def _recorded(study: Study, store: Store) -> dict[Labels, Recorded]:
             propagate=run.propagate,
             allocation=texts.get(identity(run.allocation), ""),
         )
-        if labels in requests and _answers(records[run_id], requests[labels], study):
-            there = set(store.measured(run_id))
-            ids = {text: measurement_id(run_id, *form) for text, form in forms.items()}
-            found = [text for text, measure_id in ids.items() if measure_id in there]
-            files = store.results(run_id).digests(run_id)
-            recorded[labels] = Recorded(tuple(found), MASK in files or EDITS in files)
+        if labels not in requests or not _answers(record, requests[labels], study):
+            continue
+        measured = store.measured(run_id)
+        measures: list[str] = []
+        for text, form in forms.items():
+            if measurement_id(run_id, *form) in measured:
+                measures.append(text)
+        files = store.results(run_id).digests(run_id)
+        kept = MASK in files or EDITS in files
+        recorded[labels] = Recorded(tuple(measures), kept)
     return recorded
 
 
@@ -371,7 +393,8 @@ def _supplies(requests: Sequence[RunRequest], progress: Progress) -> tuple[Suppl
 
     It is that of the first model that is here, else that of smollm2.
     """
-    tokenizer = _any_tokenizer([*(request.model for request in requests), "smollm2"])
+    models = [request.model for request in requests]
+    tokenizer = _any_tokenizer([*models, "smollm2"])
     sets: dict[str, CalibrationSet] = {}
     draws: dict[str, int] = {}
     for request in requests:
@@ -380,12 +403,15 @@ def _supplies(requests: Sequence[RunRequest], progress: Progress) -> tuple[Suppl
             sets[labels.data] = request.calibration
             draws[labels.data] = max(draws.get(labels.data, 0), labels.seed + 1)
     # All draws together decide whether counting them is quick enough.
-    tokens = sum(draws[data] * budget_of(calibration) for data, calibration in sets.items())
+    tokens = 0
+    for data, calibration in sets.items():
+        tokens += draws[data] * budget_of(calibration)
+    exact = tokens <= EXACT
     supplies: list[Supply] = []
     for number, (data, calibration) in enumerate(sets.items()):
         progress("looking at the sets", number, len(sets))
         if tokenizer is not None:
-            supplies.append(supply_of(calibration, draws[data], tokenizer, tokens <= EXACT))
+            supplies.append(supply_of(calibration, draws[data], tokenizer, exact))
     progress("looking at the sets", len(sets), len(sets))
     return tuple(supplies)
 
@@ -402,9 +428,7 @@ def _any_tokenizer(models: Iterable[str]) -> Any:
 def _shared(requests: Sequence[RunRequest]) -> dict[str, int]:
     """How often what is made once is used."""
     looking = [request for request in requests if request.calibration is not None]
-    walked = 0
-    for model in dict.fromkeys(request.model for request in requests):
-        walked += len(passes(request for request in requests if request.model == model))
+    walked = sum(len(passes(of_model)) for of_model in _by_model(requests))
     return {
         "drawn": len({repr(request.calibration) for request in looking}),
         "looking": len(looking),
@@ -430,8 +454,10 @@ def _propagated(study: Study, requests: Sequence[RunRequest]) -> Iterator[tuple[
             yield text, propagate, AFTERWARDS
         elif not isinstance(method, MatrixMethod):
             yield text, propagate, AS_IT_IS
+        elif method.updates:
+            yield text, propagate, UPDATES
         else:
-            yield text, propagate, UPDATES if method.updates else SCORES
+            yield text, propagate, SCORES
 
 
 def _warned(models: Sequence[ModelPlan], supplies: Sequence[Supply]) -> Iterator[str]:
@@ -441,7 +467,9 @@ def _warned(models: Sequence[ModelPlan], supplies: Sequence[Supply]) -> Iterator
     for supply in supplies:
         if supply.held is None:
             continue
-        number = f"{supply.held:.0f}" if supply.exact else f"about {supply.held:.1f}"
+        number = f"about {supply.held:.1f}"
+        if supply.exact:
+            number = f"{supply.held:.0f}"
         if supply.why:
             yield f"{supply.data}: {supply.why}"
         elif supply.held < 1:

@@ -180,15 +180,25 @@ def _obituary(text: str) -> tuple[str, str]:
     place = _PLACE.search(text)
     if place:
         name = f"process {place[1]} on node {place[2]}"
-    # An error of its own stands in the last line.
-    why = text.partition("\nThe actor")[2] or text.rstrip().rpartition("\n")[2]
-    return name, " ".join(why.split())[:300] or "its node may be gone"
+    _, _, why = text.partition("\nThe actor")
+    if not why:
+        # An error of its own stands in the last line.
+        _, _, why = text.rstrip().rpartition("\n")
+    return name, _in_one_line(why) or "its node may be gone"
+
+
+def _in_one_line(text: str) -> str:
+    """A text of Ray's for a message, never long."""
+    return " ".join(text.split())[:300]
 
 
 @contextmanager
 def _cluster(address: str | None) -> Iterator[ModuleType]:
     """Yield Ray, connected. Afterwards it is disconnected, unless it was connected before."""
-    access = _with_token() if address else _private()
+    if address:
+        access = _with_token()
+    else:
+        access = _private()
     with ExitStack() as after:
         with _environment({**RAY_SETTINGS, **access}):
             import ray
@@ -200,15 +210,17 @@ def _cluster(address: str | None) -> Iterator[ModuleType]:
 
 
 def _connect(ray: ModuleType, address: str | None) -> None:
-    options = {"address": address} if address else {"address": "local", "include_dashboard": False}
+    quiet = {"log_to_driver": False, "logging_level": "error"}
     try:
         if address:
             _try_address(address)
-        ray.init(**options, log_to_driver=False, logging_level="error")
+            ray.init(address=address, **quiet)
+        else:
+            ray.init(address="local", include_dashboard=False, **quiet)
     except (OSError, ValueError, RuntimeError) as error:
-        why = " ".join(str(error).split())[:300]
+        place = address or "this machine"
         raise SpecError(
-            f"there is no Ray cluster to work with at {address or 'this machine'!r} ({why}); "
+            f"there is no Ray cluster to work with at {place!r} ({_in_one_line(str(error))}); "
             "start one with 'ray start --head' and give its HOST:PORT, "
             "or leave the address out to have one started here",
             subject=address or "ray",
@@ -224,7 +236,8 @@ def _try_address(address: str) -> None:
         return
     if not (colon and port.isdecimal()) or "/" in host:
         raise ValueError("neither HOST:PORT nor auto")
-    socket.create_connection((host.strip("[]"), int(port)), timeout=PATIENCE).close()
+    connection = socket.create_connection((host.strip("[]"), int(port)), timeout=PATIENCE)
+    connection.close()
 
 
 def _with_token() -> dict[str, str]:
@@ -273,6 +286,7 @@ def _shares(ray: ModuleType, workers: int, gpus: float, address: str | None) -> 
     span, haven't got GPUs for all."""
     resources = ray.cluster_resources()
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    cpus_each = resources.get("CPU", 1.0) / workers
     if gpus:
         places = sum(_places_for(node.get("GPU", 0.0), gpus) for node in nodes)
         if places < workers:
@@ -283,14 +297,12 @@ def _shares(ray: ModuleType, workers: int, gpus: float, address: str | None) -> 
                 subject="gpus",
             )
     if address is None:
-        share = resources.get("CPU", 1.0) / workers
         # From 1 on, Ray counts CPUs in whole ones.
-        if share >= 1:
-            share = float(int(share))
-        return share, shared_threads(workers)
-    largest = max(node.get("CPU", 0.0) for node in nodes)
-    share = min(resources.get("CPU", 1.0) / workers, largest)
-    cpus = max(1, int(share))
+        if cpus_each >= 1:
+            cpus_each = float(int(cpus_each))
+        return cpus_each, shared_threads(workers)
+    largest_node = max(node.get("CPU", 0.0) for node in nodes)
+    cpus = max(1, int(min(cpus_each, largest_node)))
     return float(cpus), cpus
 
 

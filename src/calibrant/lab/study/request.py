@@ -81,16 +81,23 @@ class RunRequest:
     def labels(self) -> Labels:
         """What the cell of the grid is called that the run is for."""
         recipe = self.recipe
-        data = propagate = ""
+        data = ""
         seed = 0
+        propagate = ""
         if self.calibration is not None:
             data = str(self.calibration)
             seed = self.calibration.seed
             if recipe.walks:
                 propagate = recipe.propagate
-        method = str(recipe.method)
-        target = str(recipe.target)
-        return Labels(self.model, data, seed, method, target, propagate, str(recipe.allocation))
+        return Labels(
+            model=self.model,
+            data=data,
+            seed=seed,
+            method=str(recipe.method),
+            target=str(recipe.target),
+            propagate=propagate,
+            allocation=str(recipe.allocation),
+        )
 
     @property
     def cell(self) -> Cell:
@@ -110,8 +117,9 @@ class RunRequest:
     def label(self) -> str:
         """What progress and failures call it."""
         labels = self.labels
-        dense = labels.way == DENSE
-        name = "the dense model" if dense else f"{labels.way} {labels.target}"
+        name = f"{labels.way} {labels.target}"
+        if labels.way == DENSE:
+            name = "the dense model"
         if labels.data:
             name += f" on {labels.data}"
         if labels.seed:
@@ -133,7 +141,8 @@ class RunRequest:
         """The calibration set, and those that it mixes."""
         if self.calibration is None:
             return frozenset()
-        return frozenset(map(repr, (self.calibration, *self.calibration.mixed)))
+        every = (self.calibration, *self.calibration.mixed)
+        return frozenset(repr(calibration) for calibration in every)
 
     @property
     def shares(self) -> bool:
@@ -151,8 +160,9 @@ def propagation(method: Method, chosen: Propagation | None) -> Propagation | Non
         return None
     if chosen is not None:
         return chosen
-    scores = isinstance(method, MatrixMethod) and not method.updates
-    return "dense" if scores else method.propagate
+    if isinstance(method, MatrixMethod) and not method.updates:
+        return "dense"
+    return method.propagate
 
 
 def aimed(method: Method, target: Target) -> Target:
@@ -186,23 +196,20 @@ class Axes:
     @property
     def looks(self) -> bool:
         """Whether anything in it looks at data."""
-        targets = [aimed(method, target) for method, target in product(self.methods, self.targets)]
-        parts = (*self.methods, *self.allocations, *self.transforms, *targets)
-        return any(map(_part_looks, parts))
+        pairs = product(self.methods, self.targets)
+        targets = [aimed(method, target) for method, target in pairs]
+        return _any_looks(*self.methods, *self.allocations, *self.transforms, *targets)
 
     def count(self) -> int:
         """Return how many cells it has, before any is made."""
         draws = len(self.data) * len(self.seeds)
-        ways = 0
+        cells = 1  # the dense model
         for method, allocation, target in product(self.methods, self.allocations, self.targets):
-            if self._looks(method, allocation, aimed(method, target)):
-                ways += draws
+            if _any_looks(method, allocation, aimed(method, target), *self.transforms):
+                cells += draws
             else:
-                ways += 1
-        return len(self.models) * (1 + ways)
-
-    def _looks(self, method: Method, allocation: Allocation, target: Target) -> bool:
-        return any(map(_part_looks, (method, allocation, target, *self.transforms)))
+                cells += 1
+        return len(self.models) * cells
 
     def requests(self) -> Iterator[RunRequest]:
         """Yield a request for every cell, the dense models among them."""
@@ -221,7 +228,7 @@ class Axes:
             looking: list[Recipe] = []
             for target in targets:
                 recipe = Recipe(method, target, allocation, propagate, self.transforms)
-                if self._looks(method, allocation, target):
+                if _any_looks(method, allocation, target, *self.transforms):
                     looking.append(recipe)
                 else:
                     # What looks at no data has one run, whatever the sets and draws.
@@ -236,10 +243,16 @@ class Axes:
         return [calibration.redrawn(seed) for seed, calibration in pairs]
 
 
-def _part_looks(part: Method | Allocation | Transform | Target) -> bool:
-    if isinstance(part, Method | Target):
-        return part.looks
-    return bool(part.observes)
+def _any_looks(*parts: Method | Allocation | Transform | Target) -> bool:
+    """Whether one of these looks at data."""
+    for part in parts:
+        if isinstance(part, Method | Target):
+            looks = part.looks
+        else:
+            looks = bool(part.observes)
+        if looks:
+            return True
+    return False
 
 
 def union(
@@ -269,8 +282,9 @@ def union(
     gone = compressed - remaining
     # The number of each label on its axis, in the order in which they come.
     places: list[dict[Any, int]] = []
-    for values in zip(*cells, strict=True):
-        places.append({value: number for number, value in enumerate(dict.fromkeys(values))})
+    for values_of_axis in zip(*cells, strict=True):
+        distinct = dict.fromkeys(values_of_axis)
+        places.append({value: number for number, value in enumerate(distinct)})
 
     def order(labels: Labels) -> tuple[object, ...]:
         numbers = [places[axis][value] for axis, value in enumerate(labels)]
@@ -427,6 +441,7 @@ class StudyResult:
         if not self.failures:
             advice = "calibrant.lab.report.report(…) of it shows the results."
             return card("Study, finished", facts, advice)
-        failures = self.failures.values()
-        reasons = [(failure.get("what"), failure.get("error")) for failure in failures]
+        reasons: list[tuple[Any, Any]] = []
+        for failure in self.failures.values():
+            reasons.append((failure.get("what"), failure.get("error")))
         return card("Study, finished", facts, inside=listing(("what failed", "why"), reasons))

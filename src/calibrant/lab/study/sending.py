@@ -88,7 +88,9 @@ def unpacked(message: bytes) -> Workload:
         numbers = arrived.typed(sent["requests"], list[tuple[str, Number | None, Number]])
         requests: list[RunRequest] = []
         for model, number, recipe in numbers:
-            calibration = None if number is None else sets[number]
+            calibration: CalibrationSet | None = None
+            if number is not None:
+                calibration = sets[number]
             requests.append(RunRequest(model, calibration, recipes[recipe]))
         settings: dict[str, Any] = {}
         for name, kind in _settings().items():
@@ -109,8 +111,9 @@ def unpacked(message: bytes) -> Workload:
 
 def _settings() -> dict[str, Any]:
     """The types of what a workload holds beside its requests, by name."""
-    hints = get_type_hints(Workload)
-    return {field.name: hints[field.name] for field in fields(Workload) if field.name != "requests"}
+    kinds = get_type_hints(Workload)
+    del kinds["requests"]
+    return kinds
 
 
 def _plain(value: Any) -> Any:
@@ -305,7 +308,9 @@ class Desk:
             text = f"{brief(asked)} is no question of a worker ({error}); start the study again"
             return _error("DataError", text)
         # Claims and journals this desk holds for the worker; all else is the store's.
-        method = getattr(self, f"_{asked}", None) or getattr(self._store, asked)
+        method = getattr(self, f"_{asked}", None)
+        if method is None:
+            method = getattr(self._store, asked)
         try:
             answer = method(*values)
             return msgspec.msgpack.encode(["answer", answer])
@@ -383,7 +388,10 @@ class RemoteStore:
         except ValueError as error:
             text = f"{brief(answer)} is no answer to {asked} ({error}); start the study again"
             raise DataError(text) from error
-        raise raised(name, text, subject) or DataError(text, subject=subject)
+        error = raised(name, text, subject)
+        if error is None:
+            error = DataError(text, subject=subject)
+        raise error
 
     def record(self, run_id: str, whole: bool = True) -> Record | None:
         """See `Store`."""

@@ -168,7 +168,10 @@ class Study:
             kept = _frozen(written(value))
             # A single value stands for a list of one, but for the key `allocation`.
             if isinstance(DEFAULTS[name], tuple) and not isinstance(kept, tuple | dict):
-                kept = () if kept is None else (kept,)
+                if kept is None:
+                    kept = ()
+                else:
+                    kept = (kept,)
             object.__setattr__(self, name, kept)
 
     def _repr_html_(self) -> str:
@@ -180,8 +183,9 @@ class Study:
             "draws": self.seeds,
         }
         if self.allocation != EQUAL:
-            single = isinstance(self.allocation, str)
-            axes["allocations"] = [self.allocation] if single else self.allocation
+            axes["allocations"] = self.allocation
+            if isinstance(self.allocation, str):
+                axes["allocations"] = [self.allocation]
         facts: dict[str, object] = {}
         for name, values in axes.items():
             facts[name] = ", ".join(map(str, values))
@@ -222,8 +226,9 @@ class Study:
         available = self._contents.groups
         for name in groups:
             if name not in available:
-                known = ", ".join(available)
-                allowed = f"its groups are {known}" if available else "it has none"
+                allowed = "it has none"
+                if available:
+                    allowed = f"its groups are {', '.join(available)}"
                 hint = did_you_mean(name, available)
                 message = f"the study has no group called {name!r}{hint}; {allowed}"
                 raise SpecError(message, subject=name)
@@ -343,9 +348,12 @@ class Study:
 def _defaults() -> dict[str, Any]:
     defaults: dict[str, Any] = {}
     for entry in fields(Study):
-        if entry.init:
-            made = entry.default_factory
-            defaults[entry.name] = entry.default if made is MISSING else made()
+        if not entry.init:
+            continue
+        if entry.default_factory is MISSING:
+            defaults[entry.name] = entry.default
+        else:
+            defaults[entry.name] = entry.default_factory()
     return defaults
 
 
@@ -363,7 +371,9 @@ def read(entries: Mapping[str, Any], mistakes: Mistakes) -> StudyContents:
     reader = StudyReader(keys, mistakes)
     contents = reader.grid()
     # Without cells every contrast would be a mistake.
-    return contents if reader.refused else read_contrasts(reader)
+    if reader.refused:
+        return contents
+    return read_contrasts(reader)
 
 
 def _frozen(value: Any) -> Any:
@@ -389,4 +399,6 @@ def _printable(match: re.Match[str]) -> str:
     if letter.isprintable():
         return letter
     number = ord(letter)
-    return f"\\u{number:04x}" if number < 0x10000 else f"\\U{number:08x}"
+    if number < 0x10000:
+        return f"\\u{number:04x}"
+    return f"\\U{number:08x}"

@@ -133,7 +133,9 @@ def _estimate(term: Term, calibration: CalibrationSet, tokenizer: Any) -> Supply
         return endless
     if isinstance(term.source, PerDraw):
         disjoint = term.source.disjoint()
-        return endless if disjoint is None else replace(endless, held=float(disjoint))
+        if disjoint is None:
+            return endless
+        return replace(endless, held=float(disjoint))
     rows = [row for row in term.source.rows("calibrate") if term.format.takes(row)]
     sample = rows[:: max(1, len(rows) // ROWS)]
     lengths: list[int] = []
@@ -147,7 +149,11 @@ def _estimate(term: Term, calibration: CalibrationSet, tokenizer: Any) -> Supply
     used = np.array(lengths, dtype=float)
     if not isinstance(term.packing, Many):
         used = np.minimum(used, calibration.length)
-    mean = max(1.0, used.mean()) if sample else 1.0
+    mean = 1.0
+    mean_square = 0.0
+    if sample:
+        mean = max(1.0, used.mean())
+        mean_square = float(np.square(used).mean())
     tokens = budget
     if calibration.budget is None and not term.packing.fills:
         needed = max(1.0, float(calibration.samples * term.share))
@@ -155,7 +161,6 @@ def _estimate(term: Term, calibration: CalibrationSet, tokenizer: Any) -> Supply
     else:
         # The rest of a draw's last text is left. On average that is half of the text that holds a
         # given token, and a long text is likelier to hold it: E[x²] / 2 E[x] tokens.
-        mean_square = float(np.square(used).mean()) if sample else 0.0
         needed = budget / mean + mean_square / (2 * mean**2)
     return Supply(str(term), 0, len(rows) / needed, tokens, needed * row_seconds)
 
@@ -164,9 +169,10 @@ def _estimate(term: Term, calibration: CalibrationSet, tokenizer: Any) -> Supply
 class Timings:
     """How long the pieces take on one model.
 
-    Seconds: `forward` for a token through a block, by the statistics gathered; `block` for the
-    compression of one, by method and target; `measure` for a whole measurement. `statistics` are
-    bytes for one set and draw, by kind; `why_not` says what would fail.
+    Seconds: `opened` for opening it; `forward` for a token through a block, by the statistics
+    gathered; `block` for the compression of one, by method and target; `measure` for a whole
+    measurement. `statistics` are bytes for one set and draw, by kind; `propagates` has the reason
+    for each propagation that becomes another; `why_not` says what would fail.
     """
 
     model: str
@@ -203,9 +209,10 @@ class Timings:
             check_model(method, model, target, dict.fromkeys(model.named, target))
             if isinstance(method, MatrixMethod):
                 # The first try, of one matrix, warms caches.
-                _compress(method, recipe, weights[:1], seen)
-                tries = [_compress(method, recipe, weights, seen) for _ in range(2)]
-                self.block[_piece(recipe)] = min(tries)
+                _seconds_of_compression(method, recipe, weights[:1], seen)
+                first = _seconds_of_compression(method, recipe, weights, seen)
+                second = _seconds_of_compression(method, recipe, weights, seen)
+                self.block[_piece(recipe)] = min(first, second)
 
     def time_measurement(self, text: str, evaluator: Evaluator, opened: Opened) -> None:
         """Time a whole measurement, from two small ones."""
@@ -223,7 +230,7 @@ class Timings:
 
         keep_predictions(opened.model)
         with self._noting_errors(text):
-            self.measure[text] = _whole(evaluator, timed)
+            self.measure[text] = _seconds_of_measurement(evaluator, timed)
         forget_predictions(opened.model)
 
     @contextmanager
@@ -259,28 +266,32 @@ def measure_pieces(
         opened=seconds,
     )
     asked = list(dict.fromkeys(request.recipe for request in requests))
-    recipes = {_piece(recipe): recipe for recipe in (*asked, *map(_judging, asked))}
+    judging = [_judging(recipe) for recipe in asked]
+    recipes = {_piece(recipe): recipe for recipe in (*asked, *judging)}
     observed = [recipe.method.observes for recipe in recipes.values()]
     # Norms are always among them: they tell which matrices share an input.
     distinct = dict.fromkeys([(FeatureNorms,), kinds, *observed])
     gatherings = [gathering for gathering in distinct if gathering]
     total = len(gatherings) + len(recipes) + len(evaluators)
-    steps = iter(range(total))
+    done = 0
     seen: dict[Kinds, dict[Weight, Seen]] = {}
     sets = [request.calibration for request in requests if request.calibration is not None]
     if sets:
         batch = _micro_batch(sets[0], opened)
         for gathering in gatherings:
-            progress("probe", next(steps), total)
+            progress("probe", done, total)
             seen[gathering] = timings.time_walk(model, batch, gathering)
+            done += 1
         looking = [recipe for recipe in asked if recipe.method.observes]
         timings.propagates = _fitting(looking, model, sets[0], opened)
     for recipe in recipes.values():
-        progress("probe", next(steps), total)
+        progress("probe", done, total)
         timings.time_compression(recipe, model, seen.get(recipe.method.observes, {}))
+        done += 1
     for text, evaluator in evaluators.items():
-        progress("probe", next(steps), total)
+        progress("probe", done, total)
         timings.time_measurement(text, evaluator, opened)
+        done += 1
     progress("probe", total, total)
     widths = _input_widths(model, seen.get((FeatureNorms,), {}))
     timings.inputs = len(widths)
@@ -301,7 +312,7 @@ def _piece(recipe: Recipe) -> tuple[str, str]:
     return str(recipe.method), str(recipe.target)
 
 
-def _compress(
+def _seconds_of_compression(
     method: MatrixMethod,
     recipe: Recipe,
     weights: Sequence[Weight],
@@ -323,10 +334,10 @@ def _compress(
     return time.perf_counter() - began
 
 
-def _whole(evaluator: Evaluator, timed: Callable[[Evaluator], float]) -> float:
+def _seconds_of_measurement(evaluator: Evaluator, timed: Callable[[Evaluator], float]) -> float:
     """Return the seconds of a whole measurement. A budget of None is that of all rows."""
     if evaluator.longest_answer:
-        return _with_answers(evaluator, timed)
+        return _seconds_with_answers(evaluator, timed)
     name = _budget_name(evaluator)
     if name is None:
         return timed(evaluator)
@@ -351,7 +362,7 @@ def _whole(evaluator: Evaluator, timed: Callable[[Evaluator], float]) -> float:
     return second + item_seconds * (budget - more)
 
 
-def _with_answers(evaluator: Any, timed: Callable[[Evaluator], float]) -> float:
+def _seconds_with_answers(evaluator: Any, timed: Callable[[Evaluator], float]) -> float:
     """Return the seconds of a whole measurement in which the model writes answers.
 
     Many are written at once, a token of each in a step. So a step's cost is told apart from that of
@@ -395,16 +406,17 @@ def _first_block(
 
     Where statistics are of whole blocks, there are none of matrices.
     """
-    first: dict[Weight, Seen] = {}
     if not all(issubclass(kind, InputStatistic) for kind in kinds):
         blocks = walk_blocks(model, batch, kinds)
-        return first, _timed(partial(next, blocks))
+        return {}, _timed(partial(next, blocks))
+    first: dict[Weight, Seen] = {}
     arrivals = walk(model, batch, kinds, "dense")
     began = time.perf_counter()
     seconds = 0.0
     for weight, seen in arrivals:
-        # A block's forward is over when its first matrix comes.
-        seconds = seconds or time.perf_counter() - began
+        if not first:
+            # A block's forward is over when its first matrix comes.
+            seconds = time.perf_counter() - began
         if weight.block:
             break
         first[weight] = seen
@@ -419,7 +431,8 @@ def _micro_batch(calibration: CalibrationSet, opened: Opened) -> TokenBatch:
     longest = getattr(config, "max_position_embeddings", None)
     length = min(calibration.length, longest or calibration.length)
     tokens = min(budget_of(calibration), max(TOKENS_PER_PASS, length))
-    return CalibrationSet("random_tokens", tokens=tokens, length=length).tokens(opened.tokenizer)
+    random_tokens = CalibrationSet("random_tokens", tokens=tokens, length=length)
+    return random_tokens.tokens(opened.tokenizer)
 
 
 def _input_widths(model: ModelView, seen: Mapping[Weight, Seen]) -> list[int]:
@@ -427,7 +440,10 @@ def _input_widths(model: ModelView, seen: Mapping[Weight, Seen]) -> list[int]:
 
     Matrices that share one in the first block do so in the others.
     """
-    inputs = {_relative(weight, model): id(statistics) for weight, statistics in seen.items()}
+    # Matrices with one input have the same statistics. One that was not seen has its own input.
+    inputs: dict[str, int] = {}
+    for weight, statistics in seen.items():
+        inputs[_relative(weight, model)] = id(statistics)
     widths: list[int] = []
     for block in model.blocks:
         distinct: dict[object, int] = {}
@@ -439,7 +455,9 @@ def _input_widths(model: ModelView, seen: Mapping[Weight, Seen]) -> list[int]:
 
 
 def _relative(weight: Weight, model: ModelView) -> str:
-    return weight.name.removeprefix(f"{model.blocks[weight.block].name}.")
+    """The name of a matrix within its block."""
+    block = model.blocks[weight.block]
+    return weight.name.removeprefix(f"{block.name}.")
 
 
 def _fitting(
@@ -560,9 +578,10 @@ def _own_forward(timings: Timings, request: RunRequest, supplies: Mapping[str, S
     if request.calibration is None:
         return seconds
     tokens = _tokens(request.calibration, supplies)
-    if recipe.propagate != "dense":
-        again = plain if recipe.propagate == "reference" else 0.0
-        seconds += (observing + again) * tokens
+    if recipe.propagate == "reference":
+        seconds += (observing + plain) * tokens
+    elif recipe.propagate != "dense":
+        seconds += observing * tokens
     seconds += recipe.forwards_for_scales(recipe.propagate) * plain * tokens
     if allocation.tries:  # it walks once through the untouched model for itself
         seconds += observing * tokens
@@ -572,5 +591,6 @@ def _own_forward(timings: Timings, request: RunRequest, supplies: Mapping[str, S
 def _own_compression(timings: Timings, recipe: Recipe) -> float:
     """The seconds that a block's compression takes, and what its allocation tries before."""
     judge, times = recipe.allocation.judges_by(recipe.method, recipe.target.weights)
-    judged = times * timings.block.get((str(judge), str(recipe.target)), 0.0)
-    return judged + timings.block.get(_piece(recipe), 0.0)
+    judged = timings.block.get((str(judge), str(recipe.target)), 0.0)
+    own = timings.block.get(_piece(recipe), 0.0)
+    return times * judged + own

@@ -83,7 +83,9 @@ def check(engine: str, workers: int = 1, address: str | None = None, gpus: float
     if gpus < 0:
         raise SpecError(f"a worker can't have {gpus} GPUs; give 0 or more", subject="gpus")
     if engine == "local" and (address is not None or gpus):
-        option = f"gpus={gpus}" if address is None else f"the address {address!r}"
+        option = f"gpus={gpus}"
+        if address is not None:
+            option = f"the address {address!r}"
         raise SpecError(
             f"{option} is for the engine ray, and this study runs with local; "
             "give --engine ray, or leave it out",
@@ -140,7 +142,8 @@ class Summary:
         """Whether the index isn't as it was written last."""
         self._new = False
         """Whether anything was computed since."""
-        self._there: dict[int, list[str]] = {}
+        self._stored: dict[int, list[str]] = {}
+        """What the store had of each request, by its number."""
         self._computed: list[str] = []
         self._done: set[int] = set()
         self._seconds = Counter[str]()
@@ -157,11 +160,11 @@ class Summary:
                 if not self._begun:
                     self._progress("study", 0, len(self.work.chosen))
                 self._begun = True
-            case ["cell", index, run_id, measures, there]:
+            case ["cell", index, run_id, measures, stored]:
                 cell = replace(self._cells[index], run=run_id, measures=measures)
                 self._changed |= cell != self._cells[index]
                 self._cells[index] = cell
-                self._there[index] = there
+                self._stored[index] = stored
             case ["made", made_id]:
                 self._computed.append(made_id)
                 self._new = True
@@ -196,15 +199,21 @@ class Summary:
         self._progress("study", len(self.work.chosen), len(self.work.chosen))
         self.write_index()
         computed = set(self._computed)
+        found = 0
+        for stored in self._stored.values():
+            found += len(set(stored) - computed)
+        several_models = len(self.work.models) > 1
         shortages: dict[str, str] = {}
         for (model, data), sentence in self._shortages.items():
-            name = f"{data} for {model}" if len(self.work.models) > 1 else data
+            name = data
+            if several_models:
+                name = f"{data} for {model}"
             shortages[name] = sentence
         return StudyResult(
             folder=self.store.folder,
             cells=tuple(self._cells),
             computed=len(self._computed),
-            found=sum(len(set(there) - computed) for there in self._there.values()),
+            found=found,
             failures=self._failures(),
             seconds=dict(self._seconds),
             peak_memory_bytes=max(self._peak, peak_memory()),
@@ -242,7 +251,9 @@ def answer(
         if _unlabelled(store.study_text()) == _unlabelled(study):
             known = store.cells()
     summary = Summary(store, work, progress, known)
-    forgiven = store.failures() if retry else {}
+    forgiven: dict[str, Mapping[str, Any]] = {}
+    if retry:
+        forgiven = store.failures()
     # After the old text was compared, which says whether the index is of these runs.
     store.write_text(STUDY, study)
     if workers == 1 and start is None:
@@ -470,7 +481,9 @@ class Process(Worker):
         with contextlib.suppress(OSError, ValueError):
             assert self._process.stdout is not None
             line = self._process.stdout.readline()
-        return line if line.endswith(b"\n") else b""
+        if not line.endswith(b"\n"):
+            return b""
+        return line
 
     def _decoded(self, line: bytes) -> Message:
         """The message in a line. Raises `WorkerError` where there is none."""
@@ -509,9 +522,11 @@ def received(message: Message) -> Message:
     match message:
         case ["error", kind, text, subject, number, file]:
             error = raised(kind, text, subject)
-            if error is None:
-                error = OSError(text) if number is None else OSError(number, text, file)
-            raise error
+            if error is not None:
+                raise error
+            if number is None:
+                raise OSError(text)
+            raise OSError(number, text, file)
         case _:
             return message
 
@@ -542,7 +557,9 @@ def _described(error: CalibrantError | OSError) -> list[Any]:
         return [str(error), error.subject, None, None]
     if error.errno is None:
         return [str(error), "", None, None]
-    file = None if error.filename is None else str(error.filename)
+    file: str | None = None
+    if error.filename is not None:
+        file = str(error.filename)
     return [error.strerror or str(error), "", error.errno, file]
 
 
