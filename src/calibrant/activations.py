@@ -73,7 +73,7 @@ class Statistic(ABC):
     """
 
     square: ClassVar[bool] = False
-    """Whether it is as high and as wide as a matrix has inputs."""
+    """Whether it is made of square matrices, as wide as a matrix has inputs."""
 
     tokens: int
     mass: float

@@ -10,7 +10,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from studies.arms import measured_whole, planned, table_head, table_row, value_of, with_range
 from studies.pages import draw, write_or_print
@@ -67,21 +67,6 @@ TEXTS: Final[Mapping[str, str]] = {
     "wikitext:text": "prose",
     "python_code:text": "code",
 }
-PROSE: Final = "wikitext:text"
-HALF: Final = "0.5*gsm8k:chat + 0.5*c4"
-ASKED: Final = (
-    (
-        "the template against the same rows without it, on problems in it",
-        PROBLEMS,
-        "gsm8k:icl",
-        PROBLEMS,
-    ),
-    ("everyday questions in the template against C4, on problems in it", EVERYDAY, "c4", PROBLEMS),
-    ("the template against C4, on prose", PROBLEMS, "c4", PROSE),
-    ("half and half against C4, on problems in the template", HALF, "c4", PROBLEMS),
-    ("half and half against the template alone, on prose", HALF, PROBLEMS, PROSE),
-)
-"""What the study's file asks: the question, the two sets that are compared, and the text."""
 HEADLINE: Final = ("sparsegpt", "0.5")
 """The method and target of the picture."""
 
@@ -151,18 +136,22 @@ def by_role(results: Results, text: str) -> Iterator[str]:
 def by_question(results: Results) -> Iterator[str]:
     """Rows: for each question of the study's file, the divergences of the two sets by method."""
     ways = list(results.of)
+    study = read_study(FILE)
+    evaluators: Mapping[str, Any] = study.evaluators()
     yield from table_head(["asked"], [f"`{way.method}` {way.target}" for way in ways])
-    for question, first, second, text in ASKED:
+    for question in study.for_reading()["primary"]:
+        (evaluator,) = question["on"]
+        text = evaluators[evaluator].measured
         cells: list[str] = []
         for way in ways:
             sets = results.of[way]
-            if first not in sets or second not in sets:
+            if question["compare"] not in sets or question["with"] not in sets:
                 cells.append("")
                 continue
-            one = cell_of(sets[first], text, "kl")
-            other = cell_of(sets[second], text, "kl")
-            cells.append(f"{one} against {other}")
-        yield table_row([question, *cells])
+            first = cell_of(sets[question["compare"]], text, "kl")
+            second = cell_of(sets[question["with"]], text, "kl")
+            cells.append(f"{first} against {second}")
+        yield table_row([question["name"], *cells])
 
 
 def by_text(results: Results) -> Iterator[str]:

@@ -9,6 +9,7 @@ from torch import Tensor
 from calibrant.activations import Gram, Seen
 from calibrant.compress.rates import Rates, method_seconds
 from calibrant.compress.room import CPU, Needs
+from calibrant.methods import methods
 from calibrant.methods.pruning.held_out import HalvedGram, HeldOut
 from calibrant.methods.pruning.sparsegpt import SparseGPT
 from calibrant.models import ModelShape, view
@@ -141,8 +142,17 @@ def test_a_plan_counts_each_damping_and_the_grams_of_both_halves():
     assert method_seconds(shape, 64, 64, halved, rates) == pytest.approx(4 * once)
     widest = max(matrix.inputs for matrix in shape.matrices)
     largest = max(matrix.numbers for matrix in shape.matrices)
-    added = 4 * 2 * (widest**2 + largest)
+    added = 4 * ((2 + 3) * widest**2 + 2 * largest)
     for device in (CPU, torch.device("cuda")):
         needs = Needs.of(shape, 64, torch.float32, plain, device=device)
         more = Needs.of(shape, 64, torch.float32, halved, device=device)
         assert more.work == needs.work + added
+
+
+def test_a_plan_counts_the_work_of_the_method_that_is_tried():
+    shape = ModelShape.of(view(tiny_model("llama")))
+    rates = Rates(products=1e9, exact=1e9, grams=1e9, passes=1e9)
+    within = methods.build("refined")
+    held_out = HeldOut(method=within, damps=(0.1, 1.0), refit=False)
+    once = method_seconds(shape, 64, 64, within, rates)
+    assert method_seconds(shape, 64, 64, held_out, rates) == pytest.approx(2 * once)

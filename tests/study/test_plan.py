@@ -17,16 +17,19 @@ import torch
 from calibrant.activations import BlockChange, FeatureNorms, Gram
 from calibrant.data import CalibrationSet
 from calibrant.data.hub import offline
+from calibrant.decoding import Decoder
 from calibrant.errors import DataError, ModelError, OutputError
 from calibrant.evaluators._base import Subject
 from calibrant.evaluators.agreement import Agreement
 from calibrant.evaluators.generation import Generation
 from calibrant.lab.study import Study, plan
 from calibrant.lab.study.timing import (
+    AnswerCosts,
     Supply,
     Timings,
     Unfinished,
     _micro_batch,
+    answer_costs,
     duration,
     kinds,
     measure_pieces,
@@ -389,22 +392,43 @@ def test_of_answers_that_are_written_together_a_step_is_told_from_what_each_adds
 ):
     clock = [0.0]
 
-    class Writing(Generation):
-        def measure(self, subject: Subject) -> Any:
-            written = self.max_tokens or 0
-            clock[0] += 0.5 + 0.25 * self.limit + written * (0.1 + 0.01 * self.limit)
+    class Slow(Decoder):
+        def run(self, batch: Any) -> Any:
+            read = sum(len(self.prompts[number]) for number in batch)
+            clock[0] += 0.01 * read + self.most * (0.1 + 0.02 * len(batch))
 
+    monkeypatch.setattr("calibrant.lab.study.timing.Decoder", Slow)
     monkeypatch.setattr(
         "calibrant.lab.study.timing.time", SimpleNamespace(perf_counter=lambda: clock[0])
     )
-    monkeypatch.setattr("calibrant.lab.study.timing.tokens_read", lambda evaluator: 4_000)
-    pieces = Timings("tiny", "", "float32", 1, 1, 1, 0.0)
-    writing = Writing(name="gsm8k", limit=100, max_tokens=200)
-    pieces.time_measurement("writing", writing, open_model(model, "float32", "cpu"))
-    # 24,000 tokens are two batches, of 200 steps each.
-    assert pieces.measure["writing"] == pytest.approx(
-        0.5 + 0.25 * 100 + 2 * 200 * 0.1 + 100 * 200 * 0.01, rel=0.01
+    costs = answer_costs(open_model(model, "float32", "cpu"))
+    assert costs.step == pytest.approx(0.1)
+    assert costs.answer == pytest.approx(0.02)
+    # A token is written after what is read, which is counted with it.
+    assert costs.read == pytest.approx(0.01, rel=0.1)
+
+
+def test_a_whole_measurement_has_as_many_batches_as_its_prompts_and_answers_fill(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr("calibrant.lab.study.timing.tokens_read", lambda evaluator: 103 * 40)
+    costs = AnswerCosts(read=0.01, step=0.1, answer=0.02)
+    writing = Generation(name="gsm8k", shots=3, limit=100, max_tokens=200)
+    # Each prompt has its exemplars with it: 100 times 160 + 200 tokens are three batches.
+    assert costs.of_measurement(writing) == pytest.approx(
+        103 * 40 * 0.01 + 3 * 200 * 0.1 + 100 * 200 * 0.02
     )
+
+
+def test_what_can_not_be_asked_of_a_model_is_said_and_not_timed(model: str):
+    opened = open_model(model, "float32", "cpu")
+    opened.tokenizer.chat_template = None
+    pieces = Timings("tiny", "", "float32", 1, 1, 1, 0.0)
+    asked_in_template = Generation(name="arithmetic", limit=100, shots=0, template=True)
+    pieces.time_measurement("asked", asked_in_template, opened)
+    assert pieces.measure == {}
+    assert len(pieces.why_not) == 1
+    assert "template" in pieces.why_not[0]
 
 
 def test_no_try_finds_in_its_journal_what_another_has_scored(

@@ -174,6 +174,9 @@ def work_of(method: Method) -> MethodWork:
     known = WORK.get(method.spec_name())
     if known is not None:
         return known
+    within = getattr(method, "method", None)
+    if isinstance(within, MatrixMethod):
+        return work_of(within)
     if looks_at_grams(method):
         return WORK["sparsegpt"]
     return WORK["wanda"] if method.observes else WORK["rtn"]

@@ -149,6 +149,8 @@ def plan_of_measuring(
         seconds[str(task)] = _measuring_seconds(task, read, outlines)
     if any(task.longest_answer for task in tasks):
         notes.append("every answer is counted as if it were as long as it may be")
+    if any(task.spec_name() == "harness" for task in tasks):
+        notes.append("answers that harness tasks have written aren't counted")
     return JobPlan(
         verb="evaluate",
         model=outline.name,

@@ -102,8 +102,8 @@ class Generation(SourceEvaluator):
 
     @property
     def longest_answer(self) -> int:
-        """`max_tokens`, or about what it is without that: a template may write no reasoning, and a
-        right answer may be longer than others.
+        """`max_tokens`. Without it the most that is usual: it is less where the template writes no
+        reasoning, and more where a right answer is long.
         """
         if self.max_tokens is not None:
             return self.max_tokens

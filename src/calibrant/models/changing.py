@@ -245,7 +245,7 @@ def _attributes(block: nn.Module, block_name: str) -> dict[str, object]:
                 continue
             is_single = value is None or isinstance(value, int | float | str)
             is_table = isinstance(value, dict) and all(
-                isinstance(each, int) for each in value.values()
+                isinstance(each, int | float) for each in value.values()
             )
             # Torch's own tables begin with an underscore.
             if is_single or (is_table and not name.startswith("_")):

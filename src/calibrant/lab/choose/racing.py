@@ -219,10 +219,10 @@ class Race:
         compressed = len(runs)
         if not any(self._rounds):
             compressed += 1
+        # Draws of earlier rounds, and that of the prediction, are written already.
         gathered = 0
         written = 0
         if number > 0:
-            # Draws of earlier rounds, and that of the prediction, are written already.
             different_parts = set(parts)
             gathered = len(different_parts)
             written = sum(map(is_written, different_parts))

@@ -1,7 +1,7 @@
 """What the pieces of a recommendation cost on this machine, each timed once and small."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,7 +13,6 @@ from calibrant.activations import Gram, Seen
 from calibrant.compress import edits_of
 from calibrant.compress.rates import kinds_seconds
 from calibrant.data import CalibrationSet, TokenBatch
-from calibrant.decoding import Decoder
 from calibrant.edits import Replace
 from calibrant.job import Job
 from calibrant.lab.choose.budget import StepCosts
@@ -21,7 +20,7 @@ from calibrant.lab.mixtures import Effort, statistic_of
 from calibrant.lab.mixtures.algebra import sampled_rows
 from calibrant.lab.mixtures.mixing import FINALISTS
 from calibrant.lab.study import Study
-from calibrant.lab.study.timing import measure_pieces
+from calibrant.lab.study.timing import measure_pieces, writing_seconds
 from calibrant.methods import MatrixMethod, Method, ModelMethod, StandIn, TokenUse
 from calibrant.models import ModelShape, ModelView, Opened, Weight, view
 from calibrant.system.progress import Progress, silent
@@ -144,20 +143,8 @@ def _search_seconds(
 
 def _writing_seconds(opened: Opened) -> float:
     """Return the seconds of a token that the model writes and that is used, from short answers."""
-    tokens = _ANSWERS * _WRITTEN
-    prompts = CalibrationSet("random_tokens", tokens=tokens, length=_WRITTEN)
-    ids = prompts.tokens(opened.tokenizer).ids.tolist()
-    decoder = Decoder(opened.model, ids, _WRITTEN, _never, "the time that answers take")
-    seconds = 0.0
-    for batch in decoder.batches():
-        seconds += _timed(partial(decoder.run, batch))
-    return seconds / (tokens * _USED)
-
-
-def _never(written: Sequence[int]) -> bool:
-    """Answers that are timed end at their limit."""
-    del written
-    return False
+    seconds = writing_seconds(opened, _ANSWERS, _WRITTEN, _WRITTEN)
+    return seconds / (_ANSWERS * _WRITTEN * _USED)
 
 
 def _whole_file_seconds(

@@ -348,7 +348,7 @@ class Driver:
         """Put the model into the run's state.
 
         That is from what the store has of it, or by compressing it, of which a record is written.
-        True, which tells it from a step that failed.
+        Always True: a step that failed gives None.
         """
         if state is None:
             self._compress(resolved, recorded)

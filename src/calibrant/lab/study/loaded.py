@@ -4,7 +4,6 @@ token batch, a copy to compare with.
 
 import copy
 import io
-import math
 import zipfile
 import zlib
 from collections.abc import Sequence
@@ -25,6 +24,7 @@ from calibrant.edits.file import from_bytes, to_bytes
 from calibrant.errors import DataError
 from calibrant.evaluators import keep_predictions
 from calibrant.models import Opened, Snapshot, check_finite, view, will_change
+from calibrant.numerics import ceil_div
 from calibrant.system.durable import text_of_json
 from calibrant.transforms import Transform
 
@@ -211,7 +211,7 @@ class LoadedModel:
         sizes: list[int] = []
         for weight in self._dense_weights:
             numbers = weight.shape[0] * weight.shape[1]
-            sizes.append(math.ceil(numbers / 8))
+            sizes.append(ceil_div(numbers, 8))
         # Sizes first: a made-up file could unpack to more than there is memory.
         with zipfile.ZipFile(io.BytesIO(mask)) as members:
             unpacked = sum(member.file_size for member in members.infolist())

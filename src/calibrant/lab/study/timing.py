@@ -22,10 +22,10 @@ from calibrant.activations import FeatureNorms, InputStatistic, Seen, Statistic
 from calibrant.compress import Recipe, check_model, fitting
 from calibrant.data import CalibrationSet, Many, PerDraw, TokenBatch
 from calibrant.data.expression import Term
-from calibrant.decoding import TOKENS_PER_BATCH
+from calibrant.decoding import TOKENS_PER_BATCH, Decoder
 from calibrant.errors import CalibrantError, DataError
 from calibrant.evaluators import Evaluator, Subject, forget_predictions, keep_predictions
-from calibrant.evaluators._planning import tokens_read, tokens_written
+from calibrant.evaluators._planning import tokens_read
 from calibrant.lab.study.loaded import room
 from calibrant.lab.study.request import RunRequest
 from calibrant.methods import MatrixMethod
@@ -44,12 +44,14 @@ MOST_ROWS: Final = 100_000
 """Rows that are counted at most, where an evaluator's budget is all of them."""
 PATIENCE: Final = 4.0
 """Seconds after which an evaluator isn't tried with more."""
-LONGEST_FIRST: Final = 20.0
+PATIENCE_WITH_DENSE: Final = 20.0
 """Seconds up to which a try that also runs the dense model is followed by one that doesn't."""
-FEW_ANSWERS: Final = 8
+SEVERAL: Final = 8
 """Answers that are written together to tell what an answer costs from what a step costs."""
 STEPS: Final = 8
 """Steps of them that are timed."""
+PROMPT: Final = 64
+"""Tokens of what they answer."""
 
 ROWS: Final = 64
 """Rows that are tokenized to estimate how long the others are."""
@@ -188,6 +190,7 @@ class Timings:
     statistics: dict[Kinds, int] = field(default_factory=dict[Kinds, int])
     propagates: dict[str, str] = field(default_factory=dict[str, str])
     why_not: list[str] = field(default_factory=list[str])
+    answers: "AnswerCosts | None" = None
 
     def time_walk(self, model: ModelView, batch: TokenBatch, kinds: Kinds) -> dict[Weight, Seen]:
         """Time a walk, and return the statistics of the first block's matrices."""
@@ -215,13 +218,13 @@ class Timings:
                 self.block[_piece(recipe)] = min(first, second)
 
     def time_measurement(self, text: str, evaluator: Evaluator, opened: Opened) -> None:
-        """Time a whole measurement, from two small ones."""
+        """Time a whole measurement, from small ones."""
 
         def timed(small: Evaluator) -> float:
             # Each try has a journal of its own, so that none finds what another has written.
             subject = Subject(opened.model, opened.tokenizer, opened.model)
             seconds = _timed(partial(small.measure, subject))
-            if small.compares and seconds <= LONGEST_FIRST:
+            if small.compares and seconds <= PATIENCE_WITH_DENSE:
                 # What has to be known of the dense model, such as the noise floor, a study finds
                 # out once: the second time it is known.
                 subject = replace(subject, journal=Journal())
@@ -230,7 +233,14 @@ class Timings:
 
         keep_predictions(opened.model)
         with self._noting_errors(text):
-            self.measure[text] = _seconds_of_measurement(evaluator, timed)
+            if evaluator.longest_answer:
+                # Where it can't be measured at all, this says why.
+                timed(_shortest(evaluator))
+                if self.answers is None:
+                    self.answers = answer_costs(opened)
+                self.measure[text] = self.answers.of_measurement(evaluator)
+            else:
+                self.measure[text] = _seconds_of_measurement(evaluator, timed)
         forget_predictions(opened.model)
 
     @contextmanager
@@ -336,8 +346,6 @@ def _seconds_of_compression(
 
 def _seconds_of_measurement(evaluator: Evaluator, timed: Callable[[Evaluator], float]) -> float:
     """Return the seconds of a whole measurement. A budget of None is that of all rows."""
-    if evaluator.longest_answer:
-        return _seconds_with_answers(evaluator, timed)
     name = _budget_name(evaluator)
     if name is None:
         return timed(evaluator)
@@ -362,31 +370,71 @@ def _seconds_of_measurement(evaluator: Evaluator, timed: Callable[[Evaluator], f
     return second + item_seconds * (budget - more)
 
 
-def _seconds_with_answers(evaluator: Any, timed: Callable[[Evaluator], float]) -> float:
-    """Return the seconds of a whole measurement in which the model writes answers.
-
-    Many are written at once, a token of each in a step. So a step's cost is told apart from that of
-    an answer in it, and from that of reading what is asked.
+@dataclass(frozen=True)
+class AnswerCosts:
+    """What it takes to write many answers at once, a token of each in a step, in seconds: `read`
+    for a token of a prompt, `step` for a step, and `answer` for each answer in it.
     """
 
-    def tried(items: int, tokens: int) -> float:
-        return timed(replace(evaluator.limited(items), max_tokens=tokens))
+    read: float
+    step: float
+    answer: float
 
+    def of_measurement(self, evaluator: Any) -> float:
+        """The seconds of a measurement whose answers are all as long as they may be."""
+        items = evaluator.limit
+        longest = evaluator.longest_answer
+        read = tokens_read(evaluator)
+        # Exemplars are read once, and are remembered with each prompt.
+        shots = getattr(evaluator, "shots", 0)
+        remembered = read / (items + shots) * (1 + shots) + longest
+        batches = math.ceil(items * remembered / TOKENS_PER_BATCH)
+        steps = batches * longest
+        return read * self.read + steps * self.step + items * longest * self.answer
+
+
+def answer_costs(opened: Opened) -> AnswerCosts:
+    """Time a single answer and several, of one token and of more."""
     # The first try warms caches.
-    tried(1, 1)
-    one = tried(1, 1)
-    few = FEW_ANSWERS if one <= PATIENCE else 2
-    several = tried(few, 1)
-    reading = max(0.0, several - one) / (few - 1)
-    step_of_one = max(0.0, tried(1, 1 + STEPS) - one) / STEPS
-    step_of_several = max(0.0, tried(few, 1 + STEPS) - several) / STEPS
-    answer = max(0.0, step_of_several - step_of_one) / (few - 1)
-    step = max(0.0, step_of_one - answer)
-    items = evaluator.limit
-    written = tokens_written(evaluator)
-    batches = math.ceil((tokens_read(evaluator) + written) / TOKENS_PER_BATCH)
-    steps = batches * evaluator.longest_answer
-    return one + (items - 1) * reading + steps * step + written * answer
+    writing_seconds(opened, 1, PROMPT, 1)
+    one = writing_seconds(opened, 1, PROMPT, 1)
+    count = SEVERAL if one <= PATIENCE else 2
+    several = writing_seconds(opened, count, PROMPT, 1)
+    longer_one = writing_seconds(opened, 1, PROMPT, 1 + STEPS)
+    longer_several = writing_seconds(opened, count, PROMPT, 1 + STEPS)
+    step_of_one = max(0.0, longer_one - one) / STEPS
+    step_of_several = max(0.0, longer_several - several) / STEPS
+    answer = max(0.0, step_of_several - step_of_one) / (count - 1)
+    return AnswerCosts(
+        read=several / (count * PROMPT), step=max(0.0, step_of_one - answer), answer=answer
+    )
+
+
+def writing_seconds(opened: Opened, count: int, length: int, written: int) -> float:
+    """Return the seconds in which the model reads `count` prompts of `length` random tokens, and
+    writes so many after each.
+    """
+    data = CalibrationSet("random_tokens", tokens=count * length, length=length)
+    prompts = data.tokens(opened.tokenizer).ids.tolist()
+    decoder = Decoder(opened.model, prompts, written, _never, "the time that answers take")
+    seconds = 0.0
+    for batch in decoder.batches():
+        seconds += _timed(partial(decoder.run, batch))
+    return seconds
+
+
+def _never(ids: Sequence[int]) -> bool:
+    """Answers that are timed end at their limit."""
+    del ids
+    return False
+
+
+def _shortest(evaluator: Evaluator) -> Evaluator:
+    """The same with one answer of one token."""
+    single: Any = evaluator.limited(1)
+    if hasattr(single, "max_tokens"):
+        single = replace(single, max_tokens=1)
+    return single
 
 
 def _budget_name(evaluator: Evaluator) -> str | None:

@@ -160,8 +160,9 @@ class HeldOut(MatrixMethod):
         return len(self.damps) + int(self.refit)
 
     def squares(self, sources: int) -> int:
-        # The Grams of the halves and of both, one of which the method counts too.
-        return self.method.squares(sources) + 2
+        # The Grams of the halves and of both, one of which the method counts too, and a root for
+        # each damping: matrices that share an input share them.
+        return self.method.squares(sources) + 2 + len(self.damps)
 
     def copies_on(self, device: torch.device) -> int:
         # Beside the matrix as it was, the best result until now.
