@@ -2,7 +2,8 @@
 python -m studies.template.tables [--write]
 
 Divergences are nats per token from the untouched model, on rows that no draw calibrates on. A cell
-is the mean of the draws that are there, with half of their range; of one draw alone it is the value.
+is the mean of the draws of which every set is there, with half of their range; of one draw alone it
+is the value.
 """
 
 import statistics
@@ -10,11 +11,12 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from studies.arms import measured_whole, planned, table_head, table_row, value_of, with_range
 from studies.pages import draw, write_or_print
 
+from calibrant.evaluators.agreement import Agreement
 from calibrant.lab.report.plots import Plot
 from calibrant.lab.report.plots.panels import Mark, Panel, PanelRow, Panels, span_of
 from calibrant.lab.report.plots.picture import plotted
@@ -83,11 +85,17 @@ Scores = Mapping[str, Measurement]
 
 
 class Results:
-    """The study's runs that were measured whole, by method, target and calibration set."""
+    """The study's runs that were measured whole, by method, target and calibration set.
+
+    A draw of a method counts once all sets are there, so that sets are compared over the same
+    draws. `runs` counts the others too.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.of: dict[Way, dict[str, list[Scores]]] = {}
+        self.runs = Counter[Way]()
         self.dense: Scores = {}
+        draws: dict[tuple[Way, int], dict[str, Scores]] = {}
         with Store(folder, create=False) as store:
             for cell in store.cells():
                 found = measured_whole(store, cell)
@@ -96,15 +104,21 @@ class Results:
                 if cell.method == "none":
                     self.dense = found
                     continue
-                sets = self.of.setdefault(Way(cell.method, cell.target), {})
-                sets.setdefault(cell.data, []).append(found)
+                way = Way(cell.method, cell.target)
+                self.runs[way] += 1
+                draws.setdefault((way, cell.seed), {})[cell.data] = found
+        for (way, _), by_set in draws.items():
+            if len(by_set) < len(SETS):
+                continue
+            sets = self.of.setdefault(way, {})
+            for data, found in by_set.items():
+                sets.setdefault(data, []).append(found)
 
     def rows(self) -> Iterator[tuple[Way, str, list[Scores]]]:
         """Yield what there is of each method and set, in the order of `SETS`."""
         for way, sets in self.of.items():
             for data in SETS:
-                if data in sets:
-                    yield way, data, sets[data]
+                yield way, data, sets[data]
 
 
 def cell_of(runs: list[Scores], measured: str, metric: str) -> str:
@@ -137,17 +151,16 @@ def by_question(results: Results) -> Iterator[str]:
     """Rows: for each question of the study's file, the divergences of the two sets by method."""
     ways = list(results.of)
     study = read_study(FILE)
-    evaluators: Mapping[str, Any] = study.evaluators()
+    evaluators = study.evaluators()
     yield from table_head(["asked"], [f"`{way.method}` {way.target}" for way in ways])
     for question in study.for_reading()["primary"]:
-        (evaluator,) = question["on"]
-        text = evaluators[evaluator].measured
+        (asked_of,) = question["on"]
+        agreement = evaluators[asked_of]
+        assert isinstance(agreement, Agreement)
+        text = agreement.measured
         cells: list[str] = []
         for way in ways:
             sets = results.of[way]
-            if question["compare"] not in sets or question["with"] not in sets:
-                cells.append("")
-                continue
             first = cell_of(sets[question["compare"]], text, "kl")
             second = cell_of(sets[question["with"]], text, "kl")
             cells.append(f"{first} against {second}")
@@ -191,31 +204,30 @@ def there(results: Results) -> Iterator[str]:
     for labels in read_study(FILE).labels():
         if labels.data:
             runs_of_file[Way(labels.method, labels.target)] += 1
-    yield "| method | target | draws of each set: least, most | runs there | runs of the file |"
-    yield "| --- | --- | ---: | ---: | ---: |"
+    yield from table_head(["method", "target"], ["whole draws", "runs there", "runs of the file"])
     for way, runs in runs_of_file.items():
-        sets = results.of.get(way, {})
-        counts = [len(sets.get(data, [])) for data in SETS]
-        spread = f"{min(counts)}, {max(counts)}"
-        yield f"| `{way.method}` | {way.target} | {spread} | {sum(counts)} | {runs} |"
+        whole = 0
+        if way in results.of:
+            whole = len(results.of[way][PROBLEMS])
+        numbers = [str(number) for number in (whole, results.runs[way], runs)]
+        yield table_row([f"`{way.method}`", way.target, *numbers])
 
 
 def picture() -> Plot:
     """The divergence by role of the headline's method, by calibration set."""
     results = Results(STORE)
     sets = results.of[Way(*HEADLINE)]
-    names = [data for data in SETS if data in sets]
     panels: list[Panel] = []
     for role in ROLES:
         marks: dict[int, Mark] = {}
-        for place, data in enumerate(names):
+        for place, data in enumerate(SETS):
             values = [value_of(run[PROBLEMS], f"kl_{role}") for run in sets[data]]
             reach = (min(values), max(values))
             marks[place] = Mark(statistics.mean(values), reach, FAMILY[data])
         panels.append(Panel(role, marks, span_of(list(marks.values()))))
-    families = {FAMILY[data] for data in names}
+    families = {FAMILY[data] for data in SETS}
     styles = {family: style for family, style in FAMILIES.items() if family in families}
-    rows = tuple(PanelRow(IN_PICTURE[data]) for data in names)
+    rows = tuple(PanelRow(IN_PICTURE[data]) for data in SETS)
     about = "divergence from the untouched model, nats/token; less is better"
     drawn = Panels(rows, tuple(panels), styles, about)
     title = "What the template is worth: Qwen2.5-Coder-1.5B-Instruct, SparseGPT at 50 %"
