@@ -244,7 +244,7 @@ class Forgotten:
     def _relation(self, losses: "_Losses") -> "Relation":
         groups = self.dense.known
 
-        def of_known(table: Float[Tensor, "document group"]) -> Table:
+        def of_known(table: Float[Tensor, "document every"]) -> Table:
             return table[:, groups].numpy()
 
         return Relation(
