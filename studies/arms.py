@@ -5,7 +5,7 @@ tokens: each arm has a store of its own.
 import re
 import statistics
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -169,15 +169,17 @@ def with_interval(estimate: Estimate, significant: bool | None = None, compariso
     return bold_if(significant, f"{estimate.value:+.3f} ({low:+.3f} to {high:+.3f})")
 
 
-def planned(folder: Path) -> Iterator[str]:
+def planned(folder: Path, ways: Container[tuple[str, str]] | None = None) -> Iterator[str]:
     """Rows: the contrasts between sets that the study's file names, by model and method, corrected
-    for their number (Holm).
+    for their number (Holm). Where `ways` are given, only of these methods and targets.
 
     With the least true difference that four such studies in five find, each by itself at 5 %.
     """
     with Store(folder, create=False) as store:
         every = compare(store).contrasts
     tested = [one for one in every if one.difference is not None and one.p_holm is not None]
+    if ways is not None:
+        tested = [one for one in tested if (one.method, one.target) in ways]
     several_models = len({one.model for one in tested}) > 1
     asked = {(one.name, one.model, one.method) for one in tested}
     # A question of one method at several targets needs the target beside it.

@@ -264,9 +264,9 @@ def tables() -> Mapping[str, str]:
         "there": there(results),
     }
     # Nothing is tested before all draws of a method are there.
-    whole_draws = [len(sets[PROBLEMS]) for sets in results.of.values()]
-    if DRAWS in whole_draws:
-        made["planned"] = planned(STORE)
+    finished = {way for way, sets in results.of.items() if len(sets[PROBLEMS]) == DRAWS}
+    if finished:
+        made["planned"] = planned(STORE, finished)
     return {name: "\n".join(rows) for name, rows in made.items()}
 
 

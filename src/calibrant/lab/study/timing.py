@@ -44,7 +44,7 @@ MOST_ROWS: Final = 100_000
 """Rows that are counted at most, where an evaluator's budget is all of them."""
 PATIENCE: Final = 4.0
 """Seconds after which an evaluator isn't tried with more."""
-PATIENCE_WITH_DENSE: Final = 20.0
+PATIENCE_WITH_DENSE: Final = 120.0
 """Seconds up to which a try that also runs the dense model is followed by one that doesn't."""
 SEVERAL: Final = 8
 """Answers that are written together to tell what an answer costs from what a step costs."""
@@ -174,7 +174,8 @@ class Timings:
     Seconds: `opened` for opening it; `forward` for a token through a block, by the statistics
     gathered; `block` for the compression of one, by method and target; `measure` for a whole
     measurement. `statistics` are bytes for one set and draw, by kind; `propagates` has the reason
-    for each propagation that becomes another; `why_not` says what would fail.
+    for each propagation that becomes another; `why_not` says what would fail. `answers` is what
+    writing costs, once an evaluator that writes was timed.
     """
 
     model: str
@@ -397,16 +398,16 @@ def answer_costs(opened: Opened) -> AnswerCosts:
     """Time a single answer and several, of one token and of more."""
     # The first try warms caches.
     writing_seconds(opened, 1, PROMPT, 1)
-    one = writing_seconds(opened, 1, PROMPT, 1)
-    count = SEVERAL if one <= PATIENCE else 2
+    single = writing_seconds(opened, 1, PROMPT, 1)
+    count = SEVERAL if single <= PATIENCE else 2
     several = writing_seconds(opened, count, PROMPT, 1)
-    longer_one = writing_seconds(opened, 1, PROMPT, 1 + STEPS)
+    longer_single = writing_seconds(opened, 1, PROMPT, 1 + STEPS)
     longer_several = writing_seconds(opened, count, PROMPT, 1 + STEPS)
-    step_of_one = max(0.0, longer_one - one) / STEPS
+    step_of_single = max(0.0, longer_single - single) / STEPS
     step_of_several = max(0.0, longer_several - several) / STEPS
-    answer = max(0.0, step_of_several - step_of_one) / (count - 1)
+    answer = max(0.0, step_of_several - step_of_single) / (count - 1)
     return AnswerCosts(
-        read=several / (count * PROMPT), step=max(0.0, step_of_one - answer), answer=answer
+        read=several / (count * PROMPT), step=max(0.0, step_of_single - answer), answer=answer
     )
 
 
@@ -639,6 +640,6 @@ def _own_forward(timings: Timings, request: RunRequest, supplies: Mapping[str, S
 def _own_compression(timings: Timings, recipe: Recipe) -> float:
     """The seconds that a block's compression takes, and what its allocation tries before."""
     judge, times = recipe.allocation.judges_by(recipe.method, recipe.target.weights)
-    judged = timings.block.get((str(judge), str(recipe.target)), 0.0)
-    own = timings.block.get(_piece(recipe), 0.0)
-    return times * judged + own
+    judging = timings.block.get((str(judge), str(recipe.target)), 0.0)
+    compressing = timings.block.get(_piece(recipe), 0.0)
+    return times * judging + compressing
