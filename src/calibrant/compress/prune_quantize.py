@@ -76,6 +76,7 @@ from calibrant.spec import identity
 from calibrant.spec.foreign import user_path
 from calibrant.system.clock import Clock
 from calibrant.system.progress import silent
+from calibrant.system.wide_products import wide_products
 from calibrant.targets import (
     FloatGrid,
     GgmlKind,
@@ -289,6 +290,7 @@ def _calibration(options: CompressOptions, recipe: Recipe) -> CalibrationSet | N
     return None
 
 
+@wide_products()
 def _compressed(options: CompressOptions, recipe: Recipe, ranks: Ranks) -> Compression:
     """The whole job, for both verbs."""
     if options.out is not None:

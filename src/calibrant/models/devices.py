@@ -13,6 +13,7 @@ import torch
 
 from calibrant.errors import ModelError
 from calibrant.spec.foreign import did_you_mean
+from calibrant.system.wide_products import multiplies
 
 DTYPES: Final = {
     "bfloat16": torch.bfloat16,
@@ -22,7 +23,6 @@ DTYPES: Final = {
 }
 DEVICES: Final = ("cpu", "cuda", "mps")
 """The kinds of devices that torch has by itself."""
-_NATIVE_BFLOAT16: Final = ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16")
 _CUDA_WITH_BFLOAT16: Final = (8, 0)
 
 WORTH: Final = 1.2
@@ -140,10 +140,7 @@ def _native_bfloat16(device: torch.device) -> bool:
         return torch.cuda.get_device_capability(device) >= _CUDA_WITH_BFLOAT16
     if device.type != "cpu":
         return False
-    capabilities = torch.cpu.get_capabilities()
-    return (
-        any(capabilities.get(name, False) for name in _NATIVE_BFLOAT16) and bfloat16_gain() >= WORTH
-    )
+    return multiplies(torch.bfloat16) and bfloat16_gain() >= WORTH
 
 
 @functools.cache

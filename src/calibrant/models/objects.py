@@ -24,6 +24,7 @@ from calibrant.models.saving import Opened, manifest_folder, read_manifest
 from calibrant.models.viewing import IN_MEMORY, Residence, refuse
 from calibrant.numerics import type_name
 from calibrant.spec.foreign import brief
+from calibrant.system.wide_products import wide_products
 
 _GIVE: Final = "give a name, a folder, a .gguf file, or a model of transformers with its tokenizer"
 
@@ -111,11 +112,14 @@ def evaluating(given: object) -> Iterator[None]:
 
 
 def only_looks(verb: Callable[[OptionsT], ResultT]) -> Callable[[OptionsT], ResultT]:
-    """Have a verb, a function of its options, leave models that it was given in their mode."""
+    """Have a verb, a function of its options, leave models that it was given in their mode. Its
+    products are `wide_products`.
+    """
 
     @wraps(verb)
     def looking(options: OptionsT) -> ResultT:
         with ExitStack() as stack:
+            stack.enter_context(wide_products())
             for given in vars(options).values():
                 stack.enter_context(evaluating(given))
             return verb(options)

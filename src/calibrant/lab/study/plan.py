@@ -31,6 +31,7 @@ from calibrant.results import EDITS, MASK, Record, Store, measurement_id
 from calibrant.spec import canonical, identity
 from calibrant.system.notebook import card, listing
 from calibrant.system.progress import Progress, silent
+from calibrant.system.wide_products import wide_products
 
 EXACT: Final = 400_000
 """Tokens in all draws of all sets up to which they are drawn to see whether they are disjoint.
@@ -149,6 +150,7 @@ def _total(counts: Iterable[Count]) -> Count:
     return Count(sum(count.asked for count in every), sum(count.done for count in every))
 
 
+@wide_products()
 def plan(
     study: Study,
     folder: str | Path,
