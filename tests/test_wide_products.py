@@ -70,6 +70,25 @@ def test_a_result_is_written_where_it_was_asked_for() -> None:
     assert is_rounded_once(out, x.double() @ weight.double())
 
 
+@pytest.mark.parametrize("shape", [(96, 0), (3, 96, 0)])
+def test_a_matrix_without_columns_gives_none(shape: tuple[int, ...]) -> None:
+    x = torch.ones(*shape[:-2], 40, 96, dtype=torch.bfloat16)
+    with wide_products():
+        product = x @ torch.ones(shape, dtype=torch.bfloat16)
+    assert product.shape == (*shape[:-2], 40, 0)
+
+
+def test_without_inputs_a_product_is_zero() -> None:
+    with wide_products():
+        product = torch.ones(40, 0, dtype=torch.bfloat16) @ torch.ones(0, 8, dtype=torch.bfloat16)
+    assert torch.equal(product, torch.zeros(40, 8, dtype=torch.bfloat16))
+
+
+def test_matrices_of_two_types_are_refused_as_everywhere() -> None:
+    with wide_products(), pytest.raises(RuntimeError, match="same dtype"):
+        torch.mm(torch.ones(40, 96), torch.ones(96, 8, dtype=torch.bfloat16))
+
+
 def test_gradients_are_those_of_the_product() -> None:
     x = drawn(40, 96, dtype=torch.bfloat16).requires_grad_()
     weight = drawn(64, 96, dtype=torch.bfloat16, seed=1).requires_grad_()

@@ -72,17 +72,18 @@ class _WideProducts(TorchDispatchMode):
             return func(*args, **kwargs)
         # What is added, if anything, comes first.
         *added, left, right = args
-        narrow = right.dtype in self._narrow and right.device.type == "cpu"
-        if not narrow or left.shape[-2] < _ROWS:
+        narrow = left.dtype == right.dtype and right.dtype in self._narrow
+        if not narrow or right.device.type != "cpu" or left.shape[-2] < _ROWS:
             return func(*args, **kwargs)
         out = kwargs.pop("out", None)
         if out is None:
             out = left.new_empty(*left.shape[:-1], right.shape[-1])
         product = func.overloadpacket
         columns = right.shape[-1]
-        step = columns
+        # At least one column, also of matrices without any.
+        step = max(columns, 1)
         if func in _MATRICES:
-            step = max(_SLICE // len(right), 1)
+            step = max(_SLICE // max(len(right), 1), 1)
         left = left.float()
         for start in range(0, columns, step):
             part = slice(start, start + step)
