@@ -323,6 +323,37 @@ def test_free_text_has_a_loss_only(opened: Opened, tmp_path: Path) -> None:
     assert set(measured.outcomes[0].facts) == {"nats", "tokens", "greedy"}
 
 
+def test_rows_behind_the_limit_are_neither_put_nor_counted(
+    opened: Opened, choices: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = list(Task(name=str(choices)).rows())
+    unanswerable = next(place for place, row in enumerate(rows) if row.answer == "G")
+    # One that can't be asked among the first three, and one behind the limit.
+    rows = [rows[unanswerable], *rows]
+    monkeypatch.setattr(Task, "rows", lambda task: iter(rows))
+    put_rows: list[Row] = []
+
+    def noting(*how: Any) -> Any:
+        put = put_for(*how)
+
+        def noted(row: Row) -> Any:
+            put_rows.append(row)
+            return put(row)
+
+        return noted
+
+    monkeypatch.setattr(module, "put_for", noting)
+    subject = Subject(opened.model, opened.tokenizer)
+    first_three = Task(name=str(choices), limit=3).measure(subject)
+    assert len(put_rows) == 4
+    assert first_three.score.facts["passed_over"] == 1
+    whole = Task(name=str(choices)).measure(subject)
+    assert whole.score.facts["passed_over"] == 2
+    assert [outcome.item for outcome in first_three.outcomes] == [
+        outcome.item for outcome in whole.outcomes[:3]
+    ]
+
+
 def test_exemplars_are_drawn_by_seed_and_never_measured(choices: Path) -> None:
     drawn = [exemplars(Task(name=str(choices), shots=3, seed=seed)) for seed in (0, 0, 1)]
     assert drawn[0] == drawn[1] != drawn[2]

@@ -106,10 +106,7 @@ class Task(SourceEvaluator):
         are too few or the set can't be asked like this.
         """
         put = self._put
-        rows = list(self.rows())
-        items = list(put_all(rows, put))
-        passed_over = len(rows) - len(items)
-        items = items[: self.limit]
+        items, passed_over = self._items(put)
         if not items:
             raise DataError(
                 f"{self._source} has no question whose answer can be scored; "
@@ -183,6 +180,20 @@ class Task(SourceEvaluator):
         if not settings:
             return str(self._source)
         return f"{self._source} ({', '.join(settings)})"
+
+    def _items(self, put: Put) -> tuple[list[Item], int]:
+        """Return what is asked, and how many rows were passed over before it was complete."""
+        items: list[Item] = []
+        passed_over = 0
+        for row in self.rows():
+            item = put(row)
+            if item is None:
+                passed_over += 1
+                continue
+            items.append(item)
+            if len(items) == self.limit:
+                break
+        return items, passed_over
 
     def _exemplars(self, put: Put) -> list[Item]:
         """Return the items that stand before every question. None of them is measured."""
