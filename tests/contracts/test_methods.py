@@ -2,16 +2,20 @@
 `tests/test_frozen_models.py`.
 """
 
-from dataclasses import replace
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 from torch import Tensor
 
 from calibrant.activations import Seen
+from calibrant.edits import DropBlocks, Edit, StoredEdit
 from calibrant.errors import CalibrantError
-from calibrant.methods import Compressed, MatrixMethod, methods
+from calibrant.job import Job
+from calibrant.methods import BlockMethod, Compressed, MatrixMethod, methods
 from calibrant.methods.pruning.magnitude import Magnitude
+from calibrant.models import ModelView
 from calibrant.targets import Target, parse_target
 from calibrant.testing import check_edits, check_method, tiny_folder, tiny_gguf
 
@@ -39,6 +43,46 @@ def test_notes_that_are_no_json_break_the_contract(tmp_path: Path) -> None:
     folder = tiny_folder(tmp_path / "model")
     with pytest.raises(CalibrantError, match="no JSON"):
         check_edits(Telling(), parse_target("0.5"), str(folder))
+
+
+class Numbering(Magnitude):
+    """Leaves notes whose keys are numbers, which JSON doesn't have."""
+
+    def compress(self, weight: Tensor, seen: Seen, target: Target) -> Compressed:
+        compressed = super().compress(weight, seen, target)
+        return replace(compressed, notes={"counts": {3: 0.5}, "shape": tuple(weight.shape)})
+
+
+def test_notes_that_are_read_back_otherwise_break_the_contract(tmp_path: Path) -> None:
+    folder = tiny_folder(tmp_path / "model")
+    with pytest.raises(CalibrantError, match=r"notes\.counts was {3: 0\.5} and is {'3': 0\.5}"):
+        check_edits(Numbering(), parse_target("0.5"), str(folder))
+
+
+@dataclass(frozen=True)
+class Forgetting(DropBlocks):
+    """Drops blocks, and is read back without its notes."""
+
+    kind = "drop_blocks_and_forget"
+
+    @classmethod
+    def read(cls, stored: StoredEdit, view: ModelView) -> "Forgetting":
+        return cls(tuple(stored.facts["blocks"]))
+
+
+@dataclass(frozen=True, repr=False)
+class DropsTheFirst(BlockMethod):
+    """Drops the first block."""
+
+    def edits(self, job: Job) -> Iterator[Edit]:
+        if not job.done:
+            yield Forgetting((0,), {"why": "it is the first"})
+
+
+def test_notes_that_are_not_read_back_break_the_contract(tmp_path: Path) -> None:
+    folder = tiny_folder(tmp_path / "model")
+    with pytest.raises(CalibrantError, match=r"notes was {'why': 'it is the first'} and is {}"):
+        check_edits(DropsTheFirst(), parse_target("blocks 0.5"), str(folder))
 
 
 USUAL = (

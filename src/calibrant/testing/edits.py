@@ -12,12 +12,14 @@ from torch import Tensor
 
 from calibrant.compress import Recipe, compress, edits_of, put_back
 from calibrant.data import CalibrationSet, TokenBatch
-from calibrant.edits import Edit, read_edit
+from calibrant.edits import Edit, StoredEdit, read_edit
 from calibrant.edits.file import from_bytes, to_bytes
 from calibrant.errors import CalibrantError
 from calibrant.job import Job
 from calibrant.methods import Method
 from calibrant.models import Opened, open_model, view
+from calibrant.models.compact import AS_INTEGERS
+from calibrant.spec.foreign import brief
 from calibrant.targets import Target
 
 SAMPLES: Final = 4
@@ -29,8 +31,9 @@ def check_edits(method: Method, target: Target, model: str, data: str = "python_
     of `data`, keeps the contract of an `Edit`.
 
     The same job gives the same edits; each can be undone, to the bit; what a record says of it is
-    JSON; written and read back they make the same model; a job that was interrupted after any of
-    them goes on to the same end.
+    JSON; written and read back they hold the same facts, notes included, and tensors, and make the
+    same model; a job that was interrupted after any of them goes on to the same end. A tuple may be
+    read back as a list.
 
     Raises `CalibrantError`, naming the method, the target and what was wrong, at the first break of
     contract.
@@ -54,8 +57,10 @@ def check_edits(method: Method, target: Target, model: str, data: str = "python_
 
     written = to_bytes([edit.stored() for edit in edits])
     reread = _fresh_job(model, batch, method, target)
-    for stored in from_bytes(written):
-        read_edit(stored, reread.view).apply(reread.view)
+    for edit, stored in zip(edits, from_bytes(written), strict=True):
+        again = read_edit(stored, reread.view)
+        _check_reading(edit.stored(), again.stored(), label)
+        again.apply(reread.view)
     same = _State.of(reread.opened).equals(expected)
     _require(same, f"{label}: edits that were written and read back made another model")
 
@@ -108,6 +113,57 @@ def _check_undoing(job: Job, method: Method, expected: _State, label: str) -> No
         edit.apply(job.view)
     same = _State.of(job.opened).equals(expected)
     _require(same, f"{label}: the same job gave another model")
+
+
+def _check_reading(written: StoredEdit, read: StoredEdit, label: str) -> None:
+    """Check that an edit that was read back would be written as it was."""
+    edit = f"{label}: a {written.kind} that was written and read back"
+    difference = _difference(written.facts, read.facts, "")
+    _require(not difference, f"{edit} is another: {difference}")
+    same_names = written.tensors.keys() == read.tensors.keys()
+    _require(
+        same_names, f"{edit} has the tensors {list(read.tensors)}, not {list(written.tensors)}"
+    )
+    for name, tensor in written.tensors.items():
+        same = _equal_bits(tensor, read.tensors[name])
+        _require(same, f"{edit} has other numbers in its tensor {name!r}")
+
+
+def _difference(written: Any, read: Any, place: str) -> str:
+    """Say where plain data that was read differs from what was written; empty where it doesn't.
+    `place` is where in the facts of an edit it is, such as `.notes.counts`.
+    """
+    pairs: list[tuple[str, Any, Any]] = []
+    if _alike(written, read, Mapping) and written.keys() == read.keys():
+        for key, value in written.items():
+            pairs.append((f"{place}.{key}", value, read[key]))
+    elif _alike(written, read, (list, tuple)) and len(written) == len(read):
+        for number, value in enumerate(written):
+            pairs.append((f"{place}[{number}]", value, read[number]))
+    else:
+        # NaN isn't equal to itself.
+        both_nan = written != written and read != read
+        if written == read or both_nan:
+            return ""
+        return f"{place.removeprefix('.')} was {brief(written)} and is {brief(read)}"
+    for inner_place, before, after in pairs:
+        difference = _difference(before, after, inner_place)
+        if difference:
+            return difference
+    return ""
+
+
+def _alike(written: Any, read: Any, kind: type | tuple[type, ...]) -> bool:
+    """Return whether both are of this kind."""
+    return isinstance(written, kind) and isinstance(read, kind)
+
+
+def _equal_bits(tensor: Tensor, other: Tensor) -> bool:
+    """Return whether two tensors are of one type and shape and have the same bits."""
+    if tensor.dtype != other.dtype:
+        return False
+    integers = AS_INTEGERS[tensor.element_size()]
+    return torch.equal(tensor.contiguous().view(integers), other.contiguous().view(integers))
 
 
 def _fresh_job(model: str, batch: TokenBatch | None, method: Method, target: Target) -> Job:
