@@ -122,6 +122,21 @@ def test_what_a_tree_cannot_be_exact_for_is_known_by_its_configuration(
     assert not shares(model, 9), told
 
 
+def test_frequencies_of_one_kind_of_layers_may_depend_on_the_length() -> None:
+    model = tiny_model("llama")
+    usual = {"rope_type": "default", "rope_theta": 1e4}
+    growing = {**usual, "rope_type": "longrope", "original_max_position_embeddings": 8}
+    by_layer_kind = {"full_attention": growing, "sliding_attention": usual}
+    vars(model.config).update(rope_parameters=by_layer_kind)
+    assert model.config.max_position_embeddings > 9
+    assert shares(model, 8)
+    assert not shares(model, 9)
+    # Of frequencies that stay, the original length says nothing.
+    stretched = {**growing, "rope_type": "yarn"}
+    vars(model.config).update(rope_parameters={**by_layer_kind, "full_attention": stretched})
+    assert shares(model, 9)
+
+
 @pytest.mark.parametrize("way", [True, False])
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_outputs_that_are_not_finite_are_no_scores(

@@ -223,15 +223,17 @@ def _rope_grows(model: PreTrainedModel, longest: int) -> bool:
     rope: Any = getattr(config, "rope_parameters", None) or {}
     # One dict, or one by the kind of layer.
     by_layer_kind = [value for value in rope.values() if isinstance(value, dict)]
-    rope_types = [settings.get("rope_type") for settings in (rope, *by_layer_kind)]
-    if not any(rope_type in _GROWING_ROPE for rope_type in rope_types):
-        return False
-    room = getattr(config, "original_max_position_embeddings", None)
-    if not room:
-        room = rope.get("original_max_position_embeddings")
-    if not room:
-        room = _positions(model)
-    return room is not None and longest > room
+    for settings in (rope, *by_layer_kind):
+        if settings.get("rope_type") not in _GROWING_ROPE:
+            continue
+        room = settings.get("original_max_position_embeddings")
+        if not room:
+            room = getattr(config, "original_max_position_embeddings", None)
+        if not room:
+            room = _positions(model)
+        if room is not None and longest > room:
+            return True
+    return False
 
 
 def _positions(model: PreTrainedModel) -> int | None:
