@@ -94,11 +94,7 @@ def runs_in_order(asked: argparse.Namespace) -> Iterator[tuple[str, str, str, in
 def main() -> None:
     """Run what the record lacks, and print a line for each way."""
     asked = parsed()
-    question = {
-        "asked": {option: getattr(asked, option) for option in ASKED},
-        "machine": machine.facts(),
-    }
-    record = machine.started(asked.out, question, "runs")
+    record = machine.started(asked.out, machine.question_of(asked, ASKED), "runs")
     with tempfile.TemporaryDirectory() as folder:
         setting = peers.prepare(Path(folder), asked, Path(asked.peer).absolute())
         record["dense"] = setting.loss

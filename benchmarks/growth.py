@@ -313,11 +313,7 @@ def main() -> None:
             1,
             [512, 1024],
         )
-    question = {
-        "asked": {name: getattr(asked, name) for name in CHOSEN},
-        "machine": machine.facts(),
-        "version": version("calibrant"),
-    }
+    question = {**machine.question_of(asked, CHOSEN), "version": version("calibrant")}
     record = machine.started(asked.out, question, "parts")
     print(f"smollm2 (dequantized from Q4_1), {machine.told(record['machine'])}", flush=True)
     for part in asked.parts:

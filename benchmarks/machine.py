@@ -2,6 +2,7 @@
 and the file that says what was measured on it.
 """
 
+import argparse
 import json
 import os
 import platform
@@ -103,6 +104,11 @@ def floor(shapes: Mapping[Shape, int], peaks: Mapping[Shape, float], tokens: int
     return sum(
         count * costs.operations(shape, tokens) / peaks[shape] for shape, count in shapes.items()
     )
+
+
+def question_of(asked: argparse.Namespace, options: Iterable[str]) -> dict[str, Any]:
+    """What a record answers: these options of the command line, and this machine."""
+    return {"asked": {option: getattr(asked, option) for option in options}, "machine": facts()}
 
 
 def started(out: Path | None, question: Mapping[str, Any], holds: str) -> dict[str, Any]:

@@ -465,11 +465,7 @@ def main() -> None:
     peer = interpreter(asked.peer)
     with tempfile.TemporaryDirectory() as name:
         setting = prepare(Path(name), asked, peer)
-        question = {
-            "asked": {name: getattr(asked, name) for name in CHOSEN},
-            "machine": machine.facts(),
-            "dense": setting.loss,
-        }
+        question = {**machine.question_of(asked, CHOSEN), "dense": setting.loss}
         record = machine.started(asked.out, question, "cases")
         print(
             f"{asked.model}, {asked.samples} × {asked.length} tokens, "

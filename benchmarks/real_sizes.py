@@ -147,11 +147,7 @@ def parsed() -> argparse.Namespace:
 def main() -> None:
     """Measure every case that the record lacks."""
     asked = parsed()
-    question = {
-        "asked": {name: getattr(asked, name) for name in CHOSEN},
-        "machine": machine.facts(),
-    }
-    record = machine.started(asked.out, question, "cases")
+    record = machine.started(asked.out, machine.question_of(asked, CHOSEN), "cases")
     lacking = [case for case in asked.cases if case not in record["cases"]]
     with tempfile.TemporaryDirectory() as name:
         setting = peers.prepare(Path(name), asked, peers.interpreter(asked.peer))

@@ -180,11 +180,7 @@ def compared(setting: peers.Setting, case: str, seed: int) -> dict[str, Any]:
 def main() -> None:
     """Run what the record lacks, and print a line for each case."""
     asked = parsed()
-    question = {
-        "asked": {option: getattr(asked, option) for option in ASKED},
-        "machine": machine.facts(),
-    }
-    record = machine.started(asked.out, question, "cases")
+    record = machine.started(asked.out, machine.question_of(asked, ASKED), "cases")
     with tempfile.TemporaryDirectory() as folder:
         setting = peers.prepare(Path(folder), asked, peers.interpreter(asked.peer))
         record["dense"] = setting.loss

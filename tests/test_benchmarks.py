@@ -1,7 +1,9 @@
 """The arithmetic of the benchmarks, and that the page about speed says what their records say."""
 
+import argparse
 import math
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,6 +24,19 @@ def test_the_pages_about_speed_are_made_of_the_records():
         assert "".join(texts).count(f"<!-- {name} -->") == 1, name
     for text in texts:
         assert table.page(text) == text
+
+
+def test_a_record_goes_on_where_the_same_was_asked_and_else_begins_anew(tmp_path: Path):
+    out = tmp_path / "record.json"
+    asked = argparse.Namespace(samples=16, dtype="float32", draws=3)
+    question = machine.question_of(asked, ("samples", "dtype"))
+    machine.keep(out, {**machine.started(out, question, "cases"), "cases": {"gptq W8A8": [1]}})
+    asked.draws = 5
+    more_draws = machine.question_of(asked, ("samples", "dtype"))
+    assert machine.started(out, more_draws, "cases")["cases"] == {"gptq W8A8": [1]}
+    asked.samples = 32
+    more_samples = machine.question_of(asked, ("samples", "dtype"))
+    assert machine.started(out, more_samples, "cases")["cases"] == {}
 
 
 def test_a_difference_has_an_error_where_there_are_draws():
