@@ -9,7 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from calibrant.system.durable import from_json, put, replacing, take, text_of_json
+from calibrant.errors import OutputError
+from calibrant.system.durable import (
+    appearing,
+    from_json,
+    locked_folder,
+    put,
+    replacing,
+    take,
+    text_of_json,
+)
 
 WRITER = """
 import sys
@@ -17,6 +26,15 @@ from pathlib import Path
 from calibrant.system.durable import put
 
 put(Path(sys.argv[1]), b"other")
+"""
+
+MAKER = """
+import sys
+from pathlib import Path
+from calibrant.system.durable import appearing
+
+with appearing(Path(sys.argv[1]), Path(sys.argv[2])) as half:
+    (half / "second").touch()
 """
 
 
@@ -72,3 +90,69 @@ def test_only_a_file_system_without_locks_goes_without(
                 take(file)
         else:
             assert take(file)
+
+
+def test_a_folder_is_made_by_one_process_at_a_time(tmp_path: Path) -> None:
+    pytest.importorskip("fcntl", reason="Windows has none")
+    folder = tmp_path / "a" / "out"
+    hidden = tmp_path / "a" / ".out"
+    maker = [sys.executable, "-c", MAKER, str(folder), str(hidden)]
+    with appearing(folder, hidden) as half:
+        (half / "first").touch()
+        ended = subprocess.run(maker, capture_output=True, text=True, check=False)
+        assert f"OutputError: {folder} is being made by another process; wait" in ended.stderr
+        assert os.listdir(half) == ["first"]
+    assert os.listdir(folder) == ["first"]
+    assert os.listdir(folder.parent) == ["out"]
+
+
+def test_a_folder_that_is_finished_in_the_last_instant_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("fcntl", reason="Windows has none")
+    folder = tmp_path / "out"
+    hidden = tmp_path / ".out"
+    first = appearing(folder, hidden)
+    (first.__enter__() / "first").touch()
+    open_as_ever = os.open
+
+    def finished_meanwhile(path: Path, flags: int) -> int:
+        number = open_as_ever(path, flags)
+        first.__exit__(None, None, None)
+        return number
+
+    monkeypatch.setattr(os, "open", finished_meanwhile)
+    with pytest.raises(OutputError, match="another process"), appearing(folder, hidden):
+        pass
+    assert os.listdir(folder) == ["first"]
+    assert os.listdir(tmp_path) == ["out"]
+
+
+def test_what_begins_after_the_rename_keeps_its_half(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hidden = tmp_path / ".out"
+    rename = Path.rename
+
+    def renamed_and_begun(path: Path, target: Path) -> Path:
+        there = rename(path, target)
+        (hidden / "second").mkdir(parents=True)
+        return there
+
+    monkeypatch.setattr(Path, "rename", renamed_and_begun)
+    with appearing(tmp_path / "out", hidden):
+        pass
+    assert os.listdir(hidden) == ["second"]
+
+
+def test_a_folder_is_made_where_there_are_no_locks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "fcntl", None)
+    left = tmp_path / ".out" / "left"
+    left.mkdir(parents=True)
+    with appearing(tmp_path / "out", tmp_path / ".out") as half:
+        (half / "whole").touch()
+    assert os.listdir(tmp_path / "out") == ["whole"]
+    with locked_folder(tmp_path / "out", shared=True) as shared:
+        assert not shared, "nobody could be told that it is in use"

@@ -15,9 +15,10 @@ from calibrant import CalibrationSet, InputError, prune, write_data
 from calibrant.data import Chat, as_source
 from calibrant.errors import DataError, ModelError, OutputError
 from calibrant.handover import ScriptFacts, tool_named, tools, write_over
+from calibrant.handover._files import write_folder
 from calibrant.models import open_model, open_tokenizer
 from calibrant.options import WriteDataOptions
-from calibrant.system.durable import put
+from calibrant.system.durable import locked_folder, put
 from calibrant.testing import tiny_folder, tiny_model, tiny_tokenizer
 from calibrant.testing.tiny import tiny_gguf
 
@@ -320,3 +321,15 @@ def test_a_call_that_was_killed_before_its_data_is_asked_again(
         write_data(folder, tool="modelopt", **asked)
     assert done.script.read_text() == "mine"
     assert not out.exists()
+
+
+def test_a_folder_that_another_is_writing_keeps_what_is_beside_it(tmp_path: Path):
+    pytest.importorskip("fcntl", reason="Windows has none")
+    half = tmp_path / ".unfinished-data"
+    half.mkdir()
+    script = tmp_path / "data.py"
+    script.write_bytes(b"theirs")
+    with locked_folder(half), pytest.raises(OutputError, match="made by another process"):
+        write_folder(tmp_path / "data", [{"text": "a"}], "a card", {script: b"mine"})
+    assert script.read_bytes() == b"theirs"
+    assert not (tmp_path / "data").exists()

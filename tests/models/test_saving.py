@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from calibrant.errors import OutputError
 from calibrant.models import Opened, check_output, open_model, read_manifest, save, view
+from calibrant.system.durable import locked_folder
 from calibrant.testing.tiny import FAMILIES, TEMPLATE, tiny_model, tiny_tokenizer
 
 from tests.models.refused import refusal_of
@@ -194,6 +195,19 @@ def test_what_a_killed_process_left_is_cleared(tmp_path):
     save(opened(), tmp_path / "out", {})
     assert os.listdir(tmp_path) == ["out"]
     assert not (tmp_path / "out/half.safetensors").exists()
+
+
+def test_a_folder_that_another_is_saving_is_refused_and_left_alone(tmp_path):
+    pytest.importorskip("fcntl", reason="Windows has none")
+    half = tmp_path / ".out.unfinished"
+    half.mkdir()
+    (half / "model.safetensors").write_bytes(b"theirs")
+    with locked_folder(half):
+        said = refusal_of(save, opened(), tmp_path / "out", {}, kind=OutputError)
+        assert said.subject == str(tmp_path / "out")
+        assert "is being made by another process; wait for it" in str(said)
+        assert os.listdir(tmp_path) == [half.name]
+        assert os.listdir(half) == ["model.safetensors"]
 
 
 def test_a_folder_filled_in_the_meantime_is_left_alone(tmp_path, monkeypatch):

@@ -6,14 +6,13 @@ is made. What the method found out by trying is in a journal. What is damaged, o
 is made again.
 """
 
-import os
 import shutil
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, Any, final
+from typing import Any, final
 
 from torch import Tensor
 
@@ -22,7 +21,7 @@ from calibrant.errors import OutputError
 from calibrant.models.changing import Listener
 from calibrant.results.outcomes import Journal
 from calibrant.system import sealed_tensors
-from calibrant.system.durable import reason, remove_empty, short, take, undoing
+from calibrant.system.durable import is_at, reason, remove_empty, short, take, undoing
 from calibrant.system.seals import BrokenSealError, Purpose, tell_made_again
 
 
@@ -71,7 +70,7 @@ class Checkpoint:
                 raise OutputError(message, subject=str(self.folder)) from error
             with file:
                 # A job that has just ended takes its file away.
-                if not take(file) or not _is_at(lock, file):
+                if not take(file) or not is_at(lock, file.fileno()):
                     message = f"{self._out} is being made by another process"
                     advice = "wait for it, or name another folder"
                     raise OutputError(f"{message}; {advice}", subject=str(self._out))
@@ -79,7 +78,7 @@ class Checkpoint:
                     yield
                 finally:
                     # While it is locked, so that no other's lock is taken away.
-                    if _is_at(lock, file):
+                    if is_at(lock, file.fileno()):
                         with suppress(OSError):
                             lock.unlink()
                         remove_empty(self.folder)
@@ -234,14 +233,6 @@ class StepWriter(Listener):
         self._thread.shutdown()
         if kind is None:
             self.wait()
-
-
-def _is_at(path: Path, file: IO[str]) -> bool:
-    """Whether the file at `path` is the open `file`."""
-    try:
-        return os.path.samestat(path.stat(), os.fstat(file.fileno()))
-    except FileNotFoundError:
-        return False
 
 
 def _place(tensor: Tensor) -> int:

@@ -61,10 +61,13 @@ def write_folder(folder: Path, rows: Rows, card_text: str, beside: Mapping[Path,
     """
     from datasets import Dataset
 
-    new = _absent(beside)
-    write_files(beside)
+    new: list[Path] = []
     try:
+        folder.parent.stat()  # a misspelt folder is the user's to correct, and isn't made
         with appearing(folder, folder.with_name(f"{UNFINISHED}-{folder.name}")) as half:
+            # Not before: another process that makes this folder writes the same files beside it.
+            new = _absent(beside)
+            write_files(beside)
             with _without_bars():
                 Dataset.from_list(list(rows)).save_to_disk(half)
             put(half / "README.md", card_text.encode())

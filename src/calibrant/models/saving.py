@@ -99,7 +99,7 @@ def save(
     Everything is written to a hidden folder beside it, which is then renamed; whatever happens,
     nothing half-written stays. Numbers are saved in the type that they have now. The manifest gets
     the model's `note` if it has none. Raises `OutputError` for a folder that exists and isn't
-    empty, and for a disk that is full or can't be written.
+    empty, or that another process is writing, and for a disk that is full or can't be written.
     """
     with saved(opened, folder, manifest, beside) as temporary:
         write_model(opened, temporary)

@@ -18,7 +18,7 @@ from io import BufferedReader
 from pathlib import Path
 from typing import IO, Any, Final
 
-from calibrant.errors import QUOTED, DataError
+from calibrant.errors import QUOTED, DataError, OutputError
 from calibrant.spec.foreign import brief
 from calibrant.system.seals import SEAL, BrokenSealError, Purpose, seal_of
 
@@ -29,8 +29,8 @@ LARGEST: Final = 2**26
 """Bytes of a file of JSON at most, unpacked: a record of fifty thousand matrices has half of
 that.
 """
-WITHOUT_LOCKS: Final = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
-"""What a file system says that has no locks."""
+WITHOUT_LOCKS: Final = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF)
+"""What a file system says that has no locks, or, as NFS may, none of what is open for reading."""
 DEEPEST: Final = 64
 """Levels of lists and mappings at most in a file of JSON: what is written has ten."""
 
@@ -45,26 +45,60 @@ def reason(error: OSError) -> str:
     return f"{error.strerror or error}; is it yours to write to?"
 
 
-def take(file: IO[str], wait: bool = False) -> bool:
+def take(file: IO[str] | int, wait: bool = False, shared: bool = False) -> bool:
     """Lock an open file for this process, and return whether that could be done.
 
     The lock ends when the file is closed, or when the process ends in whatever way. Where another
-    process has it, `wait` waits for the end of that one.
+    process has it, `wait` waits for the end of that one. Several may have a `shared` lock at once;
+    where there are no locks, nobody has that.
     """
     try:
         import fcntl
     except ImportError:
         # On Windows an open file can't be deleted, which protects a living writer's corner as well.
-        return True
+        return not shared
+    kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+    if not wait:
+        kind |= fcntl.LOCK_NB
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        fcntl.flock(file, kind)
     except BlockingIOError:
         return False
     except OSError as error:
-        # On a file system without locks nobody can be told apart, and work goes on as without them.
         if error.errno not in WITHOUT_LOCKS:
             raise
+        # On a file system without locks nobody can be told apart, and work goes on as without them.
+        return not shared
     return True
+
+
+@contextmanager
+def locked_folder(folder: Path, shared: bool = False) -> Iterator[bool]:
+    """Lock a folder as `take` locks a file while it lasts, and yield whether that could be done.
+
+    It couldn't where another process has it, or has just moved it away, and for what is no folder.
+    """
+    if os.name != "posix":  # elsewhere a folder can't be opened
+        yield not shared
+        return
+    with ExitStack() as opened_folders:
+        taken = False
+        with suppress(FileNotFoundError, NotADirectoryError):
+            number = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+            opened_folders.callback(os.close, number)
+            # Who had it may have renamed it between the opening and the lock.
+            taken = take(number, shared=shared) and is_at(folder, number)
+        yield taken
+
+
+def is_at(path: Path, number: int) -> bool:
+    """Return whether what is at `path` is the open file, or folder, with this number. A link to it
+    isn't.
+    """
+    try:
+        return os.path.samestat(path.lstat(), os.fstat(number))
+    except FileNotFoundError:
+        return False
 
 
 def text_of_json(value: Any, ordered: bool = False) -> str:
@@ -303,18 +337,34 @@ def appearing(folder: Path, half: Path) -> Iterator[Path]:
     failure it goes, with the parents made for it.
 
     The name of `half` is the same each time, so that what a killed process left is cleared by the
-    next one. An empty `folder` is replaced.
+    next one. An empty `folder` is replaced. Raises `OutputError` while another process is at it.
     """
     with undoing(half.parent):
-        try:
-            shutil.rmtree(half, ignore_errors=True)
-            half.mkdir(parents=True)
-            yield half
-            if folder.exists():
-                folder.rmdir()
-            half.rename(folder)
-        finally:
-            shutil.rmtree(half, ignore_errors=True)
+        half.mkdir(parents=True, exist_ok=True)
+        with locked_folder(half) as taken:
+            if not taken:
+                message = f"{folder} is being made by another process"
+                advice = "wait for it, or name another folder"
+                raise OutputError(f"{message}; {advice}", subject=str(folder))
+            try:
+                _clear(half)
+                yield half
+                if folder.exists():
+                    folder.rmdir()
+                half.rename(folder)
+            except BaseException:
+                # Only here: after the rename there may be another process's half.
+                shutil.rmtree(half, ignore_errors=True)
+                raise
+
+
+def _clear(folder: Path) -> None:
+    """Remove all that is in a folder."""
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
 @contextmanager
