@@ -314,6 +314,24 @@ def test_sizes_are_known_before(tmp_path: Path) -> None:
     assert not kept.folder.exists()
 
 
+def test_what_is_being_read_is_not_removed(tmp_path: Path) -> None:
+    pytest.importorskip("fcntl", reason="Windows has none")
+    opened, batch = opened_of("llama"), batch_of()
+    seen_by, kept = view(opened.model), stored_in(tmp_path, opened, batch)
+    with kept.held() as held:
+        assert not held, "it isn't there"
+    gather(seen_by, batch, (FeatureNorms,), kept)
+    assert kept.has((FeatureNorms,), seen_by.blocks)
+    assert not kept.has(BOTH, seen_by.blocks)
+    with kept.held() as first, kept.held() as second:
+        assert first
+        assert second
+        kept.remove()
+        assert kept.has((FeatureNorms,), seen_by.blocks)
+    kept.remove()
+    assert not kept.folder.exists()
+
+
 def test_a_file_that_another_process_finishes_meanwhile_is_no_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

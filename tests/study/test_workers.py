@@ -306,6 +306,97 @@ def test_what_another_is_at_is_passed_over_and_waited_for(
     assert order == ["", given["prose"], "full_stops", "random_tokens"]
 
 
+def waiting(monkeypatch: pytest.MonkeyPatch, *happen: Callable[[], object]) -> None:
+    """Let one thing after the other happen each time that a driver has nothing to do. It fails
+    where it still waits after the last.
+    """
+    left = list(happen)
+
+    def sleep(seconds: float) -> None:
+        assert left, f"it waits another {seconds} seconds"
+        left.pop(0)()
+
+    monkeypatch.setattr(time, "sleep", sleep)
+
+
+def wanda_runs(store: Path) -> dict[str, str]:
+    """The ids of the runs of `wanda` by their sets."""
+    found = dict[str, str]()
+    for cell in Store(store, create=False).cells():
+        if cell.method.startswith("wanda"):
+            found[cell.data] = cell.run
+    return found
+
+
+def test_nobody_waits_for_one_run_while_another_can_be_done(
+    given: dict[str, str], whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    compress, order = driver.compress, list[str]()
+
+    def noted(*args: Any, **told: Any) -> Any:
+        order.append(told["data"])
+        return compress(*args, **told)
+
+    monkeypatch.setattr(driver, "compress", noted)
+    runs = wanda_runs(whole)
+    with Store(tmp_path / "store") as store:
+        first = store.claim(runs["random_tokens"])
+        second = store.claim(runs["full_stops"])
+        assert first is not None
+        assert second is not None
+        # The one that comes later in the study is free earlier.
+        waiting(monkeypatch, second.free, first.free)
+        asked(given, methods="wanda").run(tmp_path / "store")
+    assert order == ["", given["prose"], "full_stops", "random_tokens"]
+
+
+def test_another_model_is_worked_on_while_the_last_runs_of_one_are_anothers(
+    given: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    other = str(tiny_folder(tmp_path / "other", num_hidden_layers=1))
+    one_model = asked(given, data=["random_tokens"], methods="wanda")
+    one_model.run(tmp_path / "before")
+    opened = list[str]()
+    open_model = driver.open_model
+
+    def noted(model: str, *args: Any) -> Any:
+        opened.append(model)
+        return open_model(model, *args)
+
+    monkeypatch.setattr(driver, "open_model", noted)
+    with Store(tmp_path / "store") as store:
+        claim = store.claim(wanda_runs(tmp_path / "before")["random_tokens"])
+        assert claim is not None
+
+        def finishes() -> None:
+            assert opened == [given["model"], other]
+            claim.free()
+            one_model.run(tmp_path / "store")
+
+        waiting(monkeypatch, finishes)
+        finished = replace(one_model, models=[given["model"], other]).run(tmp_path / "store")
+    assert finished.failures == {}
+    # It was done by the other meanwhile, so the first model isn't opened once more.
+    assert opened == [given["model"], other, given["model"]]
+
+
+def test_what_is_on_disk_is_read_by_several_runs_at_a_time(
+    given: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    pytest.importorskip("fcntl", reason="elsewhere one run at a time has it")
+    one_run = asked(given, data=["random_tokens"], methods="wanda")
+    one_run.run(tmp_path / "store")
+    (statistics,) = (tmp_path / "store" / STATISTICS).iterdir()
+    waiting(monkeypatch)
+    with Store(tmp_path / "store") as store:
+        # As the run has it that gathered them, and is being compressed.
+        claim = store.claim(f"sha256:{statistics.name}")
+        assert claim is not None
+        with claim:
+            finished = replace(one_run, targets=[0.5, "2:4"]).run(tmp_path / "store")
+    assert (finished.computed, finished.failures) == (3, {})
+
+
 def test_what_a_kill_left_of_a_search_stays_while_another_is_at_its_run(
     given: dict[str, str], tmp_path: Path
 ):

@@ -21,8 +21,9 @@ import operator
 import os
 import shutil
 from collections.abc import Callable, ItemsView, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from functools import cached_property, partial, reduce
+from itertools import product
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final, final
@@ -47,7 +48,7 @@ from calibrant.results import statistics_purpose
 from calibrant.spec import identity
 from calibrant.spec.foreign import brief
 from calibrant.system import sealed_tensors
-from calibrant.system.durable import reason, short
+from calibrant.system.durable import locked_folder, reason, short
 from calibrant.system.progress import Progress, silent
 from calibrant.system.sealed_tensors import SealedTensors
 from calibrant.system.seals import BrokenSealError, tell_made_again
@@ -129,7 +130,8 @@ def surplus(sizes: Mapping[str, int], finished: Sequence[str], limit: int) -> li
 class Statistics:
     """The folder of one model's statistics of one batch. It is made when the first block is added.
 
-    `name` is the `statistics_id`. One process at a time may add; any number may read.
+    `name` is the `statistics_id`. One process at a time should add; any number may read. Where two
+    add, each writes the same bytes, and the work was done twice.
     """
 
     def __init__(self, root: str | Path, name: str) -> None:
@@ -146,6 +148,19 @@ class Statistics:
             if self._stored_if_whole(kind, block) is None:
                 return count
         return len(blocks)
+
+    def has(self, kinds: Iterable[type[Statistic]], blocks: Sequence[Block]) -> bool:
+        """Return whether there is a file of each of the `kinds` and `blocks`. None is read, so one
+        may be damaged.
+        """
+        paths = [self._path(kind, block) for kind, block in product(kinds, blocks)]
+        return all(path.is_file() for path in paths)
+
+    def held(self) -> AbstractContextManager[bool]:
+        """While it lasts no process removes this. Gives whether that can be promised: not of a
+        folder that isn't there, nor on a system without locks.
+        """
+        return locked_folder(self.folder, shared=True)
 
     def pieces(self, kind: type[InputStatistic], block: Block) -> int:
         """Return into how many pieces the tokens were divided, where the block's statistics here
@@ -233,8 +248,10 @@ class Statistics:
         return total
 
     def remove(self) -> None:
-        """Delete all of it; a process that is reading goes on undisturbed."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        """Delete all of it, unless it is `held`."""
+        with locked_folder(self.folder) as taken:
+            if taken:
+                shutil.rmtree(self.folder, ignore_errors=True)
 
     def _read(self, kind: type[InputStatistic], block: Block) -> dict[str, InputStatistic]:
         stored = self._stored(kind, block)

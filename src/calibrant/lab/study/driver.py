@@ -8,9 +8,14 @@ on disk for all targets; runs that look at no data (the dense model, magnitude) 
 whatever the number of sets; and where only a measurement is missing, the run's mask or edits are
 applied again.
 
-Claims in the store decide who works on what, so drivers need not know of each other: what another
-is at work on is passed over, and waited for when nothing else is left. What a driver does it
-reports in messages, which are lists of plain data (`Message`).
+Claims in the store decide who works on what, so drivers need not know of each other. What another
+is at work on is passed over. When nothing else is left, it is looked at again and again, until it
+is done or, its worker having died, can be done here. What a driver does it reports in messages,
+which are lists of plain data (`Message`).
+
+A run is claimed until it is measured. What the dense model's matrices see of a set is claimed only
+while it isn't on disk: the run that gathers it is compressed first, and others on that set wait for
+it, since they would gather the same. Once it is there, any number of runs read it at a time.
 """
 
 import errno
@@ -66,6 +71,9 @@ request. `spent`: seconds by phase, and the most bytes of memory that the proces
 """
 
 Report = Callable[[Message], None]
+
+PAUSE: Final = 0.5
+"""Seconds from one look through all that others are at work on to the next."""
 
 TOKENS: Final = Language(fields_of(TokenBatch, without=("rows",)))
 """How drivers on one machine share token batches: as files of safetensors."""
@@ -133,7 +141,8 @@ class Driver:
         self._left = set(range(len(work.requests)))
         """The numbers of the requests that aren't done."""
         self._passed_over: set[int] = set()
-        """Those that were left for later, since another driver was at work on them."""
+        """Those that were left for later, since another driver was at work on them when this one
+        last looked."""
         self._sets = [repr((request.model, request.calibration)) for request in work.requests]
         distinct = list(dict.fromkeys(self._sets))
         self._own_sets = set(distinct[place::count])
@@ -151,11 +160,11 @@ class Driver:
         """
         while self._left:
             index = min(self._left, key=self._turn)
-            if self._visit(index):
-                self._left.discard(index)
-                self._report(["done", index])
-            else:
-                self._passed_over.add(index)
+            if not self._visit(index):
+                self._pass_over(index)
+                continue
+            self._left.discard(index)
+            self._report(["done", index])
             self._trim()
             self._report(["spent", dict(self._clock.seconds), peak_memory()])
             self._clock.seconds.clear()
@@ -163,46 +172,60 @@ class Driver:
     def _turn(self, index: int) -> tuple[bool, bool, bool, int]:
         """What the order of the requests goes by.
 
-        Those of the open model come first; then what nobody else was at work on; then this driver's
-        own sets.
+        Those that nobody else was at work on come first; then those of the open model; then this
+        driver's own sets.
         """
+        passed_over = index in self._passed_over
         other_model = self._work.requests[index].model != self._model
         begun_by_others = self._sets[index] not in self._own_sets
-        return other_model, index in self._passed_over, begun_by_others, index
+        return passed_over, other_model, begun_by_others, index
+
+    def _pass_over(self, index: int) -> None:
+        """Leave a request for later; after a pause all are looked at again, if none is left.
+
+        To wait for one of them would be to sit idle while another becomes free.
+        """
+        self._passed_over.add(index)
+        if self._passed_over >= self._left:
+            time.sleep(PAUSE)
+            self._passed_over.clear()
 
     def _visit(self, index: int) -> bool:
-        """Whether a request is done with.
-
-        It isn't if another is at work on it, unless that was waited for.
-        """
+        """Whether a request is done with. It isn't if another is at work on it."""
         request = self._work.requests[index]
-        if self._failed(request.provisional) or not self._open(index):
+        if self._failed(request.provisional):
+            return True
+        # One that was passed over is known. Its model may have been let go since, and isn't opened
+        # again before there is something to do.
+        if index not in self._resolved and not self._open(index):
             return True
         self._report(["doing", request.label, request.provisional, index, ""])
-        resolved = self._attempt(partial(self._resolve, request), request.provisional, request)
-        if resolved is None:
-            return True
-        self._resolved[index] = resolved
+        if index not in self._resolved:
+            made = self._attempt(partial(self._resolve, request), request.provisional, request)
+            if made is None:
+                return True
+            self._resolved[index] = made
+        resolved = self._resolved[index]
         with ExitStack() as claims:
             lacking = bool(self._missing(index, resolved))
             if not lacking:
                 ended = [journal for journal in self._ended_journals(resolved) if len(journal)]
                 if not ended:
                     return True
-            if not self._claim(claims, resolved.run.id, index):
+            if not self._claim(claims, resolved.run.id):
                 return not lacking
             # Looked at again: another driver may have finished it between the look and the claim.
             missing = self._missing(index, resolved)
             for journal in self._ended_journals(resolved):
                 journal.remove()
-            if not missing:
+            if not missing or not self._open(index):
                 return True
             return self._answer(index, resolved, missing)
 
     def _answer(self, index: int, resolved: Resolved, missing: Missing) -> bool:
         """Make what is missing of a request whose run is claimed.
 
-        False if another is at work on statistics that it needs.
+        False if another is gathering statistics that it needs.
         """
         request = resolved.request
         run_id = resolved.run.id
@@ -211,12 +234,14 @@ class Driver:
             state = self._store.state(run_id)
         needed: list[str] = []
         if state is None:
-            # Always in the same order, or two that need the same parts of mixes could wait for each
-            # other.
+            # Always in the same order, or two that need the same parts of mixes could each have one
+            # and keep the other from both, again and again.
             needed = sorted(resolved.statistics)
         with ExitStack() as gathering:
             for name in needed:
-                if not self._claim(gathering, name, index):
+                if self._hold(gathering, name, request):
+                    continue
+                if not self._claim(gathering, name):
                     return False
             self._report(["doing", request.label, run_id, index, ""])
             make = partial(self._make, resolved, missing.recorded, state)
@@ -298,7 +323,8 @@ class Driver:
             return loaded.tokens(calibration)
         if loaded.has_tokens(calibration):
             return loaded.tokens(calibration)
-        # One driver draws it and the others read it: drawing the same twice takes long.
+        # One driver draws it and the others read it: drawing the same twice takes long. They wait,
+        # since without tokens they don't know the ids of its runs.
         name = identity([request.model, repr(calibration)]).removeprefix("sha256:")
         path = self._shared / f"{name}.tokens"
         with self._store.claim(path.name, wait=True):
@@ -499,15 +525,24 @@ class Driver:
         reason = self._store.failure(failed_id)
         return reason is not None and reason != self._forgiven.get(failed_id)
 
-    def _claim(self, claims: ExitStack, name: str, index: int) -> bool:
-        """Whether `name` is this driver's while `claims` is open.
-
-        For a request that was passed over before, this waits.
-        """
-        claim = self._store.claim(name, wait=index in self._passed_over)
+    def _claim(self, claims: ExitStack, name: str) -> bool:
+        """Whether `name` is this driver's while `claims` is open."""
+        claim = self._store.claim(name)
         if claim is not None:
             claims.enter_context(claim)
         return claim is not None
+
+    def _hold(self, holding: ExitStack, name: str, request: RunRequest) -> bool:
+        """Whether the statistics of this name are all there, and stay while `holding` is open."""
+        statistics = Statistics(self._store.folder / STATISTICS, name)
+        kinds = self._work.statistics_wanted(request)
+        blocks = self._current.view.blocks
+        with ExitStack() as held:
+            # Held before they are looked for, or another could remove them in between.
+            there = held.enter_context(statistics.held()) and statistics.has(kinds, blocks)
+            if there:
+                holding.enter_context(held.pop_all())
+            return there
 
     def _trim(self) -> None:
         """Delete statistics whose last use is over, until the rest fits the limit.
@@ -522,7 +557,8 @@ class Driver:
             sizes[f"sha256:{path.name}"] = Statistics(root, path.name).bytes()
         limit = int(self._work.limit_gb * 1e9)
         for name in surplus(sizes, self._no_longer_needed(sizes), limit):
-            # Another driver may be reading them at this moment.
+            # Another driver may be gathering them at this moment, or reading them, in which case
+            # they stay.
             claim = self._store.claim(name)
             if claim is not None:
                 with claim:
