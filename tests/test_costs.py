@@ -12,7 +12,7 @@ from calibrant.compress import prune
 from calibrant.compress.costs import Costs, peak, processor
 from calibrant.data import CalibrationSet
 from calibrant.models import view
-from calibrant.system.clock import Clock, spent_on
+from calibrant.system.clock import Clock, seconds_of, spent_on
 from calibrant.testing import tiny_folder, tiny_model, tiny_tokenizer
 
 
@@ -104,3 +104,9 @@ def test_the_clock_that_runs_counts_and_of_two_the_inner_one(steady: None):
         pass
     assert outer.parts == {}
     assert inner.parts == {"digging": 1.0}
+
+
+def test_work_is_done_once_to_say_how_long_it_takes(steady: None):
+    done: list[str] = []
+    assert seconds_of(lambda: done.append("work")) == 1.0
+    assert done == ["work"]

@@ -377,7 +377,7 @@ def test_what_has_to_be_known_of_the_dense_model_once_is_not_multiplied_unless_i
             calls.append(self.tokens)
 
     monkeypatch.setattr(
-        "calibrant.lab.study.timing.time", SimpleNamespace(perf_counter=lambda: clock[0])
+        "calibrant.system.clock.time", SimpleNamespace(perf_counter=lambda: clock[0])
     )
     pieces = Timings("tiny", "", "float32", 1, 1, 1, 0.0)
     pieces.time_measurement(
@@ -399,7 +399,7 @@ def test_of_answers_that_are_written_together_a_step_is_told_from_what_each_adds
 
     monkeypatch.setattr("calibrant.lab.study.timing.Decoder", Slow)
     monkeypatch.setattr(
-        "calibrant.lab.study.timing.time", SimpleNamespace(perf_counter=lambda: clock[0])
+        "calibrant.system.clock.time", SimpleNamespace(perf_counter=lambda: clock[0])
     )
     costs = answer_costs(open_model(model, "float32", "cpu"))
     assert costs.step == pytest.approx(0.1)

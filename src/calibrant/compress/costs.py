@@ -20,7 +20,7 @@ from calibrant.data import TokenBatch
 from calibrant.models import ModelView, Opened
 from calibrant.models.devices import wait_for
 from calibrant.numerics import type_name
-from calibrant.system.clock import Clock
+from calibrant.system.clock import Clock, seconds_of
 from calibrant.system.wide_products import wide_products
 
 FEW_TOKENS: Final = "few_tokens"
@@ -105,9 +105,7 @@ def peak(
         product()
         ends = time.perf_counter() + seconds
         while time.perf_counter() < ends:
-            began = time.perf_counter()
-            product()
-            best = min(best, time.perf_counter() - began)
+            best = min(best, seconds_of(product))
     return operations(shape, ROWS) / best
 
 

@@ -1,9 +1,9 @@
 """Where time goes: a clock counts the seconds of a job's phases, and of the parts within them
-that say their names.
+that say their names; and a piece of work alone is timed.
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -48,3 +48,10 @@ def spent_on(name: str) -> Iterator[None]:
         yield
     finally:
         clock.parts[name] = clock.parts.get(name, 0.0) + time.perf_counter() - began
+
+
+def seconds_of(work: Callable[[], object]) -> float:
+    """Do `work` once, and return the seconds that it takes."""
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began

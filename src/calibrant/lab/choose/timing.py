@@ -1,6 +1,5 @@
 """What the pieces of a recommendation cost on this machine, each timed once and small."""
 
-import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -23,6 +22,7 @@ from calibrant.lab.study import Study
 from calibrant.lab.study.timing import measure_pieces, writing_seconds
 from calibrant.methods import MatrixMethod, Method, ModelMethod, StandIn, TokenUse
 from calibrant.models import ModelShape, ModelView, Opened, Weight, view
+from calibrant.system.clock import seconds_of
 from calibrant.system.progress import Progress, silent
 from calibrant.targets import GgufBudget, GgufRecipe, Removal
 from calibrant.walk import TOKENS_PER_PASS, walk
@@ -131,8 +131,8 @@ def _search_seconds(
     """
     sampled = {weight: sampled_rows(weight, effort.final) for weight in first_block}
     compress_sampled = partial(_compress, sampled, first_block, stand_in)
-    _timed(compress_sampled)  # the first time warms caches
-    seconds = _timed(compress_sampled)
+    seconds_of(compress_sampled)  # the first time warms caches
+    seconds = seconds_of(compress_sampled)
     search_blocks = effort.search.blocks * (effort.evaluations + sources + 1)
     judged_blocks = effort.final.blocks * (sources + 1 + FINALISTS)
     metered_blocks = 0
@@ -156,7 +156,7 @@ def _whole_file_seconds(
     rows = {weight: weight.get() for weight in first_block}
     block_numbers = sum(part.numel() for part in rows.values())
     all_numbers = sum(parameter.numel() for parameter in opened.model.parameters())
-    rounding = _timed(partial(_compress, rows, first_block, stand_in))
+    rounding = seconds_of(partial(_compress, rows, first_block, stand_in))
 
     def write() -> None:
         with TemporaryDirectory() as folder:
@@ -164,7 +164,7 @@ def _whole_file_seconds(
                 part.detach().float().cpu().numpy().tofile(Path(folder) / "block")
 
     # What is written is read too, which takes about as long.
-    writing_and_reading = 2 * _timed(write)
+    writing_and_reading = 2 * seconds_of(write)
     blocks = all_numbers / max(1, block_numbers)
     return blocks * (rounding + writing_and_reading)
 
@@ -205,13 +205,7 @@ def _first_block_seconds(job: Job, method: Method) -> float:
 
     try:
         with torch.no_grad():
-            return _timed(work)
+            return seconds_of(work)
     finally:
         for undo in reversed(undos):
             undo()
-
-
-def _timed(work: Callable[[], object]) -> float:
-    began = time.perf_counter()
-    work()
-    return time.perf_counter() - began

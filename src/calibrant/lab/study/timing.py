@@ -32,6 +32,7 @@ from calibrant.methods import MatrixMethod
 from calibrant.models import ModelView, Opened, Weight, view
 from calibrant.numerics import type_name
 from calibrant.results.outcomes import Journal
+from calibrant.system.clock import seconds_of
 from calibrant.system.progress import Progress, silent
 from calibrant.walk import TOKENS_PER_PASS, walk, walk_blocks
 from calibrant.walk.statistics import packed_bytes
@@ -224,12 +225,12 @@ class Timings:
         def timed(small: Evaluator) -> float:
             # Each try has a journal of its own, so that none finds what another has written.
             subject = Subject(opened.model, opened.tokenizer, opened.model)
-            seconds = _timed(partial(small.measure, subject))
+            seconds = seconds_of(partial(small.measure, subject))
             if small.compares and seconds <= PATIENCE_WITH_DENSE:
                 # What has to be known of the dense model, such as the noise floor, a study finds
                 # out once: the second time it is known.
                 subject = replace(subject, journal=Journal())
-                return _timed(partial(small.measure, subject))
+                return seconds_of(partial(small.measure, subject))
             return seconds
 
         keep_predictions(opened.model)
@@ -420,7 +421,7 @@ def writing_seconds(opened: Opened, count: int, length: int, written: int) -> fl
     decoder = Decoder(opened.model, prompts, written, _never, "the time that answers take")
     seconds = 0.0
     for batch in decoder.batches():
-        seconds += _timed(partial(decoder.run, batch))
+        seconds += seconds_of(partial(decoder.run, batch))
     return seconds
 
 
@@ -457,7 +458,7 @@ def _first_block(
     """
     if not all(issubclass(kind, InputStatistic) for kind in kinds):
         blocks = walk_blocks(model, batch, kinds)
-        return {}, _timed(partial(next, blocks))
+        return {}, seconds_of(partial(next, blocks))
     first: dict[Weight, Seen] = {}
     arrivals = walk(model, batch, kinds, "dense")
     began = time.perf_counter()
@@ -528,13 +529,6 @@ def _fitting(
         if propagate != recipe.propagate:
             reasons[recipe.propagate] = note
     return reasons
-
-
-def _timed(step: Callable[[], Any]) -> float:
-    """The seconds that a step takes."""
-    began = time.perf_counter()
-    step()
-    return time.perf_counter() - began
 
 
 class Unfinished(NamedTuple):
