@@ -253,7 +253,7 @@ def test_a_window_needs_room_beside_the_start_token_and_a_part_needs_tokens(
 def test_a_set_is_a_value():
     one, other = (
         CalibrationSet("gsm8k:qa@many", samples=4),
-        CalibrationSet.parse("gsm8k:icl", samples=4),
+        CalibrationSet("gsm8k:icl", samples=4),
     )
     assert one == other != CalibrationSet("gsm8k:icl", samples=5)
     assert hash(one) == hash(other)

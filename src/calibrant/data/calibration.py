@@ -218,18 +218,6 @@ class CalibrationSet:
             if longest is not None:
                 self._set_fields(length=longest)
 
-    @classmethod
-    def parse(
-        cls,
-        data: "str | PathLike[str] | Source | Iterable[Any]",
-        samples: int | None = None,
-        length: int = 2048,
-        tokens: int | None = None,
-        seed: int = 0,
-    ) -> "CalibrationSet":
-        """Return the same as the constructor, for those who look for the verb."""
-        return cls(data, samples, length, tokens, seed)
-
     def __str__(self) -> str:
         """Return the canonical expression, which says what the set is made of and not how much
         of it there is.
