@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 from calibrant.lab.stats import (
+    MEAN,
     Ranking,
     RankingEntry,
     describe_target,
@@ -311,6 +312,11 @@ def short(measured: str, among: Sequence[str]) -> str:
     brief = label_measured(measured).brief
     others = [label_measured(other).brief for other in among]
     return brief if others.count(brief) == 1 else measured
+
+
+def panel_name(measured: str, ranking: Ranking) -> str:
+    """Return what stands above a panel or column: `mean`, or a measured set in short."""
+    return "mean" if measured == MEAN else short(measured, ranking.measured)
 
 
 def rise(ranking: Ranking) -> str:

@@ -18,9 +18,10 @@ from calibrant.lab.report.plots.picture import (
     layered,
     signed,
     spaced,
+    styled,
     text,
 )
-from calibrant.lab.report.plots.theme import DASHES, FAMILIES, LETTER
+from calibrant.lab.report.plots.theme import DASHES, FAMILIES, LETTER, styles_of
 from calibrant.spec.foreign import visible_name
 
 if TYPE_CHECKING:
@@ -230,15 +231,8 @@ class CurvePanels:
     def _lines(self) -> Iterator[Layer]:
         import altair as alt
 
-        present = self.families
-        styles = [style for family, style in FAMILIES.items() if family in present]
-        words = [style.words for style in styles]
-        colours = alt.Scale(domain=words, range=[style.colour for style in styles])
-        shapes = alt.Scale(domain=words, range=[style.shape for style in styles])
+        stroke, fill, shape = styled(styles_of(self.families).values())
         dashes = alt.Scale(domain=list(range(len(DASHES))), range=list(DASHES))
-        stroke = alt.Stroke("f:N", scale=colours, legend=None)
-        fill = alt.Fill("f:N", scale=colours, legend=None)
-        shape = alt.Shape("f:N", scale=shapes, legend=None)
         dash = alt.StrokeDash("d:O", scale=dashes, legend=None)
         x, y = self._axes()
         point = {"x": x, "y": y, "stroke": stroke}

@@ -29,8 +29,8 @@ from calibrant.lab.report.plots.picture import (
     signed,
     spread,
 )
-from calibrant.lab.report.plots.theme import FAMILIES, VERDICTS
-from calibrant.lab.report.sentences import setting_words, short
+from calibrant.lab.report.plots.theme import VERDICTS, styles_of
+from calibrant.lab.report.sentences import panel_name, setting_words
 from calibrant.lab.stats import (
     MEAN,
     Estimate,
@@ -206,26 +206,21 @@ def _plot(
     drawn: list[Panel] = []
     for measured in shown:
         unit = numbers.unit(measured) if numbers.mixed else ""
-        title_above = _head(measured, ranking)
-        drawn.append(Panel(title_above, marks[measured], spans[measured], unit))
+        name_above = panel_name(measured, ranking)
+        drawn.append(Panel(name_above, marks[measured], spans[measured], unit))
     present = {entry.family for entry in entries.values()}
-    styles = {family: style for family, style in FAMILIES.items() if family in present}
     width = NARROW if narrow else WIDTH
     about = _about(numbers)
-    panels = Panels(rows, tuple(drawn), styles, about, numbers.reference, width=width)
+    panels = Panels(rows, tuple(drawn), styles_of(present), about, numbers.reference, width=width)
     where = setting_words(ranking)
     several = len({spans[measured] for measured in shown}) > 1
     caption = _caption(numbers, several, marks)
     if narrow:
-        caption.append(f"Here the {_head(shown[0], ranking)} alone; the table has all")
+        caption.append(f"Here the {panel_name(shown[0], ranking)} alone; the table has all")
     name = (kind, ranking.method, ranking.target)
     words = _description(numbers, tuple(entries.values()), where, title)
     whole = f"{title}: {where}"
     return plotted(name, whole, words, panels.chart, panels.data, caption, present)
-
-
-def _head(measured: str, ranking: Ranking) -> str:
-    return "mean" if measured == MEAN else short(measured, ranking.measured)
 
 
 def _about(numbers: _ForestNumbers) -> str:

@@ -11,6 +11,7 @@ from typing import Final
 
 from calibrant.lab.report.plots.curves import Curve, CurvePanels, Spot
 from calibrant.lab.report.plots.picture import (
+    CROWDED,
     LINE,
     Axis,
     Plot,
@@ -28,9 +29,6 @@ from calibrant.lab.report.plots.theme import DASHES
 from calibrant.lab.stats import Layers, Ranking, RankingEntry, describe_target, sparsity_of
 from calibrant.numerics import counted, percent
 from calibrant.spec.foreign import visible_name
-
-CROWDED: Final = 24
-"""Points over tokens; with more there is no room for their intervals."""
 
 OUTSIDE: Final = 0.75
 """By how much of the sets' range a control may lie above them and still be inside the axis."""

@@ -22,7 +22,7 @@ from calibrant.lab.report.plots.picture import (
     text,
 )
 from calibrant.lab.report.plots.theme import LETTER, STEPS
-from calibrant.lab.report.sentences import meaning_of_kept, setting_words, short
+from calibrant.lab.report.sentences import meaning_of_kept, panel_name, setting_words
 from calibrant.lab.stats import MEAN, KeptExperts, Ranking, RankingEntry, describe_target
 from calibrant.numerics import HOLE
 
@@ -62,10 +62,7 @@ class _Heat:
     @property
     def heads(self) -> list[str]:
         """Above the columns."""
-        return [self._head(column) for column in self.columns]
-
-    def _head(self, column: str) -> str:
-        return "mean" if column == MEAN else short(column, self.ranking.measured)
+        return [panel_name(column, self.ranking) for column in self.columns]
 
     @cached_property
     def cell(self) -> int:
@@ -179,9 +176,7 @@ class _Heat:
             layer("key", "text", {**number, "y": key_y}, fontSize=11),
         ]
         kinds = {kind for kind, _ in layers}
-        cells = layered(layers, kinds, self.cell * (last + 1), height)
-        cells.data = alt.NamedData(name="cells")
-        return cells
+        return layered(layers, kinds, self.cell * (last + 1), height, "cells")
 
 
 def _exact(low: int | float, high: int | float) -> "alt.Scale":
@@ -373,9 +368,7 @@ class _Routers:
             text("block", alt.XValue(-NAME), y, align="right", fontSize=11),
         ]
         kinds = {kind for kind, _ in layers}
-        cells = layered(layers, kinds, width, height)
-        cells.data = alt.NamedData(name="cells")
-        return cells
+        return layered(layers, kinds, width, height, "cells")
 
 
 def routers(groups: Sequence[KeptExperts], heads: Sequence[str] = ()) -> Plot | None:

@@ -18,6 +18,7 @@ from calibrant.lab.report.plots.picture import (
     layer,
     layered,
     signed,
+    styled,
     text,
 )
 from calibrant.lab.report.plots.theme import LETTER, Style
@@ -226,12 +227,7 @@ class Panels:
         import altair as alt
 
         x, y = self._axes()
-        styles = list(self.styles.values())
-        words = [style.words for style in styles]
-        colours = alt.Scale(domain=words, range=[style.colour for style in styles])
-        shapes = alt.Scale(domain=words, range=[style.shape for style in styles])
-        stroke = alt.Stroke("f:N", scale=colours, legend=None)
-        shape = alt.Shape("f:N", scale=shapes, legend=None)
+        stroke, fill, shape = styled(self.styles.values())
         across = {"x": alt.XValue(0), "x2": alt.X2Value(self.size.width), "y": y}
         line = {"x": x, "x2": alt.X2("w:Q"), "y": y}
         row_height = self.size.height / self.size.rows
@@ -245,7 +241,7 @@ class Panels:
         arrow = {"shape": "M-.8,-1L.6,0L-.8,1", "size": 44, "filled": False}
         yield layer("beyond", "point", turned, **arrow, strokeWidth=1.75, opacity=1)
         hollow = {"x": x, "y": y, "stroke": stroke, "shape": shape}
-        filled = {**hollow, "fill": alt.Fill("f:N", scale=colours, legend=None)}
+        filled = {**hollow, "fill": fill}
         look = {"size": 64, "opacity": 1, "strokeWidth": 1.5}
         yield layer("hollow", "point", hollow, **look, fill="var(--card)")
         yield layer("mark", "point", filled, **look)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from calibrant.errors import SpecError
 from calibrant.lab.report.plots.picture import (
+    CROWDED,
     Axis,
     Interval,
     Layer,
@@ -26,9 +27,10 @@ from calibrant.lab.report.plots.picture import (
     sentence,
     signed,
     spread,
+    styled,
     text,
 )
-from calibrant.lab.report.plots.theme import FAMILIES
+from calibrant.lab.report.plots.theme import FAMILIES, styles_of
 from calibrant.lab.report.sentences import setting_words, short
 from calibrant.lab.stats import (
     Estimate,
@@ -47,9 +49,6 @@ HEIGHT: Final = 380
 
 ABOVE: Final = 9
 """How far above its point a name stands, in pixels."""
-
-CROWDED: Final = 24
-"""Sets; with more there is no room for their intervals."""
 
 Place = Literal["front", "open", "behind"]
 """On the front; off it, but not significantly; and significantly worse on both than some other
@@ -188,12 +187,9 @@ class _Front:
 
     def chart(self) -> "alt.LayerSpec":
         """Return the picture over the records, which are called "points"."""
-        import altair as alt
-
         kinds = {record["k"] for record in self.records()}
-        points = layered([*self._marks(), *self._texts()], kinds, WIDTH, HEIGHT)
-        points.data = alt.NamedData(name="points")
-        return points
+        layers = [*self._marks(), *self._texts()]
+        return layered(layers, kinds, WIDTH, HEIGHT, "points")
 
     def _encoded(self) -> "tuple[alt.X, alt.Y]":
         import altair as alt
@@ -216,14 +212,11 @@ class _Front:
 
         x, y = self._encoded()
         present = {spot.family for spot in self.spots}
-        styles = [style for family, style in FAMILIES.items() if family in present]
-        words = [style.words for style in styles]
-        colours = alt.Scale(domain=words, range=[style.colour for style in styles])
-        shapes = alt.Scale(domain=words, range=[style.shape for style in styles])
+        stroke, fill, shape = styled(styles_of(present).values())
         place = {"x": x, "y": y}
-        coloured = {**place, "stroke": alt.Stroke("f:N", scale=colours, legend=None)}
-        marked = {**coloured, "shape": alt.Shape("f:N", scale=shapes, legend=None)}
-        filled = {**marked, "fill": alt.Fill("f:N", scale=colours, legend=None)}
+        coloured = {**place, "stroke": stroke}
+        marked = {**coloured, "shape": shape}
+        filled = {**marked, "fill": fill}
         right = alt.X2("w:Q")
         down = alt.Y2("z:Q")
         line = {**place, "x2": right, "y2": down}

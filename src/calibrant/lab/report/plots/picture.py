@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from calibrant.lab.report.plots.theme import FAMILIES, LETTER, Style, config, unchecked
+from calibrant.lab.report.plots.theme import LETTER, Style, config, styles_of, unchecked
 from calibrant.lab.stats import Estimate
 from calibrant.spec.foreign import visible_name
 
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 ROOM: Final = 26
 """Letters that a name may take beside a plot."""
+
+CROWDED: Final = 24
+"""Sets that each have a mark; with more there is no room for their intervals."""
 
 Interval = tuple[float, float] | None
 
@@ -368,7 +371,7 @@ def plotted(
     spec = {"$schema": SCHEMA, **drawing, "config": config(), "datasets": datasets}
     legend: list[Style] = []
     if len(set(families)) > 1:
-        legend = [style for family, style in FAMILIES.items() if family in families]
+        legend = list(styles_of(families).values())
     return Plot(
         stem(*name),
         visible_name(title),
@@ -392,6 +395,19 @@ def layer(kind: str, mark: Any, encoding: dict[str, Any], **look: Any) -> Layer:
     return kind, alt.UnitSpec(mark=drawn, encoding=encoded, transform=[of_kind])
 
 
+def styled(styles: Collection[Style]) -> "tuple[alt.Stroke, alt.Fill, alt.Shape]":
+    """Return how marks are encoded whose records have the words of one of these styles as `f`."""
+    import altair as alt
+
+    words = [style.words for style in styles]
+    colours = alt.Scale(domain=words, range=[style.colour for style in styles])
+    shapes = alt.Scale(domain=words, range=[style.shape for style in styles])
+    stroke = alt.Stroke("f:N", scale=colours, legend=None)
+    fill = alt.Fill("f:N", scale=colours, legend=None)
+    shape = alt.Shape("f:N", scale=shapes, legend=None)
+    return stroke, fill, shape
+
+
 def text(kind: str, x: Any, y: Any, **look: Any) -> Layer:
     """Words: the records' `t`."""
     import altair as alt
@@ -402,13 +418,18 @@ def text(kind: str, x: Any, y: Any, **look: Any) -> Layer:
 
 
 def layered(
-    layers: Iterable[Layer], kinds: Collection[str], width: float | int, height: float | int
+    layers: Iterable[Layer],
+    kinds: Collection[str],
+    width: float | int,
+    height: float | int,
+    data: str = "",
 ) -> "alt.LayerSpec":
-    """Return the layers that have something to draw, over one another."""
+    """Return the layers that have something to draw, over one another; a panel is given no data."""
     import altair as alt
 
     shown = [spec for kind, spec in layers if kind in kinds]
-    return alt.LayerSpec(layer=shown, width=width, height=height)
+    named = alt.NamedData(name=data) if data else alt.Undefined
+    return alt.LayerSpec(layer=shown, width=width, height=height, data=named)
 
 
 def faceted(

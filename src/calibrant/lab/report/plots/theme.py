@@ -5,7 +5,7 @@ A picture names its colours as the page's CSS custom properties, so that one dra
 light and in dark; a file has no style sheet and gets them `resolved`.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -156,6 +156,12 @@ FAMILIES: Final[Mapping[str, Style]] = MappingProxyType(
     }
 )
 """The families of calibration sets."""
+
+
+def styles_of(families: Collection[str]) -> dict[str, Style]:
+    """Return the styles of these families, in the order in which a legend has them."""
+    return {family: style for family, style in FAMILIES.items() if family in families}
+
 
 VERDICTS: Final[Mapping[str, Style]] = MappingProxyType(
     {
