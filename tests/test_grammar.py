@@ -9,7 +9,7 @@ from calibrant.spec import Call
 from calibrant.spec.grammar import (
     File,
     Mix,
-    Part,
+    WrittenTerm,
     is_path,
     pieces,
     read_set,
@@ -23,10 +23,14 @@ from tests.refusing import refused
 
 def test_a_sum_is_read_into_parts():
     one, two = read_sum("3*gsm8k:cot(steps=3)@one + 7*'my data/*.jsonl'(text=body)")
-    assert one == Part(Call("gsm8k"), Call("cot", {"steps": 3}), Call("one"), Fraction(3, 10))
-    assert two == Part(File("my data/*.jsonl", {"text": Call("body")}), share=Fraction(7, 10))
+    assert one == WrittenTerm(
+        Call("gsm8k"), Call("cot", {"steps": 3}), Call("one"), Fraction(3, 10)
+    )
+    assert two == WrittenTerm(
+        File("my data/*.jsonl", {"text": Call("body")}), share=Fraction(7, 10)
+    )
     assert str(two.source) == "'my data/*.jsonl'(text=body)"
-    unknown = Part(Call("no_such_source"), Call("no_format"), Call("no_packing"))
+    unknown = WrittenTerm(Call("no_such_source"), Call("no_format"), Call("no_packing"))
     assert read_set("no_such_source:no_format@no_packing") == (unknown,), (
         "names are not looked up here"
     )
@@ -110,7 +114,7 @@ def test_of_two_sets_one_may_have_all_the_weight():
 
 def test_a_file_that_is_called_like_a_number_is_none_in_quotes():
     found = read_set("mix(a='0.5', b=./0.5, weight=0.25)")
-    files = (Part(File("0.5")),), (Part(File("./0.5")),)
+    files = (WrittenTerm(File("0.5")),), (WrittenTerm(File("./0.5")),)
     assert found == Mix(("a", "b"), files, (Fraction(1, 4), Fraction(3, 4)))
     assert str(found) == "mix(a='0.5', b=./0.5, weight=0.25)"
     assert read_set(str(found)) == found

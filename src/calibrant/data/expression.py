@@ -25,8 +25,8 @@ from calibrant.spec import Call, build, canonical, text_of, written_form
 from calibrant.spec.foreign import did_you_mean, user_path
 from calibrant.spec.grammar import (
     File,
-    Part,
     SetLabel,
+    WrittenTerm,
     is_path,
     pieces,
     read_call,
@@ -258,7 +258,7 @@ def _with_format(source: str) -> tuple[str, str | None]:
     return parts[0].strip(), form
 
 
-def term_of(part: Part) -> Term:
+def term_of(part: WrittenTerm) -> Term:
     """Return the part with its names looked up.
 
     Raises `SpecError` for one that there isn't, `DataError` for what doesn't fit together.

@@ -70,7 +70,7 @@ class File:
 
 
 @dataclass(frozen=True)
-class Part:
+class WrittenTerm:
     """One part of a set as it is written, and its share of the set.
 
     `format` and `packing` are None where the text names none.
@@ -98,7 +98,7 @@ class Part:
         return text
 
 
-Sum: TypeAlias = tuple[Part, ...]
+Sum: TypeAlias = tuple[WrittenTerm, ...]
 """The parts of a set, whose shares sum to one; mostly a single part."""
 
 
@@ -254,13 +254,13 @@ def read_sum(text: str) -> Sum:
     weights = given or [Fraction(1)] * len(terms)
     _check_digits(weights, text)
     total = sum(weights)
-    parts: list[Part] = []
+    parts: list[WrittenTerm] = []
     for (_, part), weight in zip(terms, weights, strict=True):
         parts.append(replace(part, share=weight / total))
     return tuple(parts)
 
 
-def read_weighted(text: str) -> list[tuple[Fraction | None, Part]]:
+def read_weighted(text: str) -> list[tuple[Fraction | None, WrittenTerm]]:
     """Read the parts of a sum, each with the weight that stands before it, or None.
 
     Raises `SpecError` for what can't be read, `DataError` for a weight that isn't above 0.
@@ -421,11 +421,11 @@ def written_path(path: str) -> str:
     raise SpecError(f"the path {path!r} {message}", subject=path)
 
 
-def _weighted(term: str, text: str) -> tuple[Fraction | None, Part]:
+def _weighted(term: str, text: str) -> tuple[Fraction | None, WrittenTerm]:
     """A part of the sum `text`, and the number before it."""
     factors = pieces(term, "*")
     if len(factors) == 1:
-        return None, _part(term)
+        return None, _term(term)
     number = factors[0].strip()
     if len(factors) > 2 or not _NUMBER.fullmatch(number):
         message = "is no weight; write a number, as in 0.3*gsm8k:cot + 0.7*wikitext"
@@ -434,10 +434,10 @@ def _weighted(term: str, text: str) -> tuple[Fraction | None, Part]:
     if weight <= 0:
         message = "must be above 0; leave a part out instead of giving it nothing"
         raise _refused(text, f"the weight {number} {message}", DataError)
-    return weight, _part(factors[1])
+    return weight, _term(factors[1])
 
 
-def _part(body: str) -> Part:
+def _term(body: str) -> WrittenTerm:
     if _MIX.match(body):
         raise _no_nested_mix(body)
     # What stands before the first mark, then what stands behind each.
@@ -448,7 +448,7 @@ def _part(body: str) -> Part:
         raise SpecError(f"{body.strip()!r} {message}", subject=body)
     form = read_call(formats[0]) if formats else None
     packing = read_call(packings[0]) if packings else None
-    return Part(read_source(name), form, packing)
+    return WrittenTerm(read_source(name), form, packing)
 
 
 def _file(path: str, arguments: str) -> File:

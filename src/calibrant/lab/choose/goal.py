@@ -16,7 +16,7 @@ from calibrant.evaluators.agreement import Agreement
 from calibrant.evaluators.loss import Loss
 from calibrant.evaluators.task import Task
 from calibrant.spec import Call
-from calibrant.spec.grammar import Part, read_call, read_weighted
+from calibrant.spec.grammar import WrittenTerm, read_call, read_weighted
 
 GENERAL: Final = "general"
 CORPORA: Final = ("c4", "pile", "redpajama", "wikipedia", "wikitext")
@@ -110,7 +110,7 @@ def parse_goal(
         weight, part = _weighted_part(text)
         # `general` stands for several texts, which share its weight.
         parts = [part]
-        if part == Part(Call(GENERAL)):
+        if part == WrittenTerm(Call(GENERAL)):
             parts = _general_parts()
         for single in parts:
             if conversations:
@@ -152,7 +152,7 @@ def conversations_in(goals: Sequence[str]) -> list[str]:
         _, part = _weighted_part(text)
         if _is_measure(part):
             return []
-        if part == Part(Call(GENERAL)):
+        if part == WrittenTerm(Call(GENERAL)):
             continue
         term = _conversation(part)
         if term is not None:
@@ -189,17 +189,17 @@ def _readable(texts: Sequence[str]) -> list[Term]:
     return terms
 
 
-def _general_parts() -> list[Part]:
+def _general_parts() -> list[WrittenTerm]:
     """What `general` is here."""
     names = [str(term) for term in _readable(CORPORA)] or OFFLINE
-    parts: list[Part] = []
+    parts: list[WrittenTerm] = []
     for name in names:
         _, part = _weighted_part(name)
         parts.append(part)
     return parts
 
 
-def _weighted_part(text: str) -> tuple[Fraction, Part]:
+def _weighted_part(text: str) -> tuple[Fraction, WrittenTerm]:
     """The weight of a goal, and what it names."""
     terms = read_weighted(text)
     if len(terms) != 1:
@@ -211,7 +211,7 @@ def _weighted_part(text: str) -> tuple[Fraction, Part]:
     return weight, part
 
 
-def _measure(part: Part, tokens: int, items: int, length: int) -> tuple[Evaluator, Term]:
+def _measure(part: WrittenTerm, tokens: int, items: int, length: int) -> tuple[Evaluator, Term]:
     """Return what measures a goal, and the set whose held-out part is like it."""
     if isinstance(part.source, Call) and _is_measure(part):
         measure: Evaluator = evaluators.build(part.source)
@@ -233,7 +233,7 @@ def _measure(part: Part, tokens: int, items: int, length: int) -> tuple[Evaluato
     return measure, judge
 
 
-def _divergence(part: Part, tokens: int, length: int) -> tuple[Evaluator, Term]:
+def _divergence(part: WrittenTerm, tokens: int, length: int) -> tuple[Evaluator, Term]:
     """Return what measures a goal of an instruct model, and the set whose held-out part is like
     it.
 
@@ -252,7 +252,7 @@ def _divergence(part: Part, tokens: int, length: int) -> tuple[Evaluator, Term]:
     return measure, judge
 
 
-def _conversation(part: Part) -> Term | None:
+def _conversation(part: WrittenTerm) -> Term | None:
     """Return a part of a goal as a conversation in the model's chat template; None for what is
     none, or is to have another format.
     """
@@ -268,6 +268,6 @@ def _conversation(part: Part) -> Term | None:
     return term_of(replace(part, format=Call(chat)))
 
 
-def _is_measure(part: Part) -> bool:
+def _is_measure(part: WrittenTerm) -> bool:
     """Whether a goal is written as a measure, such as `task(name=race)`."""
     return isinstance(part.source, Call) and part.source.name in evaluators.names()
