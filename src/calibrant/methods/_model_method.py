@@ -90,10 +90,10 @@ class PartMethod(ModelMethod, ABC):
 
     def aim(self, target: Target) -> Target:
         self.check(target)
-        return parts_of(target, self.parts)
+        return as_share(target, self.parts)
 
     def drops_parts(self, blocks: int, target: Target) -> bool:
-        return parts_of(target, self.parts).fraction > 0
+        return as_share(target, self.parts).fraction > 0
 
     @abstractmethod
     def left_to_drop(self, job: Job) -> int:
@@ -143,7 +143,7 @@ class ExpertMethod(PartMethod, ABC):
             problem = f"{self} drops experts, and {type(view.model).__name__} has none"
             raise TargetError(f"{problem}; choose a method for dense models", subject=str(self))
         # A router must be left as many experts as it picks.
-        fraction = parts_of(target, self.parts).fraction
+        fraction = as_share(target, self.parts).fraction
         for layer in layers:
             remaining = layer.count - share_of(layer.count, target, self.parts)
             if remaining < layer.top_k:
@@ -155,7 +155,7 @@ class ExpertMethod(PartMethod, ABC):
                 raise TargetError(message, subject=layer.name)
 
 
-def parts_of(target: Target, parts: Parts) -> Share:
+def as_share(target: Target, parts: Parts) -> Share:
     """Return `target` as a share of a model's `parts`: 0.25 is `blocks 0.25`. Raises
     `TargetError` for a share of other parts.
     """
@@ -173,7 +173,7 @@ def share_of(count: int, target: Target, parts: Parts) -> int:
 
     Raises `TargetError` for a target that is no share of them, or one that is less than a part.
     """
-    share = parts_of(target, parts)
+    share = as_share(target, parts)
     dropped = share.quota(count)
     if dropped == 0 and share.fraction > 0:
         least = "0, since the only one must stay"

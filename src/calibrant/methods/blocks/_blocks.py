@@ -23,7 +23,7 @@ from calibrant.data import TokenBatch, divided
 from calibrant.edits import DropBlocks, Edit, Replace
 from calibrant.errors import ModelError, SpecError, TargetError
 from calibrant.job import Job
-from calibrant.methods._model_method import BlockMethod, PartMethod, least_share, parts_of
+from calibrant.methods._model_method import BlockMethod, PartMethod, as_share, least_share
 from calibrant.methods._searching import Choice, Space, Trials
 from calibrant.methods.blocks.short_gpt import influence, least_influence
 from calibrant.models import ModelView, Stream, Weight
@@ -80,7 +80,7 @@ class BlockSearch(BlockMethod, ABC):
 
     def tried(self, blocks: int, target: Target) -> int:
         units = 2 * blocks if self.apart else blocks
-        screened, decided = self.candidates(units, parts_of(target, self.parts).quota(units))
+        screened, decided = self.candidates(units, as_share(target, self.parts).quota(units))
         return screened * self.stages[0] + decided * sum(self.stages[1:])
 
     @abstractmethod
@@ -94,7 +94,7 @@ class BlockSearch(BlockMethod, ABC):
             return super().drops_parts(blocks, target)
         # Where no more halves go than there are blocks, the search may leave one half of each, and
         # then no block goes whole.
-        return parts_of(target, self.parts).quota(2 * blocks) > blocks
+        return as_share(target, self.parts).quota(2 * blocks) > blocks
 
     def left_to_drop(self, job: Job) -> int:
         if not self.apart:
@@ -134,7 +134,7 @@ class BlockSearch(BlockMethod, ABC):
 
     def _count(self, blocks: int, target: Target) -> int:
         """How many halves of blocks go. Raises `TargetError` for a share that is less than one."""
-        share = parts_of(target, self.parts)
+        share = as_share(target, self.parts)
         halves = 2 * blocks
         count = share.quota(halves)
         if count == 0 and share.fraction > 0:

@@ -19,8 +19,8 @@ from calibrant.methods._base import (
 )
 from calibrant.methods._model_method import (
     PartMethod,
+    as_share,
     check_blocks_together,
-    parts_of,
     share_of,
 )
 from calibrant.methods._searching import Choice, Space, Trials, eliminate
@@ -96,7 +96,7 @@ class CDMoE(PartMethod):
         """Return how many tokens the search for layers measures. The search for experts isn't
         counted: it runs each expert once, which takes far less than a forward of the model.
         """
-        count = parts_of(target, self.parts).quota(blocks)
+        count = as_share(target, self.parts).quota(blocks)
         return self.tokens * (1 + sum(blocks - gone for gone in range(count)))
 
     def left_to_drop(self, job: Job) -> int:

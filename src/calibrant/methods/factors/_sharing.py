@@ -21,7 +21,7 @@ from calibrant.edits import Edit, Replace
 from calibrant.errors import ModelError, NumericsError, SpecError, TargetError
 from calibrant.job import Job
 from calibrant.methods._base import MOST_DAMP, check_positive, finite, observed
-from calibrant.methods._model_method import ModelMethod, failing_at, parts_of
+from calibrant.methods._model_method import ModelMethod, as_share, failing_at
 from calibrant.methods.factors._factors import Factored, Member
 from calibrant.methods.pruning._gradients import damped
 from calibrant.models import ModelView, Stream, Weight
@@ -269,11 +269,11 @@ class Sharing(ModelMethod, ABC):
 
     def aim(self, target: Target) -> Target:
         self.check(target)
-        return parts_of(target, "numbers")
+        return as_share(target, "numbers")
 
     def check(self, target: Target) -> None:
         super().check(target)
-        parts_of(target, "numbers")
+        as_share(target, "numbers")
 
     def check_model(self, view: ModelView, target: Target, targets: Mapping[str, Target]) -> None:
         super().check_model(view, target, targets)
@@ -281,7 +281,7 @@ class Sharing(ModelMethod, ABC):
             self._planned(sharers, target, self.can_group_more(view))
 
     def edits(self, job: Job) -> Iterator[Edit]:
-        if parts_of(job.target, "numbers").fraction == 0:
+        if as_share(job.target, "numbers").fraction == 0:
             return
         done = {edit.weight.name for edit in job.done if isinstance(edit, Replace)}
         remaining: list[Sequence[Sharer]] = []
@@ -390,7 +390,7 @@ class Sharing(ModelMethod, ABC):
         """The sizes of a set's factors. Raises `ModelError` for matrices that can't share one, and
         `TargetError` for a budget that can't be kept to.
         """
-        share = parts_of(target, "numbers")
+        share = as_share(target, "numbers")
         weight = sharers[0].weight
         name = weight.name
         if len(sharers) > 1:
