@@ -20,7 +20,7 @@ from calibrant.methods import Method
 from calibrant.models import ModelView, Opened
 from calibrant.models.declared_cache import cache_settings, cache_tensors
 from calibrant.models.declared_inputs import input_settings, scale_name
-from calibrant.models.float_folder import FORMATS, WEIGHT, WEIGHT_SETTINGS, parts_of
+from calibrant.models.float_folder import FORMATS, WEIGHT, WEIGHT_SETTINGS, stored_names
 from calibrant.models.folder import CONFIG, INDEX, READ, WEIGHTS
 from calibrant.models.on_disk import saved_state
 from calibrant.models.packed_folder import (
@@ -233,7 +233,7 @@ def _parts(packed: FloatCodes) -> dict[str, Tensor]:
     tensors = [codes, stored]
     if scales.global_scale is not None:
         tensors.append(scales.global_scale)
-    return dict(zip(parts_of(scales.grid), tensors, strict=True))
+    return dict(zip(stored_names(scales.grid), tensors, strict=True))
 
 
 def _settings(

@@ -36,7 +36,7 @@ def arrivals(method: MatrixMethod, job: Job) -> Iterator[tuple[Weight, Seen]]:
     return job.walk(method.observes, weigh)
 
 
-def parts_of(batch: TokenBatch) -> list[tuple[float, TokenBatch]]:
+def weighted_batches(batch: TokenBatch) -> list[tuple[float, TokenBatch]]:
     """Return the tokens of each source of a batch, with its share: the parts of a mix or of a sum.
     A batch of one source is its only part.
     """
@@ -107,7 +107,7 @@ def _sources_apart(method: MatrixMethod, job: Job) -> Iterator[tuple[Weight, See
     """Walk through the model with each source by itself, but in step: a matrix is compressed when
     all sources have reached it, and so all go on with the same weights.
     """
-    parts = parts_of(job.batch) if job.batch is not None else []
+    parts = weighted_batches(job.batch) if job.batch is not None else []
     shares = [share for share, _ in parts]
     walks = [replace(job, batch=part, statistics=None).walk(method.observes) for _, part in parts]
     last: list[Seen | None] = []

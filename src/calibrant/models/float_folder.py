@@ -60,7 +60,7 @@ _SCALES: Final = {"plain": tuple(_TYPES.values()), "e4m3": ("F8_E4M3",), "e8m0":
 """The types that tensors of scales may have, by how they are stored."""
 
 
-def parts_of(grid: FloatGrid) -> tuple[str, ...]:
+def stored_names(grid: FloatGrid) -> tuple[str, ...]:
     """Return what the tensors of a matrix are called: its codes, its scales, and what it has
     besides.
     """
@@ -85,7 +85,7 @@ class FloatFolder:
 
     def state(self) -> Iterator[tuple[str, Tensor]]:
         """Yield every tensor of the checkpoint, unpacked."""
-        names = parts_of(self.grid)
+        names = stored_names(self.grid)
         for path in self.files:
             with safe_open(path, framework="pt") as file:
                 for name in file.keys():  # noqa: SIM118  # no mapping
@@ -129,7 +129,7 @@ def float_folder(
         module = name.removesuffix(f".{SCALE}")
         if module == name:
             continue
-        parts = [tensors.pop(f"{module}.{part}", None) for part in parts_of(grid)]
+        parts = [tensors.pop(f"{module}.{part}", None) for part in stored_names(grid)]
         held = [part for part in parts if part is not None]
         if len(held) < len(parts) or len({part.file for part in held}) > 1:
             raise ModelError(
