@@ -84,9 +84,26 @@ def test_without_inputs_a_product_is_zero() -> None:
     assert torch.equal(product, torch.zeros(40, 8, dtype=torch.bfloat16))
 
 
-def test_matrices_of_two_types_are_refused_as_everywhere() -> None:
-    with wide_products(), pytest.raises(RuntimeError, match="same dtype"):
-        torch.mm(torch.ones(40, 96), torch.ones(96, 8, dtype=torch.bfloat16))
+def test_what_does_not_fit_together_is_refused_as_everywhere() -> None:
+    x = torch.ones(40, 96, dtype=torch.bfloat16)
+    weight = torch.ones(96, 8, dtype=torch.bfloat16)
+    with wide_products():
+        for refused in (
+            lambda: torch.mm(x.float(), weight),
+            lambda: torch.addmm(torch.ones(8), x, weight),
+            lambda: torch.mm(x, weight[1:]),
+            lambda: torch.bmm(x[None], weight.expand(2, 96, 8)),
+            lambda: torch.mm(x, weight, out=torch.empty(40, 8)),
+        ):
+            with pytest.raises(RuntimeError):
+                refused()
+
+
+def test_sparse_matrices_are_multiplied_as_everywhere() -> None:
+    x = torch.ones(40, 96, dtype=torch.bfloat16)
+    with wide_products():
+        product = torch.mm(x.to_sparse(), x.T)
+    assert torch.equal(product, torch.full((40, 40), 96, dtype=torch.bfloat16))
 
 
 def test_gradients_are_those_of_the_product() -> None:
@@ -148,13 +165,21 @@ def test_processors_of_other_kinds_are_left_as_they_are(monkeypatch: pytest.Monk
     assert multiplied.dtypes == [torch.bfloat16]
 
 
-def test_one_context_in_another_widens_a_product_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_large_matrix_is_widened_slice_by_slice(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_SLICE", 96 * 20)
     x = drawn(40, 96, dtype=torch.bfloat16)
-    with Multiplied() as multiplied, wide_products(), wide_products():
+    with Multiplied() as multiplied, wide_products():
         torch.nn.functional.linear(x, x)
     # Two slices: of 20 columns each.
     assert multiplied.dtypes == [torch.float32, torch.float32]
+
+
+def test_in_inference_mode_products_are_wide_too() -> None:
+    x = drawn(40, 8, dtype=torch.bfloat16)
+    with torch.inference_mode(), Multiplied() as multiplied, wide_products():
+        product = torch.nn.functional.linear(x, x)
+    assert multiplied.dtypes == [torch.float32]
+    assert is_rounded_once(product, x.double() @ x.double().T)
 
 
 def compressed(folder: str) -> None:
@@ -167,7 +192,20 @@ def measured(folder: str) -> None:
     )
 
 
-@pytest.mark.parametrize("verb", [compressed, measured])
+def studied(folder: str) -> None:
+    study = calibrant.Study(
+        folder,
+        data=["python_docs"],
+        method="wanda",
+        samples=2,
+        length=64,
+        dtype="bfloat16",
+        evaluate=["loss(source=python_docs, tokens=256, length=64)"],
+    )
+    study.run(f"{folder}-results")
+
+
+@pytest.mark.parametrize("verb", [compressed, measured, studied])
 def test_verbs_multiply_so(verb: Callable[[str], None], tmp_path: Path) -> None:
     folder = str(tiny_folder(tmp_path / "model"))
     with Multiplied() as multiplied:

@@ -376,7 +376,7 @@ def test_another_model_is_worked_on_while_the_last_runs_of_one_are_anothers(
         waiting(monkeypatch, finishes)
         finished = replace(one_model, models=[given["model"], other]).run(tmp_path / "store")
     assert finished.failures == {}
-    # It was done by the other meanwhile, so the first model isn't opened once more.
+    # The third opening is that of `finishes`. What it did isn't done again, so the driver opens none.
     assert opened == [given["model"], other, given["model"]]
 
 

@@ -13,7 +13,7 @@ import torch
 
 from calibrant.errors import ModelError
 from calibrant.spec.foreign import did_you_mean
-from calibrant.system.wide_products import multiplies
+from calibrant.system.wide_products import has_instructions_for
 
 DTYPES: Final = {
     "bfloat16": torch.bfloat16,
@@ -140,7 +140,7 @@ def _native_bfloat16(device: torch.device) -> bool:
         return torch.cuda.get_device_capability(device) >= _CUDA_WITH_BFLOAT16
     if device.type != "cpu":
         return False
-    return multiplies(torch.bfloat16) and bfloat16_gain() >= WORTH
+    return has_instructions_for(torch.bfloat16) and bfloat16_gain() >= WORTH
 
 
 @functools.cache

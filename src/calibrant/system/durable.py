@@ -77,6 +77,7 @@ def locked_folder(folder: Path, shared: bool = False) -> Iterator[bool]:
     """Lock a folder as `take` locks a file while it lasts, and yield whether that could be done.
 
     It couldn't where another process has it, or has just moved it away, and for what is no folder.
+    Where there are no locks it yields True, unless the lock is `shared`.
     """
     if os.name != "posix":  # elsewhere a folder can't be opened
         yield not shared

@@ -1,8 +1,8 @@
 """Products of bfloat16 and float16 matrices, on processors that have no instructions for them.
 
-There torch multiplies them number by number: a seventh of the speed of float32, or less. A product
-in float32, rounded afterwards, is as exact: factors of 16 bits are float32 numbers too, and sums
-are kept in float32 either way. Only the order of sums differs.
+There torch multiplies them number by number, which takes several times as long as in float32. A
+product in float32 that is rounded afterwards is as exact: numbers of 16 bits are float32 numbers
+too, and sums are kept in float32 either way. Only their order differs.
 """
 
 import platform
@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import Any, Final, final
 
 import torch
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 _INSTRUCTIONS: Final = {
@@ -21,18 +22,20 @@ _INSTRUCTIONS: Final = {
 _MACHINES: Final = ("x86_64", "AMD64")
 """Where float32 was found to be faster. ARM's processors weren't tried."""
 _aten: Any = torch.ops.aten
-_MATRICES: Final = (_aten.mm.default, _aten.mm.out, _aten.addmm.default, _aten.addmm.out)
-_BATCHES: Final = (_aten.bmm.default, _aten.bmm.out, _aten.baddbmm.default, _aten.baddbmm.out)
+_COMPOSED: Final = (_aten.linear.default, _aten.matmul.default)
+"""What is made of products. Torch takes it apart itself, but for in inference mode."""
+_MATRIX_PRODUCTS: Final = (_aten.mm.default, _aten.mm.out, _aten.addmm.default)
+_BATCH_PRODUCTS: Final = (_aten.bmm.default, _aten.baddbmm.default)
 _ROWS: Final = 32
-"""Rows from which on a product takes longer than to widen the matrix that they are multiplied
-with.
-"""
+"""From so many rows on, to widen the matrix takes less time than it saves."""
 _SLICE: Final = 2**24
 """Numbers of a matrix that are held in float32 at once: 64 MiB."""
 
 
-def multiplies(dtype: torch.dtype) -> bool:
-    """Return whether the processor has instructions for products of matrices of this type."""
+def has_instructions_for(dtype: torch.dtype) -> bool:
+    """Return whether the processor has instructions for products of matrices of this type, as far
+    as torch tells.
+    """
     if dtype not in _INSTRUCTIONS:
         return True
     capabilities = torch.cpu.get_capabilities()
@@ -42,23 +45,23 @@ def multiplies(dtype: torch.dtype) -> bool:
 @contextmanager
 def wide_products() -> Iterator[None]:
     """While it lasts, this thread multiplies matrices of 16 bits in float32 and rounds the result,
-    where the processor can't multiply them as they are. Elsewhere nothing changes.
+    on an x86 processor without instructions for them. Elsewhere nothing changes.
     """
-    narrow = [dtype for dtype in _INSTRUCTIONS if not multiplies(dtype)]
-    if not narrow or platform.machine() not in _MACHINES:
+    lacking = [dtype for dtype in _INSTRUCTIONS if not has_instructions_for(dtype)]
+    if not lacking or platform.machine() not in _MACHINES:
         yield
         return
-    with _WideProducts(narrow):
+    with _WideProducts(lacking):
         yield
 
 
 @final
 class _WideProducts(TorchDispatchMode):
-    """Makes products of matrices of the types `narrow` in float32."""
+    """Makes products of matrices of these types in float32."""
 
-    def __init__(self, narrow: list[torch.dtype]) -> None:
+    def __init__(self, dtypes: list[torch.dtype]) -> None:
         super().__init__()
-        self._narrow = narrow
+        self._dtypes = dtypes
 
     def __torch_dispatch__(
         self,
@@ -68,25 +71,47 @@ class _WideProducts(TorchDispatchMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
-        if func not in _MATRICES and func not in _BATCHES:
+        if func in _COMPOSED:
+            # Its parts come here.
+            with self:
+                return func.decompose(*args, **kwargs)
+        if func not in _MATRIX_PRODUCTS and func not in _BATCH_PRODUCTS:
             return func(*args, **kwargs)
         # What is added, if anything, comes first.
         *added, left, right = args
-        narrow = left.dtype == right.dtype and right.dtype in self._narrow
-        if not narrow or right.device.type != "cpu" or left.shape[-2] < _ROWS:
+        out = kwargs.get("out")
+        if types or not self._widens(args, out):
             return func(*args, **kwargs)
-        out = kwargs.pop("out", None)
         if out is None:
             out = left.new_empty(*left.shape[:-1], right.shape[-1])
-        product = func.overloadpacket
+        settings = {name: value for name, value in kwargs.items() if name != "out"}
+        operation = func.overloadpacket
         columns = right.shape[-1]
-        # At least one column, also of matrices without any.
-        step = max(columns, 1)
-        if func in _MATRICES:
-            step = max(_SLICE // max(len(right), 1), 1)
+        step = columns
+        if func in _MATRIX_PRODUCTS:
+            step = max(_SLICE // len(right), 1)
         left = left.float()
         for start in range(0, columns, step):
             part = slice(start, start + step)
             terms = [term.expand_as(out)[..., part].float() for term in added]
-            out[..., part] = product(*terms, left, right[..., part].float(), **kwargs)
+            out[..., part] = operation(*terms, left, right[..., part].float(), **settings)
         return out
+
+    def _widens(self, args: tuple[Tensor, ...], out: Tensor | None) -> bool:
+        """Whether a product is made here. All others are torch's, which also refuses what doesn't
+        fit together.
+        """
+        left, right = args[-2:]
+        if left.dim() != right.dim() or left.shape[-1] != right.shape[-2]:
+            return False
+        if left.shape[:-2] != right.shape[:-2] or right.numel() == 0:
+            return False
+        for tensor in args:
+            if tensor.dtype != right.dtype or tensor.layout is not torch.strided:
+                return False
+        if out is not None and out.shape != (left.shape[0], right.shape[1]):
+            return False
+        if out is not None and out.dtype != right.dtype:
+            return False
+        is_lacking = right.dtype in self._dtypes and right.device.type == "cpu"
+        return is_lacking and left.shape[-2] >= _ROWS

@@ -149,16 +149,16 @@ class Statistics:
                 return count
         return len(blocks)
 
-    def has(self, kinds: Iterable[type[Statistic]], blocks: Sequence[Block]) -> bool:
-        """Return whether there is a file of each of the `kinds` and `blocks`. None is read, so one
-        may be damaged.
+    def has(self, kinds: Iterable[type[Statistic]], count: int) -> bool:
+        """Return whether there is a file of each of the `kinds` for each of `count` blocks. None is
+        read, so one may be damaged.
         """
-        paths = [self._path(kind, block) for kind, block in product(kinds, blocks)]
+        paths = [self._file(kind, index) for kind, index in product(kinds, range(count))]
         return all(path.is_file() for path in paths)
 
     def held(self) -> AbstractContextManager[bool]:
-        """While it lasts no process removes this. Gives whether that can be promised: not of a
-        folder that isn't there, nor on a system without locks.
+        """Keep others from removing this while it lasts. Yields False where that can't be done: the
+        folder isn't there, or the system has no locks.
         """
         return locked_folder(self.folder, shared=True)
 
@@ -308,7 +308,10 @@ class Statistics:
             ) from error
 
     def _path(self, kind: type[Statistic], block: Block) -> Path:
-        return self.folder / _folder_of(kind) / f"block-{block.index:05d}.safetensors"
+        return self._file(kind, block.index)
+
+    def _file(self, kind: type[Statistic], index: int) -> Path:
+        return self.folder / _folder_of(kind) / f"block-{index:05d}.safetensors"
 
 
 def _folder_of(kind: type[Statistic]) -> str:

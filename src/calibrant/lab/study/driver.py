@@ -55,6 +55,7 @@ from calibrant.spec import identity
 from calibrant.system.clock import Clock
 from calibrant.system.durable import put
 from calibrant.system.progress import silent
+from calibrant.system.wide_products import wide_products
 from calibrant.system.wire import Language, fields_of
 from calibrant.walk.statistics import Statistics, statistics_ids, surplus
 
@@ -90,7 +91,8 @@ class Resolved:
 
     `recipe` is as this machine can carry it out, with a `note` where that differs from the request.
     `measures` are the ids of the measurements by evaluator, `statistics` the ids of statistics that
-    it may share with others. `shortage` says that there are few tokens, where there are.
+    it may share with others, for each of the model's `blocks`. `shortage` says that there are few
+    tokens, where there are.
     """
 
     request: RunRequest
@@ -99,6 +101,7 @@ class Resolved:
     run: Run
     measures: Mapping[str, str]
     statistics: tuple[str, ...] = ()
+    blocks: int = 0
     shortage: str = ""
 
 
@@ -153,6 +156,7 @@ class Driver:
         self._elsewhere = Elsewhere(store)
         self._clock = Clock()
 
+    @wide_products()
     def run(self) -> None:
         """Answer every request.
 
@@ -181,7 +185,8 @@ class Driver:
         return passed_over, other_model, begun_by_others, index
 
     def _pass_over(self, index: int) -> None:
-        """Leave a request for later; after a pause all are looked at again, if none is left.
+        """Pass a request over. When all that aren't done were passed over, pause, and look at them
+        all again.
 
         To wait for one of them would be to sit idle while another becomes free.
         """
@@ -195,12 +200,12 @@ class Driver:
         request = self._work.requests[index]
         if self._failed(request.provisional):
             return True
-        # One that was passed over is known. Its model may have been let go since, and isn't opened
-        # again before there is something to do.
-        if index not in self._resolved and not self._open(index):
-            return True
-        self._report(["doing", request.label, request.provisional, index, ""])
+        # One that was passed over is resolved. Its model may have been let go since, and isn't
+        # opened again before there is something to do.
         if index not in self._resolved:
+            if not self._open(index):
+                return True
+            self._report(["doing", request.label, request.provisional, index, ""])
             made = self._attempt(partial(self._resolve, request), request.provisional, request)
             if made is None:
                 return True
@@ -218,7 +223,7 @@ class Driver:
             missing = self._missing(index, resolved)
             for journal in self._ended_journals(resolved):
                 journal.remove()
-            if not missing or not self._open(index):
+            if not missing:
                 return True
             return self._answer(index, resolved, missing)
 
@@ -239,10 +244,12 @@ class Driver:
             needed = sorted(resolved.statistics)
         with ExitStack() as gathering:
             for name in needed:
-                if self._hold(gathering, name, request):
+                if self._hold(gathering, name, resolved):
                     continue
                 if not self._claim(gathering, name):
                     return False
+            if not self._open(index):
+                return True
             self._report(["doing", request.label, run_id, index, ""])
             make = partial(self._make, resolved, missing.recorded, state)
             if not self._attempt(make, run_id, request):
@@ -259,7 +266,7 @@ class Driver:
         """Whether the model of a request is open.
 
         One that can't be is a failure of all its requests; where it is the only one, it is the
-        study's.
+        study's. One that could be before may only lack room now, and fails this request alone.
         """
         model = self._work.requests[index].model
         if self._model == model:
@@ -275,7 +282,10 @@ class Driver:
         except Exception as error:
             if len(self._work.models) == 1 or _is_of_the_store(error):
                 raise
-            for request in self._work.about(model):
+            failed = self._work.about(model)
+            if index in self._resolved:
+                failed = [self._work.requests[index]]
+            for request in failed:
                 self._store.add_failure(request.provisional, failure(request, error))
             return False
         self._model = model
@@ -302,7 +312,8 @@ class Driver:
             shortage = shortage_of(loaded.view, batch)
         if shortage:
             self._report(["few_tokens", request.model, request.cell.data, shortage])
-        return Resolved(request, recipe, note, run, measures, statistics, shortage)
+        blocks = loaded.block_count
+        return Resolved(request, recipe, note, run, measures, statistics, blocks, shortage)
 
     def _measures_of(self, run_id: str) -> dict[str, str]:
         """The ids of a run's measurements by evaluator."""
@@ -532,17 +543,13 @@ class Driver:
             claims.enter_context(claim)
         return claim is not None
 
-    def _hold(self, holding: ExitStack, name: str, request: RunRequest) -> bool:
+    def _hold(self, holding: ExitStack, name: str, resolved: Resolved) -> bool:
         """Whether the statistics of this name are all there, and stay while `holding` is open."""
         statistics = Statistics(self._store.folder / STATISTICS, name)
-        kinds = self._work.statistics_wanted(request)
-        blocks = self._current.view.blocks
-        with ExitStack() as held:
-            # Held before they are looked for, or another could remove them in between.
-            there = held.enter_context(statistics.held()) and statistics.has(kinds, blocks)
-            if there:
-                holding.enter_context(held.pop_all())
-            return there
+        kinds = self._work.statistics_wanted(resolved.request)
+        # Held before they are looked for, or another could remove them in between.
+        held = holding.enter_context(statistics.held())
+        return held and statistics.has(kinds, resolved.blocks)
 
     def _trim(self) -> None:
         """Delete statistics whose last use is over, until the rest fits the limit.

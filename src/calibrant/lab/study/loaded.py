@@ -70,6 +70,8 @@ class LoadedModel:
         check_finite(self.view)
         self._pristine = Snapshot.of(self.view)
         self._dense_weights = self.view.weights
+        self.block_count = len(self.view.blocks)
+        """How many blocks the dense model has."""
         self._edits: list[Edit] = []
         self._tokens: tuple[str, TokenBatch] | None = None
         self._profile: tuple[str, bytes] | None = None

@@ -39,7 +39,6 @@ from calibrant.lab.study.sending import RemoteStore, packed, unpacked
 from calibrant.results import STUDY, Cell, Store
 from calibrant.spec.foreign import brief, did_you_mean
 from calibrant.system.progress import Progress, silent
-from calibrant.system.wide_products import wide_products
 from calibrant.system.wire import kind_of, raised
 
 ENGINES: Final = ("local", "ray")
@@ -532,7 +531,6 @@ def received(message: Message) -> Message:
             return message
 
 
-@wide_products()
 def do_job(job: Job, report: Report, store: Store | RemoteStore | None = None) -> None:
     """Do a worker's share of a job. An error that ends it is reported as the last message.
 

@@ -396,7 +396,7 @@ def layer(kind: str, mark: Any, encoding: dict[str, Any], **look: Any) -> Layer:
 
 
 def styled(styles: Collection[Style]) -> "tuple[alt.Stroke, alt.Fill, alt.Shape]":
-    """Return how marks are encoded whose records have the words of one of these styles as `f`."""
+    """Return the stroke, fill and shape of marks, by the style that their records name in `f`."""
     import altair as alt
 
     words = [style.words for style in styles]
@@ -424,7 +424,9 @@ def layered(
     height: float | int,
     data: str = "",
 ) -> "alt.LayerSpec":
-    """Return the layers that have something to draw, over one another; a panel is given no data."""
+    """Return the layers that have something to draw, over one another. `data` names their records;
+    a panel of several gets its records from outside.
+    """
     import altair as alt
 
     shown = [spec for kind, spec in layers if kind in kinds]
