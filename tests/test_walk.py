@@ -241,8 +241,16 @@ def test_reference_is_a_literal_two_pass_loop(family: str) -> None:
     assert_same_weights(pruned, expected)
 
 
+def closeness(family: str) -> float:
+    """How near, as a share, numbers lie that were summed in two orders. gemma2's attention takes a
+    softmax in float32, so there more digits depend on it, on some processors.
+    """
+    return 1e-6 if family == "gemma2" else 1e-9
+
+
 @pytest.mark.parametrize("family", usually(FAMILIES))
 def test_dense_sees_the_untouched_model_token_by_token(family: str) -> None:
+    near = closeness(family)
     weights = torch.rand(len(LENGTHS), max(LENGTHS), generator=torch.Generator().manual_seed(5))
     weights[weights < 0.2] = 0.0
     batch = padded_batch(weights)
@@ -260,16 +268,15 @@ def test_dense_sees_the_untouched_model_token_by_token(family: str) -> None:
     for name, (x, w) in expected.items():
         assert found[name].tokens == len(x)
         assert found[name][Gram].mass == pytest.approx(float(w.double().sum()), rel=1e-6)
-        assert torch.allclose(
-            found[name][FeatureNorms].norms(), (x**2 * w[:, None]).sum(0), rtol=1e-9, atol=1e-12
-        ), name
-        assert torch.allclose(
-            found[name][Gram].matrix, x.T @ (x * w[:, None]), rtol=1e-9, atol=1e-9
-        ), name
+        norms = (x**2 * w[:, None]).sum(0)
+        assert torch.allclose(found[name][FeatureNorms].norms(), norms, near, 1e-12), name
+        gram = x.T @ (x * w[:, None])
+        assert torch.allclose(found[name][Gram].matrix, gram, near, near), name
 
 
 @pytest.mark.parametrize("family", usually(FAMILIES, {"opt", "qwen3_moe"}))
 def test_the_largest_inputs_are_those_of_a_loop_over_tokens_also_of_a_mix(family: str) -> None:
+    near = closeness(family)
     weights = torch.rand(len(LENGTHS), max(LENGTHS), generator=torch.Generator().manual_seed(5))
     weights[weights < 0.4] = 0.0
     batch = padded_batch(weights)
@@ -293,8 +300,8 @@ def test_the_largest_inputs_are_those_of_a_loop_over_tokens_also_of_a_mix(family
         for name, (x, _) in oracle.inputs(block).items():
             largest = [max(abs(value) for value in column) for column in x.T.tolist()]
             for found in (alone[name], mixed[name]):
-                assert found.maxima.tolist() == pytest.approx(largest, rel=1e-9, abs=1e-12), name
-                assert found.largest() == pytest.approx(max(largest), rel=1e-9)
+                assert found.maxima.tolist() == pytest.approx(largest, rel=near, abs=1e-12), name
+                assert found.largest() == pytest.approx(max(largest), rel=near)
             checked += 1
     assert checked == len(alone) == len(mixed)
 
