@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import calibrant
+from calibrant.compress.costs import peak
 from calibrant.system import wide_products as module
 from calibrant.system.wide_products import wide_products
 from calibrant.testing import tiny_folder
@@ -203,6 +204,12 @@ def studied(folder: str) -> None:
         evaluate=["loss(source=python_docs, tokens=256, length=64)"],
     )
     study.run(f"{folder}-results")
+
+
+def test_plans_time_products_that_are_wide() -> None:
+    with Multiplied() as multiplied:
+        peak((64, 64), torch.bfloat16, seconds=0.01)
+    assert set(multiplied.dtypes) == {torch.float32}
 
 
 @pytest.mark.parametrize("verb", [compressed, measured, studied])
