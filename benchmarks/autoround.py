@@ -82,7 +82,7 @@ def line(name_in_record: str, runs: list[dict[str, Any]], dense: float) -> str:
 
 
 def runs_in_order(asked: argparse.Namespace) -> Iterator[tuple[str, str, str, int]]:
-    """Yield each run: its name in the record, its function in `ways.py`, its method and its seed."""
+    """Yield each run: its name in the record, its function in `ways.py`, its method, its seed."""
     for seed in range(asked.seeds):
         yield "auto_round", "auto_round", "", seed
         yield "autoround", "calibrant", f"autoround(steps={asked.steps}, seed={seed})", seed

@@ -276,7 +276,8 @@ def told(part: str, found: Mapping[str, Any]) -> str:
     key = next(iter(found["points"][0]))
     points = ", ".join(f"{point[key]} {point['seconds']:.1f} s" for point in found["points"])
     if line := found.get("line"):
-        points += f"; {line['slope'] * 1000:.2f} s per 1,000 tokens and {line['start']:.1f} s, worst point {line['worst']:.1%} off"
+        points += f"; {line['slope'] * 1000:.2f} s per 1,000 tokens and {line['start']:.1f} s"
+        points += f", worst point {line['worst']:.1%} off"
     return f"{part}: {points}"
 
 

@@ -65,7 +65,8 @@ class Watched:
         own.cdef("""
             const char * ggml_get_name(const void * tensor);
             size_t ggml_nbytes(const void * tensor);
-            void ggml_backend_tensor_get(const void * tensor, void * data, size_t offset, size_t size);
+            void ggml_backend_tensor_get(
+                const void * tensor, void * data, size_t offset, size_t size);
         """)
         base: Any = own.dlopen(
             str(next(iter(sorted(Path(bindings.__file__).parent.glob("*ggml-base*")))))

@@ -88,12 +88,33 @@ from calibrant.compress import prune, quantize
 from calibrant.system.process import own_process
 own_process()
 run = quantize if target.startswith("w") else prune
-done = run(model, data=data, method=method, target=target, out=out, samples=int(samples), length=int(length),
-           dtype="bfloat16", device="cpu", memory=float(memory),
-           profile=True, progress=lambda what, done, of: print(what, done, of, file=sys.stderr, flush=True))
+def told(what, done, total):
+    print(what, done, total, file=sys.stderr, flush=True)
+done = run(
+    model,
+    data=data,
+    method=method,
+    target=target,
+    out=out,
+    samples=int(samples),
+    length=int(length),
+    dtype="bfloat16",
+    device="cpu",
+    memory=float(memory),
+    profile=True,
+    progress=told,
+)
 how = done.record.provenance
-print(json.dumps({"note": how["note"], "peak": how["peak_memory_bytes"], "seconds": time.process_time(), "continued": done.continued_from,
-                  "sparsity": done.record.sparsity, "phases": dict(done.costs.phases), "parts": dict(done.costs.parts)}))
+facts = {
+    "note": how["note"],
+    "peak": how["peak_memory_bytes"],
+    "seconds": time.process_time(),
+    "continued": done.continued_from,
+    "sparsity": done.record.sparsity,
+    "phases": dict(done.costs.phases),
+    "parts": dict(done.costs.parts),
+}
+print(json.dumps(facts))
 """
 
 

@@ -6,9 +6,9 @@ topics, or `--data`) for every way. Each runs in a process of its own (`ways.py`
 the first of a pair by turns too, so that a slow moment of the machine meets both. Timed is the
 pruning, from the open model and its tokens to the pruned model in memory, with everything that our
 record needs; no way writes what it finished to the disk meanwhile. The seconds of the whole
-process, from its start to the saved folder, stand beside it. In every round a further process measures the machine's product peak for the shapes of
-the model's matrices, in float32 and bfloat16: the floor is the time of all those products, once, in
-the type that is faster.
+process, from its start to the saved folder, stand beside it. In every round a further process
+measures the machine's product peak for the shapes of the model's matrices, in float32 and bfloat16:
+the floor is the time of all those products, once, in the type that is faster.
 
 Masks, or the values of weights that were rounded, are compared matrix by matrix. Ours see inputs
 that come from everything upstream already pruned, and the peer's the inputs of a block before it

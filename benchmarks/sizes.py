@@ -119,7 +119,7 @@ def shape_of(config: Mapping[str, int]) -> ModelShape:
 def planned(
     model: str, method: str, device: str, machine: Machine, memory: int | None = None
 ) -> JobPlan:
-    """The plan of one job on a machine that isn't here; with `memory` so many bytes are promised."""
+    """The plan of one job on a machine that isn't here; `memory` bytes are promised, if given."""
     shape = shape_of(MODELS[model])
     outline = ModelOutline(
         name=model,

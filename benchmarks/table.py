@@ -382,7 +382,7 @@ def autoround(record: Mapping[str, Any]) -> str:
 
 
 def schemes(record: Mapping[str, Any]) -> str:
-    """What both saw, and a row for each scheme: the shares of numbers that are equal, and losses."""
+    """What both saw, and a row for each scheme: shares of numbers that are equal, and losses."""
     asked = record["asked"]
     rows: list[list[str]] = []
     peer: Mapping[str, str] = {}
@@ -401,9 +401,9 @@ def schemes(record: Mapping[str, Any]) -> str:
         rows.append(cells)
     about = (
         f"{MODELS.get(asked['model'], asked['model'])}, {asked['samples']} × {asked['length']} "
-        f"tokens of {asked['data']}, {asked['dtype']}; llm-compressor {peer['llmcompressor']} (with "
-        f"torch {peer['torch']}); {machine.told(record['machine'])}. The dense model's loss is "
-        f"{record['dense']:.4f}."
+        f"tokens of {asked['data']}, {asked['dtype']}; llm-compressor {peer['llmcompressor']} "
+        f"(with torch {peer['torch']}); {machine.told(record['machine'])}. The dense model's loss "
+        f"is {record['dense']:.4f}."
     )
     heads = (
         "scheme",

@@ -255,7 +255,7 @@ def job(asked: dict[str, Any]) -> dict[str, Any]:
 
 
 def opening(asked: dict[str, Any]) -> dict[str, Any]:
-    """Opening a model, everything imported before; what is kept of it lies in the folder `cache`."""
+    """Opening a model, everything imported before; what is kept of it lies in `cache`."""
     os.environ["CALIBRANT_CACHE"] = asked["cache"]
     import transformers  # noqa: F401
 
