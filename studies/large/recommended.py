@@ -1,0 +1,253 @@
+"""Does `recommend`, run whole, take the right set for eight kinds of text, on a model of 1.5 billion
+numbers?
+
+    CALIBRANT_DATA=… python -m studies.large.recommended FOLDER [--model M] [--minutes M] [--only TEXT]
+
+For each text and each method one's own text is written into a folder: those rows of a public set
+that calibrate. `recommend` is asked about it, for as many minutes as are given. Then every
+candidate that it had is measured on rows of the same set that measure, which it never saw. *Regret*
+is by how many per cent the model diverges more with a set than with the best of the candidates.
+Killed and run again, it goes on; the minutes are then those of the last call. It ends with a table.
+
+Fixed before any run:
+- The texts, in the order in which they are computed. What doesn't fit is left out from the end. The
+  mirror of data sets has no questions about SQL, no poems, and only six support chats. Patents, the
+  threads of a forum and everyday questions stand in their place.
+- Questions are measured in the model's chat template, since `recommend` measures them so.
+- GPTQ with scales by importance at four bits, then `refined` at half of the weights.
+- One draw of each candidate, with as many tokens as `recommend` took: 8,192 in windows of 512, or
+  fewer where one's own text is short.
+- What is asked, described and not tested: the regret of what `recommend` took, of C4 and of one's
+  own text; and the minutes that `recommend` took.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from studies.arms import number_or_nothing, table_head, table_row, value_of
+
+from calibrant import CalibrationSet, Study, recommend
+from calibrant.data.inspect.leaks import find_leaks, serious
+from calibrant.data.user_file import UserFile
+from calibrant.evaluators import evaluators
+from calibrant.evaluators.agreement import Agreement
+from calibrant.results import Store
+from calibrant.system.progress import Progress, silent
+
+TEXTS: Final[Mapping[str, str]] = {
+    "tickets": """source="pile(subsets=['StackExchange'])\"""",
+    "arithmetic": "source=gsm8k, format=chat",
+    "biomedical abstracts": """source="pile(subsets=['PubMed Abstracts'])\"""",
+    "a code base": "source=python_code",
+    "French": 'source="flores(language=fr)"',
+    "everyday questions": "source=commonsense_qa, format=chat",
+    "patents": """source="pile(subsets=['USPTO Backgrounds'])\"""",
+    "threads of a forum": """source="pile(subsets=['HackerNews'])\"""",
+}
+"""What each text is measured on, as `agreement` reads it. Other rows of the same source are
+one's own text.
+"""
+WAYS: Final = (("gptq(scales=importance)", "w4g128"), ("refined", "0.5"))
+"""The methods with their targets."""
+MODEL: Final = "qwen2.5-coder-1.5b"
+MINUTES: Final = 180.0
+GENERAL: Final = "c4"
+FIELDS: Final = ("text", "question", "answer", "rationale")
+"""What of a row is written into one's own text."""
+JUDGING: Final = 4
+"""Of so many rows of one's own text one is to measure by."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """`recommend` for one text and one method, in a folder of their own."""
+
+    folder: Path
+    model: str
+    text: str
+    method: str
+    target: str
+    minutes: float
+    tokens: int | None = None
+    length: int = 512
+
+    @property
+    def measure(self) -> Agreement:
+        """What judges all candidates."""
+        written = f"agreement({TEXTS[self.text]}, tokens=8192, length={self.length})"
+        measure = evaluators.build(written)
+        assert isinstance(measure, Agreement)
+        return measure
+
+    @property
+    def own_text(self) -> Path:
+        """The folder of one's own text."""
+        return self.folder / "own"
+
+    @property
+    def answer_file(self) -> Path:
+        """Where it is kept what `recommend` said."""
+        return self.folder / "answer.json"
+
+    @property
+    def judged(self) -> Path:
+        """The store of what the candidates did."""
+        return self.folder / "judged"
+
+    def run(self, progress: Progress = silent) -> None:
+        """Ask `recommend`, unless it was asked before, and measure all candidates that it had."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if not self.answer_file.exists():
+            self._write_own_text()
+            recommendation = recommend(
+                self.model,
+                goal=str(self.own_text),
+                method=self.method,
+                target=self.target,
+                minutes=self.minutes,
+                tokens=self.tokens,
+                length=self.length,
+                folder=self.folder / "recommend",
+                progress=progress,
+            )
+            half_written = self.answer_file.with_suffix(".half")
+            half_written.write_text(json.dumps(recommendation.to_json()), encoding="utf-8")
+            half_written.replace(self.answer_file)
+        self._study().run(self.judged, progress)
+
+    def _write_own_text(self) -> None:
+        source, _ = self.measure.held_out()
+        rows = list(source.rows("calibrate"))
+        # A study refuses rows that are nearly those that it measures on.
+        leaks = find_leaks(rows, source.rows("measure"))
+        leaked = {leak.row for leak in leaks if serious(leak)}
+        lines: list[str] = []
+        for row in rows:
+            if row.example in leaked:
+                continue
+            record = {name: getattr(row, name) for name in FIELDS if name in row.present}
+            lines.append(json.dumps(record, ensure_ascii=False) + "\n")
+        # Some sources are divided by the hash of a row, as a file is. A file of the rows that
+        # calibrate would have none to measure by, so it is divided here.
+        judging = lines[::JUDGING]
+        calibrating = [line for place, line in enumerate(lines) if place % JUDGING]
+        self.own_text.mkdir(exist_ok=True)
+        (self.own_text / "train.jsonl").write_text("".join(calibrating), encoding="utf-8")
+        (self.own_text / "test.jsonl").write_text("".join(judging), encoding="utf-8")
+
+    def answer(self) -> Mapping[str, Any]:
+        """What `recommend` said, as its `to_json` has it."""
+        return json.loads(self.answer_file.read_text(encoding="utf-8"))
+
+    def _study(self) -> Study:
+        answer = self.answer()
+        return Study(
+            model=self.model,
+            data=[candidate["data"] for candidate in answer["candidates"]],
+            method=self.method,
+            target=self.target,
+            tokens=answer["tokens"],
+            length=answer["length"],
+            evaluate=[self.measure],
+            masks=False,
+            quotes=False,
+            edits_gb=0,
+        )
+
+    def divergences(self) -> dict[str, float]:
+        """The divergence with each candidate that was measured, by its set, in nats a token."""
+        found: dict[str, float] = {}
+        with Store(self.judged, create=False) as store:
+            for cell in store.cells():
+                for measure in cell.measures.values():
+                    measurement = store.measurement(cell.run, measure)
+                    if cell.data and measurement is not None:
+                        found[cell.data] = value_of(measurement, "kl")
+        return found
+
+    def own_sets(self) -> list[str]:
+        """The candidates that are one's own text and nothing else, in whatever format."""
+        found: list[str] = []
+        for candidate in self.answer()["candidates"]:
+            calibration = CalibrationSet(candidate["data"])
+            sources = {term.source for term in calibration.parts}
+            if sources == {UserFile(str(self.own_text))}:
+                found.append(str(calibration))
+        return found
+
+    def row(self) -> str | None:
+        """What came of it, as a row of the table; None until `recommend` was asked and its choice
+        was measured.
+        """
+        if not self.answer_file.exists() or not self.judged.exists():
+            return None
+        answer = self.answer()
+        divergences = self.divergences()
+        taken = str(CalibrationSet(answer["expr"]))
+        if taken not in divergences:
+            return None
+        best = min(divergences.values())
+        own_divergences = [divergences[data] for data in self.own_sets() if data in divergences]
+        compared = [
+            divergences[taken],
+            divergences.get(GENERAL),
+            min(own_divergences, default=None),
+        ]
+        regrets: list[str] = []
+        for divergence in compared:
+            regret = None
+            if divergence is not None:
+                regret = 100 * (divergence / best - 1)
+            regrets.append(number_or_nothing(regret, ".1f"))
+        minutes = sum(answer["seconds"].values()) / 60
+        measured = f"{len(divergences)} of {len(answer['candidates'])}"
+        names = [self.text, f"`{self.method}`", f"`{taken}`"]
+        return table_row([*names, measured, *regrets, f"{minutes:.0f}"])
+
+
+def trials(folder: Path, model: str, minutes: float, only: str | None) -> Iterator[Trial]:
+    """All trials in the order in which they are computed; those of one text alone where that is
+    asked for.
+    """
+    for method, target in WAYS:
+        for text in TEXTS:
+            if only in (None, text):
+                place = folder / f"{text} {target}".replace(" ", "-")
+                yield Trial(place, model, text, method, target, minutes)
+
+
+def table(finished: Iterable[Trial]) -> Iterator[str]:
+    """What came of the trials that are there, as a table in Markdown."""
+    numbers = ["candidates measured", "regret, %", "of C4", "of the best own text", "minutes"]
+    yield from table_head(["text", "method", "`recommend` took"], numbers)
+    for trial in finished:
+        row = trial.row()
+        if row is not None:
+            yield row
+
+
+def _tell(what: str, done: int, total: int) -> None:
+    print(f"{what} {done}/{total}", file=sys.stderr)
+
+
+def main() -> None:
+    """Run all trials that are asked for, and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--model", default=MODEL)
+    parser.add_argument("--minutes", type=float, default=MINUTES)
+    parser.add_argument("--only", choices=TEXTS)
+    options = parser.parse_args()
+    asked = list(trials(options.folder, options.model, options.minutes, options.only))
+    for trial in asked:
+        trial.run(_tell)
+    print("\n".join(table(asked)))
+
+
+if __name__ == "__main__":
+    main()
