@@ -3,6 +3,8 @@ itself.
 """
 
 import json
+import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +12,11 @@ import msgspec
 import pytest
 
 from calibrant.errors import DataError, OutputError
+from calibrant.lab.study import Study
 from calibrant.lab.study.driver import Message
 from calibrant.lab.study.sending import Desk, RemoteStore, packed
 from calibrant.lab.study.workers import FORGIVEN, WORK, Summary, do_job
-from calibrant.results import STUDY, Claim, Measurement, Outcome, Score, Store
+from calibrant.results import STATISTICS, STUDY, Claim, Measurement, Outcome, Score, Store
 from calibrant.results.outcomes import Journal
 
 from tests.results.samples import RECORD, SCORE
@@ -50,6 +53,37 @@ def test_a_study_through_questions_is_one_without(
     desk.close()
     assert finished.computed == 3 * RUNS
     assert results(tmp_path / "store") == results(whole)
+
+
+def computed(study: Study, store: Path, own: Path) -> int:
+    """How many results a worker adds that has a folder of its `own`."""
+    desk, remote = connected(store, own)
+    (own / WORK).write_bytes(packed(study.workload()))
+    (own / FORGIVEN).write_text("{}")
+    told = list[Message]()
+    do_job({"shared": str(own), "place": 0, "count": 1, "threads": 1}, told.append, remote)
+    desk.close()
+    return sum(message[0] == "made" for message in told)
+
+
+def test_nobody_waits_for_files_in_the_folder_of_another(
+    given: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    study = asked(given, data=["random_tokens"], methods="wanda", evaluate=(), statistics_gb=1e-7)
+    first, second = tmp_path / "first", tmp_path / "second"
+    computed(replace(study, statistics_gb=1.0), tmp_path / "before", first)
+    files = [path.name for path in first.glob("*.tokens")]
+    files += [f"sha256:{path.name}" for path in (first / STATISTICS).iterdir()]
+    assert len(files) == 2
+
+    desk, remote = connected(tmp_path / "store", first)
+    for name in files:
+        assert remote.claim(name) is not None
+    monkeypatch.setattr(time, "sleep", lambda _: pytest.fail("it waits"))
+    assert computed(study, tmp_path / "store", second) == 2
+    # And none stays in its own folder beyond the limit.
+    assert not list((second / STATISTICS).iterdir())
+    desk.close()
 
 
 def test_numbers_arrive_to_the_bit(tmp_path: Path, whole: Path):

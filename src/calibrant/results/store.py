@@ -82,6 +82,9 @@ class Store:
     nothing half-written stays behind. Raises `DataError` for a file in it that can't be read.
     """
 
+    shares_folder: Final = True
+    """Whether all who claim something here write their statistics into the same folder."""
+
     def __init__(self, folder: str | Path, create: bool = True) -> None:
         self.folder = Path(folder)
         self.blobs = Blobs(self.folder)

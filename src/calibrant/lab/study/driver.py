@@ -15,7 +15,8 @@ which are lists of plain data (`Message`).
 
 A run is claimed until it is measured. What the dense model's matrices see of a set is claimed only
 while it isn't on disk: the run that gathers it is compressed first, and others on that set wait for
-it, since they would gather the same. Once it is there, any number of runs read it at a time.
+it, since they would gather the same. Once it is there, any number of runs read it at a time. A
+driver with a folder of its own, such as an actor of Ray, couldn't read it, and waits for nobody's.
 """
 
 import errno
@@ -246,7 +247,7 @@ class Driver:
             for name in needed:
                 if self._hold(gathering, name, resolved):
                     continue
-                if not self._claim(gathering, name):
+                if not self._claim_file(gathering, name):
                     return False
             if not self._open(index):
                 return True
@@ -338,7 +339,8 @@ class Driver:
         # since without tokens they don't know the ids of its runs.
         name = identity([request.model, repr(calibration)]).removeprefix("sha256:")
         path = self._shared / f"{name}.tokens"
-        with self._store.claim(path.name, wait=True):
+        with ExitStack() as claims:
+            self._claim_file(claims, path.name, wait=True)
             if path.exists():
                 return loaded.use_tokens(calibration, TOKENS.unpack(path.read_bytes()))
             batch = loaded.tokens(calibration)
@@ -536,12 +538,19 @@ class Driver:
         reason = self._store.failure(failed_id)
         return reason is not None and reason != self._forgiven.get(failed_id)
 
-    def _claim(self, claims: ExitStack, name: str) -> bool:
+    def _claim(self, claims: ExitStack, name: str, wait: bool = False) -> bool:
         """Whether `name` is this driver's while `claims` is open."""
-        claim = self._store.claim(name)
+        claim = self._store.claim(name, wait)
         if claim is not None:
             claims.enter_context(claim)
         return claim is not None
+
+    def _claim_file(self, claims: ExitStack, name: str, wait: bool = False) -> bool:
+        """Whether statistics or tokens of this name are this driver's to write while `claims` is
+        open. In a folder of its own they always are."""
+        if not self._store.shares_folder:
+            return True
+        return self._claim(claims, name, wait)
 
     def _hold(self, holding: ExitStack, name: str, resolved: Resolved) -> bool:
         """Whether the statistics of this name are all there, and stay while `holding` is open."""
@@ -566,9 +575,8 @@ class Driver:
         for name in surplus(sizes, self._no_longer_needed(sizes), limit):
             # Another driver may be gathering them at this moment, or reading them, in which case
             # they stay.
-            claim = self._store.claim(name)
-            if claim is not None:
-                with claim:
+            with ExitStack() as claims:
+                if self._claim_file(claims, name):
                     Statistics(root, name).remove()
 
     def _no_longer_needed(self, stored: Iterable[str]) -> list[str]:

@@ -364,8 +364,10 @@ Asking = Callable[[str, bytes], bytes]
 
 
 class RemoteStore:
-    """The methods of `Store` that a driver needs, each asked of a `Desk`. `folder` is one of this
-    machine, for the statistics of the untouched model."""
+    """The methods of `Store` that a driver needs, each asked of a `Desk`. `folder` is this worker's
+    alone, for the statistics of the untouched model."""
+
+    shares_folder: Final = False
 
     def __init__(self, asking: Asking, folder: Path) -> None:
         self.folder = folder
