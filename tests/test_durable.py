@@ -74,7 +74,9 @@ def test_what_a_killed_process_left_is_cleared_by_the_next(tmp_path: Path) -> No
     assert living.exists()
 
 
-@pytest.mark.parametrize(("code", "raised"), [(errno.ENOLCK, False), (errno.EIO, True)])
+@pytest.mark.parametrize(
+    ("code", "raised"), [(errno.ENOLCK, False), (errno.EBADF, False), (errno.EIO, True)]
+)
 def test_only_a_file_system_without_locks_goes_without(
     code: int, raised: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -90,6 +92,44 @@ def test_only_a_file_system_without_locks_goes_without(
                 take(file)
         else:
             assert take(file)
+
+
+def test_what_is_closed_is_not_taken_for_a_file_system_without_locks(tmp_path: Path) -> None:
+    pytest.importorskip("fcntl", reason="Windows has none")
+    number = os.open(tmp_path, os.O_RDONLY)
+    os.close(number)
+    with pytest.raises(OSError, match=os.strerror(errno.EBADF)):
+        take(number)
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_link_in_the_place_of_a_half_is_not_followed(there: bool, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    if there:
+        elsewhere.write_bytes(b"somebody's")
+    (tmp_path / f".unfinished-a.json-{os.getpid()}").symlink_to(elsewhere)
+    path = put(tmp_path / "a.json", b"whole")
+    assert not path.is_symlink()
+    assert path.read_bytes() == b"whole"
+    assert elsewhere.exists() == there
+    if there:
+        assert elsewhere.read_bytes() == b"somebody's"
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_link_in_the_place_of_a_half_folder_is_not_followed(there: bool, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    if there:
+        elsewhere.mkdir()
+        (elsewhere / "somebody's").touch()
+    (tmp_path / ".out").symlink_to(elsewhere)
+    with appearing(tmp_path / "out", tmp_path / ".out") as half:
+        (half / "whole").touch()
+    assert not (tmp_path / "out").is_symlink()
+    assert os.listdir(tmp_path / "out") == ["whole"]
+    assert elsewhere.exists() == there
+    if there:
+        assert os.listdir(elsewhere) == ["somebody's"]
 
 
 def test_a_folder_is_made_by_one_process_at_a_time(tmp_path: Path) -> None:

@@ -67,6 +67,9 @@ def take(file: IO[str] | int, wait: bool = False, shared: bool = False) -> bool:
     except OSError as error:
         if error.errno not in WITHOUT_LOCKS:
             raise
+        number = file if isinstance(file, int) else file.fileno()
+        # What isn't open fails with the number of one of these errors too, and raises here.
+        os.fstat(number)
         # On a file system without locks nobody can be told apart, and work goes on as without them.
         return not shared
     return True
@@ -296,7 +299,7 @@ def replacing(path: Path, half: Path | None = None, flushed: bool = True) -> Ite
 
     It is `half`, on the same file system, or else a file beside `path` that no other process writes
     to. On any failure it goes, and so do the folders that were made for it. What isn't `flushed`
-    survives a kill but not a power failure.
+    survives a kill but not a power failure. A link in the place of the half is removed.
     """
     if half is None:
         beginning = f"{UNFINISHED}-{path.name}-"
@@ -306,6 +309,7 @@ def replacing(path: Path, half: Path | None = None, flushed: bool = True) -> Ite
         with undoing(path.parent, half):
             if not path.parent.exists():
                 path.parent.mkdir(parents=True, exist_ok=True)
+            _remove_link(half)
             yield half
             if flushed:
                 flush(half)
@@ -338,9 +342,11 @@ def appearing(folder: Path, half: Path) -> Iterator[Path]:
     failure it goes, with the parents made for it.
 
     The name of `half` is the same each time, so that what a killed process left is cleared by the
-    next one. An empty `folder` is replaced. Raises `OutputError` while another process is at it.
+    next one, and so is a link. An empty `folder` is replaced. Raises `OutputError` while another
+    process is at it.
     """
     with undoing(half.parent):
+        _remove_link(half)
         half.mkdir(parents=True, exist_ok=True)
         with locked_folder(half) as taken:
             if not taken:
@@ -357,6 +363,12 @@ def appearing(folder: Path, half: Path) -> Iterator[Path]:
                 # Only here: after the rename there may be another process's half.
                 shutil.rmtree(half, ignore_errors=True)
                 raise
+
+
+def _remove_link(half: Path) -> None:
+    """Remove a symbolic link where a half is to be written: where it leads is another's place."""
+    if half.is_symlink():
+        half.unlink()
 
 
 def _clear(folder: Path) -> None:
