@@ -30,6 +30,7 @@ from calibrant.errors import (
     WorkerError,
 )
 from calibrant.lab.study import driver
+from calibrant.lab.study.driver import WAITING
 from calibrant.lab.study.workers import (
     Process,
     Summary,
@@ -43,10 +44,11 @@ from calibrant.lab.study.workers import (
 from calibrant.results import STATISTICS, STUDY, Store
 from calibrant.results.live import DATABASE
 from calibrant.results.stored import BLOBS
+from calibrant.spec import identity
 from calibrant.system.progress import silent
 from calibrant.testing import tiny_folder
 
-from tests.study.mortal import worked
+from tests.study.mortal import Died, worked
 from tests.study.small import asked, claims, ended, forked, journals, results
 from tests.test_wire import Bomb
 
@@ -317,6 +319,43 @@ def waiting(monkeypatch: pytest.MonkeyPatch, *happen: Callable[[], object]) -> N
         left.pop(0)()
 
     monkeypatch.setattr(time, "sleep", sleep)
+
+
+@pytest.mark.parametrize("awaited", ["run", "tokens"])
+def test_no_run_is_blamed_for_workers_that_die_while_they_wait(
+    given: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, awaited: str
+):
+    study = asked(given, data=["random_tokens"], methods="wanda", evaluate=())
+    study.run(tmp_path / "before")
+    name = wanda_runs(tmp_path / "before")["random_tokens"]
+    if awaited == "tokens":
+        request = next(one for one in study.workload().requests if one.calibration is not None)
+        digits = identity([request.model, repr(request.calibration)]).removeprefix("sha256:")
+        name = f"{digits}.tokens"
+    told = list[str]()
+
+    def dies() -> None:
+        raise Died
+
+    def noted(what: str, _: str) -> bool:
+        told.append(what)
+        return False
+
+    with Store(tmp_path / "store") as store:
+        claim = store.claim(name)
+        assert claim is not None
+        waiting(monkeypatch, dies, dies, claim.free)
+        finished = worked(study, tmp_path / "store", noted)
+    assert (finished.computed, finished.failures) == (2, {})
+    assert len(finished.died) == 2
+    assert all(
+        sentence.endswith(" while it waited for others; another took its place")
+        for sentence in finished.died
+    )
+    # Three waited, and the third was told of again when it went on.
+    places = [place for place, what in enumerate(told) if what == WAITING[1]]
+    assert len(places) == 3
+    assert told[places[-1] + 1] == "wanda 0.5 on random_tokens"
 
 
 def wanda_runs(store: Path) -> dict[str, str]:

@@ -72,6 +72,9 @@ record or measurement. `few_tokens`: a model, a set, and a sentence. `done`: the
 request. `spent`: seconds by phase, and the most bytes of memory that the process had.
 """
 
+WAITING: Final[Message] = ["doing", "waiting for other workers", "", -1, ""]
+"""What a driver does that computes nothing, since others are at work on what it could do."""
+
 Report = Callable[[Message], None]
 
 PAUSE: Final = 0.5
@@ -140,6 +143,7 @@ class Driver:
         self._store = store
         self._work = work
         self._report = report
+        self._doing = WAITING
         self._forgiven = forgiven
         self._shared = shared
         self._left = set(range(len(work.requests)))
@@ -193,6 +197,8 @@ class Driver:
         """
         self._passed_over.add(index)
         if self._passed_over >= self._left:
+            # A run that was only looked at isn't what this driver would die at.
+            self._report(WAITING)
             time.sleep(PAUSE)
             self._passed_over.clear()
 
@@ -206,7 +212,7 @@ class Driver:
         if index not in self._resolved:
             if not self._open(index):
                 return True
-            self._report(["doing", request.label, request.provisional, index, ""])
+            self._begin(request.label, request.provisional, index)
             made = self._attempt(partial(self._resolve, request), request.provisional, request)
             if made is None:
                 return True
@@ -251,7 +257,7 @@ class Driver:
                     return False
             if not self._open(index):
                 return True
-            self._report(["doing", request.label, run_id, index, ""])
+            self._begin(request.label, run_id, index)
             make = partial(self._make, resolved, missing.recorded, state)
             if not self._attempt(make, run_id, request):
                 return True
@@ -259,9 +265,14 @@ class Driver:
         for text in missing.measures:
             label = f"{request.label}, measured by {text}"
             measure_id = resolved.measures[text]
-            self._report(["doing", label, measure_id, index, text])
+            self._begin(label, measure_id, index, text)
             self._attempt(partial(self._measure, resolved, text), measure_id, request, text)
         return True
+
+    def _begin(self, label: str, failed_id: str, index: int, evaluator: str = "") -> None:
+        """Report what this driver is doing from now on."""
+        self._doing = ["doing", label, failed_id, index, evaluator]
+        self._report(self._doing)
 
     def _open(self, index: int) -> bool:
         """Whether the model of a request is open.
@@ -275,7 +286,7 @@ class Driver:
         # Two models may be more than there is room for, so this one is let go first.
         self._model = ""
         self._loaded = None
-        self._report(["doing", f"opening {model}", "", index, ""])
+        self._begin(f"opening {model}", "", index)
         try:
             with self._clock.phase("open"):
                 opened = open_model(model, self._work.dtype, self._work.device)
@@ -340,7 +351,10 @@ class Driver:
         name = identity([request.model, repr(calibration)]).removeprefix("sha256:")
         path = self._shared / f"{name}.tokens"
         with ExitStack() as claims:
-            self._claim_file(claims, path.name, wait=True)
+            if not self._claim_file(claims, path.name):
+                self._report(WAITING)
+                self._claim_file(claims, path.name, wait=True)
+                self._report(self._doing)
             if path.exists():
                 return loaded.use_tokens(calibration, TOKENS.unpack(path.read_bytes()))
             batch = loaded.tokens(calibration)

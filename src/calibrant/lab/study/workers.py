@@ -33,7 +33,7 @@ import torch
 from calibrant.compress.costs import peak_memory
 from calibrant.data import mirror
 from calibrant.errors import CalibrantError, DataError, ModelError, SpecError, WorkerError
-from calibrant.lab.study.driver import Driver, Message, Report, failure
+from calibrant.lab.study.driver import WAITING, Driver, Message, Report, failure
 from calibrant.lab.study.request import StudyResult, Workload
 from calibrant.lab.study.sending import RemoteStore, packed, unpacked
 from calibrant.results import STUDY, Cell, Store
@@ -353,8 +353,12 @@ def _cause(doing: Message) -> str:
 def _give_up(summary: Summary, doing: Message, death: WorkerError, deaths: int) -> None:
     """Note what a worker died at.
 
-    Where that has happened before, record it as failed, so that no other worker tries it.
+    Where that has happened before, record it as failed, so that no other worker tries it. One that
+    only waited died at nothing.
     """
+    if doing == WAITING:
+        summary.died.append(f"{death} while it waited for others; another took its place")
+        return
     _, what, failed_id, index, measured = doing
     happened = f"{death} while at work on {what}"
     if deaths < DEATHS_ALLOWED:
