@@ -111,11 +111,11 @@ class BlockMethod(PartMethod, ABC):
         dropped = sum(len(edit.indices) for edit in job.done if isinstance(edit, DropBlocks))
         # The share is one of the model as it came.
         count = len(job.view.blocks) + dropped
-        return share_of(count, job.target, self.parts) - dropped
+        return count_of_share(count, job.target, self.parts) - dropped
 
     def check_model(self, view: ModelView, target: Target, targets: Mapping[str, Target]) -> None:
         super().check_model(view, target, targets)
-        share_of(len(view.blocks), target, self.parts)
+        count_of_share(len(view.blocks), target, self.parts)
 
 
 class ExpertMethod(PartMethod, ABC):
@@ -134,7 +134,7 @@ class ExpertMethod(PartMethod, ABC):
     def left_to_drop(self, job: Job) -> int:
         dropped = self.dropped(job)
         count = expert_layers(job.view)[0].count + dropped
-        return share_of(count, job.target, self.parts) - dropped
+        return count_of_share(count, job.target, self.parts) - dropped
 
     def check_model(self, view: ModelView, target: Target, targets: Mapping[str, Target]) -> None:
         super().check_model(view, target, targets)
@@ -145,7 +145,7 @@ class ExpertMethod(PartMethod, ABC):
         # A router must be left as many experts as it picks.
         fraction = as_share(target, self.parts).fraction
         for layer in layers:
-            remaining = layer.count - share_of(layer.count, target, self.parts)
+            remaining = layer.count - count_of_share(layer.count, target, self.parts)
             if remaining < layer.top_k:
                 most = (layer.count - layer.top_k) / layer.count
                 message = (
@@ -167,7 +167,7 @@ def as_share(target: Target, parts: Parts) -> Share:
     return target
 
 
-def share_of(count: int, target: Target, parts: Parts) -> int:
+def count_of_share(count: int, target: Target, parts: Parts) -> int:
     """Return how many of `count` parts a share of them is: rounded down, and at least one unless
     the share is 0.
 

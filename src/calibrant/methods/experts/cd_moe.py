@@ -21,7 +21,7 @@ from calibrant.methods._model_method import (
     PartMethod,
     as_share,
     check_blocks_together,
-    share_of,
+    count_of_share,
 )
 from calibrant.methods._searching import Choice, Space, Trials, eliminate
 from calibrant.methods.experts._condensing import (
@@ -101,7 +101,7 @@ class CDMoE(PartMethod):
 
     def left_to_drop(self, job: Job) -> int:
         done = sum(len(edit.layers) for edit in job.done if isinstance(edit, Condense))
-        return share_of(len(expert_layers(job.view)) + done, job.target, self.parts) - done
+        return count_of_share(len(expert_layers(job.view)) + done, job.target, self.parts) - done
 
     def check_model(self, view: ModelView, target: Target, targets: Mapping[str, Target]) -> None:
         super().check_model(view, target, targets)
@@ -113,7 +113,7 @@ class CDMoE(PartMethod):
         if self.experts > least:
             allowed = f"there are {least} experts in a layer; keep at most as many"
             raise SpecError(f"cd_moe(experts={self.experts}): {allowed}", subject="experts")
-        share_of(len(layers), target, self.parts)
+        count_of_share(len(layers), target, self.parts)
         # A model that can't be condensed is refused here, before anything is computed.
         condensed(view, {layers[0].block: Condensed(dict.fromkeys(range(self.experts), 1.0))})
 
