@@ -215,7 +215,10 @@ def _runs(counts: Mapping[str, Any]) -> Iterator[str]:
         method = "sparsegpt" if name.startswith("sparsegpt") else "gptq"
         once[name] = with_grams + counts["eliminations"][method]
     hours = " | ".join(f"hours at {rate}" for rate in RATES)
-    yield f"| method | runs of a model | compressing, PFLOP a run | measuring, PFLOP a run | all models, PFLOP | {hours} |"
+    yield (
+        "| method | runs of a model | compressing, PFLOP a run | measuring, PFLOP a run "
+        f"| all models, PFLOP | {hours} |"
+    )
     yield f"| --- |{' ---: |' * (4 + len(RATES))}"
     total = 0.0
     for name, runs in counts["runs"].items():

@@ -1,7 +1,8 @@
 """Runs of a study that are chosen by chance, computed again from nothing and held against their
 records.
 
-    CALIBRANT_DATA=… python -m studies.spot_check studies/smollm2.yaml studies/smollm2 AGAIN [--runs 10] [--seed 0] [--elsewhere]
+    CALIBRANT_DATA=… python -m studies.spot_check studies/smollm2.yaml studies/smollm2 AGAIN
+        [--runs 10] [--seed 0] [--elsewhere]
 
 Chooses among the runs whose record doesn't name another processor than this one: in bfloat16
 another rounds otherwise. With `--elsewhere` it chooses among those that don't name this one, which

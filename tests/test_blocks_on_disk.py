@@ -427,7 +427,8 @@ import torch
 from calibrant.compress import prune
 from calibrant.compress.room import held_now
 model, out, texts, promised, room = sys.argv[1:]
-words = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmData")).split()
+lines = Path("/proc/self/status").read_text().splitlines()
+words = next(line for line in lines if line.startswith("VmData")).split()
 limit = int(words[1]) * 1024 + int(room)
 resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
 torch.set_num_threads(1)

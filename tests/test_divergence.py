@@ -32,9 +32,9 @@ def test_they_are_the_sum_over_words(words: int, dtype: torch.dtype, apart: floa
     generator = torch.Generator().manual_seed(words)
     old = (torch.randn(2, words, generator=generator) * 4).to(dtype)
     new = (old.float() + apart * torch.randn(2, words, generator=generator)).to(dtype)
-    rounding = (
-        1e-6 * apart
-    )  # a logarithm in float32 is off by a few 1e-7, and a divergence grows with the square of what is apart
+    # A logarithm in float32 is off by a few 1e-7, and a divergence grows with the square of what is
+    # apart.
+    rounding = 1e-6 * apart
     assert divergences(old, new).tolist() == pytest.approx(
         literal(old, new), rel=1e-5, abs=rounding
     )

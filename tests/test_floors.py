@@ -176,7 +176,8 @@ import calibrant.cli
 
 if needless := {'sqlite3', 'msgspec', 'psutil', 'numpy'} & sys.modules.keys():
     sys.exit(f'every command waits for {needless}')
-HEAVY = {'torch', 'transformers', 'datasets', 'numba', 'pyarrow', 'polars', 'scipy', 'sklearn', 'altair'}
+HEAVY = {'torch', 'transformers', 'datasets', 'numba'}
+HEAVY |= {'pyarrow', 'polars', 'scipy', 'sklearn', 'altair'}
 for name in sys.argv[1:]:
     importlib.import_module(name)
     if heavy := HEAVY & sys.modules.keys():

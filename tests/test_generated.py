@@ -55,7 +55,10 @@ class Chemistry(StoredSource):
     fields = ("question", "answer")
 
     def read(self) -> SourceRows:
-        return SourceRows(divide(Row(question=f"What is the symbol of element {i}?", answer=f"E{i}") for i in range(400)), "made here")
+        rows: list[Row] = []
+        for i in range(400):
+            rows.append(Row(question=f"What is the symbol of element {i}?", answer=f"E{i}"))
+        return SourceRows(divide(rows), "made here")
 '''
 METHOD = '''
 """Half of magnitude."""

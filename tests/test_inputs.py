@@ -504,7 +504,7 @@ def test_a_model_that_rounds_inputs_is_compressed_further(
 
 @pytest.mark.parametrize("propagate", ["arrival", "dense"])
 def test_scales_for_a_mix_reach_as_far_as_each_of_its_sets(propagate: str, folder: str, texts: str):
-    """A set counts by its share in what weights are fitted to, and fully in how far inputs reach."""
+    """A set counts by its share in what weights are fitted to, fully in how far inputs reach."""
     reaches: dict[str, float] = {}
     name = "model.layers.0.self_attn.q_proj"
     for data in (texts, "random_tokens", f"mix(one={texts!r}, other=random_tokens, weight=0.5)"):

@@ -202,7 +202,8 @@ def test_staying_neurons():
 def test_a_planted_neuron_is_found(spoken: Mapping[str, str]):
     opened = tiny()
     block = opened.model.model.layers[0]
-    block.self_attn.o_proj.weight.zero_()  # so that the first feed-forward sees a letter and nothing else
+    # So the first feed-forward sees a letter and nothing else.
+    block.self_attn.o_proj.weight.zero_()
     ids = torch.tensor(opened.tokenizer("abcdefghijklmnopqrstuvwxyz")["input_ids"])
     seen = block.post_attention_layernorm(opened.model.model.embed_tokens(ids))
     block.mlp.gate_proj.weight[7] = torch.linalg.lstsq(

@@ -229,7 +229,8 @@ def searched(rank: int, folder: Path) -> dict[str, Any]:
 
 def commanded(folder: Path) -> list[object]:
     """The exit codes of a command that works and of one whose output folder is taken."""
-    words = f"prune {folder / 'model'} --data {folder / 'mine.jsonl'} --samples 6 --length 700 --dtype float32 --json".split()
+    sizes = "--samples 6 --length 700 --dtype float32 --json"
+    words = f"prune {folder / 'model'} --data {folder / 'mine.jsonl'} {sizes}".split()
     _frame.PATIENCE, codes = 0.1, list[object]()
     for target in ("0.5", "0.75"):
         sys.argv = ["calibrant", *words, "--out", str(folder / "told"), "--target", target]

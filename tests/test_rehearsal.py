@@ -38,9 +38,7 @@ def test_a_matrix_that_two_blocks_share_is_left() -> None:
         assert found.left(propagate).keys() == {"model.layers.1.mlp.up_proj"}
 
 
-def test_a_matrix_that_is_read_otherwise_or_in_part_is_left_and_asking_for_its_type_is_no_reading() -> (
-    None
-):
+def test_a_matrix_read_otherwise_or_in_part_is_left_and_asking_for_its_type_is_no_reading() -> None:
     model = tiny_model("llama")
     layers = model.model.layers
     down, up, typed = layers[1].mlp.down_proj, layers[2].mlp.up_proj, layers[0].mlp.up_proj

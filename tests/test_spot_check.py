@@ -55,7 +55,7 @@ def test_a_loss_or_a_mask_that_moved_does_not(tmp_path: Path):
     assert not any(found.same for found in again(one, masked, cells))
 
 
-def test_without_a_mask_errors_of_matrices_are_held_against_each_other_and_without_matrices_the_blocks_that_went(
+def test_without_a_mask_errors_of_matrices_are_compared_and_without_matrices_the_blocks_that_went(
     tmp_path: Path,
 ):
     store = kept(tmp_path)

@@ -73,8 +73,8 @@ def linked(told: str) -> set[str]:
 
 
 def without_a_table(told: str, pages: set[str], others: set[str], where: str) -> Iterator[str]:
-    """The numbers that no table of these pages has, and the shares that none of these and the others
-    has.
+    """The numbers that no table of these pages has, and the shares that none of these and the
+    others has.
 
     Without the facts of the page `where` it is told.
     """

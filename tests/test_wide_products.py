@@ -1,4 +1,4 @@
-"""Products of matrices of 16 bits in float32, where the processor can't multiply them as they are."""
+"""Products of matrices of 16 bits in float32, where a processor can't multiply them as they are."""
 
 import platform
 from collections.abc import Callable

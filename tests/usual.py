@@ -21,14 +21,10 @@ def usually(names: Iterable[str], usual: Collection[str] = FAMILIES) -> list[Par
 
 def two_hundred_lines(folder: Path) -> str:
     """A file of texts, none like another, that anything can be calibrated or measured on."""
-    lines = [
-        json.dumps(
-            {
-                "text": f"line {i} says that {i} and {i + 1} make {2 * i + 1}, and then some more words follow"
-            }
-        )
-        for i in range(200)
-    ]
+    lines: list[str] = []
+    for i in range(200):
+        told = f"line {i} says that {i} and {i + 1} make {2 * i + 1}"
+        lines.append(json.dumps({"text": f"{told}, and then some more words follow"}))
     path = folder / "mine.jsonl"
     path.write_text("\n".join(lines))
     return str(path)

@@ -1,6 +1,6 @@
 """Is it the kind of text, or how many tokens there are and how long its documents?
 
-    CALIBRANT_DATA=… python -m studies.ablations.run           # `--tables` only prints what is there
+    CALIBRANT_DATA=… python -m studies.ablations.run  # `--tables` only prints what is there
 
 SmolLM2-135M-Instruct (dequantized from Q4_1), Wanda at 60 %, bfloat16, three disjoint draws an arm,
 held against what `studies/smollm2` has of C4 and of GSM8K at 8,192 tokens, with some of its

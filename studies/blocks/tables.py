@@ -103,7 +103,10 @@ def searches(every: Iterable[Arm]) -> Iterator[str]:
     """Rows: what the best choice loses on the tokens that were searched on and on others of the
     same set, as an increase over the untouched model.
     """
-    yield "| target | searched on | method | increase there | increase on others of the set | choices measured |"
+    yield (
+        "| target | searched on | method | increase there | increase on others of the set "
+        "| choices measured |"
+    )
     yield "| --- | --- | --- | ---: | ---: | ---: |"
     for arm in every:
         if arm.name == "short_gpt":
@@ -111,7 +114,8 @@ def searches(every: Iterable[Arm]) -> Iterator[str]:
         there = statistics.mean(map(_increase, arm.notes))
         others = statistics.mean(_increase(note["held_out"]) for note in arm.notes)
         measured = statistics.mean(note["measured"] for note in arm.notes)
-        yield f"| {arm.target} | {SETS[arm.data]} | `{arm.name}` | {there:.3f} | {others:.3f} | {measured:.0f} |"
+        searched = f"| {arm.target} | {SETS[arm.data]} | `{arm.name}` |"
+        yield f"{searched} {there:.3f} | {others:.3f} | {measured:.0f} |"
 
 
 def _increase(note: Mapping[str, Any]) -> float:
@@ -134,7 +138,10 @@ def overlaps(every: list[Arm]) -> Iterator[str]:
     """Rows: which share of the dropped blocks two draws of a set have in common, and two draws
     of different sets, for each method.
     """
-    yield "| target | method | two draws of a set | two sets | C4 and arithmetic | a set and random tokens | by chance | the set's part |"
+    yield (
+        "| target | method | two draws of a set | two sets | C4 and arithmetic "
+        "| a set and random tokens | by chance | the set's part |"
+    )
     yield "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |"
     by_label: dict[tuple[str, str], dict[str, list[frozenset[int]]]] = {}
     for arm in every:

@@ -1,6 +1,8 @@
 """What the cross-source error says of the sets of study.yaml before any of them is used to prune.
 
-    CALIBRANT_DATA=… python -m studies.choosing.predict        # then: calibrant study studies/choosing/study.yaml --out studies/choosing/results
+    CALIBRANT_DATA=… python -m studies.choosing.predict
+    # then:
+    calibrant study studies/choosing/study.yaml --out studies/choosing/results
 
 For each draw, each set is walked through once in the untouched model, and so is what each of the
 six domains holds out. `predicted.json` gets the mean relative error of matrices, tr((W−Ŵ)G(W−Ŵ)ᵀ) /

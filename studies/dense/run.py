@@ -57,26 +57,34 @@ HEAD = """# What the dense model can do
 NOTES = """
 ## Method and limits
 
-SmolLM2-135M-Instruct (dequantized from Q4_1), bfloat16, zero-shot, on the first {items} questions (in the order of their hashes) of each set's
-measured part, all of them where there are fewer: `python studies/dense/run.py`, whose records lie beside it. The data are those of the local
-mirror, which is not always the published set; `calibrant inspect` says how each differs.
+SmolLM2-135M-Instruct (dequantized from Q4_1), bfloat16, zero-shot, on the first {items} questions
+(in the order of their hashes) of each set's measured part, all of them where there are fewer:
+`python studies/dense/run.py`, whose records lie beside it. The data are those of the local mirror,
+which is not always the published set; `calibrant inspect` says how each differs.
 
-A set whose accuracy is at chance in the dense model can't show what compression did to it: there is nothing to lose. The last column says whether
-accuracy is above chance by more than two standard errors, by the scoring in bold. That is a published convention, OLMES (Gu et al. 2024,
-arXiv:2406.08446), for the sets that it has, and plain accuracy for the others; it isn't the best of the three, which would be above chance more
-often than it should. (Only its choice of scoring: OLMES shows five examples and counts characters; here are none, and bytes.) Were all {sets} sets at
+A set whose accuracy is at chance in the dense model can't show what compression did to it: there is
+nothing to lose. The last column says whether accuracy is above chance by more than two standard
+errors, by the scoring in bold. That is a published convention, OLMES (Gu et al. 2024,
+arXiv:2406.08446), for the sets that it has, and plain accuracy for the others; it isn't the best of
+the three, which would be above chance more often than it should. (Only its choice of scoring: OLMES
+shows five examples and counts characters; here are none, and bytes.) Were all {sets} sets at
 chance, about {chances:.1f} of them would still be called above it.
 
-`acc`: the likeliest choice is right; `acc_norm`: the likeliest for its length in bytes; `acc_prior`: the one whose log likelihood the question raises
-most over that behind the bare `Answer:`. WinoGrande scores what follows the gap, which is the same for both names, so its first two agree. Answers
-that are numbers are ranked among three wrong ones, made by the rule in `evaluators/_prompts.py`. It was changed once, after 50 questions of GSM8K:
-numbers of the question itself as wrong ones put a model that copies at 4 %. `loss` is that of the right answer, `solution` that of the worked
-solution, in nats per token; accuracies are in percent; all ± one standard error over questions.
+`acc`: the likeliest choice is right; `acc_norm`: the likeliest for its length in bytes;
+`acc_prior`: the one whose log likelihood the question raises most over that behind the bare
+`Answer:`. WinoGrande scores what follows the gap, which is the same for both names, so its first
+two agree. Answers that are numbers are ranked among three wrong ones, made by the rule in
+`evaluators/_prompts.py`. It was changed once, after 50 questions of GSM8K: numbers of the question
+itself as wrong ones put a model that copies at 4 %. `loss` is that of the right answer, `solution`
+that of the worked solution, in nats per token; accuracies are in percent; all ± one standard error
+over questions.
 
-`blind` is what the scoring in bold would get without the question: how often the right answer comes first behind the bare `Answer:`. `acc_prior` has
-taken that out and has none. Where an accuracy isn't two of its standard errors above `blind` (one label is the most frequent, or right answers are
-likely texts by themselves), little of it comes from reading the question: it can show that a model lost its sense of which answers are likely, and no
-more. Two thirds of BoolQ's answers are `yes`, so 66 % is what always saying so gets there.
+`blind` is what the scoring in bold would get without the question: how often the right answer comes
+first behind the bare `Answer:`. `acc_prior` has taken that out and has none. Where an accuracy
+isn't two of its standard errors above `blind` (one label is the most frequent, or right answers are
+likely texts by themselves), little of it comes from reading the question: it can show that a model
+lost its sense of which answers are likely, and no more. Two thirds of BoolQ's answers are `yes`, so
+66 % is what always saying so gets there.
 """
 
 

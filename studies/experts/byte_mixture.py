@@ -1,8 +1,10 @@
 """A byte-level mixture of experts to try methods on, with truths planted in it where that is asked;
 and what it has learnt.
 
-    python -m studies.experts.byte_mixture OUT                                      # as it was trained, in about a minute of one core
-    python -m studies.experts.byte_mixture OUT --dead 1:3 --doubled 2:0:7           # block:expert, and block:expert:copy
+    # as it was trained, in about a minute of one core
+    python -m studies.experts.byte_mixture OUT
+    # dead is block:expert, and doubled block:expert:copy
+    python -m studies.experts.byte_mixture OUT --dead 1:3 --doubled 2:0:7
 
 The recipe, seeds included, is `tests/trained_mixture.py`; weights are not kept in the repository.
 The record (`byte_mixture.json`) has the held-out losses of the model as it was trained and with the

@@ -1,7 +1,7 @@
 """What condensing costs the byte-level mixture: shared experts alone (S), with a few others (SR),
 trained a little, or nothing left of the layer.
 
-    python -m studies.experts.condensed              # measures, prints a table, and writes `condensed.json`
+    python -m studies.experts.condensed  # measures, prints a table, and writes `condensed.json`
 
 CD-MoE's own comparison, on a model that anybody can train in a minute. Calibrated on all three
 texts that the model was trained on, or on arithmetic; measured on held-out rows of each. Every

@@ -1,7 +1,9 @@
 """Do the criteria find what was planted? A dead expert and a doubled one in every layer of the
 mixture of `three_texts.py`, in several places.
 
-    CALIBRANT_DATA=… python -m studies.experts.planted MODEL      # writes `planted.json`; tables.py has its table
+    CALIBRANT_DATA=… python -m studies.experts.planted MODEL
+
+Writes `planted.json`; tables.py has its table.
 
 Asked of the paper: a dead expert goes first by the smallest `ean`, `euf` and `ege`; a doubled one
 by the largest `ews` and `eas`. A dead expert has zeros for numbers and the mean of the other rows

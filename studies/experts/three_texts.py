@@ -1,7 +1,9 @@
 """A byte-level mixture of experts that has read three kinds of text, to ask which of its experts go
 with which.
 
-    CALIBRANT_DATA=… python -m studies.experts.three_texts OUT      # a few minutes of one core; started again, it goes on
+    CALIBRANT_DATA=… python -m studies.experts.three_texts OUT
+
+It takes a few minutes of one core; started again, it goes on.
 
 The tests' own mixture (`tests/trained_mixture.py`), trained on with three times as much text: C4,
 GSM8K with its solutions and the source of Python's standard library, of each the rows that

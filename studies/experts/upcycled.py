@@ -1,7 +1,9 @@
 """SmolLM2 as a mixture of experts: its feed-forward networks split by co-activation, with routers
 that were taught by the dense model.
 
-    CALIBRANT_DATA=… python -m studies.experts.upcycled OUT            # `--record` measures it too, and writes `upcycled.json`
+    CALIBRANT_DATA=… python -m studies.experts.upcycled OUT
+
+With `--record` it is measured too, and `upcycled.json` is written.
 
 What it is for: trying methods for experts on a model that has read more than a few hundred
 kilobytes. The record will say how far its loss is from the dense model's for each number of picked

@@ -111,7 +111,8 @@ def by_set(results: Results) -> Iterator[str]:
                 cell = f"{mean:.3f}" if half is None else f"{mean:.3f} ± {half:.3f}"
                 cells.append(f"**{cell}**" if own == data else cell)
             bits = results.bits[target, method]
-            yield f"| {target} | `{method}` | {bits:.2f} | {data or 'nothing'} | {' | '.join(cells)} |"
+            divergences = " | ".join(cells)
+            yield f"| {target} | `{method}` | {bits:.2f} | {data or 'nothing'} | {divergences} |"
 
 
 def by_order(results: Results) -> Iterator[str]:
@@ -133,7 +134,10 @@ def by_choice(results: Results) -> Iterator[str]:
     """Rows: what the choice of the calibration text is worth to a method, relative to the
     divergence with the matching text.
     """
-    yield "| target | method | matching text | other text | other over matching | least and most of six pairs | worst over best set | draws apart |"
+    yield (
+        "| target | method | matching text | other text | other over matching "
+        "| least and most of six pairs | worst over best set | draws apart |"
+    )
     yield "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |"
     for (target, method), sets in results.of.items():
         if not set(KINDS.values()) <= sets.keys():

@@ -168,7 +168,10 @@ def averages(every: list[Arm], asked: Mapping[str, str]) -> Iterator[str]:
 
     Each difference jointly over the other sets of a method.
     """
-    yield "| method | calibrated on | mean | more than with equal shares by | less than with English by |"
+    yield (
+        "| method | calibrated on | mean | more than with equal shares by "
+        "| less than with English by |"
+    )
     yield "| --- | --- | ---: | ---: | ---: |"
     for method, arms_of in _by_method(every).items():
         sides: dict[str, Measured] = {}
@@ -225,7 +228,10 @@ def overlaps(every: list[Arm]) -> Iterator[str]:
     The draws of equal shares lie within the first draw of each language, which is left out beside
     them.
     """
-    yield "| method | two draws | two languages | least alike | and equal shares | random masks | the language's part |"
+    yield (
+        "| method | two draws | two languages | least alike | and equal shares | random masks "
+        "| the language's part |"
+    )
     yield "| --- | ---: | ---: | --- | ---: | ---: | ---: |"
     for method, arms_of in _by_method(every).items():
         kept = {arm.data: arm.kept for arm in arms_of}

@@ -1,7 +1,7 @@
 """What do tokens, damping and mixing buy against a SparseGPT that is fitted too closely to its
 calibration set?
 
-    CALIBRANT_DATA=… python -m studies.levers.run              # `--tables` only prints what is there
+    CALIBRANT_DATA=… python -m studies.levers.run  # `--tables` only prints what is there
 
 SmolLM2-135M-Instruct (dequantized from Q4_1), SparseGPT at 60 % in `arrival`, three disjoint draws
 an arm, held-out loss of the six domains of `studies/choosing`, which has what 8,192 tokens of each

@@ -126,7 +126,10 @@ def curves(pair: str) -> Iterator[str]:
     """
     domain, general = (NAMES[data] for data in PAIRS[pair])
     found = groups(pair)
-    yield f"| {_headed(found)} | share of {domain} | mean of both | on {domain} | of the gain | on {general} | better on both |"
+    yield (
+        f"| {_headed(found)} | share of {domain} | mean of both | on {domain} | of the gain "
+        f"| on {general} | better on both |"
+    )
     yield f"|{' --- |' * len(_labels(found))} --- | ---: | ---: | ---: | ---: | --- |"
     for label, group in found.items():
         means = {share: list(map(statistics.mean, way.losses)) for share, way in group.items()}
@@ -148,7 +151,8 @@ def curves(pair: str) -> Iterator[str]:
                     better.append(other)
             gain = _part_of_the_gain(on_domain, share)
             of_both, of_domain, of_general = cells
-            yield f"| {_told(label, found)} | {share} | {of_both} | {of_domain} | {gain} | {of_general} | {', '.join(better)} |"
+            losses = f"{of_both} | {of_domain} | {gain} | {of_general}"
+            yield f"| {_told(label, found)} | {share} | {losses} | {', '.join(better)} |"
 
 
 def _part_of_the_gain(on_domain: Mapping[str, float], share: str) -> str:
@@ -218,7 +222,8 @@ def walked_anew() -> Iterator[str]:
     one_pass = groups("arithmetic")["smollm2", "sparsegpt"]
     for share, way in groups("arithmetic", ARRIVAL)["smollm2", "sparsegpt"].items():
         better = contrast(_of(one_pass[share], way.texts), _of(way, way.texts))
-        yield f"| {share} | {' | '.join(map(with_range, way.losses))} | {with_interval(better, False)} |"
+        losses = " | ".join(map(with_range, way.losses))
+        yield f"| {share} | {losses} | {with_interval(better, False)} |"
 
 
 def better_than_both() -> Mapping[tuple[str, str, str, str], float | None]:

@@ -33,7 +33,13 @@ told = json.loads(sys.argv[1])
 torch.set_num_threads(told.pop("threads"))
 done = prune(**told)
 how = done.record.provenance
-print(json.dumps({"seconds": how["seconds"]["compress"], "peak": how["peak_memory_bytes"], "threads": how["threads"], "versions": how["versions"]}))
+facts = {
+    "seconds": how["seconds"]["compress"],
+    "peak": how["peak_memory_bytes"],
+    "threads": how["threads"],
+    "versions": how["versions"],
+}
+print(json.dumps(facts))
 """
 """The process that is measured."""
 

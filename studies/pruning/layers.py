@@ -41,7 +41,9 @@ METHODS: Final = {
     "ria": "where wanda loses a whole input or output; on SmolLM2 the model lost more",
     "sparsegpt": "to compare with what others publish",
     "admm": "for as little loss with C4 as refined, at one and a half times its effort",
-    "refined(start=sparsegpt, swaps=25)": "not at all: less error of matrices, and more loss of the model",
+    "refined(start=sparsegpt, swaps=25)": (
+        "not at all: less error of matrices, and more loss of the model"
+    ),
     "refined": "first",
     "alps": "where time doesn't matter; with C4 it wasn't shown to lose less than refined",
 }

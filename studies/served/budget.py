@@ -1,5 +1,7 @@
-"""What the runs of budget.yaml say, from the store beside this file: python -m studies.served.budget
-prints the tables of docs/findings/budget.md, and writes them there with --write.
+"""What the runs of budget.yaml say, from the store beside this file.
+
+`python -m studies.served.budget` prints the tables of docs/findings/budget.md, and writes them
+there with `--write`.
 
 Divergences are nats per token from the untouched model, on rows that no draw calibrates on.
 """

@@ -3,9 +3,9 @@ studies.served.tables [--write]
 
 With `--write` the picture is drawn too; picture.json has its numbers.
 
-Divergences are nats per token, KL(dense ‖ compressed), on rows that no draw calibrates on. They have
-four digits: at eight bits a model is some hundredths of a nat from the dense one. The analysis was
-fixed before the first run. What isn't computed yet is left empty.
+Divergences are nats per token, KL(dense ‖ compressed), on rows that no draw calibrates on. They
+have four digits: at eight bits a model is some hundredths of a nat from the dense one. The analysis
+was fixed before the first run. What isn't computed yet is left empty.
 """
 
 import statistics

@@ -152,7 +152,9 @@ def survival(results: Results, shares: Shares) -> Iterator[str]:
     """Rows: whether what a set holds more often is kept better with it: all words, by Spearman,
     over words and over draws.
     """
-    yield "| method | removed | words | share and what is kept: Spearman | 95 % over words | draws |"
+    yield (
+        "| method | removed | words | share and what is kept: Spearman | 95 % over words | draws |"
+    )
     yield "| --- | ---: | ---: | ---: | ---: | ---: |"
 
     def correlated(one: KeptWords) -> tuple[np.ndarray, np.ndarray]:
@@ -178,7 +180,10 @@ def groups(results: Results, shares: Shares) -> Iterator[str]:
     """Rows: what arithmetic kept more than C4 did of the two groups named beforehand, and of all
     words.
     """
-    yield "| method | removed | group | words | how much more often arithmetic has them | arithmetic kept more by | 95 % over words | draws |"
+    yield (
+        "| method | removed | group | words | how much more often arithmetic has them "
+        "| arithmetic kept more by | 95 % over words | draws |"
+    )
     yield "| --- | ---: | --- | ---: | ---: | ---: | ---: | ---: |"
     for of in kept_words_in(results):
         words, difference = differences(of)

@@ -32,7 +32,9 @@ class Uneven(Allocation):
     lack: bool = False
 
     def share(self, matrices, target):
-        shares = {weight.name: Sparsity(target.fraction / (1 + weight.block)) for weight in matrices}
+        shares = {}
+        for weight in matrices:
+            shares[weight.name] = Sparsity(target.fraction / (1 + weight.block))
         return dict(list(shares.items())[1:]) if self.lack else shares
 """
 

@@ -7,14 +7,17 @@ import random
 from typing import Any, Final
 
 ODD: Final = (
-    "\x00", "\x07", "\x1b[2J", "\u202e", "\ud800", "\ufeff", "\u2028", "é", "数", "🙂", "'", '"', "\\", "\n", "\t", "(", ")", "[", "{", "=", ",", ":",
-    "@", "*", "+", "-", ".", "/", "~", "..", "%s", "{}", "$HOME", "<b>", "9" * 5000, "1e400", "1e999999999", "nan", "-inf", "٣", "0x10", "None",
+    "\x00", "\x07", "\x1b[2J", "\u202e", "\ud800", "\ufeff", "\u2028", "é", "数", "🙂", "'", '"',
+    "\\", "\n", "\t", "(", ")", "[", "{", "=", ",", ":", "@", "*", "+", "-", ".", "/", "~", "..",
+    "%s", "{}", "$HOME", "<b>", "9" * 5000, "1e400", "1e999999999", "nan", "-inf", "٣", "0x10",
+    "None",
 )  # fmt: skip
 """Pieces that a text is mended with."""
 
 HOSTILE: Final[tuple[Any, ...]] = (
-    None, True, False, 0, -1, 1, 2**31, 2**63, 10**12, 0.5, float("nan"), float("inf"), -1e308, "", " ", "x", "null", "\ud800", "\x1b[31m", "../up",
-    "/dev/zero", "~nouser", "x" * 100_000, [], {}, [None], [[]], {"": None}, [1, "a", None], {"a": {"b": {"c": []}}}, 10**400,
+    None, True, False, 0, -1, 1, 2**31, 2**63, 10**12, 0.5, float("nan"), float("inf"), -1e308,
+    "", " ", "x", "null", "\ud800", "\x1b[31m", "../up", "/dev/zero", "~nouser", "x" * 100_000,
+    [], {}, [None], [[]], {"": None}, [1, "a", None], {"a": {"b": {"c": []}}}, 10**400,
 )  # fmt: skip
 """Values that stand where others belong."""
 

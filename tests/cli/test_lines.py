@@ -31,9 +31,10 @@ def slow(monkeypatch: pytest.MonkeyPatch, clock: SetClock) -> None:
     monkeypatch.setattr(ProgressLines, "watching", watching)
 
 
+PRUNE = "prune MODEL --out pruned --data python_docs --samples 4 --length 64 --dtype float32"
 COMMANDS = {
-    "--quiet prune MODEL --out pruned --data python_docs --samples 4 --length 64 --dtype float32": "",
-    "prune MODEL --out pruned --data python_docs --samples 4 --length 64 --dtype float32": "wanda 0.5 1/",
+    f"--quiet {PRUNE}": "",
+    PRUNE: "wanda 0.5 1/",
     "survey python_docs random_tokens --model MODEL --tokens 64 --length 32": "survey 0/2",
 }
 

@@ -67,7 +67,7 @@ def guests(plugged: Callable[..., None]) -> None:
 pytestmark = pytest.mark.usefixtures("guests")
 
 
-def test_the_documentation_shows_the_example_as_it_is_and_its_method_of_ten_minutes_keeps_the_contract(
+def test_the_documentation_shows_the_example_as_it_is_and_its_method_keeps_the_contract(
     plugged: Callable[..., None],
 ) -> None:
     page = (EXAMPLES.parent / "docs/extending.md").read_text()
@@ -165,7 +165,7 @@ def test_a_transform_keeps_the_function(tmp_path: Path) -> None:
         assert not torch.equal(opened.model(IDS).logits, before)
 
 
-def test_an_allocation_that_looks_makes_the_data_part_of_the_identity_and_its_shares_average_to_what_was_asked(
+def test_an_allocation_that_looks_has_data_in_its_identity_and_shares_whose_mean_was_asked_for(
     tmp_path: Path,
 ) -> None:
     model = str(tiny_folder(tmp_path / "model"))

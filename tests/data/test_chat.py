@@ -117,7 +117,7 @@ def test_the_tokens_are_those_of_the_tokenizers_own_template(family: str, form: 
     for row, ids, mask in zip(batch.rows, batch.ids, batch.mask, strict=True):
         found[row.key] = ids[mask].tolist()
     assert found == wanted
-    # None is lost without a word. Rows come in the order of their keys, up to the last that is used.
+    # None is lost without a word. Rows come in the order of their keys, up to the last one used.
     (facts,) = batch.facts["parts"]
     assert sum(facts["refused"].values()) == sum(key < max(wanted) for key in refused)
     assert len(wanted) + len(refused) == len(CONVERSATIONS)

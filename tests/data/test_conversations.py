@@ -217,7 +217,8 @@ def test_a_system_prompt_stands_beside_the_messages_or_first_among_them() -> Non
 def test_a_conversation_is_what_it_was_before_there_were_calls() -> None:
     messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "<think>"}]
     (row,) = read({"messages": messages})
-    told = '{"answer": "<think>", "question": "Hi", "turns": [["user", "Hi"], ["assistant", "<think>"]]}'
+    turns = '[["user", "Hi"], ["assistant", "<think>"]]'
+    told = f'{{"answer": "<think>", "question": "Hi", "turns": {turns}}}'
     assert row.key == hashlib.sha256(told.encode()).hexdigest()
 
 

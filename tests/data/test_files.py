@@ -18,7 +18,9 @@ from tests.data.written import packed, tabled, written
 
 TEXTS = {
     "NUL": "before\x00after",
-    "controls": "bell \x07 escape \x1b[31m delete \x7f next line \x85 separators \x1c\x1d\x1e form \x0b\x0c",
+    "controls": (
+        "bell \x07 escape \x1b[31m delete \x7f next line \x85 separators \x1c\x1d\x1e form \x0b\x0c"
+    ),
     "line separators": "one\u2028two\u2029three",
     "right to left": "שלום \u202eevil\u202c مرحبا",
     "combining": "e\u0301\u0327 Z\u0351\u036b\u0343",

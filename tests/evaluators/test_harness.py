@@ -109,7 +109,9 @@ num_fewshot: 0
 output_type: loglikelihood
 doc_to_text: "{{question}}"
 doc_to_target: " {{options[0]}}"
-metric_list: [{metric: perplexity, aggregation: perplexity, higher_is_better: false}, {metric: acc, aggregation: mean, higher_is_better: true}]
+metric_list:
+  - {metric: perplexity, aggregation: perplexity, higher_is_better: false}
+  - {metric: acc, aggregation: mean, higher_is_better: true}
 """
 GROUP = "group: tiny_group\ntask: [tiny_choice, tiny_blank]\n"
 GONE = """

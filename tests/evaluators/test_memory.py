@@ -143,7 +143,8 @@ from calibrant.compress.room import held_now
 from calibrant.evaluators import evaluate
 model, texts, promised, room = sys.argv[1:]
 torch.set_num_threads(1)
-words = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmData")).split()
+lines = Path("/proc/self/status").read_text().splitlines()
+words = next(line for line in lines if line.startswith("VmData")).split()
 limit = int(words[1]) * 1024 + int(room)
 resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
 memory = (held_now() + int(room)) / 1e9 if promised == "promised" else None

@@ -33,10 +33,16 @@ class CodesOnly(Export):
 
     def check(self, method, target, opened, view):
         if not isinstance(target, Grid):
-            raise OutputError(f"codes_only holds what is rounded to a grid, and {target} is none; leave --export codes_only out")
+            raise OutputError(
+                f"codes_only holds what is rounded to a grid, and {target} is none; "
+                "leave --export codes_only out"
+            )
 
     def write(self, made: CompressedModel, folder: Path) -> None:
-        lines = [f"{edit.weight.name} {edit.compressed.packed.codes.numel()}" for edit in made.edits if isinstance(edit, Replace)]
+        lines = []
+        for edit in made.edits:
+            if isinstance(edit, Replace):
+                lines.append(f"{edit.weight.name} {edit.compressed.packed.codes.numel()}")
         (folder / "codes.txt").write_text("\\n".join(lines))
         if self.full:
             raise OSError(28, "No space left on device")

@@ -109,9 +109,9 @@ def test_dead_inputs_are_rounded_to_nearest_and_matter_to_no_other():
     nearest = methods.build("rtn").compress(weight, Seen({}), parse_target("w4g16")).packed
     assert torch.equal(found.codes[:, 5::7], nearest.codes[:, 5::7])
     other = weight.clone()
-    other[:, 5::7] *= (
-        0.99  # the reach of a group may shrink with it, so only groups whose largest weight is elsewhere are compared
-    )
+    # The reach of a group may shrink with it, so only groups whose largest weight is elsewhere are
+    # compared.
+    other[:, 5::7] *= 0.99
     again = packed("gptq", other, Gram.of(x), "w4g16")
     same = (found.scales == again.scales).all(1)
     alive = torch.ones(64, dtype=torch.bool)

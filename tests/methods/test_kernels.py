@@ -200,7 +200,9 @@ from calibrant.methods import _kernel
 from calibrant.methods._elimination import eliminate
 from calibrant.methods._elimination import Factor
 from calibrant.targets import NofM
-print(type(_kernel.eliminate._cache).__name__, eliminate(torch.ones(1, 4), Factor(torch.eye(4), torch.ones(4), {}), NofM(1, 4), 4).tolist())
+cache = type(_kernel.eliminate._cache).__name__
+factor = Factor(torch.eye(4), torch.ones(4), {})
+print(cache, eliminate(torch.ones(1, 4), factor, NofM(1, 4), 4).tolist())
 """
 
 

@@ -64,7 +64,7 @@ def test_with_one_source_it_is_refined():
     assert torch.allclose(robust, refined, rtol=1e-8, atol=1e-10)
 
 
-def test_a_source_that_does_not_reach_a_matrix_has_no_say_and_one_that_gives_nothing_loses_nothing():
+def test_a_source_that_misses_a_matrix_has_no_say_and_one_that_gives_nothing_loses_nothing():
     weight, x = torch.randn(24, 64, dtype=torch.float64), two_sources()[0]
     alone, beside = (
         Robust().compress(weight, joined(seen, [0.5, 0.5][: len(seen)]), Sparsity(0.5))

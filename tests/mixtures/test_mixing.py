@@ -171,7 +171,9 @@ def test_masks_are_those_of_pruning_with_the_expression_to_the_bit(
     compress(opened, seen_by, chosen.tokens(opened.tokenizer), asked)
     if method == "wanda":
         assert all(torch.equal(weight.get(), expected[weight.name]) for weight in seen_by.weights)
-    else:  # what is read from the disk has one triangle, mirrored; a walk's Gram may differ from it in the last bit
+    else:
+        # What is read from the disk has one triangle, mirrored; a walk's Gram may differ from it in
+        # the last bit.
         for weight in seen_by.weights:
             assert (
                 float(((weight.get() != 0) == (expected[weight.name] != 0)).double().mean())

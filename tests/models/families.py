@@ -20,39 +20,48 @@ MOST: Final = 7_000_000
 
 _BY_SIZE: Final = {
     1: """
-        n_group topk_group n_shared_experts moe_num_shared_experts num_shared_experts first_k_dense_replace num_dense_layers max_window_layers
+        n_group topk_group n_shared_experts moe_num_shared_experts num_shared_experts
+        first_k_dense_replace num_dense_layers max_window_layers
     """,
     2: """
-        num_experts_per_tok moe_topk moe_k moe_top_k num_selects linear_num_key_heads index_n_heads swa_num_key_value_heads mamba_n_groups
-        n_groups num_global_key_value_heads sliding_window_pattern num_random_blocks num_key_value_heads attention_num_kv_heads
+        num_experts_per_tok moe_topk moe_k moe_top_k num_selects linear_num_key_heads index_n_heads
+        swa_num_key_value_heads mamba_n_groups n_groups num_global_key_value_heads
+        sliding_window_pattern num_random_blocks num_key_value_heads attention_num_kv_heads
     """,
     3: """
-        num_hidden_layers n_layer n_layers num_layers encoder_layers decoder_layers num_encoder_layers num_decoder_layers
+        num_hidden_layers n_layer n_layers num_layers encoder_layers decoder_layers
+        num_encoder_layers num_decoder_layers
     """,
     4: """
-        num_attention_heads n_head n_heads num_heads attention_heads encoder_attention_heads decoder_attention_heads o_groups
-        num_encoder_attention_heads num_decoder_attention_heads swa_num_attention_heads linear_num_value_heads linear_num_heads mamba_n_heads
-        mamba_num_heads n_mamba_heads num_local_experts num_experts n_routed_experts moe_num_experts zero_expert_num rotary_dim index_block_size
-        index_topk_blocks gated_norm_rank laurel_rank
+        num_attention_heads n_head n_heads num_heads attention_heads encoder_attention_heads
+        decoder_attention_heads o_groups num_encoder_attention_heads num_decoder_attention_heads
+        swa_num_attention_heads linear_num_value_heads linear_num_heads mamba_n_heads
+        mamba_num_heads n_mamba_heads num_local_experts num_experts n_routed_experts moe_num_experts
+        zero_expert_num rotary_dim index_block_size index_topk_blocks gated_norm_rank laurel_rank
     """,
     8: """
-        head_dim qk_rope_head_dim qk_nope_head_dim v_head_dim linear_key_head_dim linear_value_head_dim linear_head_dim index_head_dim kv_channels
-        dim_head swa_head_dim attention_head_size mamba_head_dim state_size ssm_state_size mamba_d_state d_rel qk_head_dim global_head_dim
-        sliding_window sliding_window_size adapter_rank index_topk mamba_d_head loop_gate_rank attention_chunk_size hidden_size_per_layer_input
-        dt_rank time_step_rank chunk_size mamba_chunk_size
+        head_dim qk_rope_head_dim qk_nope_head_dim v_head_dim linear_key_head_dim
+        linear_value_head_dim linear_head_dim index_head_dim kv_channels dim_head swa_head_dim
+        attention_head_size mamba_head_dim state_size ssm_state_size mamba_d_state d_rel qk_head_dim
+        global_head_dim sliding_window sliding_window_size adapter_rank index_topk mamba_d_head
+        loop_gate_rank attention_chunk_size hidden_size_per_layer_input dt_rank time_step_rank
+        chunk_size mamba_chunk_size
     """,
     16: """
-        q_lora_rank kv_lora_rank o_lora_rank embedding_size input_embedding_size moe_intermediate_size expert_ffn_hidden_size router_hidden_size
-        dim_model_base hc_lowrank
+        q_lora_rank kv_lora_rank o_lora_rank embedding_size input_embedding_size
+        moe_intermediate_size expert_ffn_hidden_size router_hidden_size dim_model_base hc_lowrank
     """,
     32: """
-        hidden_size d_model n_embd emb_dim word_embed_proj_dim output_embedding_size linear_hidden_size lru_width backbone_hidden_size mamba_d_ssm
+        hidden_size d_model n_embd emb_dim word_embed_proj_dim output_embedding_size
+        linear_hidden_size lru_width backbone_hidden_size mamba_d_ssm
     """,
     64: """
-        intermediate_size ffn_dim encoder_ffn_dim decoder_ffn_dim d_inner dff dim_ff ffn_hidden_size shared_expert_intermediate_size n_inner
-        feed_forward_size shared_intermediate_size intermediate_size_mlp dense_intermediate_size shared_experts_intermediate_size
-        moe_shared_expert_intermediate_size block_ff_dim vocab_size_per_layer_input max_position_embeddings n_positions max_seq_len n_ctx
-        context_length max_target_positions max_source_positions
+        intermediate_size ffn_dim encoder_ffn_dim decoder_ffn_dim d_inner dff dim_ff ffn_hidden_size
+        shared_expert_intermediate_size n_inner feed_forward_size shared_intermediate_size
+        intermediate_size_mlp dense_intermediate_size shared_experts_intermediate_size
+        moe_shared_expert_intermediate_size block_ff_dim vocab_size_per_layer_input
+        max_position_embeddings n_positions max_seq_len n_ctx context_length max_target_positions
+        max_source_positions
     """,
     100: """
         vocab_size unpadded_vocab_size

@@ -1,4 +1,4 @@
-"""Digests of files: known as long as the file is the same, and read again whenever it may not be."""
+"""Digests of files: known as long as the file is the same, and read again where it may not be."""
 
 import hashlib
 import os

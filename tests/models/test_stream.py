@@ -59,7 +59,8 @@ def test_rescaled_norms_and_permuted_hidden_units_leave_the_logits(family):
     assert torch.allclose(model(IDS).logits, want, rtol=0, atol=1e-6)
 
 
-OTHERS = {  # blocks whose halves run side by side, tied embeddings, norms without weights, no attention, …
+# Blocks whose halves run side by side, tied embeddings, norms without weights, no attention, …
+OTHERS = {
     "bloom": {"n_head": 4},
     "cohere": {},
     "falcon": {},

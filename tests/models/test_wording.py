@@ -124,8 +124,8 @@ def test_what_is_said(folder: Path, ask: Ask, sentence: str) -> None:
         ),
         (
             lambda: opened_of(["one", "two"], tiny_tokenizer()),
-            "an object of type list is no model; give a name, a folder, a .gguf file, or a model of "
-            "transformers with its tokenizer",
+            "an object of type list is no model; give a name, a folder, a .gguf file, or a model "
+            "of transformers with its tokenizer",
         ),
         (
             lambda: opened_of(tiny_model("llama"), "smollm2"),

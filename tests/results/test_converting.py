@@ -1,7 +1,7 @@
 """Stores of older formats are converted: same ids, same values to the bit.
 
-`old.zip` holds what earlier versions wrote of the samples: `first` in format 1, `loose` in format 2,
-`packed` in format 3 with a newer run in a folder beside the tables.
+`old.zip` holds what earlier versions wrote of the samples: `first` in format 1, `loose` in format
+2, `packed` in format 3 with a newer run in a folder beside the tables.
 """
 
 import shutil

@@ -54,9 +54,7 @@ def test_everything_is_drawn_and_a_subset_no_more_often_than_another() -> None:
     assert max(counts.values()) < 1.5 * min(counts.values())
 
 
-def test_where_nothing_can_be_exchanged_the_choice_stays_and_a_sum_that_no_levels_have_is_refused() -> (
-    None
-):
+def test_with_nothing_to_exchange_the_choice_stays_and_a_sum_no_levels_have_is_refused() -> None:
     assert Space.of(3, 3).exchanged((1, 1, 1), Random(0)) == (1, 1, 1)
     assert Space(groups=(0, 1), sums=(1, 0)).exchanged((1, 0), Random(0)) == (1, 0)
     with pytest.raises(SpecError, match="7; 6"):

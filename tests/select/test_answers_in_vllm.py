@@ -1,5 +1,5 @@
-"""The model's own answers as vLLM writes them: a pretended one in a process of its own, and the real
-one where `make vllm` has made its environment.
+"""The model's own answers as vLLM writes them: a pretended one in a process of its own, and the
+real one where `make vllm` has made its environment.
 """
 
 import tempfile
@@ -61,8 +61,8 @@ def drafts(
 
 
 class Scripted:
-    """Stands for a model in vLLM: writes texts that are given, one after the other, round and round;
-    one that ends with an ellipsis is cut.
+    """Stands for a model in vLLM: writes texts that are given, one after the other, round and
+    round; one that ends with an ellipsis is cut.
     """
 
     def __init__(self, texts: Sequence[str]) -> None:

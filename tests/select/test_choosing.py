@@ -156,9 +156,7 @@ def test_rows_keep_their_fields_unless_a_format_is_named_within() -> None:
     assert caught.value.subject == "shortest(source='problems.jsonl:cot')"
 
 
-def test_how_many_draws_are_disjoint_is_known_without_a_model_and_beyond_them_overlap_is_counted() -> (
-    None
-):
+def test_the_number_of_disjoint_draws_needs_no_model_and_beyond_it_overlap_is_counted() -> None:
     held = len(list(CalibrationSet("corpus.jsonl").parts[0].source.rows("calibrate")))
     assert (
         CalibrationSet("reading(source='corpus.jsonl')", tokens=64, length=32).disjoint_draws(
@@ -207,7 +205,8 @@ def test_what_has_no_model_has_not_chosen_or_repeats_itself_is_named(
 def test_what_took_a_model_is_kept(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opened = open_model(str(tiny_folder(folder / "model")), "float32", "cpu")
     held = len(list(CalibrationSet("corpus.jsonl").parts[0].source.rows("calibrate")))
-    spec = f"reading(source='corpus.jsonl', candidates={held})"  # the candidates of every draw are the same
+    # The candidates of every draw are the same.
+    spec = f"reading(source='corpus.jsonl', candidates={held})"
     asked = CalibrationSet(spec, tokens=64, length=32)
     first, second = (resolved(asked, opened).tokens(opened.tokenizer) for _ in range(2))
     assert (

@@ -75,10 +75,12 @@ from calibrant.data import Row, SourceRows, StoredSource, divide
 
 @dataclass(frozen=True, repr=False)
 class Told(StoredSource):
-    kind, family, licence, homepage, fields = "questions", "reading", "MIT", "", ("question", "answer")
+    kind, family, licence, homepage = "questions", "reading", "MIT", ""
+    fields = ("question", "answer")
 
     def read(self):
-        return SourceRows(divide(Row(question=f"element {i}?", answer=f"E{i}") for i in range(300)), "")
+        rows = (Row(question=f"element {i}?", answer=f"E{i}") for i in range(300))
+        return SourceRows(divide(rows), "")
 """
 
 

@@ -211,7 +211,7 @@ def test_what_helps_here_and_harms_there_cancels_in_the_mean_alone():
     assert found.worth == pytest.approx(0.5, abs=0.02)
 
 
-def test_sets_drawn_once_or_on_one_document_say_nothing_and_those_whose_draws_overlap_are_left_out():
+def test_sets_drawn_once_or_on_one_document_say_nothing_and_those_with_overlap_are_left_out():
     assert compare(results_of(LOSSES)).sensitivities == ()
     assert compare(results_of(DRAWN, items=1)).sensitivities == ()
     assert compare(results_of(DRAWN, items=2)).sensitivities

@@ -46,7 +46,9 @@ target: [0.5, 0.6, 2:4]
 samples: 128
 length: 2048
 seeds: [0, 1, 2]
-evaluate: ["loss(source='wikitext', tokens=65536)", "task(name='commonsense_qa', shots=5, limit=500)"]
+evaluate:
+  - "loss(source='wikitext', tokens=65536)"
+  - "task(name='commonsense_qa', shots=5, limit=500)"
 baseline: c4
 """)
     assert (study.models, study.targets, study.seeds, study.baseline) == (

@@ -151,12 +151,20 @@ def test_cells_that_match_every_key_are_left_out():
 def test_what_readers_need_is_in_canonical_texts():
     study = asked(
         baseline="full_stops@many(separator='')",
-        pools={"both": ["arithmetic", "arithmetic:cot@many"], "controls": ("random_tokens", "full_stops")},
+        pools={
+            "both": ["arithmetic", "arithmetic:cot@many"],
+            "controls": ("random_tokens", "full_stops"),
+        },
         primary=[
             {"name": "content", "compare": "both", "with": "controls"},
-            {"compare": "arithmetic", "with": "full_stops", "on": "loss(tokens=10, source=python_docs)", "method": "sparsegpt(damp=0.01)"},
+            {
+                "compare": "arithmetic",
+                "with": "full_stops",
+                "on": "loss(tokens=10, source=python_docs)",
+                "method": "sparsegpt(damp=0.01)",
+            },
         ],
-    )  # fmt: skip
+    )
     assert study.for_reading() == {
         "baseline": "full_stops",
         "pools": {
@@ -187,7 +195,11 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
     ({"evaluate": "agreement(source=full_stops)"}, "evaluate[0]", "'full_stops'"),
     ({"allocation": "owll"}, "allocation", "'owll'"),
     ({"methods": "awq", "targets": "w4g64", "propagate": "reference"}, "propagate", "awq"),
-    ({"targets": "w4g64", "groups": {"a": {"method": "awq", "propagate": "arrival"}}}, "groups.a", "awq"),
+    (
+        {"targets": "w4g64", "groups": {"a": {"method": "awq", "propagate": "arrival"}}},
+        "groups.a",
+        "awq",
+    ),
     ({"transform": "permute", "methods": "wanda", "targets": 0.5}, "target", "permute"),
     ({"groups": {"a": {"method": []}}}, "groups.a.method", "method"),
     ({"groups": ["a"]}, "groups", "['a']"),
@@ -198,8 +210,19 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
     ({"pools": {"a": ["full_stops", "full_stops"]}}, "pools.a", "full_stops"),
     ({"pools": {"arithmetic": ["full_stops"]}}, "pools.arithmetic", "'arithmetic'"),
     ({"primary": [{"compare": "full_stops"}]}, "primary[0]", "'with'"),
-    ({"primary": [{"compare": "full_stops", "with": "full_stops@many(separator='')"}]}, "primary[0]", "full_stops"),
-    ({"primary": [{"compare": "full_stops", "with": "poool"}], "pools": {"pool": ["random_tokens"]}}, "primary[0].with", "'pool'"),
+    (
+        {"primary": [{"compare": "full_stops", "with": "full_stops@many(separator='')"}]},
+        "primary[0]",
+        "full_stops",
+    ),
+    (
+        {
+            "primary": [{"compare": "full_stops", "with": "poool"}],
+            "pools": {"pool": ["random_tokens"]},
+        },
+        "primary[0].with",
+        "'pool'",
+    ),
     ({"primary": [{**STOPS, "on": "loss(source=c4)"}]}, "primary[0].on", "c4"),
     ({"primary": [{**STOPS, "on": "loss"}]}, "primary[0].on", "'loss'"),
     ({"primary": [{**STOPS, "on": []}]}, "primary[0].on", ""),
@@ -207,17 +230,39 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
     ({"primary": [{**STOPS, "method": "magnitude"}]}, "primary[0].method", "sparsegpt"),
     ({"primary": [{**STOPS, "model": []}]}, "primary[0].model", "model"),
     ({"primary": [STOPS] * 2}, "primary[1]", "primary[0]"),
-    ({"primary": [STOPS, {"compare": STOPS["with"], "with": STOPS["compare"]}]}, "primary[1]", "primary[0]"),
-    ({"primary": [STOPS, {**STOPS, "model": "smollm2", "on": [*LOSSES], "method": ["wanda", "sparsegpt"]}]}, "primary[1]", "primary[0]"),
-    ({"primary": [{**STOPS, "method": method} for method in ("wanda", ["wanda", "wanda"])]}, "primary[1]", "primary[0]"),
+    (
+        {"primary": [STOPS, {"compare": STOPS["with"], "with": STOPS["compare"]}]},
+        "primary[1]",
+        "primary[0]",
+    ),
+    (
+        {
+            "primary": [
+                STOPS,
+                {**STOPS, "model": "smollm2", "on": [*LOSSES], "method": ["wanda", "sparsegpt"]},
+            ]
+        },
+        "primary[1]",
+        "primary[0]",
+    ),
+    (
+        {"primary": [{**STOPS, "method": method} for method in ("wanda", ["wanda", "wanda"])]},
+        "primary[1]",
+        "primary[0]",
+    ),
     ({"primary": [{**STOPS, "on": "loss(typo=none)"}]}, "primary[0].on", "typo"),
     (
-        {"groups": {"a": {"data": "full_stops"}, "b": {"data": "random_tokens", "method": "sparsegpt"}},
-         "primary": [{**STOPS, "method": "wanda"}]},
+        {
+            "groups": {
+                "a": {"data": "full_stops"},
+                "b": {"data": "random_tokens", "method": "sparsegpt"},
+            },
+            "primary": [{**STOPS, "method": "wanda"}],
+        },
         "primary[0]",
         "wanda",
     ),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("changes", "where", "given"), WRONG, ids=range(len(WRONG)))

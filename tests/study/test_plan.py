@@ -365,7 +365,7 @@ def test_what_an_allocation_judges_by_and_the_walk_of_methods_that_look_at_block
 
 
 @pytest.mark.parametrize(("once", "seconds", "tried"), [(2, 4.096, 6), (150, 150.256 * 16, 1)])
-def test_what_has_to_be_known_of_the_dense_model_once_is_not_multiplied_unless_it_takes_too_long_to_try_again(
+def test_what_is_known_of_the_dense_model_once_is_not_multiplied_unless_trying_again_is_too_long(
     once: float, seconds: float, tried: int, model: str, monkeypatch: pytest.MonkeyPatch
 ):
     clock, known, calls = [0.0], set[int](), list[int]()

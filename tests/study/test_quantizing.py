@@ -73,7 +73,7 @@ def test_what_was_quantized_is_measured_again_from_what_is_stored(
 def test_a_study_of_schemes_goes_on_where_it_was_interrupted(
     given: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """Interrupted before each of its runs but the first; nothing that was finished is done again."""
+    """Interrupted before each of its runs but the first; nothing that is finished is done again."""
     schemes = study(
         given,
         evaluate=[f"loss(source={given['verse']!r}, tokens=200, length=64)"],

@@ -57,12 +57,15 @@ def look(what, done, total):
     if what == "study":
         for process in (psutil.Process(), *psutil.Process().children(recursive=True)):
             with suppress(psutil.NoSuchProcess):
-                listening.update(c.laddr.ip for c in process.net_connections("inet") if c.status == "LISTEN")
+                for connection in process.net_connections("inet"):
+                    if connection.status == "LISTEN":
+                        listening.add(connection.laddr.ip)
 
 engine.Actor = Mortal
 finished = study.run(store, look, engine="ray", workers=2)
-said |= {"died": finished.died, "failures": dict(finished.failures), "computed": finished.computed, "seen": seen}
-said |= {"listening": sorted(listening), "killed": [pathlib.Path(mark).read_text() for mark in marks]}
+said |= {"died": finished.died, "failures": dict(finished.failures)}
+said |= {"computed": finished.computed, "seen": seen, "listening": sorted(listening)}
+said["killed"] = [pathlib.Path(mark).read_text() for mark in marks]
 for address in ("127.0.0.1:1", "ray://127.0.0.1:1"):
     try:
         study.run(store, engine="ray", address=address)

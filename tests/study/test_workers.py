@@ -57,7 +57,8 @@ import os, pathlib, signal
 import calibrant.lab.study.driver as driver
 compress = driver.compress
 def dying(*args, **options):
-    if options["data"] == "random_tokens" and not (mark := pathlib.Path(__file__).with_name("died")).exists():
+    mark = pathlib.Path(__file__).with_name("died")
+    if options["data"] == "random_tokens" and not mark.exists():
         mark.touch()
         os.kill(os.getpid(), signal.SIGKILL)
     return compress(*args, **options)
@@ -415,7 +416,7 @@ def test_another_model_is_worked_on_while_the_last_runs_of_one_are_anothers(
         waiting(monkeypatch, finishes)
         finished = replace(one_model, models=[given["model"], other]).run(tmp_path / "store")
     assert finished.failures == {}
-    # The third opening is that of `finishes`. What it did isn't done again, so the driver opens none.
+    # The third opening is that of `finishes`. What it did isn't done again: the driver opens none.
     assert opened == [given["model"], other, given["model"]]
 
 

@@ -1,4 +1,4 @@
-"""Names of float grids, and the numbers of 4 and 8 bits: against their definition, one at a time."""
+"""Names of float grids, and the numbers of 4 and 8 bits: against their definition, one by one."""
 
 from fractions import Fraction
 

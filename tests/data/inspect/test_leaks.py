@@ -71,7 +71,7 @@ def test_the_share_is_that_of_the_measured_row():
     assert [serious(found[row.example]) for row in (half, less)] == [True, False]
 
 
-def test_a_short_row_is_found_by_its_runs_of_eight_inside_a_long_one_and_a_very_short_one_only_as_a_whole():
+def test_a_short_row_is_found_in_a_long_one_by_runs_of_eight_and_a_very_short_one_as_a_whole():
     measured = Row(question=text(10, 1), answer="no")  # 11 words, 4 runs
     leak = only([Row(text=f"{text(50, 2)} {text(10, 1)} {text(50, 3)}")], [measured])
     assert (leak.kind, leak.share) == ("8-gram", 0.75)

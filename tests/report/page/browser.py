@@ -196,7 +196,8 @@ def small(data: Network, found: Sequence[Layers]) -> str:
     )
     ids = {node.name: node.id for node in data.nodes}
     articles = "".join(
-        f'<article id="{n.id}" class="view set"><p><a href="#runs">all</a></p><h2>{escape(visible(n.name))}</h2><p>{escape(n.result)}</p></article>'
+        f'<article id="{n.id}" class="view set"><p><a href="#runs">all</a></p>'
+        f"<h2>{escape(visible(n.name))}</h2><p>{escape(n.result)}</p></article>"
         for n in data.nodes
     )
     return (

@@ -26,12 +26,18 @@ ATTACK = (
 )
 
 
-COVERED = """() => [...document.querySelectorAll('svg.plot')].filter((svg) => svg.getClientRects().length).flatMap((svg) => {
-    const boxes = [...svg.querySelectorAll('text')].map((t) => [t.textContent, t.getBoundingClientRect()]).filter(([t]) => t.trim());
-    return boxes.flatMap(([a, p], i) => boxes.slice(i + 1).filter(([, q]) =>
-        Math.min(p.right, q.right) - Math.max(p.left, q.left) > 2 && Math.min(p.bottom, q.bottom) - Math.max(p.top, q.top) > 0.35 * p.height
-    ).map(([b]) => `${a} | ${b}`));
-})"""
+COVERED = """() => {
+    const plots = [...document.querySelectorAll('svg.plot')];
+    return plots.filter((svg) => svg.getClientRects().length).flatMap((svg) => {
+        const texts = [...svg.querySelectorAll('text')];
+        const every = texts.map((t) => [t.textContent, t.getBoundingClientRect()]);
+        const boxes = every.filter(([t]) => t.trim());
+        return boxes.flatMap(([a, p], i) => boxes.slice(i + 1).filter(([, q]) =>
+            Math.min(p.right, q.right) - Math.max(p.left, q.left) > 2 &&
+            Math.min(p.bottom, q.bottom) - Math.max(p.top, q.top) > 0.35 * p.height
+        ).map(([b]) => `${a} | ${b}`));
+    });
+}"""
 """The texts of plots that stand over one another."""
 
 
