@@ -1,10 +1,14 @@
-"""A module imports only from the floors below its own; what is said to be free of torch is."""
+"""A module imports only from the floors below its own; what is said to be free of torch is, and
+methods that go matrix by matrix know tensors alone.
+"""
 
 import ast
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+
+import pytest
 
 import calibrant
 
@@ -203,6 +207,27 @@ if heavy := HEAVY & sys.modules.keys():
         [sys.executable, "-c", code, *names], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
+
+
+APART = ("calibrant.walk", "calibrant.models", "calibrant.data", "calibrant.edits", "calibrant.job")
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        "pruning.wanda",
+        "pruning.sparsegpt",
+        "pruning.refined",
+        "pruning.robust",
+        "pruning.held_out",
+        "quantization.gptq",
+        "quantization.rsq",
+    ],
+)
+def test_a_matrix_method_brings_neither_walk_nor_models_nor_data(method: str):
+    code = f"import sys, calibrant.methods.{method}; print(*sorted(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert [name for name in done.stdout.split() if name.startswith(APART)] == []
 
 
 def _used_files(path: Path) -> set[Path]:

@@ -1,6 +1,8 @@
 """What a time buys, by costs that are made up and a clock that a test moves."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -25,10 +27,28 @@ from calibrant.lab.study import Study
 from calibrant.lab.study.request import StudyResult
 from calibrant.system.progress import Progress
 
-from tests.choose.clock import Clock
 from tests.trained import trained_folder
 
 CHEAP = StepCosts(opened=1.0, walk=0.001, judge=0.002, search=5.0, compress=2.0, measure=6.0)
+
+
+class Clock:
+    """Time that passes only where a test says so."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def __call__(self) -> float:
+        return self.seconds
+
+    def slowed(self, work: Callable[..., Any], seconds: float) -> Callable[..., Any]:
+        """The same work, which takes so many seconds."""
+
+        def slow(*given: Any, **named: Any) -> Any:
+            self.seconds += seconds
+            return work(*given, **named)
+
+        return slow
 
 
 @pytest.mark.parametrize("halves", [False, True])

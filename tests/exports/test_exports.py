@@ -1,18 +1,24 @@
 """A form of another package stands beside the Hugging Face folder, all or nothing; one that
-can't hold what is made is refused before any work.
+can't hold what is made is refused before any work. And what `export` makes of a finished model,
+wherever it runs.
 """
 
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from jaxtyping import TypeCheckError
 from typer.testing import CliRunner
 
 from calibrant.cli import app
-from calibrant.compress import quantize
-from calibrant.errors import OutputError
-from calibrant.testing import tiny_folder
+from calibrant.compress import export, quantize
+from calibrant.errors import ModelError, OutputError
+from calibrant.models import devices, load, open_model
+from calibrant.testing import tiny_folder, tiny_model
+from calibrant.testing.tiny import tiny_gguf
 
 from tests.models.refused import refusal_of
 
@@ -113,3 +119,32 @@ def test_a_form_that_breaks_off_leaves_nothing(folder: Path, tmp_path: Path) -> 
     )
     assert said.subject == str(out)
     assert not out.exists()
+
+
+def test_a_gguf_file_keeps_its_numbers_where_bfloat16_is_fast(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(devices, "_native_bfloat16", lambda device: True)
+    file = tiny_gguf(tmp_path / "tiny.gguf")
+    export(file, tmp_path / "plain")
+    expected = open_model(str(file), "float32", "cpu").model.state_dict()
+    found = load(tmp_path / "plain", "cpu").state_dict()
+    assert found.keys() == expected.keys()
+    for name, numbers in expected.items():
+        assert torch.equal(found[name], numbers), name
+
+
+def test_a_tilde_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    folder = tiny_folder(tmp_path / "model")
+    done = export(folder, "~/small", "sparse")
+    assert done.out == tmp_path / "small"
+    assert (tmp_path / "small" / "calibrant.json").is_file()
+
+
+def test_an_open_model_is_refused_in_words(tmp_path: Path) -> None:
+    model: Any = tiny_model("llama")
+    with pytest.raises((ModelError, TypeCheckError)) as caught:
+        export(model, tmp_path / "out")
+    if isinstance(caught.value, ModelError):
+        assert caught.value.subject == "LlamaForCausalLM"

@@ -5,9 +5,11 @@ import torch
 from torch import nn
 
 from calibrant.errors import NumericsError
-from calibrant.models import check_finite, view
+from calibrant.models import ModelShape, check_finite, view
 from calibrant.testing.tiny import tiny_model
 
+from tests.models.families import small_model
+from tests.models.mixtures_of_experts import tiny_mixture
 from tests.models.refused import refusal_of
 
 IDS = torch.arange(3, 35).reshape(2, 16)
@@ -177,3 +179,13 @@ def test_a_model_that_can_not_be_viewed_is_refused(change, subject: str, value: 
     said = refusal_of(view, model)
     assert said.subject == subject
     assert value in str(said)
+
+
+def test_how_wide_inputs_are_is_read_off_shapes_and_every_distinct_input_counts():
+    plain = ModelShape.of(view(tiny_model("llama")))
+    assert plain.input_widths == 3 * [32, 32, 32, 64]
+    recurrent = ModelShape.of(view(small_model("mamba")))
+    assert recurrent.input_widths == 3 * [32, 64, 8, 64]
+    latent = ModelShape.of(view(tiny_mixture("deepseek_v3", v_head_dim=16)))
+    # Of the first block, which has no experts.
+    assert latent.input_widths[:6] == [32, 16, 16, 64, 32, 64]

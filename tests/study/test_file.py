@@ -1,4 +1,6 @@
-"""The study file: what its YAML means, and what is said of one that is wrong."""
+"""The study file: what its YAML means, what is said of one that is wrong, and that those of the
+project's own studies can be run as they stand.
+"""
 
 import os
 from pathlib import Path
@@ -288,3 +290,13 @@ def test_what_is_written_reads_back_equal(
     assert again == study
     assert again.labels() == study.labels()
     assert again.for_reading() == study.for_reading()
+
+
+STUDIES = Path(__file__).parents[2] / "studies"
+OURS = [path for path in STUDIES.rglob("*.yaml") if path.name != "study.yaml"]
+FILES = sorted(path.relative_to(STUDIES).as_posix() for path in OURS)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_every_study_of_our_own_is_read_without_a_mistake(name: str) -> None:
+    assert read_study(STUDIES / name).requests()

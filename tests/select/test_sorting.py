@@ -1,4 +1,4 @@
-"""The easiest first."""
+"""Selectors that sort their candidates: the longest first, and the easiest first."""
 
 import math
 
@@ -19,7 +19,16 @@ def slow_loss(text: str) -> float:
         return opened().model(input_ids=ids, labels=ids).loss.item()
 
 
-def test_they_are_sorted_by_the_model_s_own_loss() -> None:
+def test_the_longest_is_so_by_tokens_and_not_by_letters() -> None:
+    texts = ["abc", "é" * 4, "a" * 7, "", "é" * 4, "a" * 1000]
+    order = check_order(
+        built("longest(source=python_docs)"), texts, context(length=16, model=False)
+    )
+    lengths = [len(tiny_tokenizer()(text)["input_ids"]) for text in texts]
+    assert order == sorted(range(len(texts)), key=lambda i: (-lengths[i], i)) == [5, 1, 4, 2, 0, 3]
+
+
+def test_the_easiest_is_so_by_the_model_s_own_loss() -> None:
     order = check_order(built("least_perplexity(source=python_docs)"), POOL, context(length=64))
     losses = [slow_loss(POOL[one]) for one in order]
     assert losses == sorted(losses)
