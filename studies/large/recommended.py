@@ -1,7 +1,8 @@
-"""Does `recommend`, run whole, take the right set for eight kinds of text, on a model of 1.5 billion
-numbers?
+"""Does `recommend`, run whole, take the right set for eight kinds of text?
 
-    CALIBRANT_DATA=… python -m studies.large.recommended FOLDER [--model M] [--minutes M] [--only TEXT]
+    CALIBRANT_DATA=… python -m studies.large.recommended FOLDER [--minutes M] [--only TEXT]
+
+The model has 1.5 billion numbers; `--model` names another.
 
 For each text and each method one's own text is written into a folder: those rows of a public set
 that calibrate. `recommend` is asked about it, for as many minutes as are given. Then every
