@@ -182,7 +182,11 @@ def to_the_weight(wanted: Mapping[Weight, float], target: Sparsity) -> dict[str,
         # These are fewer than the rows of any matrix with room, or a column more would have gone.
         tallest = max(with_room, key=_rows)
         counts[tallest] += left
-    return {weight.name: _sparsity(counts[weight], size_of([weight])) for weight in wanted}
+    shared: dict[str, Sparsity] = {}
+    for weight in wanted:
+        rows, inputs = weight.shape
+        shared[weight.name] = _sparsity(counts[weight], rows * inputs)
+    return shared
 
 
 def _rows(weight: Weight) -> int:

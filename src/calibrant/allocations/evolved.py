@@ -113,14 +113,12 @@ class Evolved(Allocation):
         middle = menu.index(job.target)
         blocks = job.view.blocks
         # Only blocks of the same size exchange steps, so that the mean stays.
-        places_by_size: dict[int, list[int]] = {}
-        for place, block in enumerate(blocks):
-            places_by_size.setdefault(size_of(block.weights), []).append(place)
-        groups = [0] * len(blocks)
-        for number, places in enumerate(places_by_size.values()):
-            for place in places:
-                groups[place] = number
-        sums = [middle * len(places) for places in places_by_size.values()]
+        group_of_size: dict[int, int] = {}
+        groups: list[int] = []
+        for block in blocks:
+            group = group_of_size.setdefault(size_of(block.weights), len(group_of_size))
+            groups.append(group)
+        sums = [middle * groups.count(group) for group in group_of_size.values()]
         space = Space(tuple(groups), tuple(sums), len(menu) - 1)
         candidates = _Candidates(job, method, menu)
         trials = Trials(space, candidates.measure, self._stages, job.journal, candidates.tell)

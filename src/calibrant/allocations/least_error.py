@@ -2,7 +2,7 @@
 together are least.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final
 
@@ -89,26 +89,23 @@ class LeastError(Allocation):
         for weight, seen in matrices.items():
             if Gram in seen and seen[Gram].mass > 0:
                 costs[weight] = self._errors(method, weight, seen[Gram], steps)
-        parts: dict[str | int, list[Weight]] = {}
-        for weight in matrices:
-            key = weight.block if self.per == "block" else weight.name
-            parts.setdefault(key, []).append(weight)
         # Of a part that no token reached nothing is known, so it gets what was asked: any other
         # target costs infinitely much.
         unreached = np.full(len(steps), np.inf)
         unreached[list(steps).index(0)] = 0.0
+        parts = self._parts(matrices)
         part_costs: list[np.ndarray] = []
-        for part in parts.values():
+        for part in parts:
             reached = [costs[weight] for weight in part if weight in costs]
-            part_cost = unreached
             if reached:
-                part_cost = np.sum(reached, axis=0)
-            part_costs.append(part_cost)
-        sizes = [size_of(part) for part in parts.values()]
+                part_costs.append(np.sum(reached, axis=0))
+            else:
+                part_costs.append(unreached)
+        sizes = list(map(size_of, parts))
         chosen = cheapest(np.stack(part_costs), list(steps), sizes, self._advice)
         targets = list(steps.values())
         shared: dict[Weight, Target] = {}
-        for part, choice in zip(parts.values(), chosen, strict=True):
+        for part, choice in zip(parts, chosen, strict=True):
             shared |= dict.fromkeys(part, targets[choice])
         if isinstance(target, Sparsity):
             wanted = {weight: float(shared[weight].amount or 0) for weight in matrices}
@@ -117,6 +114,14 @@ class LeastError(Allocation):
 
     def judges_by(self, method: Method, target: Target) -> tuple[Method, int]:
         return self._judge(target), 2 * self.reach + 1
+
+    def _parts(self, matrices: Iterable[Weight]) -> list[list[Weight]]:
+        """The matrices that get one share together: those of a block, or each by itself."""
+        parts: dict[str | int, list[Weight]] = {}
+        for weight in matrices:
+            key = weight.block if self.per == "block" else weight.name
+            parts.setdefault(key, []).append(weight)
+        return list(parts.values())
 
     @property
     def _advice(self) -> str:
