@@ -118,8 +118,9 @@ class Mix:
         """Every set as it is written alone."""
         texts: list[str] = []
         for parts in self.sets:
+            part_texts = [str(part) for part in parts]
             shares = [part.share for part in parts]
-            texts.append(written_sum([str(part) for part in parts], shares))
+            texts.append(written_sum(part_texts, shares))
         return texts
 
     def __str__(self) -> str:
@@ -530,11 +531,17 @@ def _mix(
     weights: Sequence[Fraction],
 ) -> Mix | Sum:
     """The mix of the sets that have a weight."""
-    places = [place for place, weight in enumerate(weights) if weight]
-    if len(places) == 1:
-        return sets[places[0]]
     total = sum(weights)
-    shares = [weights[place] / total for place in places]
+    used_names: list[str] = []
+    used_sets: list[Sum] = []
+    shares: list[Fraction] = []
+    for name, terms, weight in zip(names, sets, weights, strict=True):
+        if weight:
+            used_names.append(name)
+            used_sets.append(terms)
+            shares.append(weight / total)
+    if len(used_sets) == 1:
+        return used_sets[0]
     if len(shares) == 2:
         # Of two the first is written as a float, and what is written back is what is used.
         first_share = Fraction(repr(float(shares[0])))
@@ -544,11 +551,7 @@ def _mix(
         shares = [first_share, 1 - first_share]
     else:
         _check_digits(shares, text)
-    return Mix(
-        tuple(names[place] for place in places),
-        tuple(sets[place] for place in places),
-        tuple(shares),
-    )
+    return Mix(tuple(used_names), tuple(used_sets), tuple(shares))
 
 
 def _given_weights(text: str, names: Sequence[str], settings: Mapping[str, str]) -> list[Fraction]:

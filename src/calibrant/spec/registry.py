@@ -157,13 +157,17 @@ class Registry:
             call = Call(bare) if self.knows(bare) else parse(spec)
         if not isinstance(call, Call):
             known = ", ".join(self.names())
-            given = repr(spec) if isinstance(spec, str) else brief(spec)
-            subject = spec if isinstance(spec, str) else given
+            given = brief(spec)
+            subject = given
+            if isinstance(spec, str):
+                given = repr(spec)
+                subject = spec
             raise SpecError(f"{given} is no {self.noun}; write one of {known}", subject=subject)
         arguments = dict[str, Any]()
         for name, value in call.arguments.items():
-            inner = isinstance(value, Call) and self.knows(value.name)
-            arguments[name] = self.build(value) if inner else value
+            if isinstance(value, Call) and self.knows(value.name):
+                value = self.build(value)
+            arguments[name] = value
         return build(self.get(call.name), arguments)
 
     @cached_property

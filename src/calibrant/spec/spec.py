@@ -302,10 +302,8 @@ def check_most(spec: "Spec", **most: int | float) -> None:
 def text_of(value: Any) -> str:
     """Return how a value is written in a spec."""
     if isinstance(value, Call):
-        inside = ", ".join(
-            f"{name}={text_of(argument)}" for name, argument in value.arguments.items()
-        )
-        return f"{value.name}({inside})" if inside else value.name
+        arguments = [f"{name}={text_of(given)}" for name, given in value.arguments.items()]
+        return _written_call(value.name, arguments)
     if isinstance(value, list | tuple):
         return f"[{', '.join(map(text_of, value))}]"
     return repr(value)
@@ -313,12 +311,17 @@ def text_of(value: Any) -> str:
 
 def written_form(form: Mapping[str, Any]) -> str:
     """Return how a canonical form is written in a spec, with all its parameters."""
-    inside: list[str] = []
+    arguments: list[str] = []
     for name, value in parameters(form).items():
         text = written_form(value) if isinstance(value, Mapping) else text_of(value)
-        inside.append(f"{name}={text}")
-    name = str(form.get("spec", ""))
-    return f"{name}({', '.join(inside)})" if inside else name
+        arguments.append(f"{name}={text}")
+    return _written_call(str(form.get("spec", "")), arguments)
+
+
+def _written_call(name: str, arguments: Sequence[str]) -> str:
+    if not arguments:
+        return name
+    return f"{name}({', '.join(arguments)})"
 
 
 SpecT = TypeVar("SpecT", bound=Spec)
@@ -430,9 +433,9 @@ def classes_in(value: Any) -> Iterator[type[Spec]]:
 
 
 def _fields(value: Any) -> list[Parameter]:
-    return [
-        parameter for parameter in dataclasses.fields(value) if parameter.init and parameter.repr
-    ]
+    """The parameters that the text of a spec has."""
+    declared = dataclasses.fields(value)
+    return [parameter for parameter in declared if parameter.init and parameter.repr]
 
 
 def _default(parameter: Parameter) -> Any:
