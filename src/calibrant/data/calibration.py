@@ -105,7 +105,10 @@ def factors_of(shares: Iterable[float], batches: Sequence[TokenBatch]) -> list[f
     whole = sum(masses)
     factors: list[float] = []
     for share, mass in zip(shares, masses, strict=True):
-        factors.append(share * whole / mass if mass else 0.0)
+        factor = 0.0
+        if mass:
+            factor = share * whole / mass
+        factors.append(factor)
     return factors
 
 
@@ -656,6 +659,11 @@ class CalibrationSet:
         weights: list[Tensor] = []
         part_facts: list[dict[str, Any]] = []
         set_facts: list[dict[str, Any]] = []
+        rows: list[Row] = []
+        examples: set[str] = set()
+        windows = 0
+        tokens = 0
+        pads = 0
         # What is hashed: each set's fingerprint and share, so the same mix has the same digits.
         text = "mix\n"
         sets = zip(self.names, self.shares, factors, batches, strict=True)
@@ -674,29 +682,35 @@ class CalibrationSet:
             for key in ("data", "windows", "tokens", "overlap"):
                 facts[key] = batch.facts[key]
             set_facts.append(facts)
+            rows += batch.rows
+            examples.update(batch.examples)
+            windows += batch.facts["windows"]
+            tokens += batch.facts["tokens"]
+            pads += batch.facts["pads"]
             text += f"{share} {batch.fingerprint}\n"
         mix_facts = {
             "data": self.expr,
             "draw": self.seed,
-            "windows": sum(batch.facts["windows"] for batch in batches),
+            "windows": windows,
             "length": self.length,
-            "tokens": sum(batch.facts["tokens"] for batch in batches),
-            "pads": sum(batch.facts["pads"] for batch in batches),
+            "tokens": tokens,
+            "pads": pads,
             "overlap": _mean_overlap(part_facts),
             "parts": part_facts,
             "mix": set_facts,
         }
-        examples = chain.from_iterable(batch.examples for batch in batches)
+        ids = torch.cat([batch.ids for batch in batches])
+        mask = torch.cat([batch.mask for batch in batches])
         return TokenBatch(
-            torch.cat([batch.ids for batch in batches]),
-            torch.cat([batch.mask for batch in batches]),
+            ids,
+            mask,
             torch.cat(weights),
             "sha256:" + hashlib.sha256(text.encode()).hexdigest(),
             mix_facts,
-            examples=tuple(sorted(set(examples))),
+            examples=tuple(sorted(examples)),
             pads=_joined_pads(batches),
             mixed=tuple(zip(factors, batches, strict=True)),
-            rows=tuple(chain.from_iterable(batch.rows for batch in batches)),
+            rows=tuple(rows),
         )
 
 
@@ -825,19 +839,24 @@ def _facts(term: Term, part_draw: PartDraw, deck: Deck, weight: float) -> dict[s
     quartiles = np.quantile(part_draw.lengths, [0, 0.25, 0.5, 0.75, 1], method="lower")
     rows_held = None if deck.endless else len(deck.content.rows)
     hub = asdict(term.source.hub) if term.source.hub else None
+    sequences = 0
+    truncated = 0
+    for window in part_draw.windows:
+        sequences += len(window.sequences())
+        truncated += window.broken
     return {
         "data": str(term),
         "family": family_of(term.source),
         "share": float(term.share),
         "weight": weight,
         "windows": len(part_draw.windows),
-        "sequences": sum(len(window.sequences()) for window in part_draw.windows),
+        "sequences": sequences,
         "tokens": part_draw.tokens,
         "rows": len(part_draw.rows),
         "passed_over": part_draw.passed_over,
         "refused": dict(part_draw.refused),
         "too_short": len(part_draw.too_short),
-        "truncated": sum(window.broken for window in part_draw.windows),
+        "truncated": truncated,
         "bos": term.packing.bos,
         "rows_held": rows_held,
         "overlap": deck.overlap(part_draw),

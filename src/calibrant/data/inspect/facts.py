@@ -128,6 +128,7 @@ def inspect_tokens(
     if data.budget is not None:
         budget = {"flag": "--tokens", "amount": data.budget}
     draws = data.disjoint_draws(tokenizer)
+    distinct = {tuple(window.tolist()) for window in ids}
     # Texts may bring a start token of their own, beside the one that the packing puts there.
     double_starts = 0
     if isinstance(tokenizer.bos_token_id, int):
@@ -143,7 +144,7 @@ def inspect_tokens(
         tokens=batch.facts["tokens"],
         pads=batch.facts["pads"],
         padding=_padding(batch.facts, data.length),
-        repeated_windows=len(ids) - len({tuple(row.tolist()) for row in ids}),
+        repeated_windows=len(ids) - len(distinct),
         double_starts=double_starts,
         overlap=batch.facts["overlap"],
         disjoint_draws=draws,

@@ -228,11 +228,10 @@ def energy(
         tokens_of_kinds[name] = text & (kinds == KINDS.index(name))
     if batch.pads is not None:
         tokens_of_kinds["pad"] = batch.pads
-    present = {
-        name: tokens
-        for name, tokens in tokens_of_kinds.items()
-        if bool((batch.weights * tokens).any())
-    }
+    present: dict[str, Tensor] = {}
+    for name, tokens in tokens_of_kinds.items():
+        if bool((batch.weights * tokens).any()):
+            present[name] = tokens
     blocks_to_walk = len(view.blocks) * (1 + len(present))
     blocks_done = 0
 
@@ -266,9 +265,10 @@ def _squares_by_matrix(
 def _shares_of_squares(
     squares: Mapping[str, float], whole_squares: Mapping[str, float], view: ModelView
 ) -> dict[str, Any]:
-    shares = {
-        name: squares.get(name, 0.0) / total for name, total in whole_squares.items() if total > 0
-    }
+    shares: dict[str, float] = {}
+    for name, total in whole_squares.items():
+        if total > 0:
+            shares[name] = squares.get(name, 0.0) / total
     roles: dict[str, list[str]] = {}
     for block in view.blocks:
         for weight in block.weights:
@@ -280,7 +280,8 @@ def _shares_of_squares(
     summed: dict[str, float] = {}
     for role, names in roles.items():
         sum_of_kind = sum(squares.get(name, 0.0) for name in names)
-        summed[role] = sum_of_kind / sum(whole_squares[name] for name in names)
+        whole_sum = sum(whole_squares[name] for name in names)
+        summed[role] = sum_of_kind / whole_sum
     if not shares:
         return {"median": 0.0, "most": 0.0, "where": "", "matrices": summed}
     name = max(shares, key=lambda name: shares[name])

@@ -258,6 +258,8 @@ class Picking(Selector, ABC):
         takes its time.
         """
         opened = context.model(self)
+        candidate_keys = [Row(text=text).key for text in texts]
+        keys_beside = [Row(text=text).key for text in self.beside(context)]
         # All that the order depends on, texts by their hashes: where any of it is another, so is
         # the file.
         request = [
@@ -267,8 +269,8 @@ class Picking(Selector, ABC):
             type_name(opened.dtype),
             context.draw,
             context.length,
-            [Row(text=text).key for text in texts],
-            [Row(text=text).key for text in self.beside(context)],
+            candidate_keys,
+            keys_beside,
             reading_digest(opened),
         ]
         digits = identity(request).removeprefix("sha256:")

@@ -145,9 +145,13 @@ def _batches(
     sequences: Sequence[Sequence[int]], shortest: int, progress: Progress
 ) -> Iterator[list[int]]:
     """Yield the places of sequences of like length that have at least `shortest` tokens."""
-    lengths = [len(sequence) for sequence in sequences]
-    # What has the length 0 is left out of the batches.
-    lengths = [length if length >= shortest else 0 for length in lengths]
+    lengths: list[int] = []
+    for sequence in sequences:
+        length = len(sequence)
+        # What has the length 0 is left out of the batches.
+        if length < shortest:
+            length = 0
+        lengths.append(length)
     done = 0
     for batch in by_length(lengths, TOKENS_PER_BATCH):
         yield batch
