@@ -247,13 +247,15 @@ def _measured(
     inexact: PreTrainedModel, windows: Sequence[ScoredWindow], compare: Compare
 ) -> NoiseFloor | None:
     nats = 0.0
+    lengths = [len(window.ids) for window in windows]
     try:
         exact, between = _exact(inexact)
         if exact is None:
             return None
         # The same numbers on the same windows, so any divergence is rounding.
-        for places in by_length([len(window.ids) for window in windows], TOKENS):
-            compared = compare(inexact, exact, [windows[place] for place in places])
+        for places in by_length(lengths, TOKENS):
+            batch = [windows[place] for place in places]
+            compared = compare(inexact, exact, batch)
             nats += sum(window_sums[0] for window_sums in compared)
     except (RuntimeError, NumericsError):
         # A model that insists on its type, or too little memory after all.

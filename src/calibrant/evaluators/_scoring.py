@@ -170,7 +170,8 @@ def score_named(
         results.update(new)
         entries: dict[str, list[Any]] = {}
         # Each name once, in the order in which results came.
-        for name in dict.fromkeys(owners[index] for index in new):
+        names = dict.fromkeys(owners[index] for index in new)
+        for name in names:
             places = spans[name]
             if all(index in results for index in places):
                 entries[name] = [results[index].entry() for index in places]

@@ -188,7 +188,8 @@ def score_windows(
     """
     journal = subject.journal
     steps = Steps(subject.progress, f"measuring {name}", scored_tokens(windows))
-    for places in by_length([len(window.ids) for window in windows], tokens_per_batch):
+    lengths = [len(window.ids) for window in windows]
+    for places in by_length(lengths, tokens_per_batch):
         batch = [windows[place] for place in places]
         entry_names = [entry.format(window.name) for window in batch]
         if not all(entry_name in journal for entry_name in entry_names):

@@ -326,10 +326,11 @@ def _joined(chunks: Sequence[_Chunk], roles: Sequence[Role] | None) -> _Compared
     by_role = None
     if roles is not None:
         by_role = role_sums(roles, tokens)
+    by_token = [float(np.float32(token.divergence)) for token in tokens]
     return _Compared(
         divergence=sum(chunk.divergence for chunk in chunks),
         agreed=sum(chunk.agreed for chunk in chunks),
-        by_token=[float(np.float32(token.divergence)) for token in tokens],
+        by_token=by_token,
         nats=math.fsum(chunk.nats for chunk in chunks),
         roles=by_role,
     )

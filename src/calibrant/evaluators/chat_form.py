@@ -205,12 +205,18 @@ class ChatForm(SourceEvaluator):
             shares[condition] = mean_of(outcomes, condition)[0]
         lost = 0
         gained = 0
+        called = 0
+        tokens = 0
         for outcome in outcomes:
+            tokens += outcome.facts["tokens"]
+            if outcome.facts["calls"] > 0:
+                called += 1
             if outcome.facts["dense"] and not outcome.value:
                 lost += 1
             if outcome.value and not outcome.facts["dense"]:
                 gained += 1
         share, error = mean_of(outcomes)
+        dense_share, _ = mean_of(outcomes, "dense")
         return Score(
             measured=f"{source}:{form}",
             metric="well_formed",
@@ -221,11 +227,11 @@ class ChatForm(SourceEvaluator):
             better="higher",
             facts={
                 **shares,
-                "dense": mean_of(outcomes, "dense")[0],
+                "dense": dense_share,
                 "lost": lost,
                 "gained": gained,
-                "called": sum(outcome.facts["calls"] > 0 for outcome in outcomes) / count,
-                "tokens": sum(outcome.facts["tokens"] for outcome in outcomes),
+                "called": called / count,
+                "tokens": tokens,
                 "max_tokens": self.max_tokens,
                 "left_out": left_out,
                 "items": items_of(outcomes),

@@ -220,14 +220,23 @@ class Generation(SourceEvaluator):
         most: int,
     ) -> Score:
         count = len(outcomes)
+        answered = 0
+        cut = 0
+        tokens = 0
+        for outcome in outcomes:
+            tokens += int(outcome.facts["tokens"])
+            if outcome.facts["extracted"]:
+                answered += 1
+            if outcome.facts["cut"]:
+                cut += 1
         facts = {
             "shots": self.shots,
             "cot": self.cot,
             "max_tokens": most,
             "exemplars": identity([row.key for row in exemplars]),
-            "answered": sum(bool(outcome.facts["extracted"]) for outcome in outcomes) / count,
-            "cut": sum(bool(outcome.facts["cut"]) for outcome in outcomes) / count,
-            "tokens": sum(int(outcome.facts["tokens"]) for outcome in outcomes),
+            "answered": answered / count,
+            "cut": cut / count,
+            "tokens": tokens,
             "items": identity([outcome.item for outcome in outcomes]),
         }
         # Nobody guesses a number or words.

@@ -520,7 +520,9 @@ def _sha256(path: Path) -> str:
 
 
 def _ratio(summands: Summands) -> tuple[float, float | None]:
-    return ratio([value for value, _ in summands], [weight for _, weight in summands])
+    values = [value for value, _ in summands]
+    weights = [weight for _, weight in summands]
+    return ratio(values, weights)
 
 
 def _nats(responses: Sequence[Any]) -> list[float]:

@@ -239,9 +239,14 @@ class Task(SourceEvaluator):
         for answer in answered:
             if answer.has(metric):
                 results[answer.item.name] = answer.result(metric)
-        weights = [weight for _, weight in results.values()]
-        mean, error = ratio([value for value, _ in results.values()], weights)
-        items = [[name, weight] for name, (_, weight) in results.items()]
+        values: list[float] = []
+        weights: list[float] = []
+        items: list[list[Any]] = []
+        for name, (value, weight) in results.items():
+            values.append(value)
+            weights.append(weight)
+            items.append([name, weight])
+        mean, error = ratio(values, weights)
         facts = {**facts, "items": identity(items)}
         unit = "share"
         better: Literal["lower", "higher"] = "lower"
@@ -355,9 +360,11 @@ class _Answered:
             facts["hit_norm"] = self.hit("acc_norm")
             facts["hit_prior"] = self.hit("acc_prior")
         if worked:
-            solution = self.solution
-            facts["solution_nats"] = solution.nats if solution else None
-            facts["solution_tokens"] = solution.tokens if solution else None
+            facts["solution_nats"] = None
+            facts["solution_tokens"] = None
+            if self.solution is not None:
+                facts["solution_nats"] = self.solution.nats
+                facts["solution_tokens"] = self.solution.tokens
         return facts
 
 
