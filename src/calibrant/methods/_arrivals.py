@@ -72,7 +72,8 @@ def joined(seen: Sequence[Seen | None], shares: Sequence[float]) -> Seen:
             # it has.
             scaled.append(source_seen * (share / source_seen[Gram].mass))
     total = reduce(add, scaled)
-    return Seen({**total, Sources: Sources([source_seen[Gram] for source_seen in scaled])})
+    grams = [source_seen[Gram] for source_seen in scaled]
+    return Seen({**total, Sources: Sources(grams)})
 
 
 def turned(batch: TokenBatch, times: int) -> TokenBatch:
@@ -93,13 +94,19 @@ def turned(batch: TokenBatch, times: int) -> TokenBatch:
             turns.append(numbers.gather(1, origins.where(positions < lengths, positions)))
         return torch.cat(turns)
 
+    pads = None
+    if batch.pads is not None:
+        pads = all_turns(batch.pads)
+    mixed: list[tuple[float, TokenBatch]] = []
+    for factor, part in batch.mixed:
+        mixed.append((factor / times, turned(part, times)))
     return replace(
         batch,
         ids=all_turns(batch.ids),
         mask=all_turns(batch.mask),
         weights=all_turns(batch.weights),
-        pads=None if batch.pads is None else all_turns(batch.pads),
-        mixed=tuple((factor / times, turned(part, times)) for factor, part in batch.mixed),
+        pads=pads,
+        mixed=tuple(mixed),
     )
 
 

@@ -58,8 +58,9 @@ class BlockSearch(BlockMethod, ABC):
 
     def __post_init__(self) -> None:
         stages = self.stages
-        sound = bool(stages) and all(type(tokens) is int and tokens >= 2 for tokens in stages)
-        if not sound or list(stages) != sorted(set(stages)):
+        whole = all(type(tokens) is int for tokens in stages)
+        growing = whole and list(stages) == sorted(set(stages))
+        if not stages or not growing or stages[0] < 2:
             allowed = "write numbers of tokens that grow, from 2, as in tokens=[512, 2048]"
             message = f"{self.spec_name()}(tokens={brief(self.tokens)}): {allowed}"
             raise SpecError(message, subject="tokens")
@@ -184,7 +185,7 @@ class _HalfBlocks(_WholeBlocks):
 
     def __init__(self, view: ModelView) -> None:
         stream = Stream.of(view)
-        names_of_writers = {writer.weight.name for writer in stream.writers}
+        writer_names = {writer.weight.name for writer in stream.writers}
         in_networks: set[str] = set()
         for hidden in stream.hidden:
             in_networks |= {weight.name for weight in (*hidden.up, hidden.down)}
@@ -194,11 +195,9 @@ class _HalfBlocks(_WholeBlocks):
         for block in view.blocks:
             attention = [weight for weight in block.weights if weight.name not in in_networks]
             network = [weight for weight in block.weights if weight.name in in_networks]
-            writers = (
-                [weight for weight in attention if weight.name in names_of_writers],
-                [weight for weight in network if weight.name in names_of_writers],
-            )
-            if not all(writers):
+            attention_writers = [weight for weight in attention if weight.name in writer_names]
+            network_writers = [weight for weight in network if weight.name in writer_names]
+            if not attention_writers or not network_writers:
                 problem = f"{block.name} has no attention and feed-forward network"
                 message = (
                     f"{problem} that both add to the residual stream, so they can't go apart; "
@@ -213,7 +212,7 @@ class _HalfBlocks(_WholeBlocks):
                 message = f"{problem}; drop whole blocks of this model"
                 raise ModelError(message, subject=bias)
             self._parts.append((attention, network))
-            self._writers.append(writers)
+            self._writers.append((attention_writers, network_writers))
 
     @cached_property
     def variants(self) -> Sequence[Sequence[Variant]]:
@@ -338,12 +337,17 @@ class _Search:
         """
         losses = self._losses_beside(choice, self._deciding)
         (best,) = trials.losses([choice])
+        judged_by = "loss"
+        if self._method.divergence:
+            judged_by = "divergence"
+        course = [six_digits(settled) for settled in trials.course]
+        searched_on = [int(batch.mask.sum()) for batch in self._batches.values()]
         notes: dict[str, Any] = {
-            "by": "divergence" if self._method.divergence else "loss",
+            "by": judged_by,
             "best": six_digits(best),
-            "course": [six_digits(settled) for settled in trials.course],
+            "course": course,
             "measured": trials.count,
-            "tokens": [int(batch.mask.sum()) for batch in self._batches.values()],
+            "tokens": searched_on,
             **losses,
         }
         if self._rest is not None:

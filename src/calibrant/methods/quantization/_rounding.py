@@ -222,7 +222,8 @@ def clipped(weight: Float[Tensor, "out in"], grid: Grid, gram: Gram) -> Scales:
     for tile in tiles:
         if tile.zeros is not None:
             zeros.append(tile.zeros)
-    return Scales(grid, scales, torch.cat(zeros) if zeros else None)
+    zero_points = torch.cat(zeros) if zeros else None
+    return Scales(grid, scales, zero_points)
 
 
 def _clipped(

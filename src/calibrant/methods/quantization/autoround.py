@@ -512,7 +512,8 @@ class _LearnedMatrix:
         codes = torch.cat([part.round() for part in self._parts])
         scales = torch.cat([part.scales.scales for part in self._parts])
         zeros = [part.scales.zeros for part in self._parts if part.scales.zeros is not None]
-        self.codes = Codes(self._grid, codes, scales, torch.cat(zeros) if zeros else None)
+        zero_points = torch.cat(zeros) if zeros else None
+        self.codes = Codes(self._grid, codes, scales, zero_points)
         return self.codes
 
     def step(self, gradients: Mapping[int, Tensor], rate: float) -> None:
