@@ -265,14 +265,26 @@ def coverage(routing: Routing, inputs: int) -> dict[str, Any]:
     with equal loads have the entropy that these have.
     """
     counts = routing.counts.tolist()
+    gates = routing.mean_gates().tolist()
+    unseen: list[int] = []
+    starved: list[int] = []
+    for expert, count in enumerate(counts):
+        if count == 0:
+            unseen.append(expert)
+        elif 0 < count < inputs:
+            starved.append(expert)
     return {
         "experts": len(counts),
-        "counts": [six_digits(count) for count in counts],
-        "gates": [float(f"{gate:.4g}") for gate in routing.mean_gates().tolist()],
-        "unseen": [expert for expert, count in enumerate(counts) if count == 0],
-        "starved": [expert for expert, count in enumerate(counts) if 0 < count < inputs],
-        "even": float(f"{math.exp(routing.entropy()):.4g}"),
+        "counts": list(map(six_digits, counts)),
+        "gates": list(map(_four_digits, gates)),
+        "unseen": unseen,
+        "starved": starved,
+        "even": _four_digits(math.exp(routing.entropy())),
     }
+
+
+def _four_digits(number: float) -> float:
+    return float(f"{number:.4g}")
 
 
 OF_EXPERTS: Final = (Routing, TokenKinds, ExpertOutputs)

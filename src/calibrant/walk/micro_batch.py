@@ -228,7 +228,10 @@ class MicroBatch:
             )
         weights = self._weight_by_position(flat.device)[tokens]
         real = weights > 0
-        return flat[real], None if self.weights is None else weights[real]
+        rows = flat[real]
+        if self.weights is None:
+            return rows, None
+        return rows, weights[real]
 
     def _weight_by_position(self, device: torch.device) -> Tensor:
         """How much every position of the micro-batch counts, 0 for what doesn't count."""

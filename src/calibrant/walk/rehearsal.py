@@ -138,7 +138,8 @@ class _Rehearsing(TorchFunctionMode):
         self._called: set[nn.Module] = set()
         """Modules of matrices that were called."""
         # A block whose numbers are elsewhere is located when it is held.
-        self._locate(() if view.residence.elsewhere else range(len(view.blocks)))
+        located = () if view.residence.elsewhere else range(len(view.blocks))
+        self._locate(located)
 
     def run(self) -> Rehearsal:
         """Show the tokens, and say what came of it."""

@@ -186,7 +186,13 @@ def together(
 
 def _names_in(block: int, currents: Sequence[tuple[Weight, Seen] | None]) -> list[str]:
     """The names of the matrices in a block that walks are at."""
-    return [current[0].name for current in currents if current and current[0].block == block]
+    names: list[str] = []
+    for current in currents:
+        if current is not None:
+            weight, _ = current
+            if weight.block == block:
+                names.append(weight.name)
+    return names
 
 
 def held_between_blocks(
