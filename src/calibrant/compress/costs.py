@@ -68,11 +68,14 @@ class Costs:
                 work = count * operations(shape, tokens)
                 operations_in_all += work
                 floor += work / peak(shape, dtype, view.device)
+        timed_rate = 0.0
+        if floor:
+            timed_rate = operations_in_all / floor
         return cls(
             phases=dict(clock.seconds),
             parts={"forward": forward, **parts},
             floor=floor,
-            peak=operations_in_all / floor if floor else 0.0,
+            peak=timed_rate,
             tokens=tokens,
             dtype=type_name(dtype),
         )

@@ -212,7 +212,8 @@ def _same_journal(given: Journal | None, checkpoint: Checkpoint | None, ranks: R
         journal = given
     elif ranks.first and checkpoint is not None:
         journal = checkpoint.journal()
-    for known in ranks.gathered([journal.known] if ranks.first else []):
+    of_first = [journal.known] if ranks.first else []
+    for known in ranks.gathered(of_first):
         if not ranks.first:
             journal.add(known)
     return journal

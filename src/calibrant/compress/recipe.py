@@ -1,7 +1,7 @@
 """A recipe: what is to be done to a model, as values that were checked."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, get_args
 
 from calibrant.activations import Propagation, Statistic
@@ -166,21 +166,28 @@ class Recipe:
         which the identity follows.
         """
         # What makes no difference to the result is left empty, and so out of the identity.
-        return Run(
+        run = Run(
             model=opened.digest,
             model_name=opened.name,
-            data=data if self.looks else "",
-            tokens=batch.fingerprint if self.looks and batch is not None else "",
+            data="",
+            tokens="",
             method=canonical(self.method),
             target=str(self.target),
             allocation=canonical(self.allocation),
-            propagate=self.propagate if self.walks else "",
+            propagate="",
             dtype=type_name(opened.dtype),
-            seed=seed if self.looks else 0,
             transforms=tuple(map(canonical, self.transforms)),
-            starved="" if self.starved == AS_SEEN else self.starved,
             revised=self.target.revised,
         )
+        if self.looks:
+            run = replace(run, data=data, seed=seed)
+            if batch is not None:
+                run = replace(run, tokens=batch.fingerprint)
+        if self.walks:
+            run = replace(run, propagate=self.propagate)
+        if self.starved != AS_SEEN:
+            run = replace(run, starved=self.starved)
+        return run
 
 
 def check_propagation(method: Method, propagate: str) -> None:

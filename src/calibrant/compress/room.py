@@ -288,13 +288,16 @@ def needs_of_open(
     """Estimate what a job needs whose model is open; without a `method`, one that only shows it
     the calibration set.
     """
+    length = 0
+    if calibration is not None:
+        length = calibration.length
     return Needs.of(
         view,
         budget_of(calibration),
         opened.dtype,
         method,
         source_count(calibration),
-        0 if calibration is None else calibration.length,
+        length,
         opened.model.device,
     )
 
