@@ -454,7 +454,9 @@ class _Tables:
         self._models[asked["model_name"]] = None
         digests = dict(results.digests(run))
         profile = results.file(run, PROFILE)
+        profile_text: str | None = None
         if profile is not None:
+            profile_text = profile.decode()
             del digests[PROFILE]  # which is made again of the profile itself
         return {
             "run": run,
@@ -471,7 +473,7 @@ class _Tables:
             "matrices": len(results.weights(run)),
             "record": compact_json(record),
             "provenance": compact_json(results.provenance(run)),
-            "profile": None if profile is None else profile.decode(),
+            "profile": profile_text,
             "files": compact_json(digests),
         }
 

@@ -499,8 +499,10 @@ def left_dense(matrices: Sequence[Mapping[str, Any]]) -> str:
         reasons.setdefault(matrix["reason"], []).append(matrix["name"])
     parts: list[str] = []
     for reason, names in reasons.items():
-        single = len(names) == 1
-        parts.append(f"{names[0]} ({reason})" if single else f"{len(names)} × {reason}")
+        if len(names) == 1:
+            parts.append(f"{names[0]} ({reason})")
+        else:
+            parts.append(f"{len(names)} × {reason}")
     return "; ".join(parts)
 
 

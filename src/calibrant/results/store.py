@@ -513,7 +513,12 @@ class Store:
         origin = UNKNOWN_ORIGIN
         if len(untouched) == 1:
             (origin,) = untouched
-        return [cell if cell.model else replace(cell, model=origin) for cell in cells]
+        named: list[Cell] = []
+        for cell in cells:
+            if not cell.model:
+                cell = replace(cell, model=origin)
+            named.append(cell)
+        return named
 
     def add_cell(self, cell: Cell) -> None:
         """Have a run that no study asked for shown beside the grid, with what it `measures` beside

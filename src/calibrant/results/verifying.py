@@ -176,15 +176,18 @@ def _contradictions(score: Score, items: tuple[Outcome, ...]) -> Iterator[str]:
     if score.n != len(items):
         yield f"has {len(items)} items, and the score is over {score.n}"
     total = math.fsum(item.weight for item in items)
-    value = math.fsum(item.value for item in items) / total if total else math.nan
+    value = math.nan
+    if total:
+        value = math.fsum(item.value for item in items) / total
     # What wrote the score may have added in another order; and NaN isn't equal to itself.
     near = math.isclose(value, score.value, rel_tol=1e-6, abs_tol=1e-9)
     if not near and not (math.isnan(value) and math.isnan(score.value)):
         yield f"its items give {value!r}, and the score is {score.value!r}"
     digest = score.facts.get("items")
     # Older scores have a digest of the items' names alone.
-    weighed = identity([[item.item, item.weight] for item in items])
-    if digest is not None and digest not in (weighed, identity([item.item for item in items])):
+    with_weights = identity([[item.item, item.weight] for item in items])
+    names_alone = identity([item.item for item in items])
+    if digest is not None and digest not in (with_weights, names_alone):
         yield f"holds other items than the score is over: {digest}"
 
 
