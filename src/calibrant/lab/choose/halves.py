@@ -170,8 +170,9 @@ def masked(text: str) -> list[str]:
     """
     masked_words: list[str] = []
     for word in words(text):
-        is_number = any(map(str.isdigit, word))
-        masked_words.append("0" if is_number else word)
+        if any(map(str.isdigit, word)):
+            word = "0"
+        masked_words.append(word)
     return masked_words
 
 

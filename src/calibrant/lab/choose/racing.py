@@ -215,7 +215,8 @@ class Race:
         parts: list[str] = []
         for name in runs:
             data = self._sets[name]
-            parts += [str(part) for part in data.mixed or (data,)]
+            walked = data.mixed or (data,)
+            parts += map(str, walked)
         compressed = len(runs)
         if not any(self._rounds):
             compressed += 1

@@ -91,6 +91,9 @@ def measured_costs(
             compress += extra_seconds
         else:
             walking_again += extra_seconds / tokens
+    writing = 0.0
+    if writes:
+        writing = _writing_seconds(opened)
     return StepCosts(
         opened=seconds,
         walk=_PIECES * piece_times.blocks * forward,
@@ -99,7 +102,7 @@ def measured_costs(
         compress=piece_times.blocks * compress,
         measure=sum(piece_times.measure.values()),
         again=piece_times.blocks * walking_again,
-        write=_writing_seconds(opened) if writes else 0.0,
+        write=writing,
     )
 
 

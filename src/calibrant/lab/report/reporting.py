@@ -1,11 +1,11 @@
 """From a store to a report."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from io import StringIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Protocol, cast, runtime_checkable
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar, cast, runtime_checkable
 
 from calibrant.errors import OutputError, SpecError
 from calibrant.lab.report.facts import StudyFacts, facts_of, notes_of
@@ -47,6 +47,8 @@ if TYPE_CHECKING:
     from calibrant.lab.report.plots import Plot
 
 FORMATS: Final = ("table", "markdown", "csv", "latex", "json")
+
+Compared = TypeVar("Compared", Ranking, Sensitivity, Contrast)
 
 
 @runtime_checkable
@@ -306,8 +308,8 @@ def of_methods(comparison: Comparison, methods: Sequence[str]) -> Comparison:
             known = ", ".join(dict.fromkeys(ranking.method for ranking in every))
             message = f"no method here begins with {method!r} (there are: {known or 'none'})"
             raise SpecError(f"{message}; name one of these", subject=method)
-    rankings = tuple(ranking for ranking in comparison.rankings if _is_of(ranking, methods))
-    unranked = tuple(ranking for ranking in comparison.unranked if _is_of(ranking, methods))
+    rankings = _those_of(methods, comparison.rankings)
+    unranked = _those_of(methods, comparison.unranked)
     missing: dict[str, None] = {}
     for ranking in (*rankings, *unranked):
         missing |= dict.fromkeys(ranking.missing)
@@ -316,8 +318,8 @@ def of_methods(comparison: Comparison, methods: Sequence[str]) -> Comparison:
         rankings=rankings,
         unranked=unranked,
         comparisons=sum(map(comparisons_in, rankings)),
-        sensitivities=tuple(each for each in comparison.sensitivities if _is_of(each, methods)),
-        contrasts=tuple(each for each in comparison.contrasts if _is_of(each, methods)),
+        sensitivities=_those_of(methods, comparison.sensitivities),
+        contrasts=_those_of(methods, comparison.contrasts),
         missing=tuple(missing),
         agreements=(),
     )
@@ -334,6 +336,10 @@ def cells_of_methods(reading: Results, methods: Sequence[str]) -> Results:
         if cell.method == UNTOUCHED or _is_of(cell, methods):
             cells.append(cell)
     return replace(reading, cells=tuple(cells))
+
+
+def _those_of(methods: Sequence[str], compared: Iterable[Compared]) -> tuple[Compared, ...]:
+    return tuple(found for found in compared if _is_of(found, methods))
 
 
 def _is_of(found: Ranking | Sensitivity | Contrast | Cell, methods: Sequence[str]) -> bool:

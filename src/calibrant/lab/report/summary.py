@@ -117,15 +117,18 @@ def way_names(ways: Iterable[Way]) -> dict[Way, str]:
 
 def short_target(target: str) -> str:
     """Return a sparsity in per cent, and any other target as it is written."""
-    share = None if ":" in target else sparsity_of(target)
-    return target if share is None else percent(share)
+    share = sparsity_of(target)
+    if share is None or ":" in target:
+        return target
+    return percent(share)
 
 
 def spelled_out(ways: Iterable[Way], sets: Mapping[str, str]) -> list[str]:
     """Return in words what short names of ways and sets stand for, each once."""
     every = list(ways)
     meanings: dict[str, str] = {}
-    for text, name in short_names(method for _, method, _, _ in every).items():
+    methods = [method for _, method, _, _ in every]
+    for text, name in short_names(methods).items():
         meanings[name] = text
     for _, _, target, _ in every:
         words = describe_target(target).removesuffix(f" ({target})")

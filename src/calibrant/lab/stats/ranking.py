@@ -298,8 +298,12 @@ class ComparedGroup:
         dense = self._entry(DENSE) if self.dense else None
         baselines = [self._entry(label) for label in self._order if label not in self._group.sets]
         setting = self.setting
+        better: dict[str, str] = {}
+        metrics: dict[str, str] = {}
         floors: dict[str, float] = {}
         for name, score in self._scores.items():
+            better[name] = score.better
+            metrics[name] = score.metric
             if score.facts.get("floor"):
                 floors[name] = score.facts["floor"]
         return Ranking(
@@ -314,8 +318,8 @@ class ComparedGroup:
             level=self.level,
             partial=tuple(map(self._entry, self._group.partial)),
             units=self.units,
-            better={name: score.better for name, score in self._scores.items()},
-            metrics={name: score.metric for name, score in self._scores.items()},
+            better=better,
+            metrics=metrics,
             baseline=self.baseline,
             bits=self._results.bits.get((setting.model, setting.method, setting.target)),
             floors=floors,

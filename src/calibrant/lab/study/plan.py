@@ -146,8 +146,12 @@ class Plan:
 
 
 def _total(counts: Iterable[Count]) -> Count:
-    every = list(counts)
-    return Count(sum(count.asked for count in every), sum(count.done for count in every))
+    asked = 0
+    done = 0
+    for count in counts:
+        asked += count.asked
+        done += count.done
+    return Count(asked, done)
 
 
 @wide_products()
@@ -186,6 +190,8 @@ def plan(
                 warnings.append(str(error))
     labels = [request.labels for request in requests]
     looking = [cell for cell in labels if cell.data]
+    sets = dict.fromkeys(cell.data for cell in looking)
+    draws = {cell.seed for cell in looking}
     targets = {cell.target for cell in labels if cell.method != DENSE}
     seconds: float | None = None
     load: float | None = None
@@ -195,8 +201,8 @@ def plan(
         load = _load()
     return Plan(
         models=tuple(models),
-        sets=tuple(dict.fromkeys(cell.data for cell in looking)),
-        draws=tuple(sorted({cell.seed for cell in looking})),
+        sets=tuple(sets),
+        draws=tuple(sorted(draws)),
         targets=tuple(sorted(targets)),
         evaluators=tuple(study.evaluators()),
         methods=tuple(_propagated(study, requests)),
@@ -430,12 +436,14 @@ def _any_tokenizer(models: Iterable[str]) -> Any:
 def _shared(requests: Sequence[RunRequest]) -> dict[str, int]:
     """How often what is made once is used."""
     looking = [request for request in requests if request.calibration is not None]
+    distinct = {repr(request.calibration) for request in looking}
     walked = sum(len(passes(of_model)) for of_model in _by_model(requests))
+    from_passes = sum(request.shares for request in requests)
     return {
-        "drawn": len({repr(request.calibration) for request in looking}),
+        "drawn": len(distinct),
         "looking": len(looking),
         "passes": walked,
-        "from_passes": sum(request.shares for request in requests),
+        "from_passes": from_passes,
         "baselines": len(requests) - len(looking),
     }
 

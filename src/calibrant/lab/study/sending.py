@@ -60,13 +60,16 @@ def packed(work: Workload) -> bytes:
     for request in work.requests:
         number = set_numbers.get(repr(request.calibration))
         requests.append((request.model, number, recipe_numbers[request.recipe]))
+    settings: dict[str, Any] = {}
+    for name in _settings():
+        settings[name] = _plain(getattr(work, name))
     message = {
         "classes": _travelling(work),
-        "given": [_plain(content) for content in _handed_over(work)],
-        "sets": [_plain(calibration) for calibration in sets.values()],
-        "recipes": [_plain(recipe) for recipe in recipes],
+        "given": list(map(_plain, _handed_over(work))),
+        "sets": list(map(_plain, sets.values())),
+        "recipes": list(map(_plain, recipes)),
         "requests": requests,
-        "settings": {name: _plain(getattr(work, name)) for name in _settings()},
+        "settings": settings,
     }
     return msgspec.msgpack.encode(message)
 

@@ -593,8 +593,11 @@ def duration(
     forward = sum(shared_forward * _tokens(part, supplies) for part in passes(compressed))
     forward += sum(_own_forward(timings, request, supplies) for request in compressed)
     compress = sum(_own_compression(timings, request.recipe) for request in compressed)
+    opening = 0.0
+    if unfinished:
+        opening = timings.opened
     return {
-        "open": timings.opened if unfinished else 0.0,
+        "open": opening,
         "tokenize": tokenize,
         "forward": forward * timings.blocks,
         "compress": compress * timings.blocks,

@@ -2,9 +2,9 @@
 No torch here.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Final
+from typing import Final, TypeVar
 
 from calibrant.lab.report.plots.drawing import inline, write
 from calibrant.lab.report.plots.forest import evidence, forest, formats
@@ -18,7 +18,7 @@ from calibrant.lab.report.plots.heat import kept, routers
 from calibrant.lab.report.plots.pareto import pareto
 from calibrant.lab.report.plots.picture import Plot, stem
 from calibrant.lab.report.plots.sensitivity import worth
-from calibrant.lab.stats import Comparison, KeptExperts, Layers
+from calibrant.lab.stats import Comparison, KeptExperts, Layers, Ranking, Sensitivity
 
 __all__ = [
     "Plot",
@@ -41,6 +41,8 @@ __all__ = [
 WITHOUT_PLOT: Final = frozenset({"baseline"})
 """Questions that get no plot: the forests show their evidence."""
 
+Group = TypeVar("Group", Ranking, Layers, KeptExperts)
+
 
 def plots(
     comparison: Comparison,
@@ -56,14 +58,13 @@ def plots(
     """
     rankings = comparison.rankings
     drawn: list[Plot | None] = []
-    models = {ranking.model for ranking in rankings}
-    ways = {ranking.propagate for ranking in rankings}
-    for ranking in rankings:
-        parts = _telling((ranking.model, models), (ranking.propagate, ways))
-        of_ranking = (forest, kept, formats)
-        drawn.extend(_called(draw(ranking), parts) for draw in of_ranking)
+    for ranking, parts in _with_telling_parts(rankings):
+        drawn.append(_called(forest(ranking), parts))
+        drawn.append(_called(kept(ranking), parts))
+        drawn.append(_called(formats(ranking), parts))
         drawn.append(_called(against_tokens(ranking, tokens), parts))
         drawn.append(_called(pareto(ranking), parts))
+    models = {ranking.model for ranking in rankings}
     every = (*comparison.of_sets, *comparison.unranked)
     for model in dict.fromkeys(ranking.model for ranking in comparison.of_sets):
         parts = _telling((model, models))
@@ -71,19 +72,15 @@ def plots(
         sized = [ranking for ranking in every if ranking.model == model]
         drawn.append(_called(against_sparsity(ranked), parts))
         drawn.append(_called(against_size(sized), parts))
-    measured = {found.model for found in comparison.sensitivities}
-    for model in dict.fromkeys(found.model for found in comparison.sensitivities):
-        found = [each for each in comparison.sensitivities if each.model == model]
-        drawn.append(_called(worth(found), _telling((model, measured))))
-    models = {group.model for group in layers}
-    ways = {group.propagate for group in layers}
-    for group in layers:
-        parts = _telling((group.model, models), (group.propagate, ways))
+    sensitivities: dict[str, list[Sensitivity]] = {}
+    for sensitivity in comparison.sensitivities:
+        sensitivities.setdefault(sensitivity.model, []).append(sensitivity)
+    for model, of_model in sensitivities.items():
+        parts = _telling((model, sensitivities))
+        drawn.append(_called(worth(of_model), parts))
+    for group, parts in _with_telling_parts(layers):
         drawn.append(_called(layer_errors(group), parts))
-    models = {group.model for group in experts}
-    ways = {group.propagate for group in experts}
-    for group in experts:
-        parts = _telling((group.model, models), (group.propagate, ways))
+    for group, parts in _with_telling_parts(experts):
         drawn.append(_called(routers([group]), parts))
     for question in comparison.questions:
         if question.name not in WITHOUT_PLOT:
@@ -91,7 +88,15 @@ def plots(
     return _distinct([plot for plot in drawn if plot is not None])
 
 
-def _telling(*parts: tuple[str, set[str]]) -> list[str]:
+def _with_telling_parts(groups: Sequence[Group]) -> Iterator[tuple[Group, list[str]]]:
+    """Yield each group of runs with the parts that tell its plots from those of the others."""
+    models = {group.model for group in groups}
+    ways = {group.propagate for group in groups}
+    for group in groups:
+        yield group, _telling((group.model, models), (group.propagate, ways))
+
+
+def _telling(*parts: tuple[str, Collection[str]]) -> list[str]:
     """The parts that tell plots apart: those that aren't the only one of their kind."""
     return [part for part, every in parts if len(every) > 1]
 

@@ -349,7 +349,8 @@ def evidence(question: PaperQuestion) -> Plot | None:
         fewer = f"Shown: {shown} of {len(pieces)}, on the mean where there is one"
     blocks: list[Panels] = []
     data: dict[str, list[dict[str, Any]]] = {}
-    for number, unit in enumerate(dict.fromkeys(piece.unit for piece in rows)):
+    units = dict.fromkeys(piece.unit for piece in rows)
+    for number, unit in enumerate(units):
         alike = [piece for piece in rows if piece.unit == unit]
         block = _block(alike, unit, f"unit{number}-")
         blocks.append(block)
@@ -384,14 +385,23 @@ def _block(pieces: Sequence[Evidence], unit: str, key: str) -> Panels:
     """Return the rows of one unit. What is the same in all stands above them; where they are of
     several runs, each run's name above its own.
     """
-    texts = {part: [str(getattr(piece, part)) for piece in pieces] for part in LETTERS}
-    same = [part for part in LETTERS if len(set(texts[part])) == 1]
-    parts = [part for part in LETTERS if part not in same] or ["label"]
+    texts: dict[str, list[str]] = {}
+    same: list[str] = []
+    differing: list[str] = []
+    for part in LETTERS:
+        texts[part] = [str(getattr(piece, part)) for piece in pieces]
+        if len(set(texts[part])) == 1:
+            same.append(part)
+        else:
+            differing.append(part)
+    parts = differing or ["label"]
     rows: list[PanelRow] = []
     marks: dict[int, Mark] = {}
     runs = texts["where"]
     headed = "where" in parts and len(parts) > 1
-    telling = [part for part in parts if part != "where" or not headed]
+    telling = list(parts)
+    if headed:
+        telling.remove("where")
 
     def order(number: int) -> int:
         # One run after the other, in each as they come.

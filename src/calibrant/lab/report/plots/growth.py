@@ -75,7 +75,7 @@ def against_sparsity(rankings: Sequence[Ranking]) -> Plot | None:
             spots.extend(line.spots)
     if not any(math.isfinite(spot.y) for spot in spots):
         return None
-    reach = reached((spot.y for spot in spots), (spot.interval for spot in spots))
+    reach = _reached(spots)
     height = max(240, round(LINE * coloured))
     if len(panels) == 1:
         width = 640
@@ -119,6 +119,13 @@ def _by_method(rankings: Sequence[Ranking]) -> dict[tuple[str, str], list[Rankin
 def _scale(ranking: Ranking) -> tuple[str, bool]:
     """What numbers must have in common to stand on one axis."""
     return ranking.unit, ranking.dense is None
+
+
+def _reached(spots: Sequence[Spot]) -> list[float]:
+    """The values of spots and the ends of their intervals, for the axis that they stand on."""
+    values = [spot.y for spot in spots]
+    intervals = [spot.interval for spot in spots]
+    return reached(values, intervals)
 
 
 def _mean_of(ranking: Ranking) -> str:
@@ -246,7 +253,7 @@ def against_tokens(ranking: Ranking, tokens: Mapping[str, int]) -> Plot | None:
     highest = max(inner)
     most = highest + OUTSIDE * (highest - min(inner))
     within = [spot for spot in spots if spot.y <= most]
-    reach = reached((spot.y for spot in within), (spot.interval for spot in within))
+    reach = _reached(within)
     across = axis_of(counts, 560, room=0.06)
     height = 520 if crowded else 300
     up = axis_of(reach, height)
@@ -333,7 +340,12 @@ def _errors_in_words(
         f"({blocks[0]} to {blocks[-1]})"
     ]
     for name, row in errors.items():
-        numbers = [f"{value:.3g}" if math.isfinite(value) else "unknown" for value in row]
+        numbers: list[str] = []
+        for value in row:
+            number = "unknown"
+            if math.isfinite(value):
+                number = f"{value:.3g}"
+            numbers.append(number)
         parts.append(f"{name}: {', '.join(numbers)}")
     return sentence(parts)
 
@@ -404,7 +416,7 @@ def against_size(rankings: Sequence[Ranking]) -> Plot | None:
         lines.append(Curve(result.name, result.entry.family, 0, (spot,), label=label))
     if len(front) > 1:
         lines.append(Curve("", "none", 0, _stairs(front), marked=False, plain=True))
-    reach = reached((spot.y for spot in spots), (spot.interval for spot in spots))
+    reach = _reached(spots)
     up = axis_of(reach, 360)
     across = axis_of((spot.x for spot in spots), 700, log=False, room=0.06)
     mean = _mean_of(first)

@@ -3,7 +3,7 @@
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -68,13 +68,18 @@ def _ranking(ranking: Ranking) -> dict[str, Any]:
         if not data[name]:
             del data[name]
     dense = None if ranking.dense is None else _entry(ranking, ranking.dense)
+    sentences = [doubt.sentence for doubt in doubts([ranking]).every]
+
+    def plain(entries: Sequence[RankingEntry]) -> list[dict[str, Any]]:
+        return [_entry(ranking, entry) for entry in entries]
+
     return data | {
-        "entries": [_entry(ranking, entry) for entry in ranking.entries],
-        "partial": [_entry(ranking, entry) for entry in ranking.partial],
-        "baselines": [_entry(ranking, entry) for entry in ranking.baselines],
+        "entries": plain(ranking.entries),
+        "partial": plain(ranking.partial),
+        "baselines": plain(ranking.baselines),
         "dense": dense,
         "finding": finding(ranking),
-        "doubts": [doubt.sentence for doubt in doubts([ranking]).every],
+        "doubts": sentences,
         "remarks": remarks(ranking),
         "caveats": caveats(ranking),
     }

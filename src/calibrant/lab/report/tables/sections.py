@@ -468,7 +468,8 @@ def agreement_sentences(agreements: Sequence[RankAgreement]) -> Iterator[str]:
         if not found:
             continue
         if along == "target":
-            sides = [agreement.a for agreement in found] + [agreement.b for agreement in found]
+            sides = [agreement.a for agreement in found]
+            sides += [agreement.b for agreement in found]
             noun = target_noun(sides)
         taus = [agreement.tau for agreement in found]
         sure = 0
