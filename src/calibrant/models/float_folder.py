@@ -174,9 +174,15 @@ def _grid_of(settings: Mapping[str, Any], ref: str) -> FloatGrid:
     """
     groups = settings.get("config_groups")
     found: set[str] = set()
-    for group in groups.values() if isinstance(groups, dict) else ():
-        given = group.get("weights") if isinstance(group, dict) else None
-        found.add(_name_of(given if isinstance(given, dict) else {}, ref))
+    if not isinstance(groups, dict):
+        groups = {}
+    for group in groups.values():
+        given: Any = None
+        if isinstance(group, dict):
+            given = group.get("weights")
+        if not isinstance(given, dict):
+            given = {}
+        found.add(_name_of(given, ref))
     if len(found) != 1:
         raise ModelError(
             f"{ref} has {len(found)} kinds of quantized weights, and one kind is read; give the "

@@ -352,9 +352,12 @@ def _are_files(value: Any) -> bool:
     """Whether it is a mapping of paths inside a folder to texts."""
     if not isinstance(value, dict):
         return False
-    paths = [PurePosixPath(name) for name in value]
-    inside = not any(path.is_absolute() or ".." in path.parts for path in paths)
-    return inside and all(isinstance(text, str) for text in value.values())
+    for name, text in value.items():
+        path = PurePosixPath(name)
+        outside = path.is_absolute() or ".." in path.parts
+        if outside or not isinstance(text, str):
+            return False
+    return True
 
 
 def _is_read(path: Path, place: Path, home: Path, forms: Collection[Path]) -> bool:
