@@ -173,10 +173,11 @@ def _in_ascii(error: UnicodeError) -> tuple[str, int]:
     """
     if not isinstance(error, UnicodeEncodeError):
         raise error
-    return "".join(
-        PLAIN.get(ord(c)) or c.encode("ascii", "backslashreplace").decode()
-        for c in error.object[error.start : error.end]
-    ), error.end
+    plain = ""
+    for character in error.object[error.start : error.end]:
+        number_in_ascii = character.encode("ascii", "backslashreplace").decode()
+        plain += PLAIN.get(ord(character)) or number_in_ascii
+    return plain, error.end
 
 
 codecs.register_error(IN_ASCII, _in_ascii)

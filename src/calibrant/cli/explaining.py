@@ -1,5 +1,7 @@
 """Commands about what a model forgot: its words, and its languages."""
 
+import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -134,16 +136,15 @@ def lape(
             "progress": update,
         }
         found = read(open_model(model, **machine), language, **options)
-        staying = (
-            found.staying(read(open_model(pruned, **machine), language, **options))
-            if pruned is not None
-            else {}
-        )
-    result = {
-        **found.to_json(),
-        "pruned": pruned,
-        "staying": {name: None if share != share else share for name, share in staying.items()},
-    }
+        shares: Mapping[str, float] = {}
+        if pruned is not None:
+            found_in_pruned = read(open_model(pruned, **machine), language, **options)
+            shares = found.staying(found_in_pruned)
+    staying: dict[str, float | None] = {}
+    for name, share in shares.items():
+        # JSON has no NaN, which is the share of a language without specific neurons.
+        staying[name] = None if math.isnan(share) else share
+    result = {**found.to_json(), "pruned": pruned, "staying": staying}
     if out is not None:
         write(out, result)
     show(result, as_json, language_neurons)

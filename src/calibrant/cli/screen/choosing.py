@@ -204,10 +204,16 @@ def _candidates(result: Mapping[str, Any]) -> Table:
         figures.append(_interval(candidate["against_baseline"]))
         if diverging:
             divergence = candidate["divergence"]
-            figures.append(decimals(divergence["value"]) if divergence else "")
+            figure = ""
+            if divergence:
+                figure = decimals(divergence["value"])
+            figures.append(figure)
         for role in roles:
             value = candidate["by_role"].get(role)
-            figures.append("" if value is None else decimals(value))
+            figure = ""
+            if value is not None:
+                figure = decimals(value)
+            figures.append(figure)
         status = candidate["status"]
         if candidate["dropped"]:
             status = f"behind since round {candidate['dropped']}"

@@ -124,7 +124,12 @@ def _starved(matrices: Sequence[Mapping[str, Any]], run: Mapping[str, Any]) -> s
         return matrix["tokens"]
 
     parts: list[str] = []
-    few = [m for m in matrices if "tokens" in m and m["tokens"] < m["shape"][1]]
+    few: list[Mapping[str, Any]] = []
+    for matrix in matrices:
+        if "tokens" in matrix:
+            _, inputs = matrix["shape"]
+            if matrix["tokens"] < inputs:
+                few.append(matrix)
     if few:
         least = min(few, key=tokens)
         parts.append(
@@ -218,12 +223,15 @@ def scores(result: Sequence[Mapping[str, Any]]) -> Iterator[Any]:
             value = f"{score['value']:.4f}"
             if score["stderr"] is not None:
                 value += f" ± {score['stderr']:.4f}"
+            chance = ""
+            if score["chance"] is not None:
+                chance = f"{score['chance']:.4f}"
             table.add_row(
                 score["measured"],
                 f"{score['metric']} ({score['unit']})",
                 value,
                 f"{score['n']:,}",
-                "" if score["chance"] is None else f"{score['chance']:.4f}",
+                chance,
                 _facts(score["facts"]),
             )
     yield table
@@ -304,10 +312,13 @@ def gathered(result: Mapping[str, Any]) -> Iterator[Any]:
     """Yield what an importance matrix was made of, and where it is."""
     yield from covered(result)
     left = result["left_out"]
-    reasons = sorted({str(reason) for reason in left.values()})
+    left_out = ""
+    if left:
+        reasons = sorted({str(reason) for reason in left.values()})
+        left_out = f"{len(left):,} matrices: {'; '.join(reasons)}"
     yield from labelled(
         {
-            "left out": f"{len(left):,} matrices: {'; '.join(reasons)}" if left else "",
+            "left out": left_out,
             "note": result["note"],
             "written to": result["out"],
         }
