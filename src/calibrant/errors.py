@@ -88,9 +88,10 @@ class Problem:
     message: str
 
     def __str__(self) -> str:
-        return ": ".join(
-            filter(None, (f"line {self.line}" if self.line else "", self.where, self.message))
-        )
+        parts = [self.where, self.message]
+        if self.line:
+            parts.insert(0, f"line {self.line}")
+        return ": ".join(filter(None, parts))
 
 
 class StudyError(InputError):

@@ -142,6 +142,9 @@ def _body(record: Record, note: str, rounded: Sequence[str]) -> Iterator[str]:
     yield ""
     yield "## What was done"
     yield ""
+    allocation = ""
+    if run.allocation:
+        allocation = written_form(run.allocation)
     yield from table_of_facts(
         {
             "model": without_folders(run.model_name),
@@ -149,7 +152,7 @@ def _body(record: Record, note: str, rounded: Sequence[str]) -> Iterator[str]:
             "note": note,
             "method": written_form(run.method),
             "target": run.target,
-            "allocation": written_form(run.allocation) if run.allocation else "",
+            "allocation": allocation,
             "transforms": ", ".join(map(written_form, run.transforms)),
             "propagation": run.propagate,
             "numbers": run.dtype,

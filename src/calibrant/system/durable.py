@@ -167,7 +167,8 @@ def opened(path: Path) -> BufferedReader:
     a device may have no end.
     """
     if not stat.S_ISREG(path.stat().st_mode):
-        raise OSError(errno.EISDIR if path.is_dir() else errno.EINVAL, "it is no file", str(path))
+        code = errno.EISDIR if path.is_dir() else errno.EINVAL
+        raise OSError(code, "it is no file", str(path))
     return path.open("rb")
 
 

@@ -82,7 +82,9 @@ def _fitting(target: Target, shapes: Sequence[tuple[int, int]]) -> list[tuple[in
     """The shapes that a matrix can have that is to become this: blocks of llama.cpp's have 32
     inputs at least.
     """
-    return [shape for shape in shapes if not isinstance(target, GgmlKind) or shape[1] % 32 == 0]
+    if not isinstance(target, GgmlKind):
+        return list(shapes)
+    return [(outputs, inputs) for outputs, inputs in shapes if inputs % 32 == 0]
 
 
 class _Case:
