@@ -88,9 +88,10 @@ class Problem:
     message: str
 
     def __str__(self) -> str:
-        parts = [self.where, self.message]
+        parts: list[str] = []
         if self.line:
-            parts.insert(0, f"line {self.line}")
+            parts.append(f"line {self.line}")
+        parts += [self.where, self.message]
         return ": ".join(filter(None, parts))
 
 

@@ -1,25 +1,26 @@
 """Does `recommend`, run whole, take the right set for eight kinds of text?
 
     CALIBRANT_DATA=… python -m studies.large.recommended FOLDER [--minutes M] [--only TEXT]
+    CALIBRANT_DATA=… python -m studies.large.recommended FOLDER --tables
 
-The model has 1.5 billion numbers; `--model` names another.
-
-For each text and each method one's own text is written into a folder: those rows of a public set
-that calibrate. `recommend` is asked about it, for as many minutes as are given. Then every
-candidate that it had is measured on rows of the same set that measure, which it never saw. *Regret*
-is by how many per cent the model diverges more with a set than with the best of the candidates.
-Killed and run again, it goes on; the minutes are then those of the last call. It ends with a table.
+The model has 1.5 billion numbers; `--model` names another. For each text and each method the
+calibrating rows of a public set are written into a folder, as if they were one's own. `recommend`
+is asked about that folder. Then every candidate that it had is measured on the measured rows of the
+same set, which `recommend` never saw. *Regret*: how many per cent larger the divergence is with a
+set than with the best candidate. Killed and run again, it goes on; `--tables` shows what is there.
 
 Fixed before any run:
 - The texts, in the order in which they are computed. What doesn't fit is left out from the end. The
-  mirror of data sets has no questions about SQL, no poems, and only six support chats. Patents, the
-  threads of a forum and everyday questions stand in their place.
-- Questions are measured in the model's chat template, since `recommend` measures them so.
+  mirror of data sets has no tickets, no questions about SQL, no poems, and only six support chats.
+  Questions to programmers, patents, the threads of a forum and everyday questions stand in their
+  place.
+- Questions with answers are measured in the model's chat template, since `recommend` measures them
+  so.
 - GPTQ with scales by importance at four bits, then `refined` at half of the weights.
 - One draw of each candidate, with as many tokens as `recommend` took: 8,192 in windows of 512, or
   fewer where one's own text is short.
 - What is asked, described and not tested: the regret of what `recommend` took, of C4 and of one's
-  own text; and the minutes that `recommend` took.
+  own text; and the minutes that `recommend` took. After a kill these are the last call's.
 """
 
 import argparse
@@ -32,36 +33,35 @@ from typing import Any, Final
 
 from studies.arms import number_or_nothing, table_head, table_row, value_of
 
-from calibrant import CalibrationSet, Study, recommend
+from calibrant import CalibrantError, CalibrationSet, Study, recommend
 from calibrant.data.inspect.leaks import find_leaks, serious
 from calibrant.data.user_file import UserFile
-from calibrant.evaluators import evaluators
 from calibrant.evaluators.agreement import Agreement
+from calibrant.lab.study.request import StudyResult
 from calibrant.results import Store
+from calibrant.system.durable import put
 from calibrant.system.progress import Progress, silent
 
-TEXTS: Final[Mapping[str, str]] = {
-    "tickets": """source="pile(subsets=['StackExchange'])\"""",
-    "arithmetic": "source=gsm8k, format=chat",
-    "biomedical abstracts": """source="pile(subsets=['PubMed Abstracts'])\"""",
-    "a code base": "source=python_code",
-    "French": 'source="flores(language=fr)"',
-    "everyday questions": "source=commonsense_qa, format=chat",
-    "patents": """source="pile(subsets=['USPTO Backgrounds'])\"""",
-    "threads of a forum": """source="pile(subsets=['HackerNews'])\"""",
+TEXTS: Final[Mapping[str, tuple[str, str]]] = {
+    "questions to programmers": ("pile(subsets=['StackExchange'])", "text"),
+    "arithmetic": ("gsm8k", "chat"),
+    "biomedical abstracts": ("pile(subsets=['PubMed Abstracts'])", "text"),
+    "a code base": ("python_code", "text"),
+    "French": ("flores(language=fr)", "text"),
+    "everyday questions": ("commonsense_qa", "chat"),
+    "patents": ("pile(subsets=['USPTO Backgrounds'])", "text"),
+    "threads of a forum": ("pile(subsets=['HackerNews'])", "text"),
 }
-"""What each text is measured on, as `agreement` reads it. Other rows of the same source are
-one's own text.
-"""
-WAYS: Final = (("gptq(scales=importance)", "w4g128"), ("refined", "0.5"))
+"""The source of each text, and the format in which it is measured."""
+METHODS: Final = (("gptq(scales=importance)", "w4g128"), ("refined", "0.5"))
 """The methods with their targets."""
 MODEL: Final = "qwen2.5-coder-1.5b"
 MINUTES: Final = 180.0
 GENERAL: Final = "c4"
-FIELDS: Final = ("text", "question", "answer", "rationale")
+FIELDS: Final = ("text", "question", "answer", "rationale", "choices")
 """What of a row is written into one's own text."""
-JUDGING: Final = 4
-"""Of so many rows of one's own text one is to measure by."""
+ROWS_PER_MEASURED: Final = 4
+"""One row in so many of one's own text measures; the others calibrate."""
 
 
 @dataclass(frozen=True)
@@ -80,10 +80,8 @@ class Trial:
     @property
     def measure(self) -> Agreement:
         """What judges all candidates."""
-        written = f"agreement({TEXTS[self.text]}, tokens=8192, length={self.length})"
-        measure = evaluators.build(written)
-        assert isinstance(measure, Agreement)
-        return measure
+        source, form = TEXTS[self.text]
+        return Agreement(source=source, format=form, tokens=8192, length=self.length)
 
     @property
     def own_text(self) -> Path:
@@ -92,19 +90,19 @@ class Trial:
 
     @property
     def answer_file(self) -> Path:
-        """Where it is kept what `recommend` said."""
+        """The file that keeps what `recommend` said."""
         return self.folder / "answer.json"
 
     @property
-    def judged(self) -> Path:
+    def judged_store(self) -> Path:
         """The store of what the candidates did."""
         return self.folder / "judged"
 
-    def run(self, progress: Progress = silent) -> None:
+    def run(self, progress: Progress = silent) -> StudyResult:
         """Ask `recommend`, unless it was asked before, and measure all candidates that it had."""
         self.folder.mkdir(parents=True, exist_ok=True)
         if not self.answer_file.exists():
-            self._write_own_text()
+            self.write_own_text()
             recommendation = recommend(
                 self.model,
                 goal=str(self.own_text),
@@ -116,30 +114,31 @@ class Trial:
                 folder=self.folder / "recommend",
                 progress=progress,
             )
-            half_written = self.answer_file.with_suffix(".half")
-            half_written.write_text(json.dumps(recommendation.to_json()), encoding="utf-8")
-            half_written.replace(self.answer_file)
-        self._study().run(self.judged, progress)
+            put(self.answer_file, json.dumps(recommendation.to_json()).encode())
+        return self._study().run(self.judged_store, progress, retry=True)
 
-    def _write_own_text(self) -> None:
+    def write_own_text(self) -> None:
+        """Write the calibrating rows of the source as a user's folder."""
         source, _ = self.measure.held_out()
         rows = list(source.rows("calibrate"))
         # A study refuses rows that are nearly those that it measures on.
         leaks = find_leaks(rows, source.rows("measure"))
         leaked = {leak.row for leak in leaks if serious(leak)}
-        lines: list[str] = []
-        for row in rows:
-            if row.example in leaked:
-                continue
+        # A single file would be divided by hash. Where the source was divided so too, all these
+        # rows would calibrate and none measure, so they are divided here.
+        calibrating: list[str] = []
+        measured: list[str] = []
+        own_rows = [row for row in rows if row.example not in leaked]
+        for place, row in enumerate(own_rows):
             record = {name: getattr(row, name) for name in FIELDS if name in row.present}
-            lines.append(json.dumps(record, ensure_ascii=False) + "\n")
-        # Some sources are divided by the hash of a row, as a file is. A file of the rows that
-        # calibrate would have none to measure by, so it is divided here.
-        judging = lines[::JUDGING]
-        calibrating = [line for place, line in enumerate(lines) if place % JUDGING]
-        self.own_text.mkdir(exist_ok=True)
+            line = json.dumps(record, ensure_ascii=False) + "\n"
+            if place % ROWS_PER_MEASURED:
+                calibrating.append(line)
+            else:
+                measured.append(line)
+        self.own_text.mkdir(parents=True, exist_ok=True)
         (self.own_text / "train.jsonl").write_text("".join(calibrating), encoding="utf-8")
-        (self.own_text / "test.jsonl").write_text("".join(judging), encoding="utf-8")
+        (self.own_text / "test.jsonl").write_text("".join(measured), encoding="utf-8")
 
     def answer(self) -> Mapping[str, Any]:
         """What `recommend` said, as its `to_json` has it."""
@@ -163,7 +162,7 @@ class Trial:
     def divergences(self) -> dict[str, float]:
         """The divergence with each candidate that was measured, by its set, in nats a token."""
         found: dict[str, float] = {}
-        with Store(self.judged, create=False) as store:
+        with Store(self.judged_store, create=False) as store:
             for cell in store.cells():
                 for measure in cell.measures.values():
                     measurement = store.measurement(cell.run, measure)
@@ -185,7 +184,7 @@ class Trial:
         """What came of it, as a row of the table; None until `recommend` was asked and its choice
         was measured.
         """
-        if not self.answer_file.exists() or not self.judged.exists():
+        if not self.answer_file.exists() or not self.judged_store.exists():
             return None
         answer = self.answer()
         divergences = self.divergences()
@@ -215,18 +214,18 @@ def trials(folder: Path, model: str, minutes: float, only: str | None) -> Iterat
     """All trials in the order in which they are computed; those of one text alone where that is
     asked for.
     """
-    for method, target in WAYS:
+    for method, target in METHODS:
         for text in TEXTS:
             if only in (None, text):
-                place = folder / f"{text} {target}".replace(" ", "-")
+                place = folder / Path(model).name / f"{text} {target}".replace(" ", "-")
                 yield Trial(place, model, text, method, target, minutes)
 
 
-def table(finished: Iterable[Trial]) -> Iterator[str]:
-    """What came of the trials that are there, as a table in Markdown."""
+def table(asked: Iterable[Trial]) -> Iterator[str]:
+    """What came of the trials, as a table in Markdown; those that aren't there yet have no row."""
     numbers = ["candidates measured", "regret, %", "of C4", "of the best own text", "minutes"]
     yield from table_head(["text", "method", "`recommend` took"], numbers)
-    for trial in finished:
+    for trial in asked:
         row = trial.row()
         if row is not None:
             yield row
@@ -243,10 +242,19 @@ def main() -> None:
     parser.add_argument("--model", default=MODEL)
     parser.add_argument("--minutes", type=float, default=MINUTES)
     parser.add_argument("--only", choices=TEXTS)
+    parser.add_argument("--tables", action="store_true")
     options = parser.parse_args()
     asked = list(trials(options.folder, options.model, options.minutes, options.only))
-    for trial in asked:
-        trial.run(_tell)
+    if not options.tables:
+        for trial in asked:
+            try:
+                finished = trial.run(_tell)
+            except CalibrantError as error:
+                # The other trials can still be had.
+                print(f"{trial.text}, {trial.method}: {error}", file=sys.stderr)
+                continue
+            for failure in finished.failures.values():
+                print(f"{failure['what']}: {failure['error']}", file=sys.stderr)
     print("\n".join(table(asked)))
 
 

@@ -15,6 +15,7 @@ from tests.trained import trained_folder
 def test_every_candidate_is_judged_and_recommend_is_asked_once(
     tmp_path: Path, effort: Effort, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.delenv("CALIBRANT_DATA", raising=False)
     trial = Trial(
         tmp_path,
         str(trained_folder()),

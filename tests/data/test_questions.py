@@ -12,8 +12,10 @@ from typing import Any
 
 import datasets
 import pytest
+from studies.large.recommended import TEXTS, Trial
 
 from calibrant.data import PARTS, CalibrationSet, HubDataset, Row, formats, mirror, sources
+from calibrant.data.expression import parse_source
 from calibrant.data.sources import _equation, _published
 from calibrant.errors import DataError, SpecError
 from calibrant.testing.sources import check_source
@@ -745,3 +747,20 @@ def test_the_real_mirror(name: str, real_mirror: Path):
     for row in held["measure"].rows[:50]:
         assert text(row).strip() == text(row)
         assert text(row).endswith(f" {row.answer}")
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_a_trial_of_recommend_has_the_same_rows_as_its_source(
+    tmp_path: Path, text: str, real_mirror: Path
+):
+    trial = Trial(tmp_path, "a model", text, "wanda", "0.6", minutes=1.0)
+    trial.write_own_text()
+    own = parse_source(str(trial.own_text))
+    source, _ = trial.measure.held_out()
+    calibrating = {row.key: row for row in source.rows("calibrate")}
+    own_rows = [row for part in PARTS for row in own.rows(part)]
+    # A few are nearly those that are measured, and left out.
+    assert 0.9 * len(calibrating) < len(own_rows) <= len(calibrating)
+    for row in own_rows:
+        assert row == calibrating[row.key]
+        assert row.labels == calibrating[row.key].labels

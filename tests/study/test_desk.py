@@ -55,7 +55,7 @@ def test_a_study_through_questions_is_one_without(
     assert results(tmp_path / "store") == results(whole)
 
 
-def computed(study: Study, store: Path, own: Path) -> int:
+def results_added_by_a_worker(study: Study, store: Path, own: Path) -> int:
     """How many results a worker adds that has a folder of its `own`."""
     desk, remote = connected(store, own)
     (own / WORK).write_bytes(packed(study.workload()))
@@ -71,7 +71,7 @@ def test_nobody_waits_for_files_in_the_folder_of_another(
 ):
     study = asked(given, data=["random_tokens"], methods="wanda", evaluate=(), statistics_gb=1e-7)
     first, second = tmp_path / "first", tmp_path / "second"
-    computed(replace(study, statistics_gb=1.0), tmp_path / "before", first)
+    results_added_by_a_worker(replace(study, statistics_gb=1.0), tmp_path / "before", first)
     files = [path.name for path in first.glob("*.tokens")]
     files += [f"sha256:{path.name}" for path in (first / STATISTICS).iterdir()]
     assert len(files) == 2
@@ -80,7 +80,7 @@ def test_nobody_waits_for_files_in_the_folder_of_another(
     for name in files:
         assert remote.claim(name) is not None
     monkeypatch.setattr(time, "sleep", lambda _: pytest.fail("it waits"))
-    assert computed(study, tmp_path / "store", second) == 2
+    assert results_added_by_a_worker(study, tmp_path / "store", second) == 2
     # And none stays in its own folder beyond the limit.
     assert not list((second / STATISTICS).iterdir())
     desk.close()

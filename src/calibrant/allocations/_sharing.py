@@ -182,11 +182,10 @@ def to_the_weight(wanted: Mapping[Weight, float], target: Sparsity) -> dict[str,
         # These are fewer than the rows of any matrix with room, or a column more would have gone.
         tallest = max(with_room, key=_rows)
         counts[tallest] += left
-    shared: dict[str, Sparsity] = {}
+    sparsities: dict[str, Sparsity] = {}
     for weight in wanted:
-        rows, inputs = weight.shape
-        shared[weight.name] = _sparsity(counts[weight], rows * inputs)
-    return shared
+        sparsities[weight.name] = _sparsity(counts[weight], size_of([weight]))
+    return sparsities
 
 
 def _rows(weight: Weight) -> int:

@@ -89,11 +89,11 @@ class LeastError(Allocation):
         for weight, seen in matrices.items():
             if Gram in seen and seen[Gram].mass > 0:
                 costs[weight] = self._errors(method, weight, seen[Gram], steps)
+        parts = self._parts(matrices)
         # Of a part that no token reached nothing is known, so it gets what was asked: any other
         # target costs infinitely much.
         unreached = np.full(len(steps), np.inf)
         unreached[list(steps).index(0)] = 0.0
-        parts = self._parts(matrices)
         part_costs: list[np.ndarray] = []
         for part in parts:
             reached = [costs[weight] for weight in part if weight in costs]

@@ -175,8 +175,8 @@ def _in_ascii(error: UnicodeError) -> tuple[str, int]:
         raise error
     plain = ""
     for character in error.object[error.start : error.end]:
-        number_in_ascii = character.encode("ascii", "backslashreplace").decode()
-        plain += PLAIN.get(ord(character)) or number_in_ascii
+        escaped = character.encode("ascii", "backslashreplace").decode()
+        plain += PLAIN.get(ord(character)) or escaped
     return plain, error.end
 
 

@@ -212,8 +212,8 @@ def _same_journal(given: Journal | None, checkpoint: Checkpoint | None, ranks: R
         journal = given
     elif ranks.first and checkpoint is not None:
         journal = checkpoint.journal()
-    of_first = [journal.known] if ranks.first else []
-    for known in ranks.gathered(of_first):
+    known_to_first = [journal.known] if ranks.first else []
+    for known in ranks.gathered(known_to_first):
         if not ranks.first:
             journal.add(known)
     return journal

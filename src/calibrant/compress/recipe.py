@@ -1,7 +1,7 @@
 """A recipe: what is to be done to a model, as values that were checked."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final, get_args
 
 from calibrant.activations import Propagation, Statistic
@@ -166,28 +166,35 @@ class Recipe:
         which the identity follows.
         """
         # What makes no difference to the result is left empty, and so out of the identity.
-        run = Run(
+        used_data = ""
+        used_seed = 0
+        fingerprint = ""
+        propagate = ""
+        starved = ""
+        if self.looks:
+            used_data = data
+            used_seed = seed
+            if batch is not None:
+                fingerprint = batch.fingerprint
+        if self.walks:
+            propagate = self.propagate
+        if self.starved != AS_SEEN:
+            starved = self.starved
+        return Run(
             model=opened.digest,
             model_name=opened.name,
-            data="",
-            tokens="",
+            data=used_data,
+            tokens=fingerprint,
             method=canonical(self.method),
             target=str(self.target),
             allocation=canonical(self.allocation),
-            propagate="",
+            propagate=propagate,
             dtype=type_name(opened.dtype),
+            seed=used_seed,
             transforms=tuple(map(canonical, self.transforms)),
+            starved=starved,
             revised=self.target.revised,
         )
-        if self.looks:
-            run = replace(run, data=data, seed=seed)
-            if batch is not None:
-                run = replace(run, tokens=batch.fingerprint)
-        if self.walks:
-            run = replace(run, propagate=self.propagate)
-        if self.starved != AS_SEEN:
-            run = replace(run, starved=self.starved)
-        return run
 
 
 def check_propagation(method: Method, propagate: str) -> None:

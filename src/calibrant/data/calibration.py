@@ -659,11 +659,6 @@ class CalibrationSet:
         weights: list[Tensor] = []
         part_facts: list[dict[str, Any]] = []
         set_facts: list[dict[str, Any]] = []
-        rows: list[Row] = []
-        examples: set[str] = set()
-        windows = 0
-        tokens = 0
-        pads = 0
         # What is hashed: each set's fingerprint and share, so the same mix has the same digits.
         text = "mix\n"
         sets = zip(self.names, self.shares, factors, batches, strict=True)
@@ -682,25 +677,22 @@ class CalibrationSet:
             for key in ("data", "windows", "tokens", "overlap"):
                 facts[key] = batch.facts[key]
             set_facts.append(facts)
-            rows += batch.rows
-            examples.update(batch.examples)
-            windows += batch.facts["windows"]
-            tokens += batch.facts["tokens"]
-            pads += batch.facts["pads"]
             text += f"{share} {batch.fingerprint}\n"
         mix_facts = {
             "data": self.expr,
             "draw": self.seed,
-            "windows": windows,
+            "windows": sum(batch.facts["windows"] for batch in batches),
             "length": self.length,
-            "tokens": tokens,
-            "pads": pads,
+            "tokens": sum(batch.facts["tokens"] for batch in batches),
+            "pads": sum(batch.facts["pads"] for batch in batches),
             "overlap": _mean_overlap(part_facts),
             "parts": part_facts,
             "mix": set_facts,
         }
         ids = torch.cat([batch.ids for batch in batches])
         mask = torch.cat([batch.mask for batch in batches])
+        rows = chain.from_iterable(batch.rows for batch in batches)
+        examples = set(chain.from_iterable(batch.examples for batch in batches))
         return TokenBatch(
             ids,
             mask,
@@ -843,7 +835,8 @@ def _facts(term: Term, part_draw: PartDraw, deck: Deck, weight: float) -> dict[s
     truncated = 0
     for window in part_draw.windows:
         sequences += len(window.sequences())
-        truncated += window.broken
+        if window.broken:
+            truncated += 1
     return {
         "data": str(term),
         "family": family_of(term.source),

@@ -281,10 +281,10 @@ class DropExperts(Edit):
     def report(self, view: ModelView) -> dict[str, Any]:
         layers = {layer.block: layer for layer in expert_layers(view)}
         removed = 0
-        for block, numbers in self.experts.items():
+        for block, indices in self.experts.items():
             experts = layers[block].experts
-            for number in numbers:
-                removed += _weight_count(experts[number])
+            for index in indices:
+                removed += _weight_count(experts[index])
         counts = [layer.count for layer in layers.values()]
         # All layers have equally many.
         count = counts[0] if counts else 0

@@ -157,17 +157,19 @@ class Registry:
             call = Call(bare) if self.knows(bare) else parse(spec)
         if not isinstance(call, Call):
             known = ", ".join(self.names())
-            given = brief(spec)
-            subject = given
             if isinstance(spec, str):
                 given = repr(spec)
                 subject = spec
+            else:
+                given = brief(spec)
+                subject = given
             raise SpecError(f"{given} is no {self.noun}; write one of {known}", subject=subject)
         arguments = dict[str, Any]()
         for name, value in call.arguments.items():
             if isinstance(value, Call) and self.knows(value.name):
-                value = self.build(value)
-            arguments[name] = value
+                arguments[name] = self.build(value)
+            else:
+                arguments[name] = value
         return build(self.get(call.name), arguments)
 
     @cached_property

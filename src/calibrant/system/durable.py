@@ -68,7 +68,7 @@ def take(file: IO[str] | int, wait: bool = False, shared: bool = False) -> bool:
         if error.errno not in WITHOUT_LOCKS:
             raise
         number = file if isinstance(file, int) else file.fileno()
-        # What isn't open fails with the number of one of these errors too, and raises here.
+        # A closed file fails with EBADF too; `fstat` raises for that one.
         os.fstat(number)
         # On a file system without locks nobody can be told apart, and work goes on as without them.
         return not shared
@@ -343,8 +343,8 @@ def appearing(folder: Path, half: Path) -> Iterator[Path]:
     failure it goes, with the parents made for it.
 
     The name of `half` is the same each time, so that what a killed process left is cleared by the
-    next one, and so is a link. An empty `folder` is replaced. Raises `OutputError` while another
-    process is at it.
+    next one. A link in its place is removed. An empty `folder` is replaced. Raises `OutputError`
+    while another process is at it.
     """
     with undoing(half.parent):
         _remove_link(half)
@@ -367,7 +367,7 @@ def appearing(folder: Path, half: Path) -> Iterator[Path]:
 
 
 def _remove_link(half: Path) -> None:
-    """Remove a symbolic link where a half is to be written: where it leads is another's place."""
+    """Remove a symbolic link where a half is to be written: what it leads to isn't ours."""
     if half.is_symlink():
         half.unlink()
 

@@ -271,7 +271,7 @@ def coverage(routing: Routing, inputs: int) -> dict[str, Any]:
     for expert, count in enumerate(counts):
         if count == 0:
             unseen.append(expert)
-        elif 0 < count < inputs:
+        elif count < inputs:
             starved.append(expert)
     return {
         "experts": len(counts),

@@ -138,8 +138,8 @@ class _Rehearsing(TorchFunctionMode):
         self._called: set[nn.Module] = set()
         """Modules of matrices that were called."""
         # A block whose numbers are elsewhere is located when it is held.
-        located = () if view.residence.elsewhere else range(len(view.blocks))
-        self._locate(located)
+        here = () if view.residence.elsewhere else range(len(view.blocks))
+        self._locate(here)
 
     def run(self) -> Rehearsal:
         """Show the tokens, and say what came of it."""

@@ -188,10 +188,11 @@ def _names_in(block: int, currents: Sequence[tuple[Weight, Seen] | None]) -> lis
     """The names of the matrices in a block that walks are at."""
     names: list[str] = []
     for current in currents:
-        if current is not None:
-            weight, _ = current
-            if weight.block == block:
-                names.append(weight.name)
+        if current is None:
+            continue
+        weight, _ = current
+        if weight.block == block:
+            names.append(weight.name)
     return names
 
 

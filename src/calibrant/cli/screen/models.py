@@ -127,7 +127,7 @@ def _starved(matrices: Sequence[Mapping[str, Any]], run: Mapping[str, Any]) -> s
     few: list[Mapping[str, Any]] = []
     for matrix in matrices:
         if "tokens" in matrix:
-            _, inputs = matrix["shape"]
+            inputs = matrix["shape"][1]
             if matrix["tokens"] < inputs:
                 few.append(matrix)
     if few:
@@ -311,11 +311,11 @@ def _facts(facts: Mapping[str, Any]) -> str:
 def gathered(result: Mapping[str, Any]) -> Iterator[Any]:
     """Yield what an importance matrix was made of, and where it is."""
     yield from covered(result)
-    left = result["left_out"]
+    reason_by_matrix = result["left_out"]
     left_out = ""
-    if left:
-        reasons = sorted({str(reason) for reason in left.values()})
-        left_out = f"{len(left):,} matrices: {'; '.join(reasons)}"
+    if reason_by_matrix:
+        reasons = sorted({str(reason) for reason in reason_by_matrix.values()})
+        left_out = f"{len(reason_by_matrix):,} matrices: {'; '.join(reasons)}"
     yield from labelled(
         {
             "left out": left_out,

@@ -128,7 +128,7 @@ def inspect_tokens(
     if data.budget is not None:
         budget = {"flag": "--tokens", "amount": data.budget}
     draws = data.disjoint_draws(tokenizer)
-    distinct = {tuple(window.tolist()) for window in ids}
+    distinct_windows = {tuple(window.tolist()) for window in ids}
     # Texts may bring a start token of their own, beside the one that the packing puts there.
     double_starts = 0
     if isinstance(tokenizer.bos_token_id, int):
@@ -144,7 +144,7 @@ def inspect_tokens(
         tokens=batch.facts["tokens"],
         pads=batch.facts["pads"],
         padding=_padding(batch.facts, data.length),
-        repeated_windows=len(ids) - len(distinct),
+        repeated_windows=len(ids) - len(distinct_windows),
         double_starts=double_starts,
         overlap=batch.facts["overlap"],
         disjoint_draws=draws,

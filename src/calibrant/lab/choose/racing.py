@@ -215,8 +215,8 @@ class Race:
         parts: list[str] = []
         for name in runs:
             data = self._sets[name]
-            walked = data.mixed or (data,)
-            parts += map(str, walked)
+            sets_walked = data.mixed or (data,)
+            parts += map(str, sets_walked)
         compressed = len(runs)
         if not any(self._rounds):
             compressed += 1

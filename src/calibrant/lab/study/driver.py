@@ -16,7 +16,8 @@ which are lists of plain data (`Message`).
 A run is claimed until it is measured. What the dense model's matrices see of a set is claimed only
 while it isn't on disk: the run that gathers it is compressed first, and others on that set wait for
 it, since they would gather the same. Once it is there, any number of runs read it at a time. A
-driver with a folder of its own, such as an actor of Ray, couldn't read it, and waits for nobody's.
+driver with a folder of its own, such as an actor of Ray, can't read what others gather. It gathers
+its own and waits for nobody.
 """
 
 import errno
@@ -73,7 +74,7 @@ request. `spent`: seconds by phase, and the most bytes of memory that the proces
 """
 
 WAITING: Final[Message] = ["doing", "waiting for other workers", "", -1, ""]
-"""What a driver does that computes nothing, since others are at work on what it could do."""
+"""Reported by a driver that has nothing to do until others finish."""
 
 Report = Callable[[Message], None]
 
@@ -197,7 +198,7 @@ class Driver:
         """
         self._passed_over.add(index)
         if self._passed_over >= self._left:
-            # A run that was only looked at isn't what this driver would die at.
+            # If this driver dies now, the run that it looked at last isn't to blame.
             self._report(WAITING)
             time.sleep(PAUSE)
             self._passed_over.clear()
@@ -253,7 +254,7 @@ class Driver:
             for name in needed:
                 if self._hold(gathering, name, resolved):
                     continue
-                if not self._claim_file(gathering, name):
+                if not self._claim_in_folder(gathering, name):
                     return False
             if not self._open(index):
                 return True
@@ -351,9 +352,9 @@ class Driver:
         name = identity([request.model, repr(calibration)]).removeprefix("sha256:")
         path = self._shared / f"{name}.tokens"
         with ExitStack() as claims:
-            if not self._claim_file(claims, path.name):
+            if not self._claim_in_folder(claims, path.name):
                 self._report(WAITING)
-                self._claim_file(claims, path.name, wait=True)
+                self._claim_in_folder(claims, path.name, wait=True)
                 self._report(self._doing)
             if path.exists():
                 return loaded.use_tokens(calibration, TOKENS.unpack(path.read_bytes()))
@@ -559,7 +560,7 @@ class Driver:
             claims.enter_context(claim)
         return claim is not None
 
-    def _claim_file(self, claims: ExitStack, name: str, wait: bool = False) -> bool:
+    def _claim_in_folder(self, claims: ExitStack, name: str, wait: bool = False) -> bool:
         """Whether statistics or tokens of this name are this driver's to write while `claims` is
         open. In a folder of its own they always are."""
         if not self._store.shares_folder:
@@ -590,7 +591,7 @@ class Driver:
             # Another driver may be gathering them at this moment, or reading them, in which case
             # they stay.
             with ExitStack() as claims:
-                if self._claim_file(claims, name):
+                if self._claim_in_folder(claims, name):
                     Statistics(root, name).remove()
 
     def _no_longer_needed(self, stored: Iterable[str]) -> list[str]:

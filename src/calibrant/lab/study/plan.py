@@ -436,11 +436,11 @@ def _any_tokenizer(models: Iterable[str]) -> Any:
 def _shared(requests: Sequence[RunRequest]) -> dict[str, int]:
     """How often what is made once is used."""
     looking = [request for request in requests if request.calibration is not None]
-    distinct = {repr(request.calibration) for request in looking}
+    distinct_sets = {repr(request.calibration) for request in looking}
     walked = sum(len(passes(of_model)) for of_model in _by_model(requests))
     from_passes = sum(request.shares for request in requests)
     return {
-        "drawn": len(distinct),
+        "drawn": len(distinct_sets),
         "looking": len(looking),
         "passes": walked,
         "from_passes": from_passes,

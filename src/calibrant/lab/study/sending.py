@@ -60,11 +60,13 @@ def packed(work: Workload) -> bytes:
     for request in work.requests:
         number = set_numbers.get(repr(request.calibration))
         requests.append((request.model, number, recipe_numbers[request.recipe]))
+    # First of all, since it raises for what workers can't import.
+    classes = _travelling(work)
     settings: dict[str, Any] = {}
     for name in _settings():
         settings[name] = _plain(getattr(work, name))
     message = {
-        "classes": _travelling(work),
+        "classes": classes,
         "given": list(map(_plain, _handed_over(work))),
         "sets": list(map(_plain, sets.values())),
         "recipes": list(map(_plain, recipes)),
@@ -368,7 +370,7 @@ Asking = Callable[[str, bytes], bytes]
 
 class RemoteStore:
     """The methods of `Store` that a driver needs, each asked of a `Desk`. `folder` is this worker's
-    alone, for the statistics of the untouched model."""
+    alone, for the statistics of the dense model."""
 
     shares_folder: Final = False
 

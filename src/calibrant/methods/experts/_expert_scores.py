@@ -58,10 +58,7 @@ class LayerEvidence:
     @property
     def weights(self) -> Matrices:
         """Each expert's own matrices."""
-        matrices: list[list[Tensor]] = []
-        for expert in self.layer.experts:
-            matrices.append([weight.get() for weight in expert])
-        return matrices
+        return [[weight.get() for weight in expert] for expert in self.layer.experts]
 
 
 @final

@@ -58,7 +58,7 @@ def plots(
     """
     rankings = comparison.rankings
     drawn: list[Plot | None] = []
-    for ranking, parts in _with_telling_parts(rankings):
+    for ranking, parts in _with_distinguishing_labels(rankings):
         drawn.append(_called(forest(ranking), parts))
         drawn.append(_called(kept(ranking), parts))
         drawn.append(_called(formats(ranking), parts))
@@ -78,9 +78,9 @@ def plots(
     for model, of_model in sensitivities.items():
         parts = _telling((model, sensitivities))
         drawn.append(_called(worth(of_model), parts))
-    for group, parts in _with_telling_parts(layers):
+    for group, parts in _with_distinguishing_labels(layers):
         drawn.append(_called(layer_errors(group), parts))
-    for group, parts in _with_telling_parts(experts):
+    for group, parts in _with_distinguishing_labels(experts):
         drawn.append(_called(routers([group]), parts))
     for question in comparison.questions:
         if question.name not in WITHOUT_PLOT:
@@ -88,8 +88,8 @@ def plots(
     return _distinct([plot for plot in drawn if plot is not None])
 
 
-def _with_telling_parts(groups: Sequence[Group]) -> Iterator[tuple[Group, list[str]]]:
-    """Yield each group of runs with the parts that tell its plots from those of the others."""
+def _with_distinguishing_labels(groups: Sequence[Group]) -> Iterator[tuple[Group, list[str]]]:
+    """Yield each group of runs with the labels that tell its plots from those of the others."""
     models = {group.model for group in groups}
     ways = {group.propagate for group in groups}
     for group in groups:

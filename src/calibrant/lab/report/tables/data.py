@@ -69,20 +69,20 @@ def _ranking(ranking: Ranking) -> dict[str, Any]:
             del data[name]
     dense = None if ranking.dense is None else _entry(ranking, ranking.dense)
     sentences = [doubt.sentence for doubt in doubts([ranking]).every]
-
-    def plain(entries: Sequence[RankingEntry]) -> list[dict[str, Any]]:
-        return [_entry(ranking, entry) for entry in entries]
-
     return data | {
-        "entries": plain(ranking.entries),
-        "partial": plain(ranking.partial),
-        "baselines": plain(ranking.baselines),
+        "entries": _entries(ranking, ranking.entries),
+        "partial": _entries(ranking, ranking.partial),
+        "baselines": _entries(ranking, ranking.baselines),
         "dense": dense,
         "finding": finding(ranking),
         "doubts": sentences,
         "remarks": remarks(ranking),
         "caveats": caveats(ranking),
     }
+
+
+def _entries(ranking: Ranking, entries: Sequence[RankingEntry]) -> list[dict[str, Any]]:
+    return [_entry(ranking, entry) for entry in entries]
 
 
 def _entry(ranking: Ranking, entry: RankingEntry) -> dict[str, Any]:
