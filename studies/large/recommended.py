@@ -156,7 +156,7 @@ class Trial:
             evaluate=[self.measure],
             masks=False,
             quotes=False,
-            edits_gb=0,
+            edits_gb=0.0,
         )
 
     def divergences(self) -> dict[str, float]:
