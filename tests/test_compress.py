@@ -353,6 +353,17 @@ def test_two_jobs_do_not_make_one_folder_at_once(folder: Path, texts: str, tmp_p
     assert [path.name for path in out.parent.iterdir()] == ["out"]
 
 
+def test_a_link_in_the_place_of_a_lock_empties_nothing(tmp_path: Path) -> None:
+    checkpoint = Checkpoint(tmp_path / "out", "sha256:1")
+    checkpoint.folder.mkdir()
+    mine = tmp_path / "mine.txt"
+    mine.write_text("mine")
+    (checkpoint.folder / "lock").symlink_to(mine)
+    with refused(OutputError, tmp_path / "out"), checkpoint.locked():
+        pass
+    assert mine.read_text() == "mine"
+
+
 def as_it_is(weight: Weight) -> Replace:
     return Replace(weight, Compressed(weight.get()))
 

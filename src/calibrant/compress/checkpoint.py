@@ -64,7 +64,8 @@ class Checkpoint:
         with undoing(self.folder):
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
-                file = lock.open("w")
+                # To append, since a link in its place may lead to a file of the user's.
+                file = lock.open("a")
             except OSError as error:
                 message = f"can't keep finished steps in {str(self.folder)!r}: {reason(error)}"
                 raise OutputError(message, subject=str(self.folder)) from error

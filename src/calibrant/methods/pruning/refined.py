@@ -152,13 +152,13 @@ def refine(
     # Gradients come first and last: swaps are judged by fitted weights.
     for turn in range(turns + 1):
         before = _total(state)
-        round_steps = share_of_round(steps, turns + 1, turn)
+        round_steps = count_of_round(steps, turns + 1, turn)
         # Only the first call must leave the caller's matrices alone.
         state = descend(state, hessian, round_steps, tolerance, in_place=turn > 0)
         between = _total(state)
         fitted += before - between
         if turn < turns:
-            round_swaps = share_of_round(swaps, turns, turn)
+            round_swaps = count_of_round(swaps, turns, turn)
             state, counts = swap(state, hessian, round_swaps, tolerance, group, in_place=True)
             swapped = swapped + between - _total(state)
             swaps_of_mean_row += float(exact(counts).mean())
@@ -169,10 +169,10 @@ def refine(
     return state, notes
 
 
-def share_of_round(count: int, parts: int, number: int) -> int:
+def count_of_round(count: int, parts: int, number: int) -> int:
     """Return how much of `count` the part `number`, from 0, gets of so many: as equal as can be.
 
-    >>> [share_of_round(10, 4, number) for number in range(4)]
+    >>> [count_of_round(10, 4, number) for number in range(4)]
     [2, 3, 2, 3]
     """
     return count * (number + 1) // parts - count * number // parts

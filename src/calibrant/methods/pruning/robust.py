@@ -18,7 +18,7 @@ from calibrant.methods._base import (
     standing_in,
 )
 from calibrant.methods.pruning._gradients import damped, masked
-from calibrant.methods.pruning.refined import Refined, refine, share_of_round
+from calibrant.methods.pruning.refined import Refined, count_of_round, refine
 from calibrant.numerics import six_digits
 from calibrant.packed import gram_energy
 from calibrant.targets import Target
@@ -86,8 +86,8 @@ class Robust(Refined):
                 masked(dense, current, keep, hessian),
                 hessian,
                 target,
-                swaps=share_of_round(self.swaps, self.rounds, number),
-                steps=share_of_round(self.steps, self.rounds, number),
+                swaps=count_of_round(self.swaps, self.rounds, number),
+                steps=count_of_round(self.steps, self.rounds, number),
                 rounds=1,
                 tolerance=self.tolerance,
             )
