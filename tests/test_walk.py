@@ -6,6 +6,7 @@ inside fused experts from the definition (rows routed to the expert; gate times 
 Everything is float64, so that a mask that differs is a mistake and not rounding.
 """
 
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -333,6 +334,21 @@ def test_where_the_padding_stands_does_not_matter(family: str, propagate: str) -
     )  # every sample on its own: nothing is padded
     assert_same_weights(right, left)
     assert_same_weights(right, alone)
+
+
+def test_a_walk_may_be_freed_in_another_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    unraised: list[Any] = []
+    monkeypatch.setattr("sys.unraisablehook", unraised.append)
+    seen_by = view(model_of("llama"))
+    walks = [walk(seen_by, padded_batch(), (Gram,), "arrival")]
+    next(walks[0])
+    thread = threading.Thread(target=walks.clear)
+    thread.start()
+    thread.join()
+    assert not unraised
+    # The model is as before.
+    again = [weight for weight, _ in walk(seen_by, padded_batch(), (Gram,), "arrival")]
+    assert again == list(seen_by.weights)
 
 
 def test_nothing_is_run_for_a_method_that_looks_at_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ entered anew around every switch, so the loop's own code never runs under them.
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from functools import partial
+from threading import get_ident
 from typing import Any, final
 
 import torch
@@ -71,6 +72,7 @@ class MicroBatch:
         self._input_in_use = False
         self._loop = getcurrent()
         self._greenlet = greenlet(partial(view.base, **inputs))
+        self._thread = get_ident()
 
     @property
     def at_last(self) -> bool:
@@ -152,8 +154,14 @@ class MicroBatch:
             self.weights = weights
 
     def unwind(self) -> None:
-        """End a forward where it stands, through its own `finally`s."""
+        """End a forward where it stands, through its own `finally`s.
+
+        A walk that was dropped in the middle may be freed in another thread, which can't enter the
+        forward. It is then ended in its own thread, which greenlet sees to.
+        """
         self.stopped = None
+        if self._thread != get_ident():
+            return
         if self._greenlet:  # started and not ended
             self._greenlet.parent = getcurrent()
             with torch.no_grad(), self._watch or nullcontext():
