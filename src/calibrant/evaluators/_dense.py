@@ -16,7 +16,8 @@ floor, and nothing is claimed.
 """
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
 from weakref import WeakKeyDictionary
@@ -30,6 +31,7 @@ from calibrant.data import by_length
 from calibrant.errors import NumericsError
 from calibrant.evaluators._base import Evaluator
 from calibrant.evaluators._engines import RunByLlamaCpp
+from calibrant.evaluators._head_inputs import HeadInputs, can_be_cached
 from calibrant.evaluators._windows import (
     ScoredWindow,
     batch_logits,
@@ -73,16 +75,59 @@ class _Kept:
     the logits of the scored tokens.
     """
 
-    state: list[Any]
-    before_head: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
+    in_memory: bool
+    cached: bool
+    state: list[Any] = field(default_factory=list[Any])
+    cache: HeadInputs | None = None
+    head_inputs: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
     logits: dict[str, list[Tensor]] = field(default_factory=dict[str, list[Tensor]])
     taken: int = 0
 
-    def reserve(self, size: int, device: torch.device) -> bool:
+    def for_numbers_of(self, model: PreTrainedModel) -> "_Kept":
+        """Return what is kept for the numbers that the model has now: this, or nothing yet."""
+        state_now = state(model)
+        if self.state == state_now:
+            return self
+        cache = None
+        if self.cached and can_be_cached(model):
+            cache = HeadInputs.of(model)
+        return _Kept(self.in_memory, self.cached, state_now, cache)
+
+    def head_input(self, batch_id: str) -> Tensor | None:
+        """Return what the head was given for a batch, from memory or from the cache; None where it
+        isn't kept.
+        """
+        if batch_id in self.head_inputs:
+            return self.head_inputs[batch_id]
+        if self.cache is None:
+            return None
+        known = self.cache.read(batch_id)
+        if known is not None:
+            self._remember(batch_id, known)
+        return known
+
+    def keep_head_input(self, batch_id: str, head_input: Tensor) -> None:
+        """Keep what the head was given for a batch."""
+        self._remember(batch_id, head_input)
+        if self.cache is not None:
+            self.cache.write(batch_id, head_input)
+
+    def keep_logits(self, batch_id: str, scored: Sequence[Tensor]) -> None:
+        """Keep the logits of a batch's scored tokens."""
+        size = sum(rows.nbytes for rows in scored)
+        if self._reserve(size, scored[0].device):
+            # Cloned, or a view would keep the logits of unscored tokens and of padding too.
+            self.logits[batch_id] = [rows.clone() for rows in scored]
+
+    def _remember(self, batch_id: str, head_input: Tensor) -> None:
+        if self._reserve(head_input.nbytes, head_input.device):
+            self.head_inputs[batch_id] = head_input
+
+    def _reserve(self, size: int, device: torch.device) -> bool:
         """Count so many more bytes as taken where there is room for them; return whether there
         is.
         """
-        if self.taken + size > room(device) // KEPT_PART:
+        if not self.in_memory or self.taken + size > room(device) // KEPT_PART:
             return False
         self.taken += size
         return True
@@ -107,16 +152,34 @@ def state(model: PreTrainedModel) -> list[Any]:
     return [*stamps, rounding_facts(model)]
 
 
-def keep_predictions(model: PreTrainedModel) -> None:
-    """Keep what a model predicts from now on, as long as it lives: other models will be compared
-    with it on the same windows.
+def keep_predictions(model: PreTrainedModel, in_memory: bool = True, cached: bool = False) -> None:
+    """Keep what a model predicts from now on: other models will be compared with it on the same
+    windows.
+
+    It is kept `in_memory` as long as the model lives. `cached` predictions are kept in the user's
+    cache too, where that can be done, for other processes and later commands.
     """
-    _KEPT[model] = _Kept(state(model))
+    _KEPT[model] = _Kept(in_memory, cached)
 
 
 def forget_predictions(model: PreTrainedModel) -> None:
     """Keep no predictions of the model any more."""
     _KEPT.pop(model, None)
+
+
+@contextmanager
+def cached_predictions(model: PreTrainedModel | None) -> Iterator[None]:
+    """Keep what a dense model predicts in the user's cache meanwhile, if there is one and nothing
+    of it is kept yet.
+    """
+    if model is None or model in _KEPT:
+        yield
+        return
+    keep_predictions(model, in_memory=False, cached=True)
+    try:
+        yield
+    finally:
+        forget_predictions(model)
 
 
 @torch.no_grad()
@@ -126,28 +189,29 @@ def dense_predictions(
     """Return for each window the dense model's logits, as `predictions` does, without a forward
     where they were kept.
     """
-    kept = _KEPT.get(reference)
-    if kept is None:
+    if reference not in _KEPT:
         return list(predictions(reference, batch))
-    state_now = state(reference)
-    if kept.state != state_now:
-        kept = _Kept(state_now)
-        _KEPT[reference] = kept
-    batch_id = identity([[window.unscored, *window.ids] for window in batch])
-    if batch_id in kept.before_head:
-        head: Any = reference.get_output_embeddings()
-        return list(scored_logits(head(kept.before_head[batch_id]), batch))
+    kept = _KEPT[reference].for_numbers_of(reference)
+    _KEPT[reference] = kept
+    batch_id = identity([_shown(window) for window in batch])
     if batch_id in kept.logits:
         return kept.logits[batch_id]
-    logits, before_head = _logits_and_what_the_head_is_given(reference, batch)
+    known = kept.head_input(batch_id)
+    if known is not None:
+        head: Any = reference.get_output_embeddings()
+        return list(scored_logits(head(known), batch))
+    logits, head_input = _logits_and_what_the_head_is_given(reference, batch)
     scored = list(scored_logits(logits, batch))
-    if before_head is not None:
-        if kept.reserve(before_head.nbytes, reference.device):
-            kept.before_head[batch_id] = before_head
-    elif kept.reserve(sum(rows.nbytes for rows in scored), reference.device):
-        # Cloned, or a view would keep the logits of unscored tokens and of padding too.
-        kept.logits[batch_id] = [rows.clone() for rows in scored]
+    if head_input is None:
+        kept.keep_logits(batch_id, scored)
+    else:
+        kept.keep_head_input(batch_id, head_input)
     return scored
+
+
+def _shown(window: ScoredWindow) -> list[Any]:
+    """A window's token ids, and which of them are scored."""
+    return [window.unscored, window.places, window.ids]
 
 
 def _logits_and_what_the_head_is_given(

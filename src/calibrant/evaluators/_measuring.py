@@ -21,6 +21,7 @@ from calibrant.data.inspect.leaks import LeakCount, RowFingerprints, find_leaks,
 from calibrant.data.user_file import UserFile
 from calibrant.errors import DataError, SpecError
 from calibrant.evaluators._base import Evaluator, Subject
+from calibrant.evaluators._dense import cached_predictions
 from calibrant.evaluators._engines import check_engine, opened_by, runs_by
 from calibrant.evaluators._measured_run import MeasuredRun, check_label
 from calibrant.evaluators._planning import needs_of, plan_of_measuring
@@ -153,14 +154,15 @@ def evaluate(options: EvaluateOptions) -> list[Measurement]:
     measured: list[Measurement] = []
     reference = None if dense is None else dense.model
     # No journal goes before all tasks are done, so that a call that is killed goes on from there.
-    for task, journal, leak_count in zip(chosen, journals, leak_counts, strict=True):
-        measure = partial(
-            timed, task, opened, options.progress, reference, journal, leak_count.count
-        )
-        if run is None:
-            measured.append(measure())
-        else:
-            measured.append(run.once(task, measure))
+    with cached_predictions(reference):
+        for task, journal, leak_count in zip(chosen, journals, leak_counts, strict=True):
+            measure = partial(
+                timed, task, opened, options.progress, reference, journal, leak_count.count
+            )
+            if run is None:
+                measured.append(measure())
+            else:
+                measured.append(run.once(task, measure))
     for journal in journals:
         journal.remove()
     return measured

@@ -132,7 +132,7 @@ class LoadedModel:
             # The copy is of the dense model, whatever has been done to this one by now.
             with self._pristine.as_it_was():
                 self._reference = copy.deepcopy(self.opened.model)
-                keep_predictions(self._reference)
+                keep_predictions(self._reference, cached=True)
         return self._reference
 
     def remember(self, edit: Edit) -> None:
