@@ -1,6 +1,7 @@
 """Mirror first, hub second; a hub that can't be reached costs one sentence."""
 
 import json
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,12 +10,14 @@ from typing import Any
 import datasets
 import pytest
 from datasets import config
-from huggingface_hub import HfApi, errors
+from huggingface_hub import HfApi, constants, errors
 from huggingface_hub.utils import httpx
 
 from calibrant.data import HubDataset, hub, mirror
 from calibrant.data.hub import records
-from calibrant.errors import DataError
+from calibrant.data.sources import sources
+from calibrant.errors import DataError, MissingPackageError
+from calibrant.lab.choose.goal import readable
 
 from tests.data.written import written
 
@@ -307,3 +310,17 @@ def test_a_connection_that_drops_in_the_middle_costs_one_sentence(monkeypatch: p
     assert caught.value.subject == "nobody/nothing"
     assert tries == [1]
     assert config.STREAMING_READ_MAX_RETRIES == usual > 1
+
+
+def test_without_the_package_that_reads_the_hub_nothing_of_it_is_here_and_plans_work(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    assert not hub.is_reachable()
+    before = constants.HF_HUB_OFFLINE
+    with hub.offline():
+        assert constants.HF_HUB_OFFLINE
+        assert not readable(sources.build("c4"))
+    assert constants.HF_HUB_OFFLINE is before
+    with pytest.raises(MissingPackageError, match="needs the package datasets"):
+        records(NOWHERE, "train", PLACES)

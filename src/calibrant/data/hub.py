@@ -11,9 +11,10 @@ import re
 import sys
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
 from typing import Any, Final, cast
@@ -21,6 +22,7 @@ from typing import Any, Final, cast
 from calibrant.data._files import read_records
 from calibrant.errors import DataError
 from calibrant.spec.foreign import user_path
+from calibrant.system.extras import needed_for
 
 Records = Iterator[dict[str, Any]]
 
@@ -111,10 +113,13 @@ def mirrored(places: Sequence[tuple[str, str]]) -> tuple[Records, str] | None:
 def is_reachable() -> bool:
     """Return whether the hub answers within `ANSWER_WITHIN` seconds.
 
-    Without this question, each set that is read from a hub that is silent costs half a minute.
+    Without this question, each set that is read from a hub that is silent costs half a minute. It
+    doesn't where the package that reads its data sets isn't installed.
     """
     from huggingface_hub import constants, get_session
 
+    if find_spec("datasets") is None:
+        return False
     try:
         get_session().head(constants.ENDPOINT, timeout=ANSWER_WITHIN)
     except _faults():
@@ -127,19 +132,27 @@ def offline() -> Iterator[None]:
     """Within, the hub is not contacted: what is neither in the mirror nor in the hub's local
     cache is a `DataError`.
     """
-    from datasets import config
     from huggingface_hub import constants
 
-    # Both libraries have read the variable when they were imported, so it is too late to set it.
-    before = config.HF_HUB_OFFLINE, constants.HF_HUB_OFFLINE
-    config.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE = True
+    libraries: list[Any] = [constants]
+    # Optional: without it nothing is read from the hub.
+    with suppress(ModuleNotFoundError):
+        from datasets import config
+
+        libraries.append(config)
+    # They have read the variable when they were imported, so it is too late to set it.
+    before = [library.HF_HUB_OFFLINE for library in libraries]
+    for library in libraries:
+        library.HF_HUB_OFFLINE = True
     try:
         yield
     finally:
-        config.HF_HUB_OFFLINE, constants.HF_HUB_OFFLINE = before
+        for library, was_offline in zip(libraries, before, strict=True):
+            library.HF_HUB_OFFLINE = was_offline
         _commit.cache_clear()  # what the cache said offline is no answer for later
 
 
+@needed_for("a data set of the hub")
 def _from_hub(hub: HubDataset, split: str, place: tuple[str, str]) -> tuple[Records, str]:
     file = (hub.files or {}).get(split)
     try:

@@ -28,7 +28,8 @@ from calibrant.models.hashing import digest_of_tensors
 from calibrant.models.on_disk import brings_blocks_in
 from calibrant.spec import identity
 from calibrant.system import sealed_tensors
-from calibrant.system.seals import Purpose
+from calibrant.system.durable import short
+from calibrant.system.seals import BrokenSealError, Purpose, tell_made_again
 
 MOST: Final = 2 * 10**9
 """Bytes that may be kept, of all models together. Of more, what wasn't used for the longest time is
@@ -89,7 +90,10 @@ class HeadInputs:
         path = self._path(batch_id)
         try:
             kept = sealed_tensors.read(path, self._purpose(batch_id), mapped=False)
-        except (OSError, ValueError):
+        except OSError:
+            return None
+        except BrokenSealError:
+            tell_made_again("what a dense model's head was given", short(path))
             return None
         with suppress(OSError):
             os.utime(path)

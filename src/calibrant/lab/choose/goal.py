@@ -10,7 +10,7 @@ from typing import Any, Final, final
 
 from calibrant.data import Chat, Source, hub
 from calibrant.data.expression import Term, parse_expression, term_of, written
-from calibrant.errors import DataError, SpecError
+from calibrant.errors import DataError, MissingPackageError, SpecError
 from calibrant.evaluators import Evaluator, evaluators
 from calibrant.evaluators.agreement import Agreement
 from calibrant.evaluators.loss import Loss
@@ -176,7 +176,7 @@ def readable(source: Source) -> bool:
     """Return whether a source's rows are here, without fetching any."""
     try:
         return any(True for _ in source.rows("calibrate"))
-    except DataError:
+    except (DataError, MissingPackageError):
         return False
 
 
