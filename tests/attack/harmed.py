@@ -435,6 +435,26 @@ def caches(folder: Path, seed: int) -> Scene:
     return Scene("caches", folder, every, models_of)
 
 
+def compared(folder: Path, seed: int) -> Scene:
+    made = (
+        "prune",
+        "model",
+        "--data",
+        "python_docs",
+        "--method",
+        "wanda",
+        "--out",
+        "pruned",
+        *SMALL,
+    )
+    task = f"agreement(source=python_docs, tokens={512 + seed}, length=32)"
+    words = ("evaluate", "pruned", "--task", task, "--dtype", "float32", "--json")
+    ended = commands(folder, [made, words], lambda *_: None)
+    assert ended.code == 0, ended
+    assert list((folder / "cache" / "head_inputs").iterdir())
+    return Scene("compared", folder, [words], printed_json)
+
+
 def models_of(folder: Path, printed: str) -> Any:
     """The records of all models that were made."""
     del printed
@@ -459,6 +479,7 @@ MAKERS: Final = (
     explained,
     imatrix,
     journal,
+    compared,
     caches,
 )
 
@@ -560,6 +581,10 @@ def case(
         )
     if ended.code != 0:
         return f"{about}: ended with {ended.code}: {ended.said[:300]}"
+    # The database of another study is another store, and an importance matrix is what the user
+    # names.
+    if way == "another run's" and inside.name in (DATABASE, "mine.gguf"):
+        return None
     if (
         name == "merged"
     ):  # what is damaged isn't taken, which is said, and what is taken is the same
@@ -567,10 +592,6 @@ def case(
         if lacking and not ended.tells:
             return f"{about}: {len(lacking)} results are lacking, without a word"
         return None if ended.result.items() <= whole[name].items() else f"{about}: another result"
-    # The database of another study is another store, and an importance matrix is what the user
-    # names.
-    if way == "another run's" and inside.name in (DATABASE, "mine.gguf"):
-        return None
     if ended.result != whole[name]:
         return f"{about}: another result"
     return None

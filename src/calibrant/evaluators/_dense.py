@@ -31,13 +31,14 @@ from calibrant.data import by_length
 from calibrant.errors import NumericsError
 from calibrant.evaluators._base import Evaluator
 from calibrant.evaluators._engines import RunByLlamaCpp
-from calibrant.evaluators._head_inputs import HeadInputs, can_be_cached
+from calibrant.evaluators._head_inputs import HeadInputs
 from calibrant.evaluators._windows import (
     ScoredWindow,
     batch_logits,
     predictions,
     scored_logits,
 )
+from calibrant.models import Opened
 from calibrant.models.devices import free_on
 from calibrant.models.on_disk import brings_blocks_in
 from calibrant.models.rounded_inputs import rounding_facts
@@ -67,59 +68,59 @@ divergence.
 
 
 @dataclass
-class _Kept:
+class _Remembered:
     """What a dense model in one `state` predicts, by batch of windows, and the bytes it takes.
 
-    Of most models it is what the head is given, a hundredth of the logits of a large vocabulary.
-    Where the head alone doesn't give the logits, since they are scaled or capped behind it, it is
-    the logits of the scored tokens.
+    Of most models it is the input of the head, a tenth to a hundredth of the logits. Where the head
+    alone doesn't give the logits, since they are scaled or capped behind it, it is the logits of
+    the scored tokens.
+
+    What isn't held `in_memory` may still be in the `cache`, which has inputs of heads only.
     """
 
+    state: list[Any]
     in_memory: bool
-    cached: bool
-    state: list[Any] = field(default_factory=list[Any])
-    cache: HeadInputs | None = None
+    cache: HeadInputs | None
     head_inputs: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
     logits: dict[str, list[Tensor]] = field(default_factory=dict[str, list[Tensor]])
     taken: int = 0
 
-    def for_numbers_of(self, model: PreTrainedModel) -> "_Kept":
-        """Return what is kept for the numbers that the model has now: this, or nothing yet."""
+    def up_to_date(self, model: PreTrainedModel) -> "_Remembered":
+        """Return this, or an empty one where the model was changed since."""
         state_now = state(model)
         if self.state == state_now:
             return self
-        cache = None
-        if self.cached and can_be_cached(model):
-            cache = HeadInputs.of(model)
-        return _Kept(self.in_memory, self.cached, state_now, cache)
+        # The cache is about the numbers that the model was opened with.
+        return _Remembered(state_now, self.in_memory, cache=None)
 
     def head_input(self, batch_id: str) -> Tensor | None:
-        """Return what the head was given for a batch, from memory or from the cache; None where it
-        isn't kept.
+        """Return the head's input for a batch, from memory or from the cache; None where it is in
+        neither.
         """
         if batch_id in self.head_inputs:
             return self.head_inputs[batch_id]
         if self.cache is None:
             return None
-        known = self.cache.read(batch_id)
-        if known is not None:
-            self._remember(batch_id, known)
-        return known
+        head_input = self.cache.read(batch_id)
+        if head_input is not None:
+            self._hold(batch_id, head_input)
+        return head_input
 
-    def keep_head_input(self, batch_id: str, head_input: Tensor) -> None:
-        """Keep what the head was given for a batch."""
-        self._remember(batch_id, head_input)
+    def add_head_input(self, batch_id: str, head_input: Tensor) -> None:
+        """Remember the head's input for a batch."""
+        self._hold(batch_id, head_input)
         if self.cache is not None:
             self.cache.write(batch_id, head_input)
 
-    def keep_logits(self, batch_id: str, scored: Sequence[Tensor]) -> None:
-        """Keep the logits of a batch's scored tokens."""
+    def add_logits(self, batch_id: str, scored: Sequence[Tensor]) -> None:
+        """Remember the logits of a batch's scored tokens: the head's input isn't enough."""
+        self.cache = None
         size = sum(rows.nbytes for rows in scored)
         if self._reserve(size, scored[0].device):
             # Cloned, or a view would keep the logits of unscored tokens and of padding too.
             self.logits[batch_id] = [rows.clone() for rows in scored]
 
-    def _remember(self, batch_id: str, head_input: Tensor) -> None:
+    def _hold(self, batch_id: str, head_input: Tensor) -> None:
         if self._reserve(head_input.nbytes, head_input.device):
             self.head_inputs[batch_id] = head_input
 
@@ -134,52 +135,52 @@ class _Kept:
 
 
 # All by the model, weakly: what is known of it goes when it goes.
-_KEPT: Final = WeakKeyDictionary[PreTrainedModel, _Kept]()
+_REMEMBERED: Final = WeakKeyDictionary[PreTrainedModel, _Remembered]()
 _FOUND: Final = WeakKeyDictionary[PreTrainedModel, dict[str, tuple[str, Any]]]()
 _FLOORS: Final = WeakKeyDictionary[PreTrainedModel, dict[str, "NoiseFloor | None"]]()
 
 
 def state(model: PreTrainedModel) -> list[Any]:
     """Return where a model's numbers are, their types, how often they were written to, and how it
-    rounds inputs and its KV cache: what changes when the model does. A write through `.data` isn't
-    seen, nor a hook that comes or goes.
+    rounds inputs and its KV cache: what changes when the model does.
+
+    A write through `.data` isn't seen, nor a hook that comes or goes. Nor is a write to a buffer
+    that no file holds: some models write their rotary frequencies in every forward.
     """
     stamps: list[Any] = []
-    for tensor in (*model.parameters(), *model.buffers()):
+    for tensor in model.state_dict(keep_vars=True).values():
         # A tensor that was made in inference mode has no version.
         version = 0 if tensor.is_inference() else tensor._version
         stamps.append([tensor.data_ptr(), str(tensor.dtype), version])
     return [*stamps, rounding_facts(model)]
 
 
-def keep_predictions(model: PreTrainedModel, in_memory: bool = True, cached: bool = False) -> None:
-    """Keep what a model predicts from now on: other models will be compared with it on the same
-    windows.
-
-    It is kept `in_memory` as long as the model lives. `cached` predictions are kept in the user's
-    cache too, where that can be done, for other processes and later commands.
+def keep_predictions(model: PreTrainedModel, cache: HeadInputs | None = None) -> None:
+    """Keep what a model predicts from now on, as long as it lives: other models will be compared
+    with it on the same windows. With a `cache` it is kept there too.
     """
-    _KEPT[model] = _Kept(in_memory, cached)
+    _REMEMBERED[model] = _Remembered(state(model), in_memory=True, cache=cache)
 
 
 def forget_predictions(model: PreTrainedModel) -> None:
     """Keep no predictions of the model any more."""
-    _KEPT.pop(model, None)
+    _REMEMBERED.pop(model, None)
 
 
 @contextmanager
-def cached_predictions(model: PreTrainedModel | None) -> Iterator[None]:
-    """Keep what a dense model predicts in the user's cache meanwhile, if there is one and nothing
-    of it is kept yet.
-    """
-    if model is None or model in _KEPT:
+def cached_predictions(dense: Opened | None) -> Iterator[None]:
+    """Keep what a dense model predicts in the user's cache meanwhile, where that can be done."""
+    cache = None
+    if dense is not None:
+        cache = HeadInputs.of(dense)
+    if dense is None or cache is None:
         yield
         return
-    keep_predictions(model, in_memory=False, cached=True)
+    _REMEMBERED[dense.model] = _Remembered(state(dense.model), in_memory=False, cache=cache)
     try:
         yield
     finally:
-        forget_predictions(model)
+        forget_predictions(dense.model)
 
 
 @torch.no_grad()
@@ -187,34 +188,32 @@ def dense_predictions(
     reference: PreTrainedModel, batch: Sequence[ScoredWindow]
 ) -> list[Float[Tensor, "token word"]]:
     """Return for each window the dense model's logits, as `predictions` does, without a forward
-    where they were kept.
+    where they are remembered.
     """
-    if reference not in _KEPT:
+    remembered = _REMEMBERED.get(reference)
+    if remembered is None:
         return list(predictions(reference, batch))
-    kept = _KEPT[reference].for_numbers_of(reference)
-    _KEPT[reference] = kept
-    batch_id = identity([_shown(window) for window in batch])
-    if batch_id in kept.logits:
-        return kept.logits[batch_id]
-    known = kept.head_input(batch_id)
-    if known is not None:
+    remembered = remembered.up_to_date(reference)
+    _REMEMBERED[reference] = remembered
+    if not remembered.in_memory and remembered.cache is None:
+        return list(predictions(reference, batch))
+    batch_id = identity([[window.unscored, window.places, window.ids] for window in batch])
+    if batch_id in remembered.logits:
+        return remembered.logits[batch_id]
+    head_input = remembered.head_input(batch_id)
+    if head_input is not None:
         head: Any = reference.get_output_embeddings()
-        return list(scored_logits(head(known), batch))
-    logits, head_input = _logits_and_what_the_head_is_given(reference, batch)
+        return list(scored_logits(head(head_input), batch))
+    logits, head_input = _logits_and_head_input(reference, batch)
     scored = list(scored_logits(logits, batch))
     if head_input is None:
-        kept.keep_logits(batch_id, scored)
+        remembered.add_logits(batch_id, scored)
     else:
-        kept.keep_head_input(batch_id, head_input)
+        remembered.add_head_input(batch_id, head_input)
     return scored
 
 
-def _shown(window: ScoredWindow) -> list[Any]:
-    """A window's token ids, and which of them are scored."""
-    return [window.unscored, window.places, window.ids]
-
-
-def _logits_and_what_the_head_is_given(
+def _logits_and_head_input(
     reference: PreTrainedModel, batch: Sequence[ScoredWindow]
 ) -> tuple[Tensor, Tensor | None]:
     """Return the logits of a batch, and the last hidden states of which the head alone makes them
@@ -236,12 +235,12 @@ def _logits_and_what_the_head_is_given(
     # It may be called in parts, or be given more than hidden states.
     if len(given) != 1 or len(given[0]) != 1:
         return logits, None
-    (hidden,) = given[0]
-    again = head(hidden)
+    # Cloned, or a view would keep the positions that no token is predicted from too.
+    head_input = given[0][0].clone()
+    again = head(head_input)
     if again.dtype != logits.dtype or not torch.equal(again, logits):
         return logits, None
-    # Cloned, or a view would keep the positions that no token is predicted from too.
-    return logits, hidden.clone()
+    return logits, head_input
 
 
 def found_once(

@@ -153,8 +153,11 @@ def evaluate(options: EvaluateOptions) -> list[Measurement]:
     journals = [_journal(task, opened, reading, dense) for task in chosen]
     measured: list[Measurement] = []
     reference = None if dense is None else dense.model
+    by_name = None
+    if options.reference is None or not is_object(options.reference):
+        by_name = dense
     # No journal goes before all tasks are done, so that a call that is killed goes on from there.
-    with cached_predictions(reference):
+    with cached_predictions(by_name):
         for task, journal, leak_count in zip(chosen, journals, leak_counts, strict=True):
             measure = partial(
                 timed, task, opened, options.progress, reference, journal, leak_count.count

@@ -45,7 +45,7 @@ def digest_of(model: PreTrainedModel) -> str:
     configuration and numbers, that is the folder's digest, as `open_model` has it. Else it is
     `tensors:` and a SHA-256.
     """
-    return _digest_of_folder(model) or digest_of_tensors(model)
+    return _digest_of_folder(model) or _digest_of_tensors(model)
 
 
 def _digest_of_folder(model: PreTrainedModel) -> str | None:
@@ -76,10 +76,7 @@ def _digest_of_folder(model: PreTrainedModel) -> str | None:
     return stored.digest
 
 
-def digest_of_tensors(model: PreTrainedModel) -> str:
-    """Return `tensors:` and the SHA-256 of what `model` computes by: its class, its configuration
-    and every tensor, wherever they came from.
-    """
+def _digest_of_tensors(model: PreTrainedModel) -> str:
     tensors = _tensors(model)
     # Numbers that have several names are hashed once.
     distinct = {_memory(tensor): tensor for tensor in tensors.values()}

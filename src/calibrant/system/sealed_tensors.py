@@ -30,14 +30,20 @@ class SealedTensors:
 
 
 def write(
-    path: Path, purpose: Purpose, facts: Mapping[str, Any], tensors: Mapping[str, Tensor]
+    path: Path,
+    purpose: Purpose,
+    facts: Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
+    flushed: bool = True,
 ) -> None:
-    """Write one file, flushed, in place of an older one. Raises `OSError`, also for a full disk."""
+    """Write one file in place of an older one. What isn't `flushed` may be lost in a power failure.
+    Raises `OSError`, also for a full disk.
+    """
     on_cpu = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
     # One entry: the order of several would differ from one time to the next.
     metadata = {ENTRY: line_of_json({"facts": facts, "seal": _seal(purpose, facts, on_cpu)})}
     try:
-        with replacing(path) as half, usual_rights(half):
+        with replacing(path, flushed=flushed) as half, usual_rights(half):
             save_file(on_cpu, half, metadata=metadata)
     except SafetensorError as error:
         # safetensors writes in Rust and keeps the system's error number in its message only.
@@ -69,8 +75,9 @@ def read(path: Path, purpose: Purpose, mapped: bool = True) -> SealedTensors:
             raise NoSealError
         facts = entry["facts"]
         seal = entry["seal"]
-    except NoSealError:
-        # It is a `ValueError` too, which is caught below.
+    except (NoSealError, FileNotFoundError):
+        # The first is a `ValueError` too, which is caught below. The second is a file that another
+        # process has just removed.
         raise
     except (SafetensorError, OSError, LookupError, TypeError, AttributeError, ValueError) as error:
         raise BrokenSealError from error

@@ -23,6 +23,7 @@ from calibrant.edits import Edit, Replace, read_edit
 from calibrant.edits.file import from_bytes, to_bytes
 from calibrant.errors import DataError
 from calibrant.evaluators import keep_predictions
+from calibrant.evaluators._head_inputs import HeadInputs
 from calibrant.models import Opened, Snapshot, check_finite, view, will_change
 from calibrant.numerics import ceil_div
 from calibrant.system.durable import text_of_json
@@ -132,7 +133,7 @@ class LoadedModel:
             # The copy is of the dense model, whatever has been done to this one by now.
             with self._pristine.as_it_was():
                 self._reference = copy.deepcopy(self.opened.model)
-                keep_predictions(self._reference, cached=True)
+                keep_predictions(self._reference, HeadInputs.of(self.opened))
         return self._reference
 
     def remember(self, edit: Edit) -> None:
