@@ -159,6 +159,20 @@ def test_an_edited_study_tells_meanwhile_what_it_told_before(
     assert {run for run, _ in first} == {dense}, "the others are other runs"
 
 
+def test_an_interrupt_leaves_an_index_of_all_that_is_done(
+    given: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """It is written seldom where that takes long."""
+    monkeypatch.setattr("calibrant.lab.study.workers.PAUSES", 1e9)
+    Counted(monkeypatch, 11)
+    with pytest.raises(KeyboardInterrupt):
+        asked(given).run(tmp_path)
+    with Store(tmp_path, create=False) as store:
+        told = {cell.run for cell in store.index().cells if cell.run}
+        assert len(told) > 2
+        assert told >= set(store.ids())
+
+
 @pytest.mark.parametrize("stop_at", [1, 11])
 def test_interrupted_and_resumed_gives_the_same_and_nothing_twice(
     given: dict[str, str],

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -32,6 +33,9 @@ from calibrant.errors import (
 from calibrant.lab.study import driver
 from calibrant.lab.study.driver import WAITING
 from calibrant.lab.study.workers import (
+    IDLE_DEATHS,
+    LONGEST,
+    PAUSES,
     Process,
     Summary,
     Worker,
@@ -357,6 +361,183 @@ def test_no_run_is_blamed_for_workers_that_die_while_they_wait(
     places = [place for place, what in enumerate(told) if what == WAITING[1]]
     assert len(places) == 3
     assert told[places[-1] + 1] == "wanda 0.5 on random_tokens"
+
+
+class Idle(Worker):
+    """Finds a request in the store, as every new worker does of what is done, and dies when it
+    waits. Once so many are `born` it dies only when `free` is set.
+    """
+
+    born = 0
+    free = threading.Event()
+    held = 0
+
+    def __init__(self) -> None:
+        Idle.born += 1
+        assert Idle.born < 100, "it is replaced without end"
+        self._number = Idle.born
+
+    def messages(self) -> Iterator[Any]:
+        yield ["done", 0]
+        yield WAITING
+        if self._number == Idle.held:
+            assert Idle.free.wait(900)
+        raise WorkerError(f"worker {self._number} fell", subject="a worker")
+
+    def end(self) -> None:
+        pass
+
+
+@pytest.fixture
+def idle(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], type[Idle]]:
+    """Workers that die at every wait, of which one waits longer."""
+
+    def made(held: int = 0) -> type[Idle]:
+        monkeypatch.setattr(Idle, "born", 0)
+        monkeypatch.setattr(Idle, "free", threading.Event())
+        monkeypatch.setattr(Idle, "held", held)
+        return Idle
+
+    return made
+
+
+class Healthy(Worker):
+    """Is at work until the others died as often as they may, and longer than another birth takes.
+    What it made first frees the one that is held.
+    """
+
+    def __init__(self, births: int, makes: bool) -> None:
+        self._births = births
+        self._makes = makes
+
+    def messages(self) -> Iterator[Any]:
+        if self._makes:
+            until(lambda: Idle.born == Idle.held)
+            yield ["made", "sha256:1"]
+            Idle.free.set()
+        until(lambda: Idle.born >= self._births)
+        time.sleep(0.3)
+
+    def end(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize("makes", [False, True])
+def test_a_worker_that_dies_at_every_wait_is_replaced_only_so_often(
+    given: dict[str, str], tmp_path: Path, idle: Callable[[int], type[Idle]], makes: bool
+):
+    """What is made meanwhile lets others wait again; what was found in the store doesn't."""
+    births = 1 + IDLE_DEATHS
+    held = 0
+    if makes:
+        held = 3
+        births += held - 1
+    dying = idle(held)
+    with Store(tmp_path) as store:
+        summary = Summary(store, asked(given).workload(), silent)
+        finished = supervise(summary, [lambda: Healthy(births, makes), dying])
+    assert Idle.born == births
+    *replaced, last = finished.died
+    assert len(replaced) == births - 1
+    assert all(
+        sentence.endswith(" fell while it waited for others; another took its place")
+        for sentence in replaced
+    )
+    assert last == (
+        f"worker {births} fell while it waited for others, and so did {IDLE_DEATHS} before it; "
+        "none took its place"
+    )
+
+
+def test_where_all_workers_died_while_they_waited_the_study_ends_with_it(
+    given: dict[str, str], tmp_path: Path, idle: Callable[[int], type[Idle]]
+):
+    with Store(tmp_path) as store:
+        summary = Summary(store, asked(given).workload(), silent)
+        with pytest.raises(WorkerError, match="no worker is left; give workers more memory"):
+            supervise(summary, [idle(0)])
+    assert Idle.born == 1 + IDLE_DEATHS
+
+
+def test_a_death_while_nothing_is_left_to_wait_for_ends_no_study(
+    given: dict[str, str], tmp_path: Path, idle: Callable[[int], type[Idle]]
+):
+    with Store(tmp_path) as store:
+        workload = replace(asked(given).workload(), chosen=frozenset([0]))
+        finished = supervise(Summary(store, workload, silent), [idle(0)])
+    assert len(finished.died) == 1 + IDLE_DEATHS
+
+
+# When the index is written
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The time that messages come at; a test moves it on."""
+    now = [1000.0]
+    told = SimpleNamespace(monotonic=lambda: now[0])
+    monkeypatch.setattr("calibrant.lab.study.workers.time", told)
+    return now
+
+
+@pytest.mark.parametrize(("takes", "pause"), [(0.0, 0.0), (0.25, PAUSES * 0.25), (100.0, LONGEST)])
+def test_an_index_that_takes_long_to_write_is_written_seldom(
+    given: dict[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    clock: list[float],
+    takes: float,
+    pause: float,
+):
+    begun = list[float]()
+    ended = list[float]()
+
+    def slow(*_: Any) -> None:
+        begun.append(clock[0])
+        clock[0] += takes
+        ended.append(clock[0])
+
+    monkeypatch.setattr(Store, "write_cells", slow)
+    with Store(tmp_path) as store:
+        summary = Summary(store, asked(given).workload(), silent)
+        for second in range(200):
+            run_id = f"sha256:{second}"
+            for message in (["cell", 0, run_id, {}, []], ["made", run_id], ["done", 0]):
+                summary.add(message)
+            clock[0] += 1
+    pauses = [later - earlier for earlier, later in zip(ended, begun[1:], strict=False)]
+    assert len(pauses) > 1
+    assert all(max(pause, 1.0) <= waited <= pause + 1 for waited in pauses)
+
+
+def test_the_index_of_a_study_that_is_broken_off_tells_of_all_that_is_done(
+    given: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clock: list[float]
+):
+    write = Store.write_cells
+    written = list[int]()
+
+    def slow(*index: Any) -> None:
+        clock[0] += 1
+        written.append(1)
+        write(*index)
+
+    class Breaking(Worker):
+        def messages(self) -> Iterator[Any]:
+            for number in range(3):
+                run_id = f"sha256:{number}"
+                yield from (["cell", number, run_id, {}, []], ["made", run_id], ["done", number])
+            raise OSError(errno.ENOSPC, "no room")
+
+        def end(self) -> None:
+            pass
+
+    monkeypatch.setattr(Store, "write_cells", slow)
+    with Store(tmp_path) as store:
+        summary = Summary(store, asked(given).workload(), silent)
+        with pytest.raises(OSError, match="no room"):
+            supervise(summary, [Breaking])
+        assert {cell.run for cell in store.cells()} >= {f"sha256:{number}" for number in range(3)}
+    assert len(written) == 2, "after the first, and when it was broken off"
 
 
 def wanda_runs(store: Path) -> dict[str, str]:

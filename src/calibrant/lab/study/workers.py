@@ -44,6 +44,9 @@ from calibrant.system.wire import kind_of, raised
 ENGINES: Final = ("local", "ray")
 DEATHS_ALLOWED: Final = 2
 """How often a worker may die at the same thing before that is taken for its fault."""
+IDLE_DEATHS: Final = 3
+"""How often workers that only wait may die, with nothing new computed in between, before no other
+takes the place of one."""
 GRACE: Final = 5.0
 """Seconds that threads have to notice that their workers are gone."""
 WAKE: Final = 0.5
@@ -52,7 +55,12 @@ WAKE: Final = 0.5
 An interrupt that comes in the instant before a wait doesn't end it, so no wait may be long.
 """
 SELDOM: Final = 3.0
-"""Seconds from one index to the next where nothing new was computed: it is written whole."""
+"""Seconds from one index to the next at least where nothing new was computed."""
+PAUSES: Final = 20
+"""Times as long as it took to write the index until it is written again: it is written whole, so
+with each run of a large study it would take longer than the runs."""
+LONGEST: Final = 60.0
+"""Seconds from one index to the next at most where there is something to write."""
 UNLABELLED: Final = ("samples", "length", "tokens", "transform", "dtype", "device")
 """Keys of a study that decide its runs, and that no label of a cell tells."""
 THREADS: Final = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
@@ -138,10 +146,14 @@ class Summary:
             asked = {text: name for text, name in cell.measures.items() if text in work.evaluators}
             self._cells.append(replace(cell, measures=asked))
         self._written = -SELDOM
+        self._writing = 0.0
+        """The seconds that it took to write the index last."""
         self._changed = True
         """Whether the index isn't as it was written last."""
         self._new = False
         """Whether anything was computed since."""
+        self._owed = False
+        """Whether the index lacks a request that is done, since it wasn't time to write it."""
         self._stored: dict[int, list[str]] = {}
         """What the store had of each request, by its number."""
         self._computed: list[str] = []
@@ -173,8 +185,8 @@ class Summary:
                 if index in self.work.chosen:
                     self._done.add(index)
                     self._progress("study", len(self._done), len(self.work.chosen))
-                seldom = time.monotonic() - self._written >= SELDOM
-                if self._changed and (self._new or seldom):
+                self._owed = self._changed
+                if self._owed and self._is_time_to_write():
                     self.write_index()
             case ["few_tokens", model, data, sentence]:
                 self._shortages.setdefault((model, data), sentence)
@@ -189,10 +201,37 @@ class Summary:
     def write_index(self) -> None:
         """Write into the store which grid it answers, as far as it is known."""
         work = self.work
+        began = time.monotonic()
         self.store.write_cells(self._cells, work.reading, work.revisions, work.sets)
         self._written = time.monotonic()
+        self._writing = self._written - began
         self._changed = False
         self._new = False
+        self._owed = False
+
+    def _is_time_to_write(self) -> bool:
+        """Whether the index was written so long ago that it may be written again."""
+        pause = min(PAUSES * self._writing, LONGEST)
+        if not self._new:
+            pause = max(pause, SELDOM)
+        return time.monotonic() - self._written >= pause
+
+    @contextlib.contextmanager
+    def kept(self) -> Iterator[None]:
+        """Have the index tell of all that is done also where the study is broken off meanwhile."""
+        try:
+            yield
+        except BaseException:
+            if self._owed:
+                # Where it can't be written either, what broke the study off is still what to tell.
+                with contextlib.suppress(CalibrantError):
+                    self.write_index()
+            raise
+
+    @property
+    def complete(self) -> bool:
+        """Whether everything that was chosen is done."""
+        return self._done == self.work.chosen
 
     def result(self) -> StudyResult:
         """Return what the study came to."""
@@ -257,7 +296,8 @@ def answer(
     # After the old text was compared, which says whether the index is of these runs.
     store.write_text(STUDY, study)
     if workers == 1 and start is None:
-        Driver(store, work, summary.add, forgiven).run()
+        with summary.kept():
+            Driver(store, work, summary.add, forgiven).run()
         return summary.result()
     count = min(workers, len(work.requests))
     begin = start or Process
@@ -312,35 +352,45 @@ def supervise(summary: Summary, starts: Sequence[Callable[[], Worker]]) -> Study
         threads.append(thread)
         thread.start()
 
-    try:
-        for place in range(len(starts)):
-            start(place)
-        while workers:
-            place, message = next_of(inbox)
-            match message:
-                case None:
-                    workers.pop(place).end()
-                case WorkerError():
-                    workers.pop(place).end()
-                    cause = _cause(doing[place])
-                    deaths[cause] += 1
-                    _give_up(summary, doing[place], message, deaths[cause])
-                    start(place)
-                case BaseException():
-                    raise message
-                case _:
-                    if message[0] == "doing":
-                        # One that came so far shows that starting isn't what they die at.
-                        if doing[place] is STARTING:
-                            deaths.pop(_cause(STARTING), None)
-                        doing[place] = message
-                    summary.add(message)
-    finally:
-        for worker in workers.values():
-            worker.end()
-        deadline = time.monotonic() + GRACE
-        for thread in threads:
-            thread.join(max(0.0, deadline - time.monotonic()))
+    with summary.kept():
+        try:
+            for place in range(len(starts)):
+                start(place)
+            while workers:
+                place, message = next_of(inbox)
+                match message:
+                    case None:
+                        workers.pop(place).end()
+                    case WorkerError():
+                        workers.pop(place).end()
+                        cause = _cause(doing[place])
+                        deaths[cause] += 1
+                        if doing[place] != WAITING:
+                            _give_up(summary, doing[place], message, deaths[cause])
+                            start(place)
+                        elif _is_replaced(summary, message, deaths[cause]):
+                            start(place)
+                        elif not workers and not summary.complete:
+                            raise _none_left(message)
+                    case BaseException():
+                        raise message
+                    case _:
+                        if message[0] == "doing":
+                            # One that came so far shows that starting isn't what they die at.
+                            if doing[place] is STARTING:
+                                deaths.pop(_cause(STARTING), None)
+                            doing[place] = message
+                        # What was waited for came. That another request is done says nothing: a new
+                        # worker also says it of all that it finds in the store.
+                        if message[0] == "made":
+                            deaths.pop(_cause(WAITING), None)
+                        summary.add(message)
+        finally:
+            for worker in workers.values():
+                worker.end()
+            deadline = time.monotonic() + GRACE
+            for thread in threads:
+                thread.join(max(0.0, deadline - time.monotonic()))
     return summary.result()
 
 
@@ -350,15 +400,33 @@ def _cause(doing: Message) -> str:
     return failed_id or what
 
 
+def _is_replaced(summary: Summary, death: WorkerError, deaths: int) -> bool:
+    """Note the death of a worker that only waited, and so died at nothing; return whether another
+    is to take its place.
+    """
+    happened = f"{death} while it waited for others"
+    replaced = deaths <= IDLE_DEATHS
+    if replaced:
+        summary.died.append(f"{happened}; another took its place")
+    else:
+        summary.died.append(f"{happened}, and so did {deaths - 1} before it; none took its place")
+    return replaced
+
+
+def _none_left(death: WorkerError) -> WorkerError:
+    """The error that ends a study of which the last worker died while it waited."""
+    return WorkerError(
+        f"{death} while it waited for others, as others had before it, and no worker is left; "
+        "give workers more memory, or take fewer, and run the study again",
+        subject=death.subject,
+    )
+
+
 def _give_up(summary: Summary, doing: Message, death: WorkerError, deaths: int) -> None:
     """Note what a worker died at.
 
-    Where that has happened before, record it as failed, so that no other worker tries it. One that
-    only waited died at nothing.
+    Where that has happened before, record it as failed, so that no other worker tries it.
     """
-    if doing == WAITING:
-        summary.died.append(f"{death} while it waited for others; another took its place")
-        return
     _, what, failed_id, index, measured = doing
     happened = f"{death} while at work on {what}"
     if deaths < DEATHS_ALLOWED:
