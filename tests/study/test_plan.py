@@ -36,11 +36,14 @@ from calibrant.lab.study.timing import (
     passes,
     supply_of,
 )
+from calibrant.methods.pruning.wanda import Wanda
 from calibrant.models import located, open_model, view
+from calibrant.results import MASK, Store
+from calibrant.targets import Target
 from calibrant.testing import tiny_folder
 from calibrant.testing.tiny import tiny_tokenizer
 
-from tests.study.small import results
+from tests.study.small import kept_files, results
 
 LOSS = "loss(source='python_docs', tokens=200, length=64)"
 
@@ -184,6 +187,40 @@ def test_what_brings_a_model_back_is_not_compressed_again(model: str, tmp_path: 
         assert (found.models[0].seconds["forward"] == 0) is masks
 
 
+def test_a_file_that_was_deleted_brings_no_model_back(model: str, tmp_path: Path):
+    study = asked(model, methods=["wanda"], data=["random_tokens"], seeds=[0], targets=[0.5])
+    replace(study, evaluate=study.evaluate[:1]).run(tmp_path)
+    assert plan(study, tmp_path).models[0].seconds["forward"] == 0
+    (mask,) = kept_files(tmp_path, MASK).values()
+    mask.unlink()
+    assert plan(study, tmp_path).models[0].seconds["forward"] > 0
+
+
+def test_what_another_propagation_took_the_place_of_is_done(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    study = asked(model, methods=["sparsegpt"], data=["random_tokens"], seeds=[0], targets=[0.5])
+    monkeypatch.setattr("calibrant.lab.study.loaded.room", lambda _: 0)
+    finished = study.run(tmp_path)
+    with Store(tmp_path, create=False) as store:
+        record = store.record(finished.cells[-1].run)
+    assert record is not None
+    assert (record.run.propagate, finished.cells[-1].propagate) == ("reference", "arrival")
+    found = plan(study, tmp_path, probed=False)
+    assert (found.runs.left, found.measurements.left) == (0, 0)
+
+
+def test_what_is_stale_is_left_to_do(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    study = asked(model, methods=["wanda"], data=["random_tokens"], seeds=[0], targets=[0.5])
+    study.run(tmp_path)
+    assert plan(study, tmp_path, probed=False).runs.left == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(Wanda, "revision", Wanda.revision + 1)
+        assert plan(study, tmp_path, probed=False).runs.left == 1
+    monkeypatch.setattr(Target, "revised", 1)
+    assert plan(study, tmp_path, probed=False).runs.left == 2
+
+
 def test_a_folder_that_isnt_ours(model: str, tmp_path: Path):
     (tmp_path / "letter.txt").write_text("dear")
     with pytest.raises(OutputError) as raised:
@@ -292,17 +329,40 @@ def test_seconds_add_up_by_hand(model: str):
     assert [str(p) for p in passes(questions)] == ["python_docs", "random_tokens"]
     stock = {"python_docs": Supply("python_docs", 2, None, 100, 3.0)}
     lacking = [Unfinished(q, list(study.evaluators()), False) for q in questions]
-    found = duration(timed, lacking, stock)
+    gathered = kinds(questions)
+    found = duration(timed, gathered, lacking, stock)
     assert found["open"] == 7.0
     assert found["tokenize"] == pytest.approx(3.0 * 2)  # the draw before is dealt again
     mix = 2 * 4 * 64
     assert found["forward"] == pytest.approx(3 * (0.01 * (100 + 4 * 64) + 0.1 * (100 + mix)))
     assert found["compress"] == pytest.approx(3 * (2 * 2.0 + 2 * 30.0 + 1.0))
     assert found["measure"] == pytest.approx(len(questions) * 2 * 5.0)
-    measured = duration(timed, [Unfinished(q, [LOSS], True) for q in questions], stock)
+    kept = [Unfinished(q, [LOSS], True) for q in questions]
+    measured = duration(timed, gathered, kept, stock)
     assert measured["compress"] == 0
     assert measured["measure"] == pytest.approx(len(questions) * 5.0)
-    assert set(duration(timed, [], stock).values()) == {0}
+    assert set(duration(timed, gathered, [], stock).values()) == {0}
+
+
+def test_what_is_left_gathers_what_all_requests_share(model: str):
+    """One set's requests of the first method are done, so the kinds of what is left come in
+    another order, or are fewer.
+    """
+    study = asked(
+        model, methods=["wanda", "sparsegpt"], targets=[0.5], seeds=[0], propagate="dense"
+    )
+    questions = [request for request in study.requests() if request.calibration is not None]
+    gathered = kinds(questions)
+    assert gathered == (FeatureNorms, Gram)
+    timed = Timings(
+        model, "", "float32", 3, 21, 12, 7.0,
+        forward={gathered: 0.11, (FeatureNorms,): 0.01, (Gram,): 0.1},
+    )  # fmt: skip
+    for left, draws in ((questions[1:], 2), (questions[3:], 1)):
+        assert kinds(left) != gathered
+        unfinished = [Unfinished(request, [], False) for request in left]
+        found = duration(timed, gathered, unfinished, {})
+        assert found["forward"] == pytest.approx(3 * 0.11 * draws * 4 * 64)
 
 
 def test_what_allocations_do_first_counts_by_hand(model: str):
@@ -332,6 +392,7 @@ def test_what_allocations_do_first_counts_by_hand(model: str):
         assert len(mine) == 1
         return duration(
             timed,
+            kinds(mine),
             [Unfinished(q, [], False) for q in mine],
             {"python_docs": Supply("python_docs", 1, None, 100, 3.0)},
         )

@@ -258,6 +258,7 @@ def _in_store(study: Study, folder: Path) -> tuple[dict[Labels, Recorded], int]:
 def _recorded(study: Study, store: Store) -> dict[Labels, Recorded]:
     """What the store has of each cell that it has a record of."""
     requests = {request.labels: request for request in study.requests()}
+    of_cells = {request.cell.labels: labels for labels, request in requests.items()}
     # Records know methods and allocations by their canonical forms, labels by their texts.
     texts: dict[str, str] = {}
     for request in requests.values():
@@ -265,37 +266,48 @@ def _recorded(study: Study, store: Store) -> dict[Labels, Recorded]:
             texts[identity(part)] = str(part)
     forms = _measurement_forms(study.evaluators())
     records = {record.run.id: record for record in store.records(whole=False)}
-    # Two runs may have a cell's labels, such as those of two processors. Then the index decides,
-    # so it comes last. Two draws of a set that is always the same are one run. Its record knows
-    # one of them, and the index both.
-    drawn = [(run_id, record.run.data, record.run.seed) for run_id, record in records.items()]
-    drawn += sorted({(cell.run, cell.data, cell.seed) for cell in store.cells()})
-    recorded: dict[Labels, Recorded] = {}
-    for run_id, data, seed in drawn:
-        if run_id not in records:
-            continue
-        record = records[run_id]
+    labelled: list[tuple[str, Labels]] = []
+    for run_id, record in records.items():
         run = record.run
         labels = Labels(
             model=run.model_name,
-            data=data,
-            seed=seed,
+            data=run.data,
+            seed=run.seed,
             method=texts.get(identity(run.method), ""),
             target=run.target,
             propagate=run.propagate,
             allocation=texts.get(identity(run.allocation), ""),
         )
-        if labels not in requests or not _answers(record, requests[labels], study):
+        if labels in requests:
+            labelled.append((run_id, labels))
+    # Two runs may have a cell's labels, such as those of two processors. Then the index decides,
+    # so it comes last. Only it knows both draws of a set that is always the same, which are one
+    # run, and what was asked where the run has another propagation, since memory had no room.
+    for cell in store.cells():
+        if cell.run in records and cell.labels in of_cells:
+            labelled.append((cell.run, of_cells[cell.labels]))
+    recorded: dict[Labels, Recorded] = {}
+    for run_id, labels in labelled:
+        if not _answers(records[run_id], requests[labels], study):
             continue
         measured = store.measured(run_id)
         measures: list[str] = []
         for text, form in forms.items():
             if measurement_id(run_id, *form) in measured:
                 measures.append(text)
-        files = store.results(run_id).digests(run_id)
-        kept = MASK in files or EDITS in files
-        recorded[labels] = Recorded(tuple(measures), kept)
+        recorded[labels] = Recorded(tuple(measures), _is_kept(store, run_id))
     return recorded
+
+
+def _is_kept(store: Store, run_id: str) -> bool:
+    """Whether a file brings a run's model back. One that was written may have been deleted since,
+    to save room.
+    """
+    digests = store.results(run_id).digests(run_id)
+    for name in (MASK, EDITS):
+        if name in digests and store.blobs.path(digests[name]).is_file():
+            return True
+    return False
 
 
 def _failed(study: Study, store: Store) -> int:
@@ -325,13 +337,17 @@ def _measurement_forms(
 def _answers(record: Record, request: RunRequest, study: Study) -> bool:
     """Whether a record with a cell's labels answers its request.
 
-    That is told as far as it can be without the model: by type, allocation and budget.
+    That is told as far as it can be without the model: by type, method, allocation and budget, and
+    by their revisions, since what is stale is computed again.
     """
     run = record.run
+    recipe = request.recipe
     facts = record.data_facts
     dtype = str(resolve_dtype(study.dtype, study.device)).removeprefix("torch.")
-    asked = canonical([request.recipe.allocation, request.recipe.transforms])
-    if [run.allocation, list(run.transforms)] != asked or run.dtype != dtype:
+    asked = canonical([recipe.method, recipe.allocation, recipe.transforms])
+    if [run.method, run.allocation, list(run.transforms)] != asked or run.dtype != dtype:
+        return False
+    if run.revised != recipe.target.revised:
         return False
     calibration = request.calibration
     if calibration is None:
@@ -390,7 +406,7 @@ def _model_plan(
         inputs=timings.inputs,
         statistics=sizes,
         statistics_bytes=len(passes(requests)) * sum(sizes.values()),
-        seconds=duration(timings, unfinished, supplied),
+        seconds=duration(timings, gathered, unfinished, supplied),
         instead=dict(timings.propagates),
         fails=tuple(timings.why_not),
     )

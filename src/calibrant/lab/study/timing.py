@@ -567,12 +567,15 @@ def passes(requests: Iterable[RunRequest]) -> list[CalibrationSet]:
 
 def duration(
     timings: Timings,
+    gathered: Kinds,
     unfinished: Sequence[Unfinished],
     supplies: Mapping[str, Supply],
 ) -> dict[str, float]:
     """Return the seconds by phase that one worker needs.
 
-    A set whose supply isn't known is taken to fill its budget.
+    `gathered` are the statistics that were timed together. A study gathers all of them in a pass,
+    also where only some of its requests are left. A set whose supply isn't known is taken to fill
+    its budget.
     """
     compressed: list[RunRequest] = []
     sets: dict[str, CalibrationSet] = {}
@@ -589,8 +592,9 @@ def duration(
         if supply is not None:
             # To deal a draw, those before it are dealt again.
             tokenize += supply.seconds * (calibration.seed + 1)
-    shared_forward = timings.forward.get(kinds(compressed), 0.0)
-    forward = sum(shared_forward * _tokens(part, supplies) for part in passes(compressed))
+    forward = 0.0
+    for part in passes(compressed):
+        forward += timings.forward[gathered] * _tokens(part, supplies)
     forward += sum(_own_forward(timings, request, supplies) for request in compressed)
     compress = sum(_own_compression(timings, request.recipe) for request in compressed)
     opening = 0.0
