@@ -12,7 +12,8 @@ CalibrantError                 one root; carries the subject it is about
 │   └── StudyError             a study that can't be run: every mistake in it, each with its line
 ├── WalkError                  a model's forward that can't be followed block by block: exit code 1
 ├── RankError                  one of several processes was lost, or went its own way: exit code 1
-└── WorkerError                a worker of a study that died: why an answer isn't there
+└── WorkerError                a worker of a study that died: why an answer isn't there, or, where
+                               none is left, why the study ended: exit code 1
 
 A message says what was given, what is allowed and what to do. What was given is repeated to a line
 at most, however long it was.

@@ -13,7 +13,7 @@ import pytest
 
 from calibrant.cli import main
 from calibrant.compress.checkpoint import Checkpoint
-from calibrant.errors import WalkError
+from calibrant.errors import WalkError, WorkerError
 
 from tests.cli.conftest import SMALL, Ask
 from tests.study.small import ended, forked
@@ -118,6 +118,15 @@ def test_an_interrupted_prune_says_how_to_go_on(
         "interrupted; run the same command again to continue\n",
     )
     assert not (tmp_path / "pruned").exists()
+
+
+def test_workers_that_all_died_are_no_fault_of_ours(ask: Ask, monkeypatch: pytest.MonkeyPatch):
+    def die(*_: object) -> None:
+        raise WorkerError("process 7 died; give workers more memory", subject="process 7")
+
+    monkeypatch.setattr("calibrant.names.catalogue", die)
+    answer = ask("list", "methods")
+    assert (answer.code, answer.err) == (1, "process 7 died; give workers more memory\n")
 
 
 @pytest.fixture

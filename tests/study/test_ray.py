@@ -7,18 +7,20 @@ import os
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import msgspec
 import pytest
 
-from calibrant.errors import SpecError
+from calibrant.errors import SpecError, WorkerError
 from calibrant.lab.study import Study, ray
 from calibrant.lab.study.driver import Report
-from calibrant.lab.study.ray import _shares, _variables
+from calibrant.lab.study.ray import RayWorker, _shares, _variables
 from calibrant.lab.study.sending import RemoteStore
+from calibrant.lab.study.workers import FORGIVEN, WORK
 
 from tests.study.small import asked, results
 
@@ -194,6 +196,80 @@ def test_a_worker_goes_on_when_what_it_did_is_on_its_way(monkeypatch: pytest.Mon
     actor.answered(msgspec.msgpack.encode(["answer", True]))
     assert [message[0] for message in messages] == ["done"]
     assert said == [True]
+
+
+def failed(errors: Any, cause: Exception) -> Exception:
+    """What Ray raises for an error in an actor."""
+    trace = f"ray::Actor.messages() (pid=12, ip=10.0.0.1)\n  File\n{cause!r}\n"
+    task = errors.RayTaskError("messages", trace, cause, "ray", 12, "10.0.0.1")
+    return task.as_instanceof_cause()
+
+
+def ended_by(error: Callable[[Any], Exception], folder: Path) -> RayWorker:
+    """A worker in whose place an error of Ray's comes."""
+    errors = pytest.importorskip("ray.exceptions")
+
+    def get(_: int) -> Any:
+        raise error(errors)
+
+    call = SimpleNamespace(remote=lambda *_: iter([1]))
+    actor = SimpleNamespace(messages=SimpleNamespace(options=lambda **_: call))
+    made = SimpleNamespace(remote=lambda _: actor)
+    found = ModuleType("ray")
+    found.__dict__.update(exceptions=errors, get=get, remote=lambda **_: lambda _: made)
+    (folder / WORK).write_bytes(b"")
+    (folder / FORGIVEN).write_text("{}")
+    return RayWorker(found, {}, {"folder": str(folder / "store"), "shared": str(folder)})
+
+
+SHORT_OF_MEMORY = """1 worker(s) were killed due to the node running low on memory.
+Killed: pid=3, on the node with ip: 10.0.0.2
+Refer to the documentation."""
+UNNAMED = "a worker whose process Ray doesn't name died"
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (
+            lambda errors: errors.OutOfMemoryError(SHORT_OF_MEMORY),
+            f"process 3 on node 10.0.0.2 died ({SHORT_OF_MEMORY.splitlines()[0]})",
+        ),
+        (
+            lambda errors: errors.NodeDiedError("Its node is gone."),
+            f"{UNNAMED} (Its node is gone.)",
+        ),
+        (
+            lambda errors: failed(errors, KeyError("layer")),
+            "process 12 on node 10.0.0.1 died (KeyError('layer'))",
+        ),
+        (
+            lambda errors: errors.ActorDiedError(),
+            f"{UNNAMED} (The actor died unexpectedly before finishing this task.)",
+        ),
+    ],
+)
+def test_whatever_ends_a_worker_is_its_death(
+    error: Callable[[Any], Exception], said: str, tmp_path: Path
+):
+    """So another takes its place, and what two died at is given up."""
+    with pytest.raises(WorkerError) as raised:
+        list(ended_by(error, tmp_path).messages())
+    assert str(raised.value) == said
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        lambda errors: errors.RuntimeEnvSetupError("no such variable"),
+        lambda errors: errors.ActorUnschedulableError("no such variable"),
+    ],
+)
+def test_a_worker_that_no_node_can_start_is_refused(
+    error: Callable[[Any], Exception], tmp_path: Path
+):
+    with pytest.raises(SpecError, match=r"can't start a worker .*no such variable"):
+        list(ended_by(error, tmp_path).messages())
 
 
 def cluster(*nodes: dict[str, float]) -> ModuleType:

@@ -24,7 +24,14 @@ from typer.core import TyperCommand
 
 from calibrant import __version__
 from calibrant.cli.declared import shown_alone
-from calibrant.errors import InputError, OutputError, RankError, StudyError, fitted
+from calibrant.errors import (
+    InputError,
+    OutputError,
+    RankError,
+    StudyError,
+    WorkerError,
+    fitted,
+)
 from calibrant.options import RENAMED, DataOptions, PruneOptions
 from calibrant.spec.foreign import (
     TRUST_REMOTE_CODE,
@@ -225,7 +232,7 @@ def command(
                 if clear is None:
                     raise
                 stop(str(clear), 2, error)
-            except RankError as error:
+            except (RankError, WorkerError) as error:
                 stop(str(error), 1, error)
             except KeyboardInterrupt as error:
                 stop("interrupted; run the same command again to continue", 130, error)

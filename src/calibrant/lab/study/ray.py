@@ -150,6 +150,7 @@ class RayWorker(Worker):
         self._actor = ray.remote(**options)(Actor).remote(message)
 
     def messages(self) -> Iterator[Message]:
+        failed = self._ray.exceptions
         desk = Desk(self._folder)
         try:
             for piece in self._actor.messages.options(num_returns="streaming").remote():
@@ -159,8 +160,19 @@ class RayWorker(Worker):
                     self._actor.answered.remote(desk.answer(asked, given))
                 else:
                     yield received(message)
-        except self._ray.exceptions.RayActorError as death:
+        except (failed.RuntimeEnvSetupError, failed.ActorUnschedulableError) as error:
+            # Another would end the same.
+            raise SpecError(
+                f"the Ray cluster can't start a worker ({_in_one_line(str(error))}); "
+                "mend that on its nodes, or run the study with --engine local",
+                subject="ray",
+            ) from None
+        except failed.RayError as death:
             name, why = _obituary(str(death))
+            if not isinstance(death, failed.RayActorError | failed.RayTaskError):
+                # A node that is gone or has no memory left: advice stands behind the first line.
+                first, _, _ = str(death).strip().partition("\n")
+                why = _in_one_line(first)
             raise WorkerError(f"{name} died ({why})", subject=name) from None
         finally:
             desk.close()
