@@ -405,6 +405,38 @@ def test_what_comes_in_while_it_is_packed_stays(
     assert told(store) == said
 
 
+@pytest.mark.parametrize("ended", [True, False])
+def test_a_study_that_begins_when_tables_have_come_keeps_the_files_that_it_finds(
+    store: Path, monkeypatch: pytest.MonkeyPatch, ended: bool
+):
+    """It doesn't write a profile again that is there, and its run has it in no table."""
+    later = replace(RECORD, run=replace(RUN, target="0.9"))
+    begun: list[Store] = []
+    remove = Store.remove_database
+
+    def beginning(packing: Store, *counts: int) -> None:
+        remove(packing, *counts)
+        study = Store(store)
+        study.add_record(later, {PROFILE: samples.PROFILE})
+        begun.append(study)
+        if ended:
+            study.close()
+
+    monkeypatch.setattr(Store, "remove_database", beginning)
+    pack(store)
+    (study,) = begun
+    assert study.file(later.run.id, PROFILE) == samples.PROFILE
+    study.close()
+    monkeypatch.undo()
+    pack(store)
+    with Store(store, create=False) as there:
+        assert there.file(later.run.id, PROFILE) == samples.PROFILE
+        assert there.file(RUN.id, PROFILE) == samples.PROFILE
+        digest = there.results(RUN.id).digests(RUN.id)[PROFILE]
+        assert not there.blobs.path(digest).exists(), "tables have it"
+    assert not (store / DATABASE).exists()
+
+
 def test_it_is_a_data_set_for_the_hub(store: Path, tmp_path: Path):
     from datasets import load_dataset
 

@@ -2,7 +2,8 @@
 the Hugging Face hub. Killed anywhere, it has lost nothing and can be run again.
 
 New tables are made in a folder of their own and moved to `.packed` by one rename; from then on they
-are read there. They take their places one by one, `packed.json` last. The database goes after that.
+are read there. They take their places one by one, `packed.json` last. The database goes after that,
+and last the files that no run needs any more.
 """
 
 import shutil
@@ -217,15 +218,33 @@ def _pack_in_place(folder: Path, progress: Progress) -> tuple[int, int]:
                     "finish it, or pack it into another folder",
                     subject=where,
                 )
-            before = store.blobs.listed()  # what a later study adds stays
             counts = _move_in_tables(store, progress)
             store.remove_database(*counts)
             failing.pop_all()  # the claim went with the database
-        lasting = _lasting(store)
-        for name in before:
-            if name not in lasting:
-                (store.blobs.folder / name).unlink(missing_ok=True)
+    with suppress(OutputError):  # a study has begun, or somebody reads: the next `pack` does it
+        _remove_unneeded_files(folder)
     return counts
+
+
+def _remove_unneeded_files(folder: Path) -> None:
+    """Delete the files that no run of a published store needs, such as profiles: they are in its
+    tables. Raises `OutputError` where somebody else has the store open, or has put something in.
+
+    A study that begins relies on the files that it finds. So they go while nobody can open a
+    database, which is empty. Before, while the old one is still there, a kill would leave runs in
+    it without their profiles.
+    """
+    with Store(folder) as store:
+        # Nobody can publish anything else meanwhile, since the database is open here.
+        lasting = _lasting(store)
+        unneeded = [name for name in store.blobs.listed() if name not in lasting]
+
+        def remove_files() -> None:
+            _check_empty(store)
+            for name in unneeded:
+                (store.blobs.folder / name).unlink(missing_ok=True)
+
+        store.live.database.remove(remove_files)
 
 
 def _give_up(store: Store, claim: Claim, only_published: bool) -> None:
