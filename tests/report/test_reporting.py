@@ -7,9 +7,10 @@ import pytest
 
 from calibrant.errors import MissingPackageError, OutputError, SpecError
 from calibrant.lab.report import FORMATS, check_format, report
-from calibrant.results import Store
+from calibrant.results import Store, merge
 
 from tests.report.made import store_of
+from tests.stats import stores
 
 SETS = {"python_docs": (2.5, 3.9), "gsm8k:cot": (2.9, 3.4), "full_stops": (8.0, 9.0)}
 
@@ -28,6 +29,30 @@ def test_every_format_names_every_set(folder: Path):
     assert json.loads(found.text("json"))["rankings"][0]["entries"][0]["name"] == "gsm8k:cot"
     assert str(found) == found.text("markdown")
     assert len(found.to_csv().splitlines()) == 1 + 5 * 2
+
+
+def test_other_runs_of_cells_and_of_other_types_are_doubtful(folder: Path, tmp_path: Path):
+    one = stores.store_of(tmp_path / "one", stores.LOSSES)
+    more = stores.store_of(tmp_path / "more", {**stores.LOSSES, "pile": [[3.6, 2.7]]})
+    other = stores.in_another_type(more, tmp_path / "other")
+    merge(tmp_path / "merged", [one.folder, other.folder])
+    found = report(tmp_path / "merged")
+    named = "tiny, wanda 0.5, c4 (draw 0); tiny, wanda 0.5, gsm8k:cot (draw 0); and 1 more, which"
+    first = "5 results have another run in the store, which differs in its dtype"
+    second = "The runs of tiny were computed in bfloat16 and float32"
+    texts = {"html": found.html(), **{format: found.text(format) for format in FORMATS}}
+    for format in ("markdown", "table", "html"):
+        text = " ".join(texts[format].split())
+        assert second in text
+        assert first in text
+        assert named in text
+    data = json.loads(texts["json"])
+    assert data["dtypes"] == {"tiny": ["bfloat16", "float32"]}
+    cells = [run["cell"] for run in data["uncounted"]]
+    named = [cell["data"] or cell["method"] for cell in cells]
+    assert named == ["none", "magnitude", "c4", "gsm8k:cot", "full_stops"]
+    assert "4 results have" in report(tmp_path / "merged", methods="wanda").text("markdown")
+    assert "uncounted" not in report(folder).to_json()
 
 
 def test_a_measurement_that_isnt_there_yet_spoils_no_format(tmp_path: Path):

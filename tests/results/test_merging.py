@@ -252,6 +252,30 @@ def test_what_cannot_be_merged_is_refused_before_anything_is_made(tmp_path: Path
     assert files(tmp_path) == before
 
 
+def test_two_runs_of_a_cell_stay_and_are_told(tmp_path: Path):
+    into = made(tmp_path / "into", run("0.5"), run("0.6"))
+    other = run("0.5", dtype="bfloat16")
+    again = made(tmp_path / "again", other, run("0.5", propagate="arrival"), run("0.6"))
+    found = merge(into, [again])
+    assert (found.runs, found.measurements, found.kept) == (2, 2, 2)
+    (problem,) = found.problems
+    assert problem.where == "the grid"
+    for said in ("wanda 0.5 dense on wikitext, draw 3 of tiny", other.id, "differs", "dtype"):
+        assert said in problem.what
+    assert verify(into) == []
+    with Store(into, create=False) as store:
+        assert [cell.run for cell in store.cells()][:2] == [run("0.5").id, other.id]
+    assert merge(into, [again]).problems == (problem,), "the second time too"
+
+
+def test_a_run_that_is_only_planned_is_no_other_run(tmp_path: Path):
+    into = made(tmp_path / "into", run("0.5"))
+    again = made(tmp_path / "again", run("0.5", dtype="bfloat16"), measured=())
+    with Store(again) as store:
+        store.remove(store.ids()[0])
+    assert merge(into, [again]).problems == ()
+
+
 def test_a_label_that_is_taken_is_told_and_a_full_disk_ends_the_merge(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -177,6 +177,24 @@ def store_of(
     return store
 
 
+def in_another_type(store: Store, folder: Path) -> Store:
+    """A store of the same cells in bfloat16: other runs, measured as those."""
+    copy, cells = Store(folder), []
+    for cell in store.cells():
+        record = store.record(cell.run)
+        assert record is not None
+        run = copy.add_record(replace(record, run=replace(record.run, dtype="bfloat16")))
+        ids: dict[str, str] = {}
+        for text, measure in cell.measures.items():
+            kept = store.measurement(cell.run, measure)
+            if kept is not None:
+                evaluator = store.evaluators(cell.run)[measure]
+                ids[text] = copy.add_measurement(run, evaluator, kept)
+        cells.append(replace(cell, run=run, measures={**cell.measures, **ids}))
+    copy.write_cells(cells)
+    return copy
+
+
 def results_of(
     losses: Mapping[str, Sequence[Sequence[float]]],
     study: Mapping[str, Any] | None = None,

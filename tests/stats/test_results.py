@@ -13,11 +13,12 @@ from calibrant.lab.stats import compare, contrast, draws, read, tidy
 from calibrant.lab.stats.crossed import ItemValues
 from calibrant.lab.stats.results import GroupResults, grouped, narrowed
 from calibrant.lab.study import Study
-from calibrant.results import Cell, Measurement, Outcome, Score, Store
+from calibrant.results import Cell, Measurement, Outcome, Score, Store, merge
 
 from tests.stats.stores import (
     DRAWN,
     LOSSES,
+    in_another_type,
     measured,
     measured_too,
     results_of,
@@ -273,3 +274,68 @@ def test_of_a_set_with_holes_one_run_is_one_draw_and_shared_rows_are_told():
     counted = {name: side["docs:text"].counted for name, side in group.partial.items()}
     assert counted == {"full_stops": False, "c4": False}
     assert group.overlapping == {"c4": 0.9}
+
+
+def test_two_runs_of_a_cell_are_one_draw_and_the_other_one_is_told(tmp_path: Path, once: Store):
+    alone = compare(once)
+    other = in_another_type(once, tmp_path / "other")
+    merged = tmp_path / "merged"
+    problems = merge(merged, [once.folder, other.folder]).problems
+    assert len(problems) == len(once.cells()) == 5
+    found = compare(Store(merged, create=False))
+    assert found.rankings == alone.rankings
+    assert found.one_draw
+    assert {run.cell.run for run in found.uncounted} == set(other.ids())
+    assert {(run.counted in once.ids(), run.differs) for run in found.uncounted} == {
+        (True, ("dtype",))
+    }
+    assert (found.dtypes, alone.uncounted, alone.dtypes) == ({}, (), {})
+    assert tidy(Store(merged, create=False)).equals(tidy(once))
+    assert set(Store(merged, create=False).ids()) == {*once.ids(), *other.ids()}
+    sides = draws(Store(merged, create=False), data="c4")
+    assert [len(side) for side in sides.values()] == [1, 1]
+
+
+def test_the_first_run_of_a_cell_that_was_measured_counts(tmp_path: Path):
+    planned = store_of(tmp_path / "planned", LOSSES)
+    other = in_another_type(planned, tmp_path / "other")
+    for run in planned.ids():
+        planned.remove(run)
+    assert merge(planned.folder, [other.folder]).problems == ()
+    found = compare(planned)
+    assert found.missing == found.uncounted == ()
+    assert {run for entry in found.rankings[0].entries for run in entry.runs} < set(other.ids())
+
+
+def test_a_run_that_answers_several_draws_stands_for_another_in_all_of_them(tmp_path: Path):
+    store = store_of(tmp_path / "s", {**DRAWN, "full_stops": [[6.0, 6.0]]})
+    (once_drawn,) = (cell for cell in store.cells() if cell.data == "full_stops")
+    other = in_another_type(store, tmp_path / "other")
+    (again,) = (cell for cell in other.cells() if cell.data == "full_stops")
+    other.write_cells([*other.cells(), *(replace(again, seed=seed) for seed in (1, 2))])
+    for first, second, run in ((store, other, once_drawn.run), (other, store, again.run)):
+        merged = tmp_path / f"merged into {first.folder.name}"
+        merge(merged, [first.folder, second.folder])
+        (ranking,) = compare(Store(merged, create=False)).rankings
+        runs = {entry.name: entry.runs for entry in ranking.entries}
+        assert runs["full_stops"] == (run,)
+        assert len(runs["c4"]) == 3
+
+
+def test_runs_in_several_types_are_told(tmp_path: Path):
+    store = store_of(tmp_path / "s", {"dense": LOSSES["dense"]})
+    more = store_of(tmp_path / "t", {name: LOSSES[name] for name in ("dense", "c4", "gsm8k:cot")})
+    merge(store.folder, [in_another_type(more, tmp_path / "other").folder])
+    found = compare(store)
+    assert found.dtypes == {"tiny": ("bfloat16", "float32")}
+    assert len(found.uncounted) == 1
+
+
+def test_cells_of_two_propagations_are_two_cells(tmp_path: Path):
+    store = store_of(tmp_path / "s", {"c4": [[3.5, 2.6]]})
+    other = in_another_type(store, tmp_path / "other")
+    other.write_cells([replace(cell, propagate="arrival") for cell in other.cells()])
+    assert merge(store.folder, [other.folder]).problems == ()
+    found = compare(store)
+    assert [ranking.propagate for ranking in found.rankings] == ["", "arrival"]
+    assert found.uncounted == ()

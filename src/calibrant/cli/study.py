@@ -288,8 +288,9 @@ def merge(
     ],
     as_json: Json = False,
 ) -> None:
-    """Copy into INTO the results that it lacks. Where two folders differ about the same run,
-    what INTO holds stays, and the exit code is 1.
+    """Copy into INTO the results that it lacks. Where two folders differ about the same run, what
+    INTO holds stays; where they have two runs of one cell, both stay, and reports count the first.
+    A line says so, and the exit code is 1.
     """
     from calibrant.results import merge as run
 

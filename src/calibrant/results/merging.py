@@ -1,8 +1,8 @@
 """Uniting stores, such as those of two machines that shared a study. What is already there stays;
 what is merged from is only read."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, replace
 from itertools import chain
 from operator import itemgetter
@@ -12,12 +12,13 @@ from typing import Any, Final
 from calibrant.errors import DataError, OutputError
 from calibrant.results.database import without_advice
 from calibrant.results.items import same_items
-from calibrant.results.records import Cell
+from calibrant.results.records import Cell, differences
 from calibrant.results.store import Store, TakenLabelError
 from calibrant.results.stored import StoredResults
 from calibrant.results.verifying import (
     AGAIN,
     StoreProblem,
+    cell_in_words,
     ids_of_results,
     problems_of_measurement,
     problems_of_run,
@@ -29,6 +30,7 @@ PARTS: Final = ("sparsity", "dense", "edits", "weights")
 """The parts of a run that are its result. The others are the request, which the id stands for, and
 what may differ from machine to machine."""
 UNCHANGED: Final = "what this store holds was kept; to take the other, merge the other way round"
+BOTH: Final = "both stay, reports count the first; to count the other, merge the other way round"
 UNUSABLE: Final = "it was not copied; restore it from a copy, or have it computed again"
 
 
@@ -52,9 +54,10 @@ def merge(into: str | Path, sources: Sequence[str | Path], progress: Progress = 
     """Copy into a store, which is made if it isn't there, what it lacks of the others.
 
     Where two hold the same run or measurement with other results, the one that is there stays, and
-    a problem says so; what is damaged isn't copied, and a problem says so too. The grids are
-    united; the study is that of `into`, or else of the first source that knows one. Failures of
-    what is there by then are dropped. Interrupted, it can be run again.
+    a problem says so; what is damaged isn't copied, and a problem says so too. Where two hold runs
+    of one cell that differ, such as in their type, both are kept, and a problem says which cell.
+    The grids are united; the study is that of `into`, or else of the first source that knows one.
+    Failures of what is there by then are dropped. Interrupted, it can be run again.
 
     Raises `DataError` for a store whose index or failures can't be read, and `OutputError` for a
     folder that is no store, that can't be written to, or that is to be merged into itself, and for
@@ -81,6 +84,7 @@ def _merged(into: Path, stores: Sequence[Store], progress: Progress) -> Merged:
         work.problems += _unite_measured(target, stores)
         for store in stores:
             work.take(store, progress)
+        work.problems += _cells_of_two_runs(target)
         _unite_failures(target, stores)
     return Merged(str(into), work.runs, work.measurements, work.kept, tuple(work.problems))
 
@@ -204,6 +208,25 @@ def _unite_measured(target: Store, sources: Sequence[Store]) -> list[StoreProble
             except TakenLabelError as error:
                 problems.append(StoreProblem(str(store.folder), str(error), UNCHANGED))
     return problems
+
+
+def _cells_of_two_runs(target: Store) -> Iterator[StoreProblem]:
+    """Yield which cells have another run beside the one that came first, as far as both are there:
+    they are no two draws.
+    """
+    index = target.index()
+    first_runs: dict[tuple[Any, ...], str] = {}
+    for cell in (*index.cells, *index.measured):
+        if not cell.run or not target.has_record(cell.run):
+            continue
+        first = first_runs.setdefault(cell.labels, cell.run)
+        if first == cell.run:
+            continue
+        what = f"{cell_in_words(cell)} has another run, {cell.run}"
+        with suppress(DataError):  # a damaged run, which was named
+            differs = ", ".join(differences(target.run(first), target.run(cell.run)))
+            what += f", which differs from {first} in its {differs}"
+        yield StoreProblem("the grid", what, BOTH)
 
 
 def united(grids: Iterable[Iterable[Cell]]) -> list[Cell]:

@@ -413,6 +413,15 @@ def _without_empty(run: Mapping[str, Any]) -> dict[str, Any]:
     return fields
 
 
+def differences(first: Run, second: Run) -> tuple[str, ...]:
+    """Return the names of what decides the outcome of a run and differs in these two."""
+    names: list[str] = []
+    for name in _DECIDING:
+        if getattr(first, name) != getattr(second, name):
+            names.append(name)
+    return tuple(names)
+
+
 def read_provenance(fields: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return what is known beside a result, as it is. Raises `ValueError` for anything else."""
     msgspec.convert(fields, Provenance)

@@ -12,7 +12,7 @@ from calibrant.results.items import outcomes_of
 from calibrant.results.live import DATABASE
 from calibrant.results.outcomes import Outcome, Score
 from calibrant.results.published import MOVING
-from calibrant.results.records import Record, ScoreEntry, measurement_id, read_provenance
+from calibrant.results.records import Cell, Record, ScoreEntry, measurement_id, read_provenance
 from calibrant.results.store import STATISTICS, Store, statistics_purpose
 from calibrant.results.stored import StoredResults, understood
 from calibrant.spec import identity
@@ -213,10 +213,16 @@ def _of_the_index(store: Store) -> Iterator[StoreProblem]:
                     missing.append(f"{evaluator} {measurement}")
         else:
             missing.append(f"run {cell.run}")
-        data = f" on {cell.data}, draw {cell.seed}" if cell.data else ""
-        label = f"the cell {cell.method} {cell.target}{data} of {cell.model}"
         for name in missing:
-            yield StoreProblem("the grid", f"{label} points to {name}, which isn't there", again)
+            what = f"{cell_in_words(cell)} points to {name}, which isn't there"
+            yield StoreProblem("the grid", what, again)
+
+
+def cell_in_words(cell: Cell) -> str:
+    """Return what a message calls a cell of the grid."""
+    words = " ".join(filter(None, (cell.method, cell.target, cell.propagate)))
+    data = f" on {cell.data}, draw {cell.seed}" if cell.data else ""
+    return f"the cell {words}{data} of {cell.model}"
 
 
 def _of_failures(store: Store) -> Iterator[StoreProblem]:

@@ -23,6 +23,7 @@ from calibrant.lab.stats import (
     Sensitivity,
     SetSummary,
     Similarity,
+    UncountedRun,
     compare,
     comparisons_in,
     kept_experts,
@@ -287,13 +288,24 @@ def in_short_names(reading: Results) -> Results:
     for data in {cell.data for cell in reading.cells if cell.data}:
         sets[named(data)] = replace(reading.label(data), text=named(data))
     cells = tuple(replace(cell, data=named(cell.data)) for cell in reading.cells)
+    uncounted: list[UncountedRun] = []
+    for other in reading.uncounted:
+        cell = replace(other.cell, data=named(other.cell.data))
+        uncounted.append(replace(other, cell=cell))
     failures: dict[str, Mapping[str, Any]] = {}
     for failed_id, failure in reading.failures.items():
         failures[failed_id] = failure
         if "cell" in failure:
             model, data, *others = failure["cell"]
             failures[failed_id] = {**failure, "cell": [model, named(data), *others]}
-    return replace(reading, cells=cells, failures=failures, sets=sets, study=study)
+    return replace(
+        reading,
+        cells=cells,
+        failures=failures,
+        sets=sets,
+        study=study,
+        uncounted=tuple(uncounted),
+    )
 
 
 def of_methods(comparison: Comparison, methods: Sequence[str]) -> Comparison:
@@ -313,6 +325,7 @@ def of_methods(comparison: Comparison, methods: Sequence[str]) -> Comparison:
     missing: dict[str, None] = {}
     for ranking in (*rankings, *unranked):
         missing |= dict.fromkeys(ranking.missing)
+    uncounted = [run for run in comparison.uncounted if _concerns(run.cell, methods)]
     return replace(
         comparison,
         rankings=rankings,
@@ -322,6 +335,7 @@ def of_methods(comparison: Comparison, methods: Sequence[str]) -> Comparison:
         contrasts=_those_of(methods, comparison.contrasts),
         missing=tuple(missing),
         agreements=(),
+        uncounted=tuple(uncounted),
     )
 
 
@@ -331,15 +345,17 @@ def cells_of_methods(reading: Results, methods: Sequence[str]) -> Results:
     """
     if not methods:
         return reading
-    cells: list[Cell] = []
-    for cell in reading.cells:
-        if cell.method == UNTOUCHED or _is_of(cell, methods):
-            cells.append(cell)
+    cells = [cell for cell in reading.cells if _concerns(cell, methods)]
     return replace(reading, cells=tuple(cells))
 
 
 def _those_of(methods: Sequence[str], compared: Iterable[Compared]) -> tuple[Compared, ...]:
     return tuple(found for found in compared if _is_of(found, methods))
+
+
+def _concerns(cell: Cell, methods: Sequence[str]) -> bool:
+    """Say whether a cell is of such methods, or of the dense model that they are compared with."""
+    return cell.method == UNTOUCHED or _is_of(cell, methods)
 
 
 def _is_of(found: Ranking | Sensitivity | Contrast | Cell, methods: Sequence[str]) -> bool:

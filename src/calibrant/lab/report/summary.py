@@ -32,6 +32,8 @@ from calibrant.lab.stats import (
     target_noun,
 )
 from calibrant.numerics import counted, decimals, percent, probability
+from calibrant.results import Cell
+from calibrant.results.records import UNTOUCHED
 
 LONGEST: Final = 20
 """Letters of a name that stands in a table as it is."""
@@ -373,16 +375,17 @@ class Doubt:
 @dataclass(frozen=True)
 class Doubts:
     """What was found in rankings that shouldn't be there, the smallest p first, and how many
-    comparisons were looked at for it.
+    comparisons were looked at for it. `of_runs` are sentences on the runs themselves.
     """
 
     every: tuple[Doubt, ...]
     looked_at: int
+    of_runs: tuple[str, ...] = ()
 
     @property
     def shown(self) -> list[str]:
-        """What is significant, with its p."""
-        sentences: list[str] = []
+        """What is to be said of the runs, and what is significant, with its p."""
+        sentences = list(self.of_runs)
         for doubt in self.every:
             if doubt.significant:
                 comparisons = f"{self.looked_at:,} comparisons"
@@ -420,6 +423,49 @@ def p_in_words(p: float | None) -> str:
     """
     text = probability(p)
     return f"p {text}" if text.startswith("<") else f"p = {text}"
+
+
+def doubts_of(comparison: Comparison) -> Doubts:
+    """Return what is doubtful in a comparison: in its rankings, and in the runs behind them."""
+    found = doubts((*comparison.rankings, *comparison.unranked))
+    of_runs = (*_other_runs(comparison), *_other_dtypes(comparison))
+    return replace(found, of_runs=of_runs)
+
+
+def _other_runs(comparison: Comparison) -> Iterator[str]:
+    """Yield which cells have another run that doesn't count, by what differs in it."""
+    alike: dict[tuple[str, ...], list[Cell]] = {}
+    for other in comparison.uncounted:
+        alike.setdefault(other.differs, []).append(other.cell)
+    for differs, cells in alike.items():
+        names = list(dict.fromkeys(map(_name_of, cells)))
+        named = "; ".join(names[:NAMED])
+        if len(names) > NAMED:
+            named += f"; and {len(names) - NAMED:,} more, which --format json lists"
+        verb = "has" if len(names) == 1 else "have"
+        yield (
+            f"{counted(len(names), 'result')} {verb} another run in the store, which differs in "
+            f"its {join_names(differs)}. The first one counts, the other stays as it is: {named}."
+        )
+
+
+def _name_of(cell: Cell) -> str:
+    """What a sentence calls a cell."""
+    if cell.method == UNTOUCHED:
+        return f"{cell.model}, the dense model"
+    way = " ".join(filter(None, (cell.method, cell.target, cell.propagate)))
+    if not cell.data:
+        return f"{cell.model}, {way}"
+    return f"{cell.model}, {way}, {cell.data} (draw {cell.seed})"
+
+
+def _other_dtypes(comparison: Comparison) -> Iterator[str]:
+    """Yield which models' runs were computed in several types of numbers."""
+    for model, dtypes in comparison.dtypes.items():
+        yield (
+            f"The runs of {model} were computed in {join_names(dtypes)}: "
+            "a difference between two of them may come from the types alone."
+        )
 
 
 def doubts(rankings: Sequence[Ranking]) -> Doubts:

@@ -38,7 +38,7 @@ from calibrant.lab.stats.labels import (
 )
 from calibrant.lab.stats.questions import Evidence, PaperQuestion
 from calibrant.lab.stats.ranking import MEAN, Ranking, RankingEntry, pairs
-from calibrant.lab.stats.results import Results, draws, narrowed, read, tidy
+from calibrant.lab.stats.results import Results, UncountedRun, draws, narrowed, read, tidy
 from calibrant.lab.stats.sensitivity import Gap, Sensitivity, variance_ratio
 from calibrant.lab.stats.sets import (
     MEASURES,
@@ -78,6 +78,7 @@ __all__ = [
     "Sensitivity",
     "SetSummary",
     "Similarity",
+    "UncountedRun",
     "bits_of",
     "compare",
     "comparisons_in",

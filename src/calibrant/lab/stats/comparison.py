@@ -14,8 +14,8 @@ what the model will be used for.
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Any, Literal
 
@@ -28,7 +28,15 @@ from calibrant.lab.stats.crossed import Pairs
 from calibrant.lab.stats.estimate import LEVEL
 from calibrant.lab.stats.questions import PaperQuestion, questions
 from calibrant.lab.stats.ranking import MEAN, ComparedGroup, Ranking, RankingEntry, pairs
-from calibrant.lab.stats.results import Results, Setting, grouped, narrowed, read, unranked
+from calibrant.lab.stats.results import (
+    Results,
+    Setting,
+    UncountedRun,
+    grouped,
+    narrowed,
+    read,
+    unranked,
+)
 from calibrant.lab.stats.sensitivity import Sensitivity, sensitivity
 from calibrant.results import Store
 from calibrant.results.records import MEASURED, UNTOUCHED
@@ -64,7 +72,9 @@ class Comparison:
     a target that no set has: rankings without sets, which have one baseline each. `sensitivities`
     say for each ranking whose sets were drawn more than once how much the choice of set decides.
     `missing` names every hole with its reason, `stale` counts runs of an older revision, `one_draw`
-    says that some set was drawn only once.
+    says that some set was drawn only once. `uncounted` are runs of cells that
+    another run stands for, `dtypes` the types of numbers of those models whose runs that count were
+    computed in several.
     """
 
     rankings: tuple[Ranking, ...] = ()
@@ -78,6 +88,8 @@ class Comparison:
     unranked: tuple[Ranking, ...] = ()
     sensitivities: tuple[Sensitivity, ...] = ()
     tested: int = 0
+    uncounted: tuple[UncountedRun, ...] = ()
+    dtypes: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
 
     @property
     def of_sets(self) -> tuple[Ranking, ...]:
@@ -142,7 +154,18 @@ def compare(
         unranked=tuple(without_sets),
         sensitivities=tuple(sensitivities),
         tested=len(tested),
+        uncounted=results.uncounted,
+        dtypes=_several_dtypes(results),
     )
+
+
+def _several_dtypes(results: Results) -> dict[str, tuple[str, ...]]:
+    """Return the types that the runs of a model were computed in, where they are several."""
+    dtypes: dict[str, set[str]] = {}
+    for cell in results.cells:
+        if cell.run in results.records:
+            dtypes.setdefault(cell.model, set()).add(results.records[cell.run].run.dtype)
+    return {model: tuple(sorted(found)) for model, found in dtypes.items() if len(found) > 1}
 
 
 def comparisons_in(ranking: Ranking) -> int:

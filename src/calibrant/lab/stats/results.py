@@ -3,7 +3,7 @@ draws of one set, and the groups of cells that are compared with one another: th
 method, target and propagation, with what was measured and what is missing.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -15,7 +15,7 @@ from calibrant.lab.stats.labels import label_set, labels_of
 from calibrant.results import Cell, Measurement, Record, Score, Store, revisions, stored_bits
 from calibrant.results.items import ItemNumbers
 from calibrant.results.outcomes import item_name
-from calibrant.results.records import DENSE, MEASURED, UNTOUCHED, is_older
+from calibrant.results.records import DENSE, MEASURED, UNTOUCHED, differences, is_older
 from calibrant.spec.grammar import SetLabel, read_target
 from calibrant.system.extras import needed_for
 
@@ -58,6 +58,30 @@ COLUMNS: Final = {
 """The columns of `tidy`."""
 
 
+class Setting(NamedTuple):
+    """What a ranking is for."""
+
+    model: str
+    method: str
+    target: str
+    propagate: str
+
+
+SetInSetting = tuple[Setting, str]
+"""A calibration set in a setting: its cells differ in their draws alone."""
+
+
+@dataclass(frozen=True)
+class UncountedRun:
+    """A run of a cell that another run, `counted` (its id), stands for: a draw of a set counts
+    once. `differs` names what differs in the two requests.
+    """
+
+    cell: Cell
+    counted: str
+    differs: tuple[str, ...]
+
+
 @dataclass(frozen=True)
 class Results:
     """What a store holds, as far as comparing needs it.
@@ -66,7 +90,8 @@ class Results:
     arrays, of those measurements that the grid names. All by run, the latter two then by
     measurement. `stale` are ids of runs and of measurements, `sets` what the calibration sets are
     called, `bits` how many bits a weight takes as it is stored, by model, method and target, where
-    it isn't stored as a dense number.
+    it isn't stored as a dense number. A draw has one run; `uncounted` are others that the store has
+    of it.
     """
 
     cells: tuple[Cell, ...]
@@ -80,6 +105,7 @@ class Results:
     bits: Mapping[tuple[str, str, str], float] = field(
         default_factory=dict[tuple[str, str, str], float]
     )
+    uncounted: tuple[UncountedRun, ...] = ()
 
     def label(self, data: str) -> SetLabel:
         """Return what a calibration set is called, in its parts."""
@@ -99,14 +125,19 @@ def read(store: Store, items: bool = True) -> Results:
     `DataError` for a file that can't be read.
     """
     index = store.index()
-    cells = store.cells(index)
-    runs = dict.fromkeys(cell.run for cell in cells if cell.run)
-    scores = {run: store.scores(run) for run in runs}
+    every = store.cells(index)
+    scores: dict[str, dict[str, Measurement]] = {}
     records: dict[str, Record] = {}
-    for run in runs:
+    for run in dict.fromkeys(cell.run for cell in every if cell.run):
+        scores[run] = store.scores(run)
         record = store.record(run, whole=False)
         if record is not None:
             records[run] = record
+    cells, uncounted = _one_run_a_draw(every, records, scores)
+    counted = {cell.run for cell in cells}
+    for run in scores.keys() - counted:
+        del scores[run]
+        records.pop(run, None)
     item_values: Mapping[str, Mapping[str, ItemValues]] = {}
     if items:
         item_values = _items(store, cells, scores)
@@ -121,7 +152,60 @@ def read(store: Store, items: bool = True) -> Results:
         stale=frozenset(_stale(store, records, index.revisions)),
         sets=_set_labels(cells, index.labels(), records),
         bits=_bits(store, computed),
+        uncounted=tuple(uncounted),
     )
+
+
+def _one_run_a_draw(
+    cells: Sequence[Cell],
+    records: Mapping[str, Record],
+    scores: Mapping[str, Mapping[str, Measurement]],
+) -> tuple[list[Cell], list[UncountedRun]]:
+    """Return the cells that count, and the runs that others stand for, as far as they are there."""
+    measured = {run for run, found in scores.items() if found}
+    stands_for = _standing_runs(cells, measured)
+    counted: list[Cell] = []
+    uncounted: list[UncountedRun] = []
+    for cell in cells:
+        standing = stands_for.get((_set_of(cell), cell.run))
+        if standing is None:
+            counted.append(cell)
+        elif cell.run in records and standing in records:
+            differs = differences(records[cell.run].run, records[standing].run)
+            uncounted.append(UncountedRun(cell, standing, differs))
+    return counted, uncounted
+
+
+def _standing_runs(
+    cells: Iterable[Cell], measured: Collection[str]
+) -> dict[tuple[SetInSetting, str], str]:
+    """Return the run that stands for another one, by the set in its setting and that other run.
+
+    A store that was merged may have two runs of a cell: of two types, or of two machines' texts.
+    They are no two draws. The first that is `measured` counts, else the first. A run that answers
+    several cells is one draw, so it counts in all of them or in none.
+    """
+    seeds_by_run: dict[SetInSetting, dict[str, list[int]]] = {}
+    for cell in cells:
+        if cell.run:
+            seeds_by_run.setdefault(_set_of(cell), {}).setdefault(cell.run, []).append(cell.seed)
+    stands_for: dict[tuple[SetInSetting, str], str] = {}
+    for set_in_setting, by_run in seeds_by_run.items():
+        # Sorting keeps the order among equals.
+        in_order = sorted(by_run, key=lambda run: run not in measured)
+        counted: dict[int, str] = {}
+        for run in in_order:
+            seeds = by_run[run]
+            taken = [counted[seed] for seed in seeds if seed in counted]
+            if taken:
+                stands_for[set_in_setting, run] = taken[0]
+            else:
+                counted |= dict.fromkeys(seeds, run)
+    return stands_for
+
+
+def _set_of(cell: Cell) -> SetInSetting:
+    return Setting(cell.model, cell.method, cell.target, cell.propagate), cell.data
 
 
 def _set_labels(
@@ -221,7 +305,7 @@ def _names_by_text(results: Results) -> dict[str, set[str]]:
 
 def tidy(store: Store | Results) -> "pl.DataFrame":
     """Return every score of the store as one flat row, the primary ones and those beside them: the
-    run, what was measured, the value.
+    run, what was measured, the value. Of several runs of one cell the one that counts has rows.
 
     `dense` is what the untouched model scored there and `kept` the share of it that is left (see
     `share_kept`); both are empty without one. `stale` says that the run or the measurement is of an
@@ -282,8 +366,9 @@ def draws(store: Store, **labels: str | int) -> dict[str, Draws]:
 
     `labels` are those of a cell as the study wrote it: `data`, which is empty for the dense model,
     `method`, `target`, `propagate`, `model`, `seed`. One run that answers several cells is one
-    draw, and what lacks in one of the draws is left out. Whether draws share rows isn't looked at:
-    then they don't count as draws, and `compare` says so.
+    draw, and so are several runs of one cell, of which the first that was measured counts. What
+    lacks in one of the draws is left out. Whether draws share rows isn't looked at: then they don't
+    count as draws, and `compare` says so.
     Raises `SpecError` for another label, and `DataError` where the labels fit no cell, cells of
     more than one set, method or sparsity, or two evaluators that say the same of what they
     measured.
@@ -335,9 +420,12 @@ def _cells_with(store: Store, labels: Mapping[str, str | int]) -> list[Cell]:
             raise DataError(
                 f"{request} fits cells that differ in {name}; say which", subject=request
             )
+    measured = {cell.run for cell in cells if store.measured(cell.run)}
+    stands_for = _standing_runs(cells, measured)
     by_run: dict[str, Cell] = {}
     for cell in cells:
-        by_run.setdefault(cell.run, cell)
+        if (_set_of(cell), cell.run) not in stands_for:
+            by_run.setdefault(cell.run, cell)
     return list(by_run.values())
 
 
@@ -394,15 +482,6 @@ def _item_values(
         yield ItemValues(
             measurement.score, names, stored_items.values[order], weights, measurement.beside
         )
-
-
-class Setting(NamedTuple):
-    """What a ranking is for."""
-
-    model: str
-    method: str
-    target: str
-    propagate: str
 
 
 def grouped(cells: Sequence[Cell]) -> dict[Setting, list[Cell]]:

@@ -8,7 +8,7 @@ import numpy as np
 
 from calibrant.lab.report.facts import StudyFacts
 from calibrant.lab.report.plots import Plot, against_size, against_sparsity, routers
-from calibrant.lab.report.summary import Doubts, Matrix, doubts, matrices, overall
+from calibrant.lab.report.summary import Doubts, Matrix, doubts_of, matrices, overall
 from calibrant.lab.report.tables.table import heading
 from calibrant.lab.stats import (
     Comparison,
@@ -55,7 +55,7 @@ class Contents:
     @cached_property
     def doubts(self) -> Doubts:
         """What ought to make a reader doubt any of the rankings."""
-        return doubts((*self.comparison.rankings, *self.comparison.unranked))
+        return doubts_of(self.comparison)
 
     @property
     def only_finished(self) -> bool:

@@ -59,6 +59,10 @@ def report_data(comparison: Comparison, facts: StudyFacts) -> dict[str, Any]:
         "machine": facts.machine,
         "seconds": facts.seconds,
     }
+    if comparison.uncounted:
+        data["uncounted"] = comparison.uncounted
+    if comparison.dtypes:
+        data["dtypes"] = comparison.dtypes
     return _finite(data)
 
 

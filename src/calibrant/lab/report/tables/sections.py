@@ -19,8 +19,7 @@ from calibrant.lab.report.sentences import (
     short,
 )
 from calibrant.lab.report.summary import (
-    Doubts,
-    doubts,
+    doubts_of,
     matrices,
     overall,
     p_in_words,
@@ -119,7 +118,7 @@ def in_short(
     for ranking in comparison.finished:
         yield _of_ranking(ranking, way, notes)
     sentences: list[str] = []
-    odd = _doubts(comparison).in_short
+    odd = doubts_of(comparison).in_short
     if odd:
         sentences.append(f"{odd}.")
     if comparison.sensitivities:
@@ -149,13 +148,9 @@ def answer(comparison: Comparison, study: Mapping[str, Any]) -> Iterator[Section
         yield Section("Which calibration set is best?", sentences=(overall(comparison),))
         for matrix in matrices(comparison, study):
             yield Section(matrix.title, matrix.table(), narrow=matrix.ends())
-    shown = _doubts(comparison).shown
+    shown = doubts_of(comparison).shown
     if shown:
         yield Section("Doubtful", sentences=tuple(shown), warns=True)
-
-
-def _doubts(comparison: Comparison) -> Doubts:
-    return doubts((*comparison.rankings, *comparison.unranked))
 
 
 def without_data(comparison: Comparison, way: As = "increase") -> Iterator[Section]:
@@ -204,7 +199,7 @@ def conclusions(comparison: Comparison) -> Iterator[Section]:
         if more > 0:
             holes.append(f"… and {more:,} more, which --format json lists")
         yield Section("What is missing", items=tuple(holes))
-    odd = _doubts(comparison)
+    odd = doubts_of(comparison)
     if odd.chance:
         yield Section("Odd, and perhaps chance", None, (f"{odd.in_short}.",), tuple(odd.chance))
     trust = tuple(trust_sentences(comparison))
