@@ -12,12 +12,14 @@ import pytest
 from calibrant.lab.report import report
 from calibrant.lab.report.page import Contents
 from calibrant.lab.report.page import page as page_of
+from calibrant.lab.report.page.parts import command
 from calibrant.lab.report.plots.theme import DARK, LIGHT
 from calibrant.lab.report.sentences import NOTHING_TO_RANK, ONLY_MEASURED
-from calibrant.results import Store, merge
+from calibrant.results import Cell, Record, Run, Store, merge
 from calibrant.spec.foreign import visible
 
 from tests.report.made import ACCOUNT, EVERYTHING, READING, measured, store_of
+from tests.stats import stores
 
 HOSTILE = "<script>alert('x')</script>"
 BREAKOUT = "</script></style></title><img src=x onerror=\"alert(1)\"> & 'q' =cmd()"
@@ -204,7 +206,7 @@ def test_the_answer_and_its_evidence_are_there(page: str):
         "80",
         "512",
         "8,192",
-        "40 seconds over everything",
+        "40 seconds over all runs of this grid",
         "compressing 38 %",
     ):
         assert wanted in text, wanted  # five runs of 3 s, ten measurements of 2.5 s
@@ -347,3 +349,57 @@ def test_without_calibration_data_a_notebook_shows_what_was_measured(tmp_path: P
     shown = report(folder)._repr_html_()
     assert ONLY_MEASURED in shown
     assert NOTHING_TO_RANK not in shown
+
+
+@pytest.mark.parametrize(
+    ("facts", "words"),
+    [
+        (
+            {"windows": 16, "length": 512, "tokens": 8192, "parts": [{}]},
+            "--samples 16 --length 512",
+        ),
+        # A sum whose parts end in windows that aren't full.
+        (
+            {"windows": 17, "length": 512, "tokens": 8192, "parts": [{}, {}]},
+            "--samples 16 --length 512",
+        ),
+        # Windows that texts don't fill.
+        (
+            {"windows": 16, "length": 512, "tokens": 1024, "parts": [{}]},
+            "--samples 16 --length 512",
+        ),
+        # Two sets of a mix, each with the whole budget.
+        (
+            {"windows": 32, "length": 512, "tokens": 16384, "parts": [{}, {}], "mix": [{}, {}]},
+            "--samples 16 --length 512",
+        ),
+        # What the study asked for, in tokens.
+        (
+            {"windows": 2, "length": 512, "tokens": 1000, "parts": [{}]},
+            "--tokens 1000 --length 512",
+        ),
+        # Older records say less.
+        ({}, "--samples 128 --length 2048"),
+    ],
+)
+def test_a_command_says_what_was_drawn_and_not_what_another_study_draws(
+    facts: dict[str, object], words: str
+):
+    run = Run("m", "tiny", "c4", "t", {"spec": "wanda"}, "0.5", {"spec": "uniform"}, "", "float32")
+    cell = Cell("tiny", "c4", "wanda", "0.5", 1, run.id)
+    budget = {"samples": 128, "length": 2048, "tokens": 1000}
+    said = command(cell, Record(run, 0.5, data_facts=facts), budget)
+    assert f"--target 0.5 {words} --seed 1" in said
+
+
+def test_what_is_of_an_older_revision_is_tagged_and_counted(tmp_path: Path):
+    losses = {"dense": [[3.0, 2.0]], "c4": [[3.5, 2.6]]}
+    with stores.store_of(tmp_path, losses) as store:
+        cells = store.cells()
+        for newest, runs, measurements in (("method wanda", 1, 0), ("evaluator loss", 0, 4)):
+            store.write_cells(cells, revisions={newest: 2})
+            found = report(tmp_path)
+            assert found.comparison.stale == runs + measurements
+            page = found.html().partition('id="run-table"')[2]
+            assert page.count('</code><span class="tag">stale</span>') == runs
+            assert page.count('<span class="tag">stale</span></td>') == measurements

@@ -26,8 +26,8 @@ class StudyFacts:
     """Plain facts about a store.
 
     `models` maps a model's name to its note ("dequantized from Q4_1", or nothing). `dense` are the
-    scores of each dense model that was measured, `seconds` the time by phase over everything in the
-    store, `settings` (dtype, propagation, …) and `machine` what it ran with.
+    scores of each dense model that was measured, `seconds` the time by phase over all runs of the
+    grid, `settings` (dtype, propagation, …) and `machine` what it ran with.
     """
 
     models: Mapping[str, str]

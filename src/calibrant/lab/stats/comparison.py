@@ -71,8 +71,8 @@ class Comparison:
     project is named after, answered for this one. `unranked` are methods that look at no data, with
     a target that no set has: rankings without sets, which have one baseline each. `sensitivities`
     say for each ranking whose sets were drawn more than once how much the choice of set decides.
-    `missing` names every hole with its reason, `stale` counts runs of an older revision, `one_draw`
-    says that some set was drawn only once. `uncounted` are runs of cells that
+    `missing` names every hole with its reason, `stale` counts runs and measurements of an older
+    revision, `one_draw` says that some set was drawn only once. `uncounted` are runs of cells that
     another run stands for, `dtypes` the types of numbers of those models whose runs that count were
     computed in several.
     """
@@ -148,7 +148,7 @@ def compare(
         tuple(agreements(of_sets)),
         comparisons=sum(map(comparisons_in, ranked)),
         missing=tuple(missing),
-        stale=len(results.stale & results.records.keys()),
+        stale=_stale(results),
         one_draw=any(ranking.one_draw for ranking in ranked),
         questions=tuple(questions(of_sets)),
         unranked=tuple(without_sets),
@@ -157,6 +157,14 @@ def compare(
         uncounted=results.uncounted,
         dtypes=_several_dtypes(results),
     )
+
+
+def _stale(results: Results) -> int:
+    """Return how many runs and measurements of the grid are of an older revision."""
+    asked: set[str] = set()
+    for cell in results.cells:
+        asked.update((cell.run, *cell.measures.values()))
+    return len(results.stale & asked)
 
 
 def _several_dtypes(results: Results) -> dict[str, tuple[str, ...]]:

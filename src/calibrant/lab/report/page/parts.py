@@ -40,7 +40,8 @@ BUDGET: Final = {"samples": 128, "length": 2048, "tokens": None}
 @dataclass(frozen=True)
 class RunRow:
     """A run in the table: its place in the study's grid, its target and what that is sorted by,
-    its scores (None where there is none).
+    its scores (None where there is none). `stale` says that the run is of an older revision,
+    `stale_values` which of the measurements are.
     """
 
     cell: Cell
@@ -48,6 +49,7 @@ class RunRow:
     order: float | None
     values: tuple[float | None, ...]
     stale: bool
+    stale_values: tuple[bool, ...]
     command: str
 
 
@@ -79,8 +81,11 @@ def run_table(contents: Contents) -> RunTable:
         record = reading.records[cell.run]
         scores = reading.scores.get(cell.run, {})
         values: list[float | None] = []
+        stale_values: list[bool] = []
         for evaluator in evaluators:
-            measurement = scores.get(cell.measures.get(evaluator, ""))
+            measure_id = cell.measures.get(evaluator, "")
+            measurement = scores.get(measure_id)
+            stale_values.append(measure_id in reading.stale)
             if measurement is None:
                 values.append(None)
             else:
@@ -90,7 +95,10 @@ def run_table(contents: Contents) -> RunTable:
         target, order = _shown_target(cell, record, stored_bits)
         stale = cell.run in reading.stale
         commands = command(cell, record, budget)
-        rows.append(RunRow(cell, target, order, tuple(values), stale, commands))
+        row = RunRow(
+            cell, target, order, tuple(values), stale, tuple(stale_values), command=commands
+        )
+        rows.append(row)
     names = [measured.get(evaluator, evaluator) for evaluator in evaluators]
     heads = tuple(_heads(evaluators, names))
     targets = [cell.target for cell in cells if cell.target and cell.method != UNTOUCHED]
@@ -196,15 +204,25 @@ def _compressing(cell: Cell, record: Record, budget: Mapping[str, Any]) -> list[
 
 
 def _amount(record: Record, budget: Mapping[str, Any]) -> list[str]:
-    """Return how much was drawn, as a command says it."""
-    # Without the study's own text the record says what was drawn, unless the budget was a number of
-    # tokens.
-    length = budget.get("length") or record.data_facts.get("length", BUDGET["length"])
+    """Return how much was drawn, as a command says it.
+
+    The record says it: the run may be of another study than the store's last. Only that the budget
+    was a number of tokens stands in the study's text alone.
+    """
+    facts = record.data_facts
+    length = facts.get("length") or budget.get("length") or BUDGET["length"]
     words = ["--length", str(length)]
-    tokens = budget.get("tokens")
-    if tokens is not None:
+    # Each set of a mix has the whole budget.
+    sets = len(facts.get("mix", ())) or 1
+    tokens = facts.get("tokens", 0) // sets
+    if tokens and tokens == budget.get("tokens"):
         return ["--tokens", str(tokens), *words]
-    samples = budget.get("samples") or record.data_facts.get("windows", BUDGET["samples"])
+    samples = facts.get("windows", 0) // sets or budget.get("samples") or BUDGET["samples"]
+    # Each part of a sum may end in a window that isn't full. Then there are more windows than were
+    # asked for, and as many tokens.
+    full, rest = divmod(tokens, length)
+    if full and not rest and samples - full < len(facts.get("parts", ())):
+        samples = full
     return ["--samples", str(samples), *words]
 
 

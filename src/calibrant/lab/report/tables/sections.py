@@ -484,13 +484,13 @@ def agreement_sentences(agreements: Sequence[RankAgreement]) -> Iterator[str]:
 
 
 def trust_sentences(comparison: Comparison) -> Iterator[str]:
-    """Yield how many records are stale, and how many comparisons the report shows that the study
+    """Yield how many results are stale, and how many comparisons the report shows that the study
     didn't name beforehand.
     """
     if comparison.stale:
         verb = "is" if comparison.stale == 1 else "are"
         yield (
-            f"{counted(comparison.stale, 'record')} {verb} from an older revision of what made "
+            f"{counted(comparison.stale, 'result')} {verb} from an older revision of what made "
             "them, and stand here as they are; ask the study again to have them computed anew."
         )
     if comparison.comparisons:
