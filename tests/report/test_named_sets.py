@@ -86,13 +86,18 @@ def test_a_name_that_rich_takes_for_an_emoji_is_printed_as_it_is(tmp_path: Path)
     assert "my:key:mix" in report(folder).table()
 
 
-def test_a_set_with_a_short_name_keeps_the_reason_of_its_failure(tmp_path: Path):
+@pytest.mark.parametrize("labelled", [5, 6])
+def test_a_set_with_a_short_name_keeps_the_reason_of_its_failure(tmp_path: Path, labelled: int):
     with Store(store_of(tmp_path / "study", {"c4": (2.9, 3.4), "pile": (2.9, 3.5)})) as store:
         failed = replace(store.cells()[-1], data=MIX, run="", measures={})
         store.write_cells([*store.cells(), failed], {"names": {MIX: "mixture"}})
-        cell = [failed.model, MIX, failed.method, failed.target, failed.seed]
+        cell = list(failed.labels[:labelled])
         store.add_failure("sha256:f", {"what": "it", "cell": cell, "error": "DataError: no rows"})
-    missing = report(tmp_path / "study").comparison.missing
+        other = [*failed.labels[:5], "arrival"]
+        store.add_failure("sha256:o", {"what": "other", "cell": other, "error": "lost"})
+    found = report(tmp_path / "study")
+    assert [failure["what"] for failure in found.facts.failures] == ["it"]
+    missing = found.comparison.missing
     assert len(missing) == 2
     for sentence in missing:
         assert ": mixture (draw 0)" in sentence

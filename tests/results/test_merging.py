@@ -231,6 +231,21 @@ def test_failures_that_are_answered_are_dropped_and_others_come_along(tmp_path: 
     assert verify(one) == []
 
 
+def test_what_failed_of_another_propagation_stays(tmp_path: Path):
+    one = made(tmp_path / "one", run("0.5"))
+    lost = cell(run("0.5", propagate="arrival"), known=False)
+    with Store(one) as store:
+        store.write_cells([*store.cells(), lost])
+        for failed_id, labels in {
+            "sha256:six": lost.labels,
+            "sha256:five": lost.labels[:5],
+        }.items():
+            store.add_failure(failed_id, {"error": "out of memory", "cell": list(labels)})
+    merge(one, [made(tmp_path / "two", run("0.6"))])
+    with Store(one, create=False) as store:
+        assert store.failures().keys() == {"sha256:six"}, "five labels don't say which it was"
+
+
 def test_what_cannot_be_merged_is_refused_before_anything_is_made(tmp_path: Path):
     one, damaged = varied(tmp_path / "one"), varied(tmp_path / "damaged")
     spoil(damaged / DATABASE, "documents", "content")

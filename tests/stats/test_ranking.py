@@ -93,6 +93,24 @@ def test_the_failure_of_one_measurement_is_no_reason_for_another():
     )
 
 
+@pytest.mark.parametrize("labelled", [5, 6])
+def test_the_failure_of_a_cell_is_no_reason_for_one_of_another_propagation(labelled: int):
+    failed = Cell("tiny", "pile", "wanda", "0.5", 0, "sha256:known", propagate="arrival")
+    waiting = replace(failed, run="sha256:planned", propagate="dense")
+    results = with_cells(results_of({"dense": LOSSES["dense"]}), failed, waiting)
+    failure = {"cell": list(failed.labels[:labelled]), "error": "no memory"}
+    why: list[tuple[str, list[str]]] = []
+    # The first is of a run that is known, the second came before its run was known.
+    for failed_id in ("sha256:known", "sha256:provisional"):
+        for ranking in rankings(replace(results, failures={failed_id: failure})):
+            reasons = [sentence.rpartition(": ")[2] for sentence in ranking.missing]
+            why.append((ranking.propagate, reasons))
+    lost = ["no memory"] * 2
+    not_yet = ["not computed yet"] * 2
+    expected = [("arrival", lost), ("dense", not_yet), ("arrival", lost)]
+    assert why == [*expected, ("dense", lost if labelled == 5 else not_yet)]
+
+
 def test_several_draws_are_averaged_and_one_run_is_one_draw():
     results = results_of(
         {**LOSSES, "c4": [[3.5, 2.6], [3.7, 2.8]], "gsm8k:cot": [[3.9, 2.2], [3.9, 2.3]]}

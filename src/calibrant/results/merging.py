@@ -266,12 +266,13 @@ def _unite_failures(target: Store, sources: Sequence[Store]) -> None:
     for cell in target.cells():
         named |= {cell.run, *cell.measures.values()}
         if cell.run in finished:
-            answered.add(cell.labels[:-1])
+            # Older failures name their cell without the propagation.
+            answered |= {cell.labels, cell.labels[:-1]}
     failures = target.failures()
     for store in (target, *sources):
         for failed_id, what in store.failures().items():
             # What failed before its run was known has an id of its own, and is known by its labels.
-            cell_answered = tuple(what.get("cell", ()))[:5] in answered
+            cell_answered = tuple(what.get("cell", ())) in answered
             if failed_id in finished or (failed_id not in named and cell_answered):
                 target.clear_failure(failed_id)
             elif failed_id not in failures:

@@ -114,8 +114,8 @@ def _failures(reading: Results) -> list[Mapping[str, Any]]:
     for cell in reading.cells:
         asked.update((cell.run, *cell.measures.values()))
         if not cell.run:
-            # A failure names its cell without the propagation.
-            without_id.add(cell.labels[:-1])
+            # Older failures name their cell without the propagation.
+            without_id |= {cell.labels, cell.labels[:-1]}
     failures: list[Mapping[str, Any]] = []
     for failed_id, failure in reading.failures.items():
         # One of an older store names no cell.

@@ -673,7 +673,6 @@ def missing(cells: Sequence[Cell], results: Results, texts: Sequence[str] = ()) 
             named |= dict.fromkeys(cell.measures)
         texts = tuple(named)
     for cell in cells:
-        labels = tuple(getattr(cell, name) for name in LABELS)
         for text in texts:
             measure_id = cell.measures.get(text, "")
             if measure_id in results.items.get(cell.run, {}):
@@ -681,9 +680,9 @@ def missing(cells: Sequence[Cell], results: Results, texts: Sequence[str] = ()) 
             failure = (
                 results.failures.get(measure_id)
                 or results.failures.get(cell.run)
-                or by_cell.get(labels)
-                # A failure may name its cell without the propagation.
-                or by_cell.get(labels[:-1])
+                or by_cell.get(cell.labels)
+                # Older failures name their cell without the propagation.
+                or by_cell.get(cell.labels[:-1])
                 or {"error": "not computed yet"}
             )
             name = f"{_way(cell)}: {label_of(cell)} (draw {cell.seed})"
@@ -693,14 +692,15 @@ def missing(cells: Sequence[Cell], results: Results, texts: Sequence[str] = ()) 
 
 
 def _failures_by_cell(results: Results) -> dict[tuple[Any, ...], Mapping[str, Any]]:
-    """Return the failures that name a cell, by its labels."""
-    measure_ids: set[str] = set()
+    """Return the failures that name a cell and are of no id of the grid, by the cell's labels."""
+    ids_of_grid: set[str] = set()
     for cell in results.cells:
-        measure_ids.update(cell.measures.values())
+        ids_of_grid.update((cell.run, *cell.measures.values()))
     by_cell: dict[tuple[Any, ...], Mapping[str, Any]] = {}
     for failed_id, failure in results.failures.items():
-        # What failed of one measurement says nothing of the cell's others.
-        if "cell" in failure and failed_id not in measure_ids:
+        # What failed of one measurement says nothing of the cell's others, and what failed of one
+        # run nothing of cells that have another.
+        if "cell" in failure and failed_id not in ids_of_grid:
             by_cell[tuple(failure["cell"])] = failure
     return by_cell
 
