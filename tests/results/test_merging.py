@@ -231,6 +231,20 @@ def test_failures_that_are_answered_are_dropped_and_others_come_along(tmp_path: 
     assert verify(one) == []
 
 
+def test_a_damaged_failure_stops_no_merge_and_is_not_copied(tmp_path: Path):
+    one, two = made(tmp_path / "one", run("0.5")), made(tmp_path / "two", run("0.6"))
+    for folder in (one, two):
+        with Store(folder) as store:
+            store.add_failure("sha256:lost", {"error": "out of memory"})
+        query = "UPDATE documents SET seal = '' WHERE kind = 'failure'"
+        change(folder / DATABASE, query)
+    assert merge(tmp_path / "new", [one, two]).problems == merge(one, [two]).problems == ()
+    for folder in (tmp_path / "new", one):
+        with Store(folder, create=False) as store:
+            assert store.failures() == {}
+    assert verify(tmp_path / "new") == []
+
+
 def test_what_failed_of_another_propagation_stays(tmp_path: Path):
     one = made(tmp_path / "one", run("0.5"))
     lost = cell(run("0.5", propagate="arrival"), known=False)

@@ -32,7 +32,7 @@ from calibrant.spec import identity
 from tests.databases import change, reseal, spoil
 from tests.refusing import refused
 from tests.results import samples
-from tests.results.conftest import CELL, LOST, MEASURE, files, filled, told, varied
+from tests.results.conftest import ADDED, CELL, LOST, MEASURE, files, filled, told, varied
 from tests.results.samples import ITEMS, LOSS, MEASURED, RECORD, RUN, SCORE
 
 RUN_COLUMNS = "record", "provenance", "weights", "seals"
@@ -91,16 +91,83 @@ def test_what_is_no_file_is_named_and_not_waited_for(tmp_path: Path):
     assert verify(tmp_path) == [], "deleted to save room"
 
 
-def test_a_damaged_grid_or_failure_is_named(store: Path):
-    for kind, name in (("index", "index-"), ("failure", f"failure-{'0' * 64}")):
-        whole = (store / DATABASE).read_bytes()
-        query = "UPDATE documents SET content = replace(content, 'a', 'e') WHERE kind = ?"
-        change(store / DATABASE, query, kind)
-        with refused(DataError, store / DATABASE / name):
-            told(store)
-        (problem,) = verify(store)
-        assert problem.where == f"{DATABASE}/{name}"
-        (store / DATABASE).write_bytes(whole)
+HARMED = "UPDATE documents SET content = replace(content, 'a', 'e') WHERE kind = ?"
+
+
+def test_a_damaged_grid_is_named_and_can_be_written_anew(store: Path):
+    with Store(store) as writer:
+        index = writer.index()
+    change(store / DATABASE, HARMED, "index")
+    with refused(DataError, store / DATABASE / "index-"):
+        told(store)
+    (problem,) = verify(store)
+    assert (problem.where, "study" in problem.remedy) == (f"{DATABASE}/index-", True)
+    assert audit(store, drop=True).dropped == 0
+    with Store(store) as writer:
+        writer.write_cells(index.cells, index.study, index.revisions)
+    assert verify(store) == []
+
+
+NO_FAILURES = ["3", "[1]", "{", "null", "", '{"cell": 3}', '{"error": [1]}']
+
+
+def harm(path: Path, text: str | bytes | None) -> None:
+    """Damage what is known of the failure."""
+    if text is None:
+        change(path, f"{HARMED} AND name = ?", "failure", LOST)
+    elif isinstance(text, bytes):
+        change(path, "UPDATE documents SET content = CAST(? AS TEXT) WHERE name = ?", text, LOST)
+    else:
+        reseal(path, "documents", LOST, "content", text)
+
+
+@pytest.mark.parametrize("text", [None, b"\xff", *NO_FAILURES])
+def test_a_damaged_failure_counts_as_none_and_can_be_dropped(
+    store: Path, text: str | bytes | None, caplog: pytest.LogCaptureFixture
+):
+    another = {"id": "sha256:1", "what": "a fourth run", "error": "no"}
+    with Store(store) as writer:
+        writer.add_failure("sha256:1", another)
+    harm(store / DATABASE, text)
+    with Store(store, create=False) as reader:
+        assert reader.failures() == {"sha256:1": another}
+        assert caplog.messages == []
+        assert [reader.failure(name) for name in (LOST, LOST, "sha256:1")] == [None, None, another]
+        assert len(caplog.messages) == 1, "it is told once"
+    (problem,) = verify(store)
+    assert problem.where == f"{DATABASE}/failure-{'0' * 64}"
+    assert "--drop" in problem.remedy
+    assert audit(store, drop=True).dropped == 1
+    assert verify(store) == []
+    with Store(store, create=False) as reader:
+        assert reader.failures() == {"sha256:1": another}
+
+
+def test_a_damaged_failure_is_replaced_by_a_newer_one(store: Path):
+    change(store / DATABASE, HARMED, "failure")
+    with Store(store) as writer:
+        writer.add_failure(LOST, {"what": "a third run", "error": "no"})
+        assert writer.failure(LOST) == {"id": LOST, "what": "a third run", "error": "no"}
+    change(store / DATABASE, HARMED, "failure")
+    with Store(store) as writer:
+        writer.clear_failure(LOST)
+    assert verify(store) == []
+
+
+def test_a_damaged_cell_is_named_and_can_be_dropped(store: Path):
+    change(store / DATABASE, HARMED, "cell")
+    where = f"{DATABASE}/cell-{samples.OTHER_RUN.id.partition(':')[2]}"
+    with refused(DataError, store / where):
+        told(store)
+    (problem,) = verify(store)
+    assert problem.where == where
+    assert "--drop" in problem.remedy
+    assert audit(store, drop=True).dropped == 1
+    assert verify(store) == []
+    with Store(store) as writer:
+        assert writer.index().measured == ()
+        writer.add_cell(ADDED)
+        assert writer.index().measured == (ADDED,)
 
 
 @pytest.mark.parametrize("size", [50, 5000])

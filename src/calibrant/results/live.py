@@ -6,9 +6,13 @@ that a byte of a file has changed.
 
 import zlib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+import msgspec
+
+from calibrant.errors import DataError
 from calibrant.results.database import Database
 from calibrant.results.items import (
     ItemNumbers,
@@ -48,6 +52,16 @@ TABLES: Final = (
 _FORGET_FAILURE: Final = "DELETE FROM documents WHERE kind = 'failure' AND name = ?"
 _DIGITS: Final = 32
 """Digits of a seal: 128 bits."""
+
+
+@dataclass(frozen=True)
+class DamagedDocument:
+    """A document that isn't what was written, or that is no such thing: the number of its row, its
+    name as far as it can be read, and what is wrong with it."""
+
+    row: int
+    name: str
+    error: DataError
 
 
 class LiveResults(StoredResults):
@@ -170,19 +184,51 @@ class LiveResults(StoredResults):
             connection.execute("DELETE FROM files WHERE run = ?", (run,))
             connection.execute("DELETE FROM runs WHERE id = ?", (run,))
 
-    # Documents: the index of the study's grid, and failures
+    # Documents: the index of the study's grid, cells beside it, and failures
 
     def document(self, kind: str, name: str) -> Any:
         """Return a document, or None if there is none."""
         query = "SELECT content, seal FROM documents WHERE kind = ? AND name = ?"
         found = self.database.rows(query, kind, name)
-        return self._document(kind, name, *found[0]) if found else None
+        if not found:
+            return None
+        with understood(self._place(kind, name)):
+            return _document(kind, name, *found[0])
 
-    def documents(self, kind: str) -> dict[str, Any]:
-        """Return every document of a kind, by name."""
-        query = "SELECT name, content, seal FROM documents WHERE kind = ? ORDER BY name"
-        found = self.database.rows(query, kind)
-        return {name: self._document(kind, name, content, seal) for name, content, seal in found}
+    def documents(
+        self, kind: str, form: Any, name: str | None = None
+    ) -> tuple[dict[str, Any], list[DamagedDocument]]:
+        """Return the documents of a kind that have this form by name, and those that are damaged;
+        of a single `name` where one is given."""
+        # As bytes, since SQLite reads nothing more where one text is none.
+        columns = "rowid, CAST(name AS BLOB), CAST(content AS BLOB), CAST(seal AS BLOB)"
+        query = f"SELECT {columns} FROM documents WHERE kind = ?"
+        if name is None:
+            found = self.database.rows(f"{query} ORDER BY name", kind)
+        else:
+            found = self.database.rows(f"{query} AND name = ?", kind, name)
+        whole: dict[str, Any] = {}
+        damaged: list[DamagedDocument] = []
+        for row, *columns_read in found:
+            readable = columns_read[0].decode(errors="replace")
+            try:
+                with understood(self._place(kind, readable)):
+                    texts = [column.decode() for column in columns_read]
+                    document = _document(kind, *texts)
+                    msgspec.convert(document, form)
+                    whole[readable] = document
+            except DataError as error:
+                damaged.append(DamagedDocument(row, readable, error))
+        return whole, damaged
+
+    def remove_damaged(self, kind: str, form: Any) -> int:
+        """Forget the documents of a kind that are damaged, and return how many these were."""
+        with self.database.writing(f"remove a damaged {kind}") as connection:
+            # Looked for here, so that nobody writes one of them anew in between.
+            _, damaged = self.documents(kind, form)
+            rows = [(document.row,) for document in damaged]
+            connection.executemany("DELETE FROM documents WHERE rowid = ?", rows)
+        return len(rows)
 
     def put_document(self, kind: str, name: str, value: Any) -> None:
         """Keep a document in place of an older one of its name."""
@@ -199,11 +245,8 @@ class LiveResults(StoredResults):
         with self.database.writing(f"remove the {kind}") as connection:
             connection.execute(f"DELETE {named}", (kind, name))
 
-    def _document(self, kind: str, name: str, content: str, seal: str) -> Any:
-        with understood(self.path / f"{kind}-{name.rpartition(':')[2]}"):
-            if row_seal(name, kind, content) != seal:
-                raise BrokenSealError
-            return from_json(content)
+    def _place(self, kind: str, name: str) -> Path:
+        return self.path / f"{kind}-{name.rpartition(':')[2]}"
 
     def _json(self, run: str, measurement: str, column: str) -> Any:
         content = self._column(run, measurement, column)
@@ -221,6 +264,13 @@ class LiveResults(StoredResults):
         with self.understood(run, measurement):
             _check_seal(found, measurement or run, column, content)
         return content
+
+
+def _document(kind: str, name: str, content: str, seal: str) -> Any:
+    """What a document says. Raises `ValueError` for what isn't as it was written."""
+    if row_seal(name, kind, content) != seal:
+        raise BrokenSealError
+    return from_json(content)
 
 
 def _object(content: str, column: str) -> dict[str, Any]:

@@ -59,9 +59,8 @@ def merge(into: str | Path, sources: Sequence[str | Path], progress: Progress = 
     The grids are united; the study is that of `into`, or else of the first source that knows one.
     Failures of what is there by then are dropped. Interrupted, it can be run again.
 
-    Raises `DataError` for a store whose index or failures can't be read, and `OutputError` for a
-    folder that is no store, that can't be written to, or that is to be merged into itself, and for
-    a full disk.
+    Raises `DataError` for a store whose index can't be read, and `OutputError` for a folder that is
+    no store, that can't be written to, or that is to be merged into itself, and for a full disk.
     """
     with ExitStack() as opened:
         stores = [opened.enter_context(Store(source, create=False)) for source in sources]

@@ -64,6 +64,8 @@ _NAMED: Final = re.compile(r"[0-9a-f]{64}(-piece-\d+)?")
 _INDEX: Final = "index"
 _FAILURE: Final = "failure"
 _CELL: Final = "cell"
+_FORMS: Final[Mapping[str, Any]] = {_FAILURE: Failure, _CELL: Cell}
+"""What the documents are that lie beside the index, by their kind."""
 UNKNOWN_ORIGIN: Final = "unknown origin"
 """Stands for the model that finished ones were made from, where nothing says which it was."""
 
@@ -89,6 +91,7 @@ class Store:
         self.folder = Path(folder)
         self.blobs = Blobs(self.folder)
         self._writes = create
+        self._told_damaged: set[str] = set()
         with self._writing("open the store"):
             self._check_ours(create)
             if create:
@@ -431,10 +434,11 @@ class Store:
         if self._live is None:
             return index
         measured = {cell.run: cell for cell in self._published_cells()}
-        added = self._live.documents(_CELL)
-        with understood(self._live.path):
-            for run_id, fields in added.items():
-                measured[run_id] = msgspec.convert(fields, Cell)
+        added, damaged = self._live.documents(_CELL, Cell)
+        if damaged:
+            raise damaged[0].error
+        for run_id, fields in added.items():
+            measured[run_id] = msgspec.convert(fields, Cell)
         return replace(index, measured=tuple(measured.values()))
 
     def _index_of_study(self) -> StudyIndex:
@@ -582,23 +586,42 @@ class Store:
 
     def failures(self) -> dict[str, Mapping[str, Any]]:
         """Return what went wrong, by the id of the run or measurement that isn't there because of
-        it."""
+        it. One that can't be read counts as none."""
         failures: dict[str, Mapping[str, Any]] = {}
         if self._published is not None:
             failures |= self._published.failures()
-        if self._live is not None:
-            failures |= self._live.documents(_FAILURE)
         with understood(self.folder):
             msgspec.convert(list(failures.values()), list[Failure])
+        if self._live is not None:
+            written, damaged = self._live.documents(_FAILURE, Failure)
+            failures |= written
+            for document in damaged:
+                failures.pop(document.name, None)
         return {name: what for name, what in failures.items() if what}
 
     def failure(self, failed_id: str) -> Mapping[str, Any] | None:
         """Return why a run or measurement isn't there, or None if nothing is known to have
-        failed."""
-        written = None if self._live is None else self._live.document(_FAILURE, failed_id)
-        if written is None and self._published is not None:
-            written = self._published.failures().get(failed_id)
-        return written or None
+        failed.
+
+        None as well for a failure that isn't what was written, which a line then says: the same is
+        tried again.
+        """
+        if self._live is not None:
+            written, damaged = self._live.documents(_FAILURE, Failure, failed_id)
+            if damaged:
+                self._tell_damaged(damaged[0].error)
+                return None
+            if failed_id in written:
+                return written[failed_id] or None
+        if self._published is None:
+            return None
+        return self._published.failures().get(failed_id) or None
+
+    def _tell_damaged(self, error: DataError) -> None:
+        """Say once that a failure can't be read: workers ask for one again and again."""
+        if error.subject not in self._told_damaged:
+            self._told_damaged.add(error.subject)
+            tell_made_again("what is known of a failure", error.subject)
 
     def add_failure(self, failed_id: str, what: Mapping[str, Any]) -> None:
         """Record why a run or measurement isn't there; a later failure of the same replaces it, a
@@ -648,6 +671,21 @@ class Store:
             problem = self._live.database.problem()
             if problem:
                 yield self._live.path, problem
+
+    def damaged_documents(self) -> list[tuple[str, DataError]]:
+        """Return what is wrong with each failure and each cell beside the grid that can't be read:
+        `failure` or `cell`, and what."""
+        found: list[tuple[str, DataError]] = []
+        if self._live is not None:
+            for kind, form in _FORMS.items():
+                _, damaged = self._live.documents(kind, form)
+                found += [(kind, document.error) for document in damaged]
+        return found
+
+    def remove_damaged_documents(self) -> int:
+        """Forget the failures and the cells beside the grid that can't be read, and return how many
+        these were."""
+        return sum(self.live.remove_damaged(kind, form) for kind, form in _FORMS.items())
 
     def measurements_without_run(self) -> list[tuple[str, str]]:
         """Return the ids of measurements in the database whose run isn't there, with its id."""

@@ -22,6 +22,11 @@ from calibrant.system.seals import NoSealError
 
 AGAIN: Final = "restore it from a copy, or remove it with --drop and ask for the study again"
 LEFTOVER: Final = "harmless; delete it, or leave it to the study"
+DAMAGED: Final = {
+    "failure": "it counts as none; remove it with --drop, or leave it to the study",
+    "cell": "restore it from a copy, or remove it with --drop and measure the model again",
+}
+"""What to do about what can't be read beside the grid, by its kind."""
 STATISTIC: Final = "harmless; the study makes it again"
 
 
@@ -42,7 +47,7 @@ class StoreProblem:
 
 @dataclass(frozen=True)
 class Audit:
-    """A store counted and checked. `dropped` counts the damaged results that were removed."""
+    """A store counted and checked. `dropped` counts what was damaged and is removed."""
 
     folder: str
     runs: int
@@ -70,17 +75,21 @@ def audit(folder: str | Path, progress: Progress = silent, drop: bool = False) -
     """Check a store, and count. Reads everything in it.
 
     With `drop`, damaged results are removed from its database, so that the same study computes them
-    again. Raises `OutputError` for a folder that is no store, and `DataError` for a database that
-    can't be read at all.
+    again, and so are damaged failures and damaged cells of what was measured without a study.
+    Raises `OutputError` for a folder that is no store, and `DataError` for a database that can't be
+    read at all.
     """
     with Store(folder, create=False) as store:
         runs: list[str] = []
         problems: list[StoreProblem] = []
+        documents: list[StoreProblem] = []
         for path, what in store.damaged_files():
             problems.append(StoreProblem(str(path), what, "restore it from a copy"))
         if not problems:  # what is in damaged tables says nothing
             runs = store.ids()
             problems += _of_results(store, progress)
+            documents = list(_of_documents(store))
+            problems += documents
             problems += _of_the_index(store)
             problems += _of_failures(store)
             problems += _leftovers(store)
@@ -93,17 +102,23 @@ def audit(folder: str | Path, progress: Progress = silent, drop: bool = False) -
                 where = where.relative_to(store.folder)
             found.append(replace(problem, where=str(where)))
         measurements = sum(len(store.measured(run)) for run in runs)
-    dropped = _dropped(folder, found) if drop else 0
+    dropped = 0
+    if drop:
+        dropped = _dropped(folder, found, documents)
     return Audit(str(folder), len(runs), measurements, tuple(found), dropped)
 
 
-def _dropped(folder: str | Path, problems: Sequence[StoreProblem]) -> int:
-    """Remove the results that are damaged, and return how many."""
+def _dropped(
+    folder: str | Path, problems: Sequence[StoreProblem], documents: Sequence[StoreProblem]
+) -> int:
+    """Remove the results and the documents that are damaged, and return how many."""
     damaged = {(problem.run, problem.measurement) for problem in problems if problem.run}
-    if not damaged or not (Path(folder) / DATABASE).exists():
+    nothing = not damaged and not documents
+    if nothing or not (Path(folder) / DATABASE).exists():
         return 0  # what is published stays
     with Store(folder) as store:
-        return sum(store.remove(*result) for result in sorted(damaged))
+        removed = sum(store.remove(*result) for result in sorted(damaged))
+        return removed + store.remove_damaged_documents()
 
 
 def _of_results(store: Store, progress: Progress) -> Iterator[StoreProblem]:
@@ -191,12 +206,21 @@ def _contradictions(score: Score, items: tuple[Outcome, ...]) -> Iterator[str]:
         yield f"holds other items than the score is over: {digest}"
 
 
+def _of_documents(store: Store) -> Iterator[StoreProblem]:
+    """Yield the failures and the cells beside the grid that can't be read."""
+    for kind, error in store.damaged_documents():
+        yield replace(_damaged(error), remedy=DAMAGED[kind])
+
+
 def _of_the_index(store: Store) -> Iterator[StoreProblem]:
     again = "ask for the study or the measurement again to have it computed"
     try:
         index = store.index()
     except DataError as error:
-        yield replace(_damaged(error), remedy="restore it from a copy, or ask for the study again")
+        # A damaged cell, which `_of_documents` names, keeps the index from being read too.
+        if error.subject not in {damage.subject for _, damage in store.damaged_documents()}:
+            remedy = "restore it from a copy, or ask for the study again"
+            yield replace(_damaged(error), remedy=remedy)
         return
     try:
         failed = store.failures().keys()
@@ -228,8 +252,8 @@ def cell_in_words(cell: Cell) -> str:
 def _of_failures(store: Store) -> Iterator[StoreProblem]:
     try:
         failures = store.failures()
-    except DataError as error:
-        yield replace(_damaged(error), remedy="ask for the study again with --retry")
+    except DataError as error:  # those that are published
+        yield replace(_damaged(error), remedy="restore it from a copy")
         return
     there = ids_of_results(store) if failures else set[str]()
     for failed_id in failures:

@@ -204,8 +204,8 @@ def verified(result: Mapping[str, Any]) -> Iterator[Any]:
         verdict = counted(len(result["problems"]), "problem")
     yield f"{_runs(result)}, {verdict}"
     if result["dropped"]:
-        dropped = counted(result["dropped"], "damaged result")
-        yield f"{dropped} removed; the same study computes them again"
+        dropped = counted(result["dropped"], "damaged row")
+        yield f"{dropped} removed; the same study computes what results are gone"
 
 
 def merged(result: Mapping[str, Any]) -> Iterator[Any]:
