@@ -10,15 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from calibrant.compress import prune
 from calibrant.data import parse_source
 from calibrant.errors import DataError, ModelError, OutputError, SpecError
 from calibrant.evaluators import evaluate
 from calibrant.lab.report import report
-from calibrant.lab.study import driver
+from calibrant.lab.study import Study, StudyResult, driver
+from calibrant.lab.study.known import known_cells
+from calibrant.lab.study.loaded import LoadedModel
 from calibrant.lab.study.plan import plan
-from calibrant.results import MASK, PROFILE, Store, is_store, verify
+from calibrant.results import MASK, PROFILE, STUDY, Store, is_store, verify
 from calibrant.system.durable import read_json
 from calibrant.testing import tiny_folder
 
@@ -171,6 +174,89 @@ def test_an_interrupt_leaves_an_index_of_all_that_is_done(
         told = {cell.run for cell in store.index().cells if cell.run}
         assert len(told) > 2
         assert told >= set(store.ids())
+
+
+# Numbers of another study
+
+
+def of_two_sets(given: dict[str, str]) -> Study:
+    """A study of two runs on data, measured once."""
+    study = asked(given, data=["random_tokens", "full_stops"], methods="wanda")
+    return replace(study, evaluate=study.evaluate[:1])
+
+
+def out_of_reach(monkeypatch: pytest.MonkeyPatch, data: str) -> None:
+    """Have one set give no tokens any more, as one of the hub without a network."""
+    tokens = LoadedModel.tokens
+
+    def reached(loaded: LoadedModel, calibration: Any) -> Any:
+        if str(calibration) == data:
+            raise DataError(f"{data} can't be reached", subject=data)
+        return tokens(loaded, calibration)
+
+    monkeypatch.setattr(LoadedModel, "tokens", reached)
+
+
+def recorded_windows(finished: StudyResult) -> list[int]:
+    """How many windows each run on data was calibrated on that a study's cells name."""
+    windows: list[int] = []
+    with Store(finished.folder, create=False) as store:
+        for cell in store.cells():
+            record = store.record(cell.run)
+            if cell.data and record is not None:
+                windows.append(record.data_facts["windows"])
+    return windows
+
+
+def test_an_edited_study_that_is_interrupted_at_once_keeps_no_number_of_the_old_one(
+    given: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    study = of_two_sets(given)
+    assert recorded_windows(study.run(tmp_path / "store")) == [4, 4]
+    edited = replace(study, samples=3)
+
+    def interrupted(*_: Any) -> Any:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(driver, "open_model", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            edited.run(tmp_path / "store")
+    with Store(tmp_path / "store", create=False) as store:
+        assert [bool(cell.run) for cell in store.cells()] == [True, False, False]
+    out_of_reach(monkeypatch, "random_tokens")
+    finished = edited.run(tmp_path / "store")
+    assert recorded_windows(finished) == [3]
+    assert [bool(cell.run) for cell in finished.cells] == [True, False, True]
+    (ranking,) = report(finished).rankings
+    assert [entry.name for entry in ranking.entries] == ["full_stops"]
+    (missing,) = ranking.missing
+    assert "random_tokens can't be reached" in missing
+
+
+def test_an_index_of_another_study_beside_the_same_text_is_not_believed(
+    given: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """As an interrupted start of an older version left it, or another process on the store."""
+    study = of_two_sets(given)
+    study.run(tmp_path / "store")
+    edited = replace(study, samples=3)
+    with Store(tmp_path / "store") as store:
+        store.write_text(STUDY, edited.as_yaml())
+    out_of_reach(monkeypatch, "random_tokens")
+    assert recorded_windows(edited.run(tmp_path / "store")) == [3]
+
+
+def test_what_is_known_is_of_the_type_that_this_machine_takes(
+    given: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    study = asked(given, data="full_stops", methods="wanda", dtype="auto")
+    work = study.workload()
+    study.run(tmp_path / "store")
+    with Store(tmp_path / "store", create=False) as store:
+        assert len(known_cells(store, work, range(2))) == 2
+        monkeypatch.setattr("calibrant.lab.study.known.resolve_dtype", lambda *_: torch.float16)
+        assert known_cells(store, work, range(2)) == {}
 
 
 @pytest.mark.parametrize("stop_at", [1, 11])

@@ -27,7 +27,8 @@ from calibrant.lab.study.timing import (
 )
 from calibrant.methods import MatrixMethod, Method
 from calibrant.models import located, open_model, open_tokenizer, resolve_dtype
-from calibrant.results import EDITS, MASK, Record, Store, measurement_id
+from calibrant.numerics import type_name
+from calibrant.results import EDITS, MASK, Store, measurement_id
 from calibrant.spec import canonical, identity
 from calibrant.system.notebook import card, listing
 from calibrant.system.progress import Progress, silent
@@ -286,9 +287,12 @@ def _recorded(study: Study, store: Store) -> dict[Labels, Recorded]:
     for cell in store.cells():
         if cell.run in records and cell.labels in of_cells:
             labelled.append((cell.run, of_cells[cell.labels]))
+    dtype = type_name(resolve_dtype(study.dtype, study.device))
     recorded: dict[Labels, Recorded] = {}
     for run_id, labels in labelled:
-        if not _answers(records[run_id], requests[labels], study):
+        record = records[run_id]
+        request = requests[labels]
+        if _is_stale(record, request) or not request.is_answered_by(record, dtype):
             continue
         measured = store.measured(run_id)
         measures: list[str] = []
@@ -334,30 +338,13 @@ def _measurement_forms(
     return forms
 
 
-def _answers(record: Record, request: RunRequest, study: Study) -> bool:
-    """Whether a record with a cell's labels answers its request.
-
-    That is told as far as it can be without the model: by type, method, allocation and budget, and
-    by their revisions, since what is stale is computed again.
+def _is_stale(record: Record, request: RunRequest) -> bool:
+    """Whether a record is of an older revision of the method or the target: it is computed
+    again.
     """
     run = record.run
     recipe = request.recipe
-    facts = record.data_facts
-    dtype = str(resolve_dtype(study.dtype, study.device)).removeprefix("torch.")
-    asked = canonical([recipe.method, recipe.allocation, recipe.transforms])
-    if [run.method, run.allocation, list(run.transforms)] != asked or run.dtype != dtype:
-        return False
-    if run.revised != recipe.target.revised:
-        return False
-    calibration = request.calibration
-    if calibration is None:
-        return True
-    sets = len(calibration.mixed) or 1
-    if calibration.budget is None:
-        enough = facts.get("windows") == calibration.samples * sets
-    else:
-        enough = facts.get("tokens") in (calibration.budget, calibration.budget * sets)
-    return enough and facts.get("length") == calibration.length
+    return run.method != canonical(recipe.method) or run.revised != recipe.target.revised
 
 
 def _model_plan(

@@ -17,7 +17,7 @@ from calibrant.errors import InputError, TargetError
 from calibrant.evaluators import Evaluator
 from calibrant.methods import MatrixMethod, Method
 from calibrant.methods.pruning.none import Untouched
-from calibrant.results import Cell, revisions
+from calibrant.results import Cell, Record, revisions
 from calibrant.spec import Spec, canonical, identity
 from calibrant.spec.grammar import SetLabel
 from calibrant.system.notebook import card, listing
@@ -135,6 +135,27 @@ class RunRequest:
         if labels.allocation != EQUAL:
             parts.append(self.recipe.allocation)
         return identity(parts)
+
+    def is_answered_by(self, record: Record, dtype: str) -> bool:
+        """Return whether a record with the labels of this request answers it, in numbers of this
+        type.
+
+        That is told as far as it can be without the model: by type, allocation and budget.
+        """
+        run = record.run
+        facts = record.data_facts
+        asked = canonical([self.recipe.allocation, self.recipe.transforms])
+        if [run.allocation, list(run.transforms)] != asked or run.dtype != dtype:
+            return False
+        calibration = self.calibration
+        if calibration is None:
+            return True
+        sets = len(calibration.mixed) or 1
+        if calibration.budget is None:
+            enough = facts.get("windows") == calibration.samples * sets
+        else:
+            enough = facts.get("tokens") in (calibration.budget, calibration.budget * sets)
+        return enough and facts.get("length") == calibration.length
 
     @property
     def sets(self) -> frozenset[str]:

@@ -25,7 +25,7 @@ from dataclasses import replace
 from functools import partial
 from io import BufferedWriter
 from pathlib import Path
-from types import FrameType
+from types import FrameType, MappingProxyType
 from typing import Any, Final
 
 import torch
@@ -34,6 +34,7 @@ from calibrant.compress.costs import peak_memory
 from calibrant.data import mirror
 from calibrant.errors import CalibrantError, DataError, ModelError, SpecError, WorkerError
 from calibrant.lab.study.driver import WAITING, Driver, Message, Report, failure
+from calibrant.lab.study.known import known_cells
 from calibrant.lab.study.request import StudyResult, Workload
 from calibrant.lab.study.sending import RemoteStore, packed, unpacked
 from calibrant.results import STUDY, Cell, Store
@@ -61,8 +62,6 @@ PAUSES: Final = 20
 with each run of a large study it would take longer than the runs."""
 LONGEST: Final = 60.0
 """Seconds from one index to the next at most where there is something to write."""
-UNLABELLED: Final = ("samples", "length", "tokens", "transform", "dtype", "device")
-"""Keys of a study that decide its runs, and that no label of a cell tells."""
 THREADS: Final = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
 """Where libraries read, when they are loaded, how many threads they may take."""
 BEGINNING: Final = "from calibrant.system.process import own_process; own_process()"
@@ -125,7 +124,8 @@ class Worker(ABC):
 class Summary:
     """The messages of all drivers, added up.
 
-    `known` are cells that the index has of these runs already, until a driver comes to them.
+    `known` are cells that the index has of these runs already, by the numbers of their requests,
+    until a driver comes to them.
     """
 
     def __init__(
@@ -133,18 +133,15 @@ class Summary:
         store: Store,
         work: Workload,
         progress: Progress,
-        known: Sequence[Cell] = (),
+        known: Mapping[int, Cell] = MappingProxyType({}),
     ) -> None:
         self.store = store
         self.work = work
         self.died: list[str] = []
         self._progress = progress
-        known_cells = {cell.labels: cell for cell in known}
         self._cells: list[Cell] = []
-        for request in work.requests:
-            cell = known_cells.get(request.cell.labels, request.cell)
-            asked = {text: name for text, name in cell.measures.items() if text in work.evaluators}
-            self._cells.append(replace(cell, measures=asked))
+        for number, request in enumerate(work.requests):
+            self._cells.append(known.get(number, request.cell))
         self._written = -SELDOM
         self._writing = 0.0
         """The seconds that it took to write the index last."""
@@ -197,6 +194,12 @@ class Summary:
                 raise DataError(
                     f"{brief(message)} is no message of a worker; start the study again"
                 )
+
+    def is_written(self) -> bool:
+        """Return whether the index has these cells."""
+        with contextlib.suppress(DataError):  # a damaged index is written anew
+            return list(self.store.index().cells) == self._cells
+        return False
 
     def write_index(self) -> None:
         """Write into the store which grid it answers, as far as it is known."""
@@ -285,15 +288,14 @@ def answer(
     processes of their own, unless `start` starts them. Raises `OutputError` on a full disk and, for
     a study of one model, why that can't be opened.
     """
-    known: list[Cell] = []
-    with contextlib.suppress(DataError):  # a damaged index is written anew
-        if _unlabelled(store.study_text()) == _unlabelled(study):
-            known = store.cells()
+    known = known_cells(store, work, range(len(work.requests)))
     summary = Summary(store, work, progress, known)
     forgiven: dict[str, Mapping[str, Any]] = {}
     if retry:
         forgiven = store.failures()
-    # After the old text was compared, which says whether the index is of these runs.
+    # First, so that the new text never stands beside another study's numbers.
+    if not summary.is_written():
+        summary.write_index()
     store.write_text(STUDY, study)
     if workers == 1 and start is None:
         with summary.kept():
@@ -313,11 +315,6 @@ def answer(
         }
         starts = [partial(begin, {**job, "place": place}) for place in range(count)]
         return supervise(summary, starts)
-
-
-def _unlabelled(study: str) -> list[str]:
-    """What a study's text, which has a key a line, says of its runs beyond their labels."""
-    return [line for line in study.splitlines() if line.partition(": ")[0] in UNLABELLED]
 
 
 STARTING: Final[Message] = ["doing", "starting", "", -1, ""]
