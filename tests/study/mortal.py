@@ -2,7 +2,7 @@
 
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -55,15 +55,20 @@ class Mortal(Worker):
 
 
 def worked(
-    study: Study, folder: Path, deadly: Callable[[str, str], bool] = lambda *_: False
+    study: Study,
+    folder: Path,
+    deadly: Callable[[str, str], bool] = lambda *_: False,
+    groups: str | Sequence[str] = (),
 ) -> StudyResult:
-    """What two such workers make of a study."""
+    """What two such workers make of a study, or of some of its groups."""
     Mortal.born = 0
     with Store(folder) as store, tempfile.TemporaryDirectory() as shared:
         store.write_text(STUDY, study.as_yaml())
-        workload = study.workload()
+        workload = study.workload(groups)
+        summary = Summary(store, workload, silent)
         (Path(shared) / WORK).write_bytes(packed(workload))
         (Path(shared) / FORGIVEN).write_text("{}")
-        job = {"folder": str(folder), "shared": shared, "count": 2, "threads": 1}
+        job: dict[str, Any] = {"folder": str(folder), "shared": shared, "count": 2, "threads": 1}
+        job["given_up"] = summary.given_up
         starts = [partial(Mortal, {**job, "place": place}, deadly) for place in range(2)]
-        return supervise(Summary(store, workload, silent), starts)
+        return supervise(summary, starts)

@@ -50,6 +50,7 @@ def test_a_study_through_questions_is_one_without(
             summary.add(message)
         finished = summary.result()
         assert not store.at_work()
+        assert remote.cells() == store.cells()
     desk.close()
     assert finished.computed == 3 * RUNS
     assert results(tmp_path / "store") == results(whole)

@@ -22,6 +22,7 @@ from calibrant.lab.study.known import known_cells
 from calibrant.lab.study.loaded import LoadedModel
 from calibrant.lab.study.plan import plan
 from calibrant.results import MASK, PROFILE, STUDY, Store, is_store, verify
+from calibrant.spec import identity
 from calibrant.system.durable import read_json
 from calibrant.testing import tiny_folder
 
@@ -446,6 +447,163 @@ def test_one_of_several_models_that_has_no_room_costs_no_other(
     assert reasons == {"MemoryError: no room for it"}
     with pytest.raises(MemoryError):
         replace(study, models=[large]).run(tmp_path / "other")
+
+
+def two_models(given: dict[str, str], folder: Path, **changes: Any) -> tuple[str, Study]:
+    """Another model, and a study of both, each in a group of its own."""
+    large = str(tiny_folder(folder / "large", num_hidden_layers=1))
+    groups = {"large": {"model": large}, "small": {"model": given["model"]}}
+    usual: dict[str, Any] = {"data": "full_stops", "methods": "wanda", "groups": groups}
+    study = asked(given, models=[large, given["model"]], **{**usual, **changes})
+    return large, replace(study, evaluate=study.evaluate[:1])
+
+
+def without_room(monkeypatch: pytest.MonkeyPatch, large: str) -> list[str]:
+    """Have one model not open. Which are tried is returned, and grows."""
+    opening = driver.open_model
+    tried: list[str] = []
+
+    def tight(model: str, *others: Any) -> Any:
+        tried.append(model)
+        if model == large:
+            raise MemoryError("no room for it")
+        return opening(model, *others)
+
+    monkeypatch.setattr(driver, "open_model", tight)
+    return tried
+
+
+def test_a_model_that_has_no_room_fails_only_what_is_asked_for_and_lacks(
+    given: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    large, study = two_models(given, tmp_path)
+    store = tmp_path / "store"
+    with monkeypatch.context() as patch:
+        tried = without_room(patch, large)
+        assert study.run(store, groups="small").failures == {}
+        assert tried.count(large) == 1
+    assert study.run(store).computed == 4, "with room the rest is done, without being asked again"
+    more = replace(study, data=["full_stops", "random_tokens"])
+    with monkeypatch.context() as patch:
+        tried = without_room(patch, large)
+        assert study.run(store).failures == {}
+        finished = more.run(store)
+        (failure,) = finished.failures.values()
+        assert failure["cell"] == list(finished.cells[2].labels)
+        assert failure["cell"][:2] == [large, "random_tokens"]
+        lacking = [missing for ranking in report(finished).rankings for missing in ranking.missing]
+        assert len(lacking) == 1
+        assert "no room for it" in lacking[0]
+    # The dense model is looked for all the same, so the model is open by then.
+    assert more.run(store).failures == {}
+
+
+def test_a_model_without_room_is_not_tried_again_where_all_of_it_failed(
+    given: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    large, study = two_models(given, tmp_path)
+    store = tmp_path / "store"
+    with monkeypatch.context() as patch:
+        without_room(patch, large)
+        assert len(study.run(store).failures) == 2
+    tried = without_room(monkeypatch, "")
+    assert len(study.run(store).failures) == 2
+    assert large not in tried
+    assert study.run(store, retry=True).failures == {}
+
+
+def test_one_that_has_a_model_open_goes_on_though_another_has_no_room_for_it(
+    given: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    large, study = two_models(given, tmp_path, data=["full_stops", "random_tokens"])
+    store = tmp_path / "store"
+    compress = driver.compress
+    others: list[StudyResult] = []
+
+    def beside(opened: Any, *args: Any, **told: Any) -> Any:
+        if told["data"] == "full_stops" and opened.name == large and not others:
+            with monkeypatch.context() as patch:
+                without_room(patch, large)
+                others.append(study.run(store))
+        return compress(opened, *args, **told)
+
+    monkeypatch.setattr(driver, "compress", beside)
+    finished = study.run(store)
+    failed = [failure["cell"][1] for failure in others[0].failures.values()]
+    assert sorted(failed) == ["full_stops", "random_tokens"], "the dense run was there"
+    assert finished.failures == {}
+    assert all(Store(store, create=False).has_record(cell.run) for cell in finished.cells)
+    assert Store(store, create=False).failures() == {}
+
+
+def test_what_is_finished_does_not_fail_for_data_that_are_out_of_reach_by_now(
+    given: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    study = of_two_sets(given)
+    first = study.run(tmp_path / "store")
+    out_of_reach(monkeypatch, "random_tokens")
+    again = study.run(tmp_path / "store")
+    assert (again.cells, again.failures) == (first.cells, {})
+    more = replace(study, targets=[0.5, 0.25]).run(tmp_path / "store")
+    failed = [failure["what"] for failure in more.failures.values()]
+    assert failed == ["wanda 0.25 on random_tokens"]
+
+
+def test_a_run_that_could_not_be_brought_back_is_no_failure_once_it_was(
+    given: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    study = asked(given, data="full_stops", methods="wanda")
+    store = tmp_path / "store"
+    replace(study, evaluate=study.evaluate[:1]).run(store)
+
+    def full(*_: Any) -> None:
+        raise MemoryError("no room for the mask")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LoadedModel, "apply", full)
+        finished = study.run(store)
+    run = finished.cells[1].run
+    assert list(finished.failures) == [run]
+    assert list(study.run(store).failures) == [run], "it isn't tried again without a request"
+    again = study.run(store, retry=True)
+    assert (again.computed, again.failures) == (1, {})
+    # An older version left such failures.
+    with Store(store) as opened:
+        opened.add_failure(run, finished.failures[run])
+    assert study.run(store).failures == {}
+
+
+def test_a_failure_names_its_cell_with_the_propagation_and_is_of_what_was_asked(
+    given: dict[str, str], tmp_path: Path
+):
+    short = tmp_path / "short.jsonl"
+    short.write_text('{"text": "hello there"}')
+    groups = {way: {"propagate": way} for way in ("arrival", "reference")}
+    study = asked(given, data=str(short), methods="sparsegpt", dtype="auto", groups=groups)
+    finished = study.run(tmp_path / "store")
+    asked_of = [cell.labels for cell in finished.cells if cell.data]
+    cells = [tuple(failure["cell"]) for failure in finished.failures.values()]
+    assert sorted(cells) == sorted(asked_of)
+    assert {labels[-1] for labels in cells} == set(groups)
+    facts = report(tmp_path / "store").facts
+    assert len(facts.failures) == 2
+
+
+def test_ids_of_failures_stay_and_tell_apart_what_is_unusual(given: dict[str, str]):
+    study = asked(given, data="full_stops", methods="sparsegpt", dtype="auto")
+    (request,) = [one for one in study.requests() if one.calibration is not None]
+    parts = [request.model, repr(request.calibration), request.recipe.method, "0.5"]
+    usual = request.provisional("auto", "auto")
+    # As it was before types, devices, transforms and propagations were told apart.
+    assert usual == identity(parts)
+    assert replace(study, propagate="arrival").requests()[-1].provisional("auto", "auto") == usual
+    others = {usual}
+    for dtype, device in (("float32", "auto"), ("auto", "cpu"), ("float32", "cpu")):
+        others.add(request.provisional(dtype, device))
+    for changes in ({"propagate": "reference"}, {"transforms": ["rotate"]}):
+        changed: Any = replace(study, **changes)
+        others.add(changed.requests()[-1].provisional("auto", "auto"))
+    assert len(others) == 6
 
 
 def test_what_failed_and_is_asked_no_more_is_no_failure_of_the_study(

@@ -289,6 +289,42 @@ def test_a_model_that_kills_every_worker_is_refused(given: dict[str, str], tmp_p
     assert caught.value.subject == given["model"]
 
 
+@pytest.mark.parametrize("deadly", ["opening", "tokens"])
+def test_what_kills_every_worker_before_its_id_is_known_fails_only_where_it_is_asked_for(
+    given: dict[str, str], tmp_path: Path, deadly: str
+):
+    other = str(tiny_folder(tmp_path / "other", num_hidden_layers=1))
+    groups = {"small": {"model": given["model"]}, "other": {"model": other}}
+    study = asked(
+        given,
+        models=[other, given["model"]],
+        data=["random_tokens"],
+        methods="wanda",
+        evaluate=(),
+        groups=groups,
+    )
+    work = study.workload()
+    failed_ids = [work.provisional(work.requests[number]) for number in work.about(other)]
+
+    def kills(what: str, failed_id: str) -> bool:
+        if deadly == "opening":
+            return what == f"opening {other}"
+        return failed_id == failed_ids[1]
+
+    finished = worked(study, tmp_path / "store", kills, groups="small")
+    assert (finished.computed, finished.failures) == (2, {})
+    ends = [died.partition("; ")[2] for died in finished.died]
+    assert ends.count("it was tried again") == 1
+    assert Store(tmp_path / "store", create=False).failures() == {}
+    finished = worked(study, tmp_path / "store", kills)
+    lost = failed_ids if deadly == "opening" else failed_ids[1:]
+    assert finished.failures.keys() == set(lost)
+    # Without a request nothing of it is tried again, also where the dense run opens the model.
+    again = study.run(tmp_path / "store")
+    assert (again.computed, again.failures.keys()) == (0, set(lost))
+    assert study.run(tmp_path / "store", retry=True).failures == {}
+
+
 def test_what_another_is_at_is_passed_over_and_waited_for(
     given: dict[str, str], whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

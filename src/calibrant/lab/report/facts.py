@@ -118,7 +118,7 @@ def _failures(reading: Results) -> list[Mapping[str, Any]]:
             without_id |= {cell.labels, cell.labels[:-1]}
     failures: list[Mapping[str, Any]] = []
     for failed_id, failure in reading.failures.items():
-        # One of an older store names no cell.
+        # One of a still older store names no cell.
         of_cell = "cell" not in failure or tuple(failure["cell"]) in without_id
         if failed_id in asked or of_cell:
             failures.append(failure)

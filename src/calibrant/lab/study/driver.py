@@ -23,7 +23,7 @@ its own and waits for nobody.
 import errno
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -37,6 +37,7 @@ from calibrant.data import CalibrationSet, TokenBatch
 from calibrant.data.select import Selector
 from calibrant.errors import DataError, OutputError
 from calibrant.evaluators import timed
+from calibrant.lab.study.known import unanswered
 from calibrant.lab.study.loaded import LoadedModel
 from calibrant.lab.study.request import RunRequest, Workload
 from calibrant.lab.study.sending import RemoteStore
@@ -80,6 +81,10 @@ Report = Callable[[Message], None]
 
 PAUSE: Final = 0.5
 """Seconds from one look through all that others are at work on to the next."""
+
+OPENING: Final = "opening"
+"""In what is recorded of a failure: the model that couldn't be opened. Whoever has it open goes on
+all the same."""
 
 TOKENS: Final = Language(fields_of(TokenBatch, without=("rows",)))
 """How drivers on one machine share token batches: as files of safetensors."""
@@ -128,7 +133,8 @@ class Driver:
 
     It is number `place` of `count` drivers that begin with different calibration sets, and then
     help each other; token batches are shared in the folder `shared`, if there is one. What failed
-    before isn't tried again, except for the failures in `forgiven`.
+    before isn't tried again, except for the failures in `forgiven`. What workers died at before
+    they knew a run's id is `given_up`: ids for such failures, and what `opening` says of models.
     """
 
     def __init__(
@@ -140,12 +146,16 @@ class Driver:
         shared: Path | None = None,
         place: int = 0,
         count: int = 1,
+        given_up: Collection[str] = (),
     ) -> None:
         self._store = store
         self._work = work
         self._report = report
         self._doing = WAITING
         self._forgiven = forgiven
+        self._given_up = given_up
+        self._unopened = {model for model in work.models if opening(model) in given_up}
+        """The models that can't be opened here."""
         self._shared = shared
         self._left = set(range(len(work.requests)))
         """The numbers of the requests that aren't done."""
@@ -205,19 +215,10 @@ class Driver:
 
     def _visit(self, index: int) -> bool:
         """Whether a request is done with. It isn't if another is at work on it."""
-        request = self._work.requests[index]
-        if self._failed(request.provisional):
-            return True
-        # One that was passed over is resolved. Its model may have been let go since, and isn't
+        # One that was passed over has its ids. Its model may have been let go since, and isn't
         # opened again before there is something to do.
-        if index not in self._resolved:
-            if not self._open(index):
-                return True
-            self._begin(request.label, request.provisional, index)
-            made = self._attempt(partial(self._resolve, request), request.provisional, request)
-            if made is None:
-                return True
-            self._resolved[index] = made
+        if index not in self._resolved and not self._find_ids(index):
+            return True
         resolved = self._resolved[index]
         with ExitStack() as claims:
             lacking = bool(self._missing(index, resolved))
@@ -234,6 +235,31 @@ class Driver:
             if not missing:
                 return True
             return self._answer(index, resolved, missing)
+
+    def _find_ids(self, index: int) -> bool:
+        """Whether a request is resolved now. That fails, or failed before, where its model can't be
+        opened or its tokens can't be made.
+        """
+        request = self._work.requests[index]
+        failed_id = self._work.provisional(request)
+        if failed_id in self._given_up:
+            return False
+        reason = self._failure(failed_id)
+        # That another couldn't open the model is nothing to this driver, which has it open.
+        is_open = self._model == request.model
+        if reason is not None and not (is_open and OPENING in reason):
+            return False
+        if not self._open(index):
+            return False
+        self._begin(request.label, failed_id, index)
+        try:
+            self._resolved[index] = self._resolve(request)
+        except Exception as error:
+            if _is_of_the_store(error):
+                raise
+            self._fail(unanswered(self._store, self._work, [index]), error)
+            return False
+        return True
 
     def _answer(self, index: int, resolved: Resolved, missing: Missing) -> bool:
         """Make what is missing of a request whose run is claimed.
@@ -262,6 +288,8 @@ class Driver:
             make = partial(self._make, resolved, missing.recorded, state)
             if not self._attempt(make, run_id, request):
                 return True
+        # To record a run clears its failure, and one that was recorded before isn't again.
+        self._store.clear_failure(run_id)
         # The model is compressed; what follows only measures.
         for text in missing.measures:
             label = f"{request.label}, measured by {text}"
@@ -278,16 +306,19 @@ class Driver:
     def _open(self, index: int) -> bool:
         """Whether the model of a request is open.
 
-        One that can't be is a failure of all its requests; where it is the only one, it is the
-        study's. One that could be before may only lack room now, and fails this request alone.
+        One that can't be is a failure of all that is to be made of it; where it is the only one, it
+        is the study's. One that could be before may only lack room now, and fails this request
+        alone.
         """
         model = self._work.requests[index].model
         if self._model == model:
             return True
+        if model in self._unopened:
+            return False
         # Two models may be more than there is room for, so this one is let go first.
         self._model = ""
         self._loaded = None
-        self._begin(f"opening {model}", "", index)
+        self._begin(opening(model), "", index)
         try:
             with self._clock.phase("open"):
                 opened = open_model(model, self._work.dtype, self._work.device)
@@ -295,14 +326,27 @@ class Driver:
         except Exception as error:
             if len(self._work.models) == 1 or _is_of_the_store(error):
                 raise
-            failed = self._work.about(model)
-            if index in self._resolved:
-                failed = [self._work.requests[index]]
-            for request in failed:
-                self._store.add_failure(request.provisional, failure(request, error))
+            failed = [index]
+            if index not in self._resolved:
+                self._unopened.add(model)
+                failed = unanswered(self._store, self._work, self._work.about(model))
+            self._fail(failed, error, of_opening=True)
             return False
         self._model = model
         return True
+
+    def _fail(self, numbers: Iterable[int], error: Exception, of_opening: bool = False) -> None:
+        """Record of these requests why their ids aren't known.
+
+        That the model can't be opened here doesn't replace what another found who had it open.
+        """
+        for number in numbers:
+            request = self._work.requests[number]
+            failed_id = self._work.provisional(request)
+            if of_opening and self._failed(failed_id):
+                continue
+            reason = failure(request, error, of_opening=of_opening)
+            self._store.add_failure(failed_id, reason)
 
     def _resolve(self, request: RunRequest) -> Resolved:
         """Make the request's tokens, and with them its ids."""
@@ -366,7 +410,7 @@ class Driver:
         """What is to be made for a request: nothing for one that wasn't chosen."""
         run_id = resolved.run.id
         wanted = resolved.measures
-        self._store.clear_failure(resolved.request.provisional)
+        self._store.clear_failure(self._work.provisional(resolved.request))
         recorded = self._store.has_record(run_id)
         measured = self._store.measured(run_id)
         stored: list[str] = []
@@ -378,6 +422,9 @@ class Driver:
                 stored.append(measure_id)
             else:
                 unmeasured.append(text)
+        if recorded and not unmeasured:
+            # What failed of it was done since, or isn't asked any more.
+            self._store.clear_failure(run_id)
         # Also of what wasn't chosen: the index is the whole study's.
         self._report(["cell", index, run_id, dict(wanted), stored])
         if index not in self._work.chosen or self._failed(run_id):
@@ -550,8 +597,14 @@ class Driver:
 
     def _failed(self, failed_id: str) -> bool:
         """Whether this failed, here or in another process, and isn't to be tried again."""
+        return self._failure(failed_id) is not None
+
+    def _failure(self, failed_id: str) -> Mapping[str, Any] | None:
+        """What is recorded of a failure; None where there is none, or one to be tried again."""
         reason = self._store.failure(failed_id)
-        return reason is not None and reason != self._forgiven.get(failed_id)
+        if reason is not None and reason != self._forgiven.get(failed_id):
+            return reason
+        return None
 
     def _claim(self, claims: ExitStack, name: str, wait: bool = False) -> bool:
         """Whether `name` is this driver's while `claims` is open."""
@@ -621,19 +674,28 @@ def _is_of_the_store(error: Exception) -> bool:
     return full or isinstance(error, OutputError)
 
 
-def failure(request: RunRequest, error: BaseException, measured: str = "") -> dict[str, Any]:
+def opening(model: str) -> str:
+    """Return what a driver says that opens a model."""
+    return f"opening {model}"
+
+
+def failure(
+    request: RunRequest, error: BaseException, measured: str = "", of_opening: bool = False
+) -> dict[str, Any]:
     """Return what is recorded of a failure, with the labels of the cell that is empty for it."""
-    cell = request.cell
     what = request.label
     if measured:
         what += f", measured by {measured}"
-    return {
+    reason: dict[str, Any] = {
         "what": what,
-        "cell": [cell.model, cell.data, cell.method, cell.target, cell.seed],
+        "cell": list(request.cell.labels),
         "error": f"{type(error).__name__}: {error}",
         "traceback": traceback.format_exception(error),
         "when": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
+    if of_opening:
+        reason[OPENING] = request.model
+    return reason
 
 
 class Elsewhere:

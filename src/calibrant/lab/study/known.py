@@ -49,6 +49,21 @@ def known_cells(
     return known
 
 
+def unanswered(store: Store | RemoteStore, work: Workload, numbers: Iterable[int]) -> list[int]:
+    """Return which of these requests are to be answered now and, as far as the index tells, aren't
+    answered yet.
+    """
+    chosen = [number for number in numbers if number in work.chosen]
+    if not chosen:
+        return []
+    known = known_cells(store, work, chosen)
+    left: list[int] = []
+    for number in chosen:
+        if number not in known or not _is_whole(store, work, known[number]):
+            left.append(number)
+    return left
+
+
 def _record(store: Store | RemoteStore, run_id: str) -> Record | None:
     """The record of a run, without its weights; None where there is none that can be read."""
     with suppress(DataError):
@@ -63,3 +78,10 @@ def _measures(cell: Cell, forms: Mapping[str, tuple[Mapping[str, Any], str]]) ->
         if text in forms and measure_id == measurement_id(cell.run, *forms[text]):
             measures[text] = measure_id
     return measures
+
+
+def _is_whole(store: Store | RemoteStore, work: Workload, cell: Cell) -> bool:
+    """Whether all that is asked was measured on a known cell."""
+    if cell.measures.keys() != work.evaluators.keys():
+        return False
+    return store.measured(cell.run).issuperset(cell.measures.values())

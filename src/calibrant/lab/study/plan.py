@@ -28,7 +28,7 @@ from calibrant.lab.study.timing import (
 from calibrant.methods import MatrixMethod, Method
 from calibrant.models import located, open_model, open_tokenizer, resolve_dtype
 from calibrant.numerics import type_name
-from calibrant.results import EDITS, MASK, Store, measurement_id
+from calibrant.results import EDITS, MASK, Record, Store, measurement_id
 from calibrant.spec import canonical, identity
 from calibrant.system.notebook import card, listing
 from calibrant.system.progress import Progress, silent
@@ -317,7 +317,7 @@ def _is_kept(store: Store, run_id: str) -> bool:
 def _failed(study: Study, store: Store) -> int:
     """How many failures the store knows that are of this study."""
     requests = study.requests()
-    asked = {request.provisional for request in requests}
+    asked = {request.provisional(study.dtype, study.device) for request in requests}
     labels = {request.cell.labels for request in requests}
     forms = _measurement_forms(study.evaluators())
     for cell in store.cells():

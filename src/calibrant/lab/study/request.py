@@ -17,6 +17,7 @@ from calibrant.errors import InputError, TargetError
 from calibrant.evaluators import Evaluator
 from calibrant.methods import MatrixMethod, Method
 from calibrant.methods.pruning.none import Untouched
+from calibrant.options import MachineOptions
 from calibrant.results import Cell, Record, revisions
 from calibrant.spec import Spec, canonical, identity
 from calibrant.spec.grammar import SetLabel
@@ -126,14 +127,28 @@ class RunRequest:
             name += f", draw {labels.seed}"
         return name
 
-    @property
-    def provisional(self) -> str:
-        """An id for failures that come before the run's own id is known."""
+    def provisional(self, dtype: str, device: str) -> str:
+        """Return an id for failures that come before the run's own id is known, in a study with
+        this type and device.
+        """
         labels = self.labels
-        parts = [self.model, repr(self.calibration), self.recipe.method, labels.target]
-        # Ids were made before there were allocations, and stay as they were.
+        recipe = self.recipe
+        parts = [self.model, repr(self.calibration), recipe.method, labels.target]
+        # Stores have ids that were made without what follows. Where it is as usual, they are these.
         if labels.allocation != EQUAL:
-            parts.append(self.recipe.allocation)
+            parts.append(recipe.allocation)
+        unusual: dict[str, Any] = {}
+        usual = propagation(recipe.method, None) or USUAL
+        if labels.propagate not in ("", usual):
+            unusual["propagate"] = labels.propagate
+        if recipe.transforms:
+            unusual["transforms"] = recipe.transforms
+        if dtype != MachineOptions.dtype:
+            unusual["dtype"] = dtype
+        if device != MachineOptions.device:
+            unusual["device"] = device
+        if unusual:
+            parts.append(unusual)
         return identity(parts)
 
     def is_answered_by(self, record: Record, dtype: str) -> bool:
@@ -376,9 +391,14 @@ class Workload:
             first_draws.setdefault(str(calibration), calibration)
         return [calibration.label for calibration in first_draws.values()]
 
-    def about(self, model: str) -> list[RunRequest]:
-        """Return the requests for runs of `model`."""
-        return [request for request in self.requests if request.model == model]
+    def about(self, model: str) -> list[int]:
+        """Return the numbers of the requests for runs of `model`."""
+        numbered = enumerate(self.requests)
+        return [number for number, request in numbered if request.model == model]
+
+    def provisional(self, request: RunRequest) -> str:
+        """Return the id for failures of a request that come before its run's own id is known."""
+        return request.provisional(self.dtype, self.device)
 
     @property
     def revisions(self) -> dict[str, int]:

@@ -33,7 +33,7 @@ from calibrant.errors import CalibrantError, DataError, SpecError
 from calibrant.evaluators import evaluators
 from calibrant.lab.study.request import RunRequest, Workload
 from calibrant.methods import methods
-from calibrant.results import Claim, Measurement, Record, Store, measurement_id
+from calibrant.results import Cell, Claim, Measurement, Record, Store, measurement_id
 from calibrant.results.outcomes import Journal
 from calibrant.spec import Spec, build, classes_in, qualified
 from calibrant.spec.foreign import brief
@@ -274,6 +274,7 @@ class QuestionTypes(NamedTuple):
 
 
 QUESTIONS: Final[Mapping[str, QuestionTypes]] = {
+    "cells": QuestionTypes(tuple[()], list[Cell]),
     "ids": QuestionTypes(tuple[()], list[str]),
     "has_record": QuestionTypes(tuple[str], bool),
     "measured": QuestionTypes(tuple[str], set[str]),

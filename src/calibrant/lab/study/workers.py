@@ -34,7 +34,7 @@ from calibrant.compress.costs import peak_memory
 from calibrant.data import mirror
 from calibrant.errors import CalibrantError, DataError, ModelError, SpecError, WorkerError
 from calibrant.lab.study.driver import WAITING, Driver, Message, Report, failure
-from calibrant.lab.study.known import known_cells
+from calibrant.lab.study.known import known_cells, unanswered
 from calibrant.lab.study.request import StudyResult, Workload
 from calibrant.lab.study.sending import RemoteStore, packed, unpacked
 from calibrant.results import STUDY, Cell, Store
@@ -138,6 +138,8 @@ class Summary:
         self.store = store
         self.work = work
         self.died: list[str] = []
+        self.given_up: list[str] = []
+        """What workers died at that is told to those that begin later, as `Driver` takes it."""
         self._progress = progress
         self._cells: list[Cell] = []
         for number, request in enumerate(work.requests):
@@ -240,6 +242,7 @@ class Summary:
         """Return what the study came to."""
         self._progress("study", len(self.work.chosen), len(self.work.chosen))
         self.write_index()
+        self._clear_answered()
         computed = set(self._computed)
         found = 0
         for stored in self._stored.values():
@@ -263,9 +266,22 @@ class Summary:
             few_tokens=shortages,
         )
 
+    def _clear_answered(self) -> None:
+        """Forget failures of opening and of tokens of what is whole by now.
+
+        A worker may record that it can't open a model while another that has it open goes on.
+        """
+        failed = self.store.failures().keys()
+        numbers: list[int] = []
+        for number in self.work.chosen:
+            if self.work.provisional(self.work.requests[number]) in failed:
+                numbers.append(number)
+        for number in set(numbers).difference(unanswered(self.store, self.work, numbers)):
+            self.store.clear_failure(self.work.provisional(self.work.requests[number]))
+
     def _failures(self) -> dict[str, Mapping[str, Any]]:
         """What failed of this study: the store may know of failures of what it asks no more."""
-        asked = {request.provisional for request in self.work.requests}
+        asked = {self.work.provisional(request) for request in self.work.requests}
         for cell in self._cells:
             asked.update((cell.run, *cell.measures.values()))
         failures = self.store.failures()
@@ -312,6 +328,8 @@ def answer(
             "shared": shared,
             "count": count,
             "threads": shared_threads(count),
+            # Read when a worker begins: one that takes the place of another is told of its death.
+            "given_up": summary.given_up,
         }
         starts = [partial(begin, {**job, "place": place}) for place in range(count)]
         return supervise(summary, starts)
@@ -431,18 +449,28 @@ def _give_up(summary: Summary, doing: Message, death: WorkerError, deaths: int) 
         return
     summary.died.append(f"{happened}; it was given up")
     twice = f"{happened}, and so did one before it"
-    requests = summary.work.requests
+    work = summary.work
+    requests = work.requests
+    # Before its id is known, a run has a failure only if it is asked for and isn't there. Workers
+    # mustn't go on dying at the others either.
+    summary.given_up.append(_cause(doing))
     if failed_id:
+        failed = [index]
+        if failed_id == work.provisional(requests[index]):
+            failed = unanswered(summary.store, work, [index])
         error = WorkerError(twice, subject=death.subject)
-        summary.store.add_failure(failed_id, failure(requests[index], error, measured))
+        for number in failed:
+            summary.store.add_failure(failed_id, failure(requests[number], error, measured))
         return
     # Without an id it was opening a model, or hadn't even begun.
     model = requests[max(0, index)].model
     model_error = ModelError(f"{twice}; give workers more memory, or take fewer", subject=model)
-    if index < 0 or len(summary.work.models) == 1:
+    if index < 0 or len(work.models) == 1:
         raise model_error
-    for request in summary.work.about(model):
-        summary.store.add_failure(request.provisional, failure(request, model_error))
+    for number in unanswered(summary.store, work, work.about(model)):
+        request = requests[number]
+        reason = failure(request, model_error, of_opening=True)
+        summary.store.add_failure(work.provisional(request), reason)
 
 
 @contextlib.contextmanager
@@ -615,7 +643,11 @@ def do_job(job: Job, report: Report, store: Store | RemoteStore | None = None) -
             if store is None:
                 store = opened.enter_context(Store(job["folder"]))
             place = job["place"]
-            Driver(store, workload, report, forgiven, shared, place, job["count"]).run()
+            given_up = job.get("given_up", ())
+            driver = Driver(
+                store, workload, report, forgiven, shared, place, job["count"], given_up
+            )
+            driver.run()
     except (CalibrantError, OSError) as error:
         report(["error", kind_of(error), *_described(error)])
 
