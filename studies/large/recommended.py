@@ -17,8 +17,12 @@ Fixed before any run:
 - Questions with answers are measured in the model's chat template, since `recommend` measures them
   so.
 - GPTQ with scales by importance at four bits, then `refined` at half of the weights.
-- One draw of each candidate, with as many tokens as `recommend` took: 8,192 in windows of 512, or
-  fewer where one's own text is short.
+- One draw of each candidate that no race can have had: `recommend` chose by the earlier ones, and
+  what was lucky there would be judged by its luck. It has as many tokens as `recommend` took: 8,192
+  in windows of 512, or fewer where one's own text is short. Where a text has too few rows for so
+  many draws, this one shares rows with earlier ones.
+- The best candidate is the best of that one draw, so partly by chance: each regret is a little too
+  large, that of every set alike.
 - What is asked, described and not tested: the regret of what `recommend` took, of C4 and of one's
   own text; and the minutes that `recommend` took. After a kill these are the last call's.
 """
@@ -37,6 +41,7 @@ from calibrant import CalibrantError, CalibrationSet, Study, recommend
 from calibrant.data.inspect.leaks import find_leaks, serious
 from calibrant.data.user_file import UserFile
 from calibrant.evaluators.agreement import Agreement
+from calibrant.lab.choose.budget import ROUNDS
 from calibrant.lab.study.request import StudyResult
 from calibrant.results import Store
 from calibrant.system.durable import put
@@ -60,6 +65,8 @@ MINUTES: Final = 180.0
 GENERAL: Final = "c4"
 FIELDS: Final = ("text", "question", "answer", "rationale", "choices")
 """What of a row is written into one's own text."""
+FRESH_DRAW: Final = ROUNDS
+"""The draw that judges: a race draws from 0 on, at most so often, so it never had this one."""
 ROWS_PER_MEASURED: Final = 4
 """One row in so many of one's own text measures; the others calibrate."""
 
@@ -151,6 +158,7 @@ class Trial:
             data=[candidate["data"] for candidate in answer["candidates"]],
             method=self.method,
             target=self.target,
+            seeds=FRESH_DRAW,
             tokens=answer["tokens"],
             length=answer["length"],
             evaluate=[self.measure],

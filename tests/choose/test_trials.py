@@ -6,7 +6,9 @@ import pytest
 from studies.large import recommended
 from studies.large.recommended import TEXTS, Trial, table, trials
 
+from calibrant.lab.choose.budget import ROUNDS
 from calibrant.lab.mixtures import Effort
+from calibrant.results import Store
 
 from tests.trained import trained_folder
 
@@ -31,6 +33,12 @@ def test_every_candidate_is_judged_and_recommend_is_asked_once(
     candidates = trial.answer()["candidates"]
     divergences = trial.divergences()
     assert len(divergences) == len(candidates) >= 3
+    # No draw that the race chose by judges what it chose.
+    raced = _draws(tmp_path / "recommend" / "race")
+    judged = _draws(trial.judged_store)
+    assert raced
+    assert len(judged) == 1
+    assert min(judged) > max(raced)
     best = min(divergences.values())
     taken = divergences[trial.answer()["expr"]]
     (own_set,) = trial.own_sets()
@@ -49,6 +57,17 @@ def test_every_candidate_is_judged_and_recommend_is_asked_once(
 
     monkeypatch.setattr(recommended, "recommend", ask_again)
     trial.run()
+
+
+def _draws(folder: Path) -> set[int]:
+    """The draws of calibration sets in a store."""
+    with Store(folder, create=False) as store:
+        return {cell.seed for cell in store.cells() if cell.data and cell.seed is not None}
+
+
+def test_the_draw_that_judges_is_one_that_no_race_can_have_had() -> None:
+    # The first draw of a race is 0.
+    assert recommended.FRESH_DRAW >= ROUNDS
 
 
 def test_trials_are_in_the_order_that_was_fixed(tmp_path: Path) -> None:
