@@ -159,6 +159,31 @@ def test_a_round_that_was_cut_short_is_none_and_what_was_found_says_nothing_of_c
     assert again.costs == first.costs
 
 
+@pytest.mark.parametrize(
+    ("left", "why", "unmeasured"),
+    [
+        # Both others fell behind.
+        ({"python_docs": 2, "arithmetic:cot": 2}, "clear", ()),
+        # One fell behind and one failed.
+        ({"python_docs": 2}, "alone", ("arithmetic:cot",)),
+        # Both failed.
+        ({}, "alone", ("python_docs", "arithmetic:cot")),
+    ],
+)
+def test_sets_that_failed_are_not_behind(
+    tmp_path: Path, left: dict[str, int], why: str, unmeasured: tuple[str, ...]
+) -> None:
+    race = race_of(["python_code", "arithmetic:cot"], tmp_path, rounds=5)
+    names = ["python_code", "python_docs", "arithmetic:cot"]
+    race._rounds = [names, names]
+    estimate = Estimate(0.1, 0.001, 20.0, 50, True)
+    standings = [Standing("python_code", estimate, None, None, 2)]
+    for name, dropped in left.items():
+        standings.append(Standing(name, estimate, None, estimate, 2, dropped))
+    assert race._why_over(standings, whole_rounds=2, is_late=False) == why
+    assert race._unmeasured(standings) == unmeasured
+
+
 @pytest.mark.parametrize(("value", "alike"), [(0.003, True), (3 * MATTERS, False)])
 def test_sets_are_alike_where_no_difference_that_may_be_true_matters(
     value: float, alike: bool

@@ -204,6 +204,17 @@ def test_the_advice_says_no_more_than_is_known(
     assert said in told
 
 
+def test_the_advice_names_the_sets_that_could_not_be_measured(
+    asked: tuple[Recommendation, Recommendation],
+) -> None:
+    goal = parse_goal(["python_docs"], 1000, 20, 64)
+    race = RaceResult("alone", (runner("c4", 0.5),), 2, "nats/token", unmeasured=("pile", "oscar"))
+    told = advice(asked[1].mixture, goal, "c4", race)
+    assert "Could not be measured, so nothing is known of them: pile, oscar." in told
+    assert "No other set is left in the race (2 of 5 rounds)." in told
+    assert "behind" not in told
+
+
 def test_a_goal_and_sources_that_come_as_objects_are_files_of_the_folder(
     tmp_path: Path, effort: Effort
 ) -> None:

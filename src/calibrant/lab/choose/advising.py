@@ -22,6 +22,7 @@ from calibrant.targets import GgmlKind, GgufBudget, GgufRecipe, Target
 
 ENDS: Final = {
     "clear": "All others are clearly behind",
+    "alone": "No other set is left in the race",
     "alike": "The sets that are still in the race differ by less than matters, and more draws are "
     "not worth their time",
     "draws": "Every set in the race was drawn as often as a race allows",
@@ -56,7 +57,7 @@ def advice(
     """Return the paragraph.
 
     It says what to use, what to expect against the baseline, what cannot be distinguished from it,
-    and how the race ended.
+    what couldn't be measured, and how the race ended.
     """
     best, *others = race.standings
     data = CalibrationSet(best.data)
@@ -90,6 +91,9 @@ def advice(
         sentences.append(f"Not significantly different from it: {', '.join(alike)}.")
     if behind:
         sentences.append(f"Clearly behind: {', '.join(behind)}.")
+    if race.unmeasured:
+        failed = ", ".join(map(short, race.unmeasured))
+        sentences.append(f"Could not be measured, so nothing is known of them: {failed}.")
     sentences.append(f"{ENDS[race.why]} ({race.rounds} of {most} rounds).")
     return " ".join(sentences)
 

@@ -72,11 +72,12 @@ class Standing:
 @final
 @dataclass(frozen=True)
 class RaceResult:
-    """How a race ended: `why` is `clear`, `alike`, `draws` or `time`.
+    """How a race ended: `why` is `clear`, `alone`, `alike`, `draws` or `time`.
 
     `standings` are the best first, and `rounds` is how many were run whole. `sibling` says whether
     the goal's held-out sibling decided. `bits` is how many a weight takes as it is stored, None
-    where it isn't stored as codes, and where runs differ in it.
+    where it isn't stored as codes, and where runs differ in it. `unmeasured` are the sets that have
+    no standing, since what was begun of them failed.
     """
 
     why: str
@@ -86,6 +87,7 @@ class RaceResult:
     failures: tuple[str, ...] = ()
     sibling: bool = False
     bits: float | None = None
+    unmeasured: tuple[str, ...] = ()
 
     @property
     def comparisons(self) -> int:
@@ -147,8 +149,9 @@ class Race:
         self._compared: _Sides | None = None
 
     def run(self, budget: TimeBudget) -> RaceResult:
-        """Race until one of four things: the leader is clear, no difference is large enough to
-        matter, every set was drawn as often as may be, or the time is up.
+        """Race until one of five things: the leader is clear, it is alone since others failed, no
+        difference is large enough to matter, every set was drawn as often as may be, or the time
+        is up.
 
         The first sets of a first round are run whatever the time. Raises `DataError` if no set
         could be measured, or on scales that can't be averaged.
@@ -169,6 +172,7 @@ class Race:
                     failures=failures,
                     sibling=bool(self._halves),
                     bits=self._bits,
+                    unmeasured=self._unmeasured(standings),
                 )
 
     def worse(self, name: str, other: str) -> Estimate | None:
@@ -433,12 +437,22 @@ class Race:
         """
         racing = [standing for standing in standings if standing.dropped is None]
         if len(racing) == 1 and len(self._rounds) > 1:
-            return "clear"
+            # Of a set that failed nobody knows whether it is behind.
+            is_clear = len(standings) > 1 and not self._unmeasured(standings)
+            return "clear" if is_clear else "alone"
         if whole_rounds >= ENOUGH and _are_alike(racing):
             return "alike"
         if whole_rounds == self._most_rounds:
             return "draws"
         return "time" if is_late else ""
+
+    def _unmeasured(self, standings: Sequence[Standing]) -> tuple[str, ...]:
+        """The sets of which a draw was begun, and that have no standing all the same."""
+        measured = {standing.data for standing in standings}
+        begun: set[str] = set()
+        for names in self._rounds:
+            begun.update(names)
+        return tuple(name for name in self._names if name in begun - measured)
 
 
 def _scores_beside(

@@ -95,8 +95,9 @@ class Recommendation:
     `predicted_by` says by what a method was predicted that reads more than sums of statistics.
 
     `candidates` are the best first, and `baseline` is what they are compared with. `why` says how
-    the race ended: `clear`, `alike`, `draws` or `time`. `mixture` is what was searched for and
-    predicted, and `folder` has the store of all that was measured.
+    the race ended: `clear`, `alone` (some set failed, and no other is left), `alike`, `draws` or
+    `time`. `mixture` is what was searched for and predicted, and `folder` has the store of all that
+    was measured.
 
     `plan` is what the `minutes` were to buy, `another_draw` the seconds of one draw more, `fitted`
     what was lowered for small files. `siblings` are the halves of the goal's files: how much of a
