@@ -204,6 +204,17 @@ def test_the_advice_says_no_more_than_is_known(
     assert said in told
 
 
+def test_the_figure_of_a_set_that_was_chosen_by_it_is_called_too_good(
+    asked: tuple[Recommendation, Recommendation],
+) -> None:
+    goal = parse_goal(["python_docs"], 1000, 20, 64)
+    best = runner("c4", 0.5)
+    for standings in ((best,), (best, runner("pile", 0.6))):
+        race = RaceResult("draws", standings, ROUNDS, "nats/token")
+        told = advice(asked[1].mixture, goal, "c4", race)
+        assert ("since the set was chosen by it" in told) == (len(standings) > 1)
+
+
 def test_the_advice_names_the_sets_that_could_not_be_measured(
     asked: tuple[Recommendation, Recommendation],
 ) -> None:

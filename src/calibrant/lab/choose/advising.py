@@ -34,6 +34,8 @@ IN_TORCH: Final = (
     "measures that)."
 )
 """What is said beside a figure of llama.cpp's blocks: it is none of llama.cpp."""
+CHOSEN_BY_IT: Final = "The set's own figure is a little too good, since the set was chosen by it."
+"""What is said of the best of several sets: its interval doesn't count that it was chosen."""
 _LONG: Final = 100
 """Letters of a mixture that a sentence holds."""
 
@@ -73,6 +75,8 @@ def advice(
         f"{task} for {goal.text}, calibrate on {short(best.data)}, with {tokens}.",
         _expected(best, goal, baseline, race),
     ]
+    if others:
+        sentences.append(CHOSEN_BY_IT)
     if best.by_role:
         by_role = [f"{role} {value:.3f}" for role, value in best.by_role.items()]
         sentences.append(f"By role: {', '.join(by_role)}.")
