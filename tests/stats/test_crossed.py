@@ -8,8 +8,9 @@ import pytest
 from scipy.stats import t as student
 
 from calibrant.errors import DataError
-from calibrant.lab.stats import Estimate, contrast, t_quantile
+from calibrant.lab.stats import Estimate, contrast, detectable, t_quantile
 from calibrant.lab.stats.crossed import Independence, ItemValues, Pairs, Side, share_kept, share_of
+from calibrant.lab.stats.estimate import needs
 from calibrant.results import Measurement
 
 from tests.stats.stores import RNG, documents, measured
@@ -224,8 +225,39 @@ def test_p_values_end_where_intervals_do():
     assert low == pytest.approx(0, abs=1e-9)
     assert Estimate(0.0, 0.4, 20.0, 21).p_value() == 1
     assert Estimate(0.0, 0.0, 20.0, 21).p_value() == 1
-    assert Estimate(0.1, 0.0, 20.0, 21).p_value() == 0
     assert Estimate(0.1, None, 0.0, 1).p_value() is None
+
+
+@pytest.mark.parametrize(
+    ("count", "comparisons", "is_sure"),
+    [
+        (2, 1, False),
+        (5, 1, False),
+        (6, 1, True),
+        (6, 2, False),
+        (15, 1000, False),
+        (16, 1000, True),
+    ],
+)
+def test_items_that_all_differ_by_the_same_are_tested_by_their_signs(
+    count: int, comparisons: int, is_sure: bool
+):
+    wrong = {"quiz": [measured([1] * count, [1] * count)]}
+    right = {"quiz": [measured([0] * count, [1] * count)]}
+    found = contrast(wrong, right)
+    assert (found.value, found.stderr) == (1, 0)
+    assert found.p_value() == pytest.approx(2.0 ** (1 - count))
+    assert found.significant(comparisons=comparisons) == is_sure
+    assert (found.interval(comparisons=comparisons) is not None) == is_sure
+    # Nothing varies, so nothing says what it would take.
+    assert detectable(found) is None
+    assert needs(found, 1, "share") == ""
+    sides = {
+        name: {"quiz": Side.of([ItemValues.of(one["quiz"][0])])}
+        for name, one in (("wrong", wrong), ("right", right))
+    }
+    table = Pairs.of(sides, ["quiz"])
+    assert table.worse(comparisons=comparisons).tolist() == [[False, is_sure], [False, False]]
 
 
 def test_identical_runs_and_draws_are_never_told_apart_and_one_item_never_tells():

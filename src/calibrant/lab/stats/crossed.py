@@ -451,7 +451,12 @@ class Pairs:
         """
         tail = (1 - level) / (2 * comparisons)
         half = self.spread.half(1 - tail)
-        return self.values > half  # what has no error (not a number) is never significant
+        # As `Estimate.interval`: where nothing varies, the test is that of signs (`sign_p`).
+        smallest_p = np.exp2(-self.spread.items_df)
+        is_constant = self.spread.variance == 0
+        is_untold = is_constant & (smallest_p > (1 - level) / comparisons)
+        # What has no error (not a number) is never significant.
+        return (self.values > half) & ~is_untold
 
     def among(self, labels: Sequence[str]) -> "Pairs":
         """Return the same of some labels only, in this order."""

@@ -23,6 +23,9 @@ class Estimate:
     draws have, and `dfs` are the degrees of freedom of the items' and of the draws' part, from
     whose quantiles the interval is made. Without `dfs` it is Student's t with `df`.
 
+    Where the error is zero and the value isn't, as where each of two documents differs by 1, t says
+    nothing: two documents can be alike by chance. Then the test is that of signs (`sign_p`).
+
     >>> difference = Estimate(0.123, 0.045, df=20.0, items=21)
     >>> f"{difference:+.3f}"
     '+0.123 ± 0.045'
@@ -52,9 +55,12 @@ class Estimate:
 
     def interval(self, level: float = LEVEL, comparisons: int = 1) -> tuple[float, float] | None:
         """Return the interval at `level`, jointly over so many `comparisons` (Bonferroni); None
-        without a standard error.
+        without a standard error, and where it is zero over too few documents for this level.
         """
         if self.stderr is None:
+            return None
+        is_constant = self.stderr == 0 and self.value != 0
+        if is_constant and sign_p(self.df) > (1 - level) / comparisons:
             return None
         tail = (1 - level) / (2 * comparisons)
         half = self.quantile(1 - tail) * self.stderr
@@ -79,14 +85,17 @@ class Estimate:
 
     def p_value(self) -> float | None:
         """Return p of the two-sided test that the truth is zero: 1 less the level whose interval
-        ends there. None without a standard error.
+        ends there, or where nothing varies, 1 less the highest level that has an interval. None
+        without a standard error.
         """
         from scipy.special import stdtr
 
         if self.stderr is None:
             return None
-        if self.stderr == 0 or self.value == 0:
-            return float(self.value == 0)
+        if self.value == 0:
+            return 1.0
+        if self.stderr == 0:
+            return sign_p(self.df)
         t = abs(self.value) / self.stderr  # Student's
         # Cochran's quantile has no inverse in closed form; p lies between those of the two parts,
         # and is found by halving on a log scale.
@@ -115,6 +124,16 @@ def t_quantile(p: float, df: float) -> float:
     return float(stdtrit(df, p))
 
 
+def sign_p(df: float) -> float:
+    """Return the two-sided p of a test of signs where all differences have the same sign; there is
+    one more of them than degrees of freedom.
+
+    >>> sign_p(1), sign_p(5)
+    (0.5, 0.03125)
+    """
+    return 2.0**-df
+
+
 def smallest_p(draws: int, against: int) -> tuple[float, str] | None:
     """Return the least two-sided p that a test over draws alone can give, and the name of that
     test; None where neither side has draws.
@@ -138,9 +157,9 @@ def detectable(estimate: Estimate, level: float = LEVEL, power: float = POWER) -
     """Return the smallest true difference that an estimate of this uncertainty finds with `power`
     in a two-sided test at `level`.
 
-    None without a standard error.
+    None without a standard error, and where it is zero: then nothing says how much there may be.
     """
-    if estimate.stderr is None:
+    if not estimate.stderr:
         return None
     # The estimate must pass the test's quantile, and with this power it does if the truth is the
     # power's quantile beyond that.
