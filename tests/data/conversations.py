@@ -35,7 +35,7 @@ Conversation = dict[str, Any]
 
 
 def conversations(count: int = 40) -> list[Conversation]:
-    """Return conversations of ten kinds by turns."""
+    """Return conversations of eleven kinds by turns."""
     chance = random.Random(5)
     made: list[Conversation] = []
     for number in range(count):
@@ -122,6 +122,14 @@ def one_call(say: Speaker) -> Conversation:
     return {"messages": messages, "tools": TOOLS}
 
 
+def reasoning_before_a_call(say: Speaker) -> Conversation:
+    """Make a call after reasoning, without a word, in an earlier turn than the last question."""
+    calling = {"role": "assistant", "content": None, "tool_calls": [say.call()]}
+    calling["reasoning_content"] = say.words("reasoning")
+    messages = [say.user(), calling, say.result(), *several_turns(say)["messages"][1:]]
+    return {"messages": messages, "tools": TOOLS}
+
+
 def two_calls(say: Speaker) -> Conversation:
     calls = [say.call(), say.call("clock", 1)]
     calling = {"role": "assistant", "content": say.words("answer"), "tool_calls": calls}
@@ -139,4 +147,5 @@ def ends_with_a_call(say: Speaker) -> Conversation:
 KINDS: list[Callable[[Speaker], Conversation]] = [
     *(exchange, several_turns, with_system, with_space_around, reasoning),
     *(reasoning_in_turns, reasoning_inside, one_call, two_calls, ends_with_a_call),
+    reasoning_before_a_call,
 ]

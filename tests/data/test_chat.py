@@ -40,6 +40,7 @@ from tests.data.conversations import (
     Speaker,
     conversations,
     exchange,
+    reasoning_before_a_call,
     reasoning_in_turns,
 )
 from tests.effort import quick
@@ -192,6 +193,34 @@ def test_reasoning_that_a_template_drops_can_be_kept(family: str) -> None:
         text = Chat(thinking="keep").render(row_of(conversation), tokenizer)
         for message in apart["messages"][1::2]:
             assert KEPT[family].format(message["reasoning_content"], message["content"]) in text
+
+
+KEPT_BEFORE_A_CALL = {
+    "qwen2": "<|im_start|>assistant\n<think>\n{}\n</think>\n\n<tool_call>\n",
+    "qwen3": "<|im_start|>assistant\n<think>\n{}\n</think>\n\n\n<tool_call>\n",
+    "smollm3": "<|im_start|>assistant\n<think>\n{}\n</think>\n\n<tool_call>weather",
+    "llama3": 'assistant<|end_header_id|>\n\n<think>\n{}\n</think>\n\n{{"name": "weather"',
+    "granite": "assistant<|end_of_role|><think>\n{}\n</think>\n\n<|tool_call|>[",
+    "glm4": "<|assistant|><think>\n{}\n</think>\n\nweather\n",
+}
+
+
+@pytest.mark.parametrize("family", KEPT_BEFORE_A_CALL)
+def test_reasoning_that_is_kept_stands_before_a_call_and_not_in_it(family: str) -> None:
+    tokenizer = FAMILIES[family].tokenizer()
+    conversation = reasoning_before_a_call(Speaker(random.Random(1)))
+    calling = conversation["messages"][1]
+    text = Chat(thinking="keep").render(row_of(conversation), tokenizer)
+    assert KEPT_BEFORE_A_CALL[family].format(calling["reasoning_content"]) in text
+
+
+def test_reasoning_is_not_kept_where_the_turn_of_its_call_is_not_found() -> None:
+    # This template asks for an answer with the opening tag, which a call hasn't.
+    tokenizer = FAMILIES["deepseek"].tokenizer()
+    row = row_of(reasoning_before_a_call(Speaker(random.Random(1))))
+    Chat().render(row, tokenizer)
+    with pytest.raises(RefusedError, match="thinking=keep"):
+        Chat(thinking="keep").render(row, tokenizer)
 
 
 SPOKEN = re.compile(r"<\|im_start\|>assistant\n((?!<\|im_end\|>).*?<\|im_end\|>)", re.DOTALL)

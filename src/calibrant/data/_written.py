@@ -84,7 +84,7 @@ def written(
     found = _Found(text, places, template.generated(conversation, options))
     missing = marks.not_in(places)
     if keep_reasoning:
-        found = _with_reasoning(found, missing, template.tags, subject)
+        found = _with_reasoning(found, missing, template, subject)
         missing = [value for value in missing if value.role != "reasoning"]
     stretches = [stretch for stretch in _stretches(found, template) if stretch.begin < stretch.end]
     return Written(found.text, tuple(stretches), tuple(value.role for value in missing))
@@ -255,24 +255,32 @@ def _any_of(texts: tuple[str, ...]) -> re.Pattern[str]:
 
 
 def _with_reasoning(
-    found: _Found, missing: Sequence[Value], tags: tuple[str, str], subject: str
+    found: _Found, missing: Sequence[Value], template: _Template, subject: str
 ) -> _Found:
-    """Return the text with the missing reasoning before what its message says."""
+    """Return the text with the missing reasoning before what its message says or calls."""
+    opening_tag, closing_tag = template.tags
     thoughts = {value.message: value for value in missing if value.role == "reasoning"}
     text = ""
     copied = 0  # letters of the old text
     places: list[Place] = []
     inserted: list[tuple[int, int]] = []  # where in the old text, and how many letters
     for place in found.places:
+        if place.value.role in ("answer", "call") and place.value.message in thoughts:
+            border: int | None = place.begin
+            # Of a call the first text is its name, before which it has begun.
+            if place.value.role == "call":
+                border = _begin_of_turn(found, template, copied, place.begin)
+            if border is None:
+                raise not_found(subject, "thinking=keep")
+            thought = thoughts.pop(place.value.message)
+            words = thought.text.strip()
+            text += found.text[copied:border] + opening_tag
+            places.append(Place(len(text), len(text) + len(words), place.number, thought))
+            text += words + closing_tag
+            inserted.append((border, len(opening_tag) + len(words) + len(closing_tag)))
+            copied = border
         text += found.text[copied : place.begin]
         copied = place.end
-        if place.value.role in ("answer", "call") and place.value.message in thoughts:
-            thought = thoughts.pop(place.value.message)
-            begin = len(text) + len(tags[0])
-            end = begin + len(thought.text.strip())
-            inserted.append((place.begin, len(tags[0]) + end - begin + len(tags[1])))
-            text += tags[0] + thought.text.strip() + tags[1]
-            places.append(Place(begin, end, place.number, thought))
         begin = len(text)
         text += found.text[place.begin : place.end]
         places.append(place._replace(begin=begin, end=len(text)))
@@ -315,7 +323,9 @@ def _between(
     if before is not None and before.role in ASSISTANT:
         closed = _end_of_turn(found, template, begin, end)
     if after is not None and after.role in ASSISTANT:
-        opened = _begin_of_turn(found, template, closed, end)
+        border = _begin_of_turn(found, template, closed, end)
+        if border is not None:
+            opened = border
     yield Stretch(begin, closed, _tag_of(before))
     yield Stretch(closed, opened, "template")
     yield Stretch(opened, end, _tag_of(after))
@@ -352,14 +362,16 @@ def _end_of_turn(found: _Found, template: _Template, begin: int, end: int) -> in
     return token.end()
 
 
-def _begin_of_turn(found: _Found, template: _Template, begin: int, end: int) -> int:
-    """Return where the assistant's turn begins, whose first value begins at `end`."""
+def _begin_of_turn(found: _Found, template: _Template, begin: int, end: int) -> int | None:
+    """Return where the assistant's turn begins, whose first value begins at `end`; None where that
+    isn't found.
+    """
     for first, last in found.spans:
         if first <= end <= last:
             return max(first, begin)
     if found.spans or not template.opening:
-        return end
+        return None
     place = found.text.rfind(template.opening, begin, end)
     if place < 0:
-        return end
+        return None
     return place + len(template.opening)
