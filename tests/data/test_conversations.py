@@ -9,10 +9,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import datasets
+import polars
 import pytest
 
 from calibrant.data import FunctionCall, Message, Row, as_source
-from calibrant.data._conversations import read_calls
+from calibrant.data._conversations import read_calls, read_tools
 from calibrant.data.objects import record
 from calibrant.data.user_file import UserFile
 from calibrant.errors import DataError
@@ -163,6 +165,90 @@ def test_columns_for_function_calling_are_a_conversation() -> None:
     (row,) = read(xlam)
     assert row.turns == (ASKED, CALLED)
     assert [json.loads(tool) for tool in row.tools] == [TOOL]
+
+
+TWO_FUNCTIONS = [
+    {
+        "messages": [
+            {"role": "user", "content": f"Call {name}."},
+            {
+                "role": "assistant",
+                "content": None,
+                "tool_calls": [
+                    {"type": "function", "function": {"name": name, "arguments": {given: "Jena"}}}
+                ],
+            },
+        ],
+        "tools": [
+            {
+                "type": "function",
+                "function": {
+                    "name": name,
+                    "parameters": {"type": "object", "properties": {given: {"type": "string"}}},
+                },
+            }
+        ],
+    }
+    for name, given in (("weather", "town"), ("clock", "zone"))
+]
+
+
+@pytest.mark.parametrize("kind", ["parquet", "arrow", "Dataset", "IterableDataset", "polars"])
+def test_a_call_has_its_own_arguments_alone_in_a_table_that_has_those_of_all(
+    kind: str, tmp_path: Path
+) -> None:
+    table: Any = datasets.Dataset.from_list(TWO_FUNCTIONS)
+    # In the table itself each call has the arguments of both functions.
+    assert "'zone': None" in str(table[0])
+    if kind == "parquet":
+        table.to_parquet(tmp_path / "calls.parquet")
+        table = tmp_path / "calls.parquet"
+    elif kind == "arrow":
+        table.save_to_disk(str(tmp_path / "calls"))
+        table = tmp_path / "calls"
+    elif kind == "IterableDataset":
+        table = table.to_iterable_dataset()
+    elif kind == "polars":
+        table = polars.DataFrame(TWO_FUNCTIONS)
+    assert rows_of(as_source(table)) == rows_of(as_source(TWO_FUNCTIONS))
+
+
+def test_an_argument_that_is_null_in_json_stays() -> None:
+    call = {"name": "weather", "arguments": {"town": None}}
+    (row,) = read({"query": "How warm is it?", "answers": [call]})
+    assert row.turns[1].calls[0].arguments == '{"town": null}'
+    table = datasets.Dataset.from_list([{"query": "Is it warm?", "answers": json.dumps([call])}])
+    (row,) = rows_of(as_source(table))
+    assert row.turns[1].calls[0].arguments == '{"town": null}'
+
+
+def rows_of(source: Any) -> set[Row]:
+    """Return all stored rows of a source, in whatever part they are."""
+    rows: set[Row] = set()
+    for part in source.read().rows.values():
+        rows.update(part)
+    return rows
+
+
+PARAMETERS = {
+    "a parameter called type": ({"type": {"type": "str"}, "limit": {"type": "int"}}, True),
+    "a parameter called properties": ({"properties": {"type": "str", "description": ""}}, True),
+    "both": ({"type": {"type": "str"}, "properties": {"type": "str"}}, True),
+    "a schema": ({"type": "object", "properties": {"town": {"type": "string"}}}, False),
+    "of several types": ({"type": ["object", "null"]}, False),
+    "without its type": ({"properties": {"type": {"type": "string"}}}, False),
+    "of nothing": ({"properties": {}}, False),
+}
+
+
+@pytest.mark.parametrize("kind", PARAMETERS)
+def test_parameters_are_a_schema_whatever_they_are_called(kind: str) -> None:
+    parameters, are_bare = PARAMETERS[kind]
+    (tool,) = read_tools([{"name": "search", "parameters": parameters}])
+    wanted = dict(parameters)
+    if are_bare:
+        wanted = {"type": "object", "properties": parameters}
+    assert json.loads(tool)["function"]["parameters"] == wanted
 
 
 def test_what_an_instruction_is_about_is_a_part_of_the_question() -> None:

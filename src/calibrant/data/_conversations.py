@@ -336,9 +336,23 @@ def _with_schema(tool: Mapping[str, Any]) -> dict[str, Any]:
     """
     function = dict(tool)
     parameters = function.get("parameters")
-    if isinstance(parameters, Mapping) and not {"type", "properties"} & parameters.keys():
+    if isinstance(parameters, Mapping) and not _is_schema(parameters):
         function["parameters"] = {"type": "object", "properties": dict(parameters)}
     return function
+
+
+def _is_schema(parameters: Mapping[str, Any]) -> bool:
+    """Return whether these are a schema and not bare properties, one of which may be called `type`
+    or `properties`.
+    """
+    kind = parameters.get("type")
+    properties = parameters.get("properties")
+    if isinstance(kind, str | list):
+        return True
+    if isinstance(kind, Mapping) or not isinstance(properties, Mapping):
+        return False
+    # What describes one parameter has texts in it; the properties of a schema are schemas.
+    return all(isinstance(entry, Mapping | bool) for entry in properties.values())
 
 
 def _listed(value: Any, form: str) -> list[Any]:

@@ -12,7 +12,7 @@ import csv
 import gzip
 import json
 import zlib
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from io import BufferedIOBase, BufferedReader, StringIO
 from pathlib import Path
@@ -416,7 +416,26 @@ def _records_of(batch: Any, label: str, before: int) -> Iterator[dict[str, Any]]
         records = batch.to_pylist()
     except FAULTS:
         records = _one_by_one(batch, label, before)
-    yield from records
+    yield from map(without_nulls, records)
+
+
+def without_nulls(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a record of a table of Arrow with all its columns, without the entries of objects
+    within them that hold nothing.
+
+    Arrow gives an object the entries of the objects of all rows: a call would have the arguments of
+    every function.
+    """
+    return {column: _value_without_nulls(value) for column, value in record.items()}
+
+
+def _value_without_nulls(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        entries = cast("Mapping[str, Any]", value).items()
+        return {name: _value_without_nulls(entry) for name, entry in entries if entry is not None}
+    if isinstance(value, list):
+        return [_value_without_nulls(entry) for entry in cast("list[Any]", value)]
+    return value
 
 
 def _one_by_one(batch: Any, label: str, before: int) -> Iterator[dict[str, Any]]:

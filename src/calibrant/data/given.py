@@ -22,7 +22,7 @@ from calibrant.data._base import (
     digest,
     joined,
 )
-from calibrant.data._files import check_columns, short
+from calibrant.data._files import check_columns, short, without_nulls
 from calibrant.data._ids import SEQUENCES, as_list, rows_of_ids
 from calibrant.data._limits import FIRST_GIVEN, MOST_GIVEN
 from calibrant.data._rows import RowReader, kind_of, layout_of
@@ -35,6 +35,8 @@ NAME: Final = "data"
 _CONTENTS: Final[dict[str, "Content"]] = {}
 """What was handed over in this process, by its digest."""
 _MESSAGE: Final = {"role", "content"}
+_ON_ARROW: Final = ("datasets", "polars")
+"""Packages whose tables and columns are those of Arrow."""
 
 
 @dataclass(frozen=True)
@@ -172,6 +174,7 @@ def _content_of(data: Any) -> Content:
             data = [mapping]
         else:
             data, split = _train_split(mapping)
+    of_arrow = type(data).__module__.partition(".")[0] in _ON_ARROW
     items, cut = _items(data)
     if not items:
         raise DataError(
@@ -181,19 +184,19 @@ def _content_of(data: Any) -> Content:
         )
     note = joined(split, cut)
     if all(isinstance(item, str | None) for item in items):
-        return _content_of_records([{"text": item} for item in items], "text", note)
+        return _content_of_records([{"text": item} for item in items], "text", note, of_arrow)
     if all(isinstance(item, Mapping) for item in items):
         if "input_ids" in items[0]:
             return _content_of_ids(items, note)
         _check_no_message(items[0])
-        return _content_of_records(items, "", note)
+        return _content_of_records(items, "", note, of_arrow)
     # One sequence of ids may stand for a list of one.
     if all(map(_is_number, items)):
         items = [list(chain.from_iterable(map(as_list, items)))]
     if not all(isinstance(item, SEQUENCES) for item in items):
         raise _mixed(items)
     if any(_is_conversation(item) for item in items):
-        return _content_of_records([{"turns": item} for item in items], "turns", note)
+        return _content_of_records([{"turns": item} for item in items], "turns", note, of_arrow)
     return _content_of_ids(items, note)
 
 
@@ -252,8 +255,14 @@ def _train_split(splits: Mapping[str, Any]) -> tuple[Any, str]:
     return splits["train"], f"the split train of {names}"
 
 
-def _content_of_records(records: Sequence[Mapping[str, Any]], field: str, note: str) -> Content:
-    """Return the rows that records make; a `field` is in the column of its name."""
+def _content_of_records(
+    records: Sequence[Mapping[str, Any]], field: str, note: str, of_arrow: bool
+) -> Content:
+    """Return the rows that records make; a `field` is in the column of its name. `of_arrow` says
+    that the records are those of a table of Arrow.
+    """
+    if of_arrow:
+        records = [without_nulls(record) for record in records]
     requested: dict[str, str] = {}
     if field:
         requested[field] = field
