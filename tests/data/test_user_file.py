@@ -245,6 +245,44 @@ def test_an_answer_that_is_a_choice_becomes_its_letter(jsonl: Callable[..., Path
     ]
 
 
+CHOICES = ["3", "0", "1", "2"]
+LABELLED = {"label": ["1", "2", "3", "4"], "text": CHOICES}
+
+
+@pytest.mark.parametrize(
+    ("choices", "answers", "letters", "by_index"),
+    [
+        (CHOICES, [0, 1, 2, 3], ["A", "B", "C", "D"], True),
+        (["x", "y", "z", "w"], [2, None], ["C"], True),
+        # Counted from 1, or choices themselves: one of them is no place.
+        (CHOICES, [1, 2, 3, 4], ["C", "D", "A", "4"], False),
+        (CHOICES, ["0", "1"], ["B", "C"], False),
+        (LABELLED, [1, 2], ["A", "B"], False),
+        (["no", "yes"], [True, False], ["True", "False"], False),
+    ],
+)
+def test_an_answer_may_be_the_place_of_its_choice(
+    jsonl: Callable[..., Path],
+    choices: Any,
+    answers: list[Any],
+    letters: list[str],
+    by_index: bool,
+):
+    records = [
+        {"question": f"q{i}", "choices": choices, "answer": answer}
+        for i, answer in enumerate(answers)
+    ]
+    source = UserFile(str(jsonl(records)))
+    assert [row.answer for row in rows_of(source)] == letters
+    assert ("counted from 0" in source.part("measure").note) == by_index
+
+
+def test_the_first_of_several_choices_in_columns_is_no_answer(jsonl: Callable[..., Path]):
+    record = {"question": "q", "A": "x", "b": "y", "c": "z", "d": "w", "correct": "b"}
+    assert "answer" not in UserFile(str(jsonl([record]))).fields
+    assert "answer" in UserFile(str(jsonl([{"q": "q", "a": "x"}], name="qa.jsonl"))).fields
+
+
 @pytest.mark.parametrize(
     ("column", "role", "content"),
     [("messages", "role", "content"), ("conversations", "from", "value")],

@@ -57,19 +57,21 @@ it, the functions that are offered, and what the system says.
 class Columns:
     """The column of each field, in `fields`, and of what goes with one, in `beside`. `guessed` are
     those of them that nobody asked for; `passed_over` are other columns that a guessed field might
-    have had.
+    have had. `by_index` says that each answer is the place of its choice, from 0.
     """
 
     fields: Mapping[str, str]
     beside: Mapping[str, str] = field(default_factory=dict[str, str])
     guessed: Mapping[str, str] = field(default_factory=dict[str, str])
     passed_over: Mapping[str, Sequence[str]] = field(default_factory=dict[str, Sequence[str]])
+    by_index: bool = False
 
     @property
     def note(self) -> str:
         """What was guessed, as a clause: `guessed: question from 'prompt' (and not 'query'),
-        answer from 'output'`.
+        answer from 'output'`; and whether answers are places of choices.
         """
+        clauses: list[str] = []
         guesses: list[str] = []
         for name, column in self.guessed.items():
             guess = f"{name} from {column!r}"
@@ -77,9 +79,12 @@ class Columns:
             if others:
                 guess += f" (and not {others})"
             guesses.append(guess)
-        if not guesses:
-            return ""
-        return f"guessed: {', '.join(guesses)}"
+        if guesses:
+            clauses.append(f"guessed: {', '.join(guesses)}")
+        if self.by_index:
+            column = self.fields["answer"]
+            clauses.append(f"{column!r} taken for the place of the right choice, counted from 0")
+        return "; ".join(clauses)
 
 
 def assign(records: Sequence[Mapping[str, Any]], requested: Mapping[str, str]) -> Columns:
@@ -126,7 +131,8 @@ def assign(records: Sequence[Mapping[str, Any]], requested: Mapping[str, str]) -
     for name, others in passed_over.items():
         passed_over[name] = [column for column in others if column not in beside.values()]
     ordered = {name: columns[name] for name in USUAL if name in columns}
-    return Columns(ordered, beside, guessed, passed_over)
+    by_index = _answers_are_places(records, ordered)
+    return Columns(ordered, beside, guessed, passed_over, by_index)
 
 
 def field_value(name: str, value: Any) -> Any:
@@ -160,15 +166,50 @@ def letter_of(answer: str, choices: tuple[str, ...], column: Any) -> str:
     An answer that is neither a name nor a choice stays as it is.
     """
     labels = lettered(choices)
-    own_names = column.get("label") if isinstance(column, dict) else None
     # Names that the file has for its choices go first, then A, B, C, then the choices themselves.
-    candidates: list[Sequence[str]] = [labels, choices]
-    if isinstance(own_names, list):
-        candidates.insert(0, own_names)
+    candidates: list[Sequence[str]] = [_own_names(column), labels, choices]
     for names in candidates:
         if answer in names and len(names) == len(labels):
             return labels[names.index(answer)]
     return answer
+
+
+def letter_at(place: Any, choices: tuple[str, ...]) -> str | None:
+    """Return what the choice at a place is called, counted from 0; None where that is no place of
+    one.
+    """
+    # True is an integer in Python.
+    if isinstance(place, bool) or not isinstance(place, int) or not 0 <= place < len(choices):
+        return None
+    return lettered(choices)[place]
+
+
+def _answers_are_places(records: Iterable[Mapping[str, Any]], fields: Mapping[str, str]) -> bool:
+    """Return whether all answers are places of choices, as MMLU has them. If one is none, they are
+    choices themselves, or counted from 1.
+    """
+    if not {"choices", "answer"} <= fields.keys():
+        return False
+    found = False
+    for record in records:
+        answer = record.get(fields["answer"])
+        column = record.get(fields["choices"])
+        if _is_empty(answer) or not _fits("choices", column):
+            continue
+        if letter_at(answer, _choices(column)) is None or str(answer) in _own_names(column):
+            return False
+        found = True
+    return found
+
+
+def _own_names(column: Any) -> Sequence[str]:
+    """Return the names that a column of choices has for them; nothing where it has none."""
+    names = None
+    if isinstance(column, dict):
+        names = column.get("label")
+    if not isinstance(names, list):
+        return ()
+    return names
 
 
 def _first_values(records: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
@@ -184,7 +225,11 @@ def _first_values(records: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
 def _candidates(name: str, values: Mapping[str, Any]) -> list[str]:
     """Return the columns that may be this field, the likeliest first."""
     candidates: list[str] = []
+    known = {column.strip().casefold() for column in values}
     for usual in USUAL[name]:
+        # Beside columns `b` and `c` it is the first choice.
+        if usual == "a" and known >= {"b", "c"}:
+            continue
         for column, value in values.items():
             if column.strip().casefold() == usual and _fits(name, value):
                 candidates.append(column)

@@ -9,7 +9,7 @@ from itertools import chain
 from typing import Any, Final
 
 from calibrant.data._base import Row, lettered
-from calibrant.data._columns import USUAL, Columns, assign, field_value, letter_of
+from calibrant.data._columns import USUAL, Columns, assign, field_value, letter_at, letter_of
 from calibrant.data._conversations import check_words_alone, conversation_of, first_exchange
 from calibrant.data._files import short
 from calibrant.data._limits import MOST_COLUMNS
@@ -160,8 +160,13 @@ def values_of(record: Mapping[str, Any], columns: Columns, place: str) -> dict[s
         choices = values["choices"]
         values["labels"] = lettered(choices)
         if "answer" in values:
-            column = record.get(columns.fields["choices"])
-            values["answer"] = letter_of(values["answer"], choices, column)
+            letter = None
+            if columns.by_index:
+                letter = letter_at(record.get(columns.fields["answer"]), choices)
+            if letter is None:
+                column = record.get(columns.fields["choices"])
+                letter = letter_of(values["answer"], choices, column)
+            values["answer"] = letter
     return values
 
 

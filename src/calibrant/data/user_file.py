@@ -46,7 +46,9 @@ class UserFile(StoredSource):
     functions in `tools` and a prompt in `system` beside it belong to it. What an `instruction` is
     about, in `input`, is a part of the question; `query` and the calls in `answers` are a
     conversation.
-    Where the answer is one of the choices, the letter of that choice is taken.
+    Where the answer is one of the choices, the letter of that choice is taken; and where all
+    answers are whole numbers below the number of choices, that of the choice at that place, counted
+    from 0.
 
     **Parts**: files or splits called train, validation and test are used as on the hub: train
     calibrates, 5 % of it are exemplars, test (or validation) measures. Where a folder, a pattern or
