@@ -260,6 +260,57 @@ def test_what_an_instruction_is_about_is_a_part_of_the_question() -> None:
     assert all(not row.turns for row in rows)
 
 
+@pytest.mark.parametrize("name", ["context", "passage"])
+def test_the_passage_that_a_question_is_about_is_a_part_of_it(name: str) -> None:
+    rows = read(
+        {"instruction": "Who sings?", name: "Ada sings.", "response": "Ada"},
+        {"instruction": "Sing.", name: "", "response": "La"},
+    )
+    assert {row.question for row in rows} == {"Who sings?\n\nAda sings.", "Sing."}
+    assert all(not row.turns for row in rows)
+    squad = {"question": "Who sings?", name: "Ada sings.", "answers": {"text": ["Ada"]}}
+    (row,) = read(squad)
+    assert (row.question, row.answer) == ("Who sings?\n\nAda sings.", None)
+    (row,) = read({name: "Ada sings.", "text": "A text."})
+    assert (row.question, row.text) == (None, "A text.")
+
+
+@pytest.mark.parametrize("name", ["system", "system_prompt"])
+def test_a_system_prompt_beside_question_and_answer_is_the_first_turn(name: str) -> None:
+    asked = Message("user", "6 * 7?")
+    said = Message("assistant", "42")
+    rows = read(
+        {name: "Be brief.", "question": "6 * 7?", "response": 42},
+        {name: "", "question": "6 * 7?", "response": 42},
+        {name: "Be brief.", "question": "6 * 7?", "response": None},
+    )
+    assert {row.turns for row in rows} == {
+        (Message("system", "Be brief."), asked, said),
+        (asked, said),
+    }
+    assert {(row.question, row.answer) for row in rows} == {("6 * 7?", "42")}
+    choices = {"question": "6 * 7?", "choices": ["41", "42"], "answer": "42"}
+    (row,) = read({name: "Be brief.", **choices})
+    assert (row.turns, row.answer) == ((), "B")
+
+
+def test_a_history_is_the_turns_before_the_question() -> None:
+    factory = {"instruction": "And 2 * 7?", "input": "", "output": "14", "system": "Be brief."}
+    rows = read(
+        {**factory, "history": [["6 * 7?", "42"], ["3 * 7?", "21"]]}, {**factory, "history": []}
+    )
+    asked = [Message("user", question) for question in ("6 * 7?", "3 * 7?", "And 2 * 7?")]
+    said = [Message("assistant", answer) for answer in ("42", "21", "14")]
+    system = Message("system", "Be brief.")
+    assert {row.turns for row in rows} == {
+        (system, asked[0], said[0], asked[1], said[1], asked[2], said[2]),
+        (system, asked[2], said[2]),
+    }
+    assert {row.question for row in rows} == {"And 2 * 7?"}
+    with pytest.raises(DataError, match="exchanges"):
+        read({**factory, "history": [["6 * 7?", "42"]]}, {**factory, "history": [["alone"]]})
+
+
 @pytest.mark.parametrize("name", ["reasoning_content", "reasoning", "thinking"])
 def test_reasoning_is_read_under_all_its_names(name: str) -> None:
     answer = {"role": "assistant", "content": "42", name: "6 times 7"}

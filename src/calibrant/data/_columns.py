@@ -11,6 +11,7 @@ from calibrant.data._conversations import (
     encodable,
     is_conversation,
     read_calls,
+    read_exchanges,
     read_messages,
     read_tools,
 )
@@ -44,12 +45,15 @@ USUAL: Final[Mapping[str, Sequence[str]]] = {
 
 BESIDE: Final[Mapping[str, Sequence[str]]] = {
     "input": ("input",),
+    "context": ("context", "passage"),
+    "history": ("history",),
     "calls": ("answers", "tool_calls", "function_calls"),
     "tools": ("tools", "functions"),
     "system": ("system", "system_prompt"),
 }
-"""What goes with a question or with messages: what an instruction is about, the calls that answer
-it, the functions that are offered, and what the system says.
+"""What goes with a question or with messages: what an instruction is about, the passage that a
+question is about, the exchanges before it, the calls that answer it, the functions that are
+offered, and what the system says.
 """
 
 
@@ -136,8 +140,8 @@ def assign(records: Sequence[Mapping[str, Any]], requested: Mapping[str, str]) -
 
 
 def field_value(name: str, value: Any) -> Any:
-    """Return a value as the field holds it: a text, choices, turns, calls or tools; None if there
-    is nothing in it. `ValueError` says what it must be.
+    """Return a value as the field holds it: a text, choices, turns, calls, tools or earlier
+    exchanges; None if there is nothing in it. `ValueError` says what it must be.
     """
     if _is_empty(value):
         return None
@@ -147,6 +151,8 @@ def field_value(name: str, value: Any) -> Any:
         return read_tools(value) or None
     if name == "turns":
         return read_messages(value)
+    if name == "history":
+        return read_exchanges(value)
     if name == "choices":
         return _choices(value)
     # The answer to a word problem is a number in many files; pandas makes floats of them.
@@ -249,6 +255,12 @@ def _beside(columns: Mapping[str, str], values: Mapping[str, Any]) -> dict[str, 
     question = columns.get("question", "").strip().casefold()
     if question == "instruction" and "answer" in columns:
         look_for("input")
+    if question and "turns" not in columns:
+        look_for("context")
+    # Messages hold neither choices nor the way to an answer, so beside these it stays as it is.
+    if question and "answer" in columns and not {"turns", "choices", "rationale"} & columns.keys():
+        look_for("history")
+        look_for("system")
     if question and "answer" not in columns and "turns" not in columns:
         look_for("calls")
     if "turns" in columns or "calls" in beside:

@@ -85,6 +85,22 @@ def read_messages(value: Any) -> tuple[Message, ...] | None:
     return tuple(messages)
 
 
+def read_exchanges(value: Any) -> tuple[Message, ...]:
+    """Return earlier exchanges, each a list of what is said and what is answered, as messages.
+    `ValueError` says what they must be.
+    """
+    form = "a list of exchanges such as ['How warm is it?', 'It has 20 degrees.']"
+    messages: list[Message] = []
+    for exchange in _listed(value, form):
+        if not isinstance(exchange, list) or len(exchange) != 2:
+            raise ValueError(form)
+        for role, said in zip(("user", "assistant"), exchange, strict=True):
+            if not isinstance(said, str):
+                raise ValueError(form)
+            messages.append(Message(role, encodable(said)))
+    return tuple(messages)
+
+
 def read_tools(value: Any) -> tuple[str, ...]:
     """Return the functions that are offered, each as the text of an object; of a list, or of the
     text of one. `ValueError` says what it must be.

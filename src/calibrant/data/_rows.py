@@ -139,11 +139,16 @@ def values_of(record: Mapping[str, Any], columns: Columns, place: str) -> dict[s
     """
     values = _read_columns(record, columns.fields, place)
     beside = _read_columns(record, columns.beside, place)
-    if "input" in beside and "question" in values:
-        values["question"] += f"\n\n{beside['input']}"
+    for name in ("input", "context"):
+        if name in beside and "question" in values:
+            values["question"] += f"\n\n{beside[name]}"
     if "calls" in beside and "question" in values:
         calling = Message("assistant", calls=beside["calls"])
         values["turns"] = (Message("user", values["question"]), calling)
+    # Where some rows have it, all are conversations: all rows are to have the same fields.
+    if columns.beside.keys() & {"system", "history"} and values.keys() >= {"question", "answer"}:
+        exchange = (Message("user", values["question"]), Message("assistant", values["answer"]))
+        values.setdefault("turns", (*beside.get("history", ()), *exchange))
     if "turns" in values:
         conversation = conversation_of(
             values["turns"], beside.get("tools", ()), beside.get("system", "")

@@ -44,8 +44,9 @@ class UserFile(StoredSource):
     by the names that others use, such as `prompt` or `messages`; `path(question=Q)` says that the
     questions are in the column `Q`. Of a conversation the first exchange is question and answer;
     functions in `tools` and a prompt in `system` beside it belong to it. What an `instruction` is
-    about, in `input`, is a part of the question; `query` and the calls in `answers` are a
-    conversation.
+    about, in `input`, or a question, in `context` or `passage`, is a part of the question; `query`
+    and the calls in `answers` are a conversation. So are question and answer beside a `system`
+    prompt, or beside a `history` of earlier exchanges, unless there are choices or a rationale.
     Where the answer is one of the choices, the letter of that choice is taken; and where all
     answers are whole numbers below the number of choices, that of the choice at that place, counted
     from 0.
