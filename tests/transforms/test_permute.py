@@ -9,13 +9,15 @@ from torch import Tensor
 
 from calibrant.activations import FeatureNorms, Seen
 from calibrant.compress import Recipe, prune
+from calibrant.edits.sites import Sites
 from calibrant.errors import ModelError, SpecError, TargetError
-from calibrant.models import ModelView, Snapshot, view
+from calibrant.models import Heads, ModelView, Snapshot, view
 from calibrant.targets import NofM
 from calibrant.testing.tiny import tiny_folder, tiny_model
 from calibrant.transforms import transforms
 from calibrant.transforms.permute import assigned, best_order, dealt, kept
 
+from tests.models.families import small_model
 from tests.transforms.test_rotate import logits, uneven
 from tests.usual import usually
 
@@ -99,6 +101,33 @@ def test_without_heads_only_networks_are_permuted_and_a_snapshot_brings_the_mode
     assert torch.equal(logits(model), before)
     transforms.build("permute(heads=false)").apply(seen, statistics)
     assert all(torch.equal(w.get(), old) for w, old in zip(seen.weights, first, strict=True))
+
+
+@pytest.mark.parametrize("family", ["gemma4_unified", "gemma4_unified_text"])
+def test_of_layers_whose_heads_differ_in_width_only_networks_are_permuted(family: str):
+    model = small_model(family)
+    seen = view(model)
+    before = logits(model)
+    notes = transforms.build("permute").apply(seen, seen_by(seen))
+    assert (notes["networks"], notes["heads"]) == (3, 0)
+    assert (logits(model) - before).abs().max() < 1e-5
+    assert Sites.of(seen).by_block
+
+
+def test_heads_that_cannot_be_looked_for_leave_the_model_as_it_was(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    _, seen = uneven("llama")
+    before = [weight.get().clone() for weight in seen.weights]
+
+    def refuse(_view: ModelView) -> None:
+        raise ModelError("no token can be run")
+
+    monkeypatch.setattr(Heads, "of", refuse)
+    with pytest.raises(ModelError, match="no token can be run"):
+        transforms.build("permute").apply(seen, seen_by(seen))
+    for weight, old in zip(seen.weights, before, strict=True):
+        assert torch.equal(weight.get(), old)
 
 
 def test_a_matrix_that_no_token_reached_is_left():

@@ -97,10 +97,6 @@ def test_logits_stay_what_they_were(family: str):
         assert len(moved) >= sites
 
 
-MANY_WIDTHS = ("gemma4_unified", "gemma4_unified_text")
-"""Families whose configuration doesn't say how wide a head is: layers differ."""
-
-
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("family", ALL_FAMILIES)
@@ -117,8 +113,6 @@ def test_every_family_computes_what_it_did_or_is_refused_by_name(family: str):
     with torch.no_grad():
         before = model(input_ids=FEW_IDS, use_cache=False).logits
     for spec in ("smooth", "smooth(sites=all)"):
-        if spec != "smooth" and family in MANY_WIDTHS:
-            continue
         if family in REFUSED_BY[spec]:
             with pytest.raises(ModelError, match=type(model).__name__):
                 smooth(spec, view(model), full())

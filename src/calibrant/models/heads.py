@@ -46,12 +46,16 @@ class Heads:
 
     @classmethod
     def of(cls, view: ModelView) -> dict[int, "Heads"]:
-        """Return the heads of every block in which they are found, by its index. The model isn't
-        changed.
+        """Return the heads of every block in which they are found, by its index: none where the
+        configuration has another width for some layers. The model isn't changed.
         """
         config = view.config
-        width = getattr(config, "head_dim", None)
-        heads = getattr(config, "num_attention_heads", None)
+        try:
+            width = getattr(config, "head_dim", None)
+            heads = getattr(config, "num_attention_heads", None)
+        except RuntimeError:
+            # transformers refuses to name one width, or one number, for layers that differ.
+            return {}
         if not width and heads:
             width = config.hidden_size // heads
         if not width:

@@ -103,12 +103,15 @@ class Permute(Transform):
         self, view: ModelView, seen: Mapping[str, Seen]
     ) -> Iterator[tuple[str, Tensor, Callable[[Tensor], None]]]:
         """Yield what can be permuted: its kind, its scores [out, in], and what permutes it."""
-        for network in Stream.of(view).hidden:
+        networks = Stream.of(view).hidden
+        found: Mapping[int, Heads] = {}
+        # Looked for before the first is permuted: a refusal leaves the model as it was.
+        if self.heads:
+            found = Heads.of(view)
+        for network in networks:
             if network.down.name in seen and network.units % self.m == 0:
                 yield "networks", _scores(network.down, seen), network.permute
-        if not self.heads:
-            return
-        for heads in Heads.of(view).values():
+        for heads in found.values():
             if heads.output.name not in seen or heads.width % self.m:
                 continue
             by_head = _scores(heads.output, seen).unflatten(1, (-1, heads.width))
