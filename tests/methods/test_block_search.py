@@ -18,9 +18,10 @@ from calibrant.compress.checkpoint import Checkpoint
 from calibrant.data import CalibrationSet, TokenBatch
 from calibrant.errors import ModelError, NumericsError
 from calibrant.methods._searching import Choice, Trials
+from calibrant.methods.blocks._blocks import _HalfBlocks
 from calibrant.models import Opened, open_model, view
 from calibrant.results import Record
-from calibrant.testing import tiny_folder
+from calibrant.testing import tiny_folder, tiny_model
 
 from tests.killed import killed_after, tried
 from tests.usual import usually
@@ -298,6 +299,19 @@ def test_of_which_both_halves_go_that_block_is_dropped_whole(tmp_path: Path) -> 
         **SMALL,
     )
     assert again.already_done
+
+
+def test_apart_experts_that_share_a_tensor_have_it_zeroed_once() -> None:
+    seen = view(tiny_model("mixtral"))
+    for block, variants in zip(seen.blocks, _HalfBlocks(seen).variants, strict=True):
+        _, without_network, without_attention, _ = variants
+        (zeroed_experts,) = without_network.numbers
+        (zeroed_output,) = without_attention.numbers
+        of_block = dict(block.module.named_parameters())
+        assert zeroed_experts[0] is of_block["mlp.experts.down_proj"]
+        assert zeroed_output[0] is of_block["self_attn.o_proj.weight"]
+        for parameter, zeros in (zeroed_experts, zeroed_output):
+            assert torch.equal(zeros, torch.zeros_like(parameter))
 
 
 @pytest.mark.parametrize("kill", [1, pytest.param(2, marks=pytest.mark.slow), 3])

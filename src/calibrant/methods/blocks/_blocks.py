@@ -246,11 +246,13 @@ class _HalfBlocks(_WholeBlocks):
 
 def _silenced(writers: Sequence[Weight]) -> Variant:
     """The variant of a block in which these matrices write nothing to the stream."""
-    numbers: list[tuple[nn.Parameter, torch.Tensor]] = []
+    numbers: dict[int, tuple[nn.Parameter, torch.Tensor]] = {}
     for weight in writers:
         parameter = getattr(weight.owner, weight.key)
-        numbers.append((parameter, torch.zeros_like(parameter.data)))
-    return Variant(numbers=tuple(numbers))
+        # All experts of a block may be in one parameter, which is zeroed once.
+        if id(parameter) not in numbers:
+            numbers[id(parameter)] = parameter, torch.zeros_like(parameter.data)
+    return Variant(numbers=tuple(numbers.values()))
 
 
 @final
