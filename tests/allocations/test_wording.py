@@ -3,7 +3,7 @@
 import pytest
 
 from calibrant.allocations import allocations
-from calibrant.compress import prune
+from calibrant.compress import prune, quantize
 from calibrant.errors import InputError, SpecError, TargetError
 from calibrant.targets import parse_target
 from calibrant.testing import tiny_folder
@@ -77,6 +77,29 @@ def test_what_does_not_evolve_is_refused(
             length=16,
         )
     assert refused.value.subject == subject
+
+
+def test_a_method_that_changes_more_than_matrices_does_not_evolve(
+    tmp_path_factory: pytest.TempPathFactory,
+):
+    """AWQ would be searched without its scales: only rounded."""
+    folder = tiny_folder(tmp_path_factory.mktemp("given") / "model")
+    sentence = (
+        "evolved compresses matrices one by one to find shares, and awq changes more of a model "
+        "than that; leave the allocation out"
+    )
+    with pytest.raises(TargetError) as refused:
+        quantize(
+            str(folder),
+            data="python_docs",
+            method="awq",
+            target="w4g16",
+            allocation="evolved",
+            samples=2,
+            length=16,
+        )
+    assert refused.value.subject == "evolved"
+    assert str(refused.value) == sentence
 
 
 def test_the_text_of_an_allocation_gives_it_back():

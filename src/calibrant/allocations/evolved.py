@@ -19,7 +19,7 @@ from calibrant.allocations._sharing import size_of
 from calibrant.data import divided
 from calibrant.errors import SpecError, TargetError
 from calibrant.job import Job
-from calibrant.methods import MatrixMethod, Method
+from calibrant.methods import MatrixMethod, Method, ModelMethod
 from calibrant.methods._arrivals import arrivals
 from calibrant.methods._base import MOST_CANDIDATES
 from calibrant.methods._searching import Choice, Space, Trials, climb
@@ -106,6 +106,13 @@ class Evolved(Allocation):
             raise TargetError(
                 f"{self} shares a target among matrices, and {method} doesn't go matrix by matrix; "
                 f"leave the allocation out",
+                subject=str(self),
+            )
+        # Its single matrices aren't the model that comes of it.
+        if isinstance(method, ModelMethod):
+            raise TargetError(
+                f"{self} compresses matrices one by one to find shares, and {method} changes more "
+                f"of a model than that; leave the allocation out",
                 subject=str(self),
             )
         menu = self.menu(job.target)
