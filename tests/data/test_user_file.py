@@ -380,6 +380,10 @@ def test_a_folder_or_a_pattern_is_one_source(jsonl: Callable[..., Path]):
         "train.jsonl test.jsonl",
         "train-0-of-2.jsonl train-1-of-2.jsonl TEST_a.jsonl",
         "train.jsonl val.jsonl",
+        "train1.jsonl test1.jsonl",
+        "wiki_train.jsonl wiki_test.jsonl",
+        "wiki.train.1.jsonl wiki.1.DEV.jsonl",
+        "unit_test-train.jsonl latest.jsonl_test.jsonl",
     ],
 )
 def test_files_named_as_splits_are_used_as_on_the_hub(jsonl: Callable[..., Path], names: str):
@@ -393,6 +397,29 @@ def test_files_named_as_splits_are_used_as_on_the_hub(jsonl: Callable[..., Path]
         record["text"] for record in texts(200 * len(train))[2:]
     }
     assert 0 < len(parts["exemplars"]) < 40
+
+
+@pytest.mark.parametrize("pattern", ["*/*.jsonl", "**", "**/*.jsonl", "t*/data.jsonl"])
+@pytest.mark.parametrize("above", ["all", "test", "my_train"])
+def test_folders_named_as_splits_are_used_as_on_the_hub(
+    jsonl: Callable[..., Path], pattern: str, above: str
+):
+    jsonl(texts(100), f"{above}/train_en/data.jsonl")
+    file = jsonl(texts(30, 1_000), f"{above}/test/data.jsonl")
+    source = UserFile(f"{file.parent.parent}/{pattern}")
+    parts = texts_by_part(source)
+    assert parts["measure"] == {record["text"] for record in texts(30, 1_000)}
+    assert parts["calibrate"] | parts["exemplars"] == {record["text"] for record in texts(100)}
+    assert source.part("calibrate").note == "'train' calibrates and 'test' measures"
+
+
+@pytest.mark.parametrize("names", ["contest.jsonl trains.jsonl", "test/a.jsonl test/b.jsonl"])
+def test_what_only_looks_like_a_split_divides_nothing(jsonl: Callable[..., Path], names: str):
+    for number, name in enumerate(names.split()):
+        folder = jsonl(texts(50, 100 * number), f"train/{name}").parent
+    source = UserFile(f"{folder}/*.jsonl")
+    assert source.part("calibrate").note == ""
+    assert 0 < len(source.part("measure").rows) < 50
 
 
 def test_what_becomes_of_other_splits_and_files_is_said(jsonl: Callable[..., Path]):

@@ -25,7 +25,10 @@ File = tuple[Path, str]
 
 SPLITS: Final = ("train", "validation", "test")
 
-_SPLIT: Final = re.compile(r"(train|validation|valid|val|dev|test)(?![^\W_])", re.IGNORECASE)
+_SPLIT: Final = re.compile(
+    r"(?<![^\W\d_])(train|validation|valid|val|dev|test)(?![^\W\d_])", re.IGNORECASE
+)
+"""A split's name as a word of its own: no letter stands beside it."""
 _USUAL_NAME: Final = {"valid": "validation", "val": "validation", "dev": "validation"}
 _KINDS: Final = {
     stat.S_IFDIR: "a folder",
@@ -162,7 +165,8 @@ def _folder(folder: Path, label: str) -> Files:
             "data files only",
             label,
         )
-    return _by_split([(folder / name, f"{label}/{name}") for name in names], label)
+    candidates = [(folder / name, f"{label}/{name}") for name in names]
+    return _by_split(candidates, label, len(folder.parts))
 
 
 def _pattern(pattern: str, label: str) -> Files:
@@ -173,7 +177,12 @@ def _pattern(pattern: str, label: str) -> Files:
             "'data/*.jsonl'",
             label,
         )
-    return _by_split([(path, str(path)) for path in paths], label)
+    fixed = 0
+    for part in Path(pattern).parts:
+        if has_magic(part):
+            break
+        fixed += 1
+    return _by_split([(path, str(path)) for path in paths], label, fixed)
 
 
 def _matching(pattern: str, label: str) -> Iterator[str]:
@@ -227,8 +236,9 @@ def _entries(folder: str) -> Iterator[os.DirEntry[str]]:
         return
 
 
-def _by_split(candidates: Sequence[File], label: str) -> Files:
-    """Return files in the order of their names, by split if their names say one.
+def _by_split(candidates: Sequence[File], label: str, fixed: int) -> Files:
+    """Return files in the order of their names, by split if their names say one. The first
+    `fixed` parts of each path are where the user's own path leads, and say nothing.
 
     Raises `DataError` if there are none, or too many, or of several kinds.
     """
@@ -250,7 +260,7 @@ def _by_split(candidates: Sequence[File], label: str) -> Files:
     splits: dict[str, list[File]] = {}
     for path, file_label in files:
         _check_regular(path, file_label)
-        splits.setdefault(_split_of(path), []).append((path, file_label))
+        splits.setdefault(_split_of(path, fixed), []).append((path, file_label))
     # What is beside a measured part and isn't named is there to calibrate; beside a train part it
     # is anything.
     unnamed = splits.pop("", [])
@@ -280,12 +290,24 @@ def _label_of(file: File) -> str:
     return file[1]
 
 
-def _split_of(path: Path) -> str:
-    match = _SPLIT.match(path.name)
-    if match is None:
-        return ""
-    name = match[1].lower()
-    return _USUAL_NAME.get(name, name)
+def _split_of(path: Path, fixed: int) -> str:
+    """Return the split that a file's name says, or else the nearest of the folders that it is in,
+    behind the first `fixed` parts of its path; empty if none says one.
+
+    >>> _split_of(Path("data/test/wiki_train.jsonl"), 1)
+    'train'
+    >>> _split_of(Path("data/test/wiki.jsonl"), 1)
+    'test'
+    """
+    for name in reversed(path.parts[fixed:]):
+        words = _SPLIT.findall(name)
+        if words:
+            # Where there are several, the one that the name begins with, or else the last: the
+            # name of a split follows that of its set.
+            begins = _SPLIT.match(name)
+            word = words[-1] if begins is None else begins[1]
+            return _USUAL_NAME.get(word.lower(), word.lower())
+    return ""
 
 
 def _dataset_dict(folder: Path, label: str) -> Files:

@@ -52,7 +52,8 @@ class UserFile(StoredSource):
     from 0.
 
     **Parts**: files or splits called train, validation and test are used as on the hub: train
-    calibrates, 5 % of it are exemplars, test (or validation) measures. Where a folder, a pattern or
+    calibrates, 5 % of it are exemplars, test (or validation) measures. The word may stand anywhere
+    in a file's name, or in that of a folder that a pattern finds. Where a folder, a pattern or
     a saved data set has only test, or only validation, all of it measures and nothing calibrates.
     Anything else, a file named by its path too, is divided by hash: 70 % calibrate, 25 % measure,
     5 % exemplars.
