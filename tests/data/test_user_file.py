@@ -374,6 +374,52 @@ def test_a_folder_or_a_pattern_is_one_source(jsonl: Callable[..., Path]):
     assert min(len(part) for part in parts.values()) > 0
 
 
+def plain_and_rich(shape: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Records without what goes with their field, and records that have it."""
+    plain: list[dict[str, Any]] = []
+    for number in range(1_100):
+        question = f"q {number}"
+        if shape == "instruction":
+            plain.append({"instruction": question, "output": "a"})
+        elif shape == "query":
+            call = {"name": "clock", "arguments": {}}
+            plain.append({"query": question, "answers": [call]})
+        else:
+            said = [{"role": "user", "content": question}, {"role": "assistant", "content": "a"}]
+            plain.append({"messages": said})
+    tool = {"type": "function", "function": {"name": "clock", "parameters": {}}}
+    beside: dict[str, dict[str, Any]] = {
+        "instruction": {"input": "of this"},
+        "query": {"tools": [tool]},
+        "messages": {"system_prompt": "Be brief.", "functions": [tool]},
+    }
+    rich = [record | beside[shape] for record in plain[-50:]]
+    return plain[:-50], rich
+
+
+@pytest.mark.parametrize("shape", ["instruction", "query", "messages"])
+@pytest.mark.parametrize("names", ["mine.jsonl mine.jsonl", "train.jsonl test.jsonl"])
+def test_what_goes_with_a_field_is_read_wherever_it_first_occurs(
+    jsonl: Callable[..., Path], shape: str, names: str
+):
+    plain, rich = plain_and_rich(shape)
+    found: list[list[Row]] = []
+    notes: list[str] = []
+    for folder, records in (("late", [*plain, *rich]), ("early", [*rich, *plain])):
+        # The test part has them early or late too.
+        for name in names.split():
+            path = jsonl(records, f"{folder}/{name}")
+        source = UserFile(str(path.parent))
+        found.append(rows_of(source))
+        notes.append(source.part("calibrate").note)
+    late, early = found
+    assert late == early
+    assert notes[0] == notes[1]
+    assert len({row.question for row in late}) == 1_100
+    whole = [row for row in late if row.tools or "of this" in (row.question or "")]
+    assert len(whole) == 50
+
+
 @pytest.mark.parametrize(
     "names",
     [

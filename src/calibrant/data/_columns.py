@@ -3,7 +3,8 @@ names that others use.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import Any, Final
 
 from calibrant.data._base import lettered
@@ -55,6 +56,8 @@ BESIDE: Final[Mapping[str, Sequence[str]]] = {
 question is about, the exchanges before it, the calls that answer it, the functions that are
 offered, and what the system says.
 """
+
+_NAMES_BESIDE: Final = frozenset(chain.from_iterable(BESIDE.values()))
 
 
 @dataclass(frozen=True)
@@ -216,6 +219,30 @@ def _own_names(column: Any) -> Sequence[str]:
     if not isinstance(names, list):
         return ()
     return names
+
+
+def values_beside(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values of a record's columns that may go with a field, empty ones left out."""
+    values: dict[str, Any] = {}
+    for column, value in record.items():
+        if column.strip().casefold() in _NAMES_BESIDE and not _is_empty(value):
+            values[column] = value
+    return values
+
+
+def widened(columns: Columns, values: Mapping[str, Any]) -> Columns:
+    """Return the columns, and of those that may go with a field the ones that they lack; `values`
+    are the first that each of these holds.
+    """
+    beside = dict(columns.beside)
+    guessed = dict(columns.guessed)
+    for name, column in _beside(columns.fields, values).items():
+        if name in beside:
+            continue
+        beside[name] = column
+        if column != name:
+            guessed[name] = column
+    return replace(columns, beside=beside, guessed=guessed)
 
 
 def _first_values(records: Iterable[Mapping[str, Any]]) -> dict[str, Any]:

@@ -9,7 +9,16 @@ from itertools import chain
 from typing import Any, Final
 
 from calibrant.data._base import Row, lettered
-from calibrant.data._columns import USUAL, Columns, assign, field_value, letter_at, letter_of
+from calibrant.data._columns import (
+    USUAL,
+    Columns,
+    assign,
+    field_value,
+    letter_at,
+    letter_of,
+    values_beside,
+    widened,
+)
 from calibrant.data._conversations import check_words_alone, conversation_of, first_exchange
 from calibrant.data._files import short
 from calibrant.data._limits import MOST_COLUMNS
@@ -100,6 +109,15 @@ class RowReader:
         self._needed = layout.fields
         self._count = 0
         self._missing = Counter[str]()
+        # The first value of each column that may go with a field.
+        self._values_beside: dict[str, Any] = {}
+
+    @property
+    def columns(self) -> Columns:
+        """The columns of the layout, and what goes with a field in rows that were read since. Where
+        that is more, the rows are to be read again.
+        """
+        return widened(self._columns, self._values_beside)
 
     @property
     def note(self) -> str:
@@ -113,6 +131,8 @@ class RowReader:
         """Yield the rows that records make."""
         for place, record in records:
             self._count += 1
+            for column, value in values_beside(record).items():
+                self._values_beside.setdefault(column, value)
             values = values_of(record, self._columns, place)
             missing = [name for name in self._needed if name not in values]
             if missing:

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
@@ -21,7 +21,7 @@ from calibrant.data._base import (
 )
 from calibrant.data._columns import USUAL, Columns
 from calibrant.data._files import read_records
-from calibrant.data._folders import File, files_of
+from calibrant.data._folders import File, Files, files_of
 from calibrant.data._ids import COLUMN, rows_of_ids
 from calibrant.data._rows import LOOKED_AT, Layout, RowReader, layout_of
 from calibrant.errors import DataError
@@ -150,7 +150,24 @@ class UserFile(StoredSource):
             content = self.part("calibrate")
             return SourceRows({"calibrate": content.rows}, content.origin, content.note)
         files = files_of(self.path)
-        reader = RowReader(self._layout)
+        layout = self._layout
+        reader = RowReader(layout)
+        parts = self._rows_of_splits(files, reader)
+        if reader.columns != layout.columns:
+            # Tools, for example, may first occur in a late row; what they are belongs to the rows.
+            reader = RowReader(replace(layout, columns=reader.columns))
+            parts = self._rows_of_splits(files, reader)
+        if files.measure is None:
+            divided = divide(parts[0])
+        elif files.calibrate is None:
+            divided = train_and_test([], parts[0])
+        else:
+            divided = train_and_test(parts[0], parts[1])
+        note = joined(files.note, reader.columns.note, reader.note)
+        return SourceRows(divided, self.origin, note)
+
+    def _rows_of_splits(self, files: Files, reader: RowReader) -> list[list[Row]]:
+        """Return the rows of each split that is used. `DataError` for one without a usable row."""
         parts: list[list[Row]] = []
         for name, split in zip(files.used, files.parts, strict=True):
             rows = list(reader.rows(_numbered(split)))
@@ -160,14 +177,7 @@ class UserFile(StoredSource):
                     subject=self.path,
                 )
             parts.append(rows)
-        if files.measure is None:
-            divided = divide(parts[0])
-        elif files.calibrate is None:
-            divided = train_and_test([], parts[0])
-        else:
-            divided = train_and_test(parts[0], parts[1])
-        note = joined(files.note, self._layout.columns.note, reader.note)
-        return SourceRows(divided, self.origin, note)
+        return parts
 
     @property
     def origin(self) -> str:
