@@ -291,6 +291,9 @@ def _too_few(
         reason, _ = part_draw.refused.most_common(1)[0]
         count = part_draw.refused.total()
         message += f" ({count} rows the model's chat template doesn't take: {reason})"
+    if deck.content.overlapping:
+        count = deck.content.overlapping
+        message += f" ({count} rows are left out because they are also measured)"
     message += f"; lower {quota.flags}"
     if part_draw.windows:
         message += f": the most that works is {most}"
