@@ -11,6 +11,7 @@ from typing import Any
 import datasets
 import pyarrow
 import pytest
+from transformers import PreTrainedTokenizerBase
 
 from calibrant.data import PARTS, CalibrationSet, Message, Row, parse_source
 from calibrant.data.user_file import UserFile
@@ -457,6 +458,49 @@ def test_folders_named_as_splits_are_used_as_on_the_hub(
     assert parts["measure"] == {record["text"] for record in texts(30, 1_000)}
     assert parts["calibrate"] | parts["exemplars"] == {record["text"] for record in texts(100)}
     assert source.part("calibrate").note == "'train' calibrates and 'test' measures"
+
+
+def test_too_little_is_said_with_what_is_left_out_because_it_is_measured(
+    jsonl: Callable[..., Path], letters: PreTrainedTokenizerBase
+):
+    talks: list[dict[str, Any]] = []
+    for number in range(200):
+        said = ["Hi", "Hello!", f"question {number}", "answer"]
+        roles = ["user", "assistant", "user", "assistant"]
+        messages = [{"role": role, "content": text} for role, text in zip(roles, said, strict=True)]
+        talks.append({"messages": messages})
+    path = jsonl(talks)
+    left_out = UserFile(str(path)).part("calibrate").overlapping
+    assert left_out > 100
+    named = f"{left_out} rows are left out because they are also measured"
+    with pytest.raises(DataError, match=named):
+        CalibrationSet(f"{path}:qa", samples=1, length=64).tokens(letters)
+
+
+def test_files_and_folders_that_may_hold_data_and_are_not_read_are_named(
+    jsonl: Callable[..., Path],
+):
+    unread = ["b.ndjson", "c.json.gz", "d.txt.gz", "e.csv.zst", "f.tar", "g.pkl", "H.XZ"]
+    silent = ["README.md", "run.py", ".h.ndjson", "_SUCCESS", "dataset_info.json"]
+    inside = ["sub/d.jsonl", "deep/er/e.ndjson", "spark.jsonl/part-0.json"]
+    empty = ["code/a.py", ".cache/d.jsonl", "_logs/d.jsonl", "other/.d.jsonl", "meta/state.json"]
+    for name in (*unread, *silent, *inside, *empty):
+        jsonl([], f"data/{name}")
+    folder = jsonl(texts(100), "data/a.jsonl").parent
+    named = [*unread, "sub/", "deep/", "spark.jsonl/"]
+    for given in (folder, f"{folder}/*"):
+        note = UserFile(str(given)).part("calibrate").note
+        listed = ", ".join(repr(f"{folder}/{name}") for name in sorted(named))
+        assert note == f"not used: {listed}"
+    for name in ("spark.jsonl/part-0.json", "deep/er/e.ndjson"):
+        (folder / name).unlink()
+    for given in (f"{folder}/**", f"{folder}/**/*.jsonl", f"{folder}/a*"):
+        note = UserFile(str(given)).part("calibrate").note
+        assert "/sub" not in note
+        assert ("b.ndjson" in note) == str(given).endswith("**")
+    for number in range(20):
+        jsonl([], f"data/{number}.gz")
+    assert UserFile(str(folder)).part("calibrate").note.endswith(" and 8 more")
 
 
 @pytest.mark.parametrize("names", ["contest.jsonl trains.jsonl", "test/a.jsonl test/b.jsonl"])

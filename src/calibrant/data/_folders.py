@@ -37,6 +37,15 @@ _KINDS: Final = {
     stat.S_IFIFO: "a pipe",
     stat.S_IFSOCK: "a socket",
 }
+_UNREAD: Final = (
+    *(".ndjson", ".feather", ".orc", ".avro", ".xlsx", ".xml"),
+    *(".gz", ".zst", ".bz2", ".xz", ".lz4", ".zip", ".tar", ".tgz"),
+    *PICKLES,
+)
+"""Endings of files that may well be data, and that aren't read: whoever has such is told."""
+_LOOKED_INTO: Final = 1_000
+"""How many names are looked at to learn whether folders hold data that aren't read."""
+_MOST_NAMED: Final = 20
 _DESCRIPTIONS: Final = (
     "dataset_dict.json",
     "dataset_info.json",
@@ -50,8 +59,8 @@ class Files:
     """The files behind a path by the split that they are; without splits, all are under the empty
     name.
 
-    `ignored` are files that aren't used, `assumed` says that the files of the train split aren't
-    called so.
+    `ignored` are files and folders of files that aren't used, `assumed` says that the files of the
+    train split aren't called so.
     """
 
     splits: Mapping[str, Sequence[File]]
@@ -111,7 +120,10 @@ class Files:
         elif calibrate:
             clause = f"all of it is {calibrate!r} and divided by hash"
         unused = [name for name in self.splits if name not in self.used]
-        others = ", ".join(map(repr, [*unused, *self.ignored]))
+        unused += self.ignored
+        others = ", ".join(map(repr, unused[:_MOST_NAMED]))
+        if len(unused) > _MOST_NAMED:
+            others += f" and {len(unused) - _MOST_NAMED:,} more"
         if others:
             clause = joined(clause, f"not used: {others}")
         return clause
@@ -274,6 +286,7 @@ def _by_split(candidates: Sequence[File], label: str, fixed: int) -> Files:
     elif unnamed:
         splits[""] = unnamed
     used = chain.from_iterable(splits.values())
+    ignored += _passed_over(candidates)
     kinds = sorted({known_suffix(path).split(".")[1] for path, _ in used})
     if len(kinds) > 1:
         message = f"holds files of several kinds ({', '.join(kinds)})"
@@ -284,6 +297,51 @@ def _by_split(candidates: Sequence[File], label: str, fixed: int) -> Files:
 def _may_be_data(file: File) -> bool:
     name = file[0].name
     return bool(known_suffix(file[0])) and name not in _DESCRIPTIONS and name[0] not in "._"
+
+
+def _passed_over(candidates: Sequence[File]) -> list[str]:
+    """Return the names of what may well be data and isn't read: files of kinds that aren't known,
+    and folders that hold files.
+    """
+    looked_into: set[Path] = set()
+    for path, _ in candidates:
+        looked_into.update(path.parents)
+    names_left = _LOOKED_INTO
+    found: list[str] = []
+    for path, label in sorted(candidates, key=_label_of):
+        if path.name[0] in "._":
+            continue
+        if not os.path.isdir(path):
+            if path.suffix.lower() in _UNREAD and not known_suffix(path):
+                found.append(label)
+        # A pattern that goes deeper finds a folder and the files in it.
+        elif path not in looked_into:
+            inside, looked_at = _holds_data(path, names_left)
+            names_left -= looked_at
+            if inside:
+                found.append(f"{label}/")
+    return found
+
+
+def _holds_data(folder: Path, most: int) -> tuple[bool, int]:
+    """Return whether a folder holds a file that may be data, as far as its first `most` names say,
+    and how many names were looked at.
+    """
+    looked_at = 0
+    for place, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if name[0] not in "._"]
+        for name in names:
+            if looked_at >= most:
+                return False, looked_at
+            looked_at += 1
+            path = Path(place, name)
+            unread = path.suffix.lower() in _UNREAD and name[0] not in "._"
+            if unread or _may_be_data((path, name)):
+                return True, looked_at
+        looked_at += len(folders)
+        if looked_at >= most:
+            return False, looked_at
+    return False, looked_at
 
 
 def _label_of(file: File) -> str:

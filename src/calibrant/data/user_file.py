@@ -110,7 +110,9 @@ class UserFile(StoredSource):
     __str__ = __repr__
 
     def place(self) -> Hashable:
-        return _stamps_of(files_of(self.path).all)
+        files = files_of(self.path)
+        # The note says what isn't used, which may change while the files that are read stay.
+        return _stamps_of(files.all), files.note
 
     @property
     def longest(self) -> int:
