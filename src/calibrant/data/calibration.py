@@ -512,15 +512,24 @@ class CalibrationSet:
             return exact._with(budget=tokens)
         return exact
 
-    def disjoint_draws(self, tokenizer: PreTrainedTokenizerBase, most: int = 64) -> int | None:
+    def disjoint_draws(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        most: int = 64,
+        encoder: IdEncoder | None = None,
+    ) -> int | None:
         """Return how many draws of this budget share no row: `most` if there are that many or
         more, None if the set is all controls, which have no end.
+
+        An `encoder` of the same tokenizer remembers rows, for who asks about several budgets.
         """
+        if encoder is None:
+            encoder = IdEncoder(tokenizer)
         if self.at_most:
-            return self.fitted(tokenizer).disjoint_draws(tokenizer, most)
+            return self.fitted(tokenizer).disjoint_draws(tokenizer, most, encoder)
         counts: list[int] = []
         for part in self.mixed:
-            count = part.disjoint_draws(tokenizer, most)
+            count = part.disjoint_draws(tokenizer, most, encoder)
             if count is not None:
                 counts.append(count)
         if self.mixed:
@@ -538,7 +547,6 @@ class CalibrationSet:
         most = min([most, *counts])
         if not has_end:
             return most
-        encoder = IdEncoder(tokenizer)
         # Decks of a draw that there isn't: what has rows of its own for each draw isn't dealt.
         decks = self._decks(-1)
         for number in range(most):

@@ -6,12 +6,14 @@ import random
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from transformers import PreTrainedTokenizerBase
 
 from calibrant.data import CalibrationSet, as_source
-from calibrant.data.inspect import inspect, inspect_tokens, overlap
+from calibrant.data._encoding import IdEncoder
+from calibrant.data.inspect import facts, inspect, inspect_tokens, overlap
 from calibrant.data.inspect.facts import histogram
 from calibrant.data.user_file import UserFile
 from calibrant.errors import DataError, SpecError
@@ -276,6 +278,36 @@ def test_a_file_that_holds_less_than_is_usual_is_looked_at_whole(
     assert found.budget["instead"] == "128 windows of 2,048 tokens"
     with pytest.raises(DataError, match=f"--tokens {held}"):
         inspect(str(path), samples=128)
+
+
+@pytest.mark.parametrize(("held", "tries"), [(4, False), (7, True)])
+def test_the_search_for_enough_draws_reads_no_row_again(
+    letters: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch, held: int, tries: bool
+):
+    few = as_source([prose(i, 400) for i in range(held)])
+    data = CalibrationSet(str(few), tokens=2_000 * held, length=64)
+    batch = data.tokens(letters)
+    read = Counter[str]()
+    amounts: list[int | None] = []
+    text = IdEncoder.text
+    disjoint_draws = CalibrationSet.disjoint_draws
+
+    def counted_text(self: IdEncoder, content: str) -> Any:
+        if content.strip():  # a separator is no row
+            read[content] += 1
+        return text(self, content)
+
+    def counted_draws(self: CalibrationSet, *given: Any, **named: Any) -> int | None:
+        amounts.append(self.budget)
+        return disjoint_draws(self, *given, **named)
+
+    monkeypatch.setattr(IdEncoder, "text", counted_text)
+    monkeypatch.setattr(CalibrationSet, "disjoint_draws", counted_draws)
+    encoder = IdEncoder(letters)
+    enough = facts._budget_for_enough_draws(data, encoder, 1, batch.facts["parts"])
+    assert (enough is not None) == tries
+    assert (len(amounts) > 1) == tries
+    assert max(read.values(), default=0) == int(tries)
 
 
 def test_a_mix_with_an_object_that_holds_little_can_be_inspected(letters: PreTrainedTokenizerBase):

@@ -127,7 +127,8 @@ def inspect_tokens(
     budget = {"flag": "--samples", "amount": data.samples}
     if data.budget is not None:
         budget = {"flag": "--tokens", "amount": data.budget}
-    draws = data.disjoint_draws(tokenizer)
+    encoder = IdEncoder(tokenizer)
+    draws = data.disjoint_draws(tokenizer, encoder=encoder)
     distinct_windows = {tuple(window.tolist()) for window in ids}
     # Texts may bring a start token of their own, beside the one that the packing puts there.
     double_starts = 0
@@ -148,7 +149,7 @@ def inspect_tokens(
         double_starts=double_starts,
         overlap=batch.facts["overlap"],
         disjoint_draws=draws,
-        enough=_budget_for_enough_draws(data, tokenizer, draws),
+        enough=_budget_for_enough_draws(data, encoder, draws, batch.facts["parts"]),
         vocabulary=_vocabulary(torch.cat(ids), tokenizer),
         fingerprint=batch.fingerprint,
         parts=tuple(_parts(data, batch, rows, tokenizer, show, letters)),
@@ -194,7 +195,10 @@ def _vocabulary(ids: Tensor, tokenizer: PreTrainedTokenizerBase) -> dict[str, An
 
 
 def _budget_for_enough_draws(
-    data: CalibrationSet, tokenizer: PreTrainedTokenizerBase, draws: int | None
+    data: CalibrationSet,
+    encoder: IdEncoder,
+    draws: int | None,
+    part_facts: Sequence[Mapping[str, Any]],
 ) -> int | None:
     """Return the budget, rounded down, at which five draws share no row; None if there are as many
     already, or no budget helps.
@@ -205,6 +209,11 @@ def _budget_for_enough_draws(
         return None
     if any(term.packing.replacement for term in data.parts):
         return None
+    # Each draw takes a row of every part; of a control, which has no end, no count is held.
+    for facts in part_facts:
+        rows_held = facts["rows_held"]
+        if rows_held is not None and rows_held < ENOUGH_DRAWS:
+            return None
     unit = "samples" if data.budget is None else "tokens"
     amount = data.samples if data.budget is None else data.budget
     amount = _rounded(amount * draws / ENOUGH_DRAWS)
@@ -212,7 +221,7 @@ def _budget_for_enough_draws(
     while amount >= len(data.parts):
         smaller = CalibrationSet(data.expr, length=data.length, **{unit: amount})
         try:
-            count = smaller.disjoint_draws(tokenizer, most=ENOUGH_DRAWS)
+            count = smaller.disjoint_draws(encoder.tokenizer, ENOUGH_DRAWS, encoder)
         except TooFew:  # a set of a mix may hold far less than the others
             count = 0
         if count is not None and count >= ENOUGH_DRAWS:
