@@ -7,7 +7,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from calibrant import decoding
-from calibrant.decoding import Decoder, Generated, remembers
+from calibrant.decoding import Decoder, Generated, check_fit, remembers
+from calibrant.errors import DataError
 from calibrant.models.beside import BesideDevice
 from calibrant.testing import FAMILIES, pretended_device, tiny_model
 
@@ -164,3 +165,11 @@ def test_generation_settings_of_the_model_do_not_matter(recwarn: pytest.Warnings
         setattr(model.generation_config, name, value)
     assert decoded(model, given) == plain
     assert not recwarn.list
+
+
+def test_a_model_without_an_end_of_positions_takes_any_prompt() -> None:
+    """XLNet says -1."""
+    check_fit([[1] * 40], 8, -1, "generation")
+    check_fit([[1] * 40], 8, None, "generation")
+    with pytest.raises(DataError, match="47 positions"):
+        check_fit([[1] * 40], 8, 47, "generation")

@@ -309,10 +309,11 @@ def check_fit(
     prompts: Sequence[Sequence[int]], most: int, positions: int | None, measured: str
 ) -> None:
     """Raise `DataError` if the longest prompt and `most` tokens behind it don't fit into a model's
-    positions; without a number of these nothing is too long.
+    positions; without a number of these, or with one below 1, nothing is too long.
     """
     longest = max(map(len, prompts))
-    if isinstance(positions, int) and longest + most > positions:
+    # XLNet says -1.
+    if isinstance(positions, int) and 0 < positions < longest + most:
         raise DataError(
             f"{measured}: a prompt of {longest:,} tokens and {most:,} to write don't fit into "
             f"the model's {positions:,} positions; take fewer shots",

@@ -49,5 +49,13 @@ def test_what_cannot_be_measured_there_is_refused_by_name(
     for engine in ("llama_cpp", "vllm"):
         with refused(SpecError, engine):
             evaluate(open_model(folder), tasks=LOSS, engine=engine)
+    # Its numbers may be others than those of the file that it came from.
+    plain = open_model(str(tiny_gguf(tmp_path / "plain.gguf", "F32")))
+    with pytest.raises(SpecError, match="open already, and llama_cpp doesn't run it"):
+        evaluate(plain.model, plain.tokenizer, tasks=LOSS, engine="llama_cpp")
+    with pytest.raises(SpecError, match="heeds no dtype"):
+        evaluate(file, tasks=LOSS, engine="llama_cpp", dtype="float64")
+    with pytest.raises(SpecError, match="heeds no tokenizer"):
+        evaluate(file, plain.tokenizer, tasks=LOSS, engine="llama_cpp")
     found = CliRunner().invoke(app, ["evaluate", folder, "--task", LOSS, "--engine", "llama_cpp"])
     assert (found.exit_code, folder in found.stderr.replace("\n", "")) == (2, True)

@@ -97,6 +97,22 @@ def test_a_recurrent_model_is_padded() -> None:
     )  # its scan is in float32
 
 
+def test_windows_that_go_by_the_distance_in_a_row_share_nothing() -> None:
+    config = AutoConfig.for_model(
+        "gpt_neo",
+        vocab_size=VOCABULARY,
+        hidden_size=16,
+        num_layers=2,
+        num_heads=2,
+        attention_types=[[["global", "local"], 1]],
+        window_size=8,
+        max_position_embeddings=32,
+    )
+    model, asked = AutoModelForCausalLM.from_config(config).eval().double(), questions(5)
+    assert not shares(model, 8)
+    agree(score(model, asked), [by_hand(model, request) for request in asked], 1e-5)
+
+
 @pytest.mark.parametrize(
     ("told", "change"),
     [

@@ -61,6 +61,13 @@ def linked_out(folder: Path, name: str = "model.safetensors") -> None:
     (folder / name).symlink_to(outside)
 
 
+def with_a_template_of_another(folder: Path) -> None:
+    outside = folder.parent / "outside.jinja"
+    outside.write_text("{{ messages }}")
+    (folder / "additional_chat_templates").mkdir()
+    (folder / "additional_chat_templates" / "plain.jinja").symlink_to(outside)
+
+
 def linked_to(folder: Path, name: str, target: str) -> None:
     (folder / name).unlink()
     (folder / name).symlink_to(target)
@@ -108,6 +115,7 @@ def test_shards_that_an_index_names_are_the_model(folder: Path):
     ("damage", "subject"),
     [
         (lambda f: in_shards(f, "../outside.safetensors"), "../outside.safetensors"),
+        (with_a_template_of_another, "plain.jinja"),
         (lambda f: in_shards(f, str(f.parent / "far.safetensors")), "{above}/far.safetensors"),
         (lambda f: in_shards(f, "below/part.safetensors"), "below/part.safetensors"),
         (with_pickle, "evil.bin"),

@@ -210,11 +210,13 @@ def _open(
                 subject=option,
             )
     if by_another:
-        if not isinstance(model, Opened):
+        if not is_object(model):
+            _check_ignored(options)
             return opened_by(options.engine, name_of(model), options.dtype, options.device)
-        if not runs_by(options.engine, model):
+        # What an object's name stands for may be another model by now.
+        if not isinstance(model, Opened) or not runs_by(options.engine, model):
             raise SpecError(
-                f"{model.name} is open already, and {options.engine} doesn't run it; leave the "
+                f"{name_of(model)} is open already, and {options.engine} doesn't run it; leave the "
                 "engine out, or give the model's name",
                 subject=options.engine,
             )
@@ -238,6 +240,24 @@ def _open(
             subject=opened.name,
         )
     return opened
+
+
+def _check_ignored(options: EvaluateOptions) -> None:
+    """Raise `SpecError` for an option that the engine wouldn't heed."""
+    ignored: list[str] = []
+    if options.tokenizer is not None:
+        ignored.append("tokenizer")
+    if options.engine == "llama_cpp":
+        if options.dtype != "auto":
+            ignored.append("dtype")
+        if options.device not in ("auto", "cpu"):
+            ignored.append("device")
+    if ignored:
+        raise SpecError(
+            f"{options.engine} runs a file as it is, and heeds no {ignored[0]}; leave it out, or "
+            "leave the engine out",
+            subject=ignored[0],
+        )
 
 
 def left_beside(

@@ -196,8 +196,8 @@ def shares(model: PreTrainedModel, longest: int) -> bool:
     and a mask of their own, and nothing else changes.
 
     Not where a layer attends through a window or a chunk that is shorter, is recurrent, places
-    tokens by their distance in the row (ALiBi), turns positions by the length of the whole, or
-    where the attention takes no mask (flash, flex).
+    tokens by their distance in the row (ALiBi, the windows of GPT-Neo), turns positions by the
+    length of the whole, or where the attention takes no mask (flash, flex).
     """
     config: Any = model.config.get_text_config()
     needed = accepted(model, attention_mask=0, position_ids=0, cache=0, use_cache=0)
@@ -205,7 +205,7 @@ def shares(model: PreTrainedModel, longest: int) -> bool:
         return False
     if getattr(config, "_attn_implementation", None) not in ("eager", "sdpa"):
         return False
-    if getattr(config, "alibi", False):
+    if getattr(config, "alibi", False) or getattr(config, "window_size", None) is not None:
         return False
     if not set(getattr(config, "layer_types", None) or ()) <= _ATTENDING:
         return False
@@ -238,7 +238,11 @@ def _rope_grows(model: PreTrainedModel, longest: int) -> bool:
 
 
 def _positions(model: PreTrainedModel) -> int | None:
-    return getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    # XLNet says -1, since it has no end.
+    if positions is None or positions < 1:
+        return None
+    return positions
 
 
 def _checked(model: PreTrainedModel, requests: Sequence[Request]) -> int:

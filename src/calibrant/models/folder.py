@@ -22,6 +22,8 @@ ADAPTER: Final = "adapter_config.json"
 PICKLES: Final = (".bin", ".pt", ".pth", ".ckpt")
 READ: Final = (".safetensors", ".json", ".txt", ".model", ".jinja", ".py")
 """What transformers may open in a folder."""
+TEMPLATES: Final = "additional_chat_templates"
+"""The one folder in a folder of which it opens files."""
 LARGEST: Final = 2**26
 """How many bytes a configuration or an index may have: those of the largest models have a sixth."""
 DEEPEST: Final = 64
@@ -79,6 +81,9 @@ def check_plain(folder: Path, ref: str) -> list[str]:
         for name in names:
             if name.endswith(READ):
                 _check_plain(folder / name, folder, ref)
+        # A tokenizer reads these too.
+        for path in sorted((folder / TEMPLATES).glob("*.jinja")):
+            _check_plain(path, folder, ref)
     return names
 
 
