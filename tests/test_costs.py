@@ -2,6 +2,8 @@
 
 import platform
 import time
+from functools import partial
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -9,15 +11,17 @@ import torch
 
 from calibrant.activations import FeatureNorms
 from calibrant.compress import prune
-from calibrant.compress.costs import Costs, peak, processor
+from calibrant.compress.costs import ROWS, Costs, peak, processor
 from calibrant.data import CalibrationSet
 from calibrant.models import view
 from calibrant.system.clock import Clock, seconds_of, spent_on
 from calibrant.testing import tiny_folder, tiny_model, tiny_tokenizer
 
 
-def test_a_peak_is_a_rate_that_a_product_reached():
-    assert 1e6 < peak((64, 32), torch.float32, seconds=0.01) < 1e15
+def test_a_peak_is_a_rate_that_a_product_reached(monkeypatch: pytest.MonkeyPatch):
+    # Each look at the clock is a second later than the last, so the one product takes a second.
+    monkeypatch.setattr(time, "perf_counter", partial(next, count()))
+    assert peak((64, 32), torch.float32, seconds=2.5) == 2 * ROWS * 64 * 32
 
 
 def test_the_floor_is_that_of_every_matrix_once(monkeypatch: pytest.MonkeyPatch):

@@ -489,8 +489,13 @@ def test_a_block_that_writes_into_its_input_is_run_twice_on_a_copy() -> None:
     assert_same_weights(model, expected)
 
 
-def test_blocks_are_seen_from_outside() -> None:
-    model, batch = model_of("llama"), padded_batch()
+@pytest.mark.parametrize("weighted", [False, True])
+def test_blocks_are_seen_from_outside(weighted: bool) -> None:
+    weights = torch.ones(len(LENGTHS), max(LENGTHS))
+    if weighted:
+        weights = torch.rand(weights.shape, generator=torch.Generator().manual_seed(1))
+        weights[weights < 0.3] = 0.0
+    model, batch = model_of("llama"), padded_batch(weights)
     seen_by, states = view(model), []
     hooks = [
         b.module.register_forward_hook(
@@ -499,19 +504,21 @@ def test_blocks_are_seen_from_outside() -> None:
         for b in seen_by.blocks
     ]
     totals = [0.0] * len(seen_by.blocks)
-    for ids, mask in zip(batch.ids, batch.mask, strict=True):
+    for ids, mask, counted in zip(batch.ids, batch.mask, batch.weights, strict=True):
         states.clear()
         with torch.no_grad():
             model(input_ids=ids[mask][None], use_cache=False)
         for i, (before, after) in enumerate(states):
             totals[i] += sum(
-                1 - float(b @ a / (b.norm() * a.norm()))
-                for b, a in zip(before[0], after[0], strict=True)
+                float(weight) * (1 - float(b @ a / (b.norm() * a.norm())))
+                for b, a, weight in zip(before[0], after[0], counted[mask], strict=True)
             )
     for hook in hooks:
         hook.remove()
     found = [
-        seen[BlockChange].total
+        seen[BlockChange]
         for _, seen in walk_blocks(seen_by, batch, (BlockChange,), tokens_per_pass=24)
     ]
-    assert found == pytest.approx(totals, rel=1e-9)
+    assert [change.total for change in found] == pytest.approx(totals, rel=1e-9)
+    mass = float(batch.weights.double().sum())
+    assert [change.mass for change in found] == pytest.approx([mass] * len(found), rel=1e-9)

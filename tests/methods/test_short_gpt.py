@@ -3,16 +3,15 @@ transformers opens.
 """
 
 import json
-import math
 from pathlib import Path
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from calibrant.activations import BlockChange, Seen
 from calibrant.compress import prune
 from calibrant.data import CalibrationSet
+from calibrant.methods.blocks.short_gpt import least_influence
 from calibrant.models import open_model
 from calibrant.testing import tiny_folder
 
@@ -90,15 +89,7 @@ def test_the_block_that_turns_its_input_least_goes(folder: Path, tmp_path: Path)
     ]
 
 
-def turned(degrees: float, tokens: int = 10) -> Seen:
-    """What a block did that turned each of its inputs by so much."""
-    before, after = (
-        torch.zeros(tokens, 4, dtype=torch.float64),
-        torch.zeros(tokens, 4, dtype=torch.float64),
-    )
-    before[:, 0] = torch.arange(1, tokens + 1)
-    after[:, 0], after[:, 1] = (
-        before[:, 0] * math.cos(math.radians(degrees)),
-        before[:, 0] * math.sin(math.radians(degrees)),
-    )
-    return Seen({BlockChange: BlockChange.of(before, after)})
+def test_the_blocks_that_turn_least_go_in_the_order_of_the_model() -> None:
+    assert least_influence([3.0, 1.0, 2.0, 1.0, 4.0], 3) == (1, 2, 3)
+    assert least_influence([0.1, 4.0, 3.0, 0.2], 2) == (0, 3)
+    assert least_influence([2.0, 1.0, 1.0, 3.0], 1) == (1,), "of equal ones the first goes"
