@@ -218,7 +218,7 @@ def test_what_is_no_folder_for_vllm_is_refused(folder: str, tmp_path: Path) -> N
     file = str(tiny_gguf(tmp_path / "model.gguf"))
     with refused(ModelError, file):
         evaluate(file, tasks=LOSS, engine="vllm")
-    with pytest.raises(ModelError):
+    with pytest.raises(SpecError, match="open already"):
         evaluate(tiny_model("llama"), opened_by_vllm(folder).tokenizer, tasks=LOSS, engine="vllm")
     with refused(SpecError, "agreement"):
         evaluate(folder, tasks="agreement", engine="vllm", reference=folder)

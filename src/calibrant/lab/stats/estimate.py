@@ -128,7 +128,7 @@ def sign_p(df: float) -> float:
     """Return the two-sided p of a test of signs where all differences have the same sign; there is
     one more of them than degrees of freedom.
 
-    >>> sign_p(1), sign_p(5)
+    >>> sign_p(1.0), sign_p(5.0)
     (0.5, 0.03125)
     """
     return 2.0**-df
