@@ -3,6 +3,7 @@ once, every score is the same to the bit, and nothing counts that another model,
 would compute otherwise.
 """
 
+import copy
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -82,7 +83,9 @@ def test_evaluate_runs_a_named_dense_model_once_for_two_commands(
     assert not forwards
     # What an object computes may be more than its numbers say.
     kept = files(own_cache)
-    assert score(opened.model) == first
+    changed = copy.deepcopy(opened.model)
+    changed.model.layers[0].mlp.act_fn = torch.nn.ReLU()
+    assert score(changed) != first
     assert files(own_cache) == kept
 
 

@@ -383,7 +383,7 @@ def supervise(summary: Summary, starts: Sequence[Callable[[], Worker]]) -> Study
                         if doing[place] != WAITING:
                             _give_up(summary, doing[place], message, deaths[cause])
                             start(place)
-                        elif _is_replaced(summary, message, deaths[cause]):
+                        elif _note_idle_death(summary, message, deaths[cause]):
                             start(place)
                         elif not workers and not summary.complete:
                             raise _none_left(message)
@@ -415,7 +415,7 @@ def _cause(doing: Message) -> str:
     return failed_id or what
 
 
-def _is_replaced(summary: Summary, death: WorkerError, deaths: int) -> bool:
+def _note_idle_death(summary: Summary, death: WorkerError, deaths: int) -> bool:
     """Note the death of a worker that only waited, and so died at nothing; return whether another
     is to take its place.
     """
