@@ -20,7 +20,7 @@ from calibrant.testing import tiny_folder, tiny_model, tiny_tokenizer
 
 def test_a_peak_is_a_rate_that_a_product_reached(monkeypatch: pytest.MonkeyPatch):
     # Each look at the clock is a second later than the last, so the one product takes a second.
-    monkeypatch.setattr(time, "perf_counter", partial(next, count()))
+    monkeypatch.setattr(time, "perf_counter", partial(next, count(0.0)))
     assert peak((64, 32), torch.float32, seconds=2.5) == 2 * ROWS * 64 * 32
 
 
