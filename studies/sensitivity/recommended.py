@@ -28,7 +28,7 @@ from studies.sensitivity.predict import OUT, TARGETS
 from studies.sensitivity.tables import CONTROL, FITTED, MIXTURE, SETS, STRONG, corrected
 
 from calibrant.data import CalibrationSet
-from calibrant.lab.stats import Draws, Estimate, contrast, detectable, draws, t_quantile
+from calibrant.lab.stats import Draws, Estimate, contrast, detectable, draws, pairs, t_quantile
 from calibrant.results import Store
 
 HERE: Final = Path(__file__).parent
@@ -134,11 +134,12 @@ class Case:
         """By how much more the model diverges than with the best set, by all that was measured,
         and whether that is sure, jointly over all sets.
         """
-        others = len(self.measured) - 1
+        # Which set is the best was seen in the same numbers: any pair might have been compared.
+        compared = pairs(len(self.measured))
         found: dict[str, tuple[Estimate, bool]] = {}
         for data, drawn in self.measured.items():
             estimate = contrast({"": drawn}, {"": self.measured[self.best]})
-            is_sure = data != self.best and estimate.significant(comparisons=others)
+            is_sure = data != self.best and estimate.significant(comparisons=compared)
             found[data] = (estimate, is_sure)
         return found
 

@@ -12,7 +12,7 @@ from scipy.stats import t as student
 
 from calibrant.lab.report import Report, report
 from calibrant.lab.report.sentences import remarks
-from calibrant.lab.report.summary import Matrix, doubts
+from calibrant.lab.report.summary import Matrix, doubts, overall
 from calibrant.lab.report.tables.sections import Section
 from calibrant.lab.report.tables.terminal import summary
 from calibrant.lab.stats import Ranking
@@ -98,6 +98,18 @@ def test_the_table_has_every_set_with_every_method_and_marks_the_best_and_what_i
         assert numbers == pytest.approx([loss - 3 for loss in losses], abs=0.003)
     rows = [line.split()[0] for line in text.splitlines() if line.startswith(tuple(marks))]
     assert rows[:4] == list(marks), "the best first, a control last"
+
+
+def test_an_answer_says_where_sets_were_drawn_once(study: Path):
+    comparison = report(study).comparison
+    assert "drawn once" not in overall(comparison)
+    once = ranking(entry("c4", (1.5, 1.9), None, draws=1), entry("pile", (1.6, 2.0), 0.1, draws=1))
+    several = replace(comparison, rankings=(*comparison.rankings, once))
+    assert overall(several).endswith(
+        "In 1 of them sets were drawn once: what is significant there is so for other documents, "
+        "not for other draws."
+    )
+    assert ". Sets were drawn once:" in overall(replace(comparison, rankings=(once, once)))
 
 
 def test_what_is_doubtful_is_said_with_its_p_after_holm(study: Path):

@@ -24,10 +24,11 @@ def measured(
     values: Sequence[float] | np.ndarray,
     weights: Sequence[float] | np.ndarray,
     name: str = "wikitext:text",
+    documents: str = "item",
     **score: object,
 ) -> Measurement:
     outcomes = tuple(
-        Outcome(f"item {i:03}", float(v), float(w))
+        Outcome(f"{documents} {i:03}", float(v), float(w))
         for i, (v, w) in enumerate(zip(values, weights, strict=True))
     )
     facts = {"length": 512}

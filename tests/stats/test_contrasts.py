@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from calibrant.lab.stats import Contrast, Estimate, compare
-from calibrant.lab.stats.contrasts import holm
+from calibrant.lab.stats.contrasts import _with_needs, holm
 
 from tests.stats.stores import DRAWN, measured, measured_too, results_of, with_cells
 
@@ -56,6 +56,15 @@ def test_a_contrast_says_what_is_really_worse_and_the_other_way_round_better():
     assert back.difference.value == pytest.approx(-found.difference.value)
     assert (back.verdict, back.p) == ("better", pytest.approx(found.p))
     assert (dense.draws, dense.smallest_p, dense.verdict) == ((3, 0), 0.25, "worse")
+
+
+def test_what_it_would_take_is_told_for_all_contrasts_together():
+    seen = Estimate(0.1, 0.03, 199.0, 200)
+    alone = Contrast("a", "a", "b", ("x",), "m", "wanda", "0.5", seen, seen.p_value(), draws=(3, 3))
+    assert "suffices" in _with_needs(alone, 1).needs
+    # Among a hundred it isn't significant: the quantiles 3.54 and 0.84 of t are 1.3 times too much.
+    assert "it would take 342 items" in _with_needs(alone, 100).needs
+    assert _with_needs(replace(alone, p=None), 1).needs == ""
 
 
 def test_a_pool_is_the_mean_of_its_sets_and_is_compared_with_the_baseline():

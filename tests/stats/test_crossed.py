@@ -9,11 +9,19 @@ from scipy.stats import t as student
 
 from calibrant.errors import DataError
 from calibrant.lab.stats import Estimate, contrast, detectable, t_quantile
-from calibrant.lab.stats.crossed import Independence, ItemValues, Pairs, Side, share_kept, share_of
+from calibrant.lab.stats.crossed import (
+    Independence,
+    ItemValues,
+    Pairs,
+    Side,
+    combination,
+    share_kept,
+    share_of,
+)
 from calibrant.lab.stats.estimate import needs
 from calibrant.results import Measurement
 
-from tests.stats.stores import RNG, documents, measured
+from tests.stats.stores import RNG, documents, measured, values
 
 
 def jackknife(statistic, n: int) -> float:
@@ -90,8 +98,8 @@ def test_a_mean_over_measured_sets_adds_independent_errors():
     for name, n in (("a", 30), ("b", 50)):
         lengths, losses = documents(n)
         parts[name] = (
-            [measured(lengths * losses, lengths)],
-            [measured(lengths * (losses + RNG.normal(0.2, 0.1, n)), lengths)],
+            [measured(lengths * losses, lengths, documents=name)],
+            [measured(lengths * (losses + RNG.normal(0.2, 0.1, n)), lengths, documents=name)],
         )
     each = [contrast({n: pruned}, {n: dense}) for n, (dense, pruned) in parts.items()]
     mean = contrast({n: p for n, (_, p) in parts.items()}, {n: d for n, (d, _) in parts.items()})
@@ -213,6 +221,81 @@ def test_all_pairs_at_once_are_what_each_is_alone():
                 one.significant(comparisons=comparisons) and one.value > 0
             )
     assert table.among(["c", "a"]).estimate("c", "a") == table.estimate("c", "a")
+
+
+def test_one_text_that_is_measured_twice_is_as_its_mean_measured_once():
+    rng = np.random.default_rng(10)
+    weights = [1.0] * 25
+
+    def drawn(draws: int) -> np.ndarray:
+        """A set on two texts of the same documents, [draws, texts, documents]."""
+        document, draw = rng.normal(0, 0.3, 25), rng.normal(0, 0.1, (draws, 1, 1))
+        return 3 + document + draw + rng.normal(0, 0.2, (draws, 2, 25))
+
+    def as_two(each: np.ndarray) -> dict[str, list[Measurement]]:
+        return {
+            "x": [measured(texts[0], weights) for texts in each],
+            "y": [measured(texts[1], weights) for texts in each],
+        }
+
+    def as_one(each: np.ndarray) -> dict[str, list[Measurement]]:
+        return {"mean": [measured(texts.mean(0), weights) for texts in each]}
+
+    a, b = drawn(3), drawn(4)
+    twice, once = contrast(as_two(a), as_two(b)), contrast(as_one(a), as_one(b))
+    numbers = [(e.value, e.stderr, e.df, e.draws_share) for e in (twice, once)]
+    assert numbers[0] == pytest.approx(numbers[1])
+    assert twice.dfs == pytest.approx(once.dfs)
+    sides = {
+        name: {m: Side.of([ItemValues.of(d) for d in draws]) for m, draws in as_two(each).items()}
+        for name, each in (("a", a), ("b", b))
+    }
+    of_table = Pairs.of(sides, ["x", "y"]).estimate("a", "b")
+    assert (of_table.stderr, of_table.df) == pytest.approx((twice.stderr, twice.df))
+
+
+def test_the_error_of_texts_that_share_some_documents_agrees_with_a_jackknife_over_documents():
+    rng = np.random.default_rng(11)
+    # The second text has half of the first's documents: what is hard in one is hard in both.
+    lengths, losses = documents(120, rng)
+    counts = {"x": 120, "y": 60}
+    nats = {name: lengths * (losses + rng.normal(0, 0.1, 120)) for name in counts}
+    found = contrast(
+        {name: [measured(nats[name][:count], lengths[:count])] for name, count in counts.items()}
+    )
+
+    def mean(kept: np.ndarray) -> float:
+        ratios = []
+        for name, count in counts.items():
+            own = kept[kept < count]
+            ratios.append(nats[name][own].sum() / lengths[own].sum())
+        return sum(ratios) / 2
+
+    assert found.value == pytest.approx(mean(np.arange(120)))
+    assert found.stderr == pytest.approx(jackknife(mean, 120), rel=0.03)
+
+
+def test_draws_of_a_pool_that_share_their_rows_are_added_draw_by_draw():
+    lengths, losses = documents(40)
+
+    def side_of(shifts: Sequence[float], source: str) -> dict[str, Side]:
+        each = [values(lengths * (losses + shift), lengths) for shift in shifts]
+        return {"x": Side.of(each, source=source)}
+
+    def variance(*sides: dict[str, Side]) -> float:
+        found = combination([(side, {"x": 1 / len(sides)}) for side in sides])
+        assert found.stderr is not None
+        # All are equally hard on every document, so this is what documents alone add.
+        items = float((sides[0]["x"].residuals ** 2).sum()) * 40 / 39
+        return found.stderr**2 - items
+
+    up, alike, opposite = [0.0, 0.3, -0.1], [0.1, 0.4, 0.0], [0.4, 0.1, 0.5]
+    own = float(np.var(up, ddof=1)) / 3
+    one, other = side_of(up, "gsm8k"), side_of(alike, "gsm8k")
+    assert variance(one, other) == pytest.approx(own)
+    assert variance(one, side_of(alike, "svamp")) == pytest.approx(own / 2)
+    # What chance makes unlike doesn't narrow the error.
+    assert variance(one, side_of(opposite, "gsm8k")) == pytest.approx(own / 2)
 
 
 def test_p_values_end_where_intervals_do():
@@ -394,10 +477,10 @@ def test_the_mean_over_sets_is_the_mean_of_shares():
     rng = np.random.default_rng(3)
     dense = {m: rng.normal(3, 0.3, n) for m, n in (("x", 40), ("y", 20))}
     sides = {
-        m: side([d + 0.1 + 0.1 * (m == "y") + rng.normal(0, 0.05, len(d))], measured=m)
+        m: side([d + 0.1 + 0.1 * (m == "y") + rng.normal(0, 0.05, len(d))], documents=m)
         for m, d in dense.items()
     }
-    whole = {m: side([d], "no draws", measured=m) for m, d in dense.items()}
+    whole = {m: side([d], "no draws", documents=m) for m, d in dense.items()}
     each = {m: share_kept({m: sides[m]}, {m: whole[m]}, [m]) for m in dense}
     both = share_kept(sides, whole, ["x", "y"])
     assert both is not None

@@ -1,5 +1,6 @@
 import itertools
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from calibrant.lab.stats import MEAN, Results, Sensitivity, compare
 from calibrant.lab.stats.crossed import Pairs, Side
 from calibrant.lab.stats.estimate import t_quantile
 from calibrant.lab.stats.sensitivity import (
+    DocumentErrors,
     _gap,
     _over_documents,
     cross_fitted,
@@ -246,13 +248,18 @@ def slow_chance(
     return float(np.quantile(ratios, 0.95)) * error(covariance, documents)
 
 
+def apart(variances: np.ndarray, degrees: np.ndarray) -> DocumentErrors:
+    """Of measured sets that share no document."""
+    return DocumentErrors(variances, degrees, np.diag(np.sqrt(variances)))
+
+
 def test_what_chance_gives_is_that_of_studies_simulated_one_by_one():
     rng = np.random.default_rng(7)
     mixing = rng.normal(0, 1, (3, 3))
     sets = [rng.normal(0, 1, (count, 3)) @ mixing + set_ for set_, count in enumerate((3, 3, 2, 4))]
     documents, df = np.array([0.2, 0.0, 1.0]), np.array([12.0, 12.0, 30.0])
     want = slow_chance(sets, documents, df, 4000)
-    assert worth_by_chance(sets, documents, df) == pytest.approx(want, rel=0.04)
+    assert worth_by_chance(sets, apart(documents, df)) == pytest.approx(want, rel=0.04)
 
 
 def test_what_chance_gives_on_one_measured_set_is_the_studentized_range():
@@ -260,9 +267,9 @@ def test_what_chance_gives_on_one_measured_set_is_the_studentized_range():
     sets = [rng.normal(0, 1, (3, 1)) for _ in range(7)]
     error = np.sqrt(np.mean([draws.var(ddof=1) for draws in sets]) / 3)
     want = stats.studentized_range.ppf(0.95, 7, 14) * error
-    found = worth_by_chance(sets, np.zeros(1), np.ones(1))
+    found = worth_by_chance(sets, apart(np.zeros(1), np.ones(1)))
     assert found == pytest.approx(want, rel=0.02)
-    assert worth_by_chance([np.ones((3, 2))] * 4, np.zeros(2), np.ones(2)) == 0.0
+    assert worth_by_chance([np.ones((3, 2))] * 4, apart(np.zeros(2), np.ones(2))) == 0.0
 
 
 @pytest.mark.parametrize(("alike", "documents"), [(0.0, 0.0), (0.9, 0.0), (0.5, 0.3)])
@@ -280,7 +287,7 @@ def test_sets_that_are_alike_are_seldom_worth_more_than_chance_gives(
         means = drawn.mean(1)
         worth = float((means.max(0) - means.min(0)).mean())
         estimated = documents * rng.chisquare(df) / df
-        above += worth > worth_by_chance(list(drawn), estimated, df)
+        above += worth > worth_by_chance(list(drawn), apart(estimated, df))
     assert 0 < above / 200 < 0.1
 
 
@@ -308,10 +315,28 @@ def test_documents_count_where_draws_do_not_show_them_already():
     alike = drawn(dict.fromkeys("abcdefg", 1.0), rng, 0.05, 0.0)
     own = drawn(dict.fromkeys("abcdefg", 1.0), rng, 0.05, 0.3)
     few, many = (_over_documents(sides, ["text"]) for sides in (alike, own))
-    assert few[0][0] < many[0][0] / 10
+    assert few.variances[0] < many.variances[0] / 10
     # Twenty documents of other lengths, on each of which a set's own part varies by 0.3.
-    assert many[0][0] == pytest.approx(0.3**2 / 20, rel=0.5)
-    assert many[1][0] == 6 * 19
+    assert many.variances[0] == pytest.approx(0.3**2 / 20, rel=0.5)
+    assert many.degrees[0] == 6 * 19
+
+
+def test_documents_that_two_texts_share_vary_together():
+    rng = np.random.default_rng(13)
+    rows = drawn(dict.fromkeys("abcde", 1.0), rng, 0.05, 0.3)
+    others = drawn(dict.fromkeys("abcde", 1.0), rng, 0.05, 0.3)
+    for name, sides in rows.items():
+        sides["again"] = sides["text"]
+        other = others[name]["text"]
+        sides["other"] = replace(other, items=tuple(f"other {item}" for item in other.items))
+    found = _over_documents(rows, ["text", "again", "other"])
+    variance, _, other = found.variances
+    covariance = [[variance, variance, 0], [variance, variance, 0], [0, 0, other]]
+    np.testing.assert_allclose(found.root.T @ found.root, covariance, atol=1e-9)
+    # Gaps of texts that go up and down together vary more, so chance makes more of their mean.
+    sets = [np.full((2, 3), [0.0, 0.0, 0.0]) + rng.normal(0, 1e-3, (2, 1)) for _ in rows]
+    together = worth_by_chance(sets, found)
+    assert together > 1.02 * worth_by_chance(sets, apart(found.variances, found.degrees))
 
 
 def test_a_study_says_what_chance_gives_and_what_is_left():

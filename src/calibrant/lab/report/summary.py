@@ -165,9 +165,23 @@ def overall(comparison: Comparison) -> str:
         f"Over {len(ranked)} combinations of model, method and {kind}, "
         f"the best was {_tally(first, names)}"
     )
-    if not certain:
-        return f"{answer}; in none is the best significantly better than every other."
-    return f"{answer}; significantly better than every other set: {_tally(certain, names)}."
+    if certain:
+        answer = f"{answer}; significantly better than every other set: {_tally(certain, names)}."
+    else:
+        answer = f"{answer}; in none is the best significantly better than every other."
+    caveat = _drawn_once(ranked)
+    return f"{answer} {caveat}" if caveat else answer
+
+
+def _drawn_once(rankings: Sequence[Ranking]) -> str:
+    """Say where an answer can't speak for other draws; nothing if it can everywhere."""
+    once = sum(ranking.one_draw for ranking in rankings)
+    if not once:
+        return ""
+    where = "Sets were drawn once"
+    if once < len(rankings):
+        where = f"In {once} of them sets were drawn once"
+    return f"{where}: what is significant there is so for other documents, not for other draws."
 
 
 def _tally(counts: Counter[str], names: Mapping[str, str]) -> str:

@@ -36,8 +36,8 @@ class Contrast:
     of a pool's sets; 0 where a side has none to draw). `smallest_p` is the least that a test over
     so many draws alone could give, `smallest_p_of` says which (the t that gave `p` has no such
     floor); `detectable` the smallest true difference that would be found four times in five at 5 %,
-    this one alone. `needs` says in a sentence what it would take to detect what was seen; `reason`
-    why there is no verdict.
+    this one alone. `needs` says in a sentence what it would take to detect what was seen,
+    jointly with the other contrasts; `reason` why there is no verdict.
     """
 
     name: str
@@ -90,7 +90,19 @@ def contrasts(results: Results, level: float = LEVEL) -> list[Contrast]:
             if complete and request.names(setting):
                 found.append(_contrast(request, setting, compared, results, level))
         every += found or [_nowhere(request, level)]
-    return holm(every)
+    corrected = holm(every)
+    return [_with_needs(contrast, len(every)) for contrast in corrected]
+
+
+def _with_needs(contrast: Contrast, comparisons: int) -> Contrast:
+    """Return the contrast with what it would take to detect what was seen."""
+    if contrast.difference is None or contrast.p is None:
+        return contrast
+    # Jointly with the other contrasts, as its verdict is.
+    level = 1 - (1 - contrast.level) / comparisons
+    fewest = min((count for count in contrast.draws if count), default=0)
+    sentence = needs(contrast.difference, fewest, contrast.unit, level)
+    return replace(contrast, needs=sentence)
 
 
 def holm(family: Sequence[Contrast]) -> list[Contrast]:
@@ -252,13 +264,7 @@ def _tested(bare: Contrast, request: _Request, group: GroupResults) -> Contrast:
         reason = "A single item leaves no error to test with."
     if reason:
         return replace(found, reason=reason)
-    fewest = min(first + second, default=0)
-    return replace(
-        found,
-        p=difference.p_value(),
-        detectable=detectable(difference, bare.level),
-        needs=needs(difference, fewest, unit, bare.level),
-    )
+    return replace(found, p=difference.p_value(), detectable=detectable(difference, bare.level))
 
 
 def _difference(request: _Request, group: GroupResults) -> Estimate:

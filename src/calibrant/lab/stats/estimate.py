@@ -158,6 +158,10 @@ def detectable(estimate: Estimate, level: float = LEVEL, power: float = POWER) -
     in a two-sided test at `level`.
 
     None without a standard error, and where it is zero: then nothing says how much there may be.
+
+    The error is taken as known. It is estimated from few draws, so at 80 % such a difference was
+    found in 44 to 51 % of simulated studies with two draws a set, in 67 to 72 % with three, and
+    about as often as asked from five on.
     """
     if not estimate.stderr:
         return None

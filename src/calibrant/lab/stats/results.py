@@ -611,13 +611,14 @@ class GroupResults:
                 independence = "overlapping"
             elif label in sets:
                 independence = "independent"
+            source = results.label(label).source if label in sets else ""
             draws_by_name: dict[str, list[ItemValues]] = {}
             for run in counted:
                 for name, item_values in by_run[run].items():
                     draws_by_name.setdefault(name, []).append(item_values)
             of_label: dict[str, Side] = {}
             for name, by_draw in draws_by_name.items():
-                of_label[name] = Side.of(by_draw, independence)
+                of_label[name] = Side.of(by_draw, independence, source)
             if complete:
                 sides[label] = of_label
             else:

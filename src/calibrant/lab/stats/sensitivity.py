@@ -36,7 +36,7 @@ from typing import Final
 import numpy as np
 from jaxtyping import Float
 
-from calibrant.lab.stats.crossed import Pairs, Side
+from calibrant.lab.stats.crossed import Pairs, SharingSets, Side, sharing_sets
 from calibrant.lab.stats.estimate import LEVEL
 from calibrant.lab.stats.ranking import MEAN, ComparedGroup, pairs
 
@@ -137,6 +137,19 @@ class Sensitivity:
         return single or [self.gaps[MEAN]]
 
 
+@dataclass(frozen=True)
+class DocumentErrors:
+    """What documents add to the mean of a set, beyond what draws show already.
+
+    By measured set, `variances` are theirs and `degrees` the degrees of freedom behind them.
+    Standard normal numbers times `root` vary as documents do: alike where measured sets share them.
+    """
+
+    variances: Float[np.ndarray, " measured"]
+    degrees: Float[np.ndarray, " measured"]
+    root: Float[np.ndarray, "measured measured"]
+
+
 def sensitivity(group: ComparedGroup) -> Sensitivity | None:
     """Return how much the choice of set decides in a group.
 
@@ -153,7 +166,7 @@ def sensitivity(group: ComparedGroup) -> Sensitivity | None:
         return None
     draws = [_draws(sides, measured) for sides in rows.values()]
     ratio, interval, p = variance_ratio(draws, group.level)
-    documents, documents_df = _over_documents(rows, measured)
+    documents = _over_documents(rows, measured)
     return Sensitivity(
         **group.setting._asdict(),
         unit=group.units[measured[0]],
@@ -165,7 +178,7 @@ def sensitivity(group: ComparedGroup) -> Sensitivity | None:
         p=p,
         gaps=_gaps(rows, measured, group.level),
         level=group.level,
-        by_chance=worth_by_chance(draws, documents, documents_df, group.level),
+        by_chance=worth_by_chance(draws, documents, group.level),
         cross_fitted=cross_fitted(draws),
     )
 
@@ -230,25 +243,23 @@ def variance_ratio(
 
 def worth_by_chance(
     sets: Sequence[Float[np.ndarray, "_draw measured"]],
-    documents: Float[np.ndarray, " measured"],
-    documents_df: Float[np.ndarray, " measured"],
+    documents: DocumentErrors,
     level: float = LEVEL,
 ) -> float:
     """Return the `level` quantile of worst less best set, averaged over the measured sets, where
     all sets are alike.
 
-    `documents` is by measured set the variance that documents add to a set's mean, `documents_df`
-    the degrees of freedom behind it. Studies are simulated in which draws vary as the residuals of
-    these do, all measured sets together. For one measured set and no documents it is the quantile
-    of the studentized range. At a nominal 5 %, sets that are alike exceeded it in 2.7 to 5.8 % of
-    simulated studies: least often where what is measured is independent.
+    Studies are simulated in which draws vary as the residuals of these do, all measured sets
+    together, and `documents` as they do here. For one measured set and no documents it is the
+    quantile of the studentized range. At a nominal 5 %, sets that are alike exceeded it in 2.7 to
+    5.8 % of simulated studies: least often where what is measured is independent.
     """
     counts = np.array([len(draws) for draws in sets])
     within_df = int(counts.sum()) - len(sets)
     residuals = _from_mean(sets)
     per_mean = float((1 / counts).mean())
     draw_variances = (residuals**2).sum(0) / within_df
-    variances = draw_variances * per_mean + documents
+    variances = draw_variances * per_mean + documents.variances
     if not variances.any():
         return 0.0
     root = np.asarray(np.linalg.qr(residuals, mode="r")) / math.sqrt(within_df)
@@ -260,15 +271,15 @@ def worth_by_chance(
     # The mean of each set on each measured set, [study, set, measured].
     means = random.standard_normal((STUDIES, len(sets), len(root))) @ root
     means /= np.sqrt(counts)[:, None]
-    means += random.standard_normal(means.shape) * np.sqrt(documents)
+    means += random.standard_normal(means.shape) @ documents.root
     gaps = means.max(1) - means.min(1)
     worths = gaps.mean(1)
     # Each simulated study estimates its own error, with as many degrees of freedom as this one
     # has: the quantile of the ratio allows for an error that was estimated too small.
     again = random.standard_normal((STUDIES, within_df, len(root))) @ root
-    chi_squared = random.chisquare(documents_df, (STUDIES, len(documents)))
+    chi_squared = random.chisquare(documents.degrees, (STUDIES, len(documents.degrees)))
     over_draws = (again**2).mean(1) * per_mean
-    over_documents = documents * chi_squared / documents_df
+    over_documents = documents.variances * chi_squared / documents.degrees
     estimated_errors = np.sqrt(over_draws + over_documents).mean(1)
     quantile = np.quantile(worths / estimated_errors, level)
     error = np.sqrt(variances).mean()
@@ -299,18 +310,15 @@ def cross_fitted(sets: Sequence[Float[np.ndarray, "_draw measured"]]) -> float:
 
 def _over_documents(
     rows: Mapping[str, Mapping[str, Side]], measured: Sequence[str]
-) -> tuple[Float[np.ndarray, " measured"], Float[np.ndarray, " measured"]]:
-    """Return by measured set the variance that documents add to a set's mean, beyond what draws
-    show already, and the degrees of freedom of all of it.
-    """
-    added: list[float] = []
-    degrees: list[float] = []
-    for name in measured:
+) -> DocumentErrors:
+    """Return what documents add to the mean of a set."""
+    any_sides, *_ = rows.values()
+    added = np.zeros(len(measured))
+    degrees = np.zeros(len(measured))
+    for place, name in enumerate(measured):
         sides = [row_sides[name] for row_sides in rows.values()]
-        residuals = np.stack([side.residuals for side in sides])
-        documents = residuals.shape[1]
-        # What all sets share cancels in every difference.
-        differing = residuals - residuals.mean(0)
+        differing = _differing(sides)
+        documents = differing.shape[1]
         mean_square = float((differing**2).sum()) / (len(sides) - 1)
         variance = mean_square * documents / (documents - 1)
         over_draws: list[float] = []
@@ -321,9 +329,41 @@ def _over_documents(
         # narrows anything.
         interaction = _mean([side.interaction for side in sides])
         in_draws = min(interaction, _mean(over_draws))
-        added.append(max(0.0, variance - in_draws))
-        degrees.append((len(sides) - 1.0) * (documents - 1.0))
-    return np.array(added), np.array(degrees)
+        added[place] = max(0.0, variance - in_draws)
+        degrees[place] = (len(sides) - 1.0) * (documents - 1.0)
+    root = np.diag(np.sqrt(added))
+    for group in sharing_sets(any_sides, measured):
+        if len(group.names) > 1:
+            places = [measured.index(name) for name in group.names]
+            root[np.ix_(places, places)] = _alike(rows, group) * np.sqrt(added[places])
+    return DocumentErrors(added, degrees, root)
+
+
+def _alike(
+    rows: Mapping[str, Mapping[str, Side]], group: SharingSets
+) -> Float[np.ndarray, "measured measured"]:
+    """Return the root of the correlation that shared documents give to the measured sets of a
+    group.
+    """
+    by_set: list[Float[np.ndarray, " _row"]] = []
+    for name, places in zip(group.names, group.places, strict=True):
+        differing = _differing([row_sides[name] for row_sides in rows.values()])
+        # A document that this measured set doesn't have stays zero: nothing in common there.
+        by_item = np.zeros((len(rows), group.count))
+        by_item[:, places] = differing
+        by_set.append(by_item.ravel())
+    columns = np.stack(by_set, axis=1)
+    norms = np.linalg.norm(columns, axis=0)
+    columns = columns / np.where(norms > 0, norms, 1.0)
+    # Symmetric, and so the same on every machine.
+    values, vectors = np.linalg.eigh(columns.T @ columns)
+    return vectors * np.sqrt(np.maximum(values, 0.0)) @ vectors.T
+
+
+def _differing(sides: Sequence[Side]) -> Float[np.ndarray, "sets items"]:
+    """Return the residuals without what all sets share, which cancels in every difference."""
+    residuals = np.stack([side.residuals for side in sides])
+    return residuals - residuals.mean(0)
 
 
 def _increase(

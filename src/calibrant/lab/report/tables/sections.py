@@ -239,11 +239,24 @@ def contrast_table(contrasts: Sequence[Contrast], tested: int) -> Table:
     legend = (
         f"difference{_in_unit(contrasts)}: below zero the first is better",
         f"p: two-sided, after Holm over {tested}",
-        "detectable: the difference that four studies of five like this one would find",
+        _detectable(contrasts),
         *spelled_out(map(_way, contrasts), {}),
     )
     rows = [_contrast_row(contrast, ways[_way(contrast)]) for contrast in contrasts]
     return Table("Primary contrasts", "contrast", columns, tuple(rows), legend)
+
+
+def _detectable(contrasts: Sequence[Contrast]) -> str:
+    """What `detectable` means, and how far to believe it: its error is estimated from the draws."""
+    meaning = "detectable: the difference that four studies of five like this one would find"
+    drawn = [count for contrast in contrasts for count in contrast.draws if count]
+    fewest = min(drawn, default=0)
+    # As simulated: see `detectable`.
+    if fewest == 2:
+        return f"{meaning}; over two draws a set, half of them may miss it"
+    if fewest == 3:
+        return f"{meaning}; over three draws a set, a third of them may miss it"
+    return meaning
 
 
 def _contrast_row(contrast: Contrast, way: str) -> TableRow:
@@ -320,8 +333,13 @@ def _tested(comparison: Comparison) -> str:
     test = f"Holm over {comparison.tested}"
     sure = [contrast for contrast in contrasts if contrast.verdict in ("better", "worse")]
     lead = f"Of {counted(len(contrasts), 'primary contrast')}"
+    untested = sum(contrast.p is None for contrast in contrasts)
+    rest = ""
+    if untested:
+        verb = "isn't" if untested == 1 else "aren't"
+        rest = f" {untested} {verb} tested: sets were drawn once, share rows, or aren't all here."
     if not sure:
-        return f"{lead} none is significant ({test})."
+        return f"{lead} none is significant ({test}).{rest}"
     ways = way_names(map(_way, contrasts))
     named: list[str] = []
     for contrast in sure[:TESTED]:
@@ -332,7 +350,7 @@ def _tested(comparison: Comparison) -> str:
         named.append(f"{len(sure) - TESTED} more")
     return (
         f"{lead} {len(sure)} are significant ({test}): {join_names(named)}; "
-        "below zero the first is better."
+        f"below zero the first is better.{rest}"
     )
 
 
