@@ -605,7 +605,8 @@ def _name(case: Case, data: str) -> str:
 
 def _behind(case: Case, data: str) -> str:
     more, is_sure = case.worse[data]
-    low, high = more.interval(comparisons=len(case.measured) - 1) or (math.nan, math.nan)
+    interval = more.interval(comparisons=pairs(len(case.measured)))
+    low, high = interval or (math.nan, math.nan)
     return bold_if(is_sure, f"{more.value:.3f} ({low:.3f} to {high:.3f})")
 
 
