@@ -252,7 +252,8 @@ def worth_by_chance(
     Studies are simulated in which draws vary as the residuals of these do, all measured sets
     together, and `documents` as they do here. For one measured set and no documents it is the
     quantile of the studentized range. At a nominal 5 %, sets that are alike exceeded it in 2.7 to
-    5.8 % of simulated studies: least often where what is measured is independent.
+    5.8 % of simulated studies: least often where what is measured is independent. The draws of all
+    sets are taken to vary alike; where they varied as unequally as Wanda's do, it was 11 to 15 %.
     """
     counts = np.array([len(draws) for draws in sets])
     within_df = int(counts.sum()) - len(sets)
@@ -291,7 +292,8 @@ def cross_fitted(sets: Sequence[Float[np.ndarray, "_draw measured"]]) -> float:
 
     Each draw is held out in turn: the others say which set is best and which is worst on each
     measured set, and the held out draws of these two are compared. It isn't too large by having
-    been picked, as the plain difference is; where the choice is wrong it is too small.
+    been picked by luck of the draw, as the plain difference is; where the choice is wrong it is too
+    small. Documents aren't held out: what suits these few documents alone stays in it.
     """
     fewest = min(map(len, sets))
     worths: list[float] = []
