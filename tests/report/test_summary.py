@@ -106,10 +106,11 @@ def test_an_answer_says_where_sets_were_drawn_once(study: Path):
     once = ranking(entry("c4", (1.5, 1.9), None, draws=1), entry("pile", (1.6, 2.0), 0.1, draws=1))
     several = replace(comparison, rankings=(*comparison.rankings, once))
     assert overall(several).endswith(
-        "In 1 of them sets were drawn once: what is significant there is so for other documents, "
-        "not for other draws."
+        "In 1 of them some sets were drawn once: nothing there speaks for other draws."
     )
-    assert ". Sets were drawn once:" in overall(replace(comparison, rankings=(once, once)))
+    assert "nothing here speaks for other draws" in overall(
+        replace(comparison, rankings=(once, once))
+    )
 
 
 def test_what_is_doubtful_is_said_with_its_p_after_holm(study: Path):

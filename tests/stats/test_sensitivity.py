@@ -250,7 +250,9 @@ def slow_chance(
 
 def apart(variances: np.ndarray, degrees: np.ndarray) -> DocumentErrors:
     """Of measured sets that share no document."""
-    return DocumentErrors(variances, degrees, np.diag(np.sqrt(variances)))
+    return DocumentErrors(
+        variances, np.diag(np.sqrt(variances)), np.arange(len(variances)), degrees
+    )
 
 
 def test_what_chance_gives_is_that_of_studies_simulated_one_by_one():
@@ -333,10 +335,12 @@ def test_documents_that_two_texts_share_vary_together():
     variance, _, other = found.variances
     covariance = [[variance, variance, 0], [variance, variance, 0], [0, 0, other]]
     np.testing.assert_allclose(found.root.T @ found.root, covariance, atol=1e-9)
+    assert found.groups.tolist() == [0, 0, 1]
+    assert found.degrees.tolist() == [76, 76]
     # Gaps of texts that go up and down together vary more, so chance makes more of their mean.
     sets = [np.full((2, 3), [0.0, 0.0, 0.0]) + rng.normal(0, 1e-3, (2, 1)) for _ in rows]
     together = worth_by_chance(sets, found)
-    assert together > 1.02 * worth_by_chance(sets, apart(found.variances, found.degrees))
+    assert together > 1.02 * worth_by_chance(sets, apart(found.variances, np.full(3, 76.0)))
 
 
 def test_a_study_says_what_chance_gives_and_what_is_left():

@@ -34,7 +34,7 @@ STUDY: Final = Study(
     ],
     methods=["wanda", "magnitude"],
     targets=[0.6],
-    evaluate=[f"loss(source={source}, tokens=3000, length=256)" for source in SOURCES],
+    evaluate=[f"loss(source={source}, tokens=2000, length=256)" for source in SOURCES],
     samples=16,
     length=256,
     masks=False,

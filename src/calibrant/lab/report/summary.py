@@ -175,13 +175,12 @@ def overall(comparison: Comparison) -> str:
 
 def _drawn_once(rankings: Sequence[Ranking]) -> str:
     """Say where an answer can't speak for other draws; nothing if it can everywhere."""
-    once = sum(ranking.one_draw for ranking in rankings)
-    if not once:
+    count = sum(ranking.one_draw for ranking in rankings)
+    if not count:
         return ""
-    where = "Sets were drawn once"
-    if once < len(rankings):
-        where = f"In {once} of them sets were drawn once"
-    return f"{where}: what is significant there is so for other documents, not for other draws."
+    if count == len(rankings):
+        return "Some sets were drawn once, so nothing here speaks for other draws of them."
+    return f"In {count} of them some sets were drawn once: nothing there speaks for other draws."
 
 
 def _tally(counts: Counter[str], names: Mapping[str, str]) -> str:

@@ -16,15 +16,17 @@ Its quantile is Cochran's: that of t with the items' degrees of freedom and that
 each weighted with its part of the variance. The draws' degrees of freedom are Satterthwaite's, with
 the largest variance counted 1 + 2/df times, since the one that chance made large weighs most.
 
-Two things are alike for a reason. Where measured sets are averaged that hold the same items, as one
-text does in two formats, what an item gave in all of them is added before it is squared: they are
-one document, met twice. Where a pool holds several sets of one source, draws of the same number
-share rows, so what they gave is added draw by draw before its variance is taken, if that is larger.
+Two kinds of values aren't independent. Where measured sets are averaged that hold the same items,
+as one text does in two formats, what an item gave in all of them is added before it is squared: it
+is one document, met twice. Where a pool holds several sets of one source, their draws share rows.
+Which draws share how many depends on the formats, so the variance is the largest that there can be:
+that of draws which all go up and down together.
 
-That is the form that held its level best of those simulated (`benchmarks/levels.py`): 20 and 300
-items; a set alone, two, and a pool of two against one; items, interaction and draws each from
-absent to dominant. At a nominal 5 %, its worst false positive rate was 6.0, 5.3, 5.4 and 5.3 % at
-2, 3, 5 and 10 draws, its mean 2.2, 3.2, 4.1 and 4.6 % (at 0.5 %, the worst: 1.4, 0.8, 0.7, 0.6 %).
+Without these two, this is the form that held its level best of those simulated
+(`benchmarks/levels.py`): 20 and 300 items; a set alone, two, and a pool of two against one; items,
+interaction and draws each from absent to dominant. At a nominal 5 %, its worst false positive rate
+was 6.0, 5.3, 5.4 and 5.3 % at 2, 3, 5 and 10 draws, its mean 2.2, 3.2, 4.1 and 4.6 % (at 0.5 %, the
+worst: 1.4, 0.8, 0.7, 0.6 %).
 A + B with Satterthwaite's degrees of freedom for the whole gave up to 12.9 and 8.2 % at two and
 three draws, and so did A + B − C.
 
@@ -128,8 +130,9 @@ class Side:
     `draws` is each draw's ratio and `value` their mean; `residuals` the items' linearised
     residuals, averaged over draws; `deviations` how far each draw's are from that average.
     `independence` says whether the draws count as draws: a model that takes none has none, and
-    draws that share their rows are alike for that reason. `source` is whose rows the draws take:
-    draws of the same number of two sets with one source share rows. Empty where nobody knows.
+    draws that share their rows are alike for that reason. `source` is whose rows the draws
+    take, as the set's text has it: draws of two sets with one source share rows. What shares rows
+    under another text, such as a mixture and its parts, isn't known to.
     """
 
     score: Score
@@ -193,16 +196,17 @@ class Side:
         )
 
 
-class SharingSets(NamedTuple):
+@dataclass(frozen=True)
+class SharedItems:
     """Measured sets that hold some of the same items; one alone shares with none.
 
-    `places` says for each of them where its items stand among all `count` of the group, and
-    `fewest` is the least number of items that one of them has.
+    `places` says for each of them where its items stand among all of the group, which are
+    `different` in number. `fewest` is the least number of items that one of them has.
     """
 
     names: tuple[str, ...]
     places: tuple[NDArray[np.intp], ...]
-    count: int
+    different: int
     fewest: int
 
     def by_item(
@@ -212,7 +216,7 @@ class SharingSets(NamedTuple):
         variance of the sum of the sets' means.
         """
         first = rows[0]
-        sums = np.zeros((*first.shape[:-1], self.count))
+        sums = np.zeros((*first.shape[:-1], self.different))
         for row, places in zip(rows, self.places, strict=True):
             items = len(places)
             # Residuals sum to zero, which takes one degree of freedom; a single item has none left.
@@ -221,20 +225,20 @@ class SharingSets(NamedTuple):
         return sums
 
 
-def sharing_sets(sides: Mapping[str, Side], names: Sequence[str]) -> tuple[SharingSets, ...]:
+def shared_items(sides: Mapping[str, Side], names: Sequence[str]) -> tuple[SharedItems, ...]:
     """Return the measured sets `names` in groups, of which no two have an item in common."""
     if len(names) == 1:
         (name,) = names
         count = len(sides[name].items)
-        return (SharingSets((name,), (np.arange(count),), count, count),)
-    return _sharing_sets(tuple((name, sides[name].items) for name in names))
+        return (SharedItems((name,), (np.arange(count),), count, count),)
+    return _shared_items(tuple((name, sides[name].items) for name in names))
 
 
 # Hundreds of comparisons in a row are about the same few measured sets.
 @lru_cache(maxsize=64)
-def _sharing_sets(
+def _shared_items(
     items_by_set: tuple[tuple[str, tuple[str, ...]], ...],
-) -> tuple[SharingSets, ...]:
+) -> tuple[SharedItems, ...]:
     items_of = dict(items_by_set)
     groups: list[tuple[list[str], set[str]]] = []
     for name, items in items_by_set:
@@ -248,14 +252,14 @@ def _sharing_sets(
                 joined_names += names
                 joined_items |= group_items
         groups = [*apart, ([*joined_names, name], joined_items)]
-    found: list[SharingSets] = []
+    found: list[SharedItems] = []
     for names, group_items in groups:
         place_of = {item: place for place, item in enumerate(sorted(group_items))}
         places: list[NDArray[np.intp]] = []
         for name in names:
             places.append(np.array([place_of[item] for item in items_of[name]], dtype=np.intp))
         fewest = min(map(len, places))
-        found.append(SharingSets(tuple(names), tuple(places), len(place_of), fewest))
+        found.append(SharedItems(tuple(names), tuple(places), len(place_of), fewest))
     return tuple(found)
 
 
@@ -274,14 +278,14 @@ def combination(terms: Sequence[WeightedSides], value: float | None = None) -> E
     names = list(first_coefs)
     items_variance, items_df = _over_items(terms)
     draws_variances, draws_df = _over_draws(terms)
-    over_both = 0.0
+    interactions = 0.0
     over_draws = True
     combined = 0.0
     for sides, coefs in terms:
         any_side = sides[names[0]]
         if any_side.counted:
             # C: a set without draws has no interaction to tell from its items.
-            over_both += interaction(sides, coefs)
+            interactions += interaction(sides, coefs)
         elif any_side.independence != "no draws":
             over_draws = False
         for name in names:
@@ -296,9 +300,9 @@ def combination(terms: Sequence[WeightedSides], value: float | None = None) -> E
         np.array(items_df),
         np.array(draws_variances),
         np.array(draws_df),
-        np.array(over_both),
+        np.array(interactions),
     )
-    count = sum(len(first_sides[name].items) for name in names)
+    count = sum(group.different for group in shared_items(first_sides, names))
     if value is None:
         value = combined
     return spread.estimate(value, count, over_draws)
@@ -309,7 +313,7 @@ def _over_items(terms: Sequence[WeightedSides]) -> tuple[float, float]:
     first_sides, first_coefs = terms[0]
     variances: list[float] = []
     degrees: list[float] = []
-    for group in sharing_sets(first_sides, list(first_coefs)):
+    for group in shared_items(first_sides, list(first_coefs)):
         rows: list[Float[np.ndarray, " items"]] = []
         for name in group.names:
             first = first_sides[name]
@@ -337,29 +341,23 @@ def _over_draws(terms: Sequence[WeightedSides]) -> tuple[list[float], list[float
     """Return B of a combination in parts that add, and the degrees of freedom of each. A set drawn
     once, or with overlapping draws, has nothing to add.
     """
-    pools: dict[tuple[object, ...], list[Float[np.ndarray, " draws"]]] = {}
+    by_source: dict[tuple[object, ...], list[Float[np.ndarray, " draws"]]] = {}
     for place, (sides, coefs) in enumerate(terms):
-        name, *_ = coefs
-        side = sides[name]
+        side, *_ = sides.values()
         if not side.counted:
             continue
         key: tuple[object, ...] = (place,)
         if side.source:
-            key = (side.source, coefs[name] > 0, len(side.draws))
-        pools.setdefault(key, []).append(by_draw(sides, coefs))
+            # Of the two sides of a difference, what draws share cancels; of one side it adds up.
+            key = (side.source, sum(coefs.values()) > 0)
+        by_source.setdefault(key, []).append(by_draw(sides, coefs))
     variances: list[float] = []
     degrees: list[float] = []
-    for pool in pools.values():
-        # Draws of different sets are independent, unless one source's rows are in both.
-        apart = [variance_of_mean(draws) for draws in pool]
-        together = variance_of_mean(np.sum(pool, axis=0))
-        df = len(pool[0]) - 1.0
-        if together > sum(apart):
-            variances.append(together)
-            degrees.append(df)
-        else:
-            variances += apart
-            degrees += [df] * len(apart)
+    for pool in by_source.values():
+        # As if all went up and down together: the standard errors add.
+        stderr = sum(math.sqrt(variance_of_mean(draws)) for draws in pool)
+        variances.append(stderr**2)
+        degrees.append(min(map(len, pool)) - 1.0)
     return variances, degrees
 
 
@@ -384,7 +382,7 @@ def interaction(sides: Mapping[str, Side], coefs: Mapping[str, float]) -> float:
     as over items, but draw by draw.
     """
     variance = 0.0
-    for group in sharing_sets(sides, list(coefs)):
+    for group in shared_items(sides, list(coefs)):
         rows = [coefs[name] * sides[name].deviations for name in group.names]
         draws = len(rows[0])
         # With one draw, or one item, it can't be told from the rest.
@@ -525,7 +523,7 @@ class Pairs:
         with_draws = np.zeros(count, dtype=bool)
         over_draws = np.zeros(count)
         over_df = np.ones(count)
-        over_both = np.zeros(count)
+        interactions = np.zeros(count)
         for row, row_sides in enumerate(sides.values()):
             any_side = row_sides[measured[0]]
             with_draws[row] = any_side.independence != "no draws"
@@ -534,7 +532,7 @@ class Pairs:
                 over_draws[row] = variance_of_mean(by_draw(row_sides, coefs))
                 over_df[row] = len(any_side.draws) - 1.0
                 # What isn't known to be of draws has no interaction to take off.
-                over_both[row] = interaction(row_sides, coefs)
+                interactions[row] = interaction(row_sides, coefs)
             for name, coef in coefs.items():
                 side = row_sides[name]
                 check_paired(first[name], side)
@@ -546,9 +544,9 @@ class Pairs:
             # A difference has the draws of both its sets.
             draws = _of_both(over_draws)
             draws_df = _of_both(over_df)
-        over_both_of_pairs = over_both[:, None] + over_both
-        spread = Spread.of(items, items_df, draws, draws_df, over_both_of_pairs)
-        item_count = sum(len(first[name].items) for name in measured)
+        of_pairs = interactions[:, None] + interactions
+        spread = Spread.of(items, items_df, draws, draws_df, of_pairs)
+        item_count = sum(group.different for group in shared_items(first, measured))
         return Pairs(labels, values[:, None] - values, spread, item_count, counted, with_draws)
 
     def estimate(self, a: str, b: str) -> Estimate:
@@ -622,7 +620,7 @@ def _variance_over_items(
     squares = np.zeros_like(total)
     most_df = 1.0
     first_sides, *_ = sides.values()
-    for group in sharing_sets(first_sides, list(coefs)):
+    for group in shared_items(first_sides, list(coefs)):
         by_set: list[Float[np.ndarray, "n items"]] = []
         for name in group.names:
             residuals = [coefs[name] * row_sides[name].residuals for row_sides in sides.values()]

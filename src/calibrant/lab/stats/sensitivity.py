@@ -34,9 +34,9 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
-from calibrant.lab.stats.crossed import Pairs, SharingSets, Side, sharing_sets
+from calibrant.lab.stats.crossed import Pairs, SharedItems, Side, shared_items
 from calibrant.lab.stats.estimate import LEVEL
 from calibrant.lab.stats.ranking import MEAN, ComparedGroup, pairs
 
@@ -141,13 +141,15 @@ class Sensitivity:
 class DocumentErrors:
     """What documents add to the mean of a set, beyond what draws show already.
 
-    By measured set, `variances` are theirs and `degrees` the degrees of freedom behind them.
-    Standard normal numbers times `root` vary as documents do: alike where measured sets share them.
+    By measured set, `variances` are theirs. Standard normal numbers times `root` vary as documents
+    do: alike where measured sets share them. `groups` says for each measured set which of the
+    groups it belongs to that share none, and `degrees` are the degrees of freedom of each group.
     """
 
     variances: Float[np.ndarray, " measured"]
-    degrees: Float[np.ndarray, " measured"]
     root: Float[np.ndarray, "measured measured"]
+    groups: Int[np.ndarray, " measured"]
+    degrees: Float[np.ndarray, " group"]
 
 
 def sensitivity(group: ComparedGroup) -> Sensitivity | None:
@@ -280,7 +282,9 @@ def worth_by_chance(
     again = random.standard_normal((STUDIES, within_df, len(root))) @ root
     chi_squared = random.chisquare(documents.degrees, (STUDIES, len(documents.degrees)))
     over_draws = (again**2).mean(1) * per_mean
-    over_documents = documents.variances * chi_squared / documents.degrees
+    # What documents add is estimated from the same ones where measured sets share them.
+    estimated = (chi_squared / documents.degrees)[:, documents.groups]
+    over_documents = documents.variances * estimated
     estimated_errors = np.sqrt(over_draws + over_documents).mean(1)
     quantile = np.quantile(worths / estimated_errors, level)
     error = np.sqrt(variances).mean()
@@ -314,12 +318,10 @@ def _over_documents(
     rows: Mapping[str, Mapping[str, Side]], measured: Sequence[str]
 ) -> DocumentErrors:
     """Return what documents add to the mean of a set."""
-    any_sides, *_ = rows.values()
     added = np.zeros(len(measured))
-    degrees = np.zeros(len(measured))
     for place, name in enumerate(measured):
         sides = [row_sides[name] for row_sides in rows.values()]
-        differing = _differing(sides)
+        differing = _without_common(sides)
         documents = differing.shape[1]
         mean_square = float((differing**2).sum()) / (len(sides) - 1)
         variance = mean_square * documents / (documents - 1)
@@ -332,37 +334,42 @@ def _over_documents(
         interaction = _mean([side.interaction for side in sides])
         in_draws = min(interaction, _mean(over_draws))
         added[place] = max(0.0, variance - in_draws)
-        degrees[place] = (len(sides) - 1.0) * (documents - 1.0)
+    any_sides, *_ = rows.values()
     root = np.diag(np.sqrt(added))
-    for group in sharing_sets(any_sides, measured):
-        if len(group.names) > 1:
-            places = [measured.index(name) for name in group.names]
-            root[np.ix_(places, places)] = _alike(rows, group) * np.sqrt(added[places])
-    return DocumentErrors(added, degrees, root)
+    groups = np.zeros(len(measured), dtype=int)
+    degrees: list[float] = []
+    for number, group in enumerate(shared_items(any_sides, measured)):
+        places = [measured.index(name) for name in group.names]
+        groups[places] = number
+        degrees.append((len(rows) - 1.0) * (group.fewest - 1.0))
+        if len(places) > 1:
+            correlation_root = _root_of_correlation(rows, group)
+            root[np.ix_(places, places)] = correlation_root * np.sqrt(added[places])
+    return DocumentErrors(added, root, groups, np.array(degrees))
 
 
-def _alike(
-    rows: Mapping[str, Mapping[str, Side]], group: SharingSets
+def _root_of_correlation(
+    rows: Mapping[str, Mapping[str, Side]], group: SharedItems
 ) -> Float[np.ndarray, "measured measured"]:
     """Return the root of the correlation that shared documents give to the measured sets of a
     group.
     """
     by_set: list[Float[np.ndarray, " _row"]] = []
     for name, places in zip(group.names, group.places, strict=True):
-        differing = _differing([row_sides[name] for row_sides in rows.values()])
+        differing = _without_common([row_sides[name] for row_sides in rows.values()])
         # A document that this measured set doesn't have stays zero: nothing in common there.
-        by_item = np.zeros((len(rows), group.count))
+        by_item = np.zeros((len(rows), group.different))
         by_item[:, places] = differing
         by_set.append(by_item.ravel())
     columns = np.stack(by_set, axis=1)
     norms = np.linalg.norm(columns, axis=0)
     columns = columns / np.where(norms > 0, norms, 1.0)
-    # Symmetric, and so the same on every machine.
+    # The symmetric root is unique; eigenvectors alone aren't.
     values, vectors = np.linalg.eigh(columns.T @ columns)
     return vectors * np.sqrt(np.maximum(values, 0.0)) @ vectors.T
 
 
-def _differing(sides: Sequence[Side]) -> Float[np.ndarray, "sets items"]:
+def _without_common(sides: Sequence[Side]) -> Float[np.ndarray, "sets items"]:
     """Return the residuals without what all sets share, which cancels in every difference."""
     residuals = np.stack([side.residuals for side in sides])
     return residuals - residuals.mean(0)

@@ -239,24 +239,12 @@ def contrast_table(contrasts: Sequence[Contrast], tested: int) -> Table:
     legend = (
         f"difference{_in_unit(contrasts)}: below zero the first is better",
         f"p: two-sided, after Holm over {tested}",
-        _detectable(contrasts),
+        "detectable: the true difference that this contrast alone, at 5 %, would find in four "
+        "studies of five if its error were known; with fewer than five draws a set, in fewer",
         *spelled_out(map(_way, contrasts), {}),
     )
     rows = [_contrast_row(contrast, ways[_way(contrast)]) for contrast in contrasts]
     return Table("Primary contrasts", "contrast", columns, tuple(rows), legend)
-
-
-def _detectable(contrasts: Sequence[Contrast]) -> str:
-    """What `detectable` means, and how far to believe it: its error is estimated from the draws."""
-    meaning = "detectable: the difference that four studies of five like this one would find"
-    drawn = [count for contrast in contrasts for count in contrast.draws if count]
-    fewest = min(drawn, default=0)
-    # As simulated: see `detectable`.
-    if fewest == 2:
-        return f"{meaning}; over two draws a set, half of them may miss it"
-    if fewest == 3:
-        return f"{meaning}; over three draws a set, a third of them may miss it"
-    return meaning
 
 
 def _contrast_row(contrast: Contrast, way: str) -> TableRow:
@@ -332,12 +320,16 @@ def _tested(comparison: Comparison) -> str:
     contrasts = comparison.contrasts
     test = f"Holm over {comparison.tested}"
     sure = [contrast for contrast in contrasts if contrast.verdict in ("better", "worse")]
-    lead = f"Of {counted(len(contrasts), 'primary contrast')}"
     untested = sum(contrast.p is None for contrast in contrasts)
+    named_contrasts = counted(len(contrasts), "primary contrast")
+    if untested == len(contrasts):
+        return f"None of {named_contrasts} could be tested; their lines say why."
+    lead = f"Of {named_contrasts}"
     rest = ""
-    if untested:
-        verb = "isn't" if untested == 1 else "aren't"
-        rest = f" {untested} {verb} tested: sets were drawn once, share rows, or aren't all here."
+    if untested == 1:
+        rest = " 1 has no test; its line says why."
+    elif untested:
+        rest = f" {untested} have no test; their lines say why."
     if not sure:
         return f"{lead} none is significant ({test}).{rest}"
     ways = way_names(map(_way, contrasts))
@@ -348,8 +340,9 @@ def _tested(comparison: Comparison) -> str:
         named.append(f"{name} ({ways[_way(contrast)]}){value}")
     if len(sure) > TESTED:
         named.append(f"{len(sure) - TESTED} more")
+    verb = "is" if len(sure) == 1 else "are"
     return (
-        f"{lead} {len(sure)} are significant ({test}): {join_names(named)}; "
+        f"{lead} {len(sure)} {verb} significant ({test}): {join_names(named)}; "
         f"below zero the first is better.{rest}"
     )
 
