@@ -2,11 +2,12 @@
 
 import os
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
-from calibrant.errors import OutputError
+from calibrant.errors import CalibrantError, DataError, OutputError
 from calibrant.results import Store, pack, verify
 from calibrant.results.database import HALF_SUFFIX, Database
 from calibrant.results.live import DATABASE, TABLES, VERSION
@@ -105,6 +106,33 @@ def test_what_somebody_may_write_is_not_taken_for_unchanging(
         path.with_name(path.name + beside).touch()
     monkeypatch.setattr("os.access", lambda *_: False)
     assert Database(path, TABLES, VERSION, create=False)._mode() == mode
+
+
+@pytest.mark.parametrize(("create", "error"), [(True, OutputError), (False, DataError)])
+def test_a_file_that_is_removed_while_it_is_opened_is_called_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, create: bool, error: type[CalibrantError]
+):
+    path = tmp_path / DATABASE
+    made = Database(path, TABLES, VERSION)
+    made.version()
+    made.close()
+    # As whoever removes it leaves it.
+    with closing(sqlite3.connect(path)) as remover:
+        remover.execute("PRAGMA journal_mode = DELETE")
+    connected = Database._connected
+
+    def too_late(self: Database, path: Path, mode: str) -> sqlite3.Connection:
+        if not create:
+            path.unlink()
+        connection = connected(self, path, mode)
+        if create:
+            connection.execute("PRAGMA user_version").fetchone()
+            path.unlink()
+        return connection
+
+    monkeypatch.setattr(Database, "_connected", too_late)
+    with pytest.raises(error, match="removed meanwhile; run the same command again"):
+        Database(path, TABLES, VERSION, create).version()
 
 
 def test_what_a_killed_maker_left_goes_and_what_a_living_one_has_stays(tmp_path: Path):

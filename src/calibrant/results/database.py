@@ -37,6 +37,7 @@ PAUSE: Final = 0.05
 """Seconds between two looks at whether a claim is free."""
 SAME_START: Final = 0.5
 """Seconds that two readings of one process's start may differ by."""
+GONE: Final = "it was removed meanwhile; run the same command again"
 
 _DAMAGED: Final = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 _INHERITED: Final = list[sqlite3.Connection]()
@@ -267,9 +268,14 @@ class Database:
         unwritten = primary in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_FULL) or self._is_full()
         if primary in _DAMAGED or (reading and not unwritten):
             kind = DamagedError if primary in _DAMAGED else DataError
-            message = f"{short(self.path)!r} can't be read ({error}); restore it from a copy"
+            advice = "restore it from a copy"
+            if not self.path.exists():
+                advice = GONE
+            message = f"{short(self.path)!r} can't be read ({error}); {advice}"
             return kind(message, subject=str(self.path))
-        if primary == sqlite3.SQLITE_FULL or self._is_full():
+        if code == sqlite3.SQLITE_READONLY_DBMOVED:
+            why = GONE
+        elif primary == sqlite3.SQLITE_FULL or self._is_full():
             why = "the disk is full; free some space and run the same command again"
         elif primary == sqlite3.SQLITE_TOOBIG:
             why = f"it is larger than {LARGEST // 2**30} GiB"
