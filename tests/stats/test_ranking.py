@@ -93,6 +93,17 @@ def test_the_failure_of_one_measurement_is_no_reason_for_another():
     )
 
 
+def test_the_failure_of_one_measurement_is_no_reason_for_another_that_is_shown_alone():
+    results = results_of(LOSSES, missing=["c4/code"])
+    (cell,) = [cell for cell in results.cells if cell.data == "c4"]
+    failure = {"cell": list(cell.labels), "error": "the disk is full"}
+    failures = {cell.measures["loss(source='docs')"]: failure}
+    shown = narrowed(replace(results, failures=failures), "code")
+    assert only(shown).missing == (
+        "tiny, wanda 0.5: c4 (draw 0) on loss(source='code'): not computed yet",
+    )
+
+
 @pytest.mark.parametrize("labelled", [5, 6])
 def test_the_failure_of_a_cell_is_no_reason_for_one_of_another_propagation(labelled: int):
     failed = Cell("tiny", "pile", "wanda", "0.5", 0, "sha256:known", propagate="arrival")

@@ -112,6 +112,18 @@ def test_measures_are_chosen_by_how_they_begin(once: Store):
     assert raised.value.subject == "wiki"
 
 
+def test_the_failure_of_a_run_that_another_stands_for_is_no_reason_for_that(tmp_path: Path):
+    store = store_of(tmp_path, LOSSES, missing=["c4/code"])
+    (cell,) = [cell for cell in store.cells() if cell.data == "c4"]
+    text = "loss(source='code')"
+    other = replace(cell, run="sha256:other", measures={text: "sha256:failed"})
+    store.write_cells([*store.cells(), other])
+    failure = {"cell": list(cell.labels), "error": "the disk is full"}
+    store.add_failure("sha256:failed", failure)
+    said = f"tiny, wanda 0.5: c4 (draw 0) on {text}: not computed yet"
+    assert compare(store).missing == (said,)
+
+
 def test_what_is_missing_once_drawn_or_of_an_older_revision_is_told(tmp_path: Path, once: Store):
     store = store_of(tmp_path, DRAWN)
     more = replace(

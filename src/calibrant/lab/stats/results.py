@@ -148,7 +148,7 @@ def read(store: Store, items: bool = True) -> Results:
         scores=scores,
         items=item_values,
         study=index.study,
-        failures=store.failures(),
+        failures=_failures_of(cells, every, store.failures()),
         stale=frozenset(_stale(store, records, index.revisions)),
         sets=_set_labels(cells, index.labels(), records),
         bits=_bits(store, computed),
@@ -288,7 +288,27 @@ def narrowed(results: Results, measures: str | Sequence[str]) -> Results:
     for cell in results.cells:
         measured = {text: name for text, name in cell.measures.items() if text in chosen}
         cells.append(replace(cell, measures=measured))
-    return replace(results, cells=tuple(cells))
+    failures = _failures_of(cells, results.cells, results.failures)
+    return replace(results, cells=tuple(cells), failures=failures)
+
+
+def _failures_of(
+    cells: Iterable[Cell], every: Iterable[Cell], failures: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Mapping[str, Any]]:
+    """Return the failures without those whose id `every` cell together have and `cells` don't.
+
+    They name their cell too, and would be taken for the reason of what it lacks.
+    """
+    others = _ids(every) - _ids(cells)
+    return {failed_id: why for failed_id, why in failures.items() if failed_id not in others}
+
+
+def _ids(cells: Iterable[Cell]) -> set[str]:
+    """Return the ids of the cells' runs and of all that is measured on them."""
+    ids: set[str] = set()
+    for cell in cells:
+        ids.update((cell.run, *cell.measures.values()))
+    return ids
 
 
 def _names_by_text(results: Results) -> dict[str, set[str]]:
@@ -694,9 +714,7 @@ def missing(cells: Sequence[Cell], results: Results, texts: Sequence[str] = ()) 
 
 def _failures_by_cell(results: Results) -> dict[tuple[Any, ...], Mapping[str, Any]]:
     """Return the failures that name a cell and are of no id of the grid, by the cell's labels."""
-    ids_of_grid: set[str] = set()
-    for cell in results.cells:
-        ids_of_grid.update((cell.run, *cell.measures.values()))
+    ids_of_grid = _ids(results.cells)
     by_cell: dict[tuple[Any, ...], Mapping[str, Any]] = {}
     for failed_id, failure in results.failures.items():
         # What failed of one measurement says nothing of the cell's others, and what failed of one
