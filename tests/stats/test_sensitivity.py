@@ -1,4 +1,5 @@
 import itertools
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -172,6 +173,20 @@ def test_sets_that_are_alike_seldom_lie_further_apart_than_the_floor(
         assert found.interval[0] <= found.value <= found.interval[1]
     assert above / 300 < 0.08
     assert significant / 300 < 0.08
+
+
+@pytest.mark.parametrize(("count", "interval"), [(2, (0.0, math.inf)), (12, (1.0, 1.0))])
+def test_a_difference_that_is_the_same_on_all_documents_is_certain_only_over_enough_of_them(
+    count: int, interval: tuple[float, float]
+):
+    sides: dict[str, dict[str, Side]] = {}
+    for name, loss in (("better", 1.0), ("worse", 2.0), ("as bad", 2.0)):
+        draw = values(np.full(count, loss), np.ones(count))
+        sides[name] = {"text": Side.of([draw, draw])}
+    found = _gap(Pairs.of(sides, ["text"], pooled=True), 0.95, 3)
+    assert (found.best, found.worst, found.value) == ("better", "worse", 1.0)
+    assert found.interval == interval
+    assert found.significant == (count == 12)
 
 
 def test_it_leaves_out_controls_and_baselines():

@@ -565,14 +565,19 @@ class Pairs:
         """Return where row is significantly worse than column, jointly over so many
         `comparisons`.
         """
+        # What has no error (not a number) is never significant.
+        return self.values > self.half(level, comparisons)
+
+    def half(self, level: float = LEVEL, comparisons: int = 1) -> Float[np.ndarray, "n n"]:
+        """Return how far intervals reach from the values, jointly over so many `comparisons`:
+        without end where values differ and nothing varies over too few documents for this level.
+        """
         tail = (1 - level) / (2 * comparisons)
-        half = self.spread.half(1 - tail)
         # As `Estimate.interval`: where nothing varies, the test is that of signs (`sign_p`).
         smallest_p = np.exp2(-self.spread.items_df)
-        is_constant = self.spread.variance == 0
+        is_constant = (self.spread.variance == 0) & (self.values != 0)
         is_untold = is_constant & (smallest_p > (1 - level) / comparisons)
-        # What has no error (not a number) is never significant.
-        return (self.values > half) & ~is_untold
+        return np.where(is_untold, np.inf, self.spread.half(1 - tail))
 
     def among(self, labels: Sequence[str]) -> "Pairs":
         """Return the same of some labels only, in this order."""

@@ -431,8 +431,7 @@ def _gaps(
 
 def _gap(table: Pairs, level: float, comparisons: int) -> Gap:
     """Return what the choice is worth by a table of all pairs."""
-    tail = (1 - level) / (2 * comparisons)
-    half = table.spread.half(1 - tail)
+    half = table.half(level, comparisons)
     largest = int(table.values.argmax())
     worst, best = np.unravel_index(largest, table.values.shape)
     distinct = ~np.eye(len(table.labels), dtype=bool)  # a set isn't compared with itself
