@@ -55,8 +55,19 @@ def test_a_start_token_is_left_out_or_put_in_where_the_packing_says_so(
     )
 
 
-def test_each_document_has_its_start_token(pairs: Path, letters: PreTrainedTokenizerBase):
-    batch = CalibrationSet(f"{pairs}:qa@many(bos='document')", samples=4, length=64).tokens(letters)
+@pytest.mark.parametrize(
+    ("which", "packing"),
+    [("letters", "many(bos='document')"), ("started", "many(isolate=true)")],
+)
+def test_each_document_has_its_start_token(
+    pairs: Path, which: str, packing: str, request: pytest.FixtureRequest
+):
+    letters = request.getfixturevalue(which)
+    batch = CalibrationSet(f"{pairs}:qa@{packing}", samples=4, length=64).tokens(letters)
+    if which == "started":
+        # Of an isolated text only what goes on in the next window has none.
+        places = [row.index(BOS) for row in rows(batch) if BOS in row]
+        assert places == [0] * batch.facts["parts"][0]["rows"]
     whole = [i for row in rows(batch) for i in row]
     texts = letters.decode(whole, skip_special_tokens=False).split("<s>")[1:]
     assert len(texts) == batch.facts["parts"][0]["rows"]
@@ -99,6 +110,9 @@ def test_a_chat_has_exactly_one_start_token(
         if packing != "legacy":
             assert row[:1].count(BOS) <= wanted
             assert row.count(BOS) <= wanted
+    if packing == "many(isolate=true)":
+        starts = sum(row.count(BOS) for row in rows(batch))
+        assert starts == wanted * batch.facts["parts"][0]["rows"]
     heads = [row[0] for row in rows(batch)]
     if packing in ("one", "many(separator='')"):
         assert heads.count(BOS) == wanted * len(heads)

@@ -21,6 +21,7 @@ import psutil
 import pytest
 
 from calibrant.cli import main
+from calibrant.data import CalibrationSet, TokenBatch
 from calibrant.errors import (
     DataError,
     InputError,
@@ -822,16 +823,43 @@ def test_a_worker_that_writes_a_pickle_is_taken_for_dead(
 def test_tokens_that_are_a_pickle_are_a_failure_and_not_run(
     given: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
+    study = asked(given, data=["random_tokens"], methods="wanda", evaluate=())
+    work = study.workload()
+    provisional = [work.provisional(request) for request in work.requests]
     monkeypatch.setattr(
         driver, "put", lambda path, content: path.write_bytes(pickle.dumps(Bomb(tmp_path / "ran")))
     )
-    finished = worked(
-        asked(given, data=["random_tokens", "full_stops"], methods="wanda"), tmp_path / "store"
-    )
-    assert {f["error"].partition(" is no message")[1] for f in finished.failures.values()} <= {
-        " is no message"
-    }
+    died: list[str] = []
+
+    def before_its_run(what: str, failed_id: str) -> bool:
+        """Dies once, when its tokens are there for others and what is made of them isn't."""
+        deadly = what == "wanda 0.5 on random_tokens" and failed_id not in (*provisional, *died)
+        if deadly:
+            died.append(failed_id)
+        return deadly
+
+    finished = worked(study, tmp_path / "store", before_its_run)
+    assert len(died) == 1
+    (failure,) = finished.failures.values()
+    assert failure["what"] == "wanda 0.5 on random_tokens"
+    assert " is no message" in failure["error"]
     assert not (tmp_path / "ran").exists()
+
+
+def test_one_worker_draws_a_set_and_the_others_read_it(
+    given: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    drawn: list[str] = []
+    tokens = CalibrationSet.tokens
+
+    def noted(self: CalibrationSet, *args: Any) -> TokenBatch:
+        drawn.append(str(self))
+        return tokens(self, *args)
+
+    monkeypatch.setattr(CalibrationSet, "tokens", noted)
+    study = asked(given, data=["random_tokens", "full_stops"], methods="wanda", evaluate=())
+    assert worked(study, tmp_path).failures == {}
+    assert len(drawn) == len(set(drawn)) == 2
 
 
 @pytest.mark.parametrize(
