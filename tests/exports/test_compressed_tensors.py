@@ -105,6 +105,27 @@ def test_their_reader_gives_the_same_logits_and_knows_every_tensor(
     assert (logits - ours(IDS).logits).abs().max() == 0.0
 
 
+def test_several_grids_in_one_folder_open_as_the_model_that_was_measured(tmp_path: Path) -> None:
+    folder = tiny_folder(tmp_path / "model", "llama", tie_word_embeddings=False)
+    asked: dict[str, Any] = {"data": "python_docs", "samples": 4, "length": 32, "export": NAME}
+    asked |= {"allocation": "least_error(reach=2)", "target": "w4g16", "dtype": "float32"}
+    done = quantize(str(folder), method="gptq", out=tmp_path / "out", **asked)
+    place = tmp_path / "out" / NAME
+    settings = json.loads((place / "config.json").read_text())["quantization_config"]
+    bits = {group["weights"]["num_bits"] for group in settings["config_groups"].values()}
+    assert len(bits) > 1
+    with torch.no_grad():
+        measured = done.opened.model(IDS).logits
+        assert torch.equal(open_model(str(place), "float32", "cpu").model(IDS).logits, measured)
+    pytest.importorskip(
+        "compressed_tensors", reason="the reader library compressed-tensors isn't installed"
+    )
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        theirs = AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32).eval()
+        assert torch.equal(theirs(IDS).logits, measured)
+
+
 def test_a_model_whose_files_have_other_names_is_refused_before_any_work(tmp_path: Path) -> None:
     text = {
         "vocab_size": 300,

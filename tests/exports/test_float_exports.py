@@ -55,7 +55,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
         settings: dict[str, Any] = {}
         if method != "rtn":
             settings = {"data": "python_docs", "samples": 4, "length": 64}
-        quantize(
+        done = quantize(
             str(folder),
             target=target,
             method=method,
@@ -64,6 +64,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
             export=(NAME, "sparse"),
             **settings,
         )
+        with torch.no_grad():
+            save_file({"logits": done.opened.model(IDS).logits}, place / "measured.safetensors")
         return place / "out"
 
     return make
@@ -111,6 +113,9 @@ def test_it_opens_here_as_the_same_model(
     others = dict(packed.named_parameters())
     for name, weight in dense.named_parameters():
         assert torch.equal(others[name], weight), name
+    measured = load_file(out.parent / "measured.safetensors")["logits"]
+    with torch.no_grad():
+        assert torch.equal(packed(IDS).logits, measured)
 
 
 @pytest.mark.parametrize("target", ["NVFP4A16", "MXFP4A16"])
