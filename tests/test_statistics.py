@@ -26,6 +26,7 @@ from calibrant.walk.statistics import (
     BLOCK_KINDS,
     KINDS,
     Statistics,
+    blocks_seen,
     gather,
     packed_bytes,
     statistics_id,
@@ -380,3 +381,33 @@ def test_what_blocks_and_routers_did_comes_back_to_the_bit(tmp_path: Path, famil
     path = next(tmp_path.rglob("routing/block-00000.safetensors"))
     path.write_bytes(path.read_bytes()[:20])
     assert kept.stored_blocks(Routing, seen_by.blocks) == 0
+
+
+@pytest.mark.parametrize("on_disk", [False, True])
+def test_parts_of_a_mix_count_by_their_weights_in_what_blocks_and_routers_did(
+    tmp_path: Path, on_disk: bool
+) -> None:
+    opened = opened_of("mixtral")
+    seen_by = view(opened.model)
+    parts = ((0.25, batch_of(1)), (3.0, batch_of(2)))
+    # The same tokens in one batch, the weight of each times that of its part.
+    together = TokenBatch(
+        torch.cat([part.ids for _, part in parts]),
+        torch.cat([part.mask for _, part in parts]),
+        torch.cat([part.weights * factor for factor, part in parts]),
+        "sha256:together",
+        {},
+    )
+    root = tmp_path if on_disk else None
+    kinds = (BlockChange, Routing)
+    with torch.no_grad():
+        expected = list(walk_blocks(seen_by, together, kinds))
+        found = list(blocks_seen(opened, seen_by, replace(together, mixed=parts), kinds, root=root))
+    for (_, seen), (_, whole) in zip(found, expected, strict=True):
+        for kind in kinds:
+            assert seen[kind].mass == pytest.approx(whole[kind].mass, rel=1e-6)
+        assert seen[BlockChange].total == pytest.approx(whole[BlockChange].total, rel=1e-5)
+        for name in ("counts", "gates", "together"):
+            torch.testing.assert_close(
+                getattr(seen[Routing], name), getattr(whole[Routing], name), rtol=1e-5, atol=1e-7
+            )

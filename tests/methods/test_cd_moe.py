@@ -5,7 +5,7 @@ tried in plain transformers models.
 import copy
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,22 +49,36 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture
 def batch(tmp_path: Path) -> TokenBatch:
-    """Lone texts of different lengths with padding behind them."""
+    """A mix of two sets of lone texts, of different lengths with padding behind them. Of their
+    tokens none counts as much as another.
+    """
     rows = tmp_path / "rows.jsonl"
     rows.write_text(
         "\n".join(
             json.dumps({"text": "so they had tea at eight " * n + str(n)}) for n in range(1, 9)
         )
     )
-    return CalibrationSet(f"{str(rows)!r}:text@one", samples=5, length=200).tokens(tiny_tokenizer())
+    texts = CalibrationSet(f"{str(rows)!r}:text@one", samples=5, length=200)
+    drawn = texts.tokens(tiny_tokenizer())
+    generator = torch.Generator().manual_seed(4)
+    weights = (torch.rand(drawn.ids.shape, generator=generator) + 0.1) * drawn.mask
+    parts: list[tuple[float, TokenBatch]] = []
+    for factor, place in ((0.2, slice(0, 3)), (1.5, slice(3, 5))):
+        ids, mask = drawn.ids[place], drawn.mask[place]
+        parts.append((factor, replace(drawn, ids=ids, mask=mask, weights=weights[place])))
+    whole = torch.cat([factor * part.weights for factor, part in parts])
+    return replace(drawn, weights=whole, mixed=tuple(parts))
 
 
 @dataclass
 class Literal:
-    """A model in float64, and what its blocks do to some texts without padding."""
+    """A model in float64, and what its blocks do to some texts without padding; `weights` of all
+    their tokens together are 1.
+    """
 
     model: Any
     texts: list[Tensor]
+    weights: Tensor
 
     def states(self, mlps: dict[int, nn.Module] | None = None) -> list[dict[str, Tensor]]:
         """By block what its layer of experts gets, what that gives, and what the block gives;
@@ -106,17 +120,28 @@ class Literal:
         """The mean gate of each expert over the tokens that picked it, and that of the shared
         one over all.
         """
-        mlp, sums = self.model.model.layers[block].mlp, dict[int, list[float]]()
-        for row in x:
+        mlp = self.model.model.layers[block].mlp
+        sums, masses = dict[int, float](), dict[int, float]()
+        for row, weight in zip(x, self.weights.tolist(), strict=True):
             chances = (mlp.gate.weight.detach() @ row).softmax(0)
             best = sorted(range(len(chances)), key=lambda e: -float(chances[e]))[:2]
             whole = sum(float(chances[e]) for e in best) if mlp.gate.norm_topk_prob else 1.0
             for expert in best:
-                sums.setdefault(expert, []).append(float(chances[expert]) / whole)
+                gate = float(chances[expert]) / whole
+                sums[expert] = sums.get(expert, 0.0) + weight * gate
+                masses[expert] = masses.get(expert, 0.0) + weight
         shared = 0.0
         if hasattr(mlp, "shared_expert_gate"):
-            shared = float(torch.sigmoid(x @ mlp.shared_expert_gate.weight.detach().T).mean())
-        return {expert: sum(each) / len(each) for expert, each in sorted(sums.items())}, shared
+            shared_gates = torch.sigmoid(x @ mlp.shared_expert_gate.weight.detach().T)[:, 0]
+            shared = float(shared_gates @ self.weights)
+        return {expert: sums[expert] / masses[expert] for expert in sorted(sums)}, shared
+
+    def diverged(self, one: Tensor, other: Tensor) -> float:
+        """The mean divergence of two states of all tokens."""
+        distances: list[float] = []
+        for before, after in zip(one.softmax(-1), other.softmax(-1), strict=True):
+            distances.append(jensenshannon(before.numpy(), after.numpy()))
+        return float(np.nan_to_num(distances) ** 2 @ self.weights.numpy())
 
     def condensed(
         self,
@@ -151,18 +176,12 @@ class Side(nn.Module):
         return self.of(x)
 
 
-def diverged(one: Tensor, other: Tensor) -> float:
-    distances = [
-        jensenshannon(a.softmax(-1).numpy(), b.softmax(-1).numpy())
-        for a, b in zip(one, other, strict=True)
-    ]
-    return float(np.mean(np.nan_to_num(distances) ** 2))
-
-
 def literal(folder: Path, batch: TokenBatch) -> Literal:
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64).eval()
     model.set_experts_implementation("eager")
-    return Literal(model, [ids[mask] for ids, mask in zip(batch.ids, batch.mask, strict=True)])
+    texts = [ids[mask] for ids, mask in zip(batch.ids, batch.mask, strict=True)]
+    weights = batch.weights[batch.mask].double()
+    return Literal(model, texts, weights / weights.sum())
 
 
 def condensed_by(
@@ -192,11 +211,11 @@ def test_experts_and_layers_are_those_of_a_literal_search(
                 - seen["given"]
                 + slow.condensed(block, seen["x"], kept, gates, shared)
             )
-            course.append(diverged(seen["after"], moved))
+            course.append(slow.diverged(seen["after"], moved))
             if len(kept) < 3:
                 kept = min(
                     ((*kept, e) for e in gates if e not in kept),
-                    key=lambda some: diverged(
+                    key=lambda some: slow.diverged(
                         seen["after"],
                         seen["after"]
                         - seen["given"]
@@ -222,7 +241,7 @@ def test_experts_and_layers_are_those_of_a_literal_search(
     for _ in range(2):
         left = [block for block in range(BLOCKS) if block not in chosen]
         tried = {
-            b: diverged(
+            b: slow.diverged(
                 states[-1]["after"], slow.states({c: found[c] for c in (*chosen, b)})[-1]["after"]
             )
             for b in left
@@ -269,9 +288,12 @@ def test_gates_of_all_tokens_and_fitted_ones_are_what_they_say(
     for block, entry in every["layers"].items():
         x = states[int(block)]["x"]
         gates, _ = slow.gates(int(block), x)
-        counts = {e: sum(int(e in best) for best in picked(slow, int(block), x)) for e in gates}
+        masses = dict.fromkeys(gates, 0.0)
+        for best, weight in zip(picked(slow, int(block), x), slow.weights.tolist(), strict=True):
+            for expert in best:
+                masses[expert] += weight
         assert entry["gates"] == pytest.approx(
-            [gates[e] * counts[e] / len(x) for e in entry["experts"]], rel=1e-4
+            [gates[e] * masses[e] for e in entry["experts"]], rel=1e-4
         )
     (fitted,) = condensed_by(
         folders[kind], "cd_moe(experts=3, gates=fitted, tokens=100000)", 0.5, batch
@@ -285,8 +307,10 @@ def test_gates_of_all_tokens_and_fitted_ones_are_what_they_say(
         if kind == "qwen2_moe":
             columns.insert(0, slow.condensed(int(block), seen["x"], (), {}, 1.0).flatten())
             want.insert(0, entry["shared"])
+        roots = slow.weights.sqrt().repeat_interleave(seen["given"].shape[-1])
+        weighted = torch.stack(columns, 1) * roots[:, None]
         solved = np.linalg.lstsq(
-            torch.stack(columns, 1).numpy(), seen["given"].flatten().numpy(), rcond=None
+            weighted.numpy(), (seen["given"].flatten() * roots).numpy(), rcond=None
         )[0]
         assert want == pytest.approx(solved.tolist(), rel=2e-3, abs=1e-4)
     (mean,) = condensed_by(folders[kind], "cd_moe(experts=3, tokens=100000)", 0.5, batch)[1].edits
@@ -398,15 +422,20 @@ def test_training_what_was_kept_lowers_the_loss_and_touches_nothing_else(
 
 
 def nats(model: PreTrainedModel, batch: TokenBatch) -> float:
-    """Text by text, from plain forwards."""
-    total, count = 0.0, 0
-    for ids, mask in zip(batch.ids, batch.mask, strict=True):
-        real = ids[mask]
-        with torch.no_grad():
-            words = model(real[None]).logits[0].double().log_softmax(-1)
-        total -= float(words[:-1].gather(-1, real[1:, None]).sum())
-        count += len(real) - 1
-    return total / count
+    """Text by text, from plain forwards; each set of the mix by its share."""
+    lost = 0.0
+    whole = float(batch.weights.double().sum())
+    for factor, part in batch.mixed:
+        total = mass = 0.0
+        for ids, mask, weights in zip(part.ids, part.mask, part.weights, strict=True):
+            real = ids[mask]
+            counted = weights[mask].double()[1:]
+            with torch.no_grad():
+                words = model(real[None]).logits[0].double().log_softmax(-1)
+            total -= float(words[:-1].gather(-1, real[1:, None])[:, 0] @ counted)
+            mass += float(counted.sum())
+        lost += factor * float(part.weights.double().sum()) / whole * total / mass
+    return lost
 
 
 def test_nothing_of_a_target_is_nothing_condensed(
