@@ -354,6 +354,7 @@ def test_conversations_show_what_is_lost_of_them_and_whose_the_tokens_are():
         "unclear": 1,
         "cut_reasoning": 3,
         "open_reasoning": 2,
+        "date": "2024-07-26",
         "roles": {"template": 0.25, "answer": 0.75},
     }
     said = inspected({"conversations": found})
@@ -362,6 +363,7 @@ def test_conversations_show_what_is_lost_of_them_and_whose_the_tokens_are():
         "who says what in 1",
         "the end of 3 windows",
         "never closed in 2",
+        "always told 2024-07-26",
         "40; tools in 12; reasoning in 34",
         "2 ≤ 2 ≤ 4 ≤ 6 ≤ 8",
         "25.0%",
@@ -370,9 +372,16 @@ def test_conversations_show_what_is_lost_of_them_and_whose_the_tokens_are():
         assert told in said
     assert said.index("not written") < said.index("conversations")
     sound = {**found, "left_out": {}, "unclear": 0, "roles": {}}
-    sound |= {"cut_reasoning": 0, "open_reasoning": 0}
+    sound |= {"cut_reasoning": 0, "open_reasoning": 0, "date": ""}
     said = inspected({"conversations": sound})
-    for absent in ("not written", "unclear", "cut reasoning", "open reasoning", "of the tokens"):
+    for absent in (
+        "not written",
+        "unclear",
+        "cut reasoning",
+        "open reasoning",
+        "date",
+        "of the tokens",
+    ):
         assert absent not in said
     assert "turns" not in inspected()
 

@@ -9,6 +9,7 @@ import json
 import random
 import re
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import pytest
 import torch
 from jinja2 import TemplateError
 from torch import Tensor, nn
+from transformers.utils import chat_template_utils
 
 from calibrant.activations import Gram
 from calibrant.data import (
@@ -441,3 +443,33 @@ def inputs_of(model: nn.Module, name: str, ids: Tensor, mask: Tensor) -> Tensor:
         model(**given, use_cache=False)
     hook.remove()
     return inputs[0]
+
+
+DATED = """\
+{%- if strftime_now is defined %}{%- set today = strftime_now("%d %b %Y") %}
+{%- else %}{%- set today = "26 Jul 2024" %}{%- endif %}
+{{- "Today is " + today + ".\\n" }}
+"""
+
+
+class LaterDay(datetime):
+    @classmethod
+    def now(cls, tz: Any = None) -> "LaterDay":
+        return cls(2031, 12, 24, 8, 30, tzinfo=tz)
+
+
+@pytest.mark.parametrize("form", ["", "weigh=assistant", "generation_prompt=true"])
+def test_a_template_that_writes_the_date_gives_the_same_tokens_every_day(
+    form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = FAMILIES["qwen2"].tokenizer()
+    undated = tokenizer.chat_template
+    tokenizer.chat_template = DATED + undated
+    batch = drawn(form).tokens(tokenizer)
+    monkeypatch.setattr(chat_template_utils, "datetime", LaterDay)
+    assert drawn(form).tokens(tokenizer).fingerprint == batch.fingerprint
+    # Whoever asks the tokenizer itself is told the day that it is, before and after.
+    assert "24 Dec 2031" in tokenizer.apply_chat_template(TALK, tokenize=False)
+    # All else is as in a template in which the date is written out.
+    tokenizer.chat_template = 'Today is 26 Jul 2024.\n{{- "\\n" }}' + undated
+    assert drawn(form).tokens(tokenizer).fingerprint == batch.fingerprint

@@ -4,10 +4,14 @@ A template is a program that came with the model, and may be broken in any way. 
 keeps it from the machine, but not from running on: three nested loops are ten to the fifteenth
 steps, and a product of a text and a number fills the memory. So each template first writes a short
 conversation with its steps counted.
+
+Many a template writes today's date. Here it is always the same day, or a set would have other
+tokens tomorrow.
 """
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import datetime
 from functools import lru_cache, wraps
 from typing import Any, Final, cast, final
 
@@ -63,6 +67,14 @@ _TRIED: Final = (
     ),
 )
 """What a template writes to show that it comes to an end."""
+TODAY: Final = datetime(2024, 7, 26)
+"""What templates are told that today is. Those of Llama 3 and 4 name this day where they are told
+none.
+"""
+_ASKS_THE_DATE: Final = "strftime_now"
+"""The function by which templates ask for the date."""
+_MARK: Final = "{# The date is fixed. #}\n"
+"""What makes a template another one for transformers, and writes nothing."""
 _LONGEST_REASON: Final = 200
 _BROKEN: Final = "use qa, or a tokenizer whose template works"
 _REFUSED: Final = "leave such rows out, or calls of functions with chat(tools=none), or use qa"
@@ -100,7 +112,13 @@ def templated(
         template = str(tokenizer.get_chat_template(tools=offered))
         _check_halts(template, tuple(sorted(special.items())), tuple(sorted(options.items())))
         return str(
-            tokenizer.apply_chat_template(list(messages), tools=offered, tokenize=False, **options)
+            tokenizer.apply_chat_template(
+                list(messages),
+                tools=offered,
+                chat_template=with_fixed_date(template),
+                tokenize=False,
+                **options,
+            )
         )
     except EndlessError as error:
         message = f"the model's chat template {error}; {_BROKEN}"
@@ -113,6 +131,29 @@ def templated(
         reason = _line(error)
         message = f"the model's chat template is broken ({reason}); {_BROKEN}"
         raise RefusedError(message, subject=subject, reason=reason) from error
+
+
+def with_fixed_date(template: str) -> str:
+    """Return the template under a name of its own, under which it is told that today is `TODAY`;
+    one that doesn't ask for the date as it is.
+    """
+    if _ASKS_THE_DATE not in template:
+        return template
+    marked = _MARK + template
+    # transformers takes no function among a template's variables, but compiles each template once:
+    # this one is ours, and whoever uses the tokenizer's own is told the day that it is.
+    compiled = cast(Any, chat_template_utils)._compile_jinja_template(marked)
+    compiled.globals[_ASKS_THE_DATE] = TODAY.strftime
+    return marked
+
+
+def told_date(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Return the date that a tokenizer's template is told, such as `2024-07-26`; nothing for one
+    that doesn't ask.
+    """
+    if _ASKS_THE_DATE not in str(tokenizer.chat_template):
+        return ""
+    return TODAY.date().isoformat()
 
 
 def begins_with(tokenizer: PreTrainedTokenizerBase, start: str) -> bool:
@@ -151,7 +192,12 @@ def _check_halts(
 
     Whatever else is wrong with it, its use will show.
     """
-    variables = {"add_generation_prompt": False, **dict(special), **dict(options)}
+    variables = {
+        "add_generation_prompt": False,
+        _ASKS_THE_DATE: TODAY.strftime,
+        **dict(special),
+        **dict(options),
+    }
     for conversation in _TRIED:
         _check_writes(template, variables, conversation)
 

@@ -17,7 +17,7 @@ from transformers.utils import chat_template_utils
 
 from calibrant.data._marks import MARKED, Marks, Place, Role, Value, located
 from calibrant.data._messages import Conversation, Message
-from calibrant.data._templates import FAULTS, RefusedError, templated
+from calibrant.data._templates import FAULTS, RefusedError, templated, with_fixed_date
 
 ASSISTANT: Final[tuple[Role, ...]] = ("markup", "reasoning", "answer", "call")
 """What the assistant writes."""
@@ -167,7 +167,7 @@ class _Template:
     def of(cls, tokenizer: PreTrainedTokenizerBase, conversation: Conversation) -> "_Template":
         """Return the template with which a tokenizer writes a conversation."""
         tools = conversation.record().get("tools")
-        text = str(tokenizer.get_chat_template(tools=tools))
+        text = with_fixed_date(str(tokenizer.get_chat_template(tools=tools)))
         names = tokenizer.special_tokens_map.items()
         special = tuple(sorted((name, str(value)) for name, value in names))
         opening = _opening(text, special)

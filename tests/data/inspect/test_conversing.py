@@ -112,6 +112,16 @@ def test_a_template_without_words_for_functions_is_named() -> None:
     assert not {"call", "tools", "result"} & again["left_out"].keys()
 
 
+def test_a_template_that_asks_for_the_date_is_told_apart() -> None:
+    tokenizer = FAMILIES["qwen2"].tokenizer()
+    data = drawn("", samples=4, length=4096)
+    assert inspect_tokens(data, tokenizer).parts[0]["conversations"]["date"] == ""
+    tokenizer.chat_template = "{{ strftime_now('%d.%m.%y') }}" + tokenizer.chat_template
+    (part,) = inspect_tokens(data, tokenizer).parts
+    assert part["conversations"]["date"] == "2024-07-26"
+    assert all(text.startswith("26.07.24") for text in part["texts"])
+
+
 def test_a_set_without_conversations_says_nothing_of_them() -> None:
     data = f"0.5*python_docs + 0.5*{as_source(CONVERSATIONS)}:chat"
     tokenizer = FAMILIES["qwen2"].tokenizer()

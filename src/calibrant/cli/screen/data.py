@@ -218,6 +218,8 @@ def _conversations(found: Mapping[str, Any]) -> Iterator[Any]:
         facts["cut reasoning"] = f"at the end of {counted(found['cut_reasoning'], 'window')}"
     if found["open_reasoning"]:
         facts["open reasoning"] = f"never closed in {found['open_reasoning']:,}"
+    if found["date"]:
+        facts["date"] = f"the template is always told {found['date']}"
     conversations = f"{found['count']:,}"
     for name in ("tools", "calls", "reasoning"):
         if found[name]:

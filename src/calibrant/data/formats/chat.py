@@ -32,7 +32,7 @@ class Chat(Format):
     A question with listed choices is put with them, without `Question:` and `Answer:`, for which a
     chat has no use. `system` comes first where it is given, in place of the conversation's own.
     What the template adds of itself (a default system prompt, for one) stays, because that is what
-    the model meets in use.
+    the model meets in use. A template that asks for today's date is always told 26 July 2024.
 
     `tools`: `keep`, or `none` to show no functions, and no calls and results either.
 

@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from calibrant.data._base import Row
 from calibrant.data._messages import Conversation
+from calibrant.data._templates import told_date
 from calibrant.data.expression import Term
 from calibrant.data.formats.chat import Chat
 from calibrant.data.packings.whole import Whole
@@ -27,7 +28,8 @@ def conversation_facts(
     `calls` and `reasoning` count conversations that have any. `left_out` counts conversations of
     which the template leaves something out, by its role, and `unclear` those in which it isn't
     known who says what. `cut_reasoning` counts windows that end within reasoning, and
-    `open_reasoning` conversations whose own reasoning is never closed. `roles` are the shares of
+    `open_reasoning` conversations whose own reasoning is never closed. `date` is what a template
+    that writes the day is told, and empty for others. `roles` are the shares of
     the tokens; there are none where the tokenizer doesn't tell where they stand. The others are
     expressions that a verdict may propose in the part's place.
     """
@@ -61,6 +63,7 @@ def conversation_facts(
         "unclear": unclear,
         "cut_reasoning": facts.get("cut_reasoning", 0),
         "open_reasoning": open_reasoning,
+        "date": told_date(tokenizer),
         "roles": _shares(facts.get("roles", {})),
         "with_reasoning": str(replace(term, format=replace(form, thinking="keep"))),
         "without_tools": str(replace(term, format=replace(form, tools=None))),
