@@ -246,6 +246,25 @@ def test_an_answer_that_is_a_choice_becomes_its_letter(jsonl: Callable[..., Path
     ]
 
 
+@pytest.mark.parametrize(
+    ("record", "unused"),
+    [
+        ({"choices": ["x", "y"], "system": "Be brief.", "history": [["a", "b"]]}, "system history"),
+        ({"choices": ["x", "y"], "Options": ["v", "w"], "context": "of this"}, "Options"),
+        ({"rationale": "so", "system_prompt": "Be brief."}, "system_prompt"),
+        ({"input": "of this", "tools": "", "id": "7"}, "input"),
+        ({"system": "Be brief."}, ""),
+    ],
+)
+def test_columns_beside_a_question_that_are_not_read_are_named(
+    jsonl: Callable[..., Path], record: dict[str, Any], unused: str
+):
+    path = jsonl({"question": f"q{i}", "answer": "x"} | record for i in range(20))
+    note = UserFile(str(path)).part("calibrate").note
+    named = ", ".join(map(repr, unused.split()))
+    assert note.partition("not used: ")[2] == named
+
+
 CHOICES = ["3", "0", "1", "2"]
 LABELLED = {"label": ["1", "2", "3", "4"], "text": CHOICES}
 

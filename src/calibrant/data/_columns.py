@@ -57,14 +57,15 @@ question is about, the exchanges before it, the calls that answer it, the functi
 offered, and what the system says.
 """
 
-_NAMES_BESIDE: Final = frozenset(chain.from_iterable(BESIDE.values()))
+_NAMES_BESIDE: Final = frozenset((*chain.from_iterable(BESIDE.values()), *USUAL["choices"]))
 
 
 @dataclass(frozen=True)
 class Columns:
     """The column of each field, in `fields`, and of what goes with one, in `beside`. `guessed` are
     those of them that nobody asked for; `passed_over` are other columns that a guessed field might
-    have had. `by_index` says that each answer is the place of its choice, from 0.
+    have had, and `unused` those that often go with a question or messages, and here don't.
+    `by_index` says that each answer is the place of its choice, from 0.
     """
 
     fields: Mapping[str, str]
@@ -72,6 +73,7 @@ class Columns:
     guessed: Mapping[str, str] = field(default_factory=dict[str, str])
     passed_over: Mapping[str, Sequence[str]] = field(default_factory=dict[str, Sequence[str]])
     by_index: bool = False
+    unused: Sequence[str] = ()
 
     @property
     def note(self) -> str:
@@ -91,6 +93,8 @@ class Columns:
         if self.by_index:
             column = self.fields["answer"]
             clauses.append(f"{column!r} taken for the place of the right choice, counted from 0")
+        if self.unused:
+            clauses.append(f"not used: {', '.join(map(repr, self.unused))}")
         return "; ".join(clauses)
 
 
@@ -139,7 +143,11 @@ def assign(records: Sequence[Mapping[str, Any]], requested: Mapping[str, str]) -
         passed_over[name] = [column for column in others if column not in beside.values()]
     ordered = {name: columns[name] for name in USUAL if name in columns}
     by_index = _answers_are_places(records, ordered)
-    return Columns(ordered, beside, guessed, passed_over, by_index)
+    taken = {*columns.values(), *beside.values(), *chain.from_iterable(passed_over.values())}
+    unused: list[str] = []
+    if "text" not in columns:
+        unused = [column for column in values_beside(values) if column not in taken]
+    return Columns(ordered, beside, guessed, passed_over, by_index, unused)
 
 
 def field_value(name: str, value: Any) -> Any:
