@@ -440,6 +440,29 @@ def test_what_goes_with_a_field_is_read_wherever_it_first_occurs(
     assert len(whole) == 50
 
 
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+def test_a_field_that_first_occurs_in_a_late_row_is_told_and_can_be_named(
+    tmp_path: Path, suffix: str
+):
+    records = [{"question": f"q{i}", "answer": f"{i}", "cot": "", "id": ""} for i in range(1_200)]
+    for record in records[1_100:]:
+        record |= {"cot": "so", "id": "x"}
+    if suffix == "jsonl":
+        records = [{name: cell for name, cell in record.items() if cell} for record in records]
+    path = written(tmp_path / f"late.{suffix}", records)
+    (note,) = {UserFile(str(path)).part(part).note for part in PARTS}
+    assert note == (
+        f"'cot' holds nothing before {str(path)!r}, row 1101, too late to be found by itself: "
+        "rationale=cot behind the path reads it"
+    )
+    named = UserFile(str(path), rationale="cot")
+    assert (named.fields, named.sometimes) == (("question", "answer"), ("rationale",))
+    assert [row.rationale for row in rows_of(named)].count("so") == 100
+    assert named.part("calibrate").note == ""
+    with pytest.raises(DataError, match="no column 'way'"):
+        UserFile(str(path), rationale="way")
+
+
 @pytest.mark.parametrize(
     "names",
     [

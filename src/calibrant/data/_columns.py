@@ -253,6 +253,25 @@ def widened(columns: Columns, values: Mapping[str, Any]) -> Columns:
     return replace(columns, beside=beside, guessed=guessed)
 
 
+def filled(record: Mapping[str, Any]) -> set[str]:
+    """Return the columns of a record that hold something."""
+    return {column for column, value in record.items() if not _is_empty(value)}
+
+
+def late_fields(columns: Columns, values: Mapping[str, Any]) -> dict[str, str]:
+    """Return the columns that would go with a question, by their fields, of those that hold
+    something in late rows alone; `values` are the first that each of them holds.
+    """
+    late: dict[str, str] = {}
+    if "question" not in columns.fields:
+        return late
+    for name in ("choices", "answer", "rationale"):
+        for column in _candidates(name, values):
+            if columns.fields.get(name, column) == column and column not in late.values():
+                late.setdefault(name, column)
+    return late
+
+
 def _first_values(records: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     """Return each column's first value that is one, in the order of the columns."""
     values: dict[str, Any] = {}

@@ -14,6 +14,8 @@ from calibrant.data._columns import (
     Columns,
     assign,
     field_value,
+    filled,
+    late_fields,
     letter_at,
     letter_of,
     values_beside,
@@ -38,12 +40,13 @@ Numbered = Iterable[tuple[str, Mapping[str, Any]]]
 @dataclass(frozen=True)
 class Layout:
     """What the first records teach: the columns, the fields that every used row has, and those that
-    only some have.
+    only some have. `seen` are all columns that hold something in them.
     """
 
     columns: Columns
     fields: tuple[str, ...]
     sometimes: tuple[str, ...]
+    seen: frozenset[str] = frozenset()
 
     @property
     def kind(self) -> str:
@@ -96,7 +99,8 @@ def layout_of(
     # Of the columns beside a field this one alone is a field of its own.
     if counts["tools"]:
         sometimes += ("tools",)
-    return Layout(columns, always, sometimes)
+    seen = frozenset(chain.from_iterable(map(filled, records)))
+    return Layout(columns, always, sometimes, seen)
 
 
 class RowReader:
@@ -111,6 +115,10 @@ class RowReader:
         self._missing = Counter[str]()
         # The first value of each column that may go with a field.
         self._values_beside: dict[str, Any] = {}
+        # The same for columns that hold nothing in the first rows, and where that value stands.
+        self._seen = layout.seen
+        self._late_values: dict[str, Any] = {}
+        self._late_places: dict[str, str] = {}
 
     @property
     def columns(self) -> Columns:
@@ -121,10 +129,17 @@ class RowReader:
 
     @property
     def note(self) -> str:
-        """How many rows were left out and why: `3 of 200 rows without a question left out`."""
+        """How many rows were left out and why: `3 of 200 rows without a question left out`; and
+        which columns come too late to be found.
+        """
         clauses: list[str] = []
         for reason, count in sorted(self._missing.items()):
             clauses.append(f"{count} of {self._count} rows {reason} left out")
+        for name, column in late_fields(self._columns, self._late_values).items():
+            clauses.append(
+                f"{column!r} holds nothing before {self._late_places[column]}, too late to be "
+                f"found by itself: {name}={column} behind the path reads it"
+            )
         return "; ".join(clauses)
 
     def rows(self, records: Numbered) -> Iterator[Row]:
@@ -133,6 +148,8 @@ class RowReader:
             self._count += 1
             for column, value in values_beside(record).items():
                 self._values_beside.setdefault(column, value)
+            if not record.keys() <= self._seen:
+                self._note_late(record, place)
             values = values_of(record, self._columns, place)
             missing = [name for name in self._needed if name not in values]
             if missing:
@@ -142,6 +159,11 @@ class RowReader:
             lines = values.get("rationale", "").splitlines()
             steps = sum(bool(line.strip()) for line in lines)
             yield Row(**values, steps=steps)
+
+    def _note_late(self, record: Mapping[str, Any], place: str) -> None:
+        for column in filled(record) - self._seen - self._late_places.keys():
+            self._late_values[column] = record[column]
+            self._late_places[column] = place
 
     def _reason(self, missing: str, record: Mapping[str, Any]) -> str:
         """Say why a record is left out that lacks a field."""

@@ -19,7 +19,7 @@ from calibrant.data._base import (
     joined,
     train_and_test,
 )
-from calibrant.data._columns import USUAL, Columns
+from calibrant.data._columns import USUAL, Columns, filled
 from calibrant.data._files import read_records
 from calibrant.data._folders import File, Files, files_of
 from calibrant.data._ids import COLUMN, rows_of_ids
@@ -217,6 +217,11 @@ def _layout_of(
         first_records += islice(_numbered(files), LOOKED_AT)
     if not first_records:
         raise DataError(f"{path!r} is empty; a data file needs at least one row", subject=path)
+    wanted = {column for _, column in requested}
+    for _, record in first_records:
+        wanted -= filled(record)
+    if wanted:
+        first_records += _records_with(wanted, parts)
 
     # Rows that have a text are read as texts.
     first = first_records[0][1]
@@ -227,6 +232,23 @@ def _layout_of(
         return f"say which to read, as in {written_path(path)}(text={column})"
 
     return layout_of(first_records, dict(requested), path, advice)
+
+
+def _records_with(
+    columns: set[str], parts: Sequence[Sequence[File]]
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield behind the first rows of each part the first records that hold something in these
+    columns.
+    """
+    wanted = set(columns)
+    for files in parts:
+        for place, record in islice(_numbered(files), LOOKED_AT, None):
+            if not wanted:
+                return
+            found = wanted & filled(record)
+            wanted -= found
+            if found:
+                yield place, record
 
 
 @lru_cache(maxsize=8)
