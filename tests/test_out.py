@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,16 +11,17 @@ import huggingface_hub.constants as hub_constants
 import pytest
 import torch
 from huggingface_hub import HfApi
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from calibrant.compress import Compression, prune, quantize
-from calibrant.errors import OutputError
+from calibrant.errors import ModelError, OutputError
 from calibrant.evaluators import evaluate
 from calibrant.models import open_model, pushing
 from calibrant.testing import tiny_folder
 
 from tests.hub import TOKEN, Hub, running
 from tests.models.refused import refusal_of
+from tests.refusing import refused
 from tests.study.small import texts
 from tests.test_notebook import HOSTILE, Tags
 
@@ -54,6 +55,33 @@ def files_of(folder: Path) -> dict[str, bytes]:
             del manifest["seal"]
             files[name] = json.dumps(manifest, sort_keys=True).encode()
     return files
+
+
+def unsampled(model: PreTrainedModel) -> None:
+    model.generation_config.temperature = 0.5
+    model.generation_config.do_sample = False
+
+
+def with_attentions(model: PreTrainedModel) -> None:
+    model.config._output_attentions = True
+
+
+@pytest.mark.parametrize("spoil", [unsampled, with_attentions])
+def test_a_model_that_transformers_does_not_save_is_refused_before_any_work(
+    spoil: Callable[[PreTrainedModel], None], given: dict[str, str], tmp_path: Path
+) -> None:
+    model = AutoModelForCausalLM.from_pretrained(given["model"])
+    tokenizer = AutoTokenizer.from_pretrained(given["model"])
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    spoil(model)
+    asked = {"data": given["prose"], "samples": 4, "length": 32}
+    with refused(ModelError, given["model"]):
+        prune(model, tokenizer, out=tmp_path / "out", **asked)
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    done = prune(model, tokenizer, **asked)
+    with refused(ModelError, given["model"]):
+        done.save(tmp_path / "out")
+    assert not list(tmp_path.glob("*out*"))
 
 
 @pytest.mark.parametrize(

@@ -135,6 +135,14 @@ def test_what_is_no_number_is_named(
     assert_refused(ask("prune", folder, "--out", "pruned", *SMALL), named)
 
 
+def test_a_model_that_transformers_does_not_save(ask: Ask, unchanged, tmp_path: Path):
+    folder = tiny_folder(tmp_path / "own")
+    settings = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**settings, "output_attentions": True}))
+    unchanged()
+    assert_refused(ask("prune", folder, "--out", "pruned", *SMALL), folder, "output_attentions")
+
+
 def test_an_output_that_is_not_ours(ask: Ask, unchanged, model: Path, tmp_path: Path):
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken/notes.txt").write_text("mine")

@@ -15,7 +15,14 @@ from calibrant.data.inspect.leaks import RowFingerprints
 from calibrant.edits import Edit
 from calibrant.errors import OutputError
 from calibrant.exports import CompressedModel, Export, add_scores
-from calibrant.models import Opened, check_output, evaluating, state_of, view
+from calibrant.models import (
+    Opened,
+    check_output,
+    check_savable,
+    evaluating,
+    state_of,
+    view,
+)
 from calibrant.models.origin import State
 from calibrant.models.pushing import check_repository, push_folder
 from calibrant.numerics import megabytes
@@ -83,7 +90,8 @@ class Compression:
 
         Raises `OutputError` for a folder that can't be written, for an export that can't hold this
         model, and for a model whose numbers were changed since: by an optimizer, say, or by
-        `half()`. Changes that are made through a parameter's `.data` aren't noticed.
+        `half()`. Changes that are made through a parameter's `.data` aren't noticed. Raises
+        `ModelError` for a model whose settings transformers refuses to save.
         """
         place = user_path(folder, OutputError)
         check_output(place)
@@ -105,6 +113,7 @@ class Compression:
             model_view = view(self.model, self.opened.residence)
             for form in forms:
                 form.check(self.recipe.method, self.recipe.target, self.opened, model_view)
+            check_savable(self.opened)
             compressed = CompressedModel(self.opened, model_view, self.record, self.edits or ())
             write_forms(compressed, forms, self.rows, place)
         if self.scores:

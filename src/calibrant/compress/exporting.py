@@ -15,6 +15,7 @@ from calibrant.exports import card as card_of
 from calibrant.exports.hf import HuggingFace
 from calibrant.models import (
     check_output,
+    check_savable,
     is_object,
     located,
     manifest_folder,
@@ -75,6 +76,7 @@ def export(model: str | Path, out: str | Path, to: str | Export = "hf") -> Expor
     dtype = saved_dtype(place) if place.is_dir() else "float32"
     # Nothing is computed, so no accelerator needs room for it.
     opened = open_model(str(model), dtype, "cpu")
+    check_savable(opened)
     home = manifest_folder(place)
     old_manifest = read_manifest(home)
     files_beside: dict[str, bytes] = {}

@@ -53,6 +53,7 @@ from calibrant.models import (
     Origin,
     check_finite,
     check_output,
+    check_savable,
     evaluating,
     is_object,
     open_model,
@@ -394,6 +395,8 @@ class _Job:
             model_view = view(opened.model, opened.residence)
             for form in forms:
                 form.check(recipe.method, recipe.target, opened, model_view)
+            if options.out is not None:
+                check_savable(opened)
             check_finite(model_view)
         batch = None
         with clock.phase("tokenize"):

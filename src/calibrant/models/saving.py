@@ -4,6 +4,7 @@ Each folder gets a manifest, `calibrant.json`, which says what the model is and 
 every file.
 """
 
+import copy
 import errno
 import json
 import os
@@ -13,17 +14,18 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from tempfile import TemporaryDirectory
 from typing import Any, Final, TypeAlias, final
 
 import torch
 from safetensors import SafetensorError
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from calibrant.errors import DataError, ModelError, OutputError
 from calibrant.models.digests import file_digest
 from calibrant.models.folder import CONFIG
 from calibrant.models.on_disk import write_shards
-from calibrant.models.quiet import quiet, quoted
+from calibrant.models.quiet import Refusal, quiet, quoted
 from calibrant.models.rounded_inputs import write_rounding
 from calibrant.models.viewing import IN_MEMORY, Residence
 from calibrant.spec.foreign import user_path, visible
@@ -187,13 +189,37 @@ def _kind_of(path: Path) -> str:
     return "a file" if path.is_file() else "a pipe or device"
 
 
+def check_savable(opened: Opened) -> None:
+    """Raise `ModelError` for a model whose settings or tokenizer transformers refuses to save.
+    Changes nothing, and looks at no numbers.
+    """
+    model = opened.model
+    config = copy.deepcopy(model.config)
+    _forget_quantization_in(config)
+    name = opened.name
+    settings = "mend the model's config or generation_config, or config.json or "
+    settings += "generation_config.json in its folder"
+    with TemporaryDirectory() as folder, quiet():
+        with Refusal(f"transformers refuses to save {name}", f"; {settings}", name):
+            config.save_pretrained(folder)
+            if model.can_generate():
+                model.generation_config.save_pretrained(folder)
+        advice = "give a tokenizer that can be saved"
+        with Refusal(f"the tokenizer of {name} can't be saved", f"; {advice}", name):
+            opened.tokenizer.save_pretrained(folder)
+
+
 def forget_quantization(model: PreTrainedModel) -> None:
     """Remove what transformers remembers of a file's quantization."""
     # The weights are plain numbers now, and transformers wouldn't save a model with such entries.
     for name in ("hf_quantizer", "is_quantized", "quantization_method"):
         vars(model).pop(name, None)
+    _forget_quantization_in(model.config)
+
+
+def _forget_quantization_in(config: PreTrainedConfig) -> None:
     for name in ("quantization_config", "_pre_quantization_dtype"):
-        vars(model.config).pop(name, None)
+        vars(config).pop(name, None)
 
 
 @contextmanager
