@@ -17,7 +17,13 @@ import torch
 
 from calibrant.compress import Recipe, compress, prune, prune_quantize, quantize, room
 from calibrant.compress.checkpoint import Checkpoint
-from calibrant.compress.room import BLOCKS_HELD, Needs, left_on_disk, needs_whole_model
+from calibrant.compress.room import (
+    BLOCKS_HELD,
+    Needs,
+    gathered_on_disk,
+    left_on_disk,
+    needs_whole_model,
+)
 from calibrant.data import CalibrationSet
 from calibrant.errors import OutputError, SpecError
 from calibrant.exports.hf import HuggingFace
@@ -489,3 +495,35 @@ def test_a_model_is_pruned_under_a_limit_that_it_cannot_be_opened_under(
     assert code == 0, said
     assert "its blocks stayed on disk" in said[0]
     assert said[1] == pytest.approx(0.5, abs=1e-6)
+
+
+def test_pinned_memory_counts_where_blocks_stay_beside_a_gpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = str(tiny_folder(tmp_path / "model", "llama", hidden_size=48, num_hidden_layers=12))
+    outline = outline_of(folder, "float32", "cpu")
+    assert outline is not None
+    on_a_gpu = replace(outline, device=torch.device("cuda"))
+    monkeypatch.setattr(room, "held_now", lambda: 0)
+    monkeypatch.setattr(room, "outline_of", lambda *_: on_a_gpu)
+    # Of each block two matrices [48, 48], two [24, 48] and three of 48 · 64 numbers.
+    rounded = 2 * (16_384 - 9216) + 2 * (8192 - 4608) + 3 * (16_384 - 12_288)
+    needed = 4 * outline.shape.numbers
+    data = CalibrationSet("python_docs", samples=4, length=16)
+    dense = (HuggingFace(),)
+    wanda = Recipe.parse("wanda", 0.5)
+
+    def why_pruned(promised: int, beside: bool) -> str:
+        return left_on_disk(folder, wanda, data, dense, "float32", "cuda", promised, ALONE, beside)
+
+    def why_gathered(promised: int, beside: bool) -> str:
+        return gathered_on_disk(folder, data, "float32", "cuda", promised, beside)
+
+    assert not why_pruned(needed, False)
+    assert "on disk" in why_pruned(needed, True)
+    assert "on disk" in why_pruned(needed + 12 * rounded - 1, True)
+    assert not why_pruned(needed + 12 * rounded, True)
+    sums = 16 * sum(matrix.inputs for matrix in outline.shape.matrices)
+    assert not why_gathered(needed + sums, False)
+    assert "on disk" in why_gathered(needed + sums + 12 * rounded - 1, True)
+    assert not why_gathered(needed + sums + 12 * rounded, True)

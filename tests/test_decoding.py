@@ -4,11 +4,12 @@ from collections.abc import Sequence
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, PreTrainedModel
 
 from calibrant import decoding
 from calibrant.decoding import Decoder, Generated, check_fit, remembers
 from calibrant.errors import DataError
+from calibrant.models import ModelShape, view
 from calibrant.models.beside import BesideDevice
 from calibrant.testing import FAMILIES, pretended_device, tiny_model
 
@@ -29,6 +30,16 @@ def prompts(shared: int) -> list[list[int]]:
     return [
         beginning + tokens(length, 1 + number) for number, length in enumerate((5, 9, 1, 30, 17, 9))
     ]
+
+
+@pytest.mark.parametrize("family", usually(FAMILIES))
+def test_a_cache_holds_as_many_numbers_a_token_as_the_shape_says(family: str) -> None:
+    model = tiny_model(family)
+    cache = DynamicCache()
+    with torch.no_grad():
+        model(input_ids=torch.tensor([[5, 6]]), cache=cache, use_cache=True)
+    held = sum(layer.keys.numel() + layer.values.numel() for layer in cache.layers)
+    assert ModelShape.of(view(model)).cached == held / 2
 
 
 def ended(ids: Sequence[int]) -> bool:

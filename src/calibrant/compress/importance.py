@@ -86,21 +86,23 @@ def imatrix(options: ImatrixOptions) -> Imatrix:
     calibration = options.drawn_from(options.data)
     promised = in_bytes(options.memory)
     notes: list[str] = []
+    beside = ""
+    on_device = room_on_device(options.device_memory, device_of(model, options.device), model)
+    if on_device is not None and not is_object(model):
+        name = name_of(model)
+        beside = gathered_beside(name, calibration, options.dtype, options.device, on_device)
     if promised is not None:
         name = name_of(model)
         if is_object(model):
             problem = f"memory={options.memory:g} says how a model is opened"
             message = f"{problem}, and {name} is open; give its name, or leave memory out"
             raise SpecError(message, subject="memory")
-        reason = gathered_on_disk(name, calibration, options.dtype, options.device, promised)
+        reason = gathered_on_disk(
+            name, calibration, options.dtype, options.device, promised, bool(beside)
+        )
         notes.append(reason)
     on_disk = any(notes)
-    beside = ""
-    on_device = room_on_device(options.device_memory, device_of(model, options.device), model)
-    if on_device is not None and not is_object(model):
-        name = name_of(model)
-        beside = gathered_beside(name, calibration, options.dtype, options.device, on_device)
-        notes.append(beside)
+    notes.append(beside)
     opened = opened_of(
         model,
         options.tokenizer,

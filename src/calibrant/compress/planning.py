@@ -3,7 +3,6 @@
 import math
 import os
 import shutil
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -34,6 +33,7 @@ from calibrant.compress.room import (
     CPU,
     TOKENIZER_FILE_BYTES,
     Needs,
+    added_by_pinning,
     budget_of,
     estimated_by,
     goes_by_matrix,
@@ -380,9 +380,13 @@ class CompressionPlanner:
         """How the job would go on a device beside the processor."""
         asked = self.recipe.propagate
         promised = self._promised
-        on_disk = promised is not None and self._host_whole > promised and self._may_stay_on_disk
         most = needs.in_memory(estimated_by(self.recipe))
-        in_turn = on_disk or (most > self.machine.room and self._may_be_beside)
+        too_large = most > self.machine.room and self._may_be_beside
+        host = self._host_whole
+        if too_large:
+            host += added_by_pinning(self.outline)
+        on_disk = promised is not None and host > promised and self._may_stay_on_disk
+        in_turn = on_disk or too_large
         taken = needs.beside(asked) if in_turn else needs.in_memory(asked)
         left = self.machine.room - (taken - needs.activations(asked))
         propagate = self._fitting(needs, left)
@@ -653,27 +657,6 @@ def held_beside(outlines: Sequence[ModelOutline], process: int) -> int:
     for outline in outlines:
         held += tokenizer_bytes(outline) + outline.added
     return held
-
-
-def added_by_pinning(outline: ModelOutline) -> int:
-    """Return how many bytes more blocks take that stay beside a GPU, in pinned memory: torch rounds
-    each parameter up to a power of two there.
-    """
-    if outline.device.type != "cuda":
-        return 0
-    parameters: Counter[tuple[object, ...]] = Counter()
-    for number, block in enumerate(outline.shape.blocks):
-        for place, matrix in enumerate(block.matrices):
-            part, stacked, _ = matrix.part.partition("[")
-            parameter = (number, place)
-            if stacked:
-                # Matrices of all experts are one parameter.
-                parameter = (number, part, matrix.outputs, matrix.inputs)
-            parameters[parameter] += matrix.numbers * outline.dtype.itemsize
-    added = 0
-    for size in parameters.values():
-        added += 2 ** (size - 1).bit_length() - size
-    return added
 
 
 def too_much_beside(held: int, room: int) -> str:

@@ -359,6 +359,10 @@ class _Job:
             check_output(Path(options.out))
         notes: list[str] = []
         with clock.phase("open"):
+            beside = ""
+            if on_device is not None and not given:
+                name = ref_of(options.model)
+                beside = left_beside(name, recipe, calibration, options.dtype, device, on_device)
             if promised is not None:
                 reason = left_on_disk(
                     ref_of(options.model),
@@ -369,14 +373,11 @@ class _Job:
                     device,
                     promised,
                     ranks,
+                    bool(beside),
                 )
                 notes.append(reason)
             on_disk = any(notes)
-            beside = ""
-            if on_device is not None and not given:
-                name = ref_of(options.model)
-                beside = left_beside(name, recipe, calibration, options.dtype, device, on_device)
-                notes.append(beside)
+            notes.append(beside)
             opened = opened_of(
                 options.model,
                 options.tokenizer,

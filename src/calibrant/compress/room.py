@@ -3,6 +3,7 @@ on disk, and which propagation there is room for.
 """
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, final
@@ -64,7 +65,8 @@ class Needs:
     `process` is what the process holds already. `model` are all parameters, `outside` those outside
     the blocks, `block` those of the largest block. `arrival` are the activations of all tokens
     within a block, `between` those between two blocks, and `in_a_pass` those of one micro-batch
-    within a block. `work` is what the method and its statistics take.
+    within a block. `work` is what the method and its statistics take. `copies` of a model, or what
+    is added by pinning it, are there only where all of it is in memory.
     """
 
     process: int
@@ -75,6 +77,7 @@ class Needs:
     between: int
     in_a_pass: int
     work: int
+    copies: int = 0
 
     @classmethod
     def of(
@@ -128,7 +131,8 @@ class Needs:
         """Return what is needed with the whole model in memory; with `offload` activations are on
         disk as far as they can be.
         """
-        return self.process + self.model + self.activations(propagate, offload) + self.work
+        model = self.model + self.copies
+        return self.process + model + self.activations(propagate, offload) + self.work
 
     def activations(self, propagate: Propagation, offload: bool = False) -> int:
         """Return the activations that are in memory at once. With `offload` the inputs of blocks
@@ -162,11 +166,35 @@ class Needs:
         """How much of the model is on a device at once with its blocks beside it."""
         return self.outside + DEVICE_BLOCKS * self.block
 
-    def beside_a_device(self) -> "Needs":
-        """Return what is needed in the machine's memory where another device computes: the model,
-        which comes from there.
+    def beside_a_device(self, outlines: Sequence[ModelOutline], stay: bool) -> "Needs":
+        """Return what is needed in the machine's memory where another device computes: the models,
+        which come from there. Where blocks `stay` beside it, they are pinned.
         """
-        return replace(self, arrival=0, between=0, in_a_pass=0, work=0)
+        pinned = 0
+        if stay:
+            pinned = sum(map(added_by_pinning, outlines))
+        return replace(self, arrival=0, between=0, in_a_pass=0, work=0, copies=pinned)
+
+
+def added_by_pinning(outline: ModelOutline) -> int:
+    """Return how many bytes more blocks take that stay beside a GPU, in pinned memory: torch rounds
+    each parameter up to a power of two there.
+    """
+    if outline.device.type != "cuda":
+        return 0
+    parameters: Counter[tuple[object, ...]] = Counter()
+    for number, block in enumerate(outline.shape.blocks):
+        for place, matrix in enumerate(block.matrices):
+            part, stacked, _ = matrix.part.partition("[")
+            parameter = (number, place)
+            if stacked:
+                # Matrices of all experts are one parameter.
+                parameter = (number, part, matrix.outputs, matrix.inputs)
+            parameters[parameter] += matrix.numbers * outline.dtype.itemsize
+    added = 0
+    for size in parameters.values():
+        added += 2 ** (size - 1).bit_length() - size
+    return added
 
 
 def scratch_bytes(model: ModelShape, target: Target) -> int:
@@ -217,9 +245,11 @@ def left_on_disk(
     device: str,
     promised: int,
     ranks: Ranks,
+    beside: bool = False,
 ) -> str:
     """Return why the blocks of `model` stay on disk, in a sentence for the record; empty where the
-    job takes no more than the `promised` bytes with the whole model in memory.
+    job takes no more than the `promised` bytes with the whole model in memory, or `beside` a device
+    that is smaller.
 
     Raises `SpecError` where the promise can't be kept: for a job that needs the whole model in
     memory, and for less memory than is needed with the blocks on disk.
@@ -230,7 +260,7 @@ def left_on_disk(
     job = needs_of_job(outline, recipe, calibration)
     needs = job.needs
     if outline.device.type != "cpu":
-        needs = needs.beside_a_device()
+        needs = needs.beside_a_device([outline], beside)
     # Wherever the model computes, the processor reads and writes these files.
     needs = replace(needs, work=needs.work + mapped_bytes(outline.shape, recipe.target.weights))
     return _why_on_disk(
@@ -313,7 +343,12 @@ def goes_by_matrix(method: Method) -> bool:
 
 
 def gathered_on_disk(
-    model: str, calibration: CalibrationSet, dtype: str, device: str, promised: int
+    model: str,
+    calibration: CalibrationSet,
+    dtype: str,
+    device: str,
+    promised: int,
+    beside: bool,
 ) -> str:
     """Return why the blocks of `model` stay on disk while an importance matrix is gathered, as
     `left_on_disk` does, and raise as it does.
@@ -327,7 +362,7 @@ def gathered_on_disk(
     # Eight bytes of a sum in float64, and eight as it is written.
     sums = 16 * sum(matrix.inputs for matrix in outline.shape.matrices)
     if outline.device.type != "cpu":
-        needs = needs.beside_a_device()
+        needs = needs.beside_a_device([outline], beside)
     return _why_on_disk(
         f"{model} and its importance matrix",
         model,

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from calibrant.data import Format, PerDraw, Row, Source
 from calibrant.data.user_file import UserFile
 from calibrant.errors import SpecError
+from calibrant.models import ModelOutline
 from calibrant.results.outcomes import Journal, Measurement, Outcome
 from calibrant.spec import Spec, identity
 from calibrant.system.progress import Progress, silent
@@ -119,6 +120,26 @@ class Evaluator(Spec, ABC):
         """How many tokens the model may write for an item; 0 where it writes none.
 
         An evaluator that writes has the fields `limit` and `max_tokens`.
+        """
+        return 0
+
+    def work_bytes(self, outlines: Sequence[ModelOutline]) -> int:
+        """Return how many bytes are held at most beside models, activations and logits.
+
+        The first of `outlines` is that of the model which is measured, the others are of those
+        which it is compared with.
+        """
+        return 0
+
+    def kept_bytes(self, outlines: Sequence[ModelOutline]) -> int:
+        """Return how many of `work_bytes` are held on once it has measured, since the same is
+        found of a dense model only once.
+        """
+        return 0
+
+    def copied_bytes(self, outlines: Sequence[ModelOutline]) -> int:
+        """Return how many bytes the copies of models take that are made where all of a model is in
+        memory.
         """
         return 0
 

@@ -38,7 +38,7 @@ from calibrant.evaluators._windows import (
     predictions,
     scored_logits,
 )
-from calibrant.models import Opened
+from calibrant.models import ModelOutline, Opened
 from calibrant.models.devices import free_on
 from calibrant.models.on_disk import brings_blocks_in
 from calibrant.models.rounded_inputs import rounding_facts
@@ -333,19 +333,37 @@ def _exact(inexact: PreTrainedModel) -> tuple[PreTrainedModel | None, str]:
     """
     if isinstance(inexact, RunByLlamaCpp):
         return inexact.in_torch(room("cpu")), "llama.cpp and torch in float32"
-    wider = WIDER.get(inexact.dtype)
+    numbers = sum(parameter.numel() for parameter in inexact.parameters())
+    wider = _wider(inexact.dtype, inexact.device, numbers)
     if wider is None or brings_blocks_in(inexact):
-        return None, ""
-    # The device may lack it.
-    if wider == torch.float64 and exact_type(inexact.device) != wider:
-        return None, ""
-    size = sum(parameter.numel() for parameter in inexact.parameters())
-    if size * wider.itemsize > room(inexact.device):
         return None, ""
     narrow_name = type_name(inexact.dtype)
     wide_name = type_name(wider)
     exact = copy.deepcopy(inexact).to(wider)  # pyright: ignore[reportArgumentType]  # `to` is decorated
     return exact, f"torch in {narrow_name} and in {wide_name}"
+
+
+def _wider(dtype: torch.dtype, device: torch.device, numbers: int) -> torch.dtype | None:
+    """The type in which a model of so many `numbers` is computed more exactly; None where there is
+    none, or no room for it.
+    """
+    wider = WIDER.get(dtype)
+    # The device may lack it.
+    if wider is None or (wider == torch.float64 and exact_type(device) != wider):
+        return None
+    if numbers * wider.itemsize > room(device):
+        return None
+    return wider
+
+
+def floor_bytes(dense: ModelOutline) -> int:
+    """Return how many bytes the wider copy of a dense model takes that its noise floor is found
+    with; 0 where none is made.
+    """
+    wider = _wider(dense.dtype, dense.device, dense.shape.numbers)
+    if wider is None:
+        return 0
+    return dense.shape.numbers * wider.itemsize
 
 
 def room(device: torch.device | str) -> int:

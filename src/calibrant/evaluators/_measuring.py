@@ -223,13 +223,13 @@ def _open(
     names = [name_of(model)]
     if dense is not None and not is_object(dense):
         names.append(name_of(dense))
-    on_disk = False
-    if promised is not None:
-        on_disk = left_on_disk(names, tasks, options.dtype, options.device, promised)
     on_device = room_on_device(options.device_memory, device_of(model, options.device))
     beside = False
     if on_device is not None and not is_object(model):
         beside = left_beside(names, tasks, options.dtype, options.device, on_device)
+    on_disk = False
+    if promised is not None:
+        on_disk = left_on_disk(names, tasks, options.dtype, options.device, promised, beside)
     opened = _opened(model, options.tokenizer, options.dtype, options.device, on_disk, beside)
     looking = [task for task in tasks if task.looks_inside]
     # One that was handed over may have its blocks elsewhere already.
@@ -289,10 +289,15 @@ def left_beside(
 
 
 def left_on_disk(
-    models: Sequence[str], tasks: Sequence[Evaluator], dtype: str, device: str, promised: int
+    models: Sequence[str],
+    tasks: Sequence[Evaluator],
+    dtype: str,
+    device: str,
+    promised: int,
+    beside: bool = False,
 ) -> bool:
     """Return whether the blocks of `models` stay on disk while `tasks` measure the first, so that a
-    promise of so many bytes is kept.
+    promise of so many bytes is kept. They would else be in memory, or `beside` a device.
 
     The others are what it is compared with. False where that can't be said beforehand, since one of
     them isn't a folder of plain safetensors. Raises `SpecError` where the promise can't be kept:
@@ -306,7 +311,7 @@ def left_on_disk(
         outlines.append(outline)
     together = needs_of(outlines, tasks)
     if outlines[0].device.type != "cpu":
-        together = together.beside_a_device()
+        together = together.beside_a_device(outlines, beside)
     taken = together.in_memory("arrival")
     if taken <= promised:
         return False

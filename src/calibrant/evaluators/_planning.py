@@ -10,7 +10,6 @@ from calibrant.compress.planning import (
     IN_TURN,
     IN_TURN_FROM_DISK,
     JobPlan,
-    added_by_pinning,
     free_at,
     held_beside,
     held_by_process,
@@ -20,8 +19,9 @@ from calibrant.compress.planning import (
     too_much_beside,
 )
 from calibrant.compress.rates import forward_seconds, head_seconds, opening_seconds, rates_of
-from calibrant.compress.room import CPU, Needs, held_now
+from calibrant.compress.room import CPU, Needs, added_by_pinning, held_now
 from calibrant.data import Row
+from calibrant.decoding import TOKENS_PER_BATCH
 from calibrant.evaluators._base import Evaluator
 from calibrant.models import ModelOutline
 from calibrant.numerics import gigabytes, type_name
@@ -34,6 +34,10 @@ of one window at a time.
 """
 USUAL_SOFTMAX_BYTES: Final = 8
 """What it takes where nothing is compared."""
+TIMES_REMEMBERED: Final = 2
+"""How often the keys and values of a batch of answers are there at most: where they stay, and as
+they were read.
+"""
 SAMPLED: Final = 64
 """Rows that are read to know how long the others are."""
 MOST_ROWS: Final = 20_000
@@ -59,6 +63,7 @@ def needs_of(
         shape = outline.shape
         needs.append(Needs.of(shape, tokens, outline.dtype))
         logits += shape.vocabulary * (tokens * outline.dtype.itemsize + longest * softmax_bytes)
+    copies = [task.copied_bytes(outlines) for task in tasks]
     # All models are held, and one runs after the other. All that is shown at once is one batch, so
     # none goes on beside others that wait.
     return replace(
@@ -68,8 +73,35 @@ def needs_of(
         block=max(need.block for need in needs),
         arrival=max(need.arrival for need in needs),
         in_a_pass=0,
-        work=logits,
+        work=logits + _work_bytes(outlines, tasks),
+        copies=max(copies, default=0),
     )
+
+
+def _work_bytes(outlines: Sequence[ModelOutline], tasks: Sequence[Evaluator]) -> int:
+    """The bytes that tasks hold at most beside models, activations and logits: one task's own, and
+    what those before it keep.
+    """
+    kept = 0
+    most = 0
+    for task in tasks:
+        most = max(most, kept + task.work_bytes(outlines))
+        kept += task.kept_bytes(outlines)
+    return most
+
+
+def cache_bytes(outline: ModelOutline, most: int) -> int:
+    """Return how many bytes keys and values take at most while a model writes answers of up to
+    `most` tokens.
+
+    They are counted for a full batch, or for a single longer answer. The layer that attends has
+    them once more, as wide as its queries.
+    """
+    shape = outline.shape
+    if not shape.cached:
+        return 0
+    by_token = TIMES_REMEMBERED * shape.cached + 2 * shape.hidden
+    return max(TOKENS_PER_BATCH, most) * by_token * outline.dtype.itemsize
 
 
 def _tokens_at_once(task: Evaluator) -> int:
@@ -112,17 +144,21 @@ def plan_of_measuring(
     on_disk = needs.on_disk("arrival")
     host = 0
     from_disk = False
+    stays_beside = on_device is not None and peak > room and not looks_inside
+    pinned = 0
     if beside:
         host = held_beside(outlines, held_now())
+        if stays_beside:
+            pinned = sum(map(added_by_pinning, outlines))
+            host += pinned
         from_disk = memory is not None and host > memory and may_be_on_disk
         if from_disk:
-            host -= needs.model - needs.model_on_disk
+            host -= needs.model + pinned - needs.model_on_disk
             notes.append(IN_TURN_FROM_DISK)
     if from_disk:
         peak = needs.beside("arrival")
-    elif on_device is not None and peak > room and not looks_inside:
+    elif stays_beside:
         peak = needs.beside("arrival")
-        host += sum(map(added_by_pinning, outlines))
         if peak <= room:
             notes.append(IN_TURN)
     elif not beside and peak > room and memory is not None and may_be_on_disk:

@@ -38,7 +38,7 @@ from transformers import PreTrainedModel
 from calibrant.errors import ModelError, NumericsError
 from calibrant.evaluators._windows import nats_by_token, predictions
 from calibrant.evaluators._word_groups import Groups, WindowWords
-from calibrant.models import Weight, view
+from calibrant.models import ModelOutline, Weight, view
 from calibrant.models.stream import Stream
 from calibrant.system.products import exact_type
 from calibrant.system.progress import Progress
@@ -49,6 +49,11 @@ STEPS: Final = 50
 """Steps of a threshold in 1 of |z|."""
 HIGHEST: Final = 400
 """The highest |z| that is distinguished."""
+
+TABLES: Final = 4
+"""Tables of one block's numbers that are there at once, while a window is read or scores are
+found.
+"""
 
 Reading = tuple[WindowWords, Int[Tensor, " _"]]
 """A window with the group of each of its words, -1 for one in none."""
@@ -258,6 +263,28 @@ def shown(
         if whole:
             responses.append(ours.float().cpu())
     return Shown(torch.stack(by_block), by_window, tuple(nats), tuple(responses))
+
+
+def responses_bytes(dense: ModelOutline, groups: int, shuffles: int, length: int) -> int:
+    """Return how many bytes `pattern` takes at most for so many groups of words, in windows of
+    `length` tokens: sums over each group's words, once by the labels as they are and once by each
+    shuffle, and the pattern.
+    """
+    number = exact_type(dense.device).itemsize
+    neurons = sum(dense.shape.neurons)
+    # With sums of squares beside those of each group.
+    sums = (1 + shuffles) * (groups + 1) * neurons * number
+    # The words of a window, or the groups, of the widest block.
+    tables = TABLES * max(groups, length) * max(dense.shape.neurons) * number
+    return sums + tables + pattern_bytes(dense, groups)
+
+
+def pattern_bytes(dense: ModelOutline, groups: int) -> int:
+    """Return how many bytes a pattern of so many groups takes: responses in float32, and
+    deviations.
+    """
+    deviation = exact_type(dense.device).itemsize
+    return sum(dense.shape.neurons) * (groups * torch.float32.itemsize + deviation)
 
 
 @torch.no_grad()

@@ -37,11 +37,17 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from calibrant.compress.planning import KERNEL_BYTES
 from calibrant.data import Chat, Role, Row, Stretch, roles_of_tokens
 from calibrant.data._encoding import token_offsets
 from calibrant.errors import DataError, ModelError, NumericsError
 from calibrant.evaluators._base import Subject, items_of, mean_of
-from calibrant.evaluators._dense import NoiseFloor, dense_predictions, noise_floor
+from calibrant.evaluators._dense import (
+    NoiseFloor,
+    dense_predictions,
+    floor_bytes,
+    noise_floor,
+)
 from calibrant.evaluators._roles import (
     WindowRoles,
     conversation_format,
@@ -58,6 +64,7 @@ from calibrant.evaluators._windows import (
     scored_tokens,
     wide,
 )
+from calibrant.models import ModelOutline
 from calibrant.models.divergence import divergences, top
 from calibrant.results.outcomes import Measurement, Outcome, Score
 from calibrant.spec import later
@@ -155,6 +162,15 @@ class Agreement(TextEvaluator):
         super().check()
         if self.roles:
             conversation_format(self, "roles")
+
+    def work_bytes(self, outlines: Sequence[ModelOutline]) -> int:
+        if outlines[-1].device.type != "cpu":
+            return 0
+        # There the comparison of logits is compiled.
+        return KERNEL_BYTES
+
+    def copied_bytes(self, outlines: Sequence[ModelOutline]) -> int:
+        return floor_bytes(outlines[-1])
 
     def measure(self, subject: Subject) -> Measurement:
         """Return the divergence with one outcome per document: `value` its summed nats, `weight`

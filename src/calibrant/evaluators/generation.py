@@ -49,9 +49,11 @@ from calibrant.evaluators._base import (
     check_least,
     mean_of,
 )
+from calibrant.evaluators._planning import cache_bytes
 from calibrant.evaluators._prompts import BETWEEN, draw_exemplars
 from calibrant.evaluators._turns import AssistantTurn, decode_all, prompt_ids, special_ids
 from calibrant.evaluators._windows import token_ids
+from calibrant.models import ModelOutline
 from calibrant.results.outcomes import MOST, Measurement, Outcome, Score
 from calibrant.spec import check_most, identity, later
 from calibrant.vllm import RunByVllm, VllmDecoder
@@ -112,6 +114,9 @@ class Generation(SourceEvaluator):
         if self.thinking == "strip":
             return TOKENS_OF_REASONING
         return TOKENS_OF_THINKING
+
+    def work_bytes(self, outlines: Sequence[ModelOutline]) -> int:
+        return cache_bytes(outlines[0], self.longest_answer)
 
     def limited(self, limit: int) -> "Generation":
         """Return the same with the first `limit` questions in the order of their hashes."""

@@ -35,7 +35,7 @@ from calibrant.errors import DataError, ModelError, SpecError
 from calibrant.evaluators._base import LONGEST_WINDOW, MOST_TOKENS, Evaluator, Subject, mean_of
 from calibrant.evaluators._dense import found_once
 from calibrant.evaluators.loss import Loss
-from calibrant.models import Block, ModelView, Opened, view
+from calibrant.models import Block, ModelOutline, ModelView, Opened, view
 from calibrant.numerics import not_finite
 from calibrant.results.outcomes import Journal, Measurement, Outcome, Score
 from calibrant.spec import check_most, identity
@@ -45,6 +45,12 @@ from calibrant.system.progress import Progress, silent
 
 TOKENS_PER_PASS: Final = 2_048
 """Tokens that go through the model at once."""
+SHARES: Final = 8
+"""Tables of shares that are there at once, `[language, neuron]`: of both models, of each language
+and of all, and as lists of Python, which are four times as large.
+"""
+SHARES_KEPT: Final = 2
+"""Those that stay of the dense model, with what follows from them."""
 
 ACTIVATIONS: Final = ("transformers.activations", "torch.nn.modules.activation")
 """Modules of Python that define the activation of a feed-forward."""
@@ -108,6 +114,20 @@ class LanguageNeurons(Evaluator):
     def limited(self, limit: int) -> "LanguageNeurons":
         """Return the same with a budget of `limit` tokens a language."""
         return replace(self, tokens=limit)
+
+    def work_bytes(self, outlines: Sequence[ModelOutline]) -> int:
+        dense = outlines[-1]
+        number = exact_type(dense.device).itemsize
+        # Which neurons of a block are above zero, as bytes and as numbers to be summed.
+        tokens = max(TOKENS_PER_PASS, self.length)
+        active = tokens * max(dense.shape.neurons) * (1 + number)
+        return active + SHARES * self._shares_bytes(dense)
+
+    def kept_bytes(self, outlines: Sequence[ModelOutline]) -> int:
+        return SHARES_KEPT * self._shares_bytes(outlines[-1])
+
+    def _shares_bytes(self, outline: ModelOutline) -> int:
+        return len(self.sources) * sum(outline.shape.neurons) * torch.float64.itemsize
 
     def measure(self, subject: Subject) -> Measurement:
         """Return the share that stays, with one outcome a language: `value` is how many stay,

@@ -24,6 +24,7 @@ the token behind its words; each with an interval over documents, and a correlat
 frequency.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Final
@@ -33,9 +34,17 @@ from transformers import PreTrainedModel
 from calibrant.evaluators._base import Subject, check_least
 from calibrant.evaluators._dense import found_once
 from calibrant.evaluators._forgotten import DenseWords, Forgotten
-from calibrant.evaluators._responses import check_alike, pattern, projections_of, shown
+from calibrant.evaluators._responses import (
+    check_alike,
+    pattern,
+    pattern_bytes,
+    projections_of,
+    responses_bytes,
+    shown,
+)
 from calibrant.evaluators._windows import ScoredWindow, TextEvaluator
 from calibrant.evaluators._word_groups import check_groups, grouped, list_content, words_of
+from calibrant.models import ModelOutline
 from calibrant.results.outcomes import MOST, Measurement
 from calibrant.spec import check_most, identity
 from calibrant.system.progress import Progress
@@ -76,6 +85,19 @@ class Words(TextEvaluator):
         if not listed:
             return super().digest()
         return identity([super().digest(), listed.hex()])
+
+    def work_bytes(self, outlines: Sequence[ModelOutline]) -> int:
+        return responses_bytes(outlines[-1], self._most_groups, self.shuffles, self.length)
+
+    def kept_bytes(self, outlines: Sequence[ModelOutline]) -> int:
+        return pattern_bytes(outlines[-1], self._most_groups)
+
+    @property
+    def _most_groups(self) -> int:
+        """How many groups may be measured: each has `least` of the words, and none of these is less
+        than a token. The last window may go beyond the budget.
+        """
+        return min(self.most, (self.tokens + self.length) // self.least)
 
     def measure(self, subject: Subject) -> Measurement:
         """Return the mean share kept, with one outcome a document: `value` / `weight` is the share

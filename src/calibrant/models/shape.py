@@ -53,7 +53,8 @@ class ModelShape:
     """How many `numbers` a model has, and how they are divided. Tied numbers count once.
 
     `outside` are those outside the blocks, `hidden` is the width of the residual stream, and
-    `vocabulary` the number of tokens that the head chooses among.
+    `vocabulary` the number of tokens that the head chooses among. `cached` are the numbers of the
+    KV cache for each token: keys and values of all blocks.
     """
 
     numbers: int
@@ -61,6 +62,7 @@ class ModelShape:
     hidden: int
     vocabulary: int
     blocks: tuple[BlockShape, ...]
+    cached: int
 
     @classmethod
     def of(cls, view: ModelView) -> "ModelShape":
@@ -83,6 +85,7 @@ class ModelShape:
             hidden=view.config.hidden_size,
             vocabulary=view.config.vocab_size,
             blocks=tuple(blocks),
+            cached=len(blocks) * _cached_in_a_block(view.config),
         )
 
     @classmethod
@@ -127,6 +130,7 @@ class ModelShape:
             hidden=embedding[1],
             vocabulary=embedding[0],
             blocks=tuple(blocks),
+            cached=len(blocks) * _cached_in_gguf(values, hidden=embedding[1]),
         )
 
     @property
@@ -141,6 +145,14 @@ class ModelShape:
     def largest_block(self) -> int:
         """How many numbers the largest block has."""
         return max(block.numbers for block in self.blocks)
+
+    @property
+    def neurons(self) -> list[int]:
+        """How many neurons each block has at most: inputs of its widest matrix."""
+        widths: list[int] = []
+        for block in self.blocks:
+            widths.append(max((matrix.inputs for matrix in block.matrices), default=0))
+        return widths
 
     @property
     def numbers_per_token(self) -> int:
@@ -220,6 +232,45 @@ def _used_share(config: Any) -> float:
     doesn't say.
     """
     return _share(_first(config, USED_EXPERTS), _first(config, EXPERT_COUNTS))
+
+
+def _cached_in_a_block(config: Any) -> int:
+    """The numbers of a token's keys and values in a block; 0 for a model without heads.
+
+    Where layers differ, transformers refuses to name one number of heads, or names a list. Then
+    each query is taken to have a key and a value of its own.
+    """
+    each_query_its_own = 2 * config.hidden_size
+    try:
+        queries = getattr(config, "num_attention_heads", None)
+        heads = getattr(config, "num_key_value_heads", None) or queries
+        width = getattr(config, "head_dim", None)
+    except RuntimeError:
+        return each_query_its_own
+    if not queries:
+        return 0
+    if not isinstance(queries, int) or not isinstance(heads, int):
+        return each_query_its_own
+    if not isinstance(width, int):
+        width = config.hidden_size // queries
+    # Where keys and values come from a narrow latent state, they have widths of their own.
+    keys = getattr(config, "qk_head_dim", None) or width
+    values = getattr(config, "v_head_dim", None) or width
+    return heads * (keys + values)
+
+
+def _cached_in_gguf(values: Mapping[str, Any], hidden: int) -> int:
+    """The same of a GGUF file with these `values`."""
+    attention = f"{values.get('general.architecture', '')}.attention"
+    queries = values.get(f"{attention}.head_count")
+    # A list of them, where layers differ, isn't a single value.
+    if not queries:
+        return 2 * hidden
+    heads = values.get(f"{attention}.head_count_kv") or queries
+    width = hidden // queries
+    key_width = values.get(f"{attention}.key_length") or width
+    value_width = values.get(f"{attention}.value_length") or width
+    return heads * (key_width + value_width)
 
 
 def _used_in_gguf(values: Mapping[str, Any]) -> float:
