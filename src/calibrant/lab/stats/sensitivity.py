@@ -252,10 +252,11 @@ def worth_by_chance(
     all sets are alike.
 
     Studies are simulated in which draws vary as the residuals of these do, all measured sets
-    together, and documents vary as `documents` says. For one measured set and no documents it is the
-    quantile of the studentized range. At a nominal 5 %, sets that are alike exceeded it in 2.7 to
-    5.8 % of simulated studies: least often where what is measured is independent. The draws of all
-    sets are taken to vary alike; where they varied as unequally as Wanda's do, it was 11 to 15 %.
+    together, and documents vary as `documents` says. For one measured set and no documents it is
+    the quantile of the studentized range. At a nominal 5 %, sets that are alike exceeded it in 2.7
+    to 5.8 % of simulated studies: least often where what is measured is independent. The draws of
+    all sets are taken to vary alike; where they varied as unequally as Wanda's do, it was 11 to
+    15 %.
     """
     counts = np.array([len(draws) for draws in sets])
     within_df = int(counts.sum()) - len(sets)
