@@ -51,7 +51,8 @@ class Gap:
     """How much worse the `worst` set is than the `best` one: `value`, with its joint interval.
 
     `floor` is how far two sets that are alike may lie apart by chance, at most: in 95 of 100
-    studies no two of them lie further apart on anything that was measured.
+    studies no two of them lie further apart on anything that was measured. Where nothing varies
+    over too few documents, nothing is certain, and what is possible has no end.
     """
 
     best: str
