@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, MambaConfig, MambaForCausalLM
 
 import calibrant
+from calibrant.activations import FeatureMaxima, MagnitudeCounts, Seen
 from calibrant.compress import (
     Recipe,
     UntouchedModel,
@@ -25,6 +26,7 @@ from calibrant.compress import (
     transformed,
 )
 from calibrant.compress.checkpoint import Checkpoint
+from calibrant.compress.inputs import range_of
 from calibrant.data import CalibrationSet
 from calibrant.edits import Edit, QuantizeInputs, read_edit
 from calibrant.edits.file import from_bytes, to_bytes
@@ -35,6 +37,7 @@ from calibrant.lab.study.loaded import LoadedModel
 from calibrant.models import Opened, Snapshot, load, open_model, view
 from calibrant.models.rounded_inputs import INPUTS, rounding_modules
 from calibrant.results import EDITS, Record, Store
+from calibrant.targets import InputGrid
 from calibrant.testing import tiny_folder, tiny_tokenizer
 from calibrant.walk.rehearsal import rehearse
 
@@ -210,6 +213,32 @@ def test_a_range_may_leave_out_what_stands_out(folder: str, texts: str):
     assert percentile <= absmax
     assert mse <= absmax
     assert len({absmax, percentile, mse}) > 1
+
+
+def test_a_range_by_percentile_reaches_to_all_but_one_in_ten_thousand():
+    x = torch.randn(400, 500, generator=torch.Generator().manual_seed(2))
+    x[:19, 0] = 100 + torch.arange(19.0)
+    seen = Seen({FeatureMaxima: FeatureMaxima.of(x), MagnitudeCounts: MagnitudeCounts.of(x)})
+    reach = range_of(seen, InputGrid("e4m3", "tensor", range="percentile"))
+    # Twenty of 200,000 are larger: the outliers, and one more.
+    exact = float(x.abs().flatten().sort().values[-21])
+    assert exact <= reach <= exact * (1 + 1 / 32)
+
+
+def test_a_range_by_mse_is_where_a_slow_sum_of_squared_errors_is_least():
+    x = torch.randn(400, 500, generator=torch.Generator().manual_seed(3))
+    x[0, 0] = 6.0
+    seen = Seen({FeatureMaxima: FeatureMaxima.of(x), MagnitudeCounts: MagnitudeCounts.of(x)})
+    reach = range_of(seen, InputGrid("int8", "tensor", range="mse"))
+    errors: dict[float, float] = {}
+    for step in range(1, 101):
+        tried = 6.0 * step / 100
+        scale = tried / 127.5
+        rounded = (x.double() / scale).round().clamp(-128, 127) * scale
+        errors[tried] = float((rounded - x).square().sum())
+    # Inputs count as the middles of their sizes, which moves the errors a little.
+    assert errors[reach] <= 1.02 * min(errors.values())
+    assert errors[6.0] > 1.02 * min(errors.values()), "it isn't the farthest"
 
 
 def test_a_scale_that_is_not_finite_is_refused(folder: str, texts: str):
