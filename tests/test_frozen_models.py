@@ -23,9 +23,12 @@ def test_numbers_move_only_with_the_revision(name: str):
     assert frozen == masks.matrix_numbers(name), f"{name}: {REVISION}"
 
 
-@pytest.mark.parametrize("name", masks.other_methods())
+@pytest.mark.parametrize("name", [*masks.other_methods(), *masks.methods_of_both()])
 def test_what_a_method_makes_of_a_model_moves_only_with_the_revision(name: str):
-    frozen = read("masks.json").get(masks.key_of(name))
+    key = masks.key_of(name)
+    if name in masks.methods_of_both():
+        key = masks.model_key_of(name)
+    frozen = read("masks.json").get(key)
     assert same(frozen, masks.model_numbers(name), ROUGHLY), f"{name}: {REVISION}"
 
 

@@ -13,7 +13,7 @@ import torch
 from calibrant.activations import InputStatistic, Seen
 from calibrant.compress import Recipe, compress
 from calibrant.data import CalibrationSet
-from calibrant.methods import MatrixMethod, Method, methods
+from calibrant.methods import MatrixMethod, Method, ModelMethod, TokenUse, methods
 from calibrant.models import open_model, view
 from calibrant.packed import Codes
 from calibrant.spec import is_foreign
@@ -30,7 +30,8 @@ PAIRS: Final = ("fips", "basis_sharing")
 
 
 LEARNED: Final = ("autoround",)
-"""Methods whose codes follow from the signs of gradients, which last bits of float32 may turn."""
+"""Methods whose codes follow from the signs of gradients, which last bits of float32 may turn.
+Those that go matrix by matrix are computed in float64 too."""
 
 
 def ours() -> list[str]:
@@ -49,9 +50,33 @@ def other_methods() -> list[str]:
     return sorted(others)
 
 
+def methods_of_both() -> list[str]:
+    """List those that go matrix by matrix and do more to a model than compress its matrices: they
+    have edits of their own, or see its tokens in a way of their own."""
+    found = list[str]()
+    for name in matrix_methods():
+        method = methods.build(name)
+        if isinstance(method, ModelMethod) or method.token_use != TokenUse():
+            found.append(name)
+    return found
+
+
+def keys() -> set[str]:
+    """Return what everything is kept under that is frozen of the methods."""
+    found = {key_of(name) for name in (*matrix_methods(), *other_methods())}
+    found.update(map(model_key_of, methods_of_both()))
+    return found
+
+
 def key_of(name: str) -> str:
     """Return what a method's numbers are kept under: its name at its revision."""
     return f"{name}@{methods.build(name).revision}"
+
+
+def model_key_of(name: str) -> str:
+    """Return what a method's numbers on a model are kept under, where those on a matrix have the
+    other key."""
+    return f"{key_of(name)} on a model"
 
 
 def matrix_numbers(name: str) -> dict[str, str]:
@@ -83,14 +108,17 @@ def _digest(method: MatrixMethod, target: str) -> str:
 
 
 def model_numbers(name: str) -> dict[str, Any]:
-    """Return what another method makes of a tiny model: its edits, the hash of all masks, and the
-    sum of all sizes, which may differ a little."""
+    """Return what a method makes of a tiny model: its edits, the hash of all masks, and the sum of
+    all sizes, which may differ a little."""
     method: Method = methods.build(name)
     sizes = {"num_hidden_layers": 4} if name in PAIRS else {}
     family = "qwen3_moe" if name in EXPERTS else "llama"
+    dtype = "float32"
+    if name in LEARNED or isinstance(method, MatrixMethod):
+        dtype = "float64"
     with tempfile.TemporaryDirectory() as place:
         folder = formula_folder(Path(place) / "model", family, **sizes)
-        opened = open_model(str(folder), "float64" if name in LEARNED else "float32", "cpu")
+        opened = open_model(str(folder), dtype, "cpu")
         texts = formula_texts(Path(place) / "texts.jsonl")
         batch = CalibrationSet(str(texts), samples=4, length=24).tokens(opened.tokenizer)
     edits = list[str]()
@@ -112,3 +140,5 @@ def numbers() -> Iterator[tuple[str, Any]]:
         yield key_of(name), matrix_numbers(name)
     for name in other_methods():
         yield key_of(name), model_numbers(name)
+    for name in methods_of_both():
+        yield model_key_of(name), model_numbers(name)
