@@ -2,6 +2,7 @@
 them it rounds to nearest.
 """
 
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from calibrant.models import Opened, view
 from calibrant.targets import Grid, parse_target
 from calibrant.testing.tiny import tiny_folder, tiny_model
 
+from tests.models.mixtures_of_experts import tiny_mixture
 from tests.usual import usually
 
 IDS = torch.randint(3, 259, (3, 40), generator=torch.Generator().manual_seed(7))
@@ -279,6 +281,45 @@ def test_tokens_judge_by_their_weights_and_the_sets_of_a_mix_by_their_shares(mix
     assert notes[0]["error"] == pytest.approx(errors[best] / errors[0], rel=1e-3)
 
 
+@pytest.mark.parametrize("kind", ["qwen2_moe", "deepseek_v3", "ernie4_5_moe"])
+def test_experts_beside_a_shared_one_get_the_scales_that_err_least_in_what_all_give(kind: str):
+    """In float64, in the second block, whose inputs nothing has changed where no edit is made."""
+    sizes: dict[str, Any] = {}
+    if kind == "qwen2_moe":
+        sizes["shared_expert_intermediate_size"] = 32
+    model = tiny_mixture(kind, **sizes)
+    chance = torch.Generator().manual_seed(0)
+    for name, parameter in model.named_parameters():
+        if name.endswith("norm.weight"):
+            parameter.data += torch.randn(parameter.shape, generator=chance).exp()
+    exact = deepcopy(model).double()
+    x, whole = inputs_and_outputs(exact, "model.layers.1.mlp", torch.ones_like(IDS).bool())
+    network = exact.model.layers[1].mlp
+    readers = [
+        weight
+        for weight in view(exact).blocks[1].weights
+        if ".mlp." in weight.name and "down_proj" not in weight.name
+    ]
+    dense = [weight.get().clone() for weight in readers]
+    errors: list[float] = []
+    for step in range(20):
+        for weight, numbers in zip(readers, dense, strict=True):
+            weight.set(rounded_by_hand(numbers, scales_by_hand(x, step / 20)))
+        with torch.no_grad():
+            outputs = network(x[None])[0]
+        errors.append(float((outputs - whole).square().mean()))
+    best = errors.index(min(errors))
+    notes = [
+        edit.notes
+        for edit in edits_of(methods.build("awq"), job_of(model, "w3g16a"))
+        if isinstance(edit, Fold)
+        and edit.notes["site"] == "model.layers.1.post_attention_layernorm"
+    ]
+    assert best > 0
+    assert [(note["alpha"], note["objective"]) for note in notes] == [(best / 20, "module")]
+    assert notes[0]["error"] == pytest.approx(errors[best] / errors[0], rel=1e-3)
+
+
 @pytest.mark.parametrize("text", ["w3g8", "w2g16a", "w4"])
 def test_a_group_is_clipped_where_its_outputs_err_least(text: str):
     chance = torch.Generator().manual_seed(2)
@@ -329,6 +370,15 @@ def test_queries_and_keys_are_not_clipped():
         seen = view(tiny_model(family))
         unclipped = {weight.name for weight in seen.weights} - Sites.of(seen).clippable
         assert {name.rpartition(".")[2] for name in unclipped} == never
+
+
+def test_grids_of_queries_and_keys_reach_their_largest_weights_and_others_are_clipped():
+    reaching: list[str] = []
+    for edit in done("awq(steps=1)", uneven("llama"), only=Fold):
+        largest = edit.weight.get().double().unflatten(1, (-1, 16)).abs().amax(2)
+        if torch.allclose(edit.compressed.packed.scales.double(), largest / 3.5, rtol=1e-6):
+            reaching.append(edit.weight.name.rpartition(".")[2])
+    assert sorted(reaching) == 3 * ["k_proj"] + 3 * ["q_proj"]
 
 
 def test_outputs_err_less_than_those_of_nearest_values():

@@ -29,13 +29,14 @@ PROBE: Final = 8
 class Site:
     """A place in a block. `readers` are the matrices whose columns are scaled, as far as they are
     compressed; `writer` is the one behind them whose outputs go to the residual stream, None where
-    there isn't exactly one. `scalings` gives what a fold of column scales does.
+    there isn't exactly one. Of experts beside a shared one it is the module that has all of them.
+    `scalings` gives what a fold of column scales does.
     """
 
     name: str
     block: int
     readers: tuple[Weight, ...]
-    writer: Weight | None
+    writer: Weight | nn.Module | None
     scalings: Callable[[Float[Tensor, "in"]], tuple[Scaling, ...]] = field(repr=False)
 
     def scales_any(self, parameters: Collection[str]) -> bool:
@@ -205,9 +206,12 @@ def _at_norm(
         writers.append(heads.output)
     if hidden is not None and any(up.name in names for up in hidden.up):
         writers.append(hidden.down)
-    writer = None
+    writer: Weight | nn.Module | None = None
     if len(writers) == 1:
         writer = writers[0]
+        # What a shared expert writes says nothing of the others, which read the norm too.
+        if any(weight.expert is not None for weight in compressed):
+            writer = _module_around(block, compressed)
     # Experts of one tensor are scaled together: once.
     distinct: dict[int, Weight] = {}
     for weight in readers:
@@ -220,6 +224,19 @@ def _at_norm(
         return (*divided, *columns)
 
     yield Site(norm.name, block.index, compressed, writer, scalings)
+
+
+def _module_around(block: Block, weights: Iterable[Weight]) -> nn.Module | None:
+    """Return the smallest module of a block that has all these matrices; None where that is the
+    block itself.
+    """
+    owners = {weight.owner for weight in weights}
+    smallest: nn.Module | None = None
+    # From the outside in.
+    for module in block.module.modules():
+        if module is not block.module and owners.issubset(module.modules()):
+            smallest = module
+    return smallest
 
 
 def _at_values(heads: Heads, parameters: _Parameters) -> Iterator[Site]:

@@ -4,7 +4,7 @@ arXiv 2306.00978).
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from functools import reduce
 from operator import add
@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Final, final
 
 import torch
 from jaxtyping import Bool, Float
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from calibrant.activations import FeatureSizes, Gram, Propagation, Seen, Statistic, wide
@@ -228,13 +228,16 @@ class SetSample:
     weights: Float[Tensor, "token"] | None
     share: float
 
-    def output(self, writer: Weight) -> Float[Tensor, "token out"]:
+    def output(self, writer: Weight | nn.Module) -> Float[Tensor, "token out"]:
         """Return what `writer` gives for the real tokens when the block runs."""
-        watch = _OutputWatch(writer.address)
+        if isinstance(writer, Weight):
+            watch = _OutputWatch(writer.address)
+        else:
+            watch = _ModuleWatch(writer)
         # The forward ends by an exception, as soon as the output is there.
         with suppress(_Reached):
             self.kept_call(watch)
-        assert watch.output is not None, f"{writer.name} was not reached"
+        assert watch.output is not None, f"{writer} was not reached"
         return watch.output.flatten(0, -2)[self.real.flatten()].to(wide(watch.output.dtype))
 
     def mean_square(self, rows: Float[Tensor, "token out"]) -> float:
@@ -308,9 +311,10 @@ def linear(seen: Mapping[Weight, Seen]) -> Judge:
     return judge
 
 
-def module_output(writer: Weight, samples: Sequence[SetSample]) -> Judge:
+def module_output(writer: Weight | nn.Module, samples: Sequence[SetSample]) -> Judge:
     """Return what judges by the mean square error of what `writer`, the last matrix of an attention
-    or a feed-forward network, gives for the samples of all sets, each by its share.
+    or a feed-forward network or a module with experts, gives for the samples of all sets, each by
+    its share.
     """
     untouched = [sample.output(writer) for sample in samples]
 
@@ -362,3 +366,25 @@ class _OutputWatch(TorchFunctionMode):
             # What comes behind it in the block would be computed for nothing.
             raise _Reached
         return result
+
+
+@final
+class _ModuleWatch(AbstractContextManager[None]):
+    """Takes the output of a module, and ends the forward there."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._module = module
+        self.output: Tensor | None = None
+
+    def __enter__(self) -> None:
+        self._handle = self._module.register_forward_hook(self._take)
+
+    def __exit__(self, *_: object) -> None:
+        self._handle.remove()
+
+    def _take(self, _module: nn.Module, _args: Any, output: Any) -> None:
+        # Some give what their router said besides.
+        if isinstance(output, tuple):
+            output = output[0]
+        self.output = output.detach().clone()
+        raise _Reached
