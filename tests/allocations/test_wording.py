@@ -19,6 +19,12 @@ from tests.allocations.seen import matrices
         ("evolved(tokens=[9, 3])", "tokens"),
         ("least_error(method=short_gpt)", "short_gpt"),
         ("least_error(method=7)", "7"),
+        ("least_error(method=rsq)", "rsq"),
+        (
+            "least_error(method=rsq(importance=equal, expand=2))",
+            "rsq(importance='equal', expand=2)",
+        ),
+        ("least_error(method=robust)", "robust"),
         ("least_error(step=1.5)", "step"),
         ("least_error(reach=0)", "reach"),
         ("least_error(per=row)", "per"),

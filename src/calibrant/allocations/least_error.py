@@ -14,6 +14,7 @@ from calibrant.allocations._base import Allocation
 from calibrant.allocations._sharing import cheapest, menu, size_of, to_the_weight
 from calibrant.errors import SpecError
 from calibrant.methods import MatrixMethod, Method, methods
+from calibrant.methods._base import TokenUse
 from calibrant.models import Weight
 from calibrant.numerics import finite_number
 from calibrant.packed import gram_energy
@@ -54,11 +55,14 @@ class LeastError(Allocation):
             object.__setattr__(self, "method", methods.build(self.method))
             # The errors are computed from Grams, from which feature norms follow.
             usable = {FeatureNorms, Gram}
-            by_matrix = isinstance(self.method, MatrixMethod)
-            if not by_matrix or not usable.issuperset(self.method.observes):
+            fits = isinstance(self.method, MatrixMethod)
+            fits = fits and usable.issuperset(self.method.observes)
+            # Of other tokens, or of each source by itself, it has no Grams.
+            fits = fits and self.method.token_use == TokenUse()
+            if not fits:
                 raise SpecError(
                     f"least_error(method={self.method}): errors are those of a method that looks "
-                    f"at feature norms or a Gram, such as wanda",
+                    f"at feature norms or a Gram and takes tokens as they are, such as wanda",
                     subject=str(self.method),
                 )
         if not 0 < self.step < 1:
