@@ -59,6 +59,27 @@ def test_rescaled_norms_and_permuted_hidden_units_leave_the_logits(family):
     assert torch.allclose(model(IDS).logits, want, rtol=0, atol=1e-6)
 
 
+def test_gains_of_one_and_a_weight_are_moved_into_matrices_with_one_rounding():
+    """In bfloat16, against float64: a number is at most 2⁻⁸ of itself from what is stored."""
+    model = tiny_model("gemma3", torch.bfloat16)
+    chance = torch.Generator().manual_seed(0)
+    for parameter in model.parameters():
+        if parameter.dim() == 1:
+            parameter.data += 0.3 * torch.randn(parameter.shape, generator=chance)
+    found_view = view(model)
+    found_view.untie()
+    stream = Stream.of(found_view)
+    for norm in stream.norms:
+        gain = 1 + norm.module.weight.detach().double()
+        before = {r.weight.name: r.weight.get().double() for r in stream.readers_of(norm)}
+        assert norm.scale is not None
+        stream.rescale(norm, 1 / norm.scale)
+        for reader in stream.readers_of(norm):
+            exact = before[reader.weight.name] * gain
+            lost = (reader.weight.get().double() - exact).abs()
+            assert bool((lost <= 1.001 * 2**-8 * exact.abs()).all())
+
+
 # Blocks whose halves run side by side, tied embeddings, norms without weights, no attention, …
 OTHERS = {
     "bloom": {"n_head": 4},

@@ -22,6 +22,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from calibrant.activations import wide
 from calibrant.errors import ModelError
 from calibrant.models.changing import overwrite
 from calibrant.models.tracing import ELSEWHERE, Flow, Label, Rows, TracedProduct, norms_of, strides
@@ -53,11 +54,11 @@ class Norm:
 
     @property
     def scale(self) -> Float[Tensor, "hidden"] | None:
-        """What it multiplies each feature by; None where it has no weight."""
+        """What it multiplies each feature by, in float32 or wider; None where it has no weight."""
         weight = getattr(self.module, "weight", None)
         if weight is None:
             return None
-        return weight.detach() + self.offset
+        return weight.detach().to(wide(weight.dtype)) + self.offset
 
     def multiply(self, factors: Float[Tensor, "hidden"]) -> None:
         """Multiply what it gives, feature by feature. Raises `ModelError` where it has no
