@@ -2,19 +2,25 @@
 damping that errs least on the second.
 """
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
 
-from calibrant.activations import Gram, Seen
+from calibrant.activations import Gram, Propagation, Seen
 from calibrant.compress.rates import Rates, method_seconds
 from calibrant.compress.room import CPU, Needs
+from calibrant.data import TokenBatch
+from calibrant.job import Job
 from calibrant.methods import methods
+from calibrant.methods._arrivals import arrivals
 from calibrant.methods.pruning.held_out import HalvedGram, HeldOut
 from calibrant.methods.pruning.sparsegpt import SparseGPT
-from calibrant.models import ModelShape, view
+from calibrant.models import ModelShape, Opened, view
 from calibrant.targets import NofM, Sparsity, Target
 from calibrant.testing import tiny_model
+from calibrant.walk.walking import tokens_per_pass_of
 
 DAMPS = (0.001, 0.01, 0.1, 1.0, 10.0)
 
@@ -91,6 +97,83 @@ def test_a_set_of_one_micro_batch_leaves_the_halves_of_another(swapped: bool):
         halves = added(several) + HalvedGram.of(single)
     assert close(halves.fitted, torch.cat(several[::2]))
     assert close(halves.measured, torch.cat([*several[1::2], single]))
+
+
+def windows(count: int, seed: int) -> TokenBatch:
+    """So many windows of 512 random tokens, of one source."""
+    ids = torch.randint(3, 259, (count, 512), generator=torch.Generator().manual_seed(seed))
+    facts = {"parts": [{"sequences": count, "share": 1.0}]}
+    return TokenBatch(ids, torch.ones_like(ids).bool(), torch.ones(ids.shape), str(seed), facts)
+
+
+def summed(one: TokenBatch, other: TokenBatch) -> TokenBatch:
+    parts = [*one.facts["parts"], *other.facts["parts"]]
+    ids = torch.cat([one.ids, other.ids])
+    mask = torch.cat([one.mask, other.mask])
+    weights = torch.cat([one.weights, other.weights])
+    return TokenBatch(ids, mask, weights, "sum", {"parts": parts})
+
+
+def seen_first(batch: TokenBatch, propagate: Propagation) -> tuple[HalvedGram, HalvedGram]:
+    """What the first matrix of a tiny model sees as `held_out` wants it, and in a plain walk."""
+    model = tiny_model("llama")
+    its_view = view(model)
+    opened = Opened(model, None, "tiny", "sha256:0", "", torch.float32)
+    targets = dict.fromkeys(its_view.named, Sparsity(0.5))
+    job = Job(opened, its_view, batch, Sparsity(0.5), targets, propagate)
+    with torch.no_grad():
+        _, halved = next(arrivals(HeldOut(), job))
+        _, plain = next(job.walk(HeldOut.observes))
+    return halved[HalvedGram], plain[HalvedGram]
+
+
+def inputs_of_first(batch: TokenBatch) -> Tensor:
+    """The inputs of that matrix in float64, token by token."""
+    model = tiny_model("llama").double()
+    found: list[Tensor] = []
+    first = model.model.layers[0].self_attn.q_proj
+    first.register_forward_pre_hook(lambda _, args: found.append(args[0].flatten(0, 1)))
+    with torch.no_grad():
+        model(input_ids=batch.ids)
+    return found[0]
+
+
+@pytest.mark.parametrize("propagate", ["arrival", "dense"])
+@pytest.mark.parametrize("mixed", [False, True])
+@pytest.mark.parametrize("times", [1, 2])
+def test_every_source_of_a_sum_or_a_mix_is_on_both_sides(
+    propagate: Propagation, mixed: bool, times: int
+):
+    """A source of one micro-batch, and one of as many or two."""
+    in_a_pass = tokens_per_pass_of(propagate) // 512
+    one = windows(in_a_pass, 1)
+    other = windows(times * in_a_pass, 2)
+    batch = summed(one, other)
+    factor = 1.0
+    if mixed:
+        factor = 1 / times
+        weights = batch.weights.clone()
+        weights[in_a_pass:] = factor
+        batch = replace(batch, weights=weights, mixed=((1.0, one), (factor, other)))
+    halves, _ = seen_first(batch, propagate)
+    x_one = inputs_of_first(one)
+    x_other = inputs_of_first(other)
+    for gram, x, y in zip(
+        (halves.fitted, halves.measured), x_one.chunk(2), x_other.chunk(2), strict=True
+    ):
+        assert gram is not None
+        exact = x.T @ x + factor * y.T @ y
+        assert torch.allclose(gram.matrix.double(), exact, rtol=1e-4, atol=1e-2)
+        assert gram.mass == pytest.approx(len(x) + factor * len(y))
+
+
+@pytest.mark.parametrize("propagate", ["arrival", "reference", "dense"])
+def test_a_single_source_is_halved_by_its_micro_batches_alone(propagate: Propagation):
+    halved, plain = seen_first(windows(17, 1), propagate)
+    assert halved.measured is not None
+    assert plain.measured is not None
+    assert torch.equal(halved.fitted.matrix, plain.fitted.matrix)
+    assert torch.equal(halved.measured.matrix, plain.measured.matrix)
 
 
 @pytest.mark.parametrize(("target", "rows"), [(Sparsity(0.5), 8), (NofM(2, 4), 200)])

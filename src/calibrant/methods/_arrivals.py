@@ -1,8 +1,8 @@
 """What each matrix saw, with the calibration tokens shown as a method wants them."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from functools import reduce
+from functools import partial, reduce
 from operator import add
 
 import torch
@@ -29,6 +29,12 @@ def arrivals(method: MatrixMethod, job: Job) -> Iterator[tuple[Weight, Seen]]:
         check_one_process(method, job)
     if token_use.sources_apart:
         return _sources_apart(method, job)
+    if token_use.sources_halved and job.batch is not None:
+        parts = _added_parts(job.batch)
+        if len(parts) > 1 and job.propagate == "arrival":
+            return _sources_added(method, job, parts)
+        if len(parts) > 1 and job.propagate == "dense":
+            job = replace(job, batch=replace(job.batch, mixed=tuple(parts)))
     if token_use.turns > 1 and job.batch is not None:
         # Stored statistics are those of sequences that aren't turned.
         job = replace(job, batch=turned(job.batch, token_use.turns), statistics=None)
@@ -59,6 +65,13 @@ def weighted_batches(batch: TokenBatch) -> list[tuple[float, TokenBatch]]:
         parts.append((facts["share"], part))
         start = rows.stop
     return parts
+
+
+def _added_parts(batch: TokenBatch) -> list[tuple[float, TokenBatch]]:
+    """Return the tokens of each source with the factor by which its sums are added to others."""
+    if batch.mixed or len(batch.facts.get("parts", ())) < 2:
+        return list(batch.mixed)
+    return [(1.0, part) for _, part in weighted_batches(batch) if len(part.ids)]
 
 
 def joined(seen: Sequence[Seen | None], shares: Sequence[float]) -> Seen:
@@ -116,14 +129,39 @@ def _sources_apart(method: MatrixMethod, job: Job) -> Iterator[tuple[Weight, See
     """
     parts = weighted_batches(job.batch) if job.batch is not None else []
     shares = [share for share, _ in parts]
-    walks = [replace(job, batch=part, statistics=None).walk(method.observes) for _, part in parts]
+    batches = [part for _, part in parts]
+    return _in_step(method, job, batches, partial(joined, shares=shares))
+
+
+def _sources_added(
+    method: MatrixMethod, job: Job, parts: Sequence[tuple[float, TokenBatch]]
+) -> Iterator[tuple[Weight, Seen]]:
+    """Do the same, and add what a matrix saw of the sources, each times its factor."""
+
+    def added(seen: Sequence[Seen | None]) -> Seen:
+        scaled: list[Seen] = []
+        for source_seen, (factor, _) in zip(seen, parts, strict=True):
+            if source_seen is not None:
+                scaled.append(source_seen * factor)
+        return reduce(add, scaled)
+
+    return _in_step(method, job, [part for _, part in parts], added)
+
+
+def _in_step(
+    method: MatrixMethod,
+    job: Job,
+    batches: Sequence[TokenBatch],
+    join: Callable[[Sequence[Seen | None]], Seen],
+) -> Iterator[tuple[Weight, Seen]]:
+    walks = [replace(job, batch=part, statistics=None).walk(method.observes) for part in batches]
     last: list[Seen | None] = []
     total = Seen({})
     for weight, by_source in together(job.view, walks):
         # Matrices that share their inputs are given one object, so it is joined once for them.
         if list(map(id, by_source)) != list(map(id, last)):
             last = by_source
-            total = joined(by_source, shares)
+            total = join(by_source)
         yield weight, total
 
 

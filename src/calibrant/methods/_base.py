@@ -136,12 +136,14 @@ class TokenUse:
     """How a method wants the calibration tokens shown to a matrix.
 
     With `sources_apart` each source of a mixture goes through the model by itself, and what the
-    matrix saw has `Sources` besides. Each window is shown `turns` times, begun at another place
-    every time. With `by_attention` tokens count as `token_weights` says. `one_process` is for
-    statistics that can't be summed over several processes.
+    matrix saw has `Sources` besides. With `sources_halved` each is seen by itself too, but in
+    `reference`, and what was seen of all is added. Each window is shown `turns` times, begun at
+    another place every time. With `by_attention` tokens count as `token_weights` says.
+    `one_process` is for statistics that can't be summed over several processes.
     """
 
     sources_apart: bool = False
+    sources_halved: bool = False
     turns: int = 1
     by_attention: bool = False
     one_process: bool = False

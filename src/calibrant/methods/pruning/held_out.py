@@ -88,8 +88,10 @@ class HalvedGram(InputStatistic):
         return HalvedGram(self.fitted, self.measured + other.whole, batches)
 
     def __mul__(self, factor: float) -> "HalvedGram":
-        measured = self.measured * factor if self.measured else None
-        return HalvedGram(self.fitted * factor, measured, self.batches)
+        if self.measured is None:
+            return HalvedGram(self.fitted * factor, None, self.batches)
+        # Scaled is what was seen of a whole source: a single micro-batch of it stays divided.
+        return HalvedGram(self.fitted * factor, self.measured * factor, max(self.batches, 2))
 
     def norms(self) -> Float[Tensor, "in"]:
         norms = self.fitted.norms()
@@ -114,8 +116,9 @@ class HeldOut(MatrixMethod):
     half stays. Matrices that see a single row are compressed as `method` does it. It takes a
     factorisation for each half and damping.
 
-    Halves of one source can't show what is lost on another: for that, calibrate on a mix. `damps`
-    and errors stand in the notes.
+    Halves of one source can't show what is lost on another: for that, calibrate on a mix. Each of
+    its sources is halved by itself; in `reference` micro-batches of all go by turns. `damps` and
+    errors stand in the notes.
     """
 
     accepts: ClassVar[tuple[type[Target], ...]] = (Removal,)
@@ -162,7 +165,11 @@ class HeldOut(MatrixMethod):
     def squares(self, sources: int) -> int:
         # The Grams of the halves and of both, one of which the method counts too, and a root for
         # each damping: matrices that share an input share them.
-        return self.method.squares(sources) + 2 + len(self.damps)
+        squares = self.method.squares(sources) + 2 + len(self.damps)
+        if sources > 1:
+            # Each source has halves of its own.
+            squares += 2 * sources
+        return squares
 
     def copies_on(self, device: torch.device) -> int:
         # Beside the matrix as it was, the best result until now.
@@ -171,7 +178,7 @@ class HeldOut(MatrixMethod):
     @property
     def token_use(self) -> TokenUse:
         # Which half a micro-batch belongs to depends on how many came before it.
-        return TokenUse(one_process=True)
+        return TokenUse(sources_halved=True, one_process=True)
 
     def judged_by(self, seen: Seen) -> Seen:
         return Seen({**seen, Gram: seen[HalvedGram].whole})
