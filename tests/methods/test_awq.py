@@ -320,6 +320,13 @@ def test_experts_beside_a_shared_one_get_the_scales_that_err_least_in_what_all_g
     assert notes[0]["error"] == pytest.approx(errors[best] / errors[0], rel=1e-3)
 
 
+def test_experts_are_judged_by_all_too_where_their_module_gives_what_its_router_said_besides():
+    folds = [edit for edit in done("awq", tiny_mixture("llama4_text")) if isinstance(edit, Fold)]
+    sites = [f"model.layers.{block}.post_attention_layernorm" for block in range(2)]
+    objectives = [fold.notes["objective"] for fold in folds if fold.notes["site"] in sites]
+    assert objectives == ["module", "module"]
+
+
 @pytest.mark.parametrize("text", ["w3g8", "w2g16a", "w4"])
 def test_a_group_is_clipped_where_its_outputs_err_least(text: str):
     chance = torch.Generator().manual_seed(2)
