@@ -1,6 +1,7 @@
 """Decoding of batches against one prompt, one token and one whole forward at a time."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -38,7 +39,8 @@ def test_a_cache_holds_as_many_numbers_a_token_as_the_shape_says(family: str) ->
     cache = DynamicCache()
     with torch.no_grad():
         model(input_ids=torch.tensor([[5, 6]]), cache=cache, use_cache=True)
-    held = sum(layer.keys.numel() + layer.values.numel() for layer in cache.layers)
+    layers: list[Any] = list(cache.layers)
+    held = sum(layer.keys.numel() + layer.values.numel() for layer in layers)
     assert ModelShape.of(view(model)).cached == held / 2
 
 

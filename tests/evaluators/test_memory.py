@@ -219,8 +219,7 @@ print(json.dumps([planned.memory, peak_memory()]))
     ("task", "hidden", "inner"),
     [
         ("generation(name='arithmetic', shots=3, max_tokens=2)", 256, 512),
-        ("agreement(source=python_docs, tokens=600, length=256)", 768, 1536),
-        ("words(source=python_docs, tokens=8192, length=512, least=3)", 256, 4096),
+        ("agreement(source=python_docs, tokens=100, length=64)", 768, 1536),
     ],
 )
 def test_what_is_held_was_planned(
