@@ -14,6 +14,7 @@ from calibrant.models import ModelShape, view
 from calibrant.models.beside import BesideDevice
 from calibrant.testing import FAMILIES, pretended_device, tiny_model
 
+from tests.models.families import small_model
 from tests.usual import usually
 
 MOST = 7
@@ -163,6 +164,41 @@ def test_a_recurrent_model_is_shown_everything_anew() -> None:
     assert [(list(answer.ids), answer.cut) for answer in decoded(model, given)] == [
         by_hand(model, prompt) for prompt in given
     ]
+
+
+@pytest.mark.parametrize(
+    "family", ["bart", "blenderbot", "roberta", "git", "prophetnet", "dory", "opt", "bloom"]
+)
+def test_families_that_count_positions_themselves_write_the_same(family: str) -> None:
+    model, given = small_model(family), small_prompts()
+    expected = [by_hand(model, prompt) for prompt in given]
+    assert [(list(answer.ids), answer.cut) for answer in decoded(model, given)] == expected
+
+
+def small_prompts() -> list[list[int]]:
+    """Prompts for models with a hundred tokens, not all of one length."""
+    return [[3 + token % 97 for token in prompt] for prompt in prompts(3)]
+
+
+def test_a_longer_prompt_beside_it_does_not_change_how_positions_turn() -> None:
+    """Of a text of more than 20 tokens, these rotary positions turn otherwise. The prompts are
+    shorter, longer, and so that their answers cross this.
+    """
+    rope = {
+        "rope_type": "longrope",
+        "rope_theta": 1e4,
+        "short_factor": [1.0] * 4,
+        "long_factor": [1.0, 3.0, 9.0, 27.0],
+        "original_max_position_embeddings": 20,
+    }
+    model = tiny_model("phi3", torch.float64, rope_parameters=rope, max_position_embeddings=80)
+    given = prompts(3)
+    assert [len(prompt) for prompt in given] == [8, 12, 4, 33, 20, 12]
+    expected = [by_hand(model, prompt) for prompt in [*given, given[3][:21]]]
+    answers = decoded(model, [*given, given[3][:21]])
+    assert [(list(answer.ids), answer.cut) for answer in answers] == expected
+    together = Decoder(model, given, MOST, ended, "a test").run(range(len(given)))
+    assert together == answers[:-1]
 
 
 def test_generation_settings_of_the_model_do_not_matter(recwarn: pytest.WarningsRecorder) -> None:

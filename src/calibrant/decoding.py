@@ -16,11 +16,11 @@ both take.
 """
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -30,6 +30,13 @@ from transformers.cache_utils import DynamicLayer
 
 from calibrant.data import by_length
 from calibrant.errors import DataError, NumericsError
+from calibrant.models.readable import (
+    check_tokens,
+    longest_text,
+    positions_before_first,
+    rope_alike_beyond,
+    rope_alike_up_to,
+)
 from calibrant.system.products import full_speed
 
 TOKENS_PER_BATCH: Final = 16_384
@@ -40,9 +47,20 @@ TOKENS_READ_AT_ONCE: Final = 1024
 """Tokens of prompts that are read together: enough for long products of matrices."""
 REMEMBERED: Final = frozenset({"full_attention", "sliding_attention"})
 """Kinds of layers that remember keys and values, a pair a token, and nothing else."""
+BY_DISTANCE: Final = frozenset({"bloom", "mpt"})
+"""Families that need no positions, since all they know is how far away a token is (ALiBi)."""
+MORE_COLUMNS: Final = frozenset({"blt", "dory", "git", "xlm"})
+"""Families whose memory, or whose mask, has more columns or layers than there are tokens and
+blocks.
+"""
 
 Ended = Callable[[Sequence[int]], bool]
 """Says whether these tokens, the last of them new, are a whole answer."""
+
+Way = Literal["within", "beyond", "anew"]
+"""How a prompt is decoded: with a memory, within or beyond the length up to which rotary positions
+turn alike; or with everything shown anew for each token.
+"""
 
 Choose = Callable[
     [Float[Tensor, "prompt word"], Sequence[int], int],
@@ -69,8 +87,8 @@ class Decoder:
 
     Raises `DataError` if the longest doesn't fit into the model's positions; `run` raises
     `NumericsError` for outputs that aren't finite. A model that remembers more than keys and
-    values, such as a recurrent state, is shown everything anew for each token, one prompt at a
-    time.
+    values, such as a recurrent state, or counts positions itself is shown everything anew for each
+    token, one prompt at a time.
     """
 
     def __init__(
@@ -88,30 +106,67 @@ class Decoder:
         self.ended = ended
         self.measured = measured
         self.choose = choose or self._most_probable
+        check_fit(prompts, most, longest_text(model), measured)
+        check_tokens(model, max(map(max, prompts)))
         self.remembers = remembers(model)
-        positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-        check_fit(prompts, most, positions, measured)
+        self.alike_up_to = rope_alike_up_to(model)
+        self.alike_beyond = rope_alike_beyond(model)
         self.shared = 0
-        if self.remembers:
+        self.within: list[list[int]] = []
+        by_way = self._by_way(range(len(prompts)))
+        # What a prompt beyond the length begins with would turn otherwise where it stands alone.
+        if "within" in by_way and "beyond" not in by_way:
+            self.within = [self.prompts[number] for number in by_way["within"]]
             # At least one token of each prompt is shown in its batch: what it says comes next is
             # the first answer.
-            self.shared = min(length_in_common(self.prompts), min(map(len, self.prompts)) - 1)
+            self.shared = min(length_in_common(self.within), min(map(len, self.within)) - 1)
 
     def batches(self) -> Iterator[list[int]]:
-        """Yield the numbers of the prompts that are decoded together: those of like length, the
-        longest first. The same for the same prompts.
+        """Yield the numbers of the prompts that are decoded together: those of like length that are
+        decoded in one way, the longest first. The same for the same prompts.
         """
-        lengths = [len(prompt) + self.most for prompt in self.prompts]
-        # A model that remembers more takes one prompt at a time, since two of them wouldn't fit.
-        return by_length(lengths, TOKENS_PER_BATCH if self.remembers else 1)
+        for way, numbers in self._by_way(range(len(self.prompts))).items():
+            lengths = [len(self.prompts[number]) + self.most for number in numbers]
+            # One prompt at a time where there is no memory to go on from.
+            tokens = 1 if way == "anew" else TOKENS_PER_BATCH
+            for places in by_length(lengths, tokens):
+                yield [numbers[place] for place in places]
 
     @torch.no_grad()
     def run(self, batch: Sequence[int]) -> list[Generated]:
         """Return what the model writes after each of these prompts."""
+        answers: dict[int, Generated] = {}
         with full_speed():
-            if self.remembers:
-                return self._with_cache(batch)
-            return [self._without_cache(number) for number in batch]
+            for way, numbers in self._by_way(batch).items():
+                if way == "anew":
+                    written = [self._without_cache(number) for number in numbers]
+                else:
+                    written = self._with_cache(numbers)
+                answers.update(zip(numbers, written, strict=True))
+        return [answers[number] for number in batch]
+
+    def _by_way(self, numbers: Iterable[int]) -> dict[Way, list[int]]:
+        """Return the prompts that are decoded in each way."""
+        by_way: dict[Way, list[int]] = {}
+        for number in numbers:
+            by_way.setdefault(self._way(number), []).append(number)
+        return by_way
+
+    def _way(self, number: int) -> Way:
+        """Return how a prompt is decoded.
+
+        Some rotary positions turn otherwise in a text beyond a length. Prompts of both sides make
+        no batch. An answer that crosses it is written without a memory, since all that is
+        remembered would have to turn; so is one of a model that remembers more.
+        """
+        length = len(self.prompts[number])
+        if not self.remembers:
+            return "anew"
+        if self.alike_up_to is None or length + self.most <= self.alike_up_to:
+            return "within"
+        if self.alike_beyond is not None and length > self.alike_beyond:
+            return "beyond"
+        return "anew"
 
     def _with_cache(self, batch: Sequence[int]) -> list[Generated]:
         prompts = [self.prompts[number] for number in batch]
@@ -250,13 +305,13 @@ class Decoder:
 
     @cached_property
     def _beginning(self) -> list[tuple[Tensor, Tensor]]:
-        """Keys and values `[1, head, token, feature]` of what all prompts begin with, a pair a
-        layer.
+        """Keys and values `[1, head, token, feature]` of what all prompts that are read with a
+        memory begin with, a pair a layer.
         """
         if not self.shared:
             return []
         cache = DynamicCache()
-        ids = torch.tensor([self.prompts[0][: self.shared]], device=self.model.device)
+        ids = torch.tensor([self.within[0][: self.shared]], device=self.model.device)
         limit = accepted(self.model, logits_to_keep=1)
         self.model(input_ids=ids, cache=cache, use_cache=True, **limit)
         return _pairs(cache)
@@ -342,9 +397,17 @@ def moved_together(remaining: Sequence[int]) -> list[int]:
 
 def remembers(model: PreTrainedModel) -> bool:
     """Return whether all that a model keeps of what it has read are keys and values, a pair a
-    token and layer.
+    token and layer, and whether it can be told where the next tokens stand.
+
+    Not where it counts the positions itself, by the columns of a batch (BART) or from the number of
+    the padding token on (RoBERTa).
     """
     if getattr(model, "_is_stateful", False) or not accepted(model, cache=None):
+        return False
+    family = model.config.model_type
+    if family in MORE_COLUMNS or positions_before_first(model):
+        return False
+    if family not in BY_DISTANCE and not accepted(model, position_ids=None):
         return False
     kinds = getattr(model.config.get_text_config(), "layer_types", None) or ()
     return set(kinds) <= REMEMBERED

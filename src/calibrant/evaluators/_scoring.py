@@ -29,10 +29,11 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from calibrant.data import by_length
-from calibrant.decoding import accepted, common_length
+from calibrant.decoding import accepted, common_length, remembers
 from calibrant.errors import DataError, NumericsError
 from calibrant.evaluators._base import Steps
 from calibrant.evaluators._windows import ScoredWindow, predictions, wide
+from calibrant.models.readable import check_tokens, longest_text, rope_alike_up_to
 from calibrant.results.outcomes import Journal
 
 LOGITS: Final = 2**25
@@ -45,8 +46,6 @@ the tree.
 """
 _LOGITS_AT_ONCE: Final = 2**22
 """Logits that are held in float32 at once."""
-_GROWING_ROPE: Final = ("dynamic", "longrope")
-_ATTENDING: Final = {"full_attention", "sliding_attention"}
 
 
 @dataclass(frozen=True)
@@ -196,60 +195,30 @@ def shares(model: PreTrainedModel, longest: int) -> bool:
     and a mask of their own, and nothing else changes.
 
     Not where a layer attends through a window or a chunk that is shorter, is recurrent, places
-    tokens by their distance in the row (ALiBi, the windows of GPT-Neo), turns positions by the
-    length of the whole, or where the attention takes no mask (flash, flex).
+    tokens by their distance in the row (ALiBi, the windows of GPT-Neo) or by its own count, turns
+    positions by the length of the whole, or where the attention takes no mask (flash, flex).
     """
     config: Any = model.config.get_text_config()
     needed = accepted(model, attention_mask=0, position_ids=0, cache=0, use_cache=0)
-    if len(needed) < 4 or getattr(model, "_is_stateful", False):
+    if len(needed) < 4 or not remembers(model):
         return False
     if getattr(config, "_attn_implementation", None) not in ("eager", "sdpa"):
         return False
     if getattr(config, "alibi", False) or getattr(config, "window_size", None) is not None:
         return False
-    if not set(getattr(config, "layer_types", None) or ()) <= _ATTENDING:
-        return False
     for name in ("sliding_window", "attention_chunk_size"):
         size = getattr(config, name, None)
         if size is not None and longest > size:
             return False
-    return not _rope_grows(model, longest)
-
-
-def _rope_grows(model: PreTrainedModel, longest: int) -> bool:
-    """Return whether rotary positions turn otherwise in a text of `longest` tokens than in a
-    shorter one.
-    """
-    config: Any = model.config.get_text_config()
-    rope: Any = getattr(config, "rope_parameters", None) or {}
-    # One dict, or one by the kind of layer.
-    by_layer_kind = [value for value in rope.values() if isinstance(value, dict)]
-    for settings in (rope, *by_layer_kind):
-        if settings.get("rope_type") not in _GROWING_ROPE:
-            continue
-        room = settings.get("original_max_position_embeddings")
-        if not room:
-            room = getattr(config, "original_max_position_embeddings", None)
-        if not room:
-            room = _positions(model)
-        if room is not None and longest > room:
-            return True
-    return False
-
-
-def _positions(model: PreTrainedModel) -> int | None:
-    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    # XLNet says -1, since it has no end.
-    if positions is None or positions < 1:
-        return None
-    return positions
+    alike_up_to = rope_alike_up_to(model)
+    return alike_up_to is None or longest <= alike_up_to
 
 
 def _checked(model: PreTrainedModel, requests: Sequence[Request]) -> int:
     """Return the tokens of the longest request as a model sees it; `DataError` for one that can't
     be scored.
     """
-    room = _positions(model)
+    room = longest_text(model)
     longest = 0
     for request in requests:
         if not request.context or not request.continuation:
@@ -267,6 +236,8 @@ def _checked(model: PreTrainedModel, requests: Sequence[Request]) -> int:
                 subject=str(size),
             )
         longest = max(longest, size)
+        # The last token of a continuation is looked up in what the head gives.
+        check_tokens(model, max(max(request.context), max(request.continuation)))
     return longest
 
 
