@@ -43,6 +43,7 @@ from calibrant.models.imatrix import (
     importance_of,
     read_imatrix,
 )
+from calibrant.models.readable import check_windows
 from calibrant.options import ImatrixOptions, with_fields_of
 from calibrant.system.process import freed_memory_kept
 from calibrant.walk.rehearsal import rehearse
@@ -116,6 +117,7 @@ def imatrix(options: ImatrixOptions) -> Imatrix:
     _check_names(opened, names)
     check_finite(model_view)
     batch = resolved(calibration, opened, options.progress).tokens(opened.tokenizer)
+    check_windows(opened.model, batch.ids, batch.mask)
     if opened.residence.elsewhere and on_device is not None:
         left = left_on_device(on_device, opened, model_view)
         reason = offloading(

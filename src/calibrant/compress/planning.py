@@ -59,6 +59,7 @@ from calibrant.models import (
     view,
 )
 from calibrant.models.devices import free_on
+from calibrant.models.readable import longest_window, too_long
 from calibrant.numerics import duration, gigabytes, type_name
 from calibrant.system.notebook import card
 from calibrant.targets import (
@@ -260,7 +261,16 @@ def outline_of_options(options: Any) -> ModelOutline:
     # Some verbs only look at a model, and have no such option.
     storage: Storage = "copied" if getattr(options, "copy", False) else "memory"
     device = opened.model.device
-    return ModelOutline(opened.name, shape, opened.dtype, device, storage, 0, divisible=False)
+    return ModelOutline(
+        opened.name,
+        shape,
+        opened.dtype,
+        device,
+        storage,
+        0,
+        divisible=False,
+        longest_window=longest_window(opened.model),
+    )
 
 
 @final
@@ -308,6 +318,9 @@ class CompressionPlanner:
         host = self._host(needs, course) if beside else 0
         if host > self._host_room:
             problems.append(too_much_beside(host, self._host_room))
+        longest = outline.longest_window
+        if self.recipe.looks and longest is not None and self._length > longest:
+            problems.append(too_long(self._length, longest))
         target = self.recipe.target
         if isinstance(target, GgufBudget):
             problems += too_little(target, outline.shape)

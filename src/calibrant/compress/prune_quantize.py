@@ -65,6 +65,7 @@ from calibrant.models import (
     will_be_changed,
 )
 from calibrant.models.opening import ref_of
+from calibrant.models.readable import check_windows
 from calibrant.models.rounded_inputs import round_alike
 from calibrant.options import (
     CompressOptions,
@@ -404,6 +405,7 @@ class _Job:
             if looking is not None:
                 drawn = resolved(looking, opened, options.progress)
                 batch = drawn.tokens(opened.tokenizer)
+                check_windows(opened.model, batch.ids, batch.mask)
         asked = recipe.run(opened, batch, **_data_and_seed(calibration))
         ranks.agree("the run that is asked for", asked.id)
         memory_left = memory

@@ -24,6 +24,7 @@ from calibrant.data import Row
 from calibrant.decoding import TOKENS_PER_BATCH
 from calibrant.evaluators._base import Evaluator
 from calibrant.models import ModelOutline
+from calibrant.models.readable import too_long
 from calibrant.numerics import gigabytes, type_name
 
 TOKENS: Final = 2048
@@ -177,6 +178,11 @@ def plan_of_measuring(
         elif may_be_on_disk and on_disk <= in_tenths(room) * 1e9:
             way = f"it fits with --memory {in_tenths(room):g}, with blocks on disk"
         problems.append(f"{gigabytes(peak)} of memory are too much here; {way}")
+    for task in tasks:
+        length = getattr(task, "length", 0)
+        longest = outline.longest_window
+        if longest is not None and length > longest:
+            problems.append(f"{task}: {too_long(length, longest)}")
     seconds = {"open": sum(opening_seconds(each) for each in outlines)}
     tokens = 0
     for task in tasks:

@@ -26,6 +26,7 @@ from calibrant.evaluators._base import (
     Subject,
     check_least,
 )
+from calibrant.models.readable import check_length, check_tokens
 from calibrant.results.outcomes import MOST
 from calibrant.spec import check_most, later
 from calibrant.vllm import RunByVllm
@@ -225,8 +226,10 @@ def batch_logits(
     """Return the logits of the windows, padded, up to their ends.
 
     The head is only applied from the first position on that predicts a scored token. Usually that
-    is the first of all.
+    is the first of all. Raises `DataError` for windows that the model can't read.
     """
+    check_length(model, max(len(window.ids) for window in batch))
+    check_tokens(model, max(max(window.ids) for window in batch))
     inputs = padded([window.ids for window in batch], model.device)
     left_out = min(window.unscored for window in batch) - 1
     limit: dict[str, Any] = {}

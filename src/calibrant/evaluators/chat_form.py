@@ -49,6 +49,7 @@ from calibrant.evaluators._base import (
 from calibrant.evaluators._dense import found_once
 from calibrant.evaluators._roles import conversation_format
 from calibrant.evaluators._turns import AssistantTurn, decode_all, prompt_ids
+from calibrant.models.readable import positions_of
 from calibrant.results.outcomes import MOST, Measurement, Outcome, Score
 from calibrant.spec import check_most
 
@@ -154,8 +155,7 @@ class ChatForm(SourceEvaluator):
         """Return what is asked, and how many rows are left out before that: the template refuses
         them, or the model has no room for them. `DataError` for nothing to ask.
         """
-        config = subject.model.config.get_text_config()
-        room = getattr(config, "max_position_embeddings", None)
+        room = positions_of(subject.model)
         requests: list[_AskedRow] = []
         left_out = 0
         for row, request in self._asked(form):
@@ -164,7 +164,7 @@ class ChatForm(SourceEvaluator):
             except RefusedError:
                 left_out += 1
                 continue
-            if isinstance(room, int) and len(prompt) + self.max_tokens > room:
+            if room is not None and len(prompt) + self.max_tokens > room:
                 left_out += 1
                 continue
             requests.append(_AskedRow(row.name, prompt, tool_names(request)))

@@ -36,6 +36,7 @@ from calibrant.evaluators._base import LONGEST_WINDOW, MOST_TOKENS, Evaluator, S
 from calibrant.evaluators._dense import found_once
 from calibrant.evaluators.loss import Loss
 from calibrant.models import Block, ModelOutline, ModelView, Opened, view
+from calibrant.models.readable import check_windows
 from calibrant.numerics import not_finite
 from calibrant.results.outcomes import Journal, Measurement, Outcome, Score
 from calibrant.spec import check_most, identity
@@ -471,6 +472,7 @@ def _active_shares(
     """Return for each block the share of the batch's weight at which each of its neurons is
     above zero, in float64.
     """
+    check_windows(model_view.model, batch.ids, batch.mask)
     sums: dict[int, Tensor] = {}
     total = 0.0
     done = 0

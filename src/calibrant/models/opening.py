@@ -60,6 +60,7 @@ from calibrant.models.on_disk import open_on_disk
 from calibrant.models.origin import Origin, remember
 from calibrant.models.packed_folder import packed_folder
 from calibrant.models.quiet import quiet, quoted
+from calibrant.models.readable import longest_window
 from calibrant.models.rounded_inputs import INPUTS, round_as_written
 from calibrant.models.saving import Opened, check_unchanged, forget_quantization
 from calibrant.models.shape import ModelOutline, ModelShape, Storage
@@ -186,7 +187,16 @@ def outline_of(ref: str, dtype: str = "auto", device: str = "auto") -> ModelOutl
     # What it ties is tied here, which transformers leaves for when there are numbers.
     empty.tie_weights()
     shape = ModelShape.of(view(empty, WITHOUT_NUMBERS))
-    return ModelOutline(ref, shape, resolved, target, storage, file_bytes, divisible=plain)
+    return ModelOutline(
+        ref,
+        shape,
+        resolved,
+        target,
+        storage,
+        file_bytes,
+        divisible=plain,
+        longest_window=longest_window(empty),
+    )
 
 
 def _is_whole(snapshot: Path, ref: str) -> bool:

@@ -35,6 +35,7 @@ from calibrant.decoding import ReservedLayer
 from calibrant.errors import DataError
 from calibrant.models import Opened
 from calibrant.models.cache import cache_folder
+from calibrant.models.readable import positions_of
 from calibrant.models.reading import end_tokens
 from calibrant.numerics import not_finite, type_name
 from calibrant.spec import canonical, identity
@@ -503,8 +504,8 @@ def texts_of_round(
 
 
 def _check_length(selector: Selector, opened: Opened, request: GenerationRequest) -> None:
-    most = getattr(opened.model.config.get_text_config(), "max_position_embeddings", None)
-    if isinstance(most, int) and request.length + request.starts > most:
+    most = positions_of(opened.model)
+    if most is not None and request.length + request.starts > most:
         raise DataError(
             f"{selector}: a text may have {request.length} tokens, and the model sees at most "
             f"{most}; lower max_tokens or --length",

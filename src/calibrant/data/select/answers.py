@@ -46,6 +46,7 @@ from calibrant.data.user_file import UserFile
 from calibrant.decoding import Decoder
 from calibrant.errors import DataError, SpecError
 from calibrant.models import Opened
+from calibrant.models.readable import positions_of
 from calibrant.models.reading import end_tokens
 from calibrant.spec import later
 from calibrant.spec.grammar import read_sum
@@ -545,9 +546,8 @@ class _Answering:
         """Return whether an answer has room behind a prompt of so many tokens, in a window and in
         what the model sees.
         """
-        config = self._opened.model.config.get_text_config()
-        positions = getattr(config, "max_position_embeddings", None)
-        if isinstance(positions, int) and tokens + self._most > positions:
+        positions = positions_of(self._opened.model)
+        if positions is not None and tokens + self._most > positions:
             return False
         return tokens < self._room
 

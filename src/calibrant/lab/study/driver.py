@@ -42,6 +42,7 @@ from calibrant.lab.study.loaded import LoadedModel
 from calibrant.lab.study.request import RunRequest, Workload
 from calibrant.lab.study.sending import RemoteStore
 from calibrant.models import open_model
+from calibrant.models.readable import check_windows
 from calibrant.results import (
     EDITS,
     MASK,
@@ -353,6 +354,8 @@ class Driver:
         loaded = self._current
         with self._clock.phase("tokenize"):
             batch = self._tokens(request)
+        if batch is not None:
+            check_windows(loaded.opened.model, batch.ids, batch.mask)
         recipe, note = loaded.fitting(request.recipe, batch)
         run = recipe.run(loaded.opened, batch, request.cell.data, request.cell.seed)
         statistics: tuple[str, ...] = ()

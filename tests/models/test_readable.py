@@ -1,0 +1,111 @@
+"""Texts that a model can't read are refused in a sentence, before any work: windows longer than its
+table of positions, and tokens without a row in the embedding.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+import calibrant
+from calibrant.decoding import Decoder
+from calibrant.errors import DataError
+from calibrant.evaluators._base import Evaluator
+from calibrant.evaluators._scoring import Request, score
+from calibrant.evaluators._windows import ScoredWindow, summed_nats
+from calibrant.evaluators.agreement import Agreement
+from calibrant.evaluators.loss import Loss
+from calibrant.models.readable import longest_window
+from calibrant.testing import tiny_folder, tiny_model, tiny_tokenizer
+
+from tests.models.families import small_model
+from tests.refusing import refused
+
+FEW: dict[str, Any] = {"data": "python_docs", "samples": 2, "length": 33}
+"""Windows of one token more than the models here have positions."""
+WITH_TABLE = {"gpt2": {"n_positions": 32}, "opt": {"max_position_embeddings": 32}}
+
+
+def with_table(family: str) -> PreTrainedModel:
+    return tiny_model(family, **WITH_TABLE[family])
+
+
+@pytest.mark.parametrize("family", WITH_TABLE)
+def test_windows_longer_than_the_table_of_positions_are_refused_before_any_work(family: str):
+    model = with_table(family)
+    before = [parameter.clone() for parameter in model.parameters()]
+    with refused(DataError, 33):
+        calibrant.prune(model, tiny_tokenizer(), **FEW)
+    with refused(DataError, 33):
+        calibrant.quantize(model, tiny_tokenizer(), method="gptq", target="w4g32", **FEW)
+    assert all(map(torch.equal, before, model.parameters()))
+    calibrant.prune(model, tiny_tokenizer(), **FEW | {"length": 32})
+
+
+@pytest.mark.parametrize(
+    "task", [Loss("python_docs", length=33), Agreement("python_docs", length=33)]
+)
+def test_so_are_those_of_what_is_measured(task: Evaluator):
+    model = with_table("gpt2")
+    dense = with_table("gpt2") if task.compares else None
+    with refused(DataError, 33):
+        calibrant.evaluate(model, tiny_tokenizer(), tasks=task, limit=2, reference=dense)
+
+
+def test_the_sentence_says_both_numbers_and_what_to_do():
+    with pytest.raises(DataError) as caught:
+        calibrant.prune(with_table("gpt2"), tiny_tokenizer(), **FEW)
+    assert str(caught.value) == (
+        "windows of 33 tokens don't fit into the model's 32 positions; give a length of at most 32"
+    )
+
+
+def test_a_plan_says_it_too(tmp_path: Path):
+    folder = str(tiny_folder(tmp_path / "model", "gpt2", n_positions=32))
+    tasks = "loss(source=python_docs, tokens=99, length=33)"
+    for model, tokenizer in ((folder, None), (with_table("gpt2"), tiny_tokenizer())):
+        pruning = calibrant.plan(calibrant.prune, model, tokenizer, **FEW)
+        measuring = calibrant.plan(calibrant.evaluate, model, tokenizer, tasks=tasks)
+        for plan in (pruning, measuring):
+            (problem,) = plan.problems
+            assert "windows of 33 tokens don't fit into the model's 32 positions" in problem
+        fitting = calibrant.plan(calibrant.prune, model, tokenizer, **FEW | {"length": 32})
+        assert fitting.fits
+
+
+def test_rotary_positions_go_on():
+    model = tiny_model("llama", max_position_embeddings=32)
+    assert calibrant.plan(calibrant.prune, model, tiny_tokenizer(), **FEW).fits
+    calibrant.prune(model, tiny_tokenizer(), **FEW)
+
+
+@pytest.mark.parametrize(
+    ("family", "longest"),
+    [("roberta", 63), ("bart", 64), ("gpt_neo", 64), ("gptj", 64), ("xglm", None)],
+)
+def test_a_window_may_be_as_long_as_the_model_can_read(family: str, longest: int | None):
+    model = small_model(family)
+    assert longest_window(model) == longest
+    ids = torch.full((1, longest or 99), 5)
+    with torch.no_grad():
+        model(input_ids=ids, use_cache=False)
+        if longest is not None:
+            with pytest.raises((IndexError, RuntimeError)):
+                model(input_ids=torch.full((1, longest + 1), 5), use_cache=False)
+
+
+def test_tokens_beyond_the_embedding_are_refused_wherever_texts_are_read():
+    model = tiny_model("llama")
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_tokens(["the"])
+    with refused(DataError, 259):
+        calibrant.prune(model, tokenizer, **FEW | {"length": 512})
+    with refused(DataError, 259):
+        summed_nats(model, [ScoredWindow("", 0, [5, 259], 1, 0)])
+    with refused(DataError, 259):
+        Decoder(model, [[5], [5, 259]], 1, lambda ids: True, "a test")
+    for request in (Request((5, 259), (6,)), Request((5,), (259,))):
+        with refused(DataError, 259):
+            score(model, [request])
