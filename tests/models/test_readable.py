@@ -2,6 +2,7 @@
 table of positions, and tokens without a row in the embedding.
 """
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from transformers import PreTrainedModel
 
 import calibrant
 from calibrant.decoding import Decoder
-from calibrant.errors import DataError
+from calibrant.errors import DataError, ModelError
 from calibrant.evaluators._base import Evaluator
 from calibrant.evaluators._scoring import Request, score
 from calibrant.evaluators._windows import ScoredWindow, summed_nats
@@ -109,3 +110,13 @@ def test_tokens_beyond_the_embedding_are_refused_wherever_texts_are_read():
     for request in (Request((5, 259), (6,)), Request((5,), (259,))):
         with refused(DataError, 259):
             score(model, [request])
+
+
+def test_a_model_that_returns_tuples_is_refused(tmp_path: Path):
+    folder = tiny_folder(tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "return_dict": False}))
+    with refused(ModelError, "return_dict"):
+        calibrant.open_model(str(folder))
+    with refused(ModelError, "return_dict"):
+        calibrant.prune(tiny_model("llama", return_dict=False), tiny_tokenizer(), **FEW)

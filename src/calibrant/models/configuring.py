@@ -103,6 +103,7 @@ def read_config(folder: Path, ref: str, room: Room, trust: bool) -> PreTrainedCo
     # `packed_folder` reads what was quantized; transformers must not.
     vars(config).pop("quantization_config", None)
     check_sizes(config, ref)
+    check_outputs(config, ref)
     if type(config).__module__.startswith("transformers."):
         _check_causal(config, ref)
     return config
@@ -291,6 +292,17 @@ def try_out(tokenizer: Any) -> None:
     ids = tokenizer("a")["input_ids"]
     tokenizer.decode(ids)
     len(tokenizer)
+
+
+def check_outputs(config: PreTrainedConfig, ref: str) -> None:
+    """Raise `ModelError` for a model that returns tuples, whose parts have no names."""
+    for part in (config, config.get_text_config()):
+        if not getattr(part, "return_dict", True):
+            raise ModelError(
+                f"{ref}: its configuration says return_dict=false, so the outputs of the model "
+                "have no names; set return_dict to true there",
+                subject="return_dict",
+            )
 
 
 def check_ids(tokenizer: Any, model: nn.Module, ref: str) -> None:

@@ -14,7 +14,12 @@ from transformers import PreTrainedModel
 
 from calibrant.errors import ModelError
 from calibrant.models.changing import overwrite
-from calibrant.models.configuring import causal_classes, check_ids, check_template
+from calibrant.models.configuring import (
+    causal_classes,
+    check_ids,
+    check_outputs,
+    check_template,
+)
 from calibrant.models.devices import resolve_device, resolve_dtype
 from calibrant.models.hashing import digest_of
 from calibrant.models.on_disk import read_when_run
@@ -209,6 +214,7 @@ def _checked(model: object, residence: Residence) -> PreTrainedModel:
             f"{kind} is quantized already; give the model before its quantization", subject=kind
         )
     refuse(model)
+    check_outputs(model.config, kind)
     _check_causal(model)
     devices = {str(parameter.device) for parameter in model.parameters()}
     if len(devices) > 1 and not residence.elsewhere:
