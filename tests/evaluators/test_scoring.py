@@ -14,6 +14,7 @@ from calibrant.evaluators import _scoring
 from calibrant.evaluators._scoring import Request, Scored, score, shares
 from calibrant.testing import FAMILIES, tiny_model
 
+from tests.models.families import small_model
 from tests.refusing import refused
 from tests.usual import usually
 
@@ -110,6 +111,18 @@ def test_windows_that_go_by_the_distance_in_a_row_share_nothing() -> None:
     )
     model, asked = AutoModelForCausalLM.from_config(config).eval().double(), questions(5)
     assert not shares(model, 8)
+    agree(score(model, asked), [by_hand(model, request) for request in asked], 1e-5)
+
+
+@pytest.mark.parametrize("family", ["bert", "big_bird", "gpt2", "roberta"])
+def test_a_tree_may_have_more_tokens_than_the_model_has_positions(family: str) -> None:
+    model = small_model(family)
+    draw = random.Random(0)
+    asked: list[Request] = []
+    for _ in range(8):
+        context = tuple(draw.randrange(3, 99) for _ in range(12))
+        asked += [Request(context, (5, 6)), Request(context, (7,))]
+    assert sum(len(request.context) for request in asked[::2]) > 64
     agree(score(model, asked), [by_hand(model, request) for request in asked], 1e-5)
 
 

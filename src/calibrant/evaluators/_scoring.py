@@ -44,6 +44,8 @@ SHORTEST_PREFIX: Final = 16
 """Tokens that all requests must begin with for a cache to be worth its forward; fewer stand in
 the tree.
 """
+_SHORT_ROWS: Final = frozenset({"big_bird"})
+"""Families that read no row longer than their table of positions, whatever positions it has."""
 _LOGITS_AT_ONCE: Final = 2**22
 """Logits that are held in float32 at once."""
 
@@ -200,7 +202,7 @@ def shares(model: PreTrainedModel, longest: int) -> bool:
     """
     config: Any = model.config.get_text_config()
     needed = accepted(model, attention_mask=0, position_ids=0, cache=0, use_cache=0)
-    if len(needed) < 4 or not remembers(model):
+    if len(needed) < 4 or not remembers(model) or config.model_type in _SHORT_ROWS:
         return False
     if getattr(config, "_attn_implementation", None) not in ("eager", "sdpa"):
         return False
