@@ -115,60 +115,21 @@ def test_marks_letters_and_repeated_fields_are_no_content():
     assert only([Row(text=f"{text(15, 4)} {text(15, 5)}")], [chat]).share == 1.0
 
 
-def told(system: str, said: str) -> Row:
-    return Row(turns=(Message("system", system), Message("user", said)))
-
-
-def test_what_many_measured_rows_share_is_boilerplate():
+def test_what_most_measured_rows_share_is_boilerplate():
     system = text(60, "system")
-    measured = [told(system, text(20, i)) for i in range(COMMON + 1)]
-    calibration = [told(system, text(20, -1 - i)) for i in range(5)]
+
+    def told(number: int) -> Row:
+        return Row(turns=(Message("system", system), Message("user", text(20, number))))
+
+    measured = [told(i) for i in range(COMMON + 1)]
+    calibration = [told(-1 - i) for i in range(5)]
     assert find_leaks(calibration, measured) == []
+    assert len(find_leaks(calibration, measured[1:])) == 5 * COMMON
     files = [Row(text=f"{text(40, 'licence')}\n{text(200, i)}") for i in range(4)]
     assert [serious(leak) for leak in find_leaks(files[:2], files[2:])] == [False] * 4
     assert (
         only([Row(text=text(20, 3))], measured).share < 0.5
     )  # of the runs that only it has, those that begin in the boilerplate are missing
-
-
-@pytest.mark.parametrize(("calibrated", "count"), [(40, 15), (11, 4), (8, 2), (5, 1)])
-def test_a_prompt_that_most_rows_of_both_sides_share_is_boilerplate(calibrated: int, count: int):
-    system = text(60, "system")
-    measured = [told(system, text(20, i)) for i in range(count)]
-    calibration = [told(system, text(20, -1 - i)) for i in range(calibrated)]
-    assert find_leaks(calibration, measured) == []
-    # What is measured is found all the same, and by its own words alone.
-    leaked = told(system, f"{text(20, 0)} however")
-    assert only([*calibration, leaked], measured) == Leak(
-        leaked.example, measured[0].example, "13-gram", 1.0
-    )
-
-
-def test_a_prompt_that_many_calibration_rows_share_is_boilerplate_where_few_are_measured():
-    system = text(60, "system")
-    others = [Row(text=text(80, f"other{i}")) for i in range(200)]
-    calibration = [told(system, text(20, -1 - i)) for i in range(COMMON + 1)]
-    measured = [told(system, text(20, i)) for i in range(5)]
-    assert find_leaks(others + calibration, measured + others[:20])[0].kind == "same example"
-    assert find_leaks(others[20:] + calibration, measured + others[:20]) == []
-
-
-def test_a_document_that_few_rows_share_is_no_boilerplate():
-    document = text(60, "document")
-    others = [Row(text=text(80, f"other{i}")) for i in range(60)]
-    asked = [Row(question=f"{document} {text(5, i)}", answer="x") for i in range(20)]
-    # All that is measured is on one document, which the model sees once, or in a few rows.
-    assert len(find_leaks([*others, Row(text=document)], asked)) == 20
-    assert len(find_leaks([*others, *asked[:4]], asked[4:])) == 4 * 16
-    # What is measured once is no boilerplate, however often it is calibrated on.
-    often = [Row(text=f"{document} {text(3, i)}") for i in range(COMMON + 10)]
-    assert len(find_leaks(often + others, [Row(text=document), *others[:9]])) == COMMON + 19
-    # Nor is a document that is calibrated on again and again.
-    again = [Row(text=document)] * (COMMON + 10)
-    twice = [Row(text=f"{document} once"), Row(text=f"{document} more"), Row(text=text(20, 1))]
-    assert len(find_leaks(again, twice)) == 2
-    # Of few rows it can't be said what they have in common.
-    assert len(find_leaks(asked[:2], asked[2:4])) == 4
 
 
 def test_rows_without_words_and_no_rows_at_all():

@@ -4,15 +4,8 @@ when only a saved model is.
 Runs of 13 words are what the field looks for: they seldom recur by chance, and a rewritten heading
 doesn't hide them. They do recur in boilerplate: two files under one licence, two pages with one
 cookie notice, two chats with one system prompt share dozens. So a run is no verdict. What counts is
-how much of the measured row was seen, and `serious` draws the line at half; and runs that are
-common are nobody's content and don't count at all. Common is what stands
-
-- in more than `COMMON` of the measured rows;
-- in more than `COMMON` of the calibration rows, and in more than one measured row;
-- in most rows of both sides, if it is in `FEWEST_ROWS` of them or more.
-
-A document that all measured rows are about, or one that is calibrated on again and again, is common
-on one side alone, and is found.
+how much of the measured row was seen, and `serious` draws the line at half; and runs that stand in
+more than `COMMON` of the measured rows are nobody's content and don't count at all.
 
 Beside a saved model stand the `RowFingerprints` of what it was calibrated on, from which no text
 can be made again.
@@ -29,16 +22,13 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 import numpy as np
-from jaxtyping import Bool, Int64
+from jaxtyping import Int64
 
 from calibrant.data._base import Row
 from calibrant.data._words import Numbers, numbered, runs, words
 
 COMMON: Final = 50
-"""A run of words that more rows of one side than this have in common is boilerplate."""
-
-FEWEST_ROWS: Final = 5
-"""Of fewer rows than this it can't be said what they have in common."""
+"""A run of words that more measured rows than this have in common is boilerplate."""
 
 RUNS_FILE: Final = "calibrant.runs.npy"
 """The file beside a saved model that holds the runs of words that it was calibrated on: sorted
@@ -131,13 +121,12 @@ def find_leaks(calibration: Iterable[Row], measured: Iterable[Row]) -> list[Leak
         return serious(leak), leak.share
 
     index = _Index(measured)
-    for batch in _batches(calibration):
-        index.read(batch)
     leaks: dict[tuple[str, str], Leak] = {}
-    for leak in chain(index.same(), index.shared()):
-        pair = (leak.row, leak.measured)
-        if pair not in leaks or gravity(leak) > gravity(leaks[pair]):
-            leaks[pair] = leak
+    for batch in _batches(calibration):
+        for leak in chain(index.same(batch), index.shared(batch)):
+            pair = (leak.row, leak.measured)
+            if pair not in leaks or gravity(leak) > gravity(leaks[pair]):
+                leaks[pair] = leak
     return list(leaks.values())
 
 
@@ -200,42 +189,35 @@ class RowFingerprints:
     case, spaces and punctuation; and its runs of 13 and of 8 words, as numbers. The first two say
     that a measured row is the same, the last that half of it was seen. Runs recur between the
     published sets as well, which take care of each other, so they are compared only where a file of
-    the user's has a part in it: `own_files`. `common_runs` are those of many rows, which don't
-    count where several measured rows have them too.
+    the user's has a part in it: `own_files`.
     """
 
     examples: frozenset[str] = frozenset()
     contents: frozenset[str] = frozenset()
     runs: Numbers = field(default_factory=lambda: _NONE)
     own_files: bool = False
-    common_runs: Numbers = field(default_factory=lambda: _NONE)
 
     @classmethod
     def of(cls, rows: Iterable[Row], own_files: bool = False) -> "RowFingerprints":
         """Return what is stored of these rows."""
         distinct = list({row.key: row for row in rows}.values())
         stored = _NONE
-        row_counts = np.zeros(0, dtype=np.int64)
         new_runs: list[Numbers] = []
         for row in distinct:
             numbers = _words_to_compare(row)
             # The runs by which a measured row could be known in this one: of 13 words, of 8, and
             # the whole of a short one.
-            row_runs = [runs(numbers, _LONG_RUN), runs(numbers, _SHORT_RUN)]
+            new_runs += [runs(numbers, _LONG_RUN), runs(numbers, _SHORT_RUN)]
             if _LEAST_WORDS <= len(numbers) < _SHORT_RUN:
-                row_runs.append(runs(numbers, len(numbers)))
-            new_runs.append(np.unique(np.concatenate(row_runs)))
+                new_runs.append(runs(numbers, len(numbers)))
             if sum(map(len, new_runs)) > MOST_RUNS:
-                stored, row_counts = _smallest(stored, row_counts, new_runs)
+                stored = _smallest([stored, *new_runs])
                 new_runs = []
-        stored, row_counts = _smallest(stored, row_counts, new_runs)
-        in_most = (2 * row_counts > len(distinct)) & (row_counts >= FEWEST_ROWS)
         return cls(
             frozenset(row.example for row in distinct),
             frozenset(map(content_key, distinct)),
-            stored,
+            _smallest([stored, *new_runs]),
             own_files,
-            stored[in_most | (row_counts > COMMON)],
         )
 
     @classmethod
@@ -244,27 +226,21 @@ class RowFingerprints:
         say; what can't be read counts as empty.
         """
         entries = manifest or {}
-        stored = _read_runs(Path(folder) / RUNS_FILE)
         return cls(
             _texts(entries.get("examples")),
             _texts(entries.get("contents")),
-            stored,
+            _read_runs(Path(folder) / RUNS_FILE),
             entries.get("own_files") is True,
-            _at_places(stored, entries.get("common_runs")),
         )
 
     @property
     def entries(self) -> dict[str, Any]:
         """What a saved model's manifest says of them."""
-        entries: dict[str, Any] = {
+        return {
             "examples": sorted(self.examples),
             "contents": sorted(self.contents),
             "own_files": self.own_files,
         }
-        if len(self.common_runs):
-            # By their places in the array.
-            entries["common_runs"] = np.searchsorted(self.runs, self.common_runs).tolist()
-        return entries
 
     @property
     def files(self) -> dict[str, bytes]:
@@ -297,8 +273,8 @@ class RowFingerprints:
         return LeakCount(len(same), len(respaced), len(alike), len(rows))
 
     def _alike(self, measured: list[Row]) -> set[int]:
-        """Return the places of the rows of whose runs at least half were seen; runs that are
-        common don't count.
+        """Return the places of the rows of whose runs at least half were seen; runs that stand
+        in more than `COMMON` of them don't count.
         """
         runs_by_row: list[Numbers] = []
         for row in measured:
@@ -312,8 +288,7 @@ class RowFingerprints:
         run_numbers, number_places, counts = np.unique(
             np.concatenate(runs_by_row), return_inverse=True, return_counts=True
         )
-        common = (counts > 1) & np.isin(run_numbers, self.common_runs)
-        judged = (counts <= COMMON) & ~common
+        judged = counts <= COMMON
         # Before the sample is looked at: how many runs a row has by which it could be judged.
         judged_counts = np.bincount(rows_of_runs, judged[number_places], row_count)
         if len(self.runs) == MOST_RUNS:
@@ -327,28 +302,9 @@ class RowFingerprints:
         return set(np.flatnonzero(enough & half_seen).tolist())
 
 
-def _smallest(
-    stored: Numbers, row_counts: Indices, new_runs: list[Numbers]
-) -> tuple[Numbers, Indices]:
-    """Return the distinct numbers of what is stored and of further rows, sorted, as many as are
-    stored, and in how many rows each stands; `row_counts` says it of those stored before.
-    """
-    numbers = np.concatenate([stored, *new_runs])
-    counts = np.ones(len(numbers), dtype=np.int64)
-    counts[: len(stored)] = row_counts
-    # Nothing that is stored in the end was ever left out, so none of its rows is forgotten.
-    distinct, places = np.unique(numbers, return_inverse=True)
-    totals = np.zeros(len(distinct), dtype=np.int64)
-    np.add.at(totals, places, counts)
-    return distinct[:MOST_RUNS], totals[:MOST_RUNS]
-
-
-def _at_places(stored: Numbers, places: Any) -> Numbers:
-    """Return the runs at the places that a manifest lists; none where it lists something else."""
-    if not isinstance(places, list):
-        return _NONE
-    known = [place for place in places if isinstance(place, int) and 0 <= place < len(stored)]
-    return stored[np.array(known, dtype=np.int64)]
+def _smallest(parts: list[Numbers]) -> Numbers:
+    """Return the distinct numbers of all parts, sorted, as many as are stored."""
+    return np.unique(np.concatenate(parts))[:MOST_RUNS]
 
 
 def _texts(entry: Any) -> frozenset[str]:
@@ -367,9 +323,7 @@ class _NumberedRow:
 
 
 class _Index:
-    """The measured rows by their examples and by their runs of words, and the calibration rows that
-    were read.
-    """
+    """The measured rows by their examples and by their runs of words."""
 
     def __init__(self, measured: Iterable[Row]) -> None:
         self.examples: list[str] = []
@@ -386,37 +340,23 @@ class _Index:
                 by_length[length].append((place, distinct_runs))
         self._known = frozenset(self.examples)
         self._tables = {length: _RunTable(rows) for length, rows in by_length.items()}
-        self._read: list[str] = []
-        # Rows of the same words are one row, however often they are calibrated on.
-        self._contents: set[int] = set()
 
-    def read(self, batch: list[_NumberedRow]) -> None:
-        """Look for the runs of words of calibration rows."""
-        is_new: list[bool] = []
+    def same(self, batch: list[_NumberedRow]) -> Iterator[Leak]:
+        """Yield the rows that are an example which is measured."""
         for row in batch:
-            content = hash(row.numbers.tobytes())
-            is_new.append(content not in self._contents)
-            self._contents.add(content)
+            if row.example in self._known:
+                yield Leak(row.example, row.example, "same example", 1.0)
+
+    def shared(self, batch: list[_NumberedRow]) -> Iterator[Leak]:
+        """Yield the rows that have runs of words in common with what is measured."""
         for length, table in self._tables.items():
             if length:
                 owners, numbers = _runs_of(batch, length)
             else:
                 owners, numbers = _short_rows(batch)
-            table.look_up(owners, numbers, np.array(is_new), len(self._read))
-        self._read += [row.example for row in batch]
-
-    def same(self) -> Iterator[Leak]:
-        """Yield the rows that are an example which is measured."""
-        for example in self._read:
-            if example in self._known:
-                yield Leak(example, example, "same example", 1.0)
-
-    def shared(self) -> Iterator[Leak]:
-        """Yield the rows that have runs of words in common with what is measured."""
-        for length, table in self._tables.items():
             kind = "13-gram" if length == _LONG_RUN else "8-gram"
-            for row, measured, share in table.shares(len(self._read), len(self.examples)):
-                yield Leak(self._read[row], self.examples[measured], kind, share)
+            for row, measured, share in table.shares(owners, numbers, len(self.examples)):
+                yield Leak(batch[row].example, self.examples[measured], kind, share)
 
 
 def _runs_of(batch: list[_NumberedRow], length: int) -> tuple[Indices, Numbers]:
@@ -444,7 +384,7 @@ def _short_rows(batch: list[_NumberedRow]) -> tuple[Indices, Numbers]:
 
 class _RunTable:
     """In which measured rows a run of words stands: sorted numbers, and for each the rows that have
-    it. And in which calibration rows, of those that were looked up.
+    it.
 
     Made of (row, its distinct runs), for rows that have any.
     """
@@ -462,10 +402,9 @@ class _RunTable:
         self._begins = begins[rare]
         self._counts = counts[rare]
         self._owners = owners[order]
-        # How many different calibration rows have a run, and which they are: rows and runs by
-        # their places.
-        self._seen_counts = np.zeros(len(self._keys), dtype=np.int64)
-        self._found: list[tuple[Indices, Indices]] = []
+        rare_owners = self._owners[np.repeat(rare, counts)]
+        last_row, _ = rows[-1]
+        self._sizes = np.bincount(rare_owners, minlength=last_row + 1)
         # Nearly every run that is looked up is in no measured row. A small table, by the first bits
         # of a run's number, says so at once for most of them.
         bits = min(24, max(8, 4 + len(keys).bit_length()))
@@ -473,11 +412,11 @@ class _RunTable:
         self._may_hold = np.zeros(1 << bits, dtype=np.bool_)
         self._may_hold[self._keys >> self._shift] = True
 
-    def look_up(
-        self, owners: Indices, numbers: Numbers, is_new: Bool[np.ndarray, " row"], rows_before: int
-    ) -> None:
-        """Note which runs of further calibration rows stand in measured rows. `owners` says in
-        which row each run stands, and `is_new` which rows are no repetition of an earlier one.
+    def shares(
+        self, owners: Indices, numbers: Numbers, measured_count: int
+    ) -> Iterator[tuple[int, int, float]]:
+        """Yield (calibration row, measured row, the share of the latter's runs) for rows that
+        meet; `owners` says in which row each run stands.
         """
         likely = np.flatnonzero(self._may_hold[numbers >> self._shift])
         places = np.searchsorted(self._keys, numbers[likely])
@@ -492,52 +431,19 @@ class _RunTable:
             return
         # A run counts once, however often the calibration row repeats it.
         distinct = np.unique(owners[likely] * len(self._keys) + places)
-        new_rows, key_places = np.divmod(distinct, len(self._keys))
-        self._seen_counts += np.bincount(key_places[is_new[new_rows]], minlength=len(self._keys))
-        # What is common already stays so: or one prompt of a million rows would fill the memory.
-        rare = ~self._much_seen[key_places]
-        self._found.append((new_rows[rare] + rows_before, key_places[rare]))
-
-    @property
-    def _much_seen(self) -> Bool[np.ndarray, " run"]:
-        """Which runs many calibration rows and more than one measured row have."""
-        return (self._seen_counts > COMMON) & (self._counts > 1)
-
-    def _common(self, calibration_count: int, measured_count: int) -> Bool[np.ndarray, " run"]:
-        """Return which runs are common, of so many rows on either side."""
-        in_most = 2 * self._seen_counts > calibration_count
-        in_most &= 2 * self._counts > measured_count
-        in_most &= self._seen_counts + self._counts >= FEWEST_ROWS
-        return self._much_seen | in_most
-
-    def shares(
-        self, calibration_count: int, measured_count: int
-    ) -> Iterator[tuple[int, int, float]]:
-        """Yield (calibration row, measured row, the share of the latter's runs) for rows that
-        meet, of so many on either side.
-        """
-        common = self._common(calibration_count, measured_count)
-        rare_owners = self._owners[self._owner_places(np.flatnonzero(~common))]
-        sizes = np.bincount(rare_owners, minlength=measured_count)
-        for calibration_rows, all_places in self._found:
-            rare = ~common[all_places]
-            key_places = all_places[rare]
-            counts = self._counts[key_places]
-            measured_rows = self._owners[self._owner_places(key_places)]
-            meetings = np.repeat(calibration_rows[rare], counts) * measured_count + measured_rows
-            pairs, shared = np.unique(meetings, return_counts=True)
-            for pair, count in zip(pairs.tolist(), shared.tolist(), strict=True):
-                calibration_row, measured_row = divmod(pair, measured_count)
-                yield calibration_row, measured_row, count / int(sizes[measured_row])
-
-    def _owner_places(self, key_places: Indices) -> Indices:
-        """Return where in `_owners` the rows stand that have these runs."""
+        calibration_rows, key_places = np.divmod(distinct, len(self._keys))
         counts = self._counts[key_places]
         # A run's owners stand together. Their places, run after run, count up from its first one;
         # so what was counted for the runs before it is taken off.
         counted_before = np.cumsum(counts) - counts
         offsets = self._begins[key_places] - counted_before
-        return np.repeat(offsets, counts) + np.arange(counts.sum())
+        owner_places = np.repeat(offsets, counts) + np.arange(counts.sum())
+        measured_rows = self._owners[owner_places]
+        meetings = np.repeat(calibration_rows, counts) * measured_count + measured_rows
+        pairs, shared = np.unique(meetings, return_counts=True)
+        for pair, count in zip(pairs.tolist(), shared.tolist(), strict=True):
+            calibration_row, measured_row = divmod(pair, measured_count)
+            yield calibration_row, measured_row, count / int(self._sizes[measured_row])
 
 
 def _words_to_compare(row: Row) -> Numbers:
