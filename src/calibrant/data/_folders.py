@@ -29,19 +29,7 @@ _SPLIT: Final = re.compile(
     r"(?<![^\W\d_])(train|validation|valid|val|dev|test)(?![^\W\d_])", re.IGNORECASE
 )
 """A split's name as a word of its own: no letter stands beside it."""
-_OTHER_WORD: Final = re.compile(
-    r"(?<![^\W\d_])(training|testing|evaluation|eval)(?![^\W\d_])", re.IGNORECASE
-)
-"""What else splits are called; it counts where no name of a split stands."""
-_USUAL_NAME: Final = {
-    "valid": "validation",
-    "val": "validation",
-    "dev": "validation",
-    "training": "train",
-    "testing": "test",
-    "evaluation": "test",
-    "eval": "test",
-}
+_USUAL_NAME: Final = {"valid": "validation", "val": "validation", "dev": "validation"}
 _KINDS: Final = {
     stat.S_IFDIR: "a folder",
     stat.S_IFCHR: "a device",
@@ -368,18 +356,15 @@ def _split_of(path: Path, fixed: int) -> str:
     'train'
     >>> _split_of(Path("data/test/wiki.jsonl"), 1)
     'test'
-    >>> _split_of(Path("data/test/wiki_training.jsonl"), 1)
-    'test'
     """
-    for pattern in (_SPLIT, _OTHER_WORD):
-        for name in reversed(path.parts[fixed:]):
-            words = pattern.findall(name)
-            if words:
-                # Where there are several, the one that the name begins with, or else the last: the
-                # name of a split follows that of its set.
-                begins = pattern.match(name)
-                word = words[-1] if begins is None else begins[1]
-                return _USUAL_NAME.get(word.lower(), word.lower())
+    for name in reversed(path.parts[fixed:]):
+        words = _SPLIT.findall(name)
+        if words:
+            # Where there are several, the one that the name begins with, or else the last: the
+            # name of a split follows that of its set.
+            begins = _SPLIT.match(name)
+            word = words[-1] if begins is None else begins[1]
+            return _USUAL_NAME.get(word.lower(), word.lower())
     return ""
 
 

@@ -52,12 +52,11 @@ class UserFile(StoredSource):
     from 0.
 
     **Parts**: files or splits called train, validation and test are used as on the hub: train
-    calibrates, 5 % of it are exemplars, test (or validation) measures. Of files, `training` is
-    train, `testing`, `eval` and `evaluation` are test, `val`, `valid` and `dev` are validation. The
-    word may stand anywhere in a file's name, or in that of a folder that a pattern finds. Where a
-    folder, a pattern or a saved data set has only test, or only validation, all of it measures and
-    nothing calibrates. Anything else, a file named by its path too, is divided by hash: 70 %
-    calibrate, 25 % measure, 5 % exemplars.
+    calibrates, 5 % of it are exemplars, test (or validation) measures. The word may stand anywhere
+    in a file's name, or in that of a folder that a pattern finds. Where a folder, a pattern or
+    a saved data set has only test, or only validation, all of it measures and nothing calibrates.
+    Anything else, a file named by its path too, is divided by hash: 70 % calibrate, 25 % measure,
+    5 % exemplars.
 
     **Token ids**, in a column `input_ids` beside which there is no `text`, are used as they are:
     all calibrate, in their order, each sequence a window.
