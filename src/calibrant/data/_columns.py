@@ -250,7 +250,8 @@ def widened(columns: Columns, values: Mapping[str, Any]) -> Columns:
         beside[name] = column
         if column != name:
             guessed[name] = column
-    return replace(columns, beside=beside, guessed=guessed)
+    unused = [column for column in columns.unused if column not in beside.values()]
+    return replace(columns, beside=beside, guessed=guessed, unused=unused)
 
 
 def filled(record: Mapping[str, Any]) -> set[str]:

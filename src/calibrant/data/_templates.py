@@ -67,13 +67,13 @@ _TRIED: Final = (
     ),
 )
 """What a template writes to show that it comes to an end."""
-TODAY: Final = datetime(2024, 7, 26)
+TOLD_DATE: Final = datetime(2024, 7, 26)
 """What templates are told that today is. Those of Llama 3 and 4 name this day where they are told
 none.
 """
 _ASKS_THE_DATE: Final = "strftime_now"
 """The function by which templates ask for the date."""
-_MARK: Final = "{# The date is fixed. #}\n"
+_DATE_FIXED: Final = "{# The date is fixed. #}\n"
 """What makes a template another one for transformers, and writes nothing."""
 _LONGEST_REASON: Final = 200
 _BROKEN: Final = "use qa, or a tokenizer whose template works"
@@ -134,16 +134,16 @@ def templated(
 
 
 def with_fixed_date(template: str) -> str:
-    """Return the template under a name of its own, under which it is told that today is `TODAY`;
-    one that doesn't ask for the date as it is.
+    """Return the template under a name of its own, under which it is told that today is
+    `TOLD_DATE`; one that doesn't ask for the date as it is.
     """
     if _ASKS_THE_DATE not in template:
         return template
-    marked = _MARK + template
+    marked = _DATE_FIXED + template
     # transformers takes no function among a template's variables, but compiles each template once:
     # this one is ours, and whoever uses the tokenizer's own is told the day that it is.
     compiled = cast(Any, chat_template_utils)._compile_jinja_template(marked)
-    compiled.globals[_ASKS_THE_DATE] = TODAY.strftime
+    compiled.globals[_ASKS_THE_DATE] = TOLD_DATE.strftime
     return marked
 
 
@@ -153,7 +153,7 @@ def told_date(tokenizer: PreTrainedTokenizerBase) -> str:
     """
     if _ASKS_THE_DATE not in str(tokenizer.chat_template):
         return ""
-    return TODAY.date().isoformat()
+    return TOLD_DATE.date().isoformat()
 
 
 def begins_with(tokenizer: PreTrainedTokenizerBase, start: str) -> bool:
@@ -194,7 +194,7 @@ def _check_halts(
     """
     variables = {
         "add_generation_prompt": False,
-        _ASKS_THE_DATE: TODAY.strftime,
+        _ASKS_THE_DATE: TOLD_DATE.strftime,
         **dict(special),
         **dict(options),
     }

@@ -136,7 +136,7 @@ def _sources_apart(method: MatrixMethod, job: Job) -> Iterator[tuple[Weight, See
 def _sources_added(
     method: MatrixMethod, job: Job, parts: Sequence[tuple[float, TokenBatch]]
 ) -> Iterator[tuple[Weight, Seen]]:
-    """Do the same, and add what a matrix saw of the sources, each times its factor."""
+    """Yield each matrix with the sum of what it saw of the sources, each times its factor."""
 
     def added(seen: Sequence[Seen | None]) -> Seen:
         scaled: list[Seen] = []

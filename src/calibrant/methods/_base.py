@@ -136,9 +136,9 @@ class TokenUse:
     """How a method wants the calibration tokens shown to a matrix.
 
     With `sources_apart` each source of a mixture goes through the model by itself, and what the
-    matrix saw has `Sources` besides. With `sources_halved` each is seen by itself too, but in
-    `reference`, and what was seen of all is added. Each window is shown `turns` times, begun at
-    another place every time. With `by_attention` tokens count as `token_weights` says.
+    matrix saw has `Sources` besides. With `sources_halved` each goes by itself too, except in
+    `reference`; what was seen of all is added. Each window is shown `turns` times, begun at another
+    place every time. With `by_attention` tokens count as `token_weights` says.
     `one_process` is for statistics that can't be summed over several processes.
     """
 
