@@ -12,6 +12,7 @@ from calibrant.decoding import Decoder, Generated, check_fit, remembers
 from calibrant.errors import DataError
 from calibrant.models import ModelShape, view
 from calibrant.models.beside import BesideDevice
+from calibrant.models.readable import rope_alike_up_to
 from calibrant.testing import FAMILIES, pretended_device, tiny_model
 
 from tests.models.families import small_model
@@ -191,7 +192,14 @@ def test_a_longer_prompt_beside_it_does_not_change_how_positions_turn() -> None:
         "long_factor": [1.0, 3.0, 9.0, 27.0],
         "original_max_position_embeddings": 20,
     }
-    model = tiny_model("phi3", torch.float64, rope_parameters=rope, max_position_embeddings=80)
+    model = tiny_model(
+        "phi3",
+        torch.float64,
+        rope_parameters=rope,
+        max_position_embeddings=80,
+        original_max_position_embeddings=20,
+    )
+    assert rope_alike_up_to(model) == 20
     given = prompts(3)
     assert [len(prompt) for prompt in given] == [8, 12, 4, 33, 20, 12]
     expected = [by_hand(model, prompt) for prompt in [*given, given[3][:21]]]

@@ -154,15 +154,14 @@ def test_what_is_a_loop() -> None:
 
 
 def test_both_models_are_asked_the_first_request(
-    opened: Opened,
-    pruned: Opened,
-    tokenizer: PreTrainedTokenizerBase,
-    talks: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    tokenizer: PreTrainedTokenizerBase, talks: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    dense = tiny_model("llama", vocab_size=len(tokenizer))
+    compressed = tiny_model("llama", vocab_size=len(tokenizer), seed=1)
+
     def answer(model: PreTrainedModel, prompt: str) -> str:
         number = int(prompt.rpartition("town ")[2].partition("?")[0])
-        if model is opened.model:
+        if model is dense:
             return "Warm.<|im_end|>" if number % 3 else "Warm"
         if '"weather"' in prompt:
             return f"{CALL}<|im_end|>"
@@ -170,7 +169,7 @@ def test_both_models_are_asked_the_first_request(
 
     prompts = says(monkeypatch, tokenizer, answer)
     form = ChatForm(source=str(talks))
-    measured = form.measure(Subject(pruned.model, tokenizer, opened.model))
+    measured = form.measure(Subject(compressed, tokenizer, dense))
     source, _ = held_out(str(talks), "chat")
     rows = {row.name: row for row in source.rows("measure")}
     assert {outcome.item for outcome in measured.outcomes} == set(rows)
@@ -223,13 +222,14 @@ def test_a_killed_one_goes_on(
 
 
 def test_what_the_template_refuses_is_left_out_and_counted(
-    opened: Opened, talks: Path, monkeypatch: pytest.MonkeyPatch
+    talks: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tokenizer = FAMILIES["qwen3"].tokenizer()
+    model = tiny_model("llama", vocab_size=len(tokenizer))
     refusal = "{%- if tools %}{{- raise_exception('no tools') }}{%- endif %}"
     tokenizer.chat_template = refusal + str(tokenizer.chat_template)
     says(monkeypatch, tokenizer, lambda model, prompt: "Warm.<|im_end|>")
-    subject = Subject(opened.model, tokenizer, opened.model)
+    subject = Subject(model, tokenizer, model)
     measured = ChatForm(source=str(talks)).measure(subject)
     rows = list(held_out(str(talks), "chat")[0].rows("measure"))
     with_tools = sum(bool(row.tools) for row in rows)

@@ -173,7 +173,7 @@ def test_the_wider_copy_of_the_noise_floor_is_promised(
     assert needs.in_memory("arrival") - without.in_memory("arrival") == numbers * wider
     assert needs.on_disk("arrival") == without.on_disk("arrival"), "there is no floor then"
     assert needs_with(folder, dtype, "loss").copies == 0
-    monkeypatch.setattr(_dense, "room", lambda _: numbers * wider - 1)
+    monkeypatch.setattr(_dense, "room", lambda *_: numbers * wider - 1)
     assert needs_with(folder, dtype, task).copies == 0, "no copy is made that has no room"
 
 

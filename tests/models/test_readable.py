@@ -70,10 +70,11 @@ def test_a_plan_says_it_too(tmp_path: Path):
         pruning = calibrant.plan(calibrant.prune, model, tokenizer, **FEW)
         measuring = calibrant.plan(calibrant.evaluate, model, tokenizer, tasks=tasks)
         for plan in (pruning, measuring):
-            (problem,) = plan.problems
-            assert "windows of 33 tokens don't fit into the model's 32 positions" in problem
+            said = [note for note in plan.notes if "windows may have 33 tokens" in note]
+            assert len(said) == 1
+            assert plan.fits, "texts may all turn out shorter"
         fitting = calibrant.plan(calibrant.prune, model, tokenizer, **FEW | {"length": 32})
-        assert fitting.fits
+        assert not any("windows may have" in note for note in fitting.notes)
 
 
 def test_rotary_positions_go_on():

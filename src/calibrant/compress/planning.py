@@ -59,7 +59,7 @@ from calibrant.models import (
     view,
 )
 from calibrant.models.devices import free_on
-from calibrant.models.readable import longest_window, too_long
+from calibrant.models.readable import longest_window, may_be_too_long
 from calibrant.numerics import duration, gigabytes, type_name
 from calibrant.system.notebook import card
 from calibrant.targets import (
@@ -320,7 +320,7 @@ class CompressionPlanner:
             problems.append(too_much_beside(host, self._host_room))
         longest = outline.longest_window
         if self.recipe.looks and longest is not None and self._length > longest:
-            problems.append(too_long(self._length, longest))
+            notes.append(may_be_too_long(self._length, longest))
         target = self.recipe.target
         if isinstance(target, GgufBudget):
             problems += too_little(target, outline.shape)

@@ -343,29 +343,36 @@ def _exact(inexact: PreTrainedModel) -> tuple[PreTrainedModel | None, str]:
     return exact, f"torch in {narrow_name} and in {wide_name}"
 
 
-def _wider(dtype: torch.dtype, device: torch.device, numbers: int) -> torch.dtype | None:
+def _wider(
+    dtype: torch.dtype, device: torch.device, numbers: int, added: int = 0
+) -> torch.dtype | None:
     """The type in which a model of so many `numbers` is computed more exactly; None where there is
-    none, or no room for it.
+    none, or no room for it once `added` bytes are held there besides.
     """
     wider = WIDER.get(dtype)
     # The device may lack it.
     if wider is None or (wider == torch.float64 and exact_type(device) != wider):
         return None
-    if numbers * wider.itemsize > room(device):
+    if numbers * wider.itemsize > room(device, added):
         return None
     return wider
 
 
-def floor_bytes(dense: ModelOutline) -> int:
-    """Return how many bytes the wider copy of a dense model takes that its noise floor is found
-    with; 0 where none is made.
+def floor_bytes(outlines: Sequence[ModelOutline]) -> int:
+    """Return how many bytes the wider copy of the dense model, the last one, takes that its noise
+    floor is found with; 0 where none is made.
     """
-    wider = _wider(dense.dtype, dense.device, dense.shape.numbers)
+    dense = outlines[-1]
+    # It is made once all of them are open, of what is left then.
+    added = sum(each.added for each in outlines)
+    wider = _wider(dense.dtype, dense.device, dense.shape.numbers, added)
     if wider is None:
         return 0
     return dense.shape.numbers * wider.itemsize
 
 
-def room(device: torch.device | str) -> int:
-    """Return the bytes that a second copy of a model may take on a device."""
-    return int(ROOM * free_on(torch.device(device)))
+def room(device: torch.device | str, added: int = 0) -> int:
+    """Return the bytes that a second copy of a model may take on a device, once `added` bytes are
+    held there besides.
+    """
+    return int(ROOM * (free_on(torch.device(device)) - added))

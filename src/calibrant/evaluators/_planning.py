@@ -24,7 +24,7 @@ from calibrant.data import Row
 from calibrant.decoding import TOKENS_PER_BATCH
 from calibrant.evaluators._base import Evaluator
 from calibrant.models import ModelOutline
-from calibrant.models.readable import too_long
+from calibrant.models.readable import may_be_too_long
 from calibrant.numerics import gigabytes, type_name
 
 TOKENS: Final = 2048
@@ -182,7 +182,7 @@ def plan_of_measuring(
         length = getattr(task, "length", 0)
         longest = outline.longest_window
         if longest is not None and length > longest:
-            problems.append(f"{task}: {too_long(length, longest)}")
+            notes.append(f"{task}: {may_be_too_long(length, longest)}")
     seconds = {"open": sum(opening_seconds(each) for each in outlines)}
     tokens = 0
     for task in tasks:

@@ -170,7 +170,7 @@ class Agreement(TextEvaluator):
         return KERNEL_BYTES
 
     def copied_bytes(self, outlines: Sequence[ModelOutline]) -> int:
-        return floor_bytes(outlines[-1])
+        return floor_bytes(outlines)
 
     def measure(self, subject: Subject) -> Measurement:
         """Return the divergence with one outcome per document: `value` its summed nats, `weight`

@@ -47,8 +47,10 @@ from calibrant.evaluators._base import (
     mean_of,
 )
 from calibrant.evaluators._dense import found_once
+from calibrant.evaluators._planning import cache_bytes
 from calibrant.evaluators._roles import conversation_format
 from calibrant.evaluators._turns import AssistantTurn, decode_all, prompt_ids
+from calibrant.models import ModelOutline
 from calibrant.models.readable import positions_of
 from calibrant.results.outcomes import MOST, Measurement, Outcome, Score
 from calibrant.spec import check_most
@@ -114,6 +116,9 @@ class ChatForm(SourceEvaluator):
     @property
     def longest_answer(self) -> int:
         return self.max_tokens
+
+    def work_bytes(self, outlines: Sequence[ModelOutline]) -> int:
+        return cache_bytes(outlines[0], self.longest_answer)
 
     def limited(self, limit: int) -> "ChatForm":
         """Return the same with the first `limit` conversations in the order of their hashes."""

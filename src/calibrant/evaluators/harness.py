@@ -37,9 +37,7 @@ from yaml import YAMLError
 from calibrant.data import Row
 from calibrant.errors import CalibrantError, DataError, NumericsError, SpecError
 from calibrant.evaluators._base import MOST_SHOTS, Evaluator, Subject, check_least, ratio
-from calibrant.evaluators._language_model import NEW_TOKENS, Answering
-from calibrant.evaluators._planning import cache_bytes
-from calibrant.models import ModelOutline
+from calibrant.evaluators._language_model import Answering
 from calibrant.models.quiet import quiet, quoted
 from calibrant.results.outcomes import MOST, Measurement, Outcome, Score
 from calibrant.spec import check_most, identity
@@ -96,10 +94,6 @@ class Harness(Evaluator):
         if not self.include_path:
             return ""
         return digest_of_folder(self.include_path)
-
-    def work_bytes(self, outlines: Sequence[ModelOutline]) -> int:
-        # Whether a task asks for written answers is known once it is loaded.
-        return cache_bytes(outlines[0], NEW_TOKENS)
 
     def limited(self, limit: int) -> "Harness":
         """Return the same with the first `limit` documents."""

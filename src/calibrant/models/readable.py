@@ -10,7 +10,9 @@ from transformers import PreTrainedModel
 
 from calibrant.errors import DataError
 
-_TABLE: Final = re.compile(r"(\bwpe|pos\w*(\.embedding)?)(\.weight)?$")
+_TABLE: Final = re.compile(r"(?:^|[._])(wpe|pos\w*(\.embedding)?)(\.weight)?$")
+_OTHER_SENSES: Final = re.compile(r"vision|visual|image|audio")
+"""Towers whose positions are those of pictures and sounds."""
 _LEFT_OUT: Final = 2
 """Rows with which the tables of some families begin, and which stand for no position."""
 _GROWING: Final = ("dynamic", "longrope")
@@ -36,7 +38,7 @@ def longest_window(model: PreTrainedModel) -> int | None:
         return None
     for name, numbers in chain(model.named_parameters(), model.named_buffers()):
         # A sinusoidal table that a model makes longer where it must is called `weights` (XGLM).
-        if numbers.dim() != 2 or _TABLE.search(name) is None:
+        if numbers.dim() != 2 or _TABLE.search(name) is None or _OTHER_SENSES.search(name):
             continue
         # Models of pictures and sounds have tables of other lengths.
         if positions <= len(numbers) <= positions + _LEFT_OUT:
@@ -102,11 +104,11 @@ def _growing_ropes(model: PreTrainedModel) -> list[tuple[str, int]]:
     return growing
 
 
-def too_long(length: int, longest: int) -> str:
-    """Return what is said of windows of `length` tokens to somebody whose model reads fewer."""
+def may_be_too_long(length: int, longest: int) -> str:
+    """Return what a plan says of windows of up to `length` tokens, for a model that reads fewer."""
     return (
-        f"windows of {length:,} tokens don't fit into the model's {longest:,} positions; give a "
-        f"length of at most {longest}"
+        f"windows may have {length:,} tokens, and the model has {longest:,} positions: longer ones "
+        f"are refused, so give a length of at most {longest}"
     )
 
 
@@ -124,7 +126,11 @@ def check_length(model: PreTrainedModel, length: int) -> None:
     """Raise `DataError` for windows of more tokens than a model has a table of positions for."""
     longest = longest_window(model)
     if longest is not None and length > longest:
-        raise DataError(too_long(length, longest), subject=str(length))
+        raise DataError(
+            f"windows of {length:,} tokens don't fit into the model's {longest:,} positions; give "
+            f"a length of at most {longest}",
+            subject=str(length),
+        )
 
 
 def check_tokens(model: PreTrainedModel, largest: int) -> None:

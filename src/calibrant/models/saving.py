@@ -199,7 +199,12 @@ def check_savable(opened: Opened) -> None:
     name = opened.name
     settings = "mend the model's config or generation_config, or config.json or "
     settings += "generation_config.json in its folder"
-    with TemporaryDirectory() as folder, quiet():
+    try:
+        scratch = TemporaryDirectory()
+    except OSError:
+        # Without a place to try it in, saving itself says what is wrong.
+        return
+    with scratch as folder, quiet():
         with Refusal(f"transformers refuses to save {name}", f"; {settings}", name):
             config.save_pretrained(folder)
             if model.can_generate():
