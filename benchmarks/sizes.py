@@ -113,6 +113,7 @@ def shape_of(config: Mapping[str, int]) -> ModelShape:
         hidden=width,
         vocabulary=config["vocab_size"],
         blocks=blocks,
+        cached=len(blocks) * 2 * keys,
     )
 
 

@@ -190,28 +190,29 @@ def _kind_of(path: Path) -> str:
 
 
 def check_savable(opened: Opened) -> None:
-    """Raise `ModelError` for a model whose settings or tokenizer transformers refuses to save.
-    Changes nothing, and looks at no numbers.
+    """Raise `ModelError` for a model whose settings transformers refuses to save. Changes nothing,
+    and looks at no numbers.
     """
     model = opened.model
     config = copy.deepcopy(model.config)
     _forget_quantization_in(config)
     name = opened.name
-    settings = "mend the model's config or generation_config, or config.json or "
-    settings += "generation_config.json in its folder"
+    advice = "mend the model's config or generation_config, or config.json or "
+    advice += "generation_config.json in its folder"
     try:
         scratch = TemporaryDirectory()
     except OSError:
         # Without a place to try it in, saving itself says what is wrong.
         return
-    with scratch as folder, quiet():
-        with Refusal(f"transformers refuses to save {name}", f"; {settings}", name):
+    refusal = Refusal(f"transformers refuses to save {name}", f"; {advice}", name)
+    with scratch as folder, quiet(), refusal:
+        try:
             config.save_pretrained(folder)
             if model.can_generate():
                 model.generation_config.save_pretrained(folder)
-        advice = "give a tokenizer that can be saved"
-        with Refusal(f"the tokenizer of {name} can't be saved", f"; {advice}", name):
-            opened.tokenizer.save_pretrained(folder)
+        except OSError:
+            # So it does of what the disk lacks.
+            return
 
 
 def forget_quantization(model: PreTrainedModel) -> None:
