@@ -32,4 +32,6 @@ def says(
         return Generated(tuple(ids), cut=not decoder.ended(ids))
 
     patch.setattr(Decoder, "run", run)
+    # Nothing is read by these models, so templates may write tokens that they don't know.
+    patch.setattr("calibrant.decoding.check_tokens", lambda model, largest: None)
     return prompts

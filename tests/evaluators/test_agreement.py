@@ -226,7 +226,7 @@ def test_no_prediction_is_kept_without_room_or_unless_asked(
 ) -> None:
     dense, ran = counted
     if why == "no room":
-        monkeypatch.setattr("calibrant.evaluators._dense.room", lambda device: 0)
+        monkeypatch.setattr("calibrant.evaluators._dense.room", lambda device, added=0: 0)
     else:
         forget_predictions(dense)
     counts = list[int]()

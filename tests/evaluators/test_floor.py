@@ -81,7 +81,7 @@ def test_where_there_is_no_second_computation_nothing_is_claimed(
     assert "floor" not in TASK.measure(Subject(wide.model, wide.tokenizer, wide.model)).score.facts
     opened = open_model(str(folder), "bfloat16", "cpu")
     with monkeypatch.context() as patched:
-        patched.setattr("calibrant.evaluators._dense.room", lambda device: 1000)
+        patched.setattr("calibrant.evaluators._dense.room", lambda device, added=0: 1000)
         dense = open_model(str(folder), "bfloat16", "cpu")
         assert (
             "floor"
