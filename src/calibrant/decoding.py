@@ -59,7 +59,7 @@ Ended = Callable[[Sequence[int]], bool]
 
 Way = Literal["within", "beyond", "anew"]
 """How a prompt is decoded: with a memory, within or beyond the length up to which rotary positions
-turn alike; or with everything shown anew for each token.
+have the frequencies of short texts; or with everything shown anew for each token.
 """
 
 Choose = Callable[
@@ -114,7 +114,8 @@ class Decoder:
         self.shared = 0
         self.within: list[list[int]] = []
         by_way = self._by_way(range(len(prompts)))
-        # What a prompt beyond the length begins with would turn otherwise where it stands alone.
+        # The beginning of a prompt beyond the length, read alone, would get the frequencies of
+        # short texts, so nothing is shared with one.
         if "within" in by_way and "beyond" not in by_way:
             self.within = [self.prompts[number] for number in by_way["within"]]
             # At least one token of each prompt is shown in its batch: what it says comes next is
@@ -155,9 +156,9 @@ class Decoder:
     def _way(self, number: int) -> Way:
         """Return how a prompt is decoded.
 
-        Some rotary positions turn otherwise in a text beyond a length. Prompts of both sides make
-        no batch. An answer that crosses it is written without a memory, since all that is
-        remembered would have to turn; so is one of a model that remembers more.
+        Some rotary positions have other frequencies in a text beyond a length, so prompts of both
+        sides make no batch. An answer that crosses it is written without a memory, since all that
+        is remembered would have to turn; so is one of a model that remembers more.
         """
         length = len(self.prompts[number])
         if not self.remembers:

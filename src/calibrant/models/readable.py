@@ -13,7 +13,7 @@ from calibrant.errors import DataError
 _TABLE: Final = re.compile(r"(?:^|[._])(wpe|pos\w*(\.embedding)?)(\.weight)?$")
 _OTHER_SENSES: Final = re.compile(r"vision|visual|image|audio")
 """Towers whose positions are those of pictures and sounds."""
-_LEFT_OUT: Final = 2
+_ROWS_BEFORE_FIRST: Final = 2
 """Rows with which the tables of some families begin, and which stand for no position."""
 _GROWING: Final = ("dynamic", "longrope")
 
@@ -41,7 +41,7 @@ def longest_window(model: PreTrainedModel) -> int | None:
         if numbers.dim() != 2 or _TABLE.search(name) is None or _OTHER_SENSES.search(name):
             continue
         # Models of pictures and sounds have tables of other lengths.
-        if positions <= len(numbers) <= positions + _LEFT_OUT:
+        if positions <= len(numbers) <= positions + _ROWS_BEFORE_FIRST:
             return positions - positions_before_first(model)
     return None
 
