@@ -1,5 +1,6 @@
 """What many tests take: a file of texts, and which kinds of model, or other names, they go
-through every time (`make slow` takes the others).
+through every time (`make slow` takes the others); and what plain transformers makes of a model
+that was saved.
 """
 
 import json
@@ -9,6 +10,10 @@ from typing import Final
 
 import pytest
 from _pytest.mark import ParameterSet
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from calibrant.models import Opened, save, view
+from calibrant.testing.tiny import tiny_tokenizer
 
 FAMILIES: Final = frozenset({"llama", "gpt2", "gemma3", "opt", "qwen3_moe"})
 """The plain one, transposed matrices, windows, biases and positions of its own, and experts."""
@@ -28,3 +33,11 @@ def two_hundred_lines(folder: Path) -> str:
     path = folder / "mine.jsonl"
     path.write_text("\n".join(lines))
     return str(path)
+
+
+def reopened(model: PreTrainedModel, place: Path) -> PreTrainedModel:
+    """The same model opened anew, its experts one by one as in `model`."""
+    save(Opened(model, tiny_tokenizer(), "", "", "", model.dtype), place, {})
+    again = AutoModelForCausalLM.from_pretrained(place)
+    view(again)
+    return again

@@ -22,8 +22,7 @@ from calibrant.results.outcomes import Journal
 from calibrant.testing import tiny_model
 
 from tests.databases import forget_last
-from tests.evaluators.refusals import overflowing
-from tests.refusing import refused
+from tests.refusing import overflowing, refused
 
 
 def by_hand(opened: Opened, pruned: Opened, text: str, length: int) -> tuple[list[float], int, int]:

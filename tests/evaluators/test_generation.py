@@ -20,8 +20,7 @@ from calibrant.results.outcomes import Journal
 from tests.data.chat_templates import FAMILIES
 from tests.databases import forget_last
 from tests.evaluators import answering
-from tests.evaluators.refusals import overflowing
-from tests.refusing import refused
+from tests.refusing import overflowing, refused
 
 
 def kept(folder: Path, split: str, records: Iterable[dict[str, object]]) -> None:

@@ -27,8 +27,7 @@ from calibrant.results.outcomes import Journal
 from calibrant.testing import tiny_folder, tiny_tokenizer
 
 from tests.databases import forget_last
-from tests.evaluators.refusals import overflowing
-from tests.refusing import refused
+from tests.refusing import overflowing, refused
 
 with quiet():
     lm_eval = pytest.importorskip("lm_eval")

@@ -17,8 +17,7 @@ from calibrant.results.outcomes import Journal
 
 from tests.data.conftest import byte_tokenizer
 from tests.databases import forget_last
-from tests.evaluators.refusals import overflowing
-from tests.refusing import refused
+from tests.refusing import overflowing, refused
 
 LINES = [
     "",

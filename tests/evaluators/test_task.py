@@ -27,8 +27,7 @@ from calibrant.models import Opened
 from calibrant.results.outcomes import Journal, Measurement, Score
 from calibrant.testing import tiny_model, tiny_tokenizer
 
-from tests.evaluators.refusals import overflowing
-from tests.refusing import refused
+from tests.refusing import overflowing, refused
 
 WORDS = [
     "amber",

@@ -17,8 +17,7 @@ from calibrant.models import Condensed, condense, condensed, expert_layers, view
 
 from tests.models.mixtures_of_experts import SIZES, tiny_mixture
 from tests.models.refused import refusal_of
-from tests.models.reopening import reopened
-from tests.usual import usually
+from tests.usual import reopened, usually
 
 IDS = torch.arange(3, 35).reshape(2, 16)
 KEPT = {0: Condensed({5: 0.25, 1: 1.5}, 0.75), 1: Condensed({2: 0.5}, 1.25)}

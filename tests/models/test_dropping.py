@@ -14,8 +14,7 @@ from calibrant.testing.tiny import FAMILIES, tiny_model
 
 from tests.models.families import small_config
 from tests.models.refused import refusal_of
-from tests.models.reopening import reopened
-from tests.usual import usually
+from tests.usual import reopened, usually
 
 IDS = torch.arange(3, 35).reshape(2, 16)
 SAID_OTHERWISE: Final[dict[str, dict[str, Any]]] = {

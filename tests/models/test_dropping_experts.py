@@ -13,8 +13,7 @@ from calibrant.testing.tiny import tiny_model
 
 from tests.models.mixtures_of_experts import tiny_mixture
 from tests.models.refused import refusal_of
-from tests.models.reopening import reopened
-from tests.usual import usually
+from tests.usual import reopened, usually
 
 IDS = torch.arange(3, 35).reshape(2, 16)
 COUNTS = {

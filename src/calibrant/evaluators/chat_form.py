@@ -51,7 +51,7 @@ from calibrant.evaluators._planning import cache_bytes
 from calibrant.evaluators._roles import conversation_format
 from calibrant.evaluators._turns import AssistantTurn, decode_all, prompt_ids
 from calibrant.models import ModelOutline
-from calibrant.models.readable import positions_of
+from calibrant.models.readable import longest_text
 from calibrant.results.outcomes import MOST, Measurement, Outcome, Score
 from calibrant.spec import check_most
 
@@ -160,7 +160,7 @@ class ChatForm(SourceEvaluator):
         """Return what is asked, and how many rows are left out before that: the template refuses
         them, or the model has no room for them. `DataError` for nothing to ask.
         """
-        room = positions_of(subject.model)
+        room = longest_text(subject.model)
         requests: list[_AskedRow] = []
         left_out = 0
         for row, request in self._asked(form):

@@ -35,7 +35,7 @@ from calibrant.decoding import ReservedLayer
 from calibrant.errors import DataError
 from calibrant.models import Opened
 from calibrant.models.cache import cache_folder
-from calibrant.models.readable import positions_of
+from calibrant.models.readable import longest_text
 from calibrant.models.reading import end_tokens
 from calibrant.numerics import not_finite, type_name
 from calibrant.spec import canonical, identity
@@ -504,7 +504,7 @@ def texts_of_round(
 
 
 def _check_length(selector: Selector, opened: Opened, request: GenerationRequest) -> None:
-    most = positions_of(opened.model)
+    most = longest_text(opened.model)
     if most is not None and request.length + request.starts > most:
         raise DataError(
             f"{selector}: a text may have {request.length} tokens, and the model sees at most "

@@ -46,7 +46,7 @@ from calibrant.data.user_file import UserFile
 from calibrant.decoding import Decoder
 from calibrant.errors import DataError, SpecError
 from calibrant.models import Opened
-from calibrant.models.readable import positions_of
+from calibrant.models.readable import longest_text
 from calibrant.models.reading import end_tokens
 from calibrant.spec import later
 from calibrant.spec.grammar import read_sum
@@ -546,8 +546,8 @@ class _Answering:
         """Return whether an answer has room behind a prompt of so many tokens, in a window and in
         what the model sees.
         """
-        positions = positions_of(self._opened.model)
-        if positions is not None and tokens + self._most > positions:
+        longest = longest_text(self._opened.model)
+        if longest is not None and tokens + self._most > longest:
             return False
         return tokens < self._room
 

@@ -30,7 +30,7 @@ from calibrant.lab.study.loaded import room
 from calibrant.lab.study.request import RunRequest
 from calibrant.methods import MatrixMethod
 from calibrant.models import ModelView, Opened, Weight, view
-from calibrant.models.readable import positions_of
+from calibrant.models.readable import longest_window
 from calibrant.numerics import type_name
 from calibrant.results.outcomes import Journal
 from calibrant.system.clock import seconds_of
@@ -477,7 +477,7 @@ def _first_block(
 def _micro_batch(calibration: CalibrationSet, opened: Opened) -> TokenBatch:
     """Return random tokens in windows of the study's length, about as many as go through a block at
     once."""
-    length = min(calibration.length, positions_of(opened.model) or calibration.length)
+    length = min(calibration.length, longest_window(opened.model) or calibration.length)
     tokens = min(budget_of(calibration), max(TOKENS_PER_PASS, length))
     random_tokens = CalibrationSet("random_tokens", tokens=tokens, length=length)
     return random_tokens.tokens(opened.tokenizer)
