@@ -9,6 +9,7 @@ import pytest
 
 from calibrant.data import Message, Row, lettered, sources
 from calibrant.data._words import words
+from calibrant.data.inspect import LeakCount, RowFingerprints
 from calibrant.data.inspect.leaks import COMMON, Leak, find_leaks, ngrams, serious
 
 NUMBERS = random.Random(7)
@@ -116,10 +117,10 @@ def test_marks_letters_and_repeated_fields_are_no_content():
 
 
 def test_what_most_measured_rows_share_is_boilerplate():
-    system = text(60, "system")
+    notice = text(60, "notice")
 
     def told(number: int) -> Row:
-        return Row(turns=(Message("system", system), Message("user", text(20, number))))
+        return Row(text=f"{notice} {text(20, number)}")
 
     measured = [told(i) for i in range(COMMON + 1)]
     calibration = [told(-1 - i) for i in range(5)]
@@ -130,6 +131,22 @@ def test_what_most_measured_rows_share_is_boilerplate():
     assert (
         only([Row(text=text(20, 3))], measured).share < 0.5
     )  # of the runs that only it has, those that begin in the boilerplate are missing
+
+
+def test_a_system_prompt_that_half_of_the_conversations_have_is_no_content():
+    def told(number: int, system: str | int) -> Row:
+        return Row(turns=(Message("system", text(60, system)), Message("user", text(20, number))))
+
+    calibration = [told(-1, "ours"), Row(text=text(20, 1))]
+    measured = [told(1, "ours"), told(2, "ours"), told(3, 3), told(4, 4)]
+    fingerprints = RowFingerprints.of(calibration, own_files=True)
+    leak = only(calibration, measured)
+    assert (leak.measured, leak.share) == (measured[0].example, 1.0)
+    assert fingerprints.leaks(measured) == LeakCount(alike=1, rows=4)
+    # What a single conversation is told may be a document, and so may what few are told.
+    for few in (measured[1:2], measured[1:], [*measured, told(5, 5)]):
+        assert serious(find_leaks(calibration[:1], few)[0])
+        assert fingerprints.leaks(few).alike >= 1
 
 
 def test_rows_without_words_and_no_rows_at_all():

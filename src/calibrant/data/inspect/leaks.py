@@ -4,8 +4,9 @@ when only a saved model is.
 Runs of 13 words are what the field looks for: they seldom recur by chance, and a rewritten heading
 doesn't hide them. They do recur in boilerplate: two files under one licence, two pages with one
 cookie notice, two chats with one system prompt share dozens. So a run is no verdict. What counts is
-how much of the measured row was seen, and `serious` draws the line at half; and runs that stand in
-more than `COMMON` of the measured rows are nobody's content and don't count at all.
+how much of the measured row was seen, and `serious` draws the line at half. Runs that stand in more
+than `COMMON` of the measured rows are nobody's content and don't count at all. Nor does a system
+prompt that half of the measured conversations have.
 
 Beside a saved model stand the `RowFingerprints` of what it was calibrated on, from which no text
 can be made again.
@@ -14,7 +15,7 @@ can be made again.
 import hashlib
 import io
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import chain
@@ -106,10 +107,11 @@ def find_leaks(calibration: Iterable[Row], measured: Iterable[Row]) -> list[Leak
     words in common, each pair once, by the gravest of what they have in common.
 
     What is compared is all that a model would learn from: text, question, rationale, answer and
-    turns, without a frame's own words and without letters that stand for a choice. A measured row
-    under 13 words is looked for by its runs of 8, inside longer rows too; one under 8 words is
-    found only if the calibration row consists of just those words. The measured rows are stored, as
-    numbers; the others are read once and dropped.
+    turns, without a frame's own words, without letters that stand for a choice, and without a
+    system prompt that half of the measured conversations have. A measured row under 13 words is
+    looked for by its runs of 8, inside longer rows too; one under 8 words is found only if the
+    calibration row consists of just those words. The measured rows are stored; the others are read
+    once and dropped.
 
     >>> seen = Row(question="What is 1 + 1?", answer="2")
     >>> measured = Row(question="what is 1 + 1?", answer="two")
@@ -276,9 +278,10 @@ class RowFingerprints:
         """Return the places of the rows of whose runs at least half were seen; runs that stand
         in more than `COMMON` of them don't count.
         """
+        prompts = _shared_prompts(measured)
         runs_by_row: list[Numbers] = []
         for row in measured:
-            numbers = _words_to_compare(row)
+            numbers = _words_to_compare(row, prompts)
             runs_by_row.append(np.unique(runs(numbers, _run_length(len(numbers)))))
         row_count = len(runs_by_row)
         sizes = [len(row_runs) for row_runs in runs_by_row]
@@ -329,9 +332,11 @@ class _Index:
         self.examples: list[str] = []
         # By the length of the runs: 13, 8, or 0 for a row of 4 to 7 words, which is one run.
         by_length: defaultdict[int, list[tuple[int, Numbers]]] = defaultdict(list)
-        for place, row in enumerate(measured):
+        rows = list(measured)
+        prompts = _shared_prompts(rows)
+        for place, row in enumerate(rows):
             self.examples.append(row.example)
-            numbers = _words_to_compare(row)
+            numbers = _words_to_compare(row, prompts)
             length = _run_length(len(numbers))
             distinct_runs = np.unique(runs(numbers, length))
             if length not in (_LONG_RUN, _SHORT_RUN):
@@ -339,7 +344,7 @@ class _Index:
             if len(distinct_runs):
                 by_length[length].append((place, distinct_runs))
         self._known = frozenset(self.examples)
-        self._tables = {length: _RunTable(rows) for length, rows in by_length.items()}
+        self._tables = {length: _RunTable(known) for length, known in by_length.items()}
 
     def same(self, batch: list[_NumberedRow]) -> Iterator[Leak]:
         """Yield the rows that are an example which is measured."""
@@ -446,9 +451,19 @@ class _RunTable:
             yield calibration_row, measured_row, count / int(self._sizes[measured_row])
 
 
-def _words_to_compare(row: Row) -> Numbers:
-    """Return numbers for the words that a model would learn from. Where the frame is empty, the
-    question brings its own marks, such as `Premise:`.
+def _shared_prompts(measured: list[Row]) -> frozenset[str]:
+    """Return the system prompts that half of the conversations have, two at least."""
+    conversations = [row.turns for row in measured if row.turns]
+    counts = Counter[str]()
+    for turns in conversations:
+        counts.update({turn.said for turn in turns if turn.role == "system"})
+    least = max(2, len(conversations) / 2)
+    return frozenset(prompt for prompt, count in counts.items() if count >= least)
+
+
+def _words_to_compare(row: Row, prompts: frozenset[str] = frozenset()) -> Numbers:
+    """Return numbers for the words that a model would learn from, without these system prompts.
+    Where the frame is empty, the question brings its own marks, such as `Premise:`.
     """
     question = row.question
     if question and not row.frame[0]:
@@ -460,7 +475,7 @@ def _words_to_compare(row: Row) -> Numbers:
     texts += row.said
     # The first exchange of a conversation may stand in question and answer too: each text is read
     # once.
-    distinct = [text for text in dict.fromkeys(texts) if text]
+    distinct = [text for text in dict.fromkeys(texts) if text and text not in prompts]
     return numbered(words("\n".join(distinct)))
 
 
