@@ -20,6 +20,9 @@ SHARE = re.compile(
     r"(\d+))?\b(?!\.))?"
 )
 """A share, or two of them, and what stands in brackets behind it: another one, or an interval."""
+WITH_ERROR = re.compile(r"([+-]?\d+\.\d+)( ± )(\d+\.\d+)")
+INTERVAL = re.compile(r"\d\.\d+ \(([+-]?\d+\.\d+)( to )([+-]?\d+\.\d+)\)")
+"""An interval in brackets behind its number."""
 SPARSITY = re.compile(r"(?:blocks |numbers )?0\.\d+")
 LEVEL = re.compile(r"\b95 %|(?:at|rate of) 5 %|bold is below 0\.05")
 FACTS = {
@@ -51,6 +54,23 @@ def test_a_page_tells_what_its_tables_say(page: str):
     assert sum(len(NUMBER.findall(line)) for line in prose) > 10
     for line in prose:
         assert list(without_a_table(line, {page}, linked(line), page)) == [], line
+
+
+@pytest.mark.parametrize("page", OWN)
+def test_a_number_with_its_error_and_an_interval_stand_together_in_a_table(page: str):
+    for line in PAGES[page]:
+        if line.startswith("|"):
+            continue
+        told = plain(line)
+        cells = plain(rows_of({page} | linked(line)))
+        for first, between, second in WITH_ERROR.findall(told) + INTERVAL.findall(told):
+            end = rf"{between}[+-]?{re.escape(second.lstrip('+-'))}(?!\d)"
+            assert re.search(rf"(?<![\d.]){re.escape(first.lstrip('+-'))}{end}", cells), line
+
+
+def plain(text: str) -> str:
+    """The text without marks of bold."""
+    return text.replace("*", "")
 
 
 def test_the_readme_and_the_list_of_findings_tell_what_the_tables_of_the_pages_say():
