@@ -47,6 +47,51 @@ RECIPES = {
 }
 USUAL = ("permute_hidden", "cheapest_blocks", "round_up", "least_used_experts")
 """A transform, a method that tries and drops, and one that packs: the others take the same ways."""
+KINDS_OF_TARGET = """
+from dataclasses import dataclass
+from typing import ClassVar
+
+from calibrant.methods import Compressed, MatrixMethod
+from calibrant.targets import Removal, Target, keep_highest
+
+@dataclass(frozen=True)
+class Keep(Removal):
+    written: ClassVar[str] = "so many weights of each row that stay"
+    example: ClassVar[str] = "keep 16"
+
+    count: int
+
+    @classmethod
+    def read(cls, value):
+        word, _, count = str(value).partition(" ")
+        return cls(int(count)) if word == "keep" else None
+
+    def __str__(self):
+        return f"keep {self.count}"
+
+    def keep(self, scores, group="row"):
+        return keep_highest(scores, scores.shape[1] - self.count)
+
+@dataclass(frozen=True)
+class Signs(Target):
+    written: ClassVar[str] = "a sign, and one size for the matrix"
+    example: ClassVar[str] = "signs"
+
+    @classmethod
+    def read(cls, value):
+        return cls() if value == "signs" else None
+
+    def __str__(self):
+        return "signs"
+
+@dataclass(frozen=True, repr=False)
+class ToSigns(MatrixMethod):
+    accepts: ClassVar = (Signs,)
+
+    def compress(self, weight, seen, target):
+        return Compressed(weight.sign() * weight.abs().mean())
+"""
+"""A module with a target that removes, one that rounds, and a method for the latter."""
 SMALL = {"samples": 4, "length": 16, "dtype": "float32"}
 IDS = torch.arange(3, 40)[None]
 
@@ -151,6 +196,27 @@ def test_a_study_has_it_beside_ours_with_its_report_and_page(name: str, tmp_path
     assert str(found)
     found.write_html(tmp_path / "page.html")
     assert "<html" in (tmp_path / "page.html").read_text()
+
+
+def test_targets_of_another_package_have_the_verb_that_their_class_says(
+    plugged: Callable[..., None], tmp_path: Path
+) -> None:
+    kinds_of_target = {"keep": "kinds_of_target:Keep", "signs": "kinds_of_target:Signs"}
+    to_signs = {"to_signs": "kinds_of_target:ToSigns"}
+    plugged(
+        {"calibrant.targets": kinds_of_target, "calibrant.methods": to_signs},
+        kinds_of_target=KINDS_OF_TARGET,
+    )
+    model = str(tiny_folder(tmp_path / "model"))
+    kept = prune(model, method="magnitude", target="keep 16", **SMALL).record
+    rows = sum(weight["shape"][0] for weight in kept.weights)
+    size = sum(math.prod(weight["shape"]) for weight in kept.weights)
+    assert math.isclose(kept.sparsity, 1 - 16 * rows / size)
+    assert quantize(model, method="to_signs", target="signs", **SMALL).record.weights
+    with pytest.raises(InputError, match="use calibrant quantize"):
+        prune(model, method="to_signs", target="signs", **SMALL)
+    with pytest.raises(InputError, match="use calibrant prune"):
+        quantize(model, method="magnitude", target="keep 16", **SMALL)
 
 
 def test_a_transform_keeps_the_function(tmp_path: Path) -> None:

@@ -79,38 +79,9 @@ from calibrant.spec.foreign import user_path
 from calibrant.system.clock import Clock
 from calibrant.system.progress import silent
 from calibrant.system.wide_products import wide_products
-from calibrant.targets import (
-    FloatGrid,
-    GgmlKind,
-    GgufBudget,
-    GgufRecipe,
-    Grid,
-    Removal,
-    Scheme,
-    Share,
-    SparseGrid,
-    Target,
-    WithCache,
-    accepted,
-    parse_target,
-)
+from calibrant.targets import Target, Verb, accepted, kinds, parse_target
 from calibrant.walk.ranks import Ranks, joined
 
-Verb = Literal["prune", "quantize"]
-TARGETS_OF: Final[Mapping[Verb, tuple[type[Target], ...]]] = {
-    "prune": (Removal, Share),
-    "quantize": (
-        Grid,
-        FloatGrid,
-        SparseGrid,
-        Scheme,
-        WithCache,
-        GgmlKind,
-        GgufRecipe,
-        GgufBudget,
-    ),
-}
-"""The verbs, and the kinds of target that each is for."""
 USUAL_SHARE: Final = 0.5
 """What `prune` removes where nothing is said."""
 _LOGGER: Final = logging.getLogger("calibrant")
@@ -225,38 +196,31 @@ def _recipe(verb: Verb, options: CompressOptions, target: float | str | Target) 
 def _check_verb(verb: Verb, method: Method, target: Target) -> None:
     """Raise `TargetError` for a method or a target that another verb is for."""
     other: Verb = "quantize" if verb == "prune" else "prune"
-    kinds = TARGETS_OF[verb]
-    if not _accepts(method, kinds):
+    if not _accepts(method, verb):
         instead = f"it accepts {accepted(method.accepts)}"
-        if _accepts(method, TARGETS_OF[other]):
+        if _accepts(method, other):
             instead = f"use calibrant {other}"
-        message = f"{method} is no method for calibrant {verb}, which has {_methods_for(kinds)}"
+        message = f"{method} is no method for calibrant {verb}, which has {_methods_for(verb)}"
         raise TargetError(f"{message}; {instead}", subject=str(method))
-    if not isinstance(target, kinds):
-        instead = "choose one of these"
-        if isinstance(target, TARGETS_OF[other]):
-            instead = f"use calibrant {other}"
-        message = f"{target} is no target for calibrant {verb}, which takes {accepted(kinds)}"
-        raise TargetError(f"{message}; {instead}", subject=str(target))
+    if target.verb != verb:
+        allowed = accepted([kind for kind in kinds() if kind.verb == verb])
+        message = f"{target} is no target for calibrant {verb}, which takes {allowed}"
+        raise TargetError(f"{message}; use calibrant {other}", subject=str(target))
 
 
-def _methods_for(kinds: tuple[type[Target], ...]) -> str:
-    """The names of the methods that accept one of these kinds of target."""
+def _methods_for(verb: Verb) -> str:
+    """The names of the methods that accept a kind of target that the verb is for."""
     names: list[str] = []
     for name in methods.names():
         method = methods.get(name)
-        if method.prunes and _accepts(method, kinds):
+        if method.prunes and _accepts(method, verb):
             names.append(name)
     return ", ".join(names)
 
 
-def _accepts(method: Method | type[Method], kinds: tuple[type[Target], ...]) -> bool:
-    """Whether a method accepts targets of one of these kinds, some or all."""
-    for accepted_kind in method.accepts:
-        for kind in kinds:
-            if issubclass(accepted_kind, kind) or issubclass(kind, accepted_kind):
-                return True
-    return False
+def _accepts(method: Method | type[Method], verb: Verb) -> bool:
+    """Whether a method accepts a kind of target that the verb is for."""
+    return any(kind.verb == verb for kind in (*method.accepts, *kinds(method.accepts)))
 
 
 def _planned(verb: Verb, options: CompressOptions, recipe: Recipe) -> JobPlan:

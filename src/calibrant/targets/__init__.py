@@ -8,7 +8,7 @@ weight, and where scores tie the lowest index goes first. So a mask depends on n
 scores: not on the device, the threads, or how a sort happens to break ties.
 """
 
-from calibrant.targets._base import Group, Removal, Target, keep_highest
+from calibrant.targets._base import Group, Removal, Target, Verb, keep_highest
 from calibrant.targets._cache import CacheGrid
 from calibrant.targets._elements import E2M1, E4M3, Element
 from calibrant.targets._inputs import InputGrid, Range
@@ -46,6 +46,7 @@ __all__ = [
     "SparseGrid",
     "Sparsity",
     "Target",
+    "Verb",
     "WithCache",
     "accepted",
     "allowed",

@@ -15,6 +15,7 @@ from calibrant.spec import Spec
 from calibrant.spec.spec import Call, parse
 
 Group = Literal["row", "matrix"]
+Verb = Literal["prune", "quantize"]
 
 
 class Target(Spec, ABC):
@@ -22,11 +23,12 @@ class Target(Spec, ABC):
     write.
 
     `written` says in words how its kind is written, and `example` is such a text: both end up in
-    sentences about what is allowed.
+    sentences about what is allowed. `verb` is the command that its kind is for.
     """
 
     written: ClassVar[str]
     example: ClassVar[str]
+    verb: ClassVar[Verb] = "quantize"
 
     @classmethod
     @abstractmethod
@@ -74,6 +76,8 @@ class Target(Spec, ABC):
 
 class Removal(Target, ABC):
     """A target that says which weights go."""
+
+    verb: ClassVar[Verb] = "prune"
 
     @abstractmethod
     def keep(self, scores: Float[Tensor, "out in"], group: Group = "row") -> Bool[Tensor, "out in"]:

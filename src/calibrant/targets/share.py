@@ -9,7 +9,7 @@ from typing import ClassVar, Final, Literal, get_args
 from calibrant.errors import TargetError
 from calibrant.spec.foreign import brief
 from calibrant.spec.grammar import read_target
-from calibrant.targets._base import Target
+from calibrant.targets._base import Target, Verb
 
 Parts = Literal["blocks", "experts", "numbers"]
 ALLOWED: Final = "write blocks, experts or numbers and a share from 0 up to (not including) 1"
@@ -29,6 +29,7 @@ class Share(Target):
         "a share of the blocks, the experts, or the numbers of feed-forward networks"
     )
     example: ClassVar[str] = "blocks 0.25"
+    verb: ClassVar[Verb] = "prune"
 
     parts: Parts
     fraction: float

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from typing import Any, Final
 
-from calibrant.compress.prune_quantize import TARGETS_OF, Verb
 from calibrant.data import CalibrationSet, PerDraw, mirror
 from calibrant.handover import file_stem
 from calibrant.lab.choose.budget import ROUNDS
@@ -18,7 +17,7 @@ from calibrant.lab.choose.racing import Race, RaceResult, Standing, plain
 from calibrant.lab.mixtures import Mixture, aim_of
 from calibrant.lab.stats import LEVEL
 from calibrant.methods import methods
-from calibrant.targets import GgmlKind, GgufBudget, GgufRecipe, Target
+from calibrant.targets import GgmlKind, GgufBudget, GgufRecipe
 
 ENDS: Final = {
     "clear": "All others are clearly behind",
@@ -40,14 +39,6 @@ _LONG: Final = 100
 """Letters of a mixture that a sentence holds."""
 
 
-def verb_of(target: Target) -> Verb:
-    """Return what becomes of a model that is given this target: `prune` or `quantize`."""
-    for verb, kinds in TARGETS_OF.items():
-        if isinstance(target, kinds):
-            return verb
-    raise LookupError(f"nothing is done to {target}")
-
-
 def advice(
     mixture: Mixture,
     goal: Goal,
@@ -67,7 +58,7 @@ def advice(
     bits = ""
     if race.bits is not None:
         bits = f" ({race.bits:.2f} bits a weight)"
-    task = f"To {verb_of(target)} {mixture.model} with {mixture.method} to {mixture.target}{bits}"
+    task = f"To {target.verb} {mixture.model} with {mixture.method} to {mixture.target}{bits}"
     tokens = f"{mixture.tokens:,} tokens"
     if data.mixed:
         tokens += " of each part"
@@ -153,7 +144,7 @@ def command(
 
     `export` is a form to write beside the folder.
     """
-    verb = verb_of(aim_of(mixture.method, mixture.target)[1])
+    verb = aim_of(mixture.method, mixture.target)[1].verb
     words = ["calibrant", verb, model, "--data", data, "--method", mixture.method]
     words += ["--target", mixture.target]
     words += ["--tokens", str(mixture.tokens), "--length", str(mixture.length)]

@@ -10,7 +10,6 @@ from typing import Any, Final, cast, final
 import psutil
 
 from calibrant.compress import check_model
-from calibrant.compress.prune_quantize import TARGETS_OF
 from calibrant.data import CalibrationSet, Data, PerDraw, Source
 from calibrant.data._folders import files_of
 from calibrant.data.objects import as_expression
@@ -430,7 +429,7 @@ def _measures(goal: Goal, target: Target, opened: Opened) -> tuple[Evaluator, ..
         if isinstance(measure, Loss) and weight > most:
             heaviest = measure
             most = weight
-    if heaviest is None or not isinstance(target, TARGETS_OF["quantize"]):
+    if heaviest is None or target.verb != "quantize":
         return tuple(measures)
     size = 0
     for parameter in opened.model.parameters():

@@ -18,7 +18,6 @@ from calibrant.lab.choose.advising import (
     in_own_names,
     short,
     template_worth,
-    verb_of,
     with_interval,
 )
 from calibrant.lab.choose.asking import Prepared, asked
@@ -319,7 +318,7 @@ def recommend(options: RecommendOptions) -> Recommendation:
         fitted=in_own_names(fitted.said, names),
         siblings=tuple(_sibling_facts(halves) for halves in fitted.halves),
         no_sibling=in_own_names(prepared.no_sibling, names),
-        verb=verb_of(prepared.target),
+        verb=prepared.target.verb,
         bits=result.bits,
         predicted_by=prepared.stand_in.differs,
         written=_written(options, mixture, best),
