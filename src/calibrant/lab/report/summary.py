@@ -5,11 +5,12 @@ what ought to make a reader doubt it.
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Final
 
+from calibrant.errors import SpecError
 from calibrant.lab.report.sentences import (
     NAMED,
     NOTHING_TO_RANK,
@@ -34,6 +35,7 @@ from calibrant.lab.stats import (
 from calibrant.numerics import counted, decimals, percent, probability
 from calibrant.results import Cell
 from calibrant.results.records import UNTOUCHED
+from calibrant.spec.grammar import pieces
 
 LONGEST: Final = 20
 """Letters of a name that stands in a table as it is."""
@@ -45,15 +47,29 @@ TIED: Final = "~"
 # Short names.
 
 
-def short_names(texts: Iterable[str]) -> dict[str, str]:
-    """Return a short name for each method or set, by its text.
+def short_method_names(texts: Iterable[str]) -> dict[str, str]:
+    """Return a short name for each method, perhaps with an allocation behind it, by its text.
 
-    >>> short_names(["gptq", "gptq(scales='importance')", "0.5*c4 + 0.5*python_code"]).values()
-    dict_values(['gptq', 'gptq importance', 'mixture'])
+    >>> texts = ["gptq", "gptq(scales='importance')", "wanda + owl(spread=0.05)"]
+    >>> short_method_names(texts).values()
+    dict_values(['gptq', 'gptq importance', 'wanda + owl'])
     """
+    return _short_names(texts, _kind_of_method)
+
+
+def short_set_names(texts: Iterable[str]) -> dict[str, str]:
+    """Return a short name for each calibration set, by its text.
+
+    >>> short_set_names(["c4", "0.5*c4 + 0.5*python_code"]).values()
+    dict_values(['c4', 'mixture'])
+    """
+    return _short_names(texts, _kind_of_set)
+
+
+def _short_names(texts: Iterable[str], kind_of: Callable[[str], str]) -> dict[str, str]:
     kinds: dict[str, list[str]] = {}
     for text in dict.fromkeys(texts):
-        kinds.setdefault(_kind_of(text), []).append(text)
+        kinds.setdefault(kind_of(text), []).append(text)
     names: dict[str, str] = {}
     for kind, alike in kinds.items():
         for number, text in enumerate(alike, 1):
@@ -70,6 +86,9 @@ def _told_apart(text: str, kind: str, number: int) -> str:
     """The short name of one of several of a kind: by its arguments, or where these are long by its
     number.
     """
+    # A method's own arguments stand before its allocation.
+    if not text.startswith(kind):
+        return f"{kind} {number}"
     arguments = text.removeprefix(kind).strip("()")
     # `scales='importance'` is understood without its key, `swaps=25` is not.
     values = re.sub(r"\w+='([^']*)'", r"\1", arguments)
@@ -79,7 +98,15 @@ def _told_apart(text: str, kind: str, number: int) -> str:
     return name
 
 
-def _kind_of(text: str) -> str:
+def _kind_of_method(text: str) -> str:
+    try:
+        parts = pieces(text, "+")
+    except SpecError:
+        parts = [text]
+    return " + ".join(part.partition("(")[0].strip() for part in parts)
+
+
+def _kind_of_set(text: str) -> str:
     if len(text) > LONGEST and " + " in text.partition("(")[0]:
         return "mixture"
     return text.partition("(")[0]
@@ -100,7 +127,7 @@ def way_names(ways: Iterable[Way]) -> dict[Way, str]:
     The model and the propagation are named only where they tell two ways apart.
     """
     every = list(dict.fromkeys(ways))
-    methods = short_names(method for _, method, _, _ in every)
+    methods = short_method_names(method for _, method, _, _ in every)
     models = {model for model, _, _, _ in every}
     settings = Counter(way[:3] for way in every)
     names: dict[Way, str] = {}
@@ -130,7 +157,7 @@ def spelled_out(ways: Iterable[Way], sets: Mapping[str, str]) -> list[str]:
     every = list(ways)
     meanings: dict[str, str] = {}
     methods = [method for _, method, _, _ in every]
-    for text, name in short_names(methods).items():
+    for text, name in short_method_names(methods).items():
         meanings[name] = text
     for _, _, target, _ in every:
         words = describe_target(target).removesuffix(f" ({target})")
@@ -203,7 +230,7 @@ def set_names(rankings: Iterable[Ranking]) -> dict[str, str]:
         names = labels if ranking.finished else texts
         names.extend(entry.name for entry in (*ranking.entries, *ranking.partial))
     as_they_are = {label: label for label in labels}
-    return as_they_are | short_names(texts)
+    return as_they_are | short_set_names(texts)
 
 
 @dataclass(frozen=True)
