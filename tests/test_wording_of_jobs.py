@@ -3,12 +3,14 @@ and nowhere else.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
 import torch
 
+from calibrant.activations import Seen
 from calibrant.compress import Recipe, prune, quantize
 from calibrant.edits import read_edit
 from calibrant.edits.file import from_bytes
@@ -16,12 +18,26 @@ from calibrant.edits.kinds import StoredEdit
 from calibrant.errors import InputError
 from calibrant.evaluators import evaluate
 from calibrant.evaluators.lape import Lape
+from calibrant.methods import Compressed, MatrixMethod
 from calibrant.models import open_model, view
 from calibrant.spec.grammar import read_set
 from calibrant.system.launch import number
+from calibrant.targets import Target
 from calibrant.testing import tiny_folder, tiny_model, tiny_tokenizer
 
 MODEL = "no/such/model"
+
+
+class Undecorated(MatrixMethod):
+    """A method without `@dataclass(frozen=True, repr=False)` above it."""
+
+    def compress(self, weight: torch.Tensor, seen: Seen, target: Target) -> Compressed:
+        raise ValueError("no number fits")
+
+
+@dataclass(frozen=True, repr=False)
+class Raising(Undecorated):
+    """A method with a defect."""
 
 
 def lape_of_one() -> Lape:
@@ -64,6 +80,10 @@ def pruned_on_disk() -> object:
         ),
         (lambda: prune(MODEL, data="c4", method="wanda", target="w4g64"), "use calibrant quantize"),
         (lambda: quantize(MODEL, target="0.5"), "use calibrant prune"),
+        (
+            lambda: prune(MODEL, method=Undecorated()),
+            "Undecorated is no frozen dataclass; write @dataclass(frozen=True, repr=False) above",
+        ),
         (measured_after_a_change, "isn't as it was loaded or compressed any more"),
         (
             pruned_on_disk,
@@ -100,3 +120,9 @@ def test_a_refusal_says_what_was_given_and_what_to_do(
     with pytest.raises(InputError) as caught:
         asked()
     assert said in str(caught.value)
+
+
+def test_a_defect_of_a_method_is_raised_as_it_is_with_a_note_of_the_method_and_the_matrix():
+    with pytest.raises(ValueError, match="no number fits") as caught:
+        prune(tiny_model("llama"), tiny_tokenizer(), method=Raising())
+    assert caught.value.__notes__ == ["Raising failed at model.layers.0.self_attn.q_proj"]

@@ -69,13 +69,17 @@ def check_blocks_together(method: Method, job: Job) -> None:
 def failing_at(method: Method, place: str, subject: str = "") -> Iterator[None]:
     """Make errors inside say which method failed at which `place`, such as a matrix.
 
-    Their subject becomes `subject`, or the place itself where none is given.
+    Their subject becomes `subject`, or the place itself where none is given. An error that isn't
+    one of ours is a defect of the method: it stays as it is, and has a note.
     """
+    failed = f"{method.spec_name()} failed at {place}"
     try:
         yield
     except CalibrantError as error:
-        message = f"{method.spec_name()} failed at {place}: {error}"
-        raise type(error)(message, subject=subject or place) from error
+        raise type(error)(f"{failed}: {error}", subject=subject or place) from error
+    except Exception as error:
+        error.add_note(failed)
+        raise
 
 
 class PartMethod(ModelMethod, ABC):

@@ -54,6 +54,15 @@ def _packages_with_families(package: str) -> list[str]:
     return [package, *families]
 
 
+def _require_frozen(cls: type[Any]) -> None:
+    """Raise `SpecError` for a class that is no frozen dataclass."""
+    # One that may change has no hash.
+    if not dataclasses.is_dataclass(cls) or cls.__hash__ is None:
+        name = cls.__name__
+        remedy = "write @dataclass(frozen=True, repr=False) above it"
+        raise SpecError(f"{name} is no frozen dataclass; {remedy}", subject=name)
+
+
 @dataclass(frozen=True)
 class Registry:
     """The names of one folder.
@@ -146,9 +155,11 @@ class Registry:
     def build(self, spec: Any) -> Any:
         """Make the object that a text such as `sparsegpt(damp=0.02)` describes.
 
-        Objects are passed through. Raises `SpecError` for what describes none.
+        Objects are passed through. Raises `SpecError` for what describes none, and for an object
+        whose class is no frozen dataclass.
         """
         if isinstance(spec, Spec):
+            _require_frozen(type(spec))
             return spec
         call = spec
         if isinstance(spec, str):
@@ -205,11 +216,7 @@ class Registry:
     def _learn_all(self, thing: Spec) -> None:
         """Learn the class of an object, and those of the objects in it."""
         cls = type(thing)
-        if not dataclasses.is_dataclass(cls) or cls.__hash__ is None:
-            # One that may change has no hash.
-            name = cls.__name__
-            remedy = "write @dataclass(frozen=True, repr=False) above it"
-            raise SpecError(f"{name} is no frozen dataclass; {remedy}", subject=name)
+        _require_frozen(cls)
         if is_foreign(cls):
             self.learn(cls)
         for field in dataclasses.fields(cls):
