@@ -18,7 +18,7 @@ from calibrant.data import (
     parse_source,
     sources,
 )
-from calibrant.errors import DataError, SpecError
+from calibrant.errors import DataError
 from calibrant.testing.sources import check_source
 
 
@@ -143,5 +143,5 @@ def test_a_source_of_another_package_is_checked_by_its_name(plugged: Callable[..
     check_source(parse_source("dots"))
     import theirs  # pyright: ignore[reportMissingImports]
 
-    with pytest.raises(SpecError, match="'Other'"):
+    with pytest.raises(DataError, match="the entry point other = 'theirs:Other'"):
         check_source(theirs.Other())

@@ -7,8 +7,8 @@ from typing import Final
 from calibrant.data import PARTS, Format, Part, Row, Source, StoredSource, formats, parse_source
 from calibrant.data._base import FIELDS
 from calibrant.data.sources import sources
-from calibrant.errors import DataError
-from calibrant.testing.naming import mistaken
+from calibrant.errors import DataError, SpecError
+from calibrant.testing.naming import mistaken, untyped
 from calibrant.testing.tiny import tiny_tokenizer
 
 LOOKED_AT: Final = 300
@@ -24,6 +24,8 @@ def check_source(source: Source) -> None:
     example is in two parts (a control, which has nothing to learn, is let off); at least one format
     can render it.
     """
+    # One that is no frozen dataclass has no text, and so none for a message.
+    sources.build(source)
     _check_facts(source)
     for part in PARTS:
         _check_rows(source, part)
@@ -44,8 +46,13 @@ def _check_facts(source: Source) -> None:
     unknown = set(source.fields) - set(FIELDS)
     fields = f"it declares the fields {sorted(source.fields)}; rows have {', '.join(FIELDS)}"
     _require(source, bool(source.fields) and not unknown, fields)
-    same = parse_source(str(source)) == source
-    _require(source, same, "its text doesn't read back as the same source")
+    broken = "its text doesn't read back as the same source"
+    try:
+        same = parse_source(str(source)) == source
+    except SpecError as error:
+        same = False
+        broken = untyped(source, sources) or str(error)
+    _require(source, same, broken)
     shared_identity = mistaken(source, sources)
     _require(source, not shared_identity, shared_identity)
 
