@@ -12,14 +12,16 @@ import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, Final
 
-from calibrant.errors import SpecError
+from calibrant.errors import InputError, SpecError
 from calibrant.spec import is_foreign, qualified, text_of
 from calibrant.spec.families import family_of_kind
 from calibrant.spec.foreign import did_you_mean
+from calibrant.spec.grammar import read_target
 from calibrant.spec.named import NAMED
 from calibrant.spec.registry import Registry
 
@@ -130,6 +132,32 @@ def removing() -> list[Named]:
         elif generated[name]["removes"]:
             entries.append(from_entry(generated[name]))
     return entries
+
+
+@cache
+def target_removes(target: str) -> bool:
+    """Say whether the text of a target says how much goes, and no more.
+
+    Kinds of this package are told by the text; classes of other packages are asked, where there are
+    any. What none of them reads, since its package isn't here, removes nothing.
+
+    >>> target_removes("2:4"), target_removes("blocks 0.25"), target_removes("2:4+w4g64")
+    (True, True, False)
+    """
+    label = read_target(target)
+    if label.removal:
+        return True
+    registry = _registry("targets")
+    for name in registry.names():
+        if name in registry.own:
+            continue
+        try:
+            read = registry.get(name).read(target)
+        except InputError:
+            continue
+        if read is not None:
+            return read.verb == "prune"
+    return False
 
 
 def entries_of(kind: str) -> dict[str, Entry]:

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM
 from calibrant.compress import Compression, prune, quantize
 from calibrant.errors import InputError
 from calibrant.lab.report import report
+from calibrant.lab.stats import is_rounded
 from calibrant.lab.study import Study
 from calibrant.methods import MatrixMethod, methods
 from calibrant.targets import parse_target
@@ -217,6 +218,9 @@ def test_targets_of_another_package_have_the_verb_that_their_class_says(
         prune(model, method="to_signs", target="signs", **SMALL)
     with pytest.raises(InputError, match="use calibrant prune"):
         quantize(model, method="magnitude", target="keep 16", **SMALL)
+    # What a report says of them.
+    assert not is_rounded("keep 16")
+    assert is_rounded("signs")
 
 
 def test_a_transform_keeps_the_function(tmp_path: Path) -> None:

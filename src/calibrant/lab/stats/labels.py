@@ -9,6 +9,7 @@ from fractions import Fraction
 from typing import Final, NamedTuple
 
 from calibrant.errors import InputError, SpecError
+from calibrant.names import target_removes
 from calibrant.results import Record
 from calibrant.spec import text_of
 from calibrant.spec.families import Family, known_family
@@ -186,7 +187,7 @@ def is_rounded(target: str) -> bool:
     >>> [is_rounded(target) for target in ("w4g64", "2:4+w4g64", "q4_k", "2:4", "blocks 0.25", "")]
     [True, True, True, False, False, False]
     """
-    return bool(target) and not read_target(target).removal
+    return bool(target) and not target_removes(target)
 
 
 def bits_of(target: str) -> int | None:
