@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from calibrant.activations import FeatureNorms, Seen, Statistic
-from calibrant.allocations import Allocation
+from calibrant.allocations import Allocation, to_the_weight
 from calibrant.errors import TargetError
 from calibrant.models import Weight
 from calibrant.targets import Sparsity, Target
@@ -32,12 +32,11 @@ class ByNorms(Allocation):
         norms = {weight: _size(seen) for weight, seen in matrices.items()}
         mean = sum(sizes[weight] * norms[weight] for weight in matrices) / sum(sizes.values())
         widest = max(abs(norm - mean) for norm in norms.values()) or 1.0
-        return {
-            weight.name: Sparsity(
-                target.fraction * (1 - self.spread * (norms[weight] - mean) / widest)
-            )
+        wanted = {
+            weight: target.fraction * (1 - self.spread * (norms[weight] - mean) / widest)
             for weight in matrices
         }
+        return to_the_weight(wanted, target)
 
 
 def _size(seen: Seen) -> float:

@@ -135,7 +135,7 @@ def test_a_guest_method_keeps_the_contract_of_edits(name: str, tmp_path: Path) -
     )
     check_edits(method, target, str(model_for(name, tmp_path / "model")))
     if isinstance(method, MatrixMethod):
-        check_method(method, [target])
+        check_method(method, None if name == "round_up" else [target])
 
 
 @pytest.mark.parametrize("name", usually(GUESTS, USUAL))
@@ -252,7 +252,7 @@ def test_an_allocation_that_looks_has_data_in_its_identity_and_shares_whose_mean
     )
     assert shared.run.id != elsewhere.run.id
     assert len({round(weight["sparsity"], 2) for weight in shared.weights}) > 3
-    assert math.isclose(shared.sparsity, 0.5, abs_tol=1e-3)
+    assert shared.sparsity == 0.5
 
 
 @pytest.mark.parametrize(
