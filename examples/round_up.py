@@ -23,9 +23,13 @@ class RoundUp(MatrixMethod):
 
     accepts: ClassVar[tuple[type[Target], ...]] = (Grid,)
 
-    def compress(self, weight: Tensor, seen: Seen, target: Target) -> Compressed:
+    def check(self, target: Target) -> None:
+        super().check(target)
         if not isinstance(target, Grid) or not target.symmetric:
             raise TargetError(f"{self} knows symmetric grids, such as w4g64, and {target} is none")
+
+    def compress(self, weight: Tensor, seen: Seen, target: Target) -> Compressed:
+        assert isinstance(target, Grid)
         groups = weight.detach().unflatten(1, (-1, target.width(weight.shape[1])))
         scales = (groups.abs().amax(dim=2) / target.highest).to(weight.dtype)
         scales = torch.where(scales > 0, scales, torch.ones_like(scales))

@@ -118,6 +118,13 @@ class Plain(MatrixMethod):
         )
 
 
+class Undecorated(MatrixMethod):
+    """No dataclass."""
+
+    def compress(self, weight: Tensor, seen: Seen, target: Target) -> Compressed:
+        return Compressed(weight)
+
+
 @dataclass(frozen=True, repr=False)
 class Untold(Plain):
     secret: int = field(default=0, repr=False)
@@ -145,6 +152,7 @@ class Elsewhere(MatrixMethod):
         (FirstRowFree(), HALF, "FirstRowFree", "permuted rows"),
         (Untold(secret=1), HALF, "untold", "read back"),
         (Plain(), HALF, "Plain", "plain = "),
+        (Undecorated(), HALF, "Undecorated", "is no frozen dataclass; write @dataclass("),
         (Posing(), HALF, "wanda", ":Posing"),
         (RoundToNearest(), HALF, "0.5", "a grid"),
         (Elsewhere(), None, "Elsewhere", "w4g8"),

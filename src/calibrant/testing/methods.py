@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from calibrant.activations import InputStatistic, Seen
-from calibrant.errors import CalibrantError
+from calibrant.errors import CalibrantError, TargetError
 from calibrant.methods import MatrixMethod, methods
 from calibrant.numerics import type_name
 from calibrant.system.products import exact_type
@@ -40,7 +40,8 @@ def check_method(
 ) -> None:
     """Check that `method` keeps the contract of `MatrixMethod` on small random matrices.
 
-    That is done for each of `targets`; without any, for all of `TARGETS` that it accepts.
+    That is done for each of `targets`; without any, for all of `TARGETS` that it accepts and its
+    `check` doesn't refuse.
 
     - Where weights are removed, the count is exact, over rows or over the whole matrix.
     - Rounded to a grid, a group has no more values than there are codes, and zeros stay zero.
@@ -57,8 +58,10 @@ def check_method(
     Raises `CalibrantError`, naming the method, the target and what was wrong, at the first break of
     contract.
     """
+    # One that is no frozen dataclass has no text, and so none for a message.
+    methods.build(method)
     if targets is None:
-        targets = [target for target in TARGETS if isinstance(target, method.accepts)]
+        targets = [target for target in TARGETS if _takes(method, target)]
     if not targets:
         known = ", ".join(map(str, TARGETS))
         message = f"{method} accepts none of {known}; say which targets to check it with"
@@ -76,6 +79,16 @@ def check_method(
     broken = untyped(method, methods) or mistaken(method, methods)
     if broken:
         raise CalibrantError(broken, subject=repr(method))
+
+
+def _takes(method: MatrixMethod, target: Target) -> bool:
+    if not isinstance(target, method.accepts):
+        return False
+    try:
+        method.check(target)
+    except TargetError:
+        return False
+    return True
 
 
 def _fitting(target: Target, shapes: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
