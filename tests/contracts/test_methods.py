@@ -2,21 +2,22 @@
 `tests/test_frozen_models.py`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, ClassVar
 
 import pytest
 from torch import Tensor
 
-from calibrant.activations import Seen
+from calibrant.activations import FeatureNorms, Seen, Statistic
 from calibrant.edits import DropBlocks, Edit, StoredEdit
 from calibrant.errors import CalibrantError
 from calibrant.job import Job
-from calibrant.methods import BlockMethod, Compressed, MatrixMethod, methods
+from calibrant.methods import BlockMethod, Compressed, MatrixMethod, ModelMethod, methods
 from calibrant.methods.pruning.magnitude import Magnitude
-from calibrant.models import ModelView
-from calibrant.targets import Target, parse_target
+from calibrant.models import ModelView, Weight
+from calibrant.targets import Sparsity, Target, parse_target
 from calibrant.testing import check_edits, check_method, tiny_folder, tiny_gguf
 
 from tests.frozen.masks import EXPERTS, LLAMA_CPP, PAIRS
@@ -83,6 +84,58 @@ def test_notes_that_are_not_read_back_break_the_contract(tmp_path: Path) -> None
     folder = tiny_folder(tmp_path / "model")
     with pytest.raises(CalibrantError, match=r"notes was {'why': 'it is the first'} and is {}"):
         check_edits(DropsTheFirst(), parse_target("blocks 0.5"), str(folder))
+
+
+@dataclass(frozen=True)
+class Silence(Edit):
+    """Some inputs of a matrix count no more."""
+
+    kind: ClassVar[str] = "silence_inputs"
+
+    weight: Weight
+    inputs: tuple[int, ...]
+
+    @property
+    def block(self) -> int | None:
+        return self.weight.block
+
+    def apply(self, view: ModelView) -> None:
+        matrix = self.weight.get().clone()
+        matrix[:, list(self.inputs)] = 0
+        self.weight.set(matrix)
+
+    def undo(self, view: ModelView) -> Callable[[], None]:
+        before = self.weight.get().clone()
+        return lambda: self.weight.set(before)
+
+    def report(self, view: ModelView) -> dict[str, Any]:
+        return {"edit": self.kind, "name": self.weight.name, "notes": {}}
+
+    def stored(self) -> StoredEdit:
+        return StoredEdit(self.kind, {"name": self.weight.name, "inputs": list(self.inputs)})
+
+    @classmethod
+    def read(cls, stored: StoredEdit, view: ModelView) -> "Silence":
+        return cls(view.named[stored.facts["name"]], tuple(stored.facts["inputs"]))
+
+
+@dataclass(frozen=True, repr=False)
+class SilencesSmallInputs(ModelMethod):
+    """Removes of each matrix the inputs that are smallest, by an edit of its own."""
+
+    accepts: ClassVar[tuple[type[Target], ...]] = (Sparsity,)
+    observes: ClassVar[tuple[type[Statistic], ...]] = (FeatureNorms,)
+
+    def edits(self, job: Job) -> Iterator[Edit]:
+        for weight, seen in job.walk(self.observes):
+            norms = seen[FeatureNorms].norms()
+            yield Silence(weight, tuple(norms.argsort(stable=True)[: len(norms) // 4].tolist()))
+
+
+def test_edits_of_ones_own_wait_for_the_end_of_a_walk_through_the_dense_model(tmp_path: Path):
+    """Asked again after a kill: those that are done must not change what later blocks see."""
+    folder = tiny_folder(tmp_path / "model")
+    check_edits(SilencesSmallInputs(), parse_target("0.25"), str(folder))
 
 
 USUAL = (

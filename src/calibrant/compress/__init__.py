@@ -6,7 +6,7 @@ the loop that they and studies share.
 import calibrant.models  # pyright: ignore[reportUnusedImport]  # noqa: F401
 from calibrant.compress.compression import Compression
 from calibrant.compress.exporting import Exported, export
-from calibrant.compress.loop import UntouchedModel, compress, put_back, transformed
+from calibrant.compress.loop import UntouchedModel, compress, put_back, stored_edits, transformed
 from calibrant.compress.matrices import check_model, edits_of
 from calibrant.compress.planning import JobPlan, plan
 from calibrant.compress.prune_quantize import prune, quantize
@@ -29,5 +29,6 @@ __all__ = [
     "prune",
     "put_back",
     "quantize",
+    "stored_edits",
     "transformed",
 ]

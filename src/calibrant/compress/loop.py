@@ -20,7 +20,6 @@ from calibrant.compress.recipe import Recipe
 from calibrant.data import TokenBatch
 from calibrant.edits import (
     Edit,
-    Fold,
     QuantizeCache,
     QuantizeInputs,
     Replace,
@@ -311,7 +310,7 @@ def _settle(
     job.ranks.agree(f"what became of step {index}", repr(step.reports))
     if checkpoint and job.ranks.first:
         with spent_on("keeping finished blocks"):
-            writer.add(checkpoint, index, _stored(step, recipe), step.reports)
+            writer.add(checkpoint, index, stored_edits(step.edits, recipe), step.reports)
             # A block on disk is freed next, and read again with what was kept of it.
             if on_disk:
                 writer.wait()
@@ -323,16 +322,17 @@ def _settle(
         job.progress(doing, block + 1, len(job.view.blocks))
 
 
-def _stored(step: _Step, recipe: Recipe) -> list[StoredEdit]:
-    """What is kept of a step: masks where a job that goes on finds the numbers that they are for.
+def stored_edits(edits: Sequence[Edit], recipe: Recipe) -> list[StoredEdit]:
+    """Return what is kept of edits: masks where a job that goes on finds the numbers that they are
+    for.
 
     It transforms the model again, perhaps with other last bits. In `dense` it reads all edits
     before it applies them, so a matrix mustn't have had another edit before.
     """
     edited_once = isinstance(recipe.method, MatrixMethod)
     if recipe.transforms or (recipe.propagate == "dense" and not edited_once):
-        return [edit.stored() for edit in step.edits]
-    return [edit.stored_briefly() for edit in step.edits]
+        return [edit.stored() for edit in edits]
+    return [edit.stored_briefly() for edit in edits]
 
 
 @dataclass(frozen=True)
@@ -457,15 +457,15 @@ def put_back(
     """Apply the `stored` edits of before an interruption. Return all of them, and those that are
     postponed to the end.
 
-    Postponed are, in `dense`, matrices and scales that moved: its walk is through the untouched
-    model.
+    Postponed are, in `dense`, those that are a part of a block: its walk is through the untouched
+    model. Others, such as blocks that go, decide what the walk goes through.
     """
     done: list[Edit] = []
     postponed: list[Edit] = []
     for kept in stored:
         edit = read_edit(kept, view)
         done.append(edit)
-        if propagate == "dense" and isinstance(edit, Replace | Fold):
+        if propagate == "dense" and edit.block is not None:
             postponed.append(edit)
         else:
             edit.apply(view)

@@ -10,13 +10,14 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from calibrant.compress import Recipe, compress, edits_of, put_back
+from calibrant.activations import Propagation
+from calibrant.compress import Recipe, compress, edits_of, put_back, stored_edits
 from calibrant.data import CalibrationSet, TokenBatch
 from calibrant.edits import Edit, StoredEdit, read_edit
 from calibrant.edits.file import from_bytes, to_bytes
 from calibrant.errors import CalibrantError
 from calibrant.job import Job
-from calibrant.methods import Method
+from calibrant.methods import Method, ModelMethod
 from calibrant.models import Opened, open_model, view
 from calibrant.models.compact import AS_INTEGERS
 from calibrant.spec.foreign import brief
@@ -33,19 +34,35 @@ def check_edits(method: Method, target: Target, model: str, data: str = "python_
     The same job gives the same edits; each can be undone, to the bit; what a record says of it is
     JSON; written and read back they hold the same facts, notes included, and tensors, and make the
     same model; a job that was interrupted after any of them goes on to the same end. A tuple may be
-    read back as a list.
+    read back as a list. Those of a `ModelMethod` that observes are checked in each of its
+    propagations.
 
     Raises `CalibrantError`, naming the method, the target and what was wrong, at the first break of
     contract.
     """
-    label = f"{method} at {target}"
     opened = open_model(model, "float32")
     batch: TokenBatch | None = None
     if method.looks:
         calibration = CalibrationSet(data, samples=SAMPLES, length=LENGTH)
         batch = calibration.tokens(opened.tokenizer)
+    propagations: tuple[Propagation, ...] = (method.propagate,)
+    # The edits of other methods are ours, and where nothing is observed all propagations are one.
+    if isinstance(method, ModelMethod) and method.observes:
+        propagations = method.propagations
+    for propagate in propagations:
+        _check_edits_in(propagate, method, target, model, batch)
+
+
+def _check_edits_in(
+    propagate: Propagation, method: Method, target: Target, model: str, batch: TokenBatch | None
+) -> None:
+    """Check the edits that a method yields in one propagation."""
+    label = f"{method} at {target}"
+    if propagate != method.propagate:
+        label = f"{label} in {propagate}"
+    opened = open_model(model, "float32")
     edits: list[Edit] = []
-    recipe = Recipe.parse(method, target)
+    recipe = Recipe.parse(method, target, propagate=propagate)
     record = compress(opened, view(opened.model), batch, recipe, keep=edits.append)
     expected = _State.of(opened)
     try:
@@ -53,10 +70,10 @@ def check_edits(method: Method, target: Target, model: str, data: str = "python_
     except (TypeError, ValueError) as error:
         message = f"{label}: the record is no JSON ({error})"
         raise CalibrantError(message, subject=label) from error
-    _check_undoing(_fresh_job(model, batch, method, target), method, expected, label)
+    _check_undoing(_fresh_job(model, batch, target, propagate), method, expected, label)
 
     written = to_bytes([edit.stored() for edit in edits])
-    reread = _fresh_job(model, batch, method, target)
+    reread = _fresh_job(model, batch, target, propagate)
     for edit, stored in zip(edits, from_bytes(written), strict=True):
         again = read_edit(stored, reread.view)
         _check_reading(edit.stored(), again.stored(), label)
@@ -65,10 +82,10 @@ def check_edits(method: Method, target: Target, model: str, data: str = "python_
     _require(same, f"{label}: edits that were written and read back made another model")
 
     for count in _kept_counts(edits):
-        resumed = _fresh_job(model, batch, method, target)
-        kept = [edit.stored_briefly() for edit in edits[:count]]
+        resumed = _fresh_job(model, batch, target, propagate)
+        kept = stored_edits(edits[:count], recipe)
         # In `dense` the walk is through the untouched model, so changed matrices wait for the end.
-        done, late = put_back(resumed.view, kept, method.propagate)
+        done, late = put_back(resumed.view, kept, propagate)
         for edit in edits_of(method, replace(resumed, done=done)):
             edit.apply(resumed.view)
         for edit in late:
@@ -166,12 +183,12 @@ def _equal_bits(tensor: Tensor, other: Tensor) -> bool:
     return torch.equal(tensor.contiguous().view(integers), other.contiguous().view(integers))
 
 
-def _fresh_job(model: str, batch: TokenBatch | None, method: Method, target: Target) -> Job:
+def _fresh_job(model: str, batch: TokenBatch | None, target: Target, propagate: Propagation) -> Job:
     """The job on the dense model, opened anew."""
     opened = open_model(model, "float32")
     model_view = view(opened.model)
     targets = dict.fromkeys(model_view.named, target)
-    return Job(opened, model_view, batch, target, targets, method.propagate)
+    return Job(opened, model_view, batch, target, targets, propagate)
 
 
 def _kept_counts(edits: Sequence[Edit]) -> list[int]:

@@ -80,6 +80,8 @@ class LlamaQuantize(ModelMethod):
 
     accepts: ClassVar[tuple[type[Target], ...]] = (GgufRecipe, GgufBudget)
     propagate: ClassVar[Propagation] = "dense"
+    # The whole file is made at once: no matrix gets inputs from one that is rounded already.
+    propagations: ClassVar[tuple[Propagation, ...]] = ("dense",)
 
     like: str = ""
     importance: bool = True
@@ -136,11 +138,6 @@ class LlamaQuantize(ModelMethod):
         return StandIn(RecipeByMatrix(), aim, differs)
 
     def edits(self, job: Job) -> Iterator[Edit]:
-        # The whole file is made at once: no matrix gets inputs from one that is rounded already.
-        if job.propagate != "dense":
-            problem = f"{self} looks at the dense model alone"
-            message = f"{problem}, and propagate={job.propagate} was asked for; leave it out"
-            raise TargetError(message, subject=job.propagate)
         if self.tries:
             check_blocks_together(self, job)
         if any(isinstance(edit, ReplaceParameters) for edit in job.done):
