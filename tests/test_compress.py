@@ -7,9 +7,9 @@ import math
 import os
 import threading
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +17,17 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from calibrant.activations import Gram, Propagation
+from calibrant.activations import FeatureNorms, Gram, Propagation, Seen
 from calibrant.compress import Recipe, compress, fitting, prune, prune_quantize, quantize, room
 from calibrant.compress.checkpoint import Checkpoint, StepWriter
 from calibrant.data import CalibrationSet, TokenBatch
-from calibrant.edits import Replace
+from calibrant.edits import Edit, Replace
 from calibrant.errors import InputError, NumericsError, OutputError, SpecError, TargetError
-from calibrant.methods import Compressed
+from calibrant.job import Job
+from calibrant.methods import Compressed, MatrixMethod, Method, ModelMethod
+from calibrant.methods.pruning.reconstructed import Refit
 from calibrant.models import ModelView, Opened, Weight, open_model, read_manifest, save, view
-from calibrant.targets import Grid, parse_target
+from calibrant.targets import Grid, Target, parse_target
 from calibrant.testing import tiny_folder
 
 from tests.refusing import refused
@@ -231,6 +233,37 @@ def test_nan_in_a_weight_is_refused_by_name(folder: Path, texts: str, tmp_path: 
     save(opened, tmp_path / "broken", {})
     with refused(NumericsError, "model.layers.1.mlp.up_proj"):
         prune(str(tmp_path / "broken"), data=texts, **SMALL)
+
+
+@dataclass(frozen=True, repr=False)
+class Breaking(MatrixMethod):
+    """Makes NaN of what was sound, whatever it observes."""
+
+    def compress(self, weight: torch.Tensor, seen: Seen, target: Target) -> Compressed:
+        return Compressed(weight * math.nan)
+
+
+class Looking(Breaking):
+    observes = (FeatureNorms,)
+
+
+@dataclass(frozen=True, repr=False)
+class Melting(ModelMethod):
+    """Makes infinity of one matrix, by an edit that isn't that of a matrix."""
+
+    def edits(self, job: Job) -> Iterator[Edit]:
+        weight = job.view.weights[0]
+        yield Refit(0, {weight: weight.get() / 0.0})
+
+
+@pytest.mark.parametrize("method", [Breaking(), Looking(), Melting()])
+def test_a_method_that_makes_nan_of_sound_numbers_is_named_and_nothing_is_saved(
+    method: Method, folder: Path, texts: str, tmp_path: Path
+) -> None:
+    with pytest.raises(NumericsError, match=f"{type(method).__name__} made") as caught:
+        prune(str(folder), data=texts, method=method, out=tmp_path / "out", **SMALL)
+    assert caught.value.subject == "model.layers.0.self_attn.q_proj"
+    assert not list(tmp_path.glob("*out*"))
 
 
 @pytest.mark.parametrize("broken", [0, 2])

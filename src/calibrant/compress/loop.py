@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from calibrant.activations import Propagation, Seen, Statistic
 from calibrant.compress.cache import quantized_cache
@@ -27,10 +28,10 @@ from calibrant.edits import (
     StoredEdit,
     read_edit,
 )
-from calibrant.errors import SpecError, TargetError
+from calibrant.errors import NumericsError, SpecError, TargetError
 from calibrant.job import Job
-from calibrant.methods import Compressed, MatrixMethod
-from calibrant.models import Block, ModelView, Opened, Weight
+from calibrant.methods import Compressed, MatrixMethod, Method
+from calibrant.models import Block, ModelView, Opened, Weight, is_finite
 from calibrant.models.rounded_cache import attention_names
 from calibrant.models.rounded_inputs import check_inputs_may_change, rounding_modules
 from calibrant.numerics import check_report
@@ -267,12 +268,19 @@ def _steps(job: Job, recipe: Recipe, edits: Iterator[Edit]) -> Iterator[_Step]:
             yield step
             step = _Step([], [])
         with spent_on("record"):
+            if isinstance(edit, Replace):
+                # Before the report, which would find its errors infinite and not say why.
+                _check_finite(recipe.method, edit.weight.name, edit.compressed.weight)
             # Before the edit is applied: a report compares the matrix as it is with what it
             # becomes.
             report = edit.report(job.view)
             check_report(report, report.get("name", recipe.method.spec_name()))
             step.reports.append(report)
             edit.apply(job.view)
+            if not isinstance(edit, Replace | QuantizeInputs | QuantizeCache):
+                for weight in job.view.weights:
+                    if weight.block == edit.block:
+                        _check_finite(recipe.method, weight.name, weight.get())
         job.applied_kinds.append(edit.kind)
         step.edits.append(edit.applied())
         # Freed with what the matrix saw, before the next edit is made. `applied` left that out.
@@ -280,6 +288,14 @@ def _steps(job: Job, recipe: Recipe, edits: Iterator[Edit]) -> Iterator[_Step]:
     if step.edits:
         step.take_back(job.view)
         yield step
+
+
+def _check_finite(method: Method, name: str, numbers: Tensor) -> None:
+    """Raise `NumericsError` if what a method made of the matrix `name` holds NaN or infinity."""
+    if not is_finite(numbers):
+        problem = f"{method.spec_name()} made numbers of {name} NaN or infinite"
+        message = f"{problem}; mend the method, or open the model in a wider dtype"
+        raise NumericsError(message, subject=name)
 
 
 def _beside_device(view: ModelView) -> bool:

@@ -57,6 +57,7 @@ with uncollected():
         Residence,
         Weight,
         check_finite,
+        is_finite,
         view,
     )
 
@@ -92,6 +93,7 @@ __all__ = [
     "expert_layers",
     "gguf_of",
     "is_as_remembered",
+    "is_finite",
     "is_object",
     "load",
     "located",

@@ -348,10 +348,10 @@ def check_finite(view: ModelView) -> None:
 
 def _check_parameters(parameters: Iterable[tuple[str, Tensor]], weights: Sequence[Weight]) -> None:
     for name, parameter in parameters:
-        if _is_finite(parameter):
+        if is_finite(parameter):
             continue
         # In a tensor of all experts, the matrix's name says which of them it is.
-        broken = [weight.name for weight in weights if not _is_finite(weight.stored)]
+        broken = [weight.name for weight in weights if not is_finite(weight.stored)]
         subject = broken[0] if broken else name
         raise NumericsError(
             f"the weights of {subject} hold NaN or infinity; open the model from a sound file, or "
@@ -360,7 +360,8 @@ def _check_parameters(parameters: Iterable[tuple[str, Tensor]], weights: Sequenc
         )
 
 
-def _is_finite(tensor: Tensor) -> bool:
+def is_finite(tensor: Tensor) -> bool:
+    """Return whether no number of a tensor is NaN or infinite."""
     if tensor.numel() == 0:
         return True
     # The extremes show NaN and infinity without a copy, which of an embedding may take a gigabyte.
