@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 
@@ -114,6 +115,28 @@ def test_an_object_with_a_whole_number_is_what_its_text_is(damp: int) -> None:
         damp: float = 1.0
 
     assert identity(Damped(damp=damp)) == identity(build(Damped, {"damp": damp}))
+
+
+@pytest.mark.parametrize(
+    ("key", "members"),
+    [
+        ("revision", {"__annotations__": {"revision": str}, "revision": "main"}),
+        ("spec", {"__annotations__": {"spec": str}, "spec": "a"}),
+        ("revision", {"revision": "main"}),
+    ],
+)
+def test_a_class_whose_identity_would_be_wrong_is_refused(
+    key: str, members: dict[str, Any]
+) -> None:
+    """A parameter is called as a part of every identity is, or the revision is a text."""
+    from calibrant.methods import methods
+
+    members["__module__"] = __name__
+    diary = dataclass(frozen=True, repr=False)(type("Diary", (Spec,), members))
+    for use in (identity, methods.build):
+        with pytest.raises(SpecError, match="Diary") as refused:
+            use(diary())
+        assert refused.value.subject == key
 
 
 def test_identity_writes_defaults_out() -> None:

@@ -26,7 +26,7 @@ from typing import Any
 from calibrant.errors import SpecError
 from calibrant.spec.classes import NAMING_PACKAGES, is_foreign, qualified
 from calibrant.spec.foreign import brief, did_you_mean
-from calibrant.spec.spec import Call, Spec, build, parse, reads_back
+from calibrant.spec.spec import Call, Spec, build, check_identity, parse, reads_back
 
 
 def _folder_of(package: str) -> Path | None:
@@ -156,10 +156,11 @@ class Registry:
         """Make the object that a text such as `sparsegpt(damp=0.02)` describes.
 
         Objects are passed through. Raises `SpecError` for what describes none, and for an object
-        whose class is no frozen dataclass.
+        whose class is no frozen dataclass or can't have an identity.
         """
         if isinstance(spec, Spec):
             _require_frozen(type(spec))
+            check_identity(type(spec))
             return spec
         call = spec
         if isinstance(spec, str):
@@ -234,6 +235,7 @@ class Registry:
             message = f"{place} can't be read ({why}); mend its package, or remove it"
             raise SpecError(message, subject=entry.name) from error
         if isinstance(thing, type) and issubclass(thing, Spec):
+            check_identity(thing)
             return thing
         message = f"{place} names no class of a {self.noun}; point it to one that inherits ours"
         raise SpecError(message, subject=entry.name)

@@ -364,8 +364,27 @@ def canonical(value: Any) -> Any:
     return str(value)
 
 
+def check_identity(cls: type[Spec]) -> None:
+    """Raise `SpecError` for a class whose identities would be wrong: one that has a parameter with
+    the name of another part of the identity, or a revision that is no whole number.
+    """
+    if dataclasses.is_dataclass(cls):
+        for parameter in dataclasses.fields(cls):
+            if parameter.name in _ABOUT_KEYS:
+                name = parameter.name
+                problem = f"{qualified(cls)} has a parameter {name!r}, as identities call a part"
+                message = f"{problem} of their own; call it something else"
+                raise SpecError(message, subject=name)
+    if type(cls.revision) is not int:
+        problem = f"the revision of {qualified(cls)} is {brief(cls.revision)}"
+        raise SpecError(f"{problem}; write a whole number, such as 2", subject="revision")
+
+
 def about(cls: type[Spec]) -> dict[str, Any]:
-    """Return the part of a canonical form that says which spec it is, and is no parameter."""
+    """Return the part of a canonical form that says which spec it is, and is no parameter. Raises
+    `SpecError` as `check_identity` does.
+    """
+    check_identity(cls)
     form: dict[str, Any] = {"spec": cls.spec_name()}
     if is_foreign(cls):
         form["class"] = qualified(cls)
