@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, Optional, Union
 
 import pytest
 
@@ -115,6 +115,37 @@ def test_an_object_with_a_whole_number_is_what_its_text_is(damp: int) -> None:
         damp: float = 1.0
 
     assert identity(Damped(damp=damp)) == identity(build(Damped, {"damp": damp}))
+
+
+@dataclass(frozen=True, repr=False)
+class Choosy(Spec):
+    """Its annotations are written in the older ways."""
+
+    per: Literal["row", "matrix"] = "row"
+    cap: Optional[float] = None  # noqa: UP045
+    rounds: Union[int, Literal["all"]] = 1  # noqa: UP007
+
+
+@dataclass(frozen=True, repr=False)
+class Postponed(Spec):
+    per: "Literal['row', 'matrix']" = "row"
+    cap: "Optional[float]" = None  # noqa: UP045
+    rounds: "int | Literal['all']" = 1
+
+
+@pytest.mark.parametrize("cls", [Choosy, Postponed])
+def test_literals_and_optional_types_are_read_as_plain_ones(cls: type[Any]) -> None:
+    assert build(cls, {"per": Call("matrix")}) == cls(per="matrix")
+    assert build(cls, {"rounds": Call("all")}) == cls(rounds="all")
+    assert isinstance(build(cls, {"cap": 1}).cap, float)
+    assert identity(cls(cap=1)) == identity(cls(cap=1.0))
+    assert build(cls, {"cap": None, "rounds": 2}) == cls(rounds=2)
+    wrong = [("per", Call("block"), "'row' or 'matrix'"), ("per", None, "'row' or 'matrix'")]
+    wrong += [("rounds", Call("some"), "int or 'all'"), ("cap", "much", "float or None")]
+    for name, value, allowed in wrong:
+        with pytest.raises(SpecError, match=f"{name} must be {allowed}$") as refused:
+            build(cls, {name: value})
+        assert refused.value.subject == name
 
 
 @pytest.mark.parametrize(

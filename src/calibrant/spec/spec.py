@@ -15,7 +15,20 @@ import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Final, TypeAlias, TypeGuard, TypeVar
+from types import UnionType
+from typing import (
+    Any,
+    ClassVar,
+    Final,
+    Literal,
+    TypeAlias,
+    TypeGuard,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 from calibrant.errors import SpecError
 from calibrant.spec.classes import foreign_name, is_foreign, qualified
@@ -227,34 +240,92 @@ def _is_needed(parameter: Parameter) -> bool:
 
 
 def _typed(cls: type[Any], parameter: Parameter, value: Any) -> Any:
-    """Check a value against a parameter of plain types, such as `float | None`, or of texts.
+    """Check a value against a parameter of plain types, such as `float | None`, of literals, or of
+    texts.
 
     Other annotations are the class's own business.
     """
     if str(parameter.type) == "tuple[str, ...]":
         return _texts(cls, parameter, value)
-    types = _written_types(parameter)
+    types = _written_types(cls, parameter)
     if not _PLAIN_TYPES.keys() >= set(types):
         # A list would leave the object without a hash.
         return tuple(value) if isinstance(value, list) else value
     if isinstance(value, Call) and "str" in types and not value.arguments:
-        return value.name
+        value = value.name
     if _stands_for_float(value, types):
         return float(value)
-    if type(value) not in [_PLAIN_TYPES[word] for word in types]:
+    fits = type(value) in [_PLAIN_TYPES[word] for word in types]
+    literals = _literals(cls, parameter, type(value))
+    if not fits or (literals and value not in literals):
         given = f"{cls.spec_name()}({parameter.name}={text_of(value)})"
-        message = f"{given}: {parameter.name} must be {' or '.join(types)}"
+        allowed = " or ".join(_allowed(cls, parameter))
+        message = f"{given}: {parameter.name} must be {allowed}"
         raise SpecError(message, subject=parameter.name)
     return value
 
 
-def _written_types(parameter: Parameter) -> list[str]:
-    """The types that a parameter may have, as they are written: `["float", "None"]`."""
-    # A text where the file postpones its annotations, else a type or a union of types.
-    annotation: Any = parameter.type
-    if not isinstance(annotation, str):
-        annotation = getattr(annotation, "__name__", str(annotation))
-    return [word.strip() for word in annotation.split("|")]
+def _written_types(cls: type[Any], parameter: Parameter) -> list[str]:
+    """The types that a parameter may have, as they are written: `["float", "None"]`. A literal
+    stands for its type.
+    """
+    types: list[str] = []
+    for member in _members(_annotation(cls, parameter)):
+        if get_origin(member) is Literal:
+            types += [_written_type(type(value)) for value in get_args(member)]
+        else:
+            types.append(_written_type(member))
+    return types
+
+
+def _allowed(cls: type[Any], parameter: Parameter) -> list[str]:
+    """What a parameter may be, as a message says it: types, and literals as a spec has them."""
+    allowed: list[str] = []
+    for member in _members(_annotation(cls, parameter)):
+        if get_origin(member) is Literal:
+            allowed += map(text_of, get_args(member))
+        else:
+            allowed.append(_written_type(member))
+    return allowed
+
+
+def _written_type(member: Any) -> str:
+    if isinstance(member, str):
+        return member
+    if member is type(None):
+        return "None"
+    return getattr(member, "__name__", str(member))
+
+
+def _literals(cls: type[Any], parameter: Parameter, kind: type[Any]) -> list[Any]:
+    """The literals of one type that a parameter may be; none where it may be any of that type."""
+    literals: list[Any] = []
+    for member in _members(_annotation(cls, parameter)):
+        if _written_type(member) == kind.__name__:
+            return []
+        if get_origin(member) is Literal:
+            literals += [value for value in get_args(member) if type(value) is kind]
+    return literals
+
+
+def _annotation(cls: type[Any], parameter: Parameter) -> Any:
+    """What a parameter is annotated with; a text where nothing tells what it stands for."""
+    if not isinstance(parameter.type, str):
+        return parameter.type
+    # A file that postpones its annotations may name what is there only for a type checker.
+    try:
+        return get_type_hints(cls)[parameter.name]
+    except (NameError, AttributeError, TypeError):
+        return parameter.type
+
+
+def _members(annotation: Any) -> list[Any]:
+    """The members of a union, as types or as they are written, or what is annotated itself."""
+    if isinstance(annotation, str):
+        return [word.strip() for word in annotation.split("|")]
+    if get_origin(annotation) in (Union, UnionType):
+        return list(get_args(annotation))
+    return [annotation]
 
 
 def _stands_for_float(value: Any, types: Sequence[str]) -> TypeGuard[int]:
@@ -350,7 +421,7 @@ def canonical(value: Any) -> Any:
                 continue
             # What a text is read as, so that both have the same identity. A default is never read.
             is_default = given == default and type(given) is type(default)
-            if not is_default and _stands_for_float(given, _written_types(parameter)):
+            if not is_default and _stands_for_float(given, _written_types(type(value), parameter)):
                 given = float(given)
             form[parameter.name] = canonical(given)
         return form
