@@ -127,6 +127,8 @@ def _compress(
     with progress() as update:
         done = run(**options, progress=update)
     warn(done.record.provenance.get("few_tokens", ""))
+    for part in done.record.data_facts.get("parts", ()):
+        warn(part.get("lost", ""))
     facts = {
         **done.record.plain(),
         "out": str(done.out),

@@ -110,18 +110,21 @@ class Row:
 class SourceRows:
     """What a source holds: the rows of each part, in any order, and where they come from.
 
-    `note` says how they differ from the published set.
+    `note` says how they differ from the published set; `lost` is what the note says of a user's
+    rows that were left out.
     """
 
     rows: Mapping[Part, Iterable[Row]]
     origin: str
     note: str = ""
+    lost: str = ""
 
 
 @dataclass(frozen=True)
 class PartRows:
     """One part of a source as it is used: distinct rows ordered by key, how many were left out
-    and why, and the digest of what remains.
+    and why, and the digest of what remains. Origin, note and what is lost are those of
+    `SourceRows`.
     """
 
     rows: tuple[Row, ...]
@@ -129,6 +132,7 @@ class PartRows:
     overlapping: int = 0
     origin: str = ""
     note: str = ""
+    lost: str = ""
 
     @cached_property
     def digest(self) -> str:
@@ -388,6 +392,7 @@ def _hold(source: StoredSource, place: Hashable) -> dict[Part, PartRows]:
             overlapping=len(distinct) - len(used_rows),
             origin=content.origin,
             note=note,
+            lost=content.lost,
         )
     return parts
 

@@ -19,14 +19,14 @@ from jaxtyping import Bool, Float, Int, Int8
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from calibrant.data._base import Part, PerDraw, Row, Source, family_of
+from calibrant.data._base import Part, PerDraw, Row, Source, family_of, joined
 from calibrant.data._draw import Deck, PartDraw, Quota, TooFew, draw_part
 from calibrant.data._encoding import KINDS, Encoder, IdEncoder, KindEncoder, RoleEncoder
 from calibrant.data._files import known_suffix
 from calibrant.data._limits import LAST_DRAW, LONGEST_WINDOW, MOST_TOKENS
 from calibrant.data._marks import ROLES, Role
 from calibrant.data.expression import Term, term_of, text_of_source, written
-from calibrant.data.formats.chat import Chat, weighs
+from calibrant.data.formats.chat import Chat, unused_messages, weighs
 from calibrant.data.given import Given, OwnData, as_source
 from calibrant.data.packings._base import PAD, Frame, Window
 from calibrant.data.packings.one import One
@@ -845,7 +845,8 @@ def _facts(term: Term, part_draw: PartDraw, deck: Deck, weight: float) -> dict[s
         sequences += len(window.sequences())
         if window.broken:
             truncated += 1
-    return {
+    unused = unused_messages(part_draw.rows, term.format)
+    facts = {
         "data": str(term),
         "family": family_of(term.source),
         "share": float(term.share),
@@ -866,10 +867,14 @@ def _facts(term: Term, part_draw: PartDraw, deck: Deck, weight: float) -> dict[s
         "row_lengths": [int(length) for length in quartiles],
         "digest": deck.digest(part_draw.rows),
         "origin": deck.content.origin,
-        "note": deck.content.note,
+        "note": joined(deck.content.note, unused),
         "hub": hub,
         "licence": term.source.licence,
     }
+    lost = joined(deck.content.lost, unused)
+    if lost:
+        facts["lost"] = f"{term}: {lost}"
+    return facts
 
 
 def _cut_within(role: Role, windows: Sequence[Window]) -> int:

@@ -150,7 +150,8 @@ class UserFile(StoredSource):
     def read(self) -> SourceRows:
         if "ids" in self.fields:
             content = self.part("calibrate")
-            return SourceRows({"calibrate": content.rows}, content.origin, content.note)
+            rows = {"calibrate": content.rows}
+            return SourceRows(rows, content.origin, content.note, content.lost)
         files = files_of(self.path)
         layout = self._layout
         reader = RowReader(layout)
@@ -166,7 +167,7 @@ class UserFile(StoredSource):
         else:
             divided = train_and_test(parts[0], parts[1])
         note = joined(files.note, reader.columns.note, reader.note)
-        return SourceRows(divided, self.origin, note)
+        return SourceRows(divided, self.origin, note, reader.note)
 
     def _rows_of_splits(self, files: Files, reader: RowReader) -> list[list[Row]]:
         """Return the rows of each split that is used. `DataError` for one without a usable row."""
@@ -256,7 +257,7 @@ def _ids_of(source: UserFile, stamps: Hashable) -> PartRows:
     del stamps
     files = files_of(source.path)
     rows, note = rows_of_ids(_numbered(files.all), source.path)
-    return PartRows(rows, origin=source.origin, note=joined(files.note, note))
+    return PartRows(rows, origin=source.origin, note=joined(files.note, note), lost=note)
 
 
 def _numbered(files: Iterable[File]) -> Iterator[tuple[str, dict[str, Any]]]:

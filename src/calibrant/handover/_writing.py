@@ -38,7 +38,7 @@ class WrittenData:
 
     `form` says what each of its `rows` is: the ids of a window, its text, or a conversation.
     `tokens` counts the real tokens of the set, and `fingerprint` is the hash of all of them.
-    `notes` say what the file can't carry.
+    `notes` say what the file can't carry, and what of a user's data isn't used.
     """
 
     out: Path
@@ -144,6 +144,8 @@ def _write(options: WriteDataOptions, places: _Places, over: bool) -> WrittenDat
     batch = calibration.tokens(tokenizer)
     rows, about_rows = _rows(calibration, batch, tokenizer, places)
     notes = (*_not_carried(batch), *about_rows)
+    # The card says it beside the part.
+    lost = [part["lost"] for part in batch.facts["parts"] if "lost" in part]
     done = WrittenData(
         places.out,
         places.card,
@@ -152,7 +154,7 @@ def _write(options: WriteDataOptions, places: _Places, over: bool) -> WrittenDat
         len(rows),
         int(batch.mask.sum()),
         batch.fingerprint,
-        notes,
+        (*notes, *lost),
     )
     files: dict[Path, bytes] = {}
     if places.tool is not None and places.script is not None:

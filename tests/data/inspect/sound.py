@@ -33,6 +33,9 @@ PART: dict[str, Any] = {
     "empty": 0,
     "special_texts": {},
     "refused": {},
+    "unused": "",
+    "conversing": "svamp:chat@whole",
+    "leaner": ["svamp:cot"],
     "conversations": None,
 }
 CONVERSATIONS: dict[str, Any] = {

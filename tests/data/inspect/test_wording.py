@@ -28,6 +28,11 @@ from tests.data.inspect.sound import (
 
 SPOKEN: list[tuple[str, Change, str]] = [
     (
+        "unused messages",
+        part(unused="these conversations have 90 messages and 40 are used"),
+        "svamp:icl: these … have 90 messages and 40 are used: svamp:chat@whole shows all",
+    ),
+    (
         "reasoning that is left out",
         chat(left_out={"reasoning": 34}),
         "leaves out reasoning of 34 of 40 conversations of svamp:icl: svamp:chat(thinking='keep')",

@@ -1,5 +1,6 @@
 """A conversation in the model's own words."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -152,6 +153,24 @@ class Chat(Format):
 def weighs(form: Format) -> bool:
     """Return whether a format gives tokens of some roles another weight."""
     return isinstance(form, Chat) and form.weigh != "all"
+
+
+def unused_messages(rows: Sequence[Row], form: Format) -> str:
+    """Say how much of conversations a format leaves out that shows only their first question, or
+    that and its answer; nothing where that is all of them.
+    """
+    shown = {"question", "answer"} & set(form.needs)
+    if isinstance(form, Chat) or not shown:
+        return ""
+    messages = sum(len(row.turns) for row in rows)
+    used = len(shown) * sum(bool(row.turns) for row in rows)
+    with_functions = any(row.tools for row in rows)
+    if messages <= used and not with_functions:
+        return ""
+    sentence = f"these conversations have {messages:,} messages and {used:,} are used"
+    if with_functions:
+        sentence += ", without the functions that are offered"
+    return sentence
 
 
 def _without_calls(messages: list[Message]) -> list[Message]:

@@ -19,12 +19,14 @@ from calibrant.data._encoding import IdEncoder
 from calibrant.data.calibration import CalibrationSet, TokenBatch
 from calibrant.data.expression import Term
 from calibrant.data.formats import formats
+from calibrant.data.formats.chat import Chat, unused_messages
 from calibrant.data.given import OwnData
 from calibrant.data.inspect.conversing import conversation_facts
 from calibrant.data.inspect.overlap import measurable, overlaps, repeats, row_content
 from calibrant.data.inspect.profiling import quoted, text_tokens
 from calibrant.data.inspect.verdict import ENOUGH_DRAWS, verdict
 from calibrant.data.packings.many import Many
+from calibrant.data.packings.whole import Whole
 from calibrant.system.notebook import card, listing
 
 _BARS: Final = 12
@@ -47,7 +49,8 @@ class Inspection:
     Each of `parts` has the facts of its batch (rows, tokens, duplicates and overlapping rows that
     were left out, licence, digest, …) and more: `histogram`, the lengths of its rows in tokens as
     [least, most, rows]; `empty`, rows that came to no token; `special_texts`, in how many rows each
-    special token stands as text; `conversations`, in the format `chat` alone, what they hold and
+    special token stands as text; `unused`, what of conversations a format leaves out that shows
+    only their first exchange; `conversations`, in the format `chat` alone, what they hold and
     what the model's template makes of them; `texts`, the beginnings of its first windows as a model
     is shown them, none where `unshown` says why.
 
@@ -278,6 +281,7 @@ def _parts(
             "unshown": unshown,
         }
 
+            "unused": unused_messages(rows, term.format),
 
 def _special_names(encoder: IdEncoder) -> re.Pattern[str] | None:
     """Return an expression for special tokens that are written out in a text: a tokenizer takes
@@ -331,6 +335,7 @@ def _expressions(term: Term) -> dict[str, Any]:
 def histogram(lengths: Sequence[int]) -> list[list[int]]:
     """Return lengths counted in at most twelve ranges of a round width, as [least, most, count];
     the last range holds the few that are much longer.
+        "conversing": str(replace(term, format=Chat(), packing=Whole())),
     """
     if not lengths:
         return []

@@ -22,6 +22,12 @@ def verdict(facts: Facts) -> tuple[str, ...]:
     return tuple(dict.fromkeys(sentences))
 
 
+def _unused_messages(facts: Facts) -> Iterator[str]:
+    for part in facts["parts"]:
+        if part["unused"]:
+            yield f"{part['data']}: {part['unused']}: {part['conversing']} shows all"
+
+
 def _left_out_reasoning(facts: Facts) -> Iterator[str]:
     for part, conversations in _chats(facts):
         count = conversations["left_out"].get("reasoning", 0)
@@ -325,6 +331,7 @@ RULES: Final[Mapping[str, Callable[[Facts], Iterator[str]]]] = {
     "pads that count": _counted_pads,
     "measured rows": _measured_rows,
     "half of measured rows": _half_measured_rows,
+    "unused messages": _unused_messages,
     "two starts": _two_starts,
     "special tokens": _special_tokens,
     "empty rows": _empty_rows,
