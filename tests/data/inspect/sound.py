@@ -56,6 +56,7 @@ CONVERSATIONS: dict[str, Any] = {
 SOUND: dict[str, Any] = {
     "budget": {"flag": "--tokens", "amount": 8192},
     "windows": 4,
+    "length": 128,
     "tokens": 8192,
     "pads": 0,
     "double_starts": 0,

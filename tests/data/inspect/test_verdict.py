@@ -37,6 +37,10 @@ SILENT: dict[str, Change] = {
     "the end of one window in reasoning": both(
         chat(cut_reasoning=1), part(windows=40, truncated=1, fills=False)
     ),
+    "only the budget cuts a conversation, and leaves its window half empty": both(
+        chat(cut_reasoning=2),
+        part(packing="whole", fills=False, truncated=2, fitting_length=128, padding=0.6),
+    ),
     "words in common are no leak": lambda facts: facts["overlap_checks"][0].update(slight=50),
 }
 

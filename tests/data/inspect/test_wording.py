@@ -65,6 +65,11 @@ SPOKEN: list[tuple[str, Change, str]] = [
         "--length 200",
     ),
     (
+        "cut reasoning",
+        both(chat(cut_reasoning=2), part(fitting_length=100)),
+        "50% of the windows of svamp:icl end within reasoning, …: use svamp:chat@whole",
+    ),
+    (
         "draws",
         whole(disjoint_draws=3, enough=4900),
         "only 3 disjoint draws of 8,192 tokens, …: lower --tokens to 4,900 for 5 draws",
@@ -78,6 +83,11 @@ SPOKEN: list[tuple[str, Change, str]] = [
         "padding",
         part(padding=0.94, fills=False, packing="one", tokens=491, truncated=0),
         "94% of …, so only 491 tokens count: use svamp:icl",
+    ),
+    (
+        "padding",
+        both(chat(), part(padding=0.6, fills=False, packing="one", truncated=0)),
+        "60% of …, so only 8,192 tokens count: use svamp:chat@whole",
     ),
     (
         "pads that count",
@@ -161,12 +171,12 @@ SPOKEN: list[tuple[str, Change, str]] = [
     (
         "energy of special",
         energy("special", median=0.7),
-        "special tokens make up 70% …: use a format with fewer of them, such as text or cot",
+        "special tokens make up 70% …: use a format with fewer of them, such as svamp:cot",
     ),
     (
         "energy of template",
-        energy("template", median=0.51),
-        "own words make up 51% …: use a format with fewer of them, such as text or cot",
+        both(energy("template", median=0.51), part(leaner=[])),
+        "own words make up 51% …: longer texts have fewer of them",
     ),
 ]
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from calibrant.data._base import Row
+from calibrant.data._base import Format, Row
 from calibrant.data._draw import TooFew
 from calibrant.data._encoding import IdEncoder
 from calibrant.data.calibration import CalibrationSet, TokenBatch
@@ -257,9 +257,14 @@ def _parts(
     parts = zip(data.parts, batch.facts["parts"], drawn, strict=True)
     for number, (term, facts, rows) in enumerate(parts):
         lengths = [len(encoder.row(row, term.format)) for row in rows]
+        text_start, window_start = encoder.starts(term.packing, term.format)
+        starts = len(text_start) + len(window_start)
         fitting_length = 0
         if lengths:
-            fitting_length = int(np.quantile(lengths, 0.95, method="higher"))
+            fitting_length = int(np.quantile(lengths, 0.95, method="higher")) + starts
+            # The few longest may be all that is cut.
+            if fitting_length <= data.length:
+                fitting_length = max(lengths) + starts
         texts: list[str] = []
         unshown = f"the licence ({term.source.licence}) doesn't let its rows be quoted"
         if term.source.shown:
@@ -276,12 +281,12 @@ def _parts(
             "fitting_length": fitting_length,
             "empty": lengths.count(0),
             "special_texts": _special_texts(term, rows, special),
+            "unused": unused_messages(rows, term.format),
             "conversations": conversation_facts(term, facts, rows, tokenizer),
             "texts": texts,
             "unshown": unshown,
         }
 
-            "unused": unused_messages(rows, term.format),
 
 def _special_names(encoder: IdEncoder) -> re.Pattern[str] | None:
     """Return an expression for special tokens that are written out in a text: a tokenizer takes
@@ -324,18 +329,30 @@ def _expressions(term: Term) -> dict[str, Any]:
         "own": isinstance(term.source, OwnData),
         "kind": term.source.kind,
         "format": str(term.format),
+        "leaner": [str(replace(term, format=form)) for form in _leaner_formats(term)],
         "packing": str(packing),
         "fills": packing.fills,
         "replacement": packing.replacement,
         "filled": str(replace(term, format=answered_format, packing=Many())),
         "startless": startless,
+        "conversing": str(replace(term, format=Chat(), packing=Whole())),
     }
+
+
+def _leaner_formats(term: Term) -> Iterator[Format]:
+    """Yield other formats that the rows can have, with more of their own text for each word of the
+    format's.
+    """
+    present = {*term.source.fields, *term.source.sometimes}
+    for name in ("text", "cot"):
+        form = formats.build(name)
+        if name != term.format.spec_name() and present.issuperset(form.needs):
+            yield form
 
 
 def histogram(lengths: Sequence[int]) -> list[list[int]]:
     """Return lengths counted in at most twelve ranges of a round width, as [least, most, count];
     the last range holds the few that are much longer.
-        "conversing": str(replace(term, format=Chat(), packing=Whole())),
     """
     if not lengths:
         return []

@@ -87,11 +87,14 @@ def _unclear_conversations(facts: Facts) -> Iterator[str]:
 
 def _cut_reasoning(facts: Facts) -> Iterator[str]:
     for part, conversations in _chats(facts):
-        if _cuts_reasoning(part):
+        if _cuts_reasoning(part, facts):
             share = conversations["cut_reasoning"] / part["windows"]
+            remedy = f"use {conversations['uncut']}"
+            if part["fitting_length"] > facts["length"]:
+                remedy += f" with --length {part['fitting_length']}"
             yield (
                 f"{_percent(share)} of the windows of {part['data']} end within reasoning, before "
-                f"its answer: use {conversations['uncut']} with --length {part['fitting_length']}"
+                f"its answer: {remedy}"
             )
 
 
@@ -125,14 +128,19 @@ def _overlapping_draws(facts: Facts) -> Iterator[str]:
 
 
 def _padding(facts: Facts) -> Iterator[str]:
-    other_budget = ", or --tokens for a budget in real tokens"
-    if facts["budget"]["flag"] == "--tokens":
-        other_budget = ""
     for part in facts["parts"]:
-        if part["padding"] > 0.5 and not part["fills"] and not part["replacement"]:
+        remedies: list[str] = []
+        if not part["conversations"]:
+            remedies.append(part["filled"])
+        # Full windows would cut conversations.
+        elif not part["packing"].startswith("whole"):
+            remedies.append(part["conversations"]["uncut"])
+        if facts["budget"]["flag"] != "--tokens":
+            remedies.append("--tokens for a budget in real tokens")
+        if part["padding"] > 0.5 and not part["fills"] and not part["replacement"] and remedies:
             yield (
                 f"{_percent(part['padding'])} of the positions of {part['data']} are padding, so "
-                f"only {part['tokens']:,} tokens count: use {part['filled']}{other_budget}"
+                f"only {part['tokens']:,} tokens count: use {', or '.join(remedies)}"
             )
 
 
@@ -215,7 +223,9 @@ def _near_duplicates(facts: Facts) -> Iterator[str]:
 def _cut_rows(facts: Facts) -> Iterator[str]:
     for part in facts["parts"]:
         few = part["truncated"] <= 0.1 * part["windows"]
-        if part["fills"] or part["replacement"] or few or _cuts_reasoning(part):
+        if part["fills"] or part["replacement"] or few or _cuts_reasoning(part, facts):
+            continue
+        if _only_budget_cuts(part, facts):
             continue
         longer = f"raise --length to {part['fitting_length']:,}"
         remedy = f"use {part['filled']}"
@@ -311,14 +321,17 @@ def _energy_of(facts: Facts, kind: str, noun: str) -> Iterator[str]:
     # A model that chats meets its template in use, so it should see it here too.
     first = facts["parts"][0]
     if energy.get("median", 0.0) > 0.5 and not first["conversations"]:
+        remedy = "longer texts have fewer of them"
+        if first["leaner"]:
+            remedy = f"use a format with fewer of them, such as {' or '.join(first['leaner'])}"
         yield (
             f"{noun} make up {_percent(energy['median'])} of what half of the matrices are shown "
-            "(Σx²): use a format with fewer of them, such as text or cot in place of "
-            f"{first['format']}"
+            f"(Σx²): {remedy}"
         )
 
 
 RULES: Final[Mapping[str, Callable[[Facts], Iterator[str]]]] = {
+    "unused messages": _unused_messages,
     "reasoning that is left out": _left_out_reasoning,
     "calls that are left out": _left_out_calls,
     "words that are left out": _left_out_words,
@@ -331,7 +344,6 @@ RULES: Final[Mapping[str, Callable[[Facts], Iterator[str]]]] = {
     "pads that count": _counted_pads,
     "measured rows": _measured_rows,
     "half of measured rows": _half_measured_rows,
-    "unused messages": _unused_messages,
     "two starts": _two_starts,
     "special tokens": _special_tokens,
     "empty rows": _empty_rows,
@@ -377,10 +389,19 @@ def _of_all(count: int, part: Facts) -> str:
     return f"{count:,} of {whole} of {part['data']}"
 
 
-def _cuts_reasoning(part: Facts) -> bool:
+def _cuts_reasoning(part: Facts, facts: Facts) -> bool:
     """Return whether more than a few windows end within reasoning."""
     conversations = part["conversations"]
-    return bool(conversations) and conversations["cut_reasoning"] > 0.1 * part["windows"]
+    if not conversations or _only_budget_cuts(part, facts):
+        return False
+    return conversations["cut_reasoning"] > 0.1 * part["windows"]
+
+
+def _only_budget_cuts(part: Facts, facts: Facts) -> bool:
+    """Return whether each text fits a window of its own, so that a budget in tokens alone cuts
+    one.
+    """
+    return not part["fills"] and part["fitting_length"] <= facts["length"]
 
 
 def _has_content(part: Facts) -> bool:
