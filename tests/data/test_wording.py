@@ -18,8 +18,26 @@ FILES = [
     ),
     (
         "a.jsonl",
-        b'{"words": "a", "n": 1}\n',
+        b'{"words": "a text", "n": 1}\n',
         "no column 'text' or 'question'; its columns are words, n",
+    ),
+    (
+        "a.jsonl",
+        b'{"prompt": "a", "chosen": "b", "rejected": "c"}\n',
+        "a.jsonl can't be rendered as qa: that needs answer, and its columns are chosen, prompt, "
+        "rejected; say which to read, as in {path}(answer=COLUMN), or take {path}:question",
+    ),
+    (
+        "a.jsonl",
+        b'{"id": "b-7", "note": "a text", "remark": "a longer text", "all": {"text": "words"}}\n',
+        "has no column 'text' or 'question'; its columns are id, note, remark, all: say which to "
+        "read, as in {path}(text=remark)",
+    ),
+    (
+        "a.jsonl",
+        b'{"custom_id": "b-7", "body": {"messages": []}}\n',
+        "its columns are custom_id, body, and none of them holds texts: put the text of each row "
+        "into a column 'text', or its messages into 'messages'",
     ),
     ("a.jsonl", b'{"text": 3}\n', "a.jsonl', row 1: 'text' is '3'; it must be a text"),
     ("a.csv", b"text,n\na\n", "a.csv:2: this line has not the 2 columns of the first line but 1"),
@@ -70,7 +88,7 @@ SETS = [
 ]
 OBJECTS = [
     ([], "data is empty; give at least one row, and a list in the place of a generator that was"),
-    ([{"words": "a"}], "as in data.rename_column('words', 'text')"),
+    ([{"words": "a text"}], "as in data.rename_column('words', 'text')"),
     (["a text", 5], "data holds str, int; it must be all texts, all conversations, all token ids"),
     ([[4, -1]], "row 1 of data has '-1' among its token ids; an id is a whole number of at least"),
     ({"test": ["a"]}, "hand over one, as in data=splits['test'], and of rows a list, as in data=["),
@@ -103,4 +121,4 @@ def test_a_file(tmp_path: Path, name: str, content: bytes, said: str):
 def test_a_set(text: str, said: str):
     with pytest.raises(InputError) as caught:
         CalibrationSet(text)
-    assert said in str(caught.value)
+    assert said.replace("{path}", str(tmp_path / name)) in str(caught.value)

@@ -74,7 +74,7 @@ def layout_of(
     """
     records = [record for _, record in first_records]
     columns = assign(records, requested)
-    _check_columns(columns, list(dict.fromkeys(chain.from_iterable(records))), name, advice)
+    _check_columns(columns, records, name, advice)
     rows = [values_of(record, columns, place) for place, record in first_records]
     present = set(chain.from_iterable(rows))
     needed = ["question"]
@@ -237,8 +237,12 @@ def _read_columns(
 
 
 def _check_columns(
-    columns: Columns, present: Sequence[str], name: str, advice: Callable[[str], str]
+    columns: Columns,
+    records: Sequence[Mapping[str, Any]],
+    name: str,
+    advice: Callable[[str], str],
 ) -> None:
+    present = list(dict.fromkeys(chain.from_iterable(records)))
     names = [visible(column) for column in present[:MOST_COLUMNS]]
     listed = ", ".join(map(short, names[:20]))
     if len(present) > 20:
@@ -252,9 +256,25 @@ def _check_columns(
                 subject=requested,
             )
     if not {"text", "question", "turns"} & columns.fields.keys():
-        column = names[0] if names else "COLUMN"
+        column = _column_of_texts(records)
+        remedy = f": {advice(short(visible(column)))}"
+        if not column:
+            remedy = (
+                ", and none of them holds texts: put the text of each row into a column 'text', or "
+                "its messages into 'messages'"
+            )
         raise DataError(
-            f"{name!r} has no column 'text' or 'question'; its columns are {listed}: "
-            f"{advice(short(column))}",
+            f"{name!r} has no column 'text' or 'question'; its columns are {listed}{remedy}",
             subject=name,
         )
+
+
+def _column_of_texts(records: Iterable[Mapping[str, Any]]) -> str:
+    """Return the column that holds the longest texts; empty where none holds any."""
+    letters = Counter[str]()
+    for record in records:
+        for column, value in record.items():
+            # An id or an address is one word; some scripts have no spaces between words.
+            if isinstance(value, str) and (" " in value.strip() or not value.isascii()):
+                letters[column] += len(value)
+    return max(letters, key=letters.__getitem__, default="")

@@ -846,7 +846,7 @@ def _facts(term: Term, part_draw: PartDraw, deck: Deck, weight: float) -> dict[s
         if window.broken:
             truncated += 1
     unused = unused_messages(part_draw.rows, term.format)
-    facts = {
+    facts: dict[str, Any] = {
         "data": str(term),
         "family": family_of(term.source),
         "share": float(term.share),

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from calibrant.data._base import Format, PerDraw, Source, family_of
 from calibrant.data._columns import USUAL
+from calibrant.data._files import short
 from calibrant.data.formats import formats
 from calibrant.data.given import Given
 from calibrant.data.packings import packings
@@ -32,6 +33,7 @@ from calibrant.spec.grammar import (
     read_call,
     read_source,
     read_sum,
+    written_path,
     written_sum,
 )
 from calibrant.spec.registry import Registry
@@ -310,11 +312,28 @@ def _check_fields(source: Source, form: Format) -> None:
     missing = [name for name in form.needs if name not in fields]
     if not missing:
         return
-    others = [name for name in sources.names() if set(form.needs) <= _declared_fields(name)]
-    needed = f"needs {', '.join(missing)}, and {source} has {', '.join(source.fields)}"
-    message = f"{needed}; sets that have it: {', '.join(others)}"
     subject = str(source)
+    if isinstance(source, UserFile):
+        message = _missing_columns(source, missing, fields)
+    else:
+        others = [name for name in sources.names() if set(form.needs) <= _declared_fields(name)]
+        needed = f"needs {', '.join(missing)}, and {source} has {', '.join(source.fields)}"
+        message = f"{needed}; sets that have it: {', '.join(others)}"
     raise DataError(f"{subject} can't be rendered as {form}: that {message}", subject=subject)
+
+
+def _missing_columns(source: UserFile, missing: Sequence[str], fields: set[str]) -> str:
+    """Say which columns a file has instead, and what to type."""
+    listed = ", ".join(map(short, source.columns[:20]))
+    arguments = ", ".join(f"{name}=COLUMN" for name in missing)
+    message = (
+        f"needs {' and '.join(missing)}, and its columns are {listed}; say which to read, as in "
+        f"{written_path(source.path)}({arguments})"
+    )
+    for name in ("text", "qa", "question"):
+        if fields.issuperset(formats.get(name).needs):
+            return f"{message}, or take {source}:{name}"
+    return message
 
 
 def _declared_fields(name: str) -> set[str]:

@@ -100,6 +100,11 @@ class UserFile(StoredSource):
         """
         return dict(self._layout.columns.guessed)
 
+    @property
+    def columns(self) -> list[str]:
+        """The columns that hold something in the first rows, sorted."""
+        return sorted(map(visible, self._layout.seen))
+
     def __repr__(self) -> str:
         arguments = ", ".join(f"{name}={column!r}" for name, column in self._requested)
         text = written_path(self.path)
@@ -150,7 +155,7 @@ class UserFile(StoredSource):
     def read(self) -> SourceRows:
         if "ids" in self.fields:
             content = self.part("calibrate")
-            rows = {"calibrate": content.rows}
+            rows: dict[Part, Sequence[Row]] = {"calibrate": content.rows}
             return SourceRows(rows, content.origin, content.note, content.lost)
         files = files_of(self.path)
         layout = self._layout
