@@ -41,3 +41,5 @@ def test_what_is_lost_of_a_file_is_said(ask: Ask, model: Path, tmp_path: Path, n
     fixes = ask("inspect", name, "--model", model, *small, "--json").json["verdict"]
     shown = f"{part['data']}: {LOST[name]}: talks.jsonl:chat@whole shows all"
     assert (shown in fixes) == (name == "talks.jsonl")
+    planned = ask("prune", model, "--data", name, *small, "--plan", "--json")
+    assert f"{name} wasn't read whole: it may hold fewer tokens than that" in planned.json["notes"]

@@ -44,6 +44,8 @@ from calibrant.compress.room import (
     source_count,
 )
 from calibrant.data import CalibrationSet
+from calibrant.data.given import own_behind
+from calibrant.data.user_file import UserFile
 from calibrant.errors import ModelError, SpecError
 from calibrant.exports import Export
 from calibrant.methods import MatrixMethod
@@ -346,7 +348,7 @@ class CompressionPlanner:
             free=self.machine.disk,
             seconds=self._seconds(sum(parts.values()), kept),
             problems=tuple(problems),
-            notes=(*notes, *self._uncounted()),
+            notes=(*notes, *self._unread(), *self._uncounted()),
             host=host,
             parts=parts,
         )
@@ -622,6 +624,18 @@ class CompressionPlanner:
             if part.observes:
                 walks += 1
         return walks + self.recipe.forwards_for_scales(propagate)
+
+    def _unread(self) -> list[str]:
+        """Name the user's files, of which nobody knows how much they hold before they are read."""
+        calibration = self.calibration
+        if calibration is None or calibration.at_most or not self.recipe.looks:
+            return []
+        files: dict[str, None] = {}
+        for term in calibration.parts:
+            for source in own_behind(term.source):
+                if isinstance(source, UserFile):
+                    files[str(source)] = None
+        return [f"{file} wasn't read whole: it may hold fewer tokens than that" for file in files]
 
     def _uncounted(self) -> list[str]:
         """What the estimate of the time leaves out, in sentences."""

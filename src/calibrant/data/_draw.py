@@ -278,13 +278,13 @@ def _too_few(
     # What the whole set may have, so that this part's share of it is what there is.
     tokens = int(part_draw.tokens / quota.share)
     if quota.tokens is None:
-        budget = f"{quota.windows} windows"
+        budget = f"{quota.windows:,} windows"
         most = f"--samples {int(len(part_draw.windows) / quota.share)}"
     else:
-        budget = f"{quota.tokens} tokens"
+        budget = f"{quota.tokens:,} tokens"
         most = f"--tokens {tokens}"
     message = f"{deck.description} holds {supply}, too little for {budget} of {term}"
-    message += f" in windows of {length}"
+    message += f" in windows of {length:,}"
     if part_draw.passed_over:
         message += f" ({part_draw.passed_over} rows are no {term.format})"
     if part_draw.refused:

@@ -28,5 +28,5 @@ class Crop(Packing):
 
     def supply(self, lengths: Sequence[int], frame: Frame) -> str:
         count = sum(length >= frame.length for length in lengths)
-        longest = f"the longest of {len(lengths)} has {max(lengths, default=0)}"
-        return f"{count} texts of at least {frame.length} tokens ({longest})"
+        longest = f"the longest of {len(lengths):,} has {max(lengths, default=0):,}"
+        return f"{count:,} texts of at least {frame.length:,} tokens ({longest})"

@@ -54,7 +54,7 @@ class ImatrixChunks(Packing):
     def supply(self, lengths: Sequence[int], frame: Frame) -> str:
         tokens = joined_length(lengths, tokenized_separator(self.separator, frame))
         windows = (tokens + frame.head) // (frame.head + frame.length)
-        return f"{tokens} tokens in {len(lengths)} texts, {windows} whole windows"
+        return f"{tokens:,} tokens in {len(lengths):,} texts, {windows:,} whole windows"
 
 
 def _pieces(texts: Iterator[TokenizedText], separator: Ids) -> Iterator[Ids]:

@@ -74,7 +74,7 @@ class Many(Packing):
 
     def supply(self, lengths: Sequence[int], frame: Frame) -> str:
         tokens = joined_length(lengths, self._separator(frame))
-        supply = f"{tokens} tokens in {len(lengths)} texts"
+        supply = f"{tokens:,} tokens in {len(lengths):,} texts"
         if self.shots:
             supply += f", {self.shots} a window"
         return supply

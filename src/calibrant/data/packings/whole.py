@@ -52,4 +52,4 @@ class Whole(Packing):
 
     def supply(self, lengths: Sequence[int], frame: Frame) -> str:
         fitting = sum(min(length, frame.length) for length in lengths)
-        return f"{len(lengths)} texts with {fitting} tokens that fit their windows"
+        return f"{len(lengths):,} texts with {fitting:,} tokens that fit their windows"
