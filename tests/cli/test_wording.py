@@ -34,7 +34,12 @@ SAID = [
     ),
     (
         "evaluate MODEL --task 'loss(source=mine.jsonl)'",
-        "stands in quotes, as in source='my/file.jsonl'",
+        "'mine.jsonl' isn't in quotes; a path or an expression in brackets stands in quotes, as in "
+        "source='my/file.jsonl'",
+    ),
+    (
+        "prune MODEL --data c4 --memory 4GB --out out",
+        "'4GB' is no number; write one without a unit, such as 8",
     ),
     (
         "evaluate MODEL --task 'task(name=arithmetic)' --tokens 40",

@@ -26,6 +26,15 @@ def whole(text: str | int) -> int:
     return number
 
 
+def number(text: str | float) -> float:
+    """Read a number; what can't be one is named, with what most often is beside it."""
+    try:
+        return float(text)
+    except ValueError as error:
+        message = f"{brief(text)} is no number; write one without a unit, such as 8"
+        raise typer.BadParameter(message) from error
+
+
 def with_options(
     declared: type[Any],
     *,
@@ -130,10 +139,11 @@ def _type_of(declared_field: Field[Any]) -> type[Any]:
 
 def _info(declared_field: Field[Any], shown: OnCommandLine, default: Any) -> Any:
     says_default = default not in (None, (), "", inspect.Parameter.empty)
+    parsers = {int: whole, float: number}
     settings: dict[str, Any] = {
         "metavar": shown.metavar or None,
         "help": shown.help,
-        "parser": whole if _type_of(declared_field) is int else None,
+        "parser": parsers.get(_type_of(declared_field)),
         "autocompletion": _completer(shown.offers),
         "show_default": says_default,
     }

@@ -229,11 +229,12 @@ def _read_table(path: Path, label: str, delimiter: str) -> Iterator[dict[str, An
             elif len(cells) == len(columns):
                 yield dict(zip(columns, cells, strict=True))
             else:
-                refuse(
-                    f"{label}:{reader.line_num}: this line has not the {len(columns)} columns of "
-                    f"the first line but {len(cells)}",
-                    label,
-                )
+                noun = "column" if len(columns) == 1 else "columns"
+                message = f"this line has not the {len(columns)} {noun} of the first line but"
+                remedy = ""
+                if ";" in columns[0] and len(columns) == 1:
+                    remedy = f"; write {delimiter!r} between columns in place of ';'"
+                refuse(f"{label}:{reader.line_num}: {message} {len(cells)}{remedy}", label)
     except csv.Error as error:
         kind = {",": "CSV", "\t": "TSV"}[delimiter]
         refuse(f"{label}:{reader.line_num}: this line is no {kind} ({error})", label, error)

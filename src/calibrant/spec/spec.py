@@ -179,8 +179,12 @@ def _value_of(node: ast.expr, text: str, depth: int) -> Any:
 
 def _no_literal(node: ast.expr, text: str) -> SpecError:
     piece = ast.get_source_segment(text, node) or text
+    if _quoting(text):
+        message = "isn't in quotes; a path or an expression in brackets stands in quotes"
+        example = "as in source='my/file.jsonl'"
+        return SpecError(f"{text!r}: {piece!r} {message}, {example}", subject=text)
     allowed = f"a spec may hold {LITERALS}, and is never evaluated"
-    return SpecError(f"{text!r}: {piece!r} is no literal; {allowed}{_quoting(text)}", subject=text)
+    return SpecError(f"{text!r}: {piece!r} is no literal; {allowed}", subject=text)
 
 
 def _quoting(text: str) -> str:
