@@ -2,12 +2,14 @@
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from calibrant.compress import prune
 from calibrant.evaluators import Evaluator, evaluate, evaluators, loss
+from calibrant.lab.study.request import digests_of
 from calibrant.models import Opened, open_model
 from calibrant.results.outcomes import Journal
 from calibrant.system.progress import Progress
@@ -98,7 +100,7 @@ def _killed(
     raise KeyboardInterrupt
 
 
-def test_only_users_files_have_a_digest(tmp_path: Path):
+def test_of_what_is_known_here_only_users_files_have_a_digest(tmp_path: Path):
     rows = [json.dumps({"question": f"{i}?", "answer": str(i)}) for i in range(60)]
     (tmp_path / "mine.jsonl").write_text("\n".join(rows))
     named = (
@@ -122,6 +124,41 @@ def test_only_users_files_have_a_digest(tmp_path: Path):
     first = harness.digest()
     (tmp_path / "mine.yaml").write_text("task: mine")
     assert len({"", first, harness.digest()}) == 3
+
+
+DIARY = """
+from dataclasses import dataclass
+from pathlib import Path
+from calibrant.data import Row, SourceRows, StoredSource, divide
+
+@dataclass(frozen=True, repr=False)
+class Diary(StoredSource):
+    kind, licence, homepage, fields = "corpus", "MIT", "", ("text",)
+    path: str = ""
+
+    def place(self):
+        return Path(self.path).read_text()
+
+    def read(self):
+        word = Path(self.path).read_text()
+        return SourceRows(divide(Row(text=f"{word} on day {day}") for day in range(60)), "")
+"""
+
+
+def test_a_changed_source_of_another_package_is_measured_anew(
+    tmp_path: Path, plugged: Callable[..., None]
+):
+    plugged({"calibrant.data.sources": {"diary": "diaries:Diary"}}, diaries=DIARY)
+    file = tmp_path / "diary.txt"
+    file.write_text("walked")
+    evaluator = loss.Loss(source=f"diary(path={str(file)!r})")
+    walked = evaluator.digest()
+    assert walked
+    assert evaluator.digest() == walked
+    file.write_text("swam")
+    assert evaluator.digest() not in ("", walked)
+    file.unlink()
+    assert digests_of({str(evaluator): evaluator}) == {}, "what is wrong its measurement says"
 
 
 def test_models_pruned_in_memory_do_not_go_on_with_one_another_s_journal(

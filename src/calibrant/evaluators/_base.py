@@ -10,12 +10,12 @@ from typing import ClassVar, Final
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from calibrant.data import Format, PerDraw, Row, Source
+from calibrant.data import Format, PerDraw, Row, Source, StoredSource
 from calibrant.data.user_file import UserFile
 from calibrant.errors import SpecError
 from calibrant.models import ModelOutline
 from calibrant.results.outcomes import Journal, Measurement, Outcome
-from calibrant.spec import Spec, identity
+from calibrant.spec import Spec, identity, is_foreign
 from calibrant.system.progress import Progress, silent
 
 MOST_TOKENS: Final = 10**9
@@ -109,7 +109,7 @@ class Evaluator(Spec, ABC):
 
     def digest(self) -> str:
         """Return the tagged SHA-256 of data that can change under the same name, such as a user's
-        own file; else nothing.
+        own file, or a source of another package; else nothing.
 
         It is a part of a measurement's identity, so that an edited file is measured anew.
         """
@@ -186,12 +186,16 @@ def check_least(spec: Spec, **least: int) -> None:
 
 
 def digest_of(source: Source) -> str:
-    """Return the tagged SHA-256 of what a user's file gives to be measured and to be shown as
-    exemplars; nothing for Calibrant's own sources.
+    """Return the tagged SHA-256 of what a user's file, or a stored source of another package, gives
+    to be measured and to be shown as exemplars.
+
+    Nothing for Calibrant's own sources, and for what is generated, which may have no end.
     """
     if isinstance(source, PerDraw):
         return digest_of(source.measured())
-    if not isinstance(source, UserFile):
+    if not isinstance(source, StoredSource):
+        return ""
+    if not isinstance(source, UserFile) and not is_foreign(type(source)):
         return ""
     return identity([source.part("measure").digest, source.part("exemplars").digest])
 
