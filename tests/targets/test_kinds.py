@@ -56,6 +56,14 @@ def test_another_package_adds_a_kind(plugged: Callable[..., None]):
         parse_target("nothing of the kind")
 
 
+def test_a_broken_kind_of_another_package_stops_no_other(plugged: Callable[..., None]):
+    plugged({"calibrant.targets": {"broken_target": "missing:Nope"}})
+    assert str(parse_target("0.5")) == "0.5"
+    assert kinds()
+    with pytest.raises(TargetError, match="the entry point broken_target = 'missing:Nope'"):
+        parse_target("nothing of the kind")
+
+
 ALMOST = ["blocks", "blocks x", "blocks 0,5", "Blocks 0.5", "layers 0.5", "blocks0.5"]
 
 

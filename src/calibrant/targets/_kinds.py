@@ -5,7 +5,7 @@ allowed.
 from collections.abc import Iterable
 from typing import Any, Final
 
-from calibrant.errors import TargetError
+from calibrant.errors import SpecError, TargetError
 from calibrant.spec.foreign import user_text
 from calibrant.spec.registry import Registry
 from calibrant.targets._base import Target
@@ -18,14 +18,25 @@ targets: Final = Registry("calibrant.targets", "target")
 
 def kinds(accepts: Iterable[type[Target]] = (Target,)) -> list[type[Target]]:
     """Return the kinds of target that something accepts; `accepts` may hold abstract classes. The
-    one with the shortest example comes first.
+    one with the shortest example comes first. Kinds of other packages that can't be read are none.
     """
-    chosen: list[type[Target]] = []
-    for name in targets.names():
-        kind = targets.get(name)
-        if issubclass(kind, tuple(accepts)):
-            chosen.append(kind)
+    known, _ = _known_and_broken()
+    chosen = [kind for kind in known if issubclass(kind, tuple(accepts))]
     return sorted(chosen, key=_by_example)
+
+
+def _known_and_broken() -> tuple[list[type[Target]], list[str]]:
+    """Every kind of target, and why those of other packages can't be read that are broken."""
+    known: list[type[Target]] = []
+    broken: list[str] = []
+    for name in targets.names():
+        try:
+            known.append(targets.get(name))
+        except SpecError as error:
+            if name in targets.own:
+                raise
+            broken.append(str(error))
+    return known, broken
 
 
 def _by_example(kind: type[Target]) -> tuple[int, str]:
@@ -66,7 +77,10 @@ def parse_target(text: str | float | int) -> Target:
         target = kind.read(value)
         if target is not None:
             return target
-    raise TargetError(f"{text!r} is no target; {allowed()}", subject=str(text))
+    # Whoever writes it may mean one of those that can't be read.
+    _, broken = _known_and_broken()
+    message = "; ".join([f"{text!r} is no target", *broken, allowed()])
+    raise TargetError(message, subject=str(text))
 
 
 def percentage(value: Any) -> str:
