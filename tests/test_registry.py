@@ -141,6 +141,22 @@ def test_entry_points_that_cannot_be_read_are_named_and_harm_no_other(
         assert raised.value.subject == name
 
 
+def test_a_name_that_is_taken_is_said(
+    plugged: Callable[..., None], caplog: pytest.LogCaptureFixture
+) -> None:
+    plugged({"calibrant.methods": {"ria": "shadow:Pow", "twin": "shadow:Pow"}}, shadow=PAIR)
+    plugged({"calibrant.methods": {"twin": "second:Pow"}}, second=PAIR)
+    assert methods.build("ria").spec_name() == "ria"
+    twin = methods.build("twin")
+    methods.build("twin")
+    other = {"second": "shadow", "shadow": "second"}[type(twin).__module__]
+    assert caplog.messages == [
+        "ria is calibrant's own method, and shadow:Pow has that name too: call one something else",
+        f"twin is the method {type(twin).__module__}:Pow, and {other}:Pow has that name too: "
+        "call one something else",
+    ]
+
+
 def test_a_class_without_an_entry_point_is_called_by_its_own_name_and_told_apart_by_its_module(
     plugged: Callable[..., None],
 ) -> None:

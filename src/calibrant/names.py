@@ -77,7 +77,8 @@ class Named:
 def catalogue(kind: str) -> list[Named]:
     """List what can be named of one kind (`models`, `sources`, `methods`, …).
 
-    A class that can't be imported is listed with the reason. Raises `SpecError` for a kind that
+    A class that can't be imported is listed with the reason. Of a name that several have, a warning
+    says whose is listed. Raises `SpecError` for a kind that
     doesn't exist.
 
     >>> [entry.name for entry in catalogue("packings")]
@@ -96,6 +97,7 @@ def catalogue(kind: str) -> list[Named]:
     generated = _generated(kind, registry)
     entries = list[Named]()
     for name in registry.names():
+        registry.tell_taken(name)
         if name in generated:
             entries.append(from_entry(generated[name]))
         else:

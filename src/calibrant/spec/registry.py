@@ -14,19 +14,22 @@ from then on this process reads that back.
 import dataclasses
 import importlib
 import importlib.util
+import logging
 import pkgutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, Final
 
 from calibrant.errors import SpecError
 from calibrant.spec.classes import NAMING_PACKAGES, is_foreign, qualified
 from calibrant.spec.foreign import brief, did_you_mean
 from calibrant.spec.spec import Call, Spec, build, check_identity, parse, reads_back
+
+_LOGGER: Final = logging.getLogger("calibrant")
 
 
 def _folder_of(package: str) -> Path | None:
@@ -61,6 +64,18 @@ def _require_frozen(cls: type[Any]) -> None:
         name = cls.__name__
         remedy = "write @dataclass(frozen=True, repr=False) above it"
         raise SpecError(f"{name} is no frozen dataclass; {remedy}", subject=name)
+
+
+@cache
+def _every_entry() -> Any:
+    """The entry points of all packages, which take long to read."""
+    return entry_points()
+
+
+@cache
+def _warn(sentence: str) -> None:
+    """Say a sentence, once in a process."""
+    _LOGGER.warning(sentence)
 
 
 @dataclass(frozen=True)
@@ -132,6 +147,15 @@ class Registry:
         """
         return self._is_listed(name) or name in self._learned
 
+    def tell_taken(self, name: str) -> None:
+        """Say, once, whose class a name means that several have, and whose it doesn't."""
+        others = [entry for entry in self._entries if entry.name == name]
+        used = f"calibrant's own {self.noun}"
+        if others and name not in self.own:
+            used = f"the {self.noun} {others.pop().value}"
+        for entry in others:
+            _warn(f"{name} is {used}, and {entry.value} has that name too: call one something else")
+
     def learned(self) -> list[type[Any]]:
         """Return the classes that only objects led to."""
         return list(self._learned.values())
@@ -141,6 +165,7 @@ class Registry:
 
         Raises `SpecError` for an unknown name, with the nearest one and the whole list.
         """
+        self.tell_taken(name)
         if name in self._learned:
             return self._learned[name]
         if name in self.own:
@@ -201,9 +226,13 @@ class Registry:
 
     @cached_property
     def _foreign(self) -> dict[str, EntryPoint]:
-        """The names of other packages."""
-        entries = entry_points(group=self.package)
-        return {entry.name: entry for entry in entries if entry.name not in self.own}
+        """The names of other packages. Of several with one name the last is used."""
+        return {entry.name: entry for entry in self._entries if entry.name not in self.own}
+
+    @property
+    def _entries(self) -> Sequence[EntryPoint]:
+        """The entry points of other packages, those too whose name is taken."""
+        return tuple(_every_entry().select(group=self.package))
 
     @cached_property
     def _learned(self) -> dict[str, type[Any]]:
