@@ -1,6 +1,7 @@
 """Measurements that can't be had: which error it is, what it is about, and what people read."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -109,3 +110,80 @@ def test_what_a_file_cannot_be_measured_with(
     with pytest.raises(InputError) as caught:
         evaluate(str(file), **{"tasks": "loss(source=python_docs, tokens=64, length=32)", **asked})
     assert sentence in str(caught.value)
+
+
+RULER = """
+import math
+from dataclasses import dataclass, replace
+import numpy as np
+from calibrant.evaluators import Evaluator
+from calibrant.results.outcomes import Measurement, Outcome, Score
+
+SCORE = Score("lines", "length", 2.0, None, 2, "cm", "lower")
+ITEMS = (Outcome("a", 1.0), Outcome("b", 3.0))
+
+
+def changed(name, value):
+    score = replace(SCORE)
+    object.__setattr__(score, name, value)  # no type is checked, as with users
+    return score
+
+
+GIVEN = {
+    "sound": Measurement(SCORE, ITEMS),
+    "without items": Measurement(replace(SCORE, n=7)),
+    "value": Measurement(replace(SCORE, value=9.0), ITEMS),
+    "better": Measurement(changed("better", "smaller")),
+    "name": Measurement(SCORE, tuple(replace(item, item="a") for item in ITEMS)),
+    "n": Measurement(replace(SCORE, n=9), ITEMS),
+    "nan": Measurement(replace(SCORE, value=math.nan)),
+    "float32": Measurement(changed("value", np.float32(2)), ITEMS),
+    "facts": Measurement(SCORE, (ITEMS[0], replace(ITEMS[1], facts={"hit": True}))),
+    "nothing": None,
+}
+
+@dataclass(frozen=True, repr=False)
+class Ruler(Evaluator):
+    given: str = "sound"
+
+    def measure(self, subject):
+        return GIVEN[self.given]
+
+    def rows(self):
+        return []
+
+    def limited(self, limit):
+        return self
+"""
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ("value", "its items give 2.0, and the score is 9.0"),
+        ("better", "Invalid enum value 'smaller'"),
+        ("name", "2 items have the name 'a'"),
+        ("n", "has 2 items, and the score is over 9"),
+        ("nan", "its score is no number"),
+        ("float32", "float32"),
+        ("facts", "the facts of 'b' aren't those of the first item"),
+        ("nothing", "gives no Measurement, but a NoneType"),
+        ("raises", "fails with KeyError: 'raises'"),
+    ],
+)
+def test_what_an_evaluator_of_another_package_must_not_give(
+    opened: Opened, plugged: Callable[..., None], given: str, sentence: str
+) -> None:
+    plugged({"calibrant.evaluators": {"ruler": "rulers:Ruler"}}, rulers=RULER)
+    with pytest.raises(SpecError) as caught:
+        evaluate(opened, tasks=f"ruler(given={given!r})")
+    assert caught.value.subject == f"ruler(given={given!r})"
+    assert sentence in str(caught.value)
+    assert str(caught.value).endswith("; mend rulers:Ruler, or leave it out")
+
+
+def test_what_an_evaluator_of_another_package_may_give(
+    opened: Opened, plugged: Callable[..., None]
+) -> None:
+    plugged({"calibrant.evaluators": {"ruler": "rulers:Ruler"}}, rulers=RULER)
+    evaluate(opened, tasks=["ruler", "ruler(given='without items')"])

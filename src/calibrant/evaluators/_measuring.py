@@ -19,7 +19,7 @@ from calibrant.data import CalibrationSet, Row, StoredSource
 from calibrant.data.given import OwnData, own_behind
 from calibrant.data.inspect.leaks import LeakCount, RowFingerprints, find_leaks, serious
 from calibrant.data.user_file import UserFile
-from calibrant.errors import DataError, SpecError
+from calibrant.errors import CalibrantError, DataError, SpecError
 from calibrant.evaluators._base import Evaluator, Subject
 from calibrant.evaluators._dense import cached_predictions
 from calibrant.evaluators._engines import check_engine, opened_by, runs_by
@@ -44,8 +44,9 @@ from calibrant.models.hashing import OF_TENSORS
 from calibrant.models.reading import reading_digest
 from calibrant.numerics import gigabytes, type_name
 from calibrant.options import EvaluateCommand, StoreOptions, declaration, with_fields_of
+from calibrant.results.keeping import why_not_kept
 from calibrant.results.outcomes import Journal, Measurement, Score
-from calibrant.spec import canonical, identity, with_parameters
+from calibrant.spec import canonical, identity, is_foreign, qualified, with_parameters
 from calibrant.spec.registry import Registry
 from calibrant.system.process import freed_memory_kept
 from calibrant.system.progress import Progress, silent
@@ -374,14 +375,42 @@ def timed(
     began = time.perf_counter()
     with freed_memory_kept():
         subject = Subject(opened.model, opened.tokenizer, reference, progress, journal)
-        measured = task.measure(subject)
+        measured = _measured(task, subject)
     return completed(task, opened, measured, time.perf_counter() - began, leaked)
+
+
+def _measured(task: Evaluator, subject: Subject) -> Measurement:
+    """Return what a task measures. Raises `SpecError`, which names the task, where one of another
+    package fails with an error that isn't ours, or gives something else.
+    """
+    try:
+        measured: object = task.measure(subject)
+    except CalibrantError:
+        raise
+    except Exception as error:
+        if not is_foreign(type(task)):
+            raise
+        raise _fault(task, f"fails with {type(error).__name__}: {error}") from error
+    if not isinstance(measured, Measurement):
+        raise _fault(task, f"gives no Measurement, but a {type(measured).__name__}")
+    return measured
+
+
+def _fault(task: Evaluator, what: str) -> SpecError:
+    """Return the error for a task that doesn't do what an evaluator must."""
+    remedy = f"mend {qualified(type(task))}, or leave it out"
+    return SpecError(f"{task} {what}; {remedy}", subject=str(task))
 
 
 def completed(
     task: Evaluator, opened: Opened, measured: Measurement, seconds: float, leaked: int = 0
 ) -> Measurement:
-    """Return a measurement with what `timed` says of it."""
+    """Return a measurement with what `timed` says of it. Raises `SpecError`, which names the task,
+    for one that a store couldn't keep.
+    """
+    why = why_not_kept(canonical(task), measured)
+    if why:
+        raise _fault(task, f"gives a measurement that can't be kept: {why}")
     provenance: dict[str, Any] = {
         "seconds": seconds,
         "model": opened.name,

@@ -1,6 +1,5 @@
 """Verifying a store: every hash is derived again from what is stored."""
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -9,13 +8,12 @@ from typing import Any, Final
 from calibrant.errors import DataError
 from calibrant.results.database import HALF_SUFFIX, without_advice
 from calibrant.results.items import outcomes_of
+from calibrant.results.keeping import contradictions
 from calibrant.results.live import DATABASE
-from calibrant.results.outcomes import Outcome, Score
 from calibrant.results.published import MOVING
 from calibrant.results.records import Cell, Record, ScoreEntry, measurement_id, read_provenance
 from calibrant.results.store import STATISTICS, Store, statistics_purpose
 from calibrant.results.stored import StoredResults, understood
-from calibrant.spec import identity
 from calibrant.system.durable import UNFINISHED
 from calibrant.system.progress import Progress, silent
 from calibrant.system.seals import NoSealError
@@ -172,7 +170,7 @@ def problems_of_measurement(
         items = results.items(run, measurement)
         with understood(where):
             read_provenance(results.provenance(run, measurement))
-            found += _contradictions(entry.score, outcomes_of(items))
+            found += contradictions(entry.score, outcomes_of(items))
         for what in found:
             yield StoreProblem(where, what, AGAIN, run, measurement)
     except DataError as error:
@@ -181,29 +179,6 @@ def problems_of_measurement(
 
 def _other_id(place: str, stated: str, derived: str) -> str:
     return f"is kept as {place}, says that it is {stated}, and what was asked has {derived}"
-
-
-def _contradictions(score: Score, items: tuple[Outcome, ...]) -> Iterator[str]:
-    """Yield where a score and its items contradict each other; a measurement may come without
-    items."""
-    if not items:
-        return
-    if score.n != len(items):
-        yield f"has {len(items)} items, and the score is over {score.n}"
-    total = math.fsum(item.weight for item in items)
-    value = math.nan
-    if total:
-        value = math.fsum(item.value for item in items) / total
-    # What wrote the score may have added in another order; and NaN isn't equal to itself.
-    near = math.isclose(value, score.value, rel_tol=1e-6, abs_tol=1e-9)
-    if not near and not (math.isnan(value) and math.isnan(score.value)):
-        yield f"its items give {value!r}, and the score is {score.value!r}"
-    digest = score.facts.get("items")
-    # Older scores have a digest of the items' names alone.
-    with_weights = identity([[item.item, item.weight] for item in items])
-    names_alone = identity([item.item for item in items])
-    if digest is not None and digest not in (with_weights, names_alone):
-        yield f"holds other items than the score is over: {digest}"
 
 
 def _of_documents(store: Store) -> Iterator[StoreProblem]:
