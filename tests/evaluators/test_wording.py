@@ -101,6 +101,10 @@ def test_what_cannot_be_measured(
             {"tasks": "lape", "limit": 8},
             "can't be given limit=8; use --tokens for a budget of tokens",
         ),
+        (
+            {"tasks": "influence", "tokens": 8},
+            "can't be given tokens=8; use --limit for the number of items",
+        ),
     ],
 )
 def test_what_a_file_cannot_be_measured_with(
@@ -187,3 +191,6 @@ def test_what_an_evaluator_of_another_package_may_give(
 ) -> None:
     plugged({"calibrant.evaluators": {"ruler": "rulers:Ruler"}}, rulers=RULER)
     evaluate(opened, tasks=["ruler", "ruler(given='without items')"])
+    for budget in ({"limit": 3}, {"tokens": 300}):
+        with pytest.raises(SpecError, match="neither limit nor tokens"):
+            evaluate(opened, tasks="ruler", **budget)

@@ -343,20 +343,29 @@ def within_budget(
     `SpecError` where none has.
     """
     chosen = list(tasks)
-    instead = {
-        "limit": "--tokens for a budget of tokens",
-        "tokens": "--limit for the number of items",
-    }
-    for budget, value in (("limit", limit), ("tokens", tokens)):
+    budgets = {"limit": limit, "tokens": tokens}
+    for budget, value in budgets.items():
         if value is None:
             continue
         limited = [with_parameters(task, **{budget: value}) for task in chosen]
         if not any(limited):
             names = ", ".join(map(str, chosen))
             problem = f"{names} can't be given {budget}={value}"
-            raise SpecError(f"{problem}; use {instead[budget]}", subject=budget)
+            raise SpecError(f"{problem}; {_instead(chosen, budget)}", subject=budget)
         chosen = [small or task for small, task in zip(limited, chosen, strict=True)]
     return chosen
+
+
+def _instead(tasks: Sequence[Evaluator], refused: str) -> str:
+    """Return what to do about tasks that haven't the budget that was refused."""
+    advice = {
+        "limit": "use --limit for the number of items",
+        "tokens": "use --tokens for a budget of tokens",
+    }
+    for budget, sentence in advice.items():
+        if budget != refused and any(hasattr(task, budget) for task in tasks):
+            return sentence
+    return "it has neither limit nor tokens, so write a budget of its own into the task"
 
 
 def timed(
