@@ -125,7 +125,8 @@ def plugged(
             for thing in vars(module).values()
             if isinstance(thing, registry.Registry)
         ]:
-            one.__dict__.pop("_foreign", None)
+            for found in ("_entries", "_foreign"):
+                one.__dict__.pop(found, None)
 
     def plug(groups: Mapping[str, Mapping[str, str]], **modules: str) -> None:
         folder = tmp_path_factory.mktemp("plugged")

@@ -78,8 +78,7 @@ def catalogue(kind: str) -> list[Named]:
     """List what can be named of one kind (`models`, `sources`, `methods`, …).
 
     A class that can't be imported is listed with the reason. Of a name that several have, a warning
-    says whose is listed. Raises `SpecError` for a kind that
-    doesn't exist.
+    says whose is listed. Raises `SpecError` for a kind that doesn't exist.
 
     >>> [entry.name for entry in catalogue("packings")]
     ['crop', 'imatrix', 'legacy', 'many', 'one', 'whole']

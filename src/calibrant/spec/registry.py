@@ -57,13 +57,15 @@ def _packages_with_families(package: str) -> list[str]:
     return [package, *families]
 
 
-def _require_frozen(cls: type[Any]) -> None:
-    """Raise `SpecError` for a class that is no frozen dataclass."""
+def _frozen_class(thing: Spec) -> type[Any]:
+    """Return the class of an object. Raises `SpecError` where it is no frozen dataclass."""
+    cls = type(thing)
     # One that may change has no hash.
     if not dataclasses.is_dataclass(cls) or cls.__hash__ is None:
         name = cls.__name__
         remedy = "write @dataclass(frozen=True, repr=False) above it"
         raise SpecError(f"{name} is no frozen dataclass; {remedy}", subject=name)
+    return cls
 
 
 @cache
@@ -184,8 +186,7 @@ class Registry:
         whose class is no frozen dataclass or can't have an identity.
         """
         if isinstance(spec, Spec):
-            _require_frozen(type(spec))
-            check_identity(type(spec))
+            check_identity(_frozen_class(spec))
             return spec
         call = spec
         if isinstance(spec, str):
@@ -229,7 +230,7 @@ class Registry:
         """The names of other packages. Of several with one name the last is used."""
         return {entry.name: entry for entry in self._entries if entry.name not in self.own}
 
-    @property
+    @cached_property
     def _entries(self) -> Sequence[EntryPoint]:
         """The entry points of other packages, those too whose name is taken."""
         return tuple(_every_entry().select(group=self.package))
@@ -245,8 +246,7 @@ class Registry:
 
     def _learn_all(self, thing: Spec) -> None:
         """Learn the class of an object, and those of the objects in it."""
-        cls = type(thing)
-        _require_frozen(cls)
+        cls = _frozen_class(thing)
         if is_foreign(cls):
             self.learn(cls)
         for field in dataclasses.fields(cls):
