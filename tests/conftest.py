@@ -118,6 +118,7 @@ def plugged(
     def forget() -> None:
         classes._entries.cache_clear()
         registry._every_entry.cache_clear()
+        registry._warn.cache_clear()
         ours = [module for name, module in sys.modules.items() if name.startswith("calibrant")]
         for one in [
             thing

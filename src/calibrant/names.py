@@ -17,7 +17,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any, Final
 
-from calibrant.errors import InputError, SpecError
+from calibrant.errors import SpecError
 from calibrant.spec import is_foreign, qualified, text_of
 from calibrant.spec.families import family_of_kind
 from calibrant.spec.foreign import did_you_mean
@@ -96,7 +96,7 @@ def catalogue(kind: str) -> list[Named]:
     generated = _generated(kind, registry)
     entries = list[Named]()
     for name in registry.names():
-        registry.tell_taken(name)
+        registry.warn_of_shared_name(name)
         if name in generated:
             entries.append(from_entry(generated[name]))
         else:
@@ -148,13 +148,15 @@ def target_removes(target: str) -> bool:
     label = read_target(target)
     if label.removal:
         return True
+    if label.bits is not None:
+        return False
     registry = _registry("targets")
     for name in registry.names():
         if name in registry.own:
             continue
         try:
             read = registry.get(name).read(target)
-        except InputError:
+        except Exception:  # noqa: BLE001  # a class of another package may raise anything
             continue
         if read is not None:
             return read.verb == "prune"

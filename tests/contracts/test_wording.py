@@ -40,6 +40,10 @@ SAID: list[tuple[Asked, str]] = [
         "'wanda(' can't be read as a spec; write a name or name(key=value)",
     ),
     (lambda _: parse("sparsegpt(0.02)"), "'sparsegpt(0.02)' is no literal; a spec may hold "),
+    (
+        lambda _: parse("f(x=0.5, y=1/50)"),
+        "'f(x=0.5, y=1/50)': '1/50' is no literal; a spec may hold ",
+    ),
     (lambda _: CalibrationSet("1e-31*c4 + 1*pile"), "the weight 1e-31 has an exponent beyond ±30"),
     (
         lambda _: CalibrationSet("c4", samples=10**15),

@@ -172,7 +172,6 @@ class Ruler(Evaluator):
         ("float32", "float32"),
         ("facts", "the facts of 'b' aren't those of the first item"),
         ("nothing", "gives no Measurement, but a NoneType"),
-        ("raises", "fails with KeyError: 'raises'"),
     ],
 )
 def test_what_an_evaluator_of_another_package_must_not_give(
@@ -192,5 +191,8 @@ def test_what_an_evaluator_of_another_package_may_give(
     plugged({"calibrant.evaluators": {"ruler": "rulers:Ruler"}}, rulers=RULER)
     evaluate(opened, tasks=["ruler", "ruler(given='without items')"])
     for budget in ({"limit": 3}, {"tokens": 300}):
-        with pytest.raises(SpecError, match="neither limit nor tokens"):
+        with pytest.raises(SpecError, match="none of these has a parameter limit or tokens"):
             evaluate(opened, tasks="ruler", **budget)
+    with pytest.raises(KeyError) as caught:
+        evaluate(opened, tasks="ruler(given='raises')")
+    assert caught.value.__notes__ == ["ruler(given='raises') failed"]

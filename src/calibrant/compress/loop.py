@@ -280,7 +280,7 @@ def _steps(job: Job, recipe: Recipe, edits: Iterator[Edit]) -> Iterator[_Step]:
             if not isinstance(edit, Replace | QuantizeInputs | QuantizeCache):
                 for weight in job.view.weights:
                     if weight.block == edit.block:
-                        _check_finite(recipe.method, weight.name, weight.get())
+                        _check_finite(recipe.method, weight.name, weight.stored)
         job.applied_kinds.append(edit.kind)
         step.edits.append(edit.applied())
         # Freed with what the matrix saw, before the next edit is made. `applied` left that out.
@@ -473,8 +473,8 @@ def put_back(
     """Apply the `stored` edits of before an interruption. Return all of them, and those that are
     postponed to the end.
 
-    Postponed are, in `dense`, those that are a part of a block: its walk is through the untouched
-    model. Others, such as blocks that go, decide what the walk goes through.
+    In `dense` those of a block are postponed, since the walk there is through the untouched model.
+    Others, such as blocks that go, decide what the walk goes through.
     """
     done: list[Edit] = []
     postponed: list[Edit] = []

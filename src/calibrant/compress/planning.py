@@ -635,7 +635,8 @@ class CompressionPlanner:
             for source in own_behind(term.source):
                 if isinstance(source, UserFile):
                     files[str(source)] = None
-        return [f"{file} wasn't read whole: it may hold fewer tokens than that" for file in files]
+        fewer = f"it may hold fewer than {self._tokens:,} tokens"
+        return [f"the tokens of {file} weren't counted: {fewer}" for file in files]
 
     def _uncounted(self) -> list[str]:
         """What the estimate of the time leaves out, in sentences."""

@@ -224,17 +224,18 @@ def _read_table(path: Path, label: str, delimiter: str) -> Iterator[dict[str, An
             blank = not "".join(cells).strip()
             if blank and len(cells) != len(columns):
                 continue
+            place = f"{label}:{reader.line_num}"
             if not columns:
                 columns = _header(cells, label, reader.line_num)
-            elif len(cells) == len(columns):
-                yield dict(zip(columns, cells, strict=True))
-            else:
+                continue
+            semicolons = columns[0].count(";")
+            if len(columns) == 1 and semicolons == delimiter.join(cells).count(";") > 0:
+                refuse(f"{place}: ';' is between columns; write {delimiter!r} there", label)
+            if len(cells) != len(columns):
                 noun = "column" if len(columns) == 1 else "columns"
                 message = f"this line has not the {len(columns)} {noun} of the first line but"
-                remedy = ""
-                if ";" in columns[0] and len(columns) == 1:
-                    remedy = f"; write {delimiter!r} between columns in place of ';'"
-                refuse(f"{label}:{reader.line_num}: {message} {len(cells)}{remedy}", label)
+                refuse(f"{place}: {message} {len(cells)}", label)
+            yield dict(zip(columns, cells, strict=True))
     except csv.Error as error:
         kind = {",": "CSV", "\t": "TSV"}[delimiter]
         refuse(f"{label}:{reader.line_num}: this line is no {kind} ({error})", label, error)

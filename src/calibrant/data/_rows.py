@@ -270,11 +270,16 @@ def _check_columns(
 
 
 def _column_of_texts(records: Iterable[Mapping[str, Any]]) -> str:
-    """Return the column that holds the longest texts; empty where none holds any."""
+    """Return the column that holds most text; empty where none holds any."""
     letters = Counter[str]()
+    of_texts = Counter[str]()
     for record in records:
         for column, value in record.items():
+            if not isinstance(value, str):
+                continue
+            letters[column] += len(value)
             # An id or an address is one word; some scripts have no spaces between words.
-            if isinstance(value, str) and (" " in value.strip() or not value.isascii()):
-                letters[column] += len(value)
-    return max(letters, key=letters.__getitem__, default="")
+            if " " in value.strip() or not value.isascii():
+                of_texts[column] += len(value)
+    counted = of_texts or letters
+    return max(counted, key=counted.__getitem__, default="")

@@ -324,16 +324,24 @@ def _check_fields(source: Source, form: Format) -> None:
 
 def _missing_columns(source: UserFile, missing: Sequence[str], fields: set[str]) -> str:
     """Say which columns a file has instead, and what to type."""
-    listed = ", ".join(map(short, source.columns[:20]))
-    arguments = ", ".join(f"{name}=COLUMN" for name in missing)
-    message = (
-        f"needs {' and '.join(missing)}, and its columns are {listed}; say which to read, as in "
-        f"{written_path(source.path)}({arguments})"
-    )
+    message = f"needs {' and '.join(missing)}"
+    remedies: list[str] = []
+    if "ids" in fields:
+        message = f"{message}, and it holds token ids"
+    else:
+        message = f"{message}, and its columns are {', '.join(map(short, source.columns[:20]))}"
+    if len(source.columns) > len(missing):
+        columns = [f"{name}={column}" for name, column in source.requested]
+        columns += [f"{name}=COLUMN" for name in missing]
+        example = f"{written_path(source.path)}({', '.join(columns)})"
+        remedies.append(f"say which to read, as in {example}")
     for name in ("text", "qa", "question"):
         if fields.issuperset(formats.get(name).needs):
-            return f"{message}, or take {source}:{name}"
-    return message
+            remedies.append(f"take {source}:{name}")
+            break
+    if not remedies:
+        return message
+    return f"{message}; {', or '.join(remedies)}"
 
 
 def _declared_fields(name: str) -> set[str]:

@@ -106,7 +106,7 @@ class UserFile(StoredSource):
         return sorted(map(visible, self._layout.seen))
 
     def __repr__(self) -> str:
-        arguments = ", ".join(f"{name}={column!r}" for name, column in self._requested)
+        arguments = ", ".join(f"{name}={column!r}" for name, column in self.requested)
         text = written_path(self.path)
         if arguments:
             text += f"({arguments})"
@@ -195,14 +195,14 @@ class UserFile(StoredSource):
         return f"{files}: {visible(self.path)}"
 
     @property
-    def _requested(self) -> tuple[tuple[str, str], ...]:
+    def requested(self) -> tuple[tuple[str, str], ...]:
         """The columns that were asked for, each with its field first."""
         return tuple((name, getattr(self, name)) for name in USUAL if getattr(self, name))
 
     @property
     def _layout(self) -> Layout:
         files = files_of(self.path)
-        return _layout_of(self.path, files.parts, _stamps_of(files.all), self._requested)
+        return _layout_of(self.path, files.parts, _stamps_of(files.all), self.requested)
 
 
 @lru_cache(maxsize=32)

@@ -63,9 +63,9 @@ class Edit(ABC):
 
     @property
     def block(self) -> int | None:
-        """The block that it is a part of: of nothing else it changes numbers. Edits of one block
-        are kept together; in `dense` they aren't applied again before the walk after a kill is
-        over. None for one that is kept by itself, and is applied before it.
+        """The block whose numbers it changes; it changes no others. Edits of one block are kept
+        together; in `dense` they aren't applied again before the walk after a kill is over. None
+        for one that is kept by itself, and is applied before it.
         """
         return None
 

@@ -5,7 +5,7 @@ calibrated on, unless somebody asks for exactly that.
 import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, final
@@ -46,7 +46,7 @@ from calibrant.numerics import gigabytes, type_name
 from calibrant.options import EvaluateCommand, StoreOptions, declaration, with_fields_of
 from calibrant.results.keeping import why_not_kept
 from calibrant.results.outcomes import Journal, Measurement, Score
-from calibrant.spec import canonical, identity, is_foreign, qualified, with_parameters
+from calibrant.spec import canonical, identity, qualified, with_parameters
 from calibrant.spec.registry import Registry
 from calibrant.system.process import freed_memory_kept
 from calibrant.system.progress import Progress, silent
@@ -363,9 +363,13 @@ def _instead(tasks: Sequence[Evaluator], refused: str) -> str:
         "tokens": "use --tokens for a budget of tokens",
     }
     for budget, sentence in advice.items():
-        if budget != refused and any(hasattr(task, budget) for task in tasks):
+        if budget != refused and any(budget in _parameters(task) for task in tasks):
             return sentence
-    return "it has neither limit nor tokens, so write a budget of its own into the task"
+    return f"none of these has a parameter limit or tokens, so leave --{refused} out"
+
+
+def _parameters(task: Any) -> set[str]:
+    return {parameter.name for parameter in fields(task)}
 
 
 def timed(
@@ -389,17 +393,16 @@ def timed(
 
 
 def _measured(task: Evaluator, subject: Subject) -> Measurement:
-    """Return what a task measures. Raises `SpecError`, which names the task, where one of another
-    package fails with an error that isn't ours, or gives something else.
+    """Return what a task measures. Raises `SpecError`, which names the task, for what is no
+    measurement. An error that isn't one of ours stays as it is, and has a note of the task.
     """
     try:
         measured: object = task.measure(subject)
     except CalibrantError:
         raise
     except Exception as error:
-        if not is_foreign(type(task)):
-            raise
-        raise _fault(task, f"fails with {type(error).__name__}: {error}") from error
+        error.add_note(f"{task} failed")
+        raise
     if not isinstance(measured, Measurement):
         raise _fault(task, f"gives no Measurement, but a {type(measured).__name__}")
     return measured

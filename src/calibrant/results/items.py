@@ -52,17 +52,8 @@ def table_of(outcomes: Sequence[Outcome]) -> Any:
         "value": pa.array([outcome.value for outcome in outcomes], pa.float64()),
         "weight": pa.array([outcome.weight for outcome in outcomes], pa.float64()),
     }
-    for name in fact_names(outcomes):
-        columns[name] = pa.array([outcome.facts[name] for outcome in outcomes])
-    return pa.table(columns)
-
-
-def fact_names(outcomes: Sequence[Outcome]) -> list[str]:
-    """Return the names of the facts that every outcome has. Raises `ValueError` as `table_of`
-    does.
-    """
     if not outcomes:
-        return []
+        return pa.table(columns)
     names = outcomes[0].facts.keys()
     for outcome in outcomes:
         if outcome.facts.keys() != names:
@@ -70,7 +61,8 @@ def fact_names(outcomes: Sequence[Outcome]) -> list[str]:
     for name in names:
         if name in COLUMNS:
             raise ValueError(f"a fact of an item can't be called {name!r}, as a column is")
-    return list(names)
+        columns[name] = pa.array([outcome.facts[name] for outcome in outcomes])
+    return pa.table(columns)
 
 
 def outcomes_of(table: Any) -> tuple[Outcome, ...]:

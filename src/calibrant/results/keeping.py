@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from calibrant.results.items import fact_names
+from calibrant.results.items import table_of
 from calibrant.results.outcomes import Measurement, Outcome, Score, item_name
 from calibrant.results.records import ScoreEntry
 from calibrant.spec import identity
@@ -22,10 +22,10 @@ def why_not_kept(evaluator: Mapping[str, Any], measurement: Measurement) -> str:
     entry = ScoreEntry("", "", evaluator, score, beside=measurement.beside)
     try:
         ScoreEntry.read(from_json(compact_json(entry.plain())))
-        fact_names(measurement.outcomes)
+        table_of(measurement.outcomes)
         faults = list(contradictions(score, measurement.outcomes))
         names = Counter(item_name(outcome.item) for outcome in measurement.outcomes)
-    except (TypeError, ValueError) as error:
+    except (AttributeError, OverflowError, TypeError, ValueError) as error:
         return f"it can't be written and read again ({error})"
     if math.isnan(score.value):
         return "its score is no number (nan)"

@@ -149,14 +149,16 @@ class Registry:
         """
         return self._is_listed(name) or name in self._learned
 
-    def tell_taken(self, name: str) -> None:
-        """Say, once, whose class a name means that several have, and whose it doesn't."""
-        others = [entry for entry in self._entries if entry.name == name]
+    def warn_of_shared_name(self, name: str) -> None:
+        """Warn, once, that several classes have this name, and say which one is used."""
+        classes = [entry.value for entry in self._entries if entry.name == name]
         used = f"calibrant's own {self.noun}"
-        if others and name not in self.own:
-            used = f"the {self.noun} {others.pop().value}"
-        for entry in others:
-            _warn(f"{name} is {used}, and {entry.value} has that name too: call one something else")
+        if classes and name not in self.own:
+            used = f"the {self.noun} {classes[-1]}"
+            # A package that is installed twice is no other one.
+            classes = [other for other in classes if other != classes[-1]]
+        for other in classes:
+            _warn(f"{name} is {used}, and {other} has that name too: call one something else")
 
     def learned(self) -> list[type[Any]]:
         """Return the classes that only objects led to."""
@@ -167,7 +169,7 @@ class Registry:
 
         Raises `SpecError` for an unknown name, with the nearest one and the whole list.
         """
-        self.tell_taken(name)
+        self.warn_of_shared_name(name)
         if name in self._learned:
             return self._learned[name]
         if name in self.own:

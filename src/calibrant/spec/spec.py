@@ -179,7 +179,7 @@ def _value_of(node: ast.expr, text: str, depth: int) -> Any:
 
 def _no_literal(node: ast.expr, text: str) -> SpecError:
     piece = ast.get_source_segment(text, node) or text
-    if _quoting(text):
+    if re.fullmatch(r"[\w~.]*[a-zA-Z~][\w~./:+*-]*", piece):
         message = "isn't in quotes; a path or an expression in brackets stands in quotes"
         example = "as in source='my/file.jsonl'"
         return SpecError(f"{text!r}: {piece!r} {message}, {example}", subject=text)
@@ -319,7 +319,7 @@ def _annotation(cls: type[Any], parameter: Parameter) -> Any:
     # A file that postpones its annotations may name what is there only for a type checker.
     try:
         return get_type_hints(cls)[parameter.name]
-    except (NameError, AttributeError, TypeError):
+    except (NameError, AttributeError, SyntaxError, TypeError):
         return parameter.type
 
 

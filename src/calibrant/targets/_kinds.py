@@ -5,7 +5,8 @@ allowed.
 from collections.abc import Iterable
 from typing import Any, Final
 
-from calibrant.errors import SpecError, TargetError
+from calibrant.errors import CalibrantError, SpecError, TargetError
+from calibrant.spec.classes import is_foreign, qualified
 from calibrant.spec.foreign import user_text
 from calibrant.spec.registry import Registry
 from calibrant.targets._base import Target
@@ -26,7 +27,7 @@ def kinds(accepts: Iterable[type[Target]] = (Target,)) -> list[type[Target]]:
 
 
 def _known_and_broken() -> tuple[list[type[Target]], list[str]]:
-    """Every kind of target, and why those of other packages can't be read that are broken."""
+    """Every kind of target, and for each of another package that can't be read, why."""
     known: list[type[Target]] = []
     broken: list[str] = []
     for name in targets.names():
@@ -73,12 +74,20 @@ def parse_target(text: str | float | int) -> Target:
     calibrant.errors.TargetError: 'half' is no target; write a sparsity...
     """
     value = user_text(text, TargetError) if isinstance(text, str) else text
+    failed: list[str] = []
     for kind in kinds():
-        target = kind.read(value)
+        try:
+            target = kind.read(value)
+        except Exception as error:
+            if isinstance(error, CalibrantError) or not is_foreign(kind):
+                raise
+            failed.append(f"{qualified(kind)} fails on it with {type(error).__name__}: {error}")
+            continue
         if target is not None:
             return target
     # Whoever writes it may mean one of those that can't be read.
     _, broken = _known_and_broken()
+    broken += failed
     message = "; ".join([f"{text!r} is no target", *broken, allowed()])
     raise TargetError(message, subject=str(text))
 

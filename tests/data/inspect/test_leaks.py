@@ -133,20 +133,23 @@ def test_what_most_measured_rows_share_is_boilerplate():
     )  # of the runs that only it has, those that begin in the boilerplate are missing
 
 
-def test_a_system_prompt_that_half_of_the_conversations_have_is_no_content():
-    def told(number: int, system: str | int) -> Row:
-        return Row(turns=(Message("system", text(60, system)), Message("user", text(20, number))))
+@pytest.mark.parametrize("role", ["system", "developer"])
+def test_a_system_prompt_that_half_of_the_conversations_have_is_no_content(role: str):
+    def told(number: int, prompt: str | int) -> Row:
+        turns = (Message(role, text(60, prompt)), Message("user", text(20, number)))
+        return Row(turns=turns)
 
     calibration = [told(-1, "ours"), Row(text=text(20, 1))]
-    measured = [told(1, "ours"), told(2, "ours"), told(3, 3), told(4, 4)]
+    alike = [told(number, "ours") for number in (1, 2, 3)]
+    others = [told(number, number) for number in (4, 5, 6)]
     fingerprints = RowFingerprints.of(calibration, own_files=True)
-    leak = only(calibration, measured)
-    assert (leak.measured, leak.share) == (measured[0].example, 1.0)
-    assert fingerprints.leaks(measured) == LeakCount(alike=1, rows=4)
-    # What a single conversation is told may be a document, and so may what few are told.
-    for few in (measured[1:2], measured[1:], [*measured, told(5, 5)]):
+    leak = only(calibration, [*alike, *others])
+    assert (leak.measured, leak.share) == (alike[0].example, 1.0)
+    assert fingerprints.leaks([*alike, *others]) == LeakCount(alike=1, rows=6)
+    # What one or two conversations are told may be a document, and so may what few are told.
+    for few in (alike[1:], [*alike, *others, told(7, 7)]):
         assert serious(find_leaks(calibration[:1], few)[0])
-        assert fingerprints.leaks(few).alike >= 1
+        assert fingerprints.leaks(few).alike >= 2
 
 
 def test_rows_without_words_and_no_rows_at_all():

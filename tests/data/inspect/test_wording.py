@@ -129,6 +129,11 @@ SPOKEN: list[tuple[str, Change, str]] = [
     ),
     (
         "cut rows",
+        part(fills=False, packing="many(shots=6)", truncated=2, fitting_length=40),
+        "50% of the windows of svamp:icl …: use svamp:icl",
+    ),
+    (
+        "cut rows",
         both(chat(), part(fills=False, packing="whole", truncated=2)),
         "50% of the windows of svamp:icl …: raise --length to 200",
     ),

@@ -156,16 +156,18 @@ def weighs(form: Format) -> bool:
 
 
 def unused_messages(rows: Sequence[Row], form: Format) -> str:
-    """Say how much of conversations a format leaves out that shows only their first question, or
-    that and its answer; nothing where that is all of them.
+    """Say how much of conversations a format leaves out that shows only one question of each, or
+    that and its answer; nothing where there is no more than one of each.
     """
     shown = {"question", "answer"} & set(form.needs)
     if isinstance(form, Chat) or not shown:
         return ""
     messages = sum(len(row.turns) for row in rows)
-    used = len(shown) * sum(bool(row.turns) for row in rows)
+    conversations = sum(bool(row.turns) for row in rows)
+    used = len(shown) * conversations
     with_functions = any(row.tools for row in rows)
-    if messages <= used and not with_functions:
+    # Whoever asks for the question alone misses no answer.
+    if messages <= 2 * conversations and not with_functions:
         return ""
     sentence = f"these conversations have {messages:,} messages and {used:,} are used"
     if with_functions:

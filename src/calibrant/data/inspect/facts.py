@@ -273,6 +273,9 @@ def _parts(
             for place in range(begin, begin + count):
                 texts.append(quoted(batch, place, tokenizer, letters))
         begin += facts["sequences"]
+        conversing = ""
+        if getattr(tokenizer, "chat_template", None):
+            conversing = str(replace(term, format=Chat(), packing=Whole()))
         yield {
             **facts,
             **_expressions(term),
@@ -282,6 +285,7 @@ def _parts(
             "empty": lengths.count(0),
             "special_texts": _special_texts(term, rows, special),
             "unused": unused_messages(rows, term.format),
+            "conversing": conversing,
             "conversations": conversation_facts(term, facts, rows, tokenizer),
             "texts": texts,
             "unshown": unshown,
@@ -335,7 +339,6 @@ def _expressions(term: Term) -> dict[str, Any]:
         "replacement": packing.replacement,
         "filled": str(replace(term, format=answered_format, packing=Many())),
         "startless": startless,
-        "conversing": str(replace(term, format=Chat(), packing=Whole())),
     }
 
 
@@ -343,6 +346,8 @@ def _leaner_formats(term: Term) -> Iterator[Format]:
     """Yield other formats that the rows can have, with more of their own text for each word of the
     format's.
     """
+    if term.format.spec_name() == "text":
+        return
     present = {*term.source.fields, *term.source.sometimes}
     for name in ("text", "cot"):
         form = formats.build(name)

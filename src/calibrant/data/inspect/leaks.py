@@ -452,12 +452,12 @@ class _RunTable:
 
 
 def _shared_prompts(measured: list[Row]) -> frozenset[str]:
-    """Return the system prompts that half of the conversations have, two at least."""
+    """Return the system prompts that half of the conversations have, three at least."""
     conversations = [row.turns for row in measured if row.turns]
     counts = Counter[str]()
     for turns in conversations:
-        counts.update({turn.said for turn in turns if turn.role == "system"})
-    least = max(2, len(conversations) / 2)
+        counts.update({turn.said for turn in turns if turn.role in ("system", "developer")})
+    least = max(3, len(conversations) / 2)
     return frozenset(prompt for prompt, count in counts.items() if count >= least)
 
 

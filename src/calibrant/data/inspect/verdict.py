@@ -25,7 +25,10 @@ def verdict(facts: Facts) -> tuple[str, ...]:
 def _unused_messages(facts: Facts) -> Iterator[str]:
     for part in facts["parts"]:
         if part["unused"]:
-            yield f"{part['data']}: {part['unused']}: {part['conversing']} shows all"
+            remedy = "the format chat shows all, for a model with a chat template"
+            if part["conversing"]:
+                remedy = f"{part['conversing']} shows all"
+            yield f"{part['data']}: {part['unused']}: {remedy}"
 
 
 def _left_out_reasoning(facts: Facts) -> Iterator[str]:
@@ -401,7 +404,8 @@ def _only_budget_cuts(part: Facts, facts: Facts) -> bool:
     """Return whether each text fits a window of its own, so that a budget in tokens alone cuts
     one.
     """
-    return not part["fills"] and part["fitting_length"] <= facts["length"]
+    alone = part["packing"].startswith(("one", "whole"))
+    return alone and part["fitting_length"] <= facts["length"]
 
 
 def _has_content(part: Facts) -> bool:
