@@ -36,8 +36,8 @@ FILES = [
     (
         "a.jsonl",
         b'{"custom_id": "b-7", "body": {"messages": []}}\n',
-        "its columns are custom_id, body, and none of them holds texts: put the text of each row "
-        "into a column 'text', or its messages into 'messages'",
+        "its columns are custom_id, body, and none of them holds several words: say which to read, "
+        "as in {path}(text=COLUMN), or put the text of each row into a column 'text', or its ",
     ),
     ("a.jsonl", b'{"text": 3}\n', "a.jsonl', row 1: 'text' is '3'; it must be a text"),
     ("a.csv", b"text,n\na\n", "a.csv:2: this line has not the 2 columns of the first line but 1"),

@@ -260,8 +260,8 @@ def _check_columns(
         remedy = f": {advice(short(visible(column)))}"
         if not column:
             remedy = (
-                ", and none of them holds texts: put the text of each row into a column 'text', or "
-                "its messages into 'messages'"
+                f", and none of them holds several words: {advice('COLUMN')}, or put the text of "
+                "each row into a column 'text', or its messages into 'messages'"
             )
         raise DataError(
             f"{name!r} has no column 'text' or 'question'; its columns are {listed}{remedy}",
@@ -270,16 +270,11 @@ def _check_columns(
 
 
 def _column_of_texts(records: Iterable[Mapping[str, Any]]) -> str:
-    """Return the column that holds most text; empty where none holds any."""
+    """Return the column that holds most text; empty where none holds several words."""
     letters = Counter[str]()
-    of_texts = Counter[str]()
     for record in records:
         for column, value in record.items():
-            if not isinstance(value, str):
-                continue
-            letters[column] += len(value)
             # An id or an address is one word; some scripts have no spaces between words.
-            if " " in value.strip() or not value.isascii():
-                of_texts[column] += len(value)
-    counted = of_texts or letters
-    return max(counted, key=counted.__getitem__, default="")
+            if isinstance(value, str) and (" " in value.strip() or not value.isascii()):
+                letters[column] += len(value)
+    return max(letters, key=letters.__getitem__, default="")
