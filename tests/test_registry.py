@@ -146,6 +146,9 @@ def test_a_name_that_is_taken_is_said(
 ) -> None:
     plugged({"calibrant.methods": {"ria": "shadow:Pow", "twin": "shadow:Pow"}}, shadow=PAIR)
     plugged({"calibrant.methods": {"twin": "second:Pow"}}, second=PAIR)
+    for _ in range(2):
+        plugged({"calibrant.methods": {"again": "third:Pow"}}, third=PAIR)
+    methods.build("again")
     assert methods.build("ria").spec_name() == "ria"
     twin = methods.build("twin")
     methods.build("twin")

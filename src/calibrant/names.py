@@ -148,7 +148,7 @@ def target_removes(target: str) -> bool:
     label = read_target(target)
     if label.removal:
         return True
-    if label.bits is not None:
+    if label.bits is not None or label.budget is not None:
         return False
     registry = _registry("targets")
     for name in registry.names():

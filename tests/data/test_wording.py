@@ -1,5 +1,6 @@
 """What the errors of data say: the sentences that a user most likely meets."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -122,6 +123,24 @@ def test_a_file(tmp_path: Path, name: str, content: bytes, said: str):
     with pytest.raises(DataError) as caught:
         CalibrationSet(str(tmp_path / name)).rows(tiny_tokenizer())
     assert said.replace("{path}", str(tmp_path / name)) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "term", "said"),
+    [
+        ({"input_ids": [3, 4]}, "{path}:qa", "that needs question and answer, and it holds token"),
+        ({"K": "a b", "R": "c"}, "{path}(question=K):qa", "as in {path}(question=K, answer=COLUMN"),
+        ({"text": "a b"}, "{path}:qa", "and its columns are text; take {path}:text"),
+    ],
+)
+def test_what_a_file_lacks(
+    tmp_path: Path, content: dict[str, object], term: str, said: str
+) -> None:
+    file = tmp_path / "mine.jsonl"
+    file.write_text(json.dumps(content))
+    with pytest.raises(DataError) as caught:
+        CalibrationSet(term.replace("{path}", str(file)))
+    assert said.replace("{path}", str(file)) in str(caught.value)
 
 
 @pytest.mark.parametrize(("text", "said"), SETS)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from calibrant.compress import prune
+from calibrant.errors import DataError
 from calibrant.evaluators import Evaluator, evaluate, evaluators, loss
 from calibrant.lab.study.request import digests_of
 from calibrant.models import Opened, open_model
@@ -158,6 +159,8 @@ def test_a_changed_source_of_another_package_is_measured_anew(
     file.write_text("swam")
     assert evaluator.digest() not in ("", walked)
     file.unlink()
+    with pytest.raises(DataError, match=r"FileNotFoundError.*mend diaries:Diary"):
+        evaluator.digest()
     assert digests_of({str(evaluator): evaluator}) == {}, "what is wrong its measurement says"
 
 

@@ -143,6 +143,9 @@ GIVEN = {
     "nan": Measurement(replace(SCORE, value=math.nan)),
     "float32": Measurement(changed("value", np.float32(2)), ITEMS),
     "facts": Measurement(SCORE, (ITEMS[0], replace(ITEMS[1], facts={"hit": True}))),
+    "mixed": Measurement(
+        SCORE, (replace(ITEMS[0], facts={"hit": 1}), replace(ITEMS[1], facts={"hit": "no"}))
+    ),
     "nothing": None,
 }
 
@@ -171,6 +174,7 @@ class Ruler(Evaluator):
         ("nan", "its score is no number"),
         ("float32", "float32"),
         ("facts", "the facts of 'b' aren't those of the first item"),
+        ("mixed", "it can't be written and read again ("),
         ("nothing", "gives no Measurement, but a NoneType"),
     ],
 )

@@ -14,6 +14,7 @@ from calibrant.compress import prune, quantize
 from calibrant.errors import SpecError
 from calibrant.exports import card
 from calibrant.results import Record
+from calibrant.system.markdown import without_folders
 from calibrant.testing import tiny_folder
 
 from tests.models.refused import refusal_of
@@ -175,3 +176,22 @@ def test_scores_go_into_the_card_in_place_of_the_last_ones_and_into_no_card_that
     manifest.unlink()
     assert CliRunner().invoke(app, words).exit_code == 2
     assert card_file.read_text() == text
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("/home/me/model", "…/model"),
+        ("/home/o'neil/s/x", "…/x"),
+        ('"/home/o\'neil/s/x"', '"…/x"'),
+        ("'/home/me/x' + \"/home/you/y\"", "'…/x' + \"…/y\""),
+        (r"\\server\share\me\x", "…/x"),
+        (r"'\\\\server\\share\\x'", "'…/x'"),
+        (r"C:\Users\me\x", "…/x"),
+        ("mix(a=/home/me/x, b='/home/me/y')", "mix(a=…/x, b='…/y')"),
+        ("see https://hub/me/x", "see https://hub/me/x"),
+        ("gsm8k:cot", "gsm8k:cot"),
+    ],
+)
+def test_folders_of_absolute_paths_are_left_out(text: str, shown: str) -> None:
+    assert without_folders(text) == shown

@@ -7,6 +7,7 @@ import pytest
 from jaxtyping import TypeCheckError
 
 from calibrant.errors import TargetError
+from calibrant.lab.stats import is_rounded
 from calibrant.spec.grammar import read_target
 from calibrant.targets import (
     Grid,
@@ -57,6 +58,10 @@ def test_another_package_adds_a_kind(plugged: Callable[..., None]):
 
 
 def test_a_broken_kind_of_another_package_stops_no_other(plugged: Callable[..., None]):
+    plugged({"calibrant.targets": {"rank": "ranks:Rank"}}, ranks=RANK)
+    with pytest.raises(TargetError, match=r"ranks:Rank fails on it with ValueError: .*; write a"):
+        parse_target("rank=much")
+    assert is_rounded("rank=much")
     plugged({"calibrant.targets": {"broken_target": "missing:Nope"}})
     assert str(parse_target("0.5")) == "0.5"
     assert kinds()

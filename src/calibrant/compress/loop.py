@@ -294,7 +294,7 @@ def _check_finite(method: Method, name: str, numbers: Tensor) -> None:
     """Raise `NumericsError` if what a method made of the matrix `name` holds NaN or infinity."""
     if not is_finite(numbers):
         problem = f"{method.spec_name()} made numbers of {name} NaN or infinite"
-        message = f"{problem}; mend the method, or open the model in a wider dtype"
+        message = f"{problem}; open the model in a wider dtype, or mend the method"
         raise NumericsError(message, subject=name)
 
 

@@ -348,7 +348,7 @@ class CompressionPlanner:
             free=self.machine.disk,
             seconds=self._seconds(sum(parts.values()), kept),
             problems=tuple(problems),
-            notes=(*notes, *self._unread(), *self._uncounted()),
+            notes=(*notes, *self._uncounted_files(), *self._uncounted()),
             host=host,
             parts=parts,
         )
@@ -625,8 +625,8 @@ class CompressionPlanner:
                 walks += 1
         return walks + self.recipe.forwards_for_scales(propagate)
 
-    def _unread(self) -> list[str]:
-        """Name the user's files, of which nobody knows how much they hold before they are read."""
+    def _uncounted_files(self) -> list[str]:
+        """Return that the tokens of the user's files aren't counted, in sentences."""
         calibration = self.calibration
         if calibration is None or calibration.at_most or not self.recipe.looks:
             return []

@@ -224,12 +224,11 @@ def _read_table(path: Path, label: str, delimiter: str) -> Iterator[dict[str, An
             blank = not "".join(cells).strip()
             if blank and len(cells) != len(columns):
                 continue
-            place = f"{label}:{reader.line_num}"
             if not columns:
                 columns = _header(cells, label, reader.line_num)
                 continue
-            semicolons = columns[0].count(";")
-            if len(columns) == 1 and semicolons == delimiter.join(cells).count(";") > 0:
+            place = f"{label}:{reader.line_num}"
+            if len(columns) == 1 and _has_semicolons(columns[0], delimiter.join(cells)):
                 refuse(f"{place}: ';' is between columns; write {delimiter!r} there", label)
             if len(cells) != len(columns):
                 noun = "column" if len(columns) == 1 else "columns"
@@ -239,6 +238,11 @@ def _read_table(path: Path, label: str, delimiter: str) -> Iterator[dict[str, An
     except csv.Error as error:
         kind = {",": "CSV", "\t": "TSV"}[delimiter]
         refuse(f"{label}:{reader.line_num}: this line is no {kind} ({error})", label, error)
+
+
+def _has_semicolons(header: str, line: str) -> bool:
+    """Return whether a line has semicolons, as many as the first one."""
+    return line.count(";") == header.count(";") > 0
 
 
 def _header(cells: list[str], label: str, line: int) -> list[str]:

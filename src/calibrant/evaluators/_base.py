@@ -12,10 +12,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from calibrant.data import Format, PerDraw, Row, Source, StoredSource
 from calibrant.data.user_file import UserFile
-from calibrant.errors import SpecError
+from calibrant.errors import CalibrantError, DataError, SpecError
 from calibrant.models import ModelOutline
 from calibrant.results.outcomes import Journal, Measurement, Outcome
-from calibrant.spec import Spec, identity, is_foreign
+from calibrant.spec import Spec, identity, is_foreign, qualified
 from calibrant.system.progress import Progress, silent
 
 MOST_TOKENS: Final = 10**9
@@ -189,15 +189,24 @@ def digest_of(source: Source) -> str:
     """Return the tagged SHA-256 of what a user's file, or a stored source of another package, gives
     to be measured and to be shown as exemplars.
 
-    Nothing for Calibrant's own sources, and for what is generated, which may have no end.
+    Nothing for Calibrant's own sources, and for what is generated, which may have no end. Raises
+    `DataError` for a source that can't be read.
     """
     if isinstance(source, PerDraw):
         return digest_of(source.measured())
     if not isinstance(source, StoredSource):
         return ""
-    if not isinstance(source, UserFile) and not is_foreign(type(source)):
+    foreign = is_foreign(type(source))
+    if not foreign and not isinstance(source, UserFile):
         return ""
-    return identity([source.part("measure").digest, source.part("exemplars").digest])
+    try:
+        return identity([source.part("measure").digest, source.part("exemplars").digest])
+    except Exception as error:
+        if isinstance(error, CalibrantError) or not foreign:
+            raise
+        why = f"{type(error).__name__}: {error}"
+        message = f"{source} can't be read ({why}); mend {qualified(type(source))}"
+        raise DataError(message, subject=str(source)) from error
 
 
 def ratio(values: Sequence[float], weights: Sequence[float]) -> tuple[float, float | None]:

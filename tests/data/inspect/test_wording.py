@@ -33,6 +33,11 @@ SPOKEN: list[tuple[str, Change, str]] = [
         "svamp:icl: these … have 90 messages and 40 are used: svamp:chat@whole shows all",
     ),
     (
+        "unused messages",
+        part(unused="these conversations have 90 messages and 40 are used", conversing=""),
+        "svamp:icl: these … are used: the format chat shows all, for a model with a chat template",
+    ),
+    (
         "reasoning that is left out",
         chat(left_out={"reasoning": 34}),
         "leaves out reasoning of 34 of 40 conversations of svamp:icl: svamp:chat(thinking='keep')",

@@ -13,7 +13,7 @@ from calibrant.allocations import Allocation
 from calibrant.allocations.uniform import Uniform
 from calibrant.compress import Recipe
 from calibrant.data import CalibrationSet
-from calibrant.errors import TargetError
+from calibrant.errors import InputError, TargetError
 from calibrant.evaluators import Evaluator
 from calibrant.methods import MatrixMethod, Method
 from calibrant.methods.pruning.none import Untouched
@@ -447,7 +447,7 @@ def digests_of(evaluators: Mapping[str, Evaluator]) -> dict[str, str]:
     for text, evaluator in evaluators.items():
         try:
             digest = evaluator.digest()
-        except Exception:  # noqa: BLE001  # a source of another package may raise anything
+        except InputError:
             continue
         if digest:
             digests[text] = digest
