@@ -6,22 +6,32 @@ import sys
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 OURS = frozenset({"calibrant", "tools"})
 
 
-class Hiding(MetaPathFinder):
-    """A finder before all others, which finds none of these packages and ends the search."""
+class Hiding:
+    """A finder of modules that doesn't find some packages, and else is as the one it stands for.
 
-    def __init__(self, packages: Collection[str]) -> None:
-        self.packages = packages
+    As where these aren't installed, `import` raises and `importlib.util.find_spec` returns None.
+    """
 
-    def find_spec(self, name: str, path: object = None, target: object = None) -> None:
-        if name.partition(".")[0] in self.packages:
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+    def __init__(self, finder: MetaPathFinder, packages: Collection[str]) -> None:
+        self._finder = finder
+        self._packages = packages
+
+    def find_spec(self, name: str, *others: Any) -> ModuleSpec | None:
+        if name.partition(".")[0] in self._packages:
+            return None
+        return self._finder.find_spec(name, *others)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._finder, name)
 
 
 def take_out(packages: Collection[str]) -> dict[str, object]:
@@ -39,12 +49,11 @@ def imported_anew(source: Path | None = None, hidden: Collection[str] = ()) -> I
     with pytest.MonkeyPatch.context() as patch:
         # jaxtyping's import hook finds classes by their names, and would take the old modules' for
         # the new ones'; so it is left out.
-        plain = [
-            finder
-            for finder in sys.meta_path
-            if not type(finder).__module__.startswith("jaxtyping")
-        ]
-        patch.setattr(sys, "meta_path", [Hiding(hidden), *plain])
+        finders: list[Hiding] = []
+        for finder in sys.meta_path:
+            if not type(finder).__module__.startswith("jaxtyping"):
+                finders.append(Hiding(finder, hidden))
+        patch.setattr(sys, "meta_path", finders)
         if source is not None:
             patch.syspath_prepend(source)
         try:

@@ -17,7 +17,7 @@ from calibrant.data import parse_source
 from calibrant.errors import DataError, ModelError, OutputError, SpecError
 from calibrant.evaluators import evaluate
 from calibrant.lab.report import report
-from calibrant.lab.study import Study, StudyResult, driver
+from calibrant.lab.study import Study, StudyResult, driver, workers
 from calibrant.lab.study.known import known_cells
 from calibrant.lab.study.loaded import LoadedModel
 from calibrant.lab.study.plan import plan
@@ -517,6 +517,8 @@ def test_one_that_has_a_model_open_goes_on_though_another_has_no_room_for_it(
 ):
     large, study = two_models(given, tmp_path, data=["full_stops", "random_tokens"])
     store = tmp_path / "store"
+    # The other learns from the index that the dense run is there, so that is written at once.
+    monkeypatch.setattr(workers, "PAUSES", 0)
     compress = driver.compress
     others: list[StudyResult] = []
 

@@ -5,6 +5,7 @@ don't contradict each other.
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from calibrant.results.items import table_of
@@ -22,7 +23,7 @@ def why_not_kept(evaluator: Mapping[str, Any], measurement: Measurement) -> str:
     entry = ScoreEntry("", "", evaluator, score, beside=measurement.beside)
     try:
         ScoreEntry.read(from_json(compact_json(entry.plain())))
-        table_of(measurement.outcomes)
+        _check_table(measurement.outcomes)
         faults = list(contradictions(score, measurement.outcomes))
         names = Counter(item_name(outcome.item) for outcome in measurement.outcomes)
     except (AttributeError, OverflowError, TypeError, ValueError) as error:
@@ -36,6 +37,14 @@ def why_not_kept(evaluator: Mapping[str, Any], measurement: Measurement) -> str:
         if count > 1:
             return f"{count} items have the name {name!r}"
     return ""
+
+
+def _check_table(items: Sequence[Outcome]) -> None:
+    """Raise what `table_of` raises for items that make no table. Where pyarrow isn't installed,
+    there is no store that could keep them, and nothing is looked at.
+    """
+    with suppress(ModuleNotFoundError):
+        table_of(items)
 
 
 def contradictions(score: Score, items: Sequence[Outcome]) -> Iterator[str]:
