@@ -7,18 +7,16 @@ import sys
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 
 from calibrant.data import CalibrationSet, TokenBatch
 from calibrant.data.select import resolved
 from calibrant.errors import DataError
-from calibrant.lab.mixtures import Errors, Sample, gather_statistics
+from calibrant.lab.mixtures import NOTHING, Errors, Sample, gather_statistics
 from calibrant.lab.study import Study
 from calibrant.methods import StandIn
 from calibrant.models import open_model, view
 from calibrant.system.durable import put
-
-NOTHING: Final = Sample(0, 0)
 
 
 class Predicted(NamedTuple):

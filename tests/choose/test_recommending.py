@@ -144,6 +144,9 @@ def test_candidates_are_predicted_and_the_mixtures_are_among_them(
         value for value in predicted.values() if value is not None
     )
     assert found.mixture.expr in predicted
+    # Whether the tokens are enough isn't asked, so nothing is gathered for it.
+    assert found.mixture.enough == ()
+    assert list(Path(found.folder).rglob("*-piece-*")) == []
 
 
 def test_what_cannot_be_raced_is_refused() -> None:

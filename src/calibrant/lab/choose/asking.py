@@ -42,7 +42,16 @@ from calibrant.lab.choose.instruct import (
 )
 from calibrant.lab.choose.predicting import Prediction, of_mixture, with_siblings
 from calibrant.lab.choose.timing import measured_costs
-from calibrant.lab.mixtures import Mixture, aim_of, expression, mix, stand_in_of, uniform
+from calibrant.lab.mixtures import (
+    NOTHING,
+    Effort,
+    Mixture,
+    aim_of,
+    expression,
+    mix,
+    stand_in_of,
+    uniform,
+)
 from calibrant.lab.mixtures.aims import fitted_to
 from calibrant.lab.mixtures.algebra import effort_of
 from calibrant.lab.mixtures.mixture import BEST, UNIFORM
@@ -152,6 +161,11 @@ class Prepared:
         return sum(map(is_written, self.candidates))
 
     @property
+    def effort(self) -> Effort:
+        """What predictions may look at; nobody asks here whether the tokens are enough."""
+        return replace(effort_of(self.stand_in.method), meter=NOTHING)
+
+    @property
     def race_folder(self) -> Path:
         """Where the race's store is, and the statistics that predictions are made of."""
         return self.folder / "race"
@@ -162,7 +176,7 @@ class Prepared:
             self.opened,
             self.template,
             self.stand_in,
-            effort_of(self.stand_in.method),
+            self.effort,
             len(self.candidates),
             self.opening_seconds,
             any(map(is_written, self.candidates)),
@@ -245,6 +259,7 @@ class Prepared:
             tokens=plan.tokens,
             length=self.fitted.length,
             judge_tokens=self.fitted.judge_tokens,
+            effort=self.effort,
             folder=self.race_folder,  # the race finds the statistics here again
             alone=True,
             progress=progress,
@@ -261,7 +276,7 @@ class Prepared:
             goal.judge,
             self.fitted.halves,
             self.opened,
-            effort_of(self.stand_in.method),
+            self.effort,
             self.race_folder,
             self.fitted.judge_tokens,
             progress,

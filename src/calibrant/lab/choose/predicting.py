@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Final, final
+from typing import Any, final
 
 import numpy as np
 from jaxtyping import Float
@@ -31,9 +31,6 @@ from calibrant.methods import StandIn
 from calibrant.models import Opened, view
 from calibrant.results import STATISTICS
 from calibrant.system.progress import Progress, silent
-
-_NOTHING: Final = Sample(0, 0)
-"""No block is gathered in pieces: nothing is asked here about how many tokens are enough."""
 
 
 @final
@@ -94,7 +91,7 @@ def with_siblings(
             batches,
             [(judge_text, judged)],
             root / STATISTICS,
-            _NOTHING,
+            effort.meter,
             progress,
         )
 

@@ -24,15 +24,9 @@ from calibrant.methods import MatrixMethod, Method, ModelMethod, StandIn, TokenU
 from calibrant.models import ModelShape, ModelView, Opened, Weight, view
 from calibrant.system.clock import seconds_of
 from calibrant.system.progress import Progress, silent
-from calibrant.targets import GgufBudget, GgufRecipe, Removal
+from calibrant.targets import GgufBudget, GgufRecipe
 from calibrant.walk import TOKENS_PER_PASS, walk
 
-_PIECES: Final = 1.5
-"""How much longer a walk takes that keeps its statistics in pieces too, and writes them."""
-_HALVES: Final = 6
-"""Sets of pieces that the meter of tokens compresses for each source, of one Gram: two halves,
-of one, two and four pieces each.
-"""
 _ANSWERS: Final = 16
 """Answers that are written together to time one."""
 _WRITTEN: Final = 16
@@ -96,7 +90,7 @@ def measured_costs(
         writing = _writing_seconds(opened)
     return StepCosts(
         opened=seconds,
-        walk=_PIECES * piece_times.blocks * forward,
+        walk=piece_times.blocks * forward,
         judge=piece_times.blocks * piece_times.forward[(Gram,)],
         search=_search_seconds(first_block, stand_in, effort, sources),
         compress=piece_times.blocks * compress,
@@ -138,10 +132,7 @@ def _search_seconds(
     seconds = seconds_of(compress_sampled)
     search_blocks = effort.search.blocks * (effort.evaluations + sources + 1)
     judged_blocks = effort.final.blocks * (sources + 1 + FINALISTS)
-    metered_blocks = 0
-    if isinstance(stand_in.target, Removal):
-        metered_blocks = effort.meter.blocks * (sources + 1) * _HALVES
-    return seconds * (search_blocks + judged_blocks + metered_blocks)
+    return seconds * (search_blocks + judged_blocks)
 
 
 def _writing_seconds(opened: Opened) -> float:

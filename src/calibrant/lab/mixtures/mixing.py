@@ -16,9 +16,9 @@ from calibrant.data.select import resolved
 from calibrant.errors import DataError, SpecError
 from calibrant.lab.mixtures.aims import aim_of, fitted_to, stand_in_of
 from calibrant.lab.mixtures.algebra import (
+    NOTHING,
     Effort,
     Errors,
-    Sample,
     SharedInput,
     Shares,
     effort_of,
@@ -114,7 +114,7 @@ def mix(options: MixOptions) -> Mixture:
     effort = options.effort or effort_of(stand_in.method)
     if not isinstance(stand_in.target, Removal):
         # The meter compares which weights go, and here none do.
-        effort = replace(effort, meter=Sample(0, 0))
+        effort = replace(effort, meter=NOTHING)
     if options.imatrix is not None:
         check_imatrix_path(options.imatrix)
     clock = Clock()
@@ -371,12 +371,9 @@ class _MixtureSearch:
         return tuple(changes)
 
     def enough(self, chosen: Shares) -> list[TokenCurve]:
-        """Return the curve of each source and of the mixture.
-
-        There is none for a target that rounds, since no mask says how alike two results are.
-        """
+        """Return the curve of each source and of the mixture; none where nobody asks for it."""
         stand_in = self.stand_in
-        if not isinstance(stand_in.target, Removal):
+        if self.effort.meter == NOTHING:
             return []
         count = len(self.names)
         sets: list[tuple[str, Sequence[float]]] = []
