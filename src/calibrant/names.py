@@ -255,15 +255,13 @@ def _accepted(method: type[Any]) -> str:
 
     What the catalogue says of our methods doesn't depend on which other packages are there.
     """
-    from calibrant.targets import kinds
+    from calibrant.targets import Target, examples, kinds
 
-    examples = list[str]()
+    shown = list[type[Target]]()
     for target in kinds(method.accepts):
         if is_foreign(method) or not is_foreign(target):
-            examples.append(target.example)
-    most = ", ".join(examples[:-1])
-    last = "".join(examples[-1:])
-    return f"{most} or {last}" if most else last
+            shown.append(target)
+    return examples(shown)
 
 
 def _looked_at(method: type[Any]) -> str:

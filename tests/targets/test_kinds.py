@@ -59,7 +59,7 @@ def test_another_package_adds_a_kind(plugged: Callable[..., None]):
 
 def test_a_broken_kind_of_another_package_stops_no_other(plugged: Callable[..., None]):
     plugged({"calibrant.targets": {"rank": "ranks:Rank"}}, ranks=RANK)
-    with pytest.raises(TargetError, match=r"ranks:Rank fails on it with ValueError: .*; write a"):
+    with pytest.raises(TargetError, match=r"ranks:Rank fails on it with ValueError: .*; write one"):
         parse_target("rank=much")
     assert is_rounded("rank=much")
     plugged({"calibrant.targets": {"broken_target": "missing:Nope"}})
@@ -67,6 +67,16 @@ def test_a_broken_kind_of_another_package_stops_no_other(plugged: Callable[..., 
     assert kinds()
     with pytest.raises(TargetError, match="the entry point broken_target = 'missing:Nope'"):
         parse_target("nothing of the kind")
+
+
+def test_what_is_no_target_is_told_in_one_sentence_what_to_write():
+    with pytest.raises(TargetError) as caught:
+        parse_target("int4")
+    examples = ", ".join(kind.example for kind in kinds()[:-1])
+    assert str(caught.value) == (
+        f"'int4' is no target; write one such as {examples} or {kinds()[-1].example} "
+        "(calibrant list targets says what each is)"
+    )
 
 
 ALMOST = ["blocks", "blocks x", "blocks 0,5", "Blocks 0.5", "layers 0.5", "blocks0.5"]

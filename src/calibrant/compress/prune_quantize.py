@@ -79,7 +79,7 @@ from calibrant.spec.foreign import user_path
 from calibrant.system.clock import Clock
 from calibrant.system.progress import silent
 from calibrant.system.wide_products import wide_products
-from calibrant.targets import Target, Verb, accepted, kinds, parse_target
+from calibrant.targets import Target, Verb, accepted, examples, kinds, parse_target
 from calibrant.walk.ranks import Ranks, joined
 
 USUAL_SHARE: Final = 0.5
@@ -203,8 +203,8 @@ def _check_verb(verb: Verb, method: Method, target: Target) -> None:
         message = f"{method} is no method for calibrant {verb}, which has {_methods_for(verb)}"
         raise TargetError(f"{message}; {instead}", subject=str(method))
     if target.verb != verb:
-        allowed = accepted([kind for kind in kinds() if kind.verb == verb])
-        message = f"{target} is no target for calibrant {verb}, which takes {allowed}"
+        allowed = examples(kind for kind in kinds() if kind.verb == verb)
+        message = f"{target} is no target for calibrant {verb}, which takes one such as {allowed}"
         raise TargetError(f"{message}; use calibrant {other}", subject=str(target))
 
 

@@ -12,7 +12,7 @@ from calibrant.targets._base import Group, Removal, Target, Verb, keep_highest
 from calibrant.targets._cache import CacheGrid
 from calibrant.targets._elements import E2M1, E4M3, Element
 from calibrant.targets._inputs import InputGrid, Range
-from calibrant.targets._kinds import accepted, allowed, kinds, parse_target, targets
+from calibrant.targets._kinds import accepted, allowed, examples, kinds, parse_target, targets
 from calibrant.targets.float_grid import FloatGrid
 from calibrant.targets.ggml_kind import GgmlKind
 from calibrant.targets.gguf_budget import GgufBudget
@@ -50,6 +50,7 @@ __all__ = [
     "WithCache",
     "accepted",
     "allowed",
+    "examples",
     "keep_highest",
     "kinds",
     "parse_target",

@@ -59,6 +59,16 @@ def allowed(accepts: Iterable[type[Target]] = (Target,)) -> str:
     return f"write {accepted(accepts)}"
 
 
+def examples(of: Iterable[type[Target]]) -> str:
+    """Return an example of each of these kinds: `0.5, 2:4 or w4g64`."""
+    found = [kind.example for kind in of]
+    most = ", ".join(found[:-1])
+    last = "".join(found[-1:])
+    if not most:
+        return last
+    return f"{most} or {last}"
+
+
 def parse_target(text: str | float | int) -> Target:
     """Return the target that a text or number such as `0.5`, `"0.5"`, `"2:4"` or `"w4g64"` asks
     for. Raises `TargetError` for anything else.
@@ -71,7 +81,7 @@ def parse_target(text: str | float | int) -> Target:
     Sparsity(fraction=0.6)
     >>> parse_target("half")
     Traceback (most recent call last):
-    calibrant.errors.TargetError: 'half' is no target; write a sparsity...
+    calibrant.errors.TargetError: 'half' is no target; write one such as 0.5, 2:4, ...
     """
     value = user_text(text, TargetError) if isinstance(text, str) else text
     failed: list[str] = []
@@ -88,7 +98,9 @@ def parse_target(text: str | float | int) -> Target:
     # Whoever writes it may mean one of those that can't be read.
     _, broken = _known_and_broken()
     broken += failed
-    message = "; ".join([f"{text!r} is no target", *broken, allowed()])
+    instead = f"write one such as {examples(kinds())}"
+    explained = "calibrant list targets says what each is"
+    message = "; ".join([f"{text!r} is no target", *broken, f"{instead} ({explained})"])
     raise TargetError(message, subject=str(text))
 
 
