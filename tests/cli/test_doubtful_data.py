@@ -109,9 +109,11 @@ def test_what_is_lost_of_a_file_is_said(ask: Ask, model: Path, tmp_path: Path, n
     assert LOST[name] in part["note"]
     for answer in (pruned, written):
         assert f"warning: {part['data']}: {LOST[name]}\n" in answer.err
-    fixes = ask("inspect", name, "--model", model, *small, "--json").json["verdict"]
-    shown = f"{part['data']}: {LOST[name]}: talks.jsonl:chat@whole shows all"
-    assert (shown in fixes) == (name == "talks.jsonl")
+    inspected = ask("inspect", name, "--model", model, *small, "--json").json
+    fixed = f"{part['data']}: {LOST[name]}: talks.jsonl:chat@whole shows all"
+    assert (fixed in inspected["verdict"]) == (name == "talks.jsonl")
+    # What is to be fixed isn't said a second time.
+    assert (LOST[name] in inspected["parts"][0]["note"]) == (name == "mixed.jsonl")
     planned = ask("prune", model, "--data", name, *small, "--plan", "--json")
     assert (
         f"the tokens of {name} weren't counted: it may hold fewer than 256 tokens"

@@ -276,15 +276,18 @@ def _parts(
         conversing = ""
         if getattr(tokenizer, "chat_template", None):
             conversing = str(replace(term, format=Chat(), packing=Whole()))
+        unused = unused_messages(rows, term.format)
         yield {
             **facts,
+            # What isn't used is said with what helps, under what to fix.
+            "note": facts["note"].removesuffix(unused).removesuffix("; "),
             **_expressions(term),
             "padding": _padding(facts, data.length),
             "histogram": histogram(lengths),
             "fitting_length": fitting_length,
             "empty": lengths.count(0),
             "special_texts": _special_texts(term, rows, special),
-            "unused": unused_messages(rows, term.format),
+            "unused": unused,
             "conversing": conversing,
             "conversations": conversation_facts(term, facts, rows, tokenizer),
             "texts": texts,
