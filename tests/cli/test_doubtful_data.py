@@ -114,6 +114,10 @@ def test_what_is_lost_of_a_file_is_said(ask: Ask, model: Path, tmp_path: Path, n
     assert (fixed in inspected["verdict"]) == (name == "talks.jsonl")
     # What is to be fixed isn't said a second time.
     assert (LOST[name] in inspected["parts"][0]["note"]) == (name == "mixed.jsonl")
+    chosen = f"longest(source='{name}')"
+    written = ask("data", chosen, "--model", model, *small, "--out", "chosen.jsonl")
+    assert chosen in written.err
+    assert f"{LOST[name]}\n" in written.err
     planned = ask("prune", model, "--data", name, *small, "--plan", "--json")
     assert (
         f"the tokens of {name} weren't counted: it may hold fewer than 256 tokens"

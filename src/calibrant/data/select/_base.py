@@ -25,6 +25,7 @@ from calibrant.data import (
 from calibrant.data._base import Format, joined
 from calibrant.data._templates import RefusedError
 from calibrant.data.expression import Term, parse_expression
+from calibrant.data.given import OwnData, own_behind
 from calibrant.errors import DataError, SpecError
 from calibrant.models import Opened
 from calibrant.models.cache import cache_folder
@@ -107,7 +108,10 @@ class Selector(PerDraw, ABC):
         @cache
         def rows_of_draw(draw: int) -> PartRows:
             selection = self.select(replace(context, draw=draw))
-            return PartRows(selection.rows, origin=f"chosen by {self}", note=selection.note)
+            origin = f"chosen by {self}"
+            return PartRows(
+                selection.rows, origin=origin, note=selection.note, lost=_lost_behind(self)
+            )
 
         # No field, so that the copy is equal: the rows are no part of what the selector is.
         copied = copy.copy(self)
@@ -153,6 +157,14 @@ def resolved(
         return source.supplied(context)
 
     return calibration.supplied(supply)
+
+
+def _lost_behind(selector: Selector) -> str:
+    """Return what is lost of the files that a selector's rows are chosen from, by their names."""
+    lost: dict[OwnData, str] = {}
+    for own in own_behind(selector):
+        lost[own] = own.part("calibrate").lost
+    return joined(*(f"{own}: {rows}" for own, rows in lost.items() if rows))
 
 
 class Picking(Selector, ABC):
