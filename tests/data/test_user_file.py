@@ -4,7 +4,7 @@ wrong with them.
 
 import gzip
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,9 @@ import pyarrow
 import pytest
 from transformers import PreTrainedTokenizerBase
 
-from calibrant.data import PARTS, CalibrationSet, Message, Row, parse_source
+from calibrant.data import PARTS, CalibrationSet, Message, Row, parse_source, user_file
+from calibrant.data._files import read_records
+from calibrant.data._rows import LOOKED_AT
 from calibrant.data.user_file import UserFile
 from calibrant.errors import DataError
 from calibrant.testing.sources import check_source
@@ -461,6 +463,31 @@ def test_a_field_that_first_occurs_in_a_late_row_is_told_and_can_be_named(
     assert named.part("calibrate").note == ""
     with pytest.raises(DataError, match="no column 'way'"):
         UserFile(str(path), rationale="way")
+
+
+@pytest.mark.parametrize(("suffix", "rows_read"), [("csv", 1), ("parquet", 1), ("jsonl", 3_000)])
+def test_a_column_that_a_table_lacks_is_refused_without_reading_all_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str, rows_read: int
+):
+    path = tmp_path / f"rows.{suffix}"
+    records = [{"question": f"q{i}", "answer": f"{i}"} for i in range(3_000)]
+    if suffix == "csv":
+        lines = [f"{record['question']},{record['answer']}\n" for record in records]
+        path.write_text("".join(["question,answer\n", *lines]))
+    else:
+        written(path, records)
+    read: list[int] = []
+
+    def counted(path: Path, label: str) -> Iterator[dict[str, Any]]:
+        read.append(0)
+        for record in read_records(path, label):
+            read[-1] += 1
+            yield record
+
+    monkeypatch.setattr(user_file, "read_records", counted)
+    with pytest.raises(DataError, match="no column 'qestion', did you mean 'question'"):
+        UserFile(str(path), question="qestion")
+    assert read == [LOOKED_AT, rows_read]
 
 
 @pytest.mark.parametrize(

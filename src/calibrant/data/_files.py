@@ -101,6 +101,11 @@ def known_suffix(path: Path) -> str:
     return ""
 
 
+def is_table(path: Path) -> bool:
+    """Return whether all records of a file have the same columns; those of JSON may differ."""
+    return not known_suffix(path).startswith(".json")
+
+
 def read_records(path: Path, label: str) -> Iterator[dict[str, Any]]:
     """Yield the records of a file as dictionaries; `label` is its name in messages. A text file
     gives records with the one field `text`.

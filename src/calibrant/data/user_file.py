@@ -4,7 +4,7 @@ import os
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from calibrant.data._base import (
     train_and_test,
 )
 from calibrant.data._columns import USUAL, Columns, filled
-from calibrant.data._files import read_records
+from calibrant.data._files import is_table, read_records
 from calibrant.data._folders import File, Files, files_of
 from calibrant.data._ids import COLUMN, rows_of_ids
 from calibrant.data._rows import LOOKED_AT, Layout, RowReader, layout_of
@@ -242,18 +242,22 @@ def _layout_of(
 def _records_with(
     columns: set[str], parts: Sequence[Sequence[File]]
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield behind the first rows of each part the first records that hold something in these
-    columns.
+    """Yield the first records that hold something in these columns, in which the first rows hold
+    nothing.
     """
     wanted = set(columns)
-    for files in parts:
-        for place, record in islice(_numbered(files), LOOKED_AT, None):
-            if not wanted:
-                return
+    for file in chain.from_iterable(parts):
+        for place, record in _numbered([file]):
+            # Not so of JSON, where a column may begin in any row.
+            lacks_all = wanted.isdisjoint(record)
+            if lacks_all and is_table(file[0]):
+                break
             found = wanted & filled(record)
             wanted -= found
             if found:
                 yield place, record
+            if not wanted:
+                return
 
 
 @lru_cache(maxsize=8)
