@@ -13,9 +13,9 @@ import pyarrow
 import pytest
 from transformers import PreTrainedTokenizerBase
 
-from calibrant.data import PARTS, CalibrationSet, Message, Row, parse_source, user_file
+from calibrant.data import PARTS, CalibrationSet, Message, Row, _rows, parse_source, user_file
 from calibrant.data._files import read_records
-from calibrant.data._rows import LOOKED_AT
+from calibrant.data._rows import LOOKED_AT, RowReader, layout_of
 from calibrant.data.user_file import UserFile
 from calibrant.errors import DataError
 from calibrant.testing.sources import check_source
@@ -488,6 +488,19 @@ def test_a_column_that_a_table_lacks_is_refused_without_reading_all_of_it(
     with pytest.raises(DataError, match="no column 'qestion', did you mean 'question'"):
         UserFile(str(path), question="qestion")
     assert read == [LOOKED_AT, rows_read]
+
+
+def test_few_of_very_many_late_columns_are_kept(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(_rows, "MOST_COLUMNS", 2)
+    first = [("row 1", {"question": "q", "answer": "a"})]
+    reader = RowReader(layout_of(first, {}, "rows", str))
+    late: dict[str, str] = {"question": "q", "answer": "a"}
+    for number in range(9):
+        late[f"column {number}"] = late[f"cot{' ' * 99 * number}"] = "so"
+    list(reader.rows([*first, ("row 2", late)]))
+    assert len(reader._late_places) == len(reader._late_values) == 2
+    assert reader.note.count("too late") == 1
+    assert len(reader.note) < 200
 
 
 @pytest.mark.parametrize(

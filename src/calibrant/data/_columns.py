@@ -58,6 +58,9 @@ offered, and what the system says.
 """
 
 _NAMES_BESIDE: Final = frozenset((*chain.from_iterable(BESIDE.values()), *USUAL["choices"]))
+_LATE: Final = ("choices", "answer", "rationale")
+"""Fields that would go with a question, and whose columns may hold something in late rows alone."""
+_NAMES_LATE: Final = frozenset((*chain.from_iterable(USUAL[name] for name in _LATE), "b", "c"))
 
 
 @dataclass(frozen=True)
@@ -259,6 +262,11 @@ def filled(record: Mapping[str, Any]) -> set[str]:
     return {column for column, value in record.items() if not _is_empty(value)}
 
 
+def may_be_late(column: str) -> bool:
+    """Return whether a column that holds something in late rows alone may decide `late_fields`."""
+    return column.strip().casefold() in _NAMES_LATE
+
+
 def late_fields(columns: Columns, values: Mapping[str, Any]) -> dict[str, str]:
     """Return the columns that would go with a question, by their fields, of those that hold
     something in late rows alone; `values` are the first that each of them holds.
@@ -266,7 +274,7 @@ def late_fields(columns: Columns, values: Mapping[str, Any]) -> dict[str, str]:
     late: dict[str, str] = {}
     if "question" not in columns.fields:
         return late
-    for name in ("choices", "answer", "rationale"):
+    for name in _LATE:
         for column in _candidates(name, values):
             if columns.fields.get(name, column) == column and column not in late.values():
                 late.setdefault(name, column)

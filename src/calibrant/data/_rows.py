@@ -18,6 +18,7 @@ from calibrant.data._columns import (
     late_fields,
     letter_at,
     letter_of,
+    may_be_late,
     values_beside,
     widened,
 )
@@ -137,8 +138,8 @@ class RowReader:
             clauses.append(f"{count} of {self._count} rows {reason} left out")
         for name, column in late_fields(self._columns, self._late_values).items():
             clauses.append(
-                f"{column!r} holds nothing before {self._late_places[column]}, too late to be "
-                f"found by itself: {name}={column} behind the path reads it"
+                f"{short(column)!r} holds nothing before {self._late_places[column]}, too late to "
+                f"be found by itself: {name}={short(column)} behind the path reads it"
             )
         return "; ".join(clauses)
 
@@ -162,8 +163,10 @@ class RowReader:
 
     def _note_late(self, record: Mapping[str, Any], place: str) -> None:
         for column in filled(record) - self._seen - self._late_places.keys():
-            self._late_values[column] = record[column]
-            self._late_places[column] = place
+            # A name may be written in many ways, with other cases and spaces.
+            if may_be_late(column) and len(self._late_places) < MOST_COLUMNS:
+                self._late_values[column] = record[column]
+                self._late_places[column] = place
 
     def _reason(self, missing: str, record: Mapping[str, Any]) -> str:
         """Say why a record is left out that lacks a field."""
