@@ -354,6 +354,18 @@ def test_question_and_answer_are_the_first_exchange(jsonl: Callable[..., Path]):
     assert (row.question, row.answer, len(row.turns)) == ("q", "a", 6)
 
 
+def test_conversations_that_begin_with_the_same_message_are_all_used(jsonl: Callable[..., Path]):
+    greeting = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello!"}]
+    talks: list[dict[str, Any]] = []
+    for number in range(40):
+        question = {"role": "user", "content": f"How large is {number}?"}
+        talks.append({"messages": [*greeting, question, greeting[1]]})
+    source = UserFile(str(jsonl(talks)))
+    assert len(rows_of(source)) == 40
+    assert source.part("calibrate").overlapping == 0
+    check_source(source)
+
+
 @pytest.mark.parametrize(
     "turns",
     [

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from string import ascii_uppercase
@@ -82,18 +82,21 @@ class Row:
 
     @property
     def subject(self) -> str:
-        """What makes two rows the same example: the question or the text, whatever its case and
-        spaces.
+        """The question or the text, whatever its case and spaces."""
+        return caseless(self.question or self.text or self.key)
+
+    @property
+    def beginnings(self) -> tuple[str, ...]:
+        """What makes two rows the same example, and what a record keeps to know the example again
+        without its text: the first 16 digits of the SHA-256 of `subject`, and of a conversation
+        those of all that the user says up to each message. The last one stands for the whole.
         """
-        text = self.question or self.text or self.key
-        return " ".join(text.casefold().split())
+        return beginnings_of(self, caseless)
 
     @property
     def example(self) -> str:
-        """The first 16 digits of the SHA-256 of `subject`: what a record keeps to know the
-        example again without its text.
-        """
-        return _sha256(self.subject)[:16]
+        """The last of `beginnings`."""
+        return self.beginnings[-1]
 
     def need(self, field: str) -> str:
         """Return the text of a field; `DataError` if the row lacks it."""
@@ -104,6 +107,35 @@ class Row:
                 f"a row without {field!r} can't be rendered; it has {present}", subject=field
             )
         return value
+
+
+class KnownExamples:
+    """Examples among which others are looked for, each by its `beginnings`. Of two conversations
+    one may be how the other begins: these are the same example too.
+
+    `whole` are those that stand for whole examples, `begun` the others.
+
+    >>> first, second = Message("user", "Hi"), Message("user", "How warm is it?")
+    >>> known = KnownExamples()
+    >>> known.add([Row(question="Hi", turns=(first, second)).beginnings])
+    >>> Row(question="hi", turns=(first,)).beginnings in known
+    True
+    >>> Row(question="Hi", turns=(first, first)).beginnings in known
+    False
+    """
+
+    def __init__(self, whole: Iterable[str] = (), begun: Iterable[str] = ()) -> None:
+        self.whole = set(whole)
+        self.begun = set(begun)
+
+    def __contains__(self, beginnings: Sequence[str]) -> bool:
+        return beginnings[-1] in self.begun or not self.whole.isdisjoint(beginnings)
+
+    def add(self, examples: Iterable[Sequence[str]]) -> None:
+        """Remember examples by the beginnings of each."""
+        for *begun, whole in examples:
+            self.whole.add(whole)
+            self.begun.update(begun)
 
 
 @dataclass(frozen=True)
@@ -344,6 +376,28 @@ def question_text(row: Row) -> str:
     return "\n".join([*lines, after])
 
 
+def caseless(text: str) -> str:
+    """Return a text without its case, with one space between words."""
+    return " ".join(text.casefold().split())
+
+
+def beginnings_of(row: Row, read: Callable[[str], str]) -> tuple[str, ...]:
+    """Return `Row.beginnings` of a row whose texts are read so."""
+    subject = read(row.question or row.text or row.key)
+    asked = [read(message.content or "") for message in row.turns if message.role == "user"]
+    # The question may be another than the first, after earlier exchanges, or stand beside them.
+    if subject not in asked:
+        asked.insert(0, subject)
+    beginnings = [_sha256(subject)[:16]]
+    if len(asked) > 1:
+        until_here = hashlib.sha256()
+        for text in asked:
+            until_here.update(_encoded(text))
+            beginnings.append(until_here.hexdigest()[:16])
+            until_here.update(b"\n")
+    return tuple(dict.fromkeys(beginnings))
+
+
 def joined(*notes: str) -> str:
     """Return notes as one sentence; empty ones are passed over."""
     return "; ".join(filter(None, notes))
@@ -359,8 +413,12 @@ def _content_of(message: Message) -> Any:
 
 
 def _sha256(text: str) -> str:
+    return hashlib.sha256(_encoded(text)).hexdigest()
+
+
+def _encoded(text: str) -> bytes:
     # A user's text may hold half of a surrogate pair, which has no other encoding.
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+    return text.encode("utf-8", "surrogatepass")
 
 
 @lru_cache(maxsize=8)
@@ -371,7 +429,7 @@ def _hold(source: StoredSource, place: Hashable) -> dict[Part, PartRows]:
     note = content.note
     if unchecked:
         note = joined(note, f"not checked against what {', '.join(unchecked)} measures")
-    subjects: set[str] = set()
+    known = KnownExamples()
     parts: dict[Part, PartRows] = {}
     # What is measured comes first: a row that occurs there too is taken out of the parts that are
     # shown to a model.
@@ -381,11 +439,12 @@ def _hold(source: StoredSource, place: Hashable) -> dict[Part, PartRows]:
         used_rows: list[Row] = []
         # In the order of the hashes: it depends on the content alone, and mixes topics well.
         for key in sorted(distinct):
-            if distinct[key].subject not in subjects:
+            if distinct[key].beginnings not in known:
                 used_rows.append(distinct[key])
-        subjects.update(row.subject for row in used_rows)
+        if part != "calibrate":
+            known.add(row.beginnings for row in used_rows)
         if part == "measure":
-            subjects |= measured_by_siblings
+            known.add(row.beginnings for row in measured_by_siblings)
         parts[part] = PartRows(
             tuple(used_rows),
             duplicates=len(rows) - len(distinct),
@@ -397,16 +456,15 @@ def _hold(source: StoredSource, place: Hashable) -> dict[Part, PartRows]:
     return parts
 
 
-def _measured_by_siblings(source: StoredSource) -> tuple[set[str], list[str]]:
-    """Return the subjects of what the siblings measure, and the siblings that can't be read."""
+def _measured_by_siblings(source: StoredSource) -> tuple[list[Row], list[str]]:
+    """Return the rows that the siblings measure, and the siblings that can't be read."""
     from calibrant.data.sources import sources  # which imports this module
 
-    subjects: set[str] = set()
+    rows: list[Row] = []
     unchecked: list[str] = []
     for name in source.siblings:
         try:
-            rows = sources.build(name).read().rows["measure"]
-            subjects.update(row.subject for row in rows)
+            rows += sources.build(name).read().rows["measure"]
         except DataError:
             unchecked.append(name)
-    return subjects, unchecked
+    return rows, unchecked

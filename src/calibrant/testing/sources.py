@@ -5,7 +5,7 @@ from itertools import islice
 from typing import Final
 
 from calibrant.data import PARTS, Format, Part, Row, Source, StoredSource, formats, parse_source
-from calibrant.data._base import FIELDS
+from calibrant.data._base import FIELDS, KnownExamples
 from calibrant.data.sources import sources
 from calibrant.errors import DataError, SpecError
 from calibrant.testing.naming import mistaken, untyped
@@ -69,14 +69,17 @@ def _check_rows(source: Source, part: Part) -> None:
 
 
 def _check_disjoint(source: Source, parts: Mapping[Part, Sequence[Row]]) -> None:
-    first_parts: dict[str, Part] = {}
+    known: dict[Part, KnownExamples] = {}
     for part, rows in parts.items():
         keys = {row.key for row in rows}
         _require(source, len(keys) == len(rows), f"{part!r} gives a row twice")
         for row in rows:
-            # By subject: one passage may have several questions.
-            first = first_parts.setdefault(row.subject, part)
-            _require(source, first == part, f"{row.subject[:60]!r} is in {part!r} and in {first!r}")
+            # By example: one passage may have several questions.
+            for earlier, examples in known.items():
+                twice = f"{row.subject[:60]!r} is in {part!r} and in {earlier!r}"
+                _require(source, row.beginnings not in examples, twice)
+        known[part] = KnownExamples()
+        known[part].add(row.beginnings for row in rows)
 
 
 def _check_rendering(source: Source, row: Row) -> None:

@@ -55,6 +55,34 @@ def test_the_same_example_in_another_dress_is_found():
     assert serious(leak)
 
 
+def talk(*asked: str) -> Row:
+    turns: list[Message] = []
+    for question in asked:
+        turns += [Message("user", question), Message("assistant", f"As to {question}")]
+    return Row(question=asked[0], answer=turns[1].content, turns=tuple(turns))
+
+
+def test_conversations_are_the_same_example_if_one_is_how_the_other_begins():
+    bread = talk("Hi", "How is bread made?")
+    painter = talk("Hi", "Who painted this?")
+    assert find_leaks([bread], [painter]) == []
+    assert RowFingerprints.of([bread]).leaks([painter]) == LeakCount(rows=1)
+    greeting = talk("hi")
+    longer = talk("hi", "How is  bread made?", "And cake?")
+    last_asked = Row(question="And cake?", answer="So.", turns=longer.turns)
+    for row, other in ((bread, bread), (bread, longer), (bread, greeting), (longer, last_asked)):
+        for calibration, measured in ((row, other), (other, row)):
+            assert only([calibration], [measured]).kind == "same example"
+            seen = RowFingerprints.of([calibration])
+            assert seen.leaks([measured]) == LeakCount(same=1, rows=1)
+            assert not seen.leaks([talk("Good day", "How is bread made?")])
+    assert RowFingerprints.of([longer]).leaks([talk("Hi!", "How is bread made")]).respaced == 1
+    # What older models were calibrated on is known by the first question alone.
+    older = RowFingerprints(frozenset({Row(question="Hi").example}))
+    assert older.leaks([painter]).same == 1
+    assert older.leaks([Row(question="Hi", turns=(Message("user", "Who?"),))]).same == 1
+
+
 def test_the_share_is_that_of_the_measured_row():
     measured = Row(text=text(112, 1))  # 100 runs
     half = Row(text=f"{text(30, 2)} {' '.join(some(112, 1)[:62])} {text(500, 3)}")  # 50 of them

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from calibrant.data import Row
+from calibrant.data import Message, Row
 from calibrant.data.inspect import LeakCount, RowFingerprints
 from calibrant.data.inspect import leaks as module
 from calibrant.data.inspect.leaks import RUNS_FILE
@@ -69,7 +69,10 @@ def test_of_very_many_runs_a_sample_is_remembered_that_still_tells_rows_apart(
 
 
 def test_a_folder_brings_back_what_was_kept(tmp_path: Path):
-    shown = RowFingerprints.of([Row(text=text(100, 1)), Row(text="a b c d e")], own_files=True)
+    talk = Row(question="f", turns=(Message("user", "f"), Message("user", "g!")))
+    shown = RowFingerprints.of(
+        [Row(text=text(100, 1)), Row(text="a b c d e"), talk], own_files=True
+    )
     for name, content in shown.files.items():
         (tmp_path / name).write_bytes(content)
     again = RowFingerprints.read(shown.entries, tmp_path)
@@ -78,6 +81,8 @@ def test_a_folder_brings_back_what_was_kept(tmp_path: Path):
         shown.contents,
         True,
     )
+    assert again.begun_examples == shown.begun_examples == {Row(question="f").example}
+    assert again.begun_contents == shown.begun_contents == {Row(question="f").example}
     assert again.runs.tolist() == shown.runs.tolist()
     assert len(again.runs) == 88 + 93 + 1
 

@@ -12,7 +12,6 @@ Beside a saved model stand the `RowFingerprints` of what it was calibrated on, f
 can be made again.
 """
 
-import hashlib
 import io
 import re
 from collections import Counter, defaultdict
@@ -25,7 +24,7 @@ from typing import Any, Final, Literal
 import numpy as np
 from jaxtyping import Int64
 
-from calibrant.data._base import Row
+from calibrant.data._base import KnownExamples, Row, beginnings_of, caseless
 from calibrant.data._words import Numbers, numbered, runs, words
 
 COMMON: Final = 50
@@ -132,19 +131,21 @@ def find_leaks(calibration: Iterable[Row], measured: Iterable[Row]) -> list[Leak
     return list(leaks.values())
 
 
-def content_key(row: Row) -> str:
-    """Return the first 16 digits of the SHA-256 of an example's words, whatever their case, spaces
-    and punctuation; `Row.example` if it has none.
+def contents_of(row: Row) -> tuple[str, ...]:
+    """Return `Row.beginnings` of an example's words, whatever their case, spaces and punctuation. A
+    text without words stands for itself.
 
-    >>> content_key(Row(text="Peel an onion.")) == content_key(Row(text="peel  an ONION?"))
+    >>> contents_of(Row(text="Peel an onion.")) == contents_of(Row(text="peel  an ONION?"))
     True
-    >>> content_key(Row(text="3 + 4")) == content_key(Row(text="3 - 4"))
+    >>> contents_of(Row(text="3 + 4")) == contents_of(Row(text="3 - 4"))
     False
     """
-    text = " ".join(words(_SIGN.sub(_spelled_sign, row.subject)))
-    if not text:
-        return row.example
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+    return beginnings_of(row, _words_alone)
+
+
+def _words_alone(text: str) -> str:
+    text = caseless(text)
+    return " ".join(words(_SIGN.sub(_spelled_sign, text))) or text
 
 
 def _spelled_sign(sign: re.Match[str]) -> str:
@@ -189,7 +190,8 @@ class RowFingerprints:
 
     Three things are stored of a row. Its `Row.example`; its content, which is its words without
     case, spaces and punctuation; and its runs of 13 and of 8 words, as numbers. The first two say
-    that a measured row is the same, the last that half of it was seen. Runs recur between the
+    that a measured row is the same, the last that half of it was seen. Of a conversation the
+    examples and contents of how it begins are stored too. Runs recur between the
     published sets as well, which take care of each other, so they are compared only where a file of
     the user's has a part in it: `own_files`.
     """
@@ -198,6 +200,8 @@ class RowFingerprints:
     contents: frozenset[str] = frozenset()
     runs: Numbers = field(default_factory=lambda: _NONE)
     own_files: bool = False
+    begun_examples: frozenset[str] = frozenset()
+    begun_contents: frozenset[str] = frozenset()
 
     @classmethod
     def of(cls, rows: Iterable[Row], own_files: bool = False) -> "RowFingerprints":
@@ -215,11 +219,17 @@ class RowFingerprints:
             if sum(map(len, new_runs)) > MOST_RUNS:
                 stored = _smallest([stored, *new_runs])
                 new_runs = []
+        examples = KnownExamples()
+        examples.add(row.beginnings for row in distinct)
+        contents = KnownExamples()
+        contents.add(map(contents_of, distinct))
         return cls(
-            frozenset(row.example for row in distinct),
-            frozenset(map(content_key, distinct)),
+            frozenset(examples.whole),
+            frozenset(contents.whole),
             _smallest([stored, *new_runs]),
             own_files,
+            frozenset(examples.begun),
+            frozenset(contents.begun),
         )
 
     @classmethod
@@ -233,6 +243,8 @@ class RowFingerprints:
             _texts(entries.get("contents")),
             _read_runs(Path(folder) / RUNS_FILE),
             entries.get("own_files") is True,
+            _texts(entries.get("begun_examples")),
+            _texts(entries.get("begun_contents")),
         )
 
     @property
@@ -242,6 +254,8 @@ class RowFingerprints:
             "examples": sorted(self.examples),
             "contents": sorted(self.contents),
             "own_files": self.own_files,
+            "begun_examples": sorted(self.begun_examples),
+            "begun_contents": sorted(self.begun_contents),
         }
 
     @property
@@ -261,13 +275,15 @@ class RowFingerprints:
         """
         if not self.examples and not self.contents:
             return LeakCount()
+        examples = KnownExamples(self.examples, self.begun_examples)
+        contents = KnownExamples(self.contents, self.begun_contents)
         rows = list(measured)
         same: set[int] = set()
         respaced: set[int] = set()
         for place, row in enumerate(rows):
-            if row.example in self.examples:
+            if row.beginnings in examples:
                 same.add(place)
-            elif content_key(row) in self.contents:
+            elif contents_of(row) in contents:
                 respaced.add(place)
         alike: set[int] = set()
         if own_files or self.own_files:
@@ -319,10 +335,14 @@ def _texts(entry: Any) -> frozenset[str]:
 
 @dataclass(frozen=True)
 class _NumberedRow:
-    """A calibration row as it is compared: its example, and a number for each of its words."""
+    """A calibration row as it is compared: `Row.beginnings`, and a number for each of its words."""
 
-    example: str
+    beginnings: tuple[str, ...]
     numbers: Numbers
+
+    @property
+    def example(self) -> str:
+        return self.beginnings[-1]
 
 
 class _Index:
@@ -334,8 +354,13 @@ class _Index:
         by_length: defaultdict[int, list[tuple[int, Numbers]]] = defaultdict(list)
         rows = list(measured)
         prompts = _shared_prompts(rows)
+        # By how they begin, the examples that are longer.
+        self._longer: defaultdict[str, set[str]] = defaultdict(set)
         for place, row in enumerate(rows):
-            self.examples.append(row.example)
+            *begun, example = row.beginnings
+            self.examples.append(example)
+            for beginning in begun:
+                self._longer[beginning].add(example)
             numbers = _words_to_compare(row, prompts)
             length = _run_length(len(numbers))
             distinct_runs = np.unique(runs(numbers, length))
@@ -347,10 +372,14 @@ class _Index:
         self._tables = {length: _RunTable(known) for length, known in by_length.items()}
 
     def same(self, batch: list[_NumberedRow]) -> Iterator[Leak]:
-        """Yield the rows that are an example which is measured."""
+        """Yield the rows that are an example which is measured, or how one begins, or the other
+        way round.
+        """
         for row in batch:
-            if row.example in self._known:
-                yield Leak(row.example, row.example, "same example", 1.0)
+            measured = self._known.intersection(row.beginnings)
+            measured |= self._longer.get(row.example, set())
+            for example in sorted(measured):
+                yield Leak(row.example, example, "same example", 1.0)
 
     def shared(self, batch: list[_NumberedRow]) -> Iterator[Leak]:
         """Yield the rows that have runs of words in common with what is measured."""
@@ -496,7 +525,7 @@ def _batches(rows: Iterable[Row]) -> Iterator[list[_NumberedRow]]:
     size = 0
     for row in rows:
         numbers = _words_to_compare(row)
-        batch.append(_NumberedRow(row.example, numbers))
+        batch.append(_NumberedRow(row.beginnings, numbers))
         size += len(numbers) + 1
         if size >= _WORDS_AT_ONCE:
             yield batch

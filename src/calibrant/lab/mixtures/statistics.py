@@ -25,6 +25,7 @@ from torch import Tensor
 
 from calibrant.activations import FeatureNorms, Gram, InputStatistic, Seen
 from calibrant.data import TokenBatch
+from calibrant.data._base import KnownExamples
 from calibrant.lab.mixtures.aims import statistic_of
 from calibrant.lab.mixtures.algebra import Sample, SharedInput, Shares, blended, shared_inputs
 from calibrant.methods import MatrixMethod
@@ -358,4 +359,7 @@ def rows_in_common(statistics: MixtureStatistics) -> tuple[str, ...]:
 
 
 def _same_rows(first_set: SetStatistics, second_set: SetStatistics) -> int:
-    return len(set(first_set.batch.examples) & set(second_set.batch.examples))
+    known = KnownExamples()
+    known.add(row.beginnings for row in second_set.batch.rows)
+    same = {row.example for row in first_set.batch.rows if row.beginnings in known}
+    return len(same)
