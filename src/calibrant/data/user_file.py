@@ -246,11 +246,11 @@ def _records_with(
     nothing.
     """
     wanted = set(columns)
-    for file in chain.from_iterable(parts):
-        for place, record in _numbered([file]):
-            # Not so of JSON, where a column may begin in any row.
-            lacks_all = wanted.isdisjoint(record)
-            if lacks_all and is_table(file[0]):
+    for path, label in chain.from_iterable(parts):
+        table = is_table(path)
+        for place, record in _numbered([(path, label)]):
+            # In JSON a column may begin in any row.
+            if table and wanted.isdisjoint(record):
                 break
             found = wanted & filled(record)
             wanted -= found
