@@ -148,6 +148,25 @@ def test_literals_and_optional_types_are_read_as_plain_ones(cls: type[Any]) -> N
         assert refused.value.subject == name
 
 
+@dataclass(frozen=True, repr=False)
+class Worded(Spec):
+    """Its literals are read as other values where they stand without quotes."""
+
+    kind: Literal["none", "null", "true", "False", "4", "0.50"] = "null"
+    most: int | Literal["4", "none"] = 1
+
+
+@pytest.mark.parametrize("word", ["none", "null", "true", "False", "4", "0.50"])
+def test_a_literal_that_would_be_read_as_another_value_needs_no_quotes(word: str) -> None:
+    for given in (word, repr(word)):
+        assert build(Worded, parse(f"worded(kind={given})").arguments) == Worded(kind=word)
+    assert build(Worded, parse("worded(most=none)").arguments) == Worded(most="none")
+    assert build(Worded, parse("worded(most=4)").arguments) == Worded(most=4)
+    for value in ("yes", "4.0", "5", "[none]"):
+        with pytest.raises(SpecError, match="kind must be 'none' or 'null'"):
+            build(Worded, parse(f"worded(kind={value})").arguments)
+
+
 @pytest.mark.parametrize(
     ("key", "members"),
     [

@@ -259,13 +259,30 @@ def _typed(cls: type[Any], parameter: Parameter, value: Any) -> Any:
         value = value.name
     if _stands_for_float(value, types):
         return float(value)
-    fits = type(value) in [_PLAIN_TYPES[word] for word in types]
+    plain_types = [_PLAIN_TYPES[word] for word in types]
+    if type(value) not in plain_types:
+        value = _text_read_as(value, _literals(cls, parameter, str))
+    fits = type(value) in plain_types
     literals = _literals(cls, parameter, type(value))
     if not fits or (literals and value not in literals):
         given = f"{cls.spec_name()}({parameter.name}={text_of(value)})"
         allowed = " or ".join(_allowed(cls, parameter))
         message = f"{given}: {parameter.name} must be {allowed}"
         raise SpecError(message, subject=parameter.name)
+    return value
+
+
+def _text_read_as(value: Any, texts: Sequence[str]) -> Any:
+    """The first of these texts that without quotes is read as `value`, as `none` is read as None;
+    the value itself where there is no such text.
+    """
+    for text in texts:
+        try:
+            read = parse(text)
+        except SpecError:
+            continue
+        if type(read) is type(value) and read == value:
+            return text
     return value
 
 
