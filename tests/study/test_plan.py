@@ -3,11 +3,13 @@ or asked of the internet.
 """
 
 import importlib
+import itertools
 import json
-from dataclasses import replace
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import datasets
 import huggingface_hub.constants
@@ -15,7 +17,7 @@ import pytest
 import torch
 
 from calibrant.activations import BlockChange, FeatureNorms, Gram
-from calibrant.data import CalibrationSet
+from calibrant.data import CalibrationSet, Part, Row, Source
 from calibrant.data.hub import offline
 from calibrant.decoding import Decoder
 from calibrant.errors import DataError, ModelError, OutputError
@@ -281,6 +283,31 @@ def test_how_long_a_set_lasts_is_told_from_some_of_its_rows(expression: str):
     assert told.held is not None
     assert min(told.held, 9) == pytest.approx(exact.held, rel=0.35)
     assert told.tokens == pytest.approx(whole.tokens(tokenizer).facts["tokens"], rel=0.1)
+
+
+@dataclass(frozen=True, repr=False)
+class Unending(Source):
+    """Rows without end, and how many of them were read."""
+
+    kind = "corpus"
+    licence = "CC0-1.0"
+    fields = ("text",)
+    numbers: ClassVar[list[int]] = []
+
+    def rows(self, part: Part, seed: int = 0) -> Iterator[Row]:
+        for number in itertools.count():
+            self.numbers.append(number)
+            yield Row(text=f"{part} {number:06} is followed by {number + 1:06}.")
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_a_source_that_isnt_stored_is_read_as_far_as_the_draws_need_it(exact: bool):
+    Unending.numbers.clear()
+    data = CalibrationSet(Unending(), samples=8, length=64)
+    supply = supply_of(data, 4, tiny_tokenizer(), exact)
+    assert supply.lasts
+    # Four draws of 512 bytes are 52 texts of 40; they are estimated, and perhaps dealt.
+    assert len(Unending.numbers) < 150
 
 
 def test_controls_have_no_end_and_a_mix_lasts_as_long_as_its_shorter_part():

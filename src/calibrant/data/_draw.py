@@ -84,6 +84,7 @@ class Deck:
         if self.endless:
             self._stream = source.rows(part, draw)
         self._current_draw = 0
+        self._known_rows: list[Row] = []
         self._next_place = 0
         self._rows_read = 0
         self._dealt_keys: list[str] = []
@@ -98,7 +99,17 @@ class Deck:
             return self._source.for_draw(self._own_draw)
         if isinstance(self._source, StoredSource):
             return self._source.part(self._part)
-        return PartRows(tuple(self._source.rows(self._part)))
+        self._known_rows.extend(self._further_rows)
+        return PartRows(tuple(self._known_rows))
+
+    @cached_property
+    def _further_rows(self) -> Iterator[Row]:
+        """The rows behind those that are known. Of a source that isn't stored each is read when it
+        is dealt: it may have many more.
+        """
+        if isinstance(self._source, PerDraw | StoredSource):
+            return iter(self.content.rows)
+        return iter(self._source.rows(self._part))
 
     @property
     def description(self) -> str:
@@ -140,12 +151,24 @@ class Deck:
             yield row
 
     def _once_each(self) -> Iterator[Row]:
-        rows = self.content.rows
-        while self._rows_read < len(rows):
-            row = rows[self._next_place]
-            self._next_place = (self._next_place + 1) % len(rows)
+        while True:
+            if self._next_place == len(self._known_rows):
+                self._read_further()
+            # Only where all rows are known can a draw have read as many.
+            if self._rows_read == len(self._known_rows):
+                return
+            row = self._known_rows[self._next_place]
+            self._next_place += 1
             self._rows_read += 1
             yield row
+
+    def _read_further(self) -> None:
+        """Read the row behind those that are known; behind the last one comes the first."""
+        row = next(self._further_rows, None)
+        if row is None:
+            self._next_place = 0
+        else:
+            self._known_rows.append(row)
 
     def _with_replacement(self) -> Iterator[Row]:
         """Yield rows at random, hashed from the draw: a row may come again. Ends when it is

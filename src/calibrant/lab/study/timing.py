@@ -20,7 +20,7 @@ import torch
 
 from calibrant.activations import FeatureNorms, InputStatistic, Seen, Statistic
 from calibrant.compress import Recipe, check_model, fitting
-from calibrant.data import CalibrationSet, Many, PerDraw, TokenBatch
+from calibrant.data import CalibrationSet, Many, PerDraw, StoredSource, TokenBatch
 from calibrant.data.expression import Term
 from calibrant.decoding import TOKENS_PER_BATCH, Decoder
 from calibrant.errors import CalibrantError, DataError
@@ -65,9 +65,10 @@ Kinds = tuple[type[Statistic], ...]
 class Supply:
     """How far a set lasts: it has rows for about `held` disjoint draws, of the `draws` of a study.
 
-    `held` is None where that is without end, or not known: see `why`. Where the set can't be drawn
-    at all, it is 0 and `why` is the reason. `exact` says whether draws were counted. `tokens` are
-    those of a draw, `seconds` what one takes.
+    `held` is None where that is without end, or not known: see `why`. Of what isn't stored no more
+    is counted than the study draws. Where the set can't be drawn at all, it is 0 and `why` is the
+    reason. `exact` says whether draws were counted. `tokens` are those of a draw, `seconds` what
+    one takes.
     """
 
     data: str
@@ -95,7 +96,7 @@ def supply_of(calibration: CalibrationSet, draws: int, tokenizer: Any, exact: bo
         why = "; ".join(part.why for part in mixed if part.why)
         return replace(_added(str(calibration), draws, mixed), exact=all_exact, why=why)
     try:
-        parts = [_estimate(term, calibration, tokenizer) for term in calibration.parts]
+        parts = [_estimate(term, calibration, draws, tokenizer) for term in calibration.parts]
         whole = _added(str(calibration), draws, parts)
         if exact and whole.held is not None:
             counted = calibration.disjoint_draws(tokenizer, draws) or 0
@@ -129,8 +130,11 @@ def budget_of(calibration: CalibrationSet) -> int:
     return calibration.budget
 
 
-def _estimate(term: Term, calibration: CalibrationSet, tokenizer: Any) -> Supply:
-    """Return the supply of one part of a set, estimated from the lengths of some of its rows."""
+def _estimate(term: Term, calibration: CalibrationSet, draws: int, tokenizer: Any) -> Supply:
+    """Return the supply of one part of a set, estimated from the lengths of some of its rows.
+
+    Rows of a source that isn't stored are read no further than `draws` draws need them.
+    """
     budget = round(budget_of(calibration) * term.share)
     endless = Supply(str(term), 0, None, budget)
     if term.source.kind == "control":
@@ -140,7 +144,12 @@ def _estimate(term: Term, calibration: CalibrationSet, tokenizer: Any) -> Supply
         if disjoint is None:
             return endless
         return replace(endless, held=float(disjoint))
-    rows = [row for row in term.source.rows("calibrate") if term.format.takes(row)]
+    fitting_rows = filter(term.format.takes, term.source.rows("calibrate"))
+    stored = isinstance(term.source, StoredSource)
+    if stored:
+        rows = list(fitting_rows)
+    else:
+        rows = list(islice(fitting_rows, ROWS))
     sample = rows[:: max(1, len(rows) // ROWS)]
     lengths: list[int] = []
     began = time.perf_counter()
@@ -166,7 +175,12 @@ def _estimate(term: Term, calibration: CalibrationSet, tokenizer: Any) -> Supply
         # The rest of a draw's last text is left. On average that is half of the text that holds a
         # given token, and a long text is likelier to hold it: E[x²] / 2 E[x] tokens.
         needed = budget / mean + mean_square / (2 * mean**2)
-    return Supply(str(term), 0, len(rows) / needed, tokens, needed * row_seconds)
+    rows_held = len(rows)
+    if not stored:
+        # One more, so that no rounding takes it for too few.
+        most = int(needed * draws) + 1
+        rows_held += sum(1 for _ in islice(fitting_rows, max(0, most - rows_held)))
+    return Supply(str(term), 0, rows_held / needed, tokens, needed * row_seconds)
 
 
 @dataclass
