@@ -10,12 +10,15 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from calibrant.compress import prune
+from calibrant.allocations import allocations
+from calibrant.allocations.least_error import LeastError
+from calibrant.compress import prune, quantize
 from calibrant.errors import InputError, OutputError, SpecError
 from calibrant.evaluators import evaluate, explain, loss
 from calibrant.lab.report import report
 from calibrant.lab.stats import compare
 from calibrant.lab.study import Study
+from calibrant.methods import methods
 from calibrant.models import open_model
 from calibrant.models.reading import reading_digest
 from calibrant.results import Store, merge, pack, verify
@@ -477,6 +480,36 @@ def test_a_compressed_model_is_measured_in_its_own_type(pruned: list[str], tmp_p
     with pytest.raises(SpecError):
         evaluate(pruned[0], tasks=TASKS, dtype="bfloat16", store=tmp_path / "results")
     assert not (tmp_path / "results").exists()
+
+
+def test_a_folder_whose_recipe_is_refused_today_is_measured_under_its_own_name(
+    dense: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    allocation = "least_error(method=rsq, reach=1)"
+
+    def accept(made: LeastError) -> None:
+        object.__setattr__(made, "method", methods.build(made.method))
+
+    with monkeypatch.context() as earlier:
+        earlier.setattr(LeastError, "__post_init__", accept)
+        quantize(
+            dense,
+            data=SETS[0],
+            method="rtn",
+            target="w4g16",
+            allocation=allocation,
+            out=tmp_path / "model",
+            samples=4,
+            length=64,
+            dtype="float32",
+        )
+    with refused(SpecError, "rsq"):
+        allocations.build(allocation)
+    evaluate(str(tmp_path / "model"), tasks=TASKS[0], store=tmp_path / "results")
+    store = Store(tmp_path / "results", create=False)
+    (cell,) = store.cells()
+    assert cell.method.startswith("rtn + least_error(method=rsq(importance='attention', ")
+    assert compare(store).rankings
 
 
 def test_explain_stores_what_evaluate_would(dense: str, pruned: list[str], tmp_path: Path):

@@ -11,7 +11,7 @@ from calibrant.allocations import allocations
 from calibrant.allocations.uniform import Uniform
 from calibrant.compress import Recipe
 from calibrant.compress.costs import provenance
-from calibrant.errors import DataError, SpecError
+from calibrant.errors import DataError, InputError, SpecError
 from calibrant.evaluators._base import Evaluator
 from calibrant.methods import methods
 from calibrant.methods.pruning.none import Untouched
@@ -24,6 +24,7 @@ from calibrant.results.outcomes import Measurement
 from calibrant.results.records import DENSE, MEASURED, UNTOUCHED
 from calibrant.spec import canonical, written_form
 from calibrant.spec.foreign import brief
+from calibrant.spec.registry import Registry
 from calibrant.system.clock import Clock
 from calibrant.targets import Sparsity
 
@@ -281,10 +282,9 @@ def _cell(run: Run) -> Cell:
     """Return the cell that shows a run, with the labels that a study gives it."""
     method = MEASURED
     if run.method["spec"] != MEASURED:
-        # As a study writes it: without the defaults that a form has.
-        method = str(methods.build(written_form(run.method)))
+        method = _text_of(run.method, methods)
         if run.allocation != canonical(Uniform()):
-            method = f"{method} + {allocations.build(written_form(run.allocation))}"
+            method = f"{method} + {_text_of(run.allocation, allocations)}"
     return Cell(
         model=run.model_name,
         data=run.data,
@@ -294,3 +294,14 @@ def _cell(run: Run) -> Cell:
         run=run.id,
         propagate=run.propagate,
     )
+
+
+def _text_of(form: Mapping[str, Any], registry: Registry) -> str:
+    """Return a form as a study writes it, without defaults; with all parameters where its class
+    isn't here, or refuses today what it took when the model was made.
+    """
+    whole = written_form(form)
+    try:
+        return str(registry.build(whole))
+    except InputError:
+        return whole
