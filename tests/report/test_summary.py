@@ -12,7 +12,13 @@ from scipy.stats import t as student
 
 from calibrant.lab.report import Report, report
 from calibrant.lab.report.sentences import remarks
-from calibrant.lab.report.summary import Matrix, doubts, overall
+from calibrant.lab.report.summary import (
+    Matrix,
+    doubts,
+    overall,
+    short_method_names,
+    short_set_names,
+)
 from calibrant.lab.report.tables.sections import Section
 from calibrant.lab.report.tables.terminal import summary
 from calibrant.lab.stats import Ranking
@@ -261,6 +267,25 @@ def test_without_a_dense_model_more_may_be_better():
     far = replace(entry("pile", (0.20, 0.20), 0.55), increases={})
     (doubt,) = doubts([ranking(best, control, far, **sets)]).every
     assert "better than pile by 0.200" in doubt.sentence
+
+
+def test_arguments_tell_methods_apart_on_either_side_of_an_allocation():
+    names = {
+        "sparsegpt(damp=0.02) + least_error": "sparsegpt damp=0.02 + least_error",
+        "sparsegpt + least_error": "sparsegpt + least_error",
+        "gptq(scales='importance') + owl(spread=0.1)": "gptq importance + owl spread=0.1",
+        "gptq + owl": "gptq + owl",
+        "wanda(first=1, second=2, third=3) + owl(spread=0.1)": "wanda + owl 1",
+        "wanda + owl(spread=0.05)": "wanda + owl spread=0.05",
+    }
+    assert short_method_names(names) == names
+    sets = {
+        "0.5*c4 + 0.5*python_code": "mixture 1",
+        "0.3*c4 + 0.7*python_code": "mixture 2",
+        "pile(subsets=['Github'])": "pile subsets=['Github']",
+        "pile": "pile",
+    }
+    assert short_set_names(sets) == sets
 
 
 def test_a_set_alone_is_not_surely_better_than_every_other():

@@ -86,24 +86,35 @@ def _told_apart(text: str, kind: str, number: int) -> str:
     """The short name of one of several of a kind: by its arguments, or where these are long by its
     number.
     """
-    # A method's own arguments stand before its allocation.
-    if not text.startswith(kind):
-        return f"{kind} {number}"
-    arguments = text.removeprefix(kind).strip("()")
-    # `scales='importance'` is understood without its key, `swaps=25` is not.
-    values = re.sub(r"\w+='([^']*)'", r"\1", arguments)
-    name = f"{kind} {values}"
-    if len(name) > LONGEST + len(kind):
-        return f"{kind} {number}"
-    return name
+    numbered = f"{kind} {number}"
+    names = kind.split(" + ")
+    parts = _parts_of(text)
+    # All mixtures have one name, however many parts there are.
+    if len(parts) != len(names):
+        return numbered
+    told: list[str] = []
+    for part, name in zip(parts, names, strict=True):
+        arguments = part.removeprefix(name).strip("()")
+        # `scales='importance'` is understood without its key, `swaps=25` is not.
+        values = re.sub(r"\w+='([^']*)'", r"\1", arguments)
+        words = f"{name} {values}".strip()
+        if len(words) > LONGEST + len(name):
+            return numbered
+        told.append(words)
+    return " + ".join(told)
 
 
-def _kind_of_method(text: str) -> str:
+def _parts_of(text: str) -> list[str]:
+    """The parts between plus signs: of a method, itself and its allocation."""
     try:
         parts = pieces(text, "+")
     except SpecError:
         parts = [text]
-    return " + ".join(part.partition("(")[0].strip() for part in parts)
+    return [part.strip() for part in parts]
+
+
+def _kind_of_method(text: str) -> str:
+    return " + ".join(part.partition("(")[0].strip() for part in _parts_of(text))
 
 
 def _kind_of_set(text: str) -> str:
