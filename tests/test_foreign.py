@@ -92,7 +92,7 @@ def test_of_a_long_message_the_end_stays_of_a_long_path_the_files_name_and_a_sho
     assert "/study.yaml' can't be read; give another" in said
     assert len(said) < 200
     for short in (
-        "there is no method called 'wnada', did you mean 'wanda'?",
+        "there is no method called 'wnada', perhaps you mean 'wanda'",
         f"it can't {'be done ' * 40} with 'this'",
     ):
         assert str(InputError(short)) == short

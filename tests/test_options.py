@@ -139,7 +139,7 @@ def test_help_has_every_option_and_the_explanation(verb: str):
 
 
 WRONG_CALLS = [
-    (("smollm2", None, "c4"), {"sampels": 3}, "'sampels', did you mean 'samples'?"),
+    (("smollm2", None, "c4"), {"sampels": 3}, "'sampels', perhaps you mean 'samples'"),
     (("smollm2", None, "c4"), {"zzz": 3}, "'zzz'"),
     ((), {}, "'model'"),
     (("smollm2", None, "c4"), {"model": "gemma3-270m"}, "'model'"),

@@ -68,7 +68,7 @@ def pruned_on_disk() -> object:
 @pytest.mark.parametrize(
     ("asked", "said"),
     [
-        (lambda: prune(MODEL, data="c4", method="wnda"), "'wnda', did you mean 'wanda'"),
+        (lambda: prune(MODEL, data="c4", method="wnda"), "'wnda', perhaps you mean 'wanda'"),
         (
             lambda: prune(MODEL, data="c4", propagate="sideways"),
             "'sideways' is not known; choose one of arrival, reference, dense",

@@ -20,7 +20,7 @@ from tests.trained import trained_folder
     ("goals", "error", "subject", "sentence"),
     [
         ([], SpecError, "for", "no goal was given; write a source"),
-        (["python_cod"], SpecError, "python_cod", "did you mean 'python_code'?"),
+        (["python_cod"], SpecError, "python_cod", "perhaps you mean 'python_code'"),
         (
             ["python_code + python_docs"],
             SpecError,
@@ -98,7 +98,7 @@ def test_what_cannot_be_advised_on_and_nothing_is_written(
         ({"minutes": 0.0}, "a budget of 0 minutes leaves no time"),
         ({"minutes": float("inf")}, "a budget of inf minutes has no end"),
         ({"sources": ["gsm8k:cot"]}, "one set can't be compared; give another"),
-        ({"tool": "gptqmodl"}, "did you mean 'gptqmodel'?"),
+        ({"tool": "gptqmodl"}, "perhaps you mean 'gptqmodel'"),
         ({"tool": "llama.cpp"}, "llama.cpp opens GGUF files"),
         ({"sources": "python_docs"}, "write sources=['python_docs']"),
         ({"target": "gguf 90MB"}, "gguf 90MB has room for every tensor"),

@@ -12,21 +12,21 @@ from tests.cli.conftest import Ask
 SAID = [
     (
         "prune MODEL --out out --data wikitxt",
-        "there is no source called 'wikitxt', did you mean 'wikitext'?",
+        "there is no source called 'wikitxt', perhaps you mean 'wikitext'",
     ),
     ("prune MODEL --out out --data missing.jsonl", "there is no file 'missing.jsonl'"),
     (
         "prune MODEL --out out --data full_stops --method wnada",
-        "there is no method called 'wnada', did you mean 'wanda'?",
+        "there is no method called 'wnada', perhaps you mean 'wanda'",
     ),
     (
         "prune MODEL --out out --data full_stops --target 60",
-        "60.0 is no sparsity, did you mean 0.6?",
+        "60.0 is no sparsity, perhaps you mean 0.6",
     ),
     ("prune MODEL --out out --data full_stops --target w4g64", "use calibrant quantize"),
     ("prune MODEL --out out --samples few", "'few' is no whole number"),
     ("prune MODEL --out MODEL --data full_stops", "exists, isn't empty and isn't ours"),
-    ("prune smolm2 --out out --data full_stops", "did you mean 'smollm2'?"),
+    ("prune smolm2 --out out --data full_stops", "perhaps you mean 'smollm2'"),
     ("quantize MODEL --out out --target 0.5", "use calibrant prune"),
     (
         "quantize MODEL --out out --target w4g24",
@@ -45,8 +45,8 @@ SAID = [
         "evaluate MODEL --task 'task(name=arithmetic)' --tokens 40",
         "use --limit for the number of items",
     ),
-    ("export MODEL --to spare --out out", "did you mean 'sparse'?"),
-    ("list methdos", "did you mean 'methods'?"),
+    ("export MODEL --to spare --out out", "perhaps you mean 'sparse'"),
+    ("list methdos", "perhaps you mean 'methods'"),
     ("list --jsonn", "'calibrant list --help' shows what it takes"),
     ("list --quiet", "--quiet stands before the command, as in 'calibrant --quiet …'"),
     (

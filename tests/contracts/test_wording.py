@@ -22,13 +22,16 @@ Asked = Callable[[Path], object]
 SAID: list[tuple[Asked, str]] = [
     (
         lambda _: catalogue("packngs"),
-        "there is nothing called 'packngs' to list, did you mean 'packings'?",
+        "there is nothing called 'packngs' to list, perhaps you mean 'packings'",
     ),
-    (lambda _: methods.build("wnada"), "there is no method called 'wnada', did you mean 'wanda'?"),
+    (
+        lambda _: methods.build("wnada"),
+        "there is no method called 'wnada', perhaps you mean 'wanda'",
+    ),
     (lambda _: methods.build("0.5"), "'0.5' is no method; write one of "),
     (
         lambda _: methods.build("sparsegpt(dmap=1)"),
-        "sparsegpt has no parameter 'dmap', did you mean 'damp'?",
+        "sparsegpt has no parameter 'dmap', perhaps you mean 'damp'",
     ),
     (lambda _: methods.build("sparsegpt(damp='x')"), "sparsegpt(damp='x'): damp must be float"),
     (

@@ -53,12 +53,12 @@ FILES = [
     ("a.pkl", b"x", "a.pkl' may hold a pickle, which can run any program when it is read"),
 ]
 SETS = [
-    ("wikitxt", "there is no source called 'wikitxt', did you mean 'wikitext'?"),
-    ("gsm8k:cott", "there is no format called 'cott', did you mean 'cot'?"),
-    ("wikitext@croq", "there is no packing called 'croq', did you mean 'crop'?"),
+    ("wikitxt", "there is no source called 'wikitxt', perhaps you mean 'wikitext'"),
+    ("gsm8k:cott", "there is no format called 'cott', perhaps you mean 'cot'"),
+    ("wikitext@croq", "there is no packing called 'croq', perhaps you mean 'crop'"),
     (
         "wikitext@many(seperator=' ')",
-        "many has no parameter 'seperator', did you mean 'separator'?",
+        "many has no parameter 'seperator', perhaps you mean 'separator'",
     ),
     (
         "data/*.jsonl",
@@ -91,8 +91,11 @@ SETS = [
         "gsm8k=0.5 is a set with its weight and a=c4 is not; write all sets so or none; a file "
         "called 0.5 is written '0.5' or",
     ),
-    ("pile(subsets=['GitHub'])", "pile has no subset 'GitHub', did you mean 'Github'?"),
-    ("flores(language='deu_Latin')", "is none of the mirror's languages, did you mean 'deu_Latn'?"),
+    ("pile(subsets=['GitHub'])", "pile has no subset 'GitHub', perhaps you mean 'Github'"),
+    (
+        "flores(language='deu_Latin')",
+        "is none of the mirror's languages, perhaps you mean 'deu_Latn'",
+    ),
 ]
 OBJECTS = [
     ([], "data is empty; give at least one row, and a list in the place of a generator that was"),

@@ -19,7 +19,7 @@ from calibrant.testing import tiny_gguf
         ("perplexity(tokens=0)", "tokens", "tokens must be at least 1"),
         ("perplexity(length=8, stride=9)", "stride", "length=8, stride=9"),
         ("task(limit=0)", "limit", "task(limit=0): limit must be at least 1"),
-        ("task(style=cloz)", "style", "did you mean 'cloze'"),
+        ("task(style=cloz)", "style", "perhaps you mean 'cloze'"),
         ("task(metric=accuracy)", "metric", "metric='accuracy'"),
         ("generation(shots=-1)", "shots", "generation(shots=-1): shots must be at least 0"),
         ("influence(limit=0)", "limit", "limit must be at least 1"),
@@ -51,7 +51,7 @@ def test_what_cannot_be_meant(spec: str, subject: str, sentence: str) -> None:
     ("task", "error", "subject", "sentence"),
     [
         ("words(source='MINE')", SpecError, "MODEL", "isn't known; give --reference"),
-        ("words(groups=lemmass)", SpecError, "lemmass", "did you mean 'lemmas'?"),
+        ("words(groups=lemmass)", SpecError, "lemmass", "perhaps you mean 'lemmas'"),
         (
             "task(name='MINE', shots=99)",
             DataError,
@@ -91,7 +91,7 @@ def test_what_cannot_be_measured(
     [
         (
             {"engine": "llama.cpp"},
-            "there is no engine 'llama.cpp', did you mean 'llama_cpp'?; choose one of torch, "
+            "there is no engine 'llama.cpp', perhaps you mean 'llama_cpp'; choose one of torch, "
             "llama_cpp",
         ),
         ({"engine": "llama_cpp", "memory": 4.0}, "memory is for a model that is opened here"),

@@ -34,7 +34,7 @@ from tests.methods.matrices import seen_of, spoilt
         (
             "evop(generation=3)",
             0.5,
-            "evop has no parameter 'generation', did you mean 'generations'?",
+            "evop has no parameter 'generation', perhaps you mean 'generations'",
         ),
         (
             "evop(tokens=[2048, 512])",
@@ -44,7 +44,7 @@ from tests.methods.matrices import seen_of, spoilt
         (
             "mc_suite(criterion=eam)",
             0.5,
-            "there is no such criterion, did you mean 'eas'?; choose one of ews, rwn, wsr, ewn, "
+            "there is no such criterion, perhaps you mean 'eas'; choose one of ews, rwn, wsr, ewn, "
             "euf",
         ),
         (

@@ -60,7 +60,7 @@ MIX = "mix(a=c4, b=pile, weight=0.5)"
             {"target": "60"},
             TargetError,
             "60.0",
-            "60.0 is no sparsity, did you mean 0.6?",
+            "60.0 is no sparsity, perhaps you mean 0.6",
         ),
         (
             ["c4", "pile"],

@@ -49,7 +49,7 @@ def test_it_waits_for_the_device_that_was_named_and_not_for_another(monkeypatch)
 def test_an_unknown_dtype_is_refused_with_the_nearest_one():
     said = refusal_of(resolve_dtype, "bf16", "cpu")
     assert said.subject == "bf16"
-    assert "did you mean 'bfloat16'" in str(said)
+    assert "perhaps you mean 'bfloat16'" in str(said)
 
 
 @pytest.mark.parametrize(

@@ -205,8 +205,8 @@ def test_the_masks_and_angles_of_old_files_are_passed_over(
     [
         ("nowhere.gguf", ""),
         ("", "empty"),
-        ("smolm2", "did you mean 'smollm2'"),
-        ("HuggingFaceTB/SmolLM2-360M", "did you mean 'smollm2'"),
+        ("smolm2", "perhaps you mean 'smollm2'"),
+        ("HuggingFaceTB/SmolLM2-360M", "perhaps you mean 'smollm2'"),
     ],
 )
 def test_an_unknown_name_is_refused(

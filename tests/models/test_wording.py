@@ -59,7 +59,7 @@ def damaged_by_hand(folder: Path) -> object:
     [
         (
             lambda _: open_model("smolm2"),
-            "there is no file or folder 'smolm2', did you mean 'smollm2'? (the hub can't be "
+            "there is no file or folder 'smolm2', perhaps you mean 'smollm2' (the hub can't be "
             "reached; a folder, a",
         ),
         (lambda f: open_tokenizer(str(f.parent)), "has no tokenizer that can be opened"),
@@ -102,12 +102,13 @@ def damaged_by_hand(folder: Path) -> object:
         ),
         (
             lambda _: resolve_dtype("bf16", "cpu"),
-            "there is no dtype 'bf16', did you mean 'bfloat16'?; use auto, bfloat16, float32, "
+            "there is no dtype 'bf16', perhaps you mean 'bfloat16'; use auto, bfloat16, float32, "
             "float16, float64",
         ),
         (
             lambda _: resolve_device("cdua"),
-            "there is no device 'cdua', did you mean 'cuda'?; use auto, cpu, cuda, cuda:0 or mps",
+            "there is no device 'cdua', perhaps you mean 'cuda'; use auto, cpu, cuda, cuda:0 or "
+            "mps",
         ),
     ],
 )

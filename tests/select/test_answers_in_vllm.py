@@ -180,7 +180,7 @@ def test_the_same_draw_has_the_same_answers_and_nothing_stays(
 def test_the_engine_is_no_part_of_what_torch_writes() -> None:
     assert "engine" not in canonical(SHORT)
     assert canonical(IN_VLLM) == {**canonical(SHORT), "engine": "vllm"}
-    with pytest.raises(SpecError, match="did you mean 'vllm'") as caught:
+    with pytest.raises(SpecError, match="perhaps you mean 'vllm'") as caught:
         Answers(engine="vlm")
     assert caught.value.subject == "vlm"
 

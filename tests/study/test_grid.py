@@ -279,7 +279,7 @@ def test_an_axis_that_a_contrast_does_not_have_is_not_said_to_be_the_same_for_al
         ((where, said),) = problems(primary=[{**STOPS, key: 0}])
         assert where == f"primary[0].{key}"
         assert "whole study" not in said
-        assert "did you mean" not in said
+        assert "perhaps you mean" not in said
 
 
 def test_two_words_for_one_list_are_both_named():

@@ -338,7 +338,7 @@ def _locate(
 def _from_hub(ref: str, files: Sequence[str], local: bool) -> Path:
     hint = did_you_mean(ref.lower(), NAMED)
     if "smollm" in ref.lower():
-        hint = ", did you mean 'smollm2'?"
+        hint = ", perhaps you mean 'smollm2'"
     missing = f"there is no file or folder {ref!r}"
     try:
         folder = snapshot_download(

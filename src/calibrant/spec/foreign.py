@@ -309,7 +309,7 @@ _MOST_NAMES: Final = 2_000
 
 
 def did_you_mean(name: str, names: Iterable[str]) -> str:
-    """Return `", did you mean 'wanda'?"` for a near miss, else nothing.
+    """Return `", perhaps you mean 'wanda'"` for a near miss, else nothing.
 
     Nobody misspells a text of many lines, or remembers thousands of names.
     """
@@ -317,4 +317,4 @@ def did_you_mean(name: str, names: Iterable[str]) -> str:
     if len(name) > _LONGEST_NAME or len(known) > _MOST_NAMES:
         return ""
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    return f", did you mean {close[0]!r}?" if close else ""
+    return f", perhaps you mean {close[0]!r}" if close else ""

@@ -105,7 +105,7 @@ def parse_target(text: str | float | int) -> Target:
 
 
 def percentage(value: Any) -> str:
-    """Return, for what is no share, what was likely meant: for 50, `, did you mean 0.5?`.
+    """Return, for what is no share, what was likely meant: for 50, `, perhaps you mean 0.5`.
 
     Empty for what can't be per cent, and for a number such as 1.5, which is hardly meant as 1.5 %.
     """
@@ -113,4 +113,4 @@ def percentage(value: Any) -> str:
         return ""
     if not LEAST_PER_CENT <= value < 100:
         return ""
-    return f", did you mean {value / 100:g}?"
+    return f", perhaps you mean {value / 100:g}"

@@ -212,7 +212,7 @@ def test_a_rule_says_what_is_wrong_and_what_to_type(
             "full_stops",
             "'full_stops' is a control: nothing is measured on it",
         ),
-        ({"against": ["gsm9k"]}, SpecError, "gsm9k", "did you mean 'gsm8k'?"),
+        ({"against": ["gsm9k"]}, SpecError, "gsm9k", "perhaps you mean 'gsm8k'"),
         ({"model": "./nowhere"}, ModelError, "./nowhere", "'./nowhere'"),
     ],
 )
