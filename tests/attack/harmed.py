@@ -12,7 +12,7 @@ import json
 import random
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -209,61 +209,54 @@ def _draw(seed: int) -> Words:
     return ("--seed", str(seed), *SMALL)
 
 
+def _compression(verb: str, method: str, out: str, *more: str) -> Words:
+    """The words of a job."""
+    job = (verb, "model", "--method", method, "--data", "python_docs", "--out", out)
+    return (*job, *more)
+
+
+def _done(folder: Path, *every: Words) -> None:
+    """Run commands that end well."""
+    ended = commands(folder, every, lambda *_: None)
+    assert ended.code == 0, ended
+
+
 def checkpoint(folder: Path, seed: int) -> Scene:
-    words = (
-        "quantize",
-        "model",
-        "--method",
-        "gptq",
-        "--target",
-        "w4g16",
-        "--data",
-        "python_docs",
-        "--out",
-        "out",
-        *_draw(seed),
-    )
+    words = _compression("quantize", "gptq", "out", "--target", "w4g16", *_draw(seed))
     interrupted(folder, words, Checkpoint, "add", 2)
     return Scene("checkpoint", folder, [words], model_of)
 
 
 def search(folder: Path, seed: int) -> Scene:
-    words = (
-        "prune",
-        "model",
-        "--method",
-        "greedy",
-        "--target",
-        "0.67",
-        "--data",
-        "python_docs",
-        "--out",
-        "out",
-        *_draw(seed),
-    )
+    words = _compression("prune", "greedy", "out", "--target", "0.67", *_draw(seed))
     interrupted(folder, words, Journal, "add", 1)
     return Scene("search", folder, [words], model_of)
 
 
-def resumed_study(folder: Path, seed: int) -> Scene:
-    (folder / "one.yaml").write_text(study(["wanda"], [LOSS], "dense", seed))
-    (folder / "two.yaml").write_text(study(["wanda", "ria"], [LOSS], "dense", seed))
-    assert commands(folder, [("study", "one.yaml", "--out", "results")], lambda *_: None).code == 0
+def _larger_study(name: str, folder: Path, first: str, second: str) -> Scene:
+    """A study that has been, before one that asks more."""
+    (folder / "one.yaml").write_text(first)
+    (folder / "two.yaml").write_text(second)
+    _done(folder, ("study", "one.yaml", "--out", "results"))
     again = [("study", "two.yaml", "--out", "results"), ("report", "results", "--format", "json")]
-    return Scene("resumed_study", folder, again, printed_json)
+    return Scene(name, folder, again, printed_json)
+
+
+def resumed_study(folder: Path, seed: int) -> Scene:
+    first = study(["wanda"], [LOSS], "dense", seed)
+    second = study(["wanda", "ria"], [LOSS], "dense", seed)
+    return _larger_study("resumed_study", folder, first, second)
 
 
 def kept_states(folder: Path, seed: int) -> Scene:
-    (folder / "one.yaml").write_text(study(["wanda", "sparsegpt"], [LOSS], "arrival", seed))
-    (folder / "two.yaml").write_text(study(["wanda", "sparsegpt"], [LOSS, MORE], "arrival", seed))
-    assert commands(folder, [("study", "one.yaml", "--out", "results")], lambda *_: None).code == 0
-    again = [("study", "two.yaml", "--out", "results"), ("report", "results", "--format", "json")]
-    return Scene("kept_states", folder, again, printed_json)
+    first = study(["wanda", "sparsegpt"], [LOSS], "arrival", seed)
+    second = study(["wanda", "sparsegpt"], [LOSS, MORE], "arrival", seed)
+    return _larger_study("kept_states", folder, first, second)
 
 
 def _studied(folder: Path, seed: int) -> None:
     (folder / "one.yaml").write_text(study(["wanda", "magnitude"], [LOSS], "dense", seed))
-    assert commands(folder, [("study", "one.yaml", "--out", "results")], lambda *_: None).code == 0
+    _done(folder, ("study", "one.yaml", "--out", "results"))
     (folder / "one.yaml").unlink()
     shutil.rmtree(folder / "results" / "statistics")
 
@@ -274,9 +267,9 @@ def report(folder: Path, seed: int) -> Scene:
 
 
 def packed(folder: Path, seed: int) -> Scene:
-    _studied(folder, seed)
-    assert commands(folder, [("store", "pack", "results")], lambda *_: None).code == 0
-    return Scene("packed", folder, [("report", "results", "--format", "json")], printed_json)
+    scene = report(folder, seed)
+    _done(folder, ("store", "pack", "results"))
+    return replace(scene, name="packed")
 
 
 def merged(folder: Path, seed: int) -> Scene:
@@ -298,27 +291,18 @@ def mixed(folder: Path, seed: int) -> Scene:
         "32",
         "--seed",
         str(seed),
+        "--dtype",
+        "float32",
+        "--json",
     )
-    ended = commands(folder, [(*words, "--dtype", "float32", "--json")], lambda *_: None)
-    assert ended.code == 0, ended
-    return Scene("mixed", folder, [(*words, "--dtype", "float32", "--json")], printed_json)
+    _done(folder, words)
+    return Scene("mixed", folder, [words], printed_json)
 
 
 def saved_model(folder: Path, seed: int) -> Scene:
-    words = (
-        "quantize",
-        "model",
-        "--method",
-        "gptq",
-        "--target",
-        "w4g16",
-        "--data",
-        "python_docs",
-        "--out",
-        "out",
-    )
-    made = (*words, "--export", "compressed_tensors", "--export", "sparse", *_draw(seed))
-    assert commands(folder, [made], lambda *_: None).code == 0
+    exports = ("--export", "compressed_tensors", "--export", "sparse")
+    how = ("--target", "w4g16", *exports, *_draw(seed))
+    _done(folder, _compression("quantize", "gptq", "out", *how))
     form = "out/compressed_tensors"
     again = [
         ("evaluate", place, "--task", LOSS, "--dtype", "float32", "--json")
@@ -328,54 +312,19 @@ def saved_model(folder: Path, seed: int) -> Scene:
 
 
 def exported(folder: Path, seed: int) -> Scene:
-    words = (
-        "prune",
-        "model",
-        "--method",
-        "wanda",
-        "--data",
-        "python_docs",
-        "--out",
-        "pruned",
-        "--export",
-        "sparse",
-        *_draw(seed),
-    )
-    assert commands(folder, [words], lambda *_: None).code == 0
-    return Scene(
-        "exported", folder, [("export", "pruned/sparse", "--to", "hf", "--out", "out")], model_of
-    )
+    _done(folder, _compression("prune", "wanda", "pruned", "--export", "sparse", *_draw(seed)))
+    words = ("export", "pruned/sparse", "--to", "hf", "--out", "out")
+    return Scene("exported", folder, [words], model_of)
 
 
 def finished(folder: Path, seed: int) -> Scene:
-    words = (
-        "prune",
-        "model",
-        "--method",
-        "wanda",
-        "--data",
-        "python_docs",
-        "--out",
-        "out",
-        *_draw(seed),
-    )
-    assert commands(folder, [words], lambda *_: None).code == 0
+    words = _compression("prune", "wanda", "out", *_draw(seed))
+    _done(folder, words)
     return Scene("finished", folder, [words], model_of)
 
 
 def explained(folder: Path, seed: int) -> Scene:
-    words = (
-        "prune",
-        "model",
-        "--method",
-        "wanda",
-        "--data",
-        "python_docs",
-        "--out",
-        "out",
-        *_draw(seed),
-    )
-    assert commands(folder, [words], lambda *_: None).code == 0
+    _done(folder, _compression("prune", "wanda", "out", *_draw(seed)))
     again = ("explain", "out", "--source", "python_docs", "--dtype", "float32", "--json")
     return Scene("explained", folder, [again], printed_json)
 
@@ -395,8 +344,7 @@ def imatrix(folder: Path, seed: int) -> Scene:
         "--seed",
         str(seed),
     )
-    ended = commands(folder, [(*words, "--out", "mine.gguf")], lambda *_: None)
-    assert ended.code == 0, ended
+    _done(folder, (*words, "--out", "mine.gguf"))
     shutil.rmtree(folder / "cache")
     (folder / "cache").mkdir()
     return Scene("imatrix", folder, [("inspect", "mine.gguf", "--json")], printed_json)
@@ -428,29 +376,16 @@ def caches(folder: Path, seed: int) -> Scene:
         ("prune", "tiny.gguf", "--data", text, "--out", f"out-{number}", *rest)
         for number, text in enumerate(data)
     ]
-    ended = commands(folder, every, lambda *_: None)
-    assert ended.code == 0, ended
+    _done(folder, *every)
     for number in range(len(data)):
         shutil.rmtree(folder / f"out-{number}")
     return Scene("caches", folder, every, models_of)
 
 
 def compared(folder: Path, seed: int) -> Scene:
-    made = (
-        "prune",
-        "model",
-        "--data",
-        "python_docs",
-        "--method",
-        "wanda",
-        "--out",
-        "pruned",
-        *SMALL,
-    )
     task = f"agreement(source=python_docs, tokens={512 + seed}, length=32)"
     words = ("evaluate", "pruned", "--task", task, "--dtype", "float32", "--json")
-    ended = commands(folder, [made, words], lambda *_: None)
-    assert ended.code == 0, ended
+    _done(folder, _compression("prune", "wanda", "pruned", *SMALL), words)
     assert list((folder / "cache" / "head_inputs").iterdir())
     return Scene("compared", folder, [words], printed_json)
 
