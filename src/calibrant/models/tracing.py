@@ -375,11 +375,11 @@ class Flow(TorchDispatchMode):
             return Label(rows=left.rows), name
         if left.norm or right.norm or (scatters and _is_last(args[1], a)):
             return NOTHING, name
+        if left.stream and right.stream:
+            return NOTHING, f"{name} of the stream to itself"
         same_width = _width(a) == _width(b)
         if left.stream or right.stream:
             rest = right if left.stream else left
-            if rest.stream:
-                return NOTHING, f"{name} of the stream to itself"
             # Only what matrices made may be added to the stream; an embedding of positions, say,
             # would be a part of it that nobody rotates or folds.
             if not (rest.made or rest.zero) or not same_width:
@@ -387,15 +387,9 @@ class Flow(TorchDispatchMode):
             for matrix, norm in rest.made:
                 self.writes.setdefault(matrix, set()).add(norm)
             return Label(stream=True), name
-        # Zeros are where experts put their outputs: they add nothing, and what is added to them is
-        # all there is.
-        made: Products = frozenset()
-        rows: frozenset[Rows] = frozenset()
-        if same_width and (left.made or left.zero) and (right.made or right.zero):
-            made = left.made | right.made
-        if same_width and (left.rows or left.zero) and (right.rows or right.zero):
-            rows = left.rows | right.rows
-        return Label(made=made, rows=rows, zero=left.zero and right.zero), name
+        if not same_width:
+            return Label(zero=left.zero and right.zero), name
+        return _feature_by_feature(left, right), name
 
     def _addend(self, x: Any) -> Label:
         """What is known of a term; a vector of the model is made by itself."""
@@ -461,6 +455,19 @@ def _operands(name: str, args: tuple[Any, ...]) -> tuple[Any, Any, Any]:
     x, matrix, *rest = args
     bias = rest[0] if rest and name == "linear" else None
     return bias, x, matrix
+
+
+def _feature_by_feature(left: Label, right: Label) -> Label:
+    """What is known of a sum of two tensors that have the same features."""
+    # Zeros are where experts put their outputs: they add nothing, and what is added to them is all
+    # there is.
+    made: Products = frozenset()
+    rows: frozenset[Rows] = frozenset()
+    if (left.made or left.zero) and (right.made or right.zero):
+        made = left.made | right.made
+    if (left.rows or left.zero) and (right.rows or right.zero):
+        rows = left.rows | right.rows
+    return Label(made=made, rows=rows, zero=left.zero and right.zero)
 
 
 def _joined(args: tuple[Any, ...], labels: list[Label], result: Tensor) -> Label:
