@@ -281,41 +281,23 @@ def layer_errors(layers: Layers) -> Plot | None:
 
     None where no error is known, or for a model of one block.
     """
-    errors: dict[str, list[float]] = {}
-    for name, row in zip(layers.sets, layers.error.tolist(), strict=True):
-        if any(map(math.isfinite, row)):
-            errors[name] = row
+    errors = _known_errors(layers)
     if not errors or len(layers.blocks) < 2:
         return None
-
-    def mean(name: str) -> float:
-        return fmean(filter(math.isfinite, errors[name]))
-
-    order = sorted(errors, key=mean)
-    crowded = len(order) > FEW
-    names = [order[0], order[-1]] if crowded else order
-    family = {name: layers.families.get(name, "own") for name in order}
-    dashes = _dashes({name: family[name] for name in names})
-    marked = len(layers.blocks) <= 40
-    lines: list[Curve] = []
-    for name in names:
-        spots = [Spot(float(block), value) for block, value in enumerate(errors[name])]
-        lines.append(Curve(name, family[name], dashes[name], tuple(spots), marked=marked))
+    lines = _error_lines(layers, errors)
     band: list[tuple[float, float, float]] = []
-    if crowded:
+    caption = [
+        "Each line: how far the outputs of a block's matrices are from the dense model's, "
+        "as a share of their size, on the set's own text"
+    ]
+    if len(errors) > FEW:
         middle: list[Spot] = []
         for block, (low, median, high) in enumerate(layers.error_range.T.tolist()):
             if math.isfinite(median):
                 band.append((float(block), low, high))
                 middle.append(Spot(float(block), median))
-        label = f"median of {len(order)} sets"
-        kind = family[order[0]]
-        lines.append(Curve(label, kind, 0, tuple(middle), marked=False, plain=True))
-    caption = [
-        "Each line: how far the outputs of a block's matrices are from the dense model's, "
-        "as a share of their size, on the set's own text"
-    ]
-    if band:
+        label = f"median of {len(errors)} sets"
+        lines.append(Curve(label, lines[0].family, 0, tuple(middle), marked=False, plain=True))
         caption.append("Grey: from the smallest to the largest of all sets")
     values: list[float] = []
     for row in errors.values():
@@ -327,9 +309,36 @@ def layer_errors(layers: Layers) -> Plot | None:
     curves = CurvePanels((panel,), across, up, "block", axis, band=tuple(band))
     where = f"{layers.model}, {layers.method} at {describe_target(layers.target)}"
     title = f"Output error by block: {where}"
-    ordered = {name: errors[name] for name in order}
-    words = _errors_in_words(title, layers.blocks, ordered)
+    words = _errors_in_words(title, layers.blocks, errors)
     return _drawn(("layers", layers.method, layers.target), title, words, curves, caption)
+
+
+def _known_errors(layers: Layers) -> dict[str, list[float]]:
+    """The errors of sets of which any is known, block by block, the smallest mean first."""
+    errors: dict[str, list[float]] = {}
+    for name, row in zip(layers.sets, layers.error.tolist(), strict=True):
+        if any(map(math.isfinite, row)):
+            errors[name] = row
+
+    def mean(name: str) -> float:
+        return fmean(filter(math.isfinite, errors[name]))
+
+    return {name: errors[name] for name in sorted(errors, key=mean)}
+
+
+def _error_lines(layers: Layers, errors: Mapping[str, Sequence[float]]) -> list[Curve]:
+    """A line for each set; of more than a few the first and the last."""
+    names = list(errors)
+    if len(names) > FEW:
+        names = [names[0], names[-1]]
+    family = {name: layers.families.get(name, "own") for name in names}
+    dashes = _dashes(family)
+    marked = len(layers.blocks) <= 40
+    lines: list[Curve] = []
+    for name in names:
+        spots = [Spot(float(block), value) for block, value in enumerate(errors[name])]
+        lines.append(Curve(name, family[name], dashes[name], tuple(spots), marked=marked))
+    return lines
 
 
 def _errors_in_words(
@@ -387,14 +396,7 @@ def against_size(rankings: Sequence[Ranking]) -> Plot | None:
     if not rankings:
         return None
     first = rankings[0]
-    sized: list[Sized] = []
-    for ranking in rankings:
-        comparable = _scale(ranking) == _scale(first) and ranking.averaged == first.averaged
-        if ranking.bits is None or not comparable:
-            continue
-        for entry in (*ranking.entries, *ranking.baselines):
-            if math.isfinite(entry.mean.value):
-                sized.append(Sized(ranking, entry, ranking.bits))
+    sized = _known_sizes(rankings)
     if len({result.bits for result in sized}) < 2:
         return None
     front = on_the_front(sized)
@@ -436,6 +438,20 @@ def against_size(rankings: Sequence[Ranking]) -> Plot | None:
     ]
     words = sentence([f"{title}, in {first.unit}", "; ".join(each)])
     return _drawn(("size",), title, words, curves, caption)
+
+
+def _known_sizes(rankings: Sequence[Ranking]) -> list[Sized]:
+    """The results of known size that can stand on the first ranking's axis."""
+    first = rankings[0]
+    sized: list[Sized] = []
+    for ranking in rankings:
+        comparable = _scale(ranking) == _scale(first) and ranking.averaged == first.averaged
+        if ranking.bits is None or not comparable:
+            continue
+        for entry in (*ranking.entries, *ranking.baselines):
+            if math.isfinite(entry.mean.value):
+                sized.append(Sized(ranking, entry, ranking.bits))
+    return sized
 
 
 def _stairs(front: Sequence[Sized]) -> tuple[Spot, ...]:
