@@ -1,4 +1,4 @@
-"""Searches that end in the middle, as if the process had been killed."""
+"""Jobs and searches that end in the middle, as if the process had been killed."""
 
 import sqlite3
 from collections.abc import Iterator
@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from calibrant.compress.checkpoint import Checkpoint
 from calibrant.results.outcomes import Journal
 
 
@@ -28,6 +29,22 @@ def killed_after(*counts: int) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Journal, "add", deadly)
         yield
+
+
+@contextmanager
+def killed_behind(step: int) -> Iterator[None]:
+    """Behind the step that a checkpoint has just kept the process ends."""
+    add = Checkpoint.add
+
+    def deadly(self: Checkpoint, index: int, *rest: Any) -> None:
+        add(self, index, *rest)
+        if index == step:
+            raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Checkpoint, "add", deadly)
+        with pytest.raises(KeyboardInterrupt):
+            yield
 
 
 def tried(out: Path) -> int:

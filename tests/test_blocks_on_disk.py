@@ -16,7 +16,6 @@ import pytest
 import torch
 
 from calibrant.compress import Recipe, compress, prune, prune_quantize, quantize, room
-from calibrant.compress.checkpoint import Checkpoint
 from calibrant.compress.room import (
     BLOCKS_HELD,
     Needs,
@@ -36,6 +35,7 @@ from calibrant.testing import FAMILIES, tiny_folder, tiny_gguf
 from calibrant.walk.ranks import ALONE
 from calibrant.walk.rehearsal import rehearse
 
+from tests.killed import killed_behind
 from tests.refusing import refused
 from tests.usual import two_hundred_lines, usually
 
@@ -129,22 +129,6 @@ def test_a_result_with_its_blocks_on_disk_is_not_saved_again(
     with pytest.raises(OutputError):
         done.save(tmp_path / "again")
     assert not (tmp_path / "again").exists()
-
-
-@contextmanager
-def killed_behind(block: int) -> Iterator[None]:
-    """Behind the block that a checkpoint has just kept the process ends."""
-    add = Checkpoint.add
-
-    def deadly(self: Checkpoint, index: int, *rest: Any) -> None:
-        add(self, index, *rest)
-        if index == block:
-            raise KeyboardInterrupt
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Checkpoint, "add", deadly)
-        with pytest.raises(KeyboardInterrupt):
-            yield
 
 
 KEPT = [

@@ -42,10 +42,11 @@ from calibrant.results import Record, Store
 from calibrant.targets import CacheGrid, WithCache, parse_target
 from calibrant.testing import tiny_folder, tiny_model, tiny_tokenizer
 
+from tests.killed import killed_behind
 from tests.models.families import FAMILIES, small_model
 from tests.models.refused import REFUSED_BY, refusal_of
 from tests.models.test_families import NOT_RUN, REFUSED
-from tests.test_inputs import files, killed_behind
+from tests.test_inputs import files
 from tests.usual import two_hundred_lines, usually
 
 IDS = torch.arange(3, 67).reshape(2, 32)

@@ -4,8 +4,6 @@ saved, measured, and gone on with after a kill.
 
 import copy
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +23,6 @@ from calibrant.compress import (
     quantize,
     transformed,
 )
-from calibrant.compress.checkpoint import Checkpoint
 from calibrant.compress.inputs import range_of
 from calibrant.data import CalibrationSet
 from calibrant.edits import Edit, QuantizeInputs, read_edit
@@ -41,6 +38,7 @@ from calibrant.targets import InputGrid
 from calibrant.testing import tiny_folder, tiny_tokenizer
 from calibrant.walk.rehearsal import rehearse
 
+from tests.killed import killed_behind
 from tests.models.refused import refusal_of
 from tests.study.small import kept_files
 from tests.usual import two_hundred_lines
@@ -336,22 +334,6 @@ def test_a_matrix_that_is_used_without_its_module_is_left(tmp_path: Path, texts:
 def test_static_scales_need_data(folder: str):
     refusal_of(quantize, folder, target="FP8", dtype="float32", kind=SpecError)
     quantize(folder, target="FP8_DYNAMIC", dtype="float32")
-
-
-@contextmanager
-def killed_behind(step: int) -> Iterator[None]:
-    """Behind the step that a checkpoint has just kept the process ends."""
-    add = Checkpoint.add
-
-    def deadly(self: Checkpoint, index: int, *rest: Any) -> None:
-        add(self, index, *rest)
-        if index == step:
-            raise KeyboardInterrupt
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Checkpoint, "add", deadly)
-        with pytest.raises(KeyboardInterrupt):
-            yield
 
 
 def files(folder: Path) -> dict[str, Any]:
