@@ -4,7 +4,6 @@ tiny model that knows three.
 
 import json
 import math
-import random
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -23,7 +22,7 @@ from calibrant.testing import FAMILIES, tiny_model, tiny_tokenizer
 
 from tests.refusing import refused
 from tests.trained import LANGUAGES, trained_model
-from tests.usual import usually
+from tests.usual import two_languages, usually
 
 ROUTED = ("mixtral", "qwen3_moe", "olmoe")
 PLAIN = tuple(family for family in FAMILIES if family not in ROUTED)
@@ -48,16 +47,8 @@ def tiny(family: str = "llama", dtype: torch.dtype = torch.float64) -> Opened:
 
 @pytest.fixture(scope="module")
 def spoken(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, str]:
-    """Two "languages" of thirteen letters each, in lines of many lengths."""
-    folder = tmp_path_factory.mktemp("spoken")
-    letters = {"early": "abcdefghijklm", "late": "nopqrstuvwxyz"}
-    for name, known in letters.items():
-        chance = random.Random(name)
-        rows = [
-            {"text": "".join(chance.choices(known, k=chance.randint(5, 60)))} for _ in range(80)
-        ]
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return {name: f"{folder / name}.jsonl:text@one" for name in letters}
+    files = two_languages(tmp_path_factory.mktemp("spoken"))
+    return {name: f"{path}:text@one" for name, path in files.items()}
 
 
 # What the activations say.

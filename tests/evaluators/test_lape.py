@@ -1,8 +1,6 @@
 """Language-specific neurons before and after compression: by hand, planted, and what is refused."""
 
 import copy
-import json
-import random
 from pathlib import Path
 
 import pytest
@@ -16,23 +14,14 @@ from calibrant.models import Opened, view
 from calibrant.results.outcomes import Journal
 
 from tests.refusing import refused
-
-LETTERS = {"early": "abcdefghijklm", "late": "nopqrstuvwxyz"}
+from tests.usual import LETTERS, two_languages
 
 
 @pytest.fixture(scope="module")
 def spoken(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """Two "languages" of thirteen letters each, with the same texts to calibrate on and to
-    measure.
-    """
-    folder = tmp_path_factory.mktemp("spoken")
-    for name, known in LETTERS.items():
-        chance = random.Random(name)
-        rows = [
-            {"text": "".join(chance.choices(known, k=chance.randint(5, 40)))} for _ in range(60)
-        ]
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return [str(folder / f"{name}.jsonl") for name in LETTERS]
+    """The same texts to calibrate on and to measure."""
+    files = two_languages(tmp_path_factory.mktemp("spoken"))
+    return list(map(str, files.values()))
 
 
 def task(spoken: list[str], **options: object) -> LanguageNeurons:
