@@ -266,15 +266,15 @@ def saved_dtype(folder: Path) -> str:
     return "float32"
 
 
-def open_tokenizer(ref: str, trust_remote_code: bool | None = None) -> tuple[Any, str]:
+def open_tokenizer(ref: str) -> tuple[Any, str]:
     """Return the tokenizer of the model that `ref` names, and `ref`. Weights are neither read nor
     downloaded, and needn't be there.
 
     It is the same tokenizer as that of `open_model(ref)`, so calibration sets have the same
-    fingerprint with either.
-    `trust_remote_code` as `open_model` has it. Raises `ModelError` for what can't be opened.
+    fingerprint with either. Code of the model's runs only where the environment trusts it. Raises
+    `ModelError` for what can't be opened.
     """
-    trust = trusted(trust_remote_code)
+    trust = trusted(None)
     path = _locate(ref, HUB_WORDS, code=trust)
     with quiet():
         if not path.is_dir():

@@ -32,6 +32,9 @@ from calibrant.system.notebook import card, listing
 _BARS: Final = 12
 """How many bars a histogram has at most."""
 
+_SHOWN: Final = 3
+"""How many windows are shown."""
+
 
 @dataclass(frozen=True)
 class Inspection:
@@ -113,14 +116,12 @@ def inspect_tokens(
     data: CalibrationSet,
     tokenizer: PreTrainedTokenizerBase,
     against: Sequence[str] = (),
-    show: int = 3,
-    letters: int = 400,
 ) -> Inspection:
     """Draw the set and say what is in it.
 
     `against` are sources, as `name[:format]`, that the rows are compared with beside what their own
-    sources measure on. The first `show` windows are shown, at least one of each part, up to
-    `letters` letters each. Raises an `InputError` for what can't be read.
+    sources measure on. The first windows are shown, at least one of each part. Raises an
+    `InputError` for what can't be read.
     """
     measured_sources = measurable(against)
     batch = data.tokens(tokenizer)
@@ -155,7 +156,7 @@ def inspect_tokens(
         enough=_budget_for_enough_draws(data, encoder, draws, batch.facts["parts"]),
         vocabulary=_vocabulary(torch.cat(ids), tokenizer),
         fingerprint=batch.fingerprint,
-        parts=tuple(_parts(data, batch, rows, tokenizer, show, letters)),
+        parts=tuple(_parts(data, batch, rows, tokenizer)),
         near_duplicates=repeats(data.parts, rows),
         overlap_checks=tuple(overlaps(data.parts, rows, measured_sources)),
     )
@@ -246,13 +247,11 @@ def _parts(
     batch: TokenBatch,
     drawn: Sequence[Sequence[Row]],
     tokenizer: PreTrainedTokenizerBase,
-    show: int,
-    letters: int,
 ) -> Iterator[dict[str, Any]]:
     encoder = IdEncoder(tokenizer)
     special = _special_names(encoder)
     # The windows that are shown are divided among the parts; the first parts show one more.
-    shown_each, left_over = divmod(show, len(data.parts))
+    shown_each, left_over = divmod(_SHOWN, len(data.parts))
     begin = 0  # the part's first sequence in the batch
     parts = zip(data.parts, batch.facts["parts"], drawn, strict=True)
     for number, (term, facts, rows) in enumerate(parts):
@@ -271,7 +270,7 @@ def _parts(
             unshown = ""
             count = min(max(1, shown_each + (number < left_over)), facts["sequences"])
             for place in range(begin, begin + count):
-                texts.append(quoted(batch, place, tokenizer, letters))
+                texts.append(quoted(batch, place, tokenizer))
         begin += facts["sequences"]
         conversing = ""
         if getattr(tokenizer, "chat_template", None):

@@ -65,11 +65,11 @@ def row_content(row: Row, form: Format) -> str:
     return "\n".join(texts)
 
 
-def quoted_row(row: Row, form: Format, letters: int = _QUOTED) -> str:
+def quoted_row(row: Row, form: Format) -> str:
     """Return the beginning of a row's content in one line."""
     text = " ".join(row_content(row, form).split())
-    if len(text) > letters:
-        text = text[:letters] + "…"
+    if len(text) > _QUOTED:
+        text = text[:_QUOTED] + "…"
     return text
 
 

@@ -158,17 +158,15 @@ def text_tokens(batch: TokenBatch) -> Tensor:
     return batch.mask & ~batch.pads
 
 
-def quoted(
-    batch: TokenBatch, sequence: int, tokenizer: PreTrainedTokenizerBase, letters: int = LETTERS
-) -> str:
+def quoted(batch: TokenBatch, sequence: int, tokenizer: PreTrainedTokenizerBase) -> str:
     """Return the beginning of a sequence with its special tokens; pads that count are counted,
     not written out.
     """
     shown = text_tokens(batch)[sequence]
     ids = batch.ids[sequence][shown].tolist()
     text = str(tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
-    if len(text) > letters:
-        text = text[:letters] + "…"
+    if len(text) > LETTERS:
+        text = text[:LETTERS] + "…"
     pads = int((batch.mask[sequence] & ~shown).sum())
     if pads:
         text = f"⟨{pads:,} pads⟩{text}"

@@ -40,6 +40,8 @@ FEWEST: Final = 10
 """Rows that a half must have in each of its parts."""
 COMMON: Final = 0.5
 """From this share of runs of words in common on, texts are said to have templates in common."""
+RUN: Final = 5
+"""Words of a run that tells which template a text has."""
 
 _FEATURES: Final = 4_000
 """Runs of words that texts are compared by at most."""
@@ -176,17 +178,17 @@ def masked(text: str) -> list[str]:
     return masked_words
 
 
-def word_runs(texts: Iterable[str], length: int = 5) -> frozenset[WordRun]:
-    """Return all runs of `length` masked words."""
+def word_runs(texts: Iterable[str]) -> frozenset[WordRun]:
+    """Return all runs of `RUN` masked words."""
     runs: set[WordRun] = set()
     for text in texts:
-        runs.update(_runs(masked(text), length))
+        runs.update(_runs(masked(text), RUN))
     return frozenset(runs)
 
 
-def held(text: str, known: frozenset[WordRun], length: int = 5) -> float:
+def held(text: str, known: frozenset[WordRun]) -> float:
     """Return the share of a text's runs that are among those known; 0 for a text without runs."""
-    runs = set(_runs(masked(text), length))
+    runs = set(_runs(masked(text), RUN))
     if not runs:
         return 0.0
     return len(runs & known) / len(runs)

@@ -153,8 +153,8 @@ def smallest_p(draws: int, against: int) -> tuple[float, str] | None:
     return 2.0 ** (1 - draws - against), f"a flip of the signs of {draws + against} draws"
 
 
-def detectable(estimate: Estimate, level: float = LEVEL, power: float = POWER) -> float | None:
-    """Return the smallest true difference that an estimate of this uncertainty finds with `power`
+def detectable(estimate: Estimate, level: float = LEVEL) -> float | None:
+    """Return the smallest true difference that an estimate of this uncertainty finds with `POWER`
     in a two-sided test at `level`.
 
     None without a standard error, and where it is zero: then nothing says how much there may be.
@@ -168,7 +168,7 @@ def detectable(estimate: Estimate, level: float = LEVEL, power: float = POWER) -
     # The estimate must pass the test's quantile, and with this power it does if the truth is the
     # power's quantile beyond that.
     tested = estimate.quantile(1 - (1 - level) / 2)
-    return (tested + estimate.quantile(power)) * estimate.stderr
+    return (tested + estimate.quantile(POWER)) * estimate.stderr
 
 
 def draws_needed(estimate: Estimate, draws: int, effect: float, level: float = LEVEL) -> int | None:

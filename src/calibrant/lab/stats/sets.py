@@ -154,7 +154,7 @@ def weights_of_words(
 
 
 def key_terms(
-    profiles: Mapping[str, Mapping[str, Any]], most: int = TERMS
+    profiles: Mapping[str, Mapping[str, Any]],
 ) -> dict[str, tuple[tuple[str, float], ...]]:
     """Return for each set the words whose TF-IDF weight is furthest above its mean over the
     other sets; of a single set the heaviest words.
@@ -168,7 +168,7 @@ def key_terms(
         if len(profiles) > 1:
             ahead = ahead - np.delete(weights, row, axis=0).mean(0)
         by_weight = _largest_first(zip(words, ahead.tolist(), strict=True))
-        terms[name] = tuple((word, weight) for word, weight in by_weight[:most] if weight > 0)
+        terms[name] = tuple((word, weight) for word, weight in by_weight[:TERMS] if weight > 0)
     return terms
 
 
