@@ -27,7 +27,7 @@ from calibrant.lab.choose.budget import (
     StepCosts,
     TimeBudget,
     TimePlan,
-    duration,
+    in_minutes,
     kept_costs,
     least_with_sibling,
 )
@@ -385,7 +385,7 @@ def _with_answers(
     writing costs.
     """
     if prepared.spare and not plan.written:
-        seconds = duration(plan.tokens * costs.write * len(prepared.spare))
+        seconds = in_minutes(plan.tokens * costs.write * len(prepared.spare))
         names = in_own_names(", ".join(prepared.spare), prepared.own_names())
         options.say(
             f"left out: {names}; to write a draw takes about {seconds}, and the time is too short "
