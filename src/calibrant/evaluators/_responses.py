@@ -184,7 +184,6 @@ def pattern(
     """Find the responses of a dense model's neurons; `shuffles` times the words of each window
     change places, by `seed`.
     """
-    generator = np.random.default_rng(seed)
     size = len(groups.names)
     real = _GroupSums(size, projections)
     shuffled = [_GroupSums(size, projections) for _ in range(shuffles)]
@@ -193,6 +192,7 @@ def pattern(
         for sums, labels in zip((real, *shuffled), orders, strict=True):
             sums.add(block, rows, labels)
 
+    generator = np.random.default_rng(seed)
     for number, (window_words, labels) in enumerate(readings, start=1):
         # The labels as they are, and a shuffle for each of the sums by chance.
         orders = [labels]
@@ -208,16 +208,9 @@ def pattern(
     shuffled_scores = [_scores(sums, deviations, variances) for sums in shuffled]
     thresholds, tested = _thresholds(_scores(real, deviations, variances), shuffled_scores, classes)
     least = torch.tensor([thresholds[kind] for kind in classes], dtype=torch.float64)
-    responses: list[Tensor] = []
-    for block, scores in enumerate(_scores(real, deviations, variances)):
-        block_sums = real.sums[block]
-        means = block_sums / counts.to(block_sums)[:, None]
-        # A response that isn't real counts as zero, so that a pattern can be compared as a whole.
-        is_real = scores.abs() >= least.to(scores)[:, None]
-        kept = _per(means, deviations[block]) * is_real
-        responses.append(kept.float())
+    responses = tuple(_real_responses(real, counts, deviations, variances, least))
     real_count = sum(int((block != 0).sum()) for block in responses)
-    return Pattern(counts, tuple(responses), tuple(deviations), thresholds, tested, real_count)
+    return Pattern(counts, responses, tuple(deviations), thresholds, tested, real_count)
 
 
 def shown(
@@ -416,6 +409,23 @@ def _scores(
         tiny = torch.finfo(block_sums.dtype).tiny
         variance = variances.to(block_sums).clamp(min=tiny)
         yield _per(block_sums, deviation) / variance.sqrt()[:, None]
+
+
+def _real_responses(
+    sums: _GroupSums,
+    counts: Int[Tensor, " group"],
+    deviations: Sequence[Float[Tensor, " _"]],
+    variances: Float[Tensor, " group"],
+    least: Float[Tensor, " group"],
+) -> Iterator[Float[Tensor, "group _"]]:
+    """Yield the responses of each block, of which those are real whose |z| is at least `least`."""
+    for block, scores in enumerate(_scores(sums, deviations, variances)):
+        block_sums = sums.sums[block]
+        means = block_sums / counts.to(block_sums)[:, None]
+        # A response that isn't real counts as zero, so that a pattern can be compared as a whole.
+        is_real = scores.abs() >= least.to(scores)[:, None]
+        kept = _per(means, deviations[block]) * is_real
+        yield kept.float()
 
 
 def _thresholds(
