@@ -29,7 +29,7 @@ help:
 	@echo 'make check   format, lint, types and docs, without changing a file'
 	@echo 'make format  put the formatting right'
 	@echo 'make generate  write the catalogue of names, the tables of the docs and the picture of the imports, and freeze what is new'
-	@echo 'make bench   time pruning, evaluation, studies and reports, against llm-compressor, lm-evaluation-harness and the machine, and their memory: hours'
+	@echo 'make bench   time pruning, evaluation and importance matrices, against llm-compressor, lm-evaluation-harness, llama.cpp and the machine: hours'
 	@echo 'make tools   make the environments of other tools, with which make slow runs their scripts: 6 GB'
 	@echo 'make vllm    make the environment of vLLM for a processor, in which evaluate --engine vllm runs models: 3 GB'
 	@echo 'make docs    build the documentation into site/'
@@ -71,13 +71,9 @@ generate: .venv/ready-dev
 	@$(BIN)/python -m tools.generate
 
 bench: .venv/ready-dev
-	@$(BIN)/python benchmarks/walks.py
 	@$(BIN)/python benchmarks/peers.py
 	@$(BIN)/python benchmarks/growth.py
-	@$(BIN)/python benchmarks/memory.py
 	@$(BIN)/python benchmarks/evaluation.py
-	@$(BIN)/python benchmarks/study.py
-	@$(BIN)/python benchmarks/reporting.py
 	@$(BIN)/python benchmarks/imatrix.py
 
 docs: .venv/ready-dev

@@ -13,6 +13,7 @@ import os
 import resource
 import sys
 import time
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -270,10 +271,11 @@ def opening(asked: dict[str, Any]) -> dict[str, Any]:
 
 
 def literal(asked: dict[str, Any]) -> dict[str, Any]:
-    """The two-pass loop of `walks.py`, which is Wanda at 50 % in the type of the other peer."""
+    """The loop of the papers' code, which is Wanda at 50 % in the type of the other peer."""
+    import torch
+
     import calibrant
     from calibrant.models import save
-    from walks import literal as loop
 
     opened = calibrant.open_model(asked["model"], asked["dtype"])
     view = calibrant.view(opened.model)
@@ -282,10 +284,55 @@ def literal(asked: dict[str, Any]) -> dict[str, Any]:
     )
     batch = data.tokens(opened.tokenizer)
     began = time.perf_counter()
-    loop(view, batch)
+    with torch.no_grad():
+        two_passes(view, batch)
     found = {"seconds": time.perf_counter() - began, "peak": peak()}
     save(opened, asked["out"], {})
     return {**found, "tokens": batch.fingerprint, "dtype": asked["dtype"]}
+
+
+def two_passes(view: Any, batch: Any) -> None:
+    """Prune a model of plain linear layers with transformers alone: one sample at a time, a
+    forward of each block with hooks, then all of its matrices, then the forward again.
+    """
+    import torch
+    from torch import Tensor, nn
+
+    calls: list[tuple[Tensor, dict[str, Any]]] = []
+
+    class Caught(nn.Module):
+        def forward(self, hidden_states: Tensor, **kwargs: Any) -> Tensor:
+            calls.append((hidden_states, kwargs))
+            return hidden_states
+
+    layers = view.base.layers
+    view.base.layers = nn.ModuleList([Caught()])
+    for sample in batch.ids.split(1):
+        view.base(input_ids=sample, use_cache=False)
+    view.base.layers = layers
+    states = [state for state, _ in calls]
+    for layer in layers:
+        linears = {
+            name: module for name, module in layer.named_modules() if isinstance(module, nn.Linear)
+        }
+        squares = {name: torch.zeros(module.in_features) for name, module in linears.items()}
+
+        def watch(name: str, squares: dict[str, Tensor] = squares) -> Callable[..., None]:
+            def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+                squares[name] += inputs[0].flatten(0, 1).float().square().sum(0)
+
+            return hook
+
+        handles = [module.register_forward_hook(watch(name)) for name, module in linears.items()]
+        for state, (_, kwargs) in zip(states, calls, strict=True):
+            layer(state, **kwargs)
+        for handle in handles:
+            handle.remove()
+        for name, module in linears.items():
+            scores = module.weight.abs().float() * squares[name].sqrt()
+            gone = scores.argsort(dim=1, stable=True)[:, : module.in_features // 2]
+            module.weight.scatter_(1, gone, 0)
+        states = [layer(state, **kwargs) for state, (_, kwargs) in zip(states, calls, strict=True)]
 
 
 def products(asked: dict[str, Any]) -> dict[str, Any]:
