@@ -27,19 +27,13 @@ ASKED: Final = ("model", "data", "target", "steps", "samples", "length", "measur
 
 def parsed() -> argparse.Namespace:
     """Return the command line, with what `peers.prepare` asks for besides."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser = peers.usual_options(__doc__)
     parser.add_argument("--peer", required=True)
-    parser.add_argument("--model", default="smollm2")
-    parser.add_argument("--data", default="python_docs")
     parser.add_argument("--target", default="w4g64")
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--samples", type=int, default=32)
-    parser.add_argument("--length", type=int, default=512)
-    parser.add_argument("--measured", type=int, default=8192, help="tokens of the loss")
     parser.add_argument("--dtype", default="bfloat16", choices=machine.DTYPES)
     parser.add_argument("--without-others", action="store_true", help="leave out gptq and rtn")
-    parser.add_argument("--out", type=Path, help="the file of the record")
     parser.set_defaults(draws=1, loss_dtype="float32", peer_batch=8, keep_freed=False)
     asked = parser.parse_args()
     asked.saved_dtype = asked.dtype

@@ -414,19 +414,26 @@ def line(case: str, found: Mapping[str, Any], dense: float) -> str:
     return "   ".join(told)
 
 
-def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """The command line, or other arguments like it."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+def usual_options(docstring: str | None) -> argparse.ArgumentParser:
+    """Return a command line with the options that every script about peers has."""
+    parser = argparse.ArgumentParser(description=(docstring or "").partition("\n")[0])
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--data", default="python_docs")
-    parser.add_argument("--saved-dtype", default="float32", help="the type of the saved folder")
     parser.add_argument("--samples", type=int, default=32)
     parser.add_argument("--length", type=int, default=512)
+    parser.add_argument("--measured", type=int, default=8192, help="tokens of the loss")
+    parser.add_argument("--out", type=Path, help="the file of the record")
+    return parser
+
+
+def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line, or other arguments like it."""
+    parser = usual_options(__doc__)
+    parser.add_argument("--saved-dtype", default="float32", help="the type of the saved folder")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument(
         "--draws", type=int, default=1, help="draws of tokens whose losses are compared"
     )
-    parser.add_argument("--measured", type=int, default=8192, help="tokens of the loss")
     parser.add_argument("--loss-dtype", default="float32")
     parser.add_argument("--without-reference", action="store_true")
     parser.add_argument("--dtype", default="auto", help="ours")
@@ -447,7 +454,6 @@ def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--literal", action="store_true", help=f"{LITERAL} by the literal two-pass loop as well"
     )
-    parser.add_argument("--out", type=Path, help="the file of the record")
     parser.add_argument(
         "--quick",
         action="store_true",

@@ -48,18 +48,12 @@ Tensors = Mapping[str, Any]
 
 def parsed() -> argparse.Namespace:
     """Return the command line, with what `peers.prepare` asks for besides."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser = peers.usual_options(__doc__)
     parser.add_argument("cases", nargs="*", help="such as 'gptq NVFP4'; all without any")
     parser.add_argument("--peer")
-    parser.add_argument("--model", default="smollm2")
-    parser.add_argument("--data", default="python_docs")
-    parser.add_argument("--samples", type=int, default=16)
-    parser.add_argument("--length", type=int, default=512)
     parser.add_argument("--draws", type=int, default=3)
-    parser.add_argument("--measured", type=int, default=8192, help="tokens of the loss")
     parser.add_argument("--dtype", default="float32", choices=machine.DTYPES)
-    parser.add_argument("--out", type=Path, help="the file of the record")
-    parser.set_defaults(loss_dtype="float32", peer_batch=1, keep_freed=False)
+    parser.set_defaults(samples=16, loss_dtype="float32", peer_batch=1, keep_freed=False)
     asked = parser.parse_args()
     asked.saved_dtype = asked.dtype
     return asked
