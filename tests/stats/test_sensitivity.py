@@ -187,6 +187,23 @@ def test_a_difference_that_is_the_same_on_all_documents_is_certain_only_over_eno
     assert (found.best, found.worst, found.value) == ("better", "worse", 1.0)
     assert found.interval == interval
     assert found.significant == (count == 12)
+    draws = [row_sides["text"].draws[:, None] for row_sides in sides.values()]
+    by_chance = worth_by_chance(draws, _over_documents(sides, ["text"]))
+    assert by_chance == 0
+    setting = {"model": "tiny", "method": "wanda", "target": "0.5", "propagate": "arrival"}
+    choice = Sensitivity(
+        **setting,
+        unit="nats/token",
+        sets=tuple(sides),
+        draws=2,
+        increase=None,
+        ratio=None,
+        ratio_interval=None,
+        p=None,
+        gaps={"text": found},
+        by_chance=by_chance,
+    )
+    assert choice.beyond_chance == (count == 12)
 
 
 def test_it_leaves_out_controls_and_baselines():

@@ -113,7 +113,11 @@ class Sensitivity:
 
     @property
     def beyond_chance(self) -> bool:
-        """Whether the choice is worth more than chance makes of sets that are alike."""
+        """Whether the choice is worth more than chance makes of sets that are alike. Where nothing
+        varies, that is 0, and what differs on all documents alike must do so on enough of them.
+        """
+        if self.by_chance == 0:
+            return self.worth_interval[0] > 0
         return self.worth > self.by_chance
 
     @property
