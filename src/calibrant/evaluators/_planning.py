@@ -36,8 +36,8 @@ of one window at a time.
 USUAL_SOFTMAX_BYTES: Final = 8
 """What it takes where nothing is compared."""
 TIMES_REMEMBERED: Final = 2
-"""How often the keys and values of a batch of answers are there at most: where they stay, and as
-they were read.
+"""How many times the keys and values of a batch of answers are held at most: while prompts are
+read, once as they were read and once in the columns where they stay.
 """
 SAMPLED: Final = 64
 """Rows that are read to know how long the others are."""
