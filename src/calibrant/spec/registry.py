@@ -151,13 +151,14 @@ class Registry:
 
     def warn_of_shared_name(self, name: str) -> None:
         """Warn, once, that several classes have this name, and say which one is used."""
-        classes = [entry.value for entry in self._entries if entry.name == name]
+        others = [entry.value for entry in self._entries if entry.name == name]
         used = f"calibrant's own {self.noun}"
-        if classes and name not in self.own:
-            used = f"the {self.noun} {classes[-1]}"
+        if name in self._foreign:
+            last = self._foreign[name].value
+            used = f"the {self.noun} {last}"
             # A package that is installed twice is no other one.
-            classes = [other for other in classes if other != classes[-1]]
-        for other in classes:
+            others = [other for other in others if other != last]
+        for other in others:
             _warn(f"{name} is {used}, and {other} has that name too: call one something else")
 
     def learned(self) -> list[type[Any]]:
