@@ -3,6 +3,7 @@ table of positions, and tokens without a row in the embedding.
 """
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from transformers import PreTrainedModel
 
 import calibrant
+from calibrant.data.inspect import inspect
 from calibrant.decoding import Decoder
 from calibrant.errors import DataError, ModelError
 from calibrant.evaluators._base import Evaluator
@@ -18,6 +20,7 @@ from calibrant.evaluators._scoring import Request, score
 from calibrant.evaluators._windows import ScoredWindow, summed_nats
 from calibrant.evaluators.agreement import Agreement
 from calibrant.evaluators.loss import Loss
+from calibrant.lab.mixtures import mix
 from calibrant.models.readable import longest_window
 from calibrant.testing import tiny_folder, tiny_model, tiny_tokenizer
 
@@ -45,6 +48,16 @@ def test_windows_longer_than_the_table_of_positions_are_refused_before_any_work(
     calibrant.prune(model, tiny_tokenizer(), **FEW | {"length": 32})
 
 
+def test_so_are_those_that_are_mixed_or_inspected(tmp_path: Path):
+    model = with_table("gpt2")
+    with refused(DataError, 33):
+        inspect(model=model, tokenizer=tiny_tokenizer(), **FEW)
+    sources = ["python_docs", "full_stops"]
+    budget = {"tokens": 66, "length": 33}
+    with refused(DataError, 33):
+        mix(model, tiny_tokenizer(), sources=sources, folder=tmp_path, **budget)
+
+
 @pytest.mark.parametrize(
     "task", [Loss("python_docs", length=33), Agreement("python_docs", length=33)]
 )
@@ -53,6 +66,39 @@ def test_so_are_those_of_what_is_measured(task: Evaluator):
     dense = with_table("gpt2") if task.compares else None
     with refused(DataError, 33):
         calibrant.evaluate(model, tiny_tokenizer(), tasks=task, limit=2, reference=dense)
+
+
+LONG = """
+from dataclasses import dataclass
+
+from calibrant.data import Packing
+from calibrant.data.packings._base import Window
+
+@dataclass(frozen=True, repr=False)
+class Long(Packing):
+    bos: str = "none"
+
+    def windows(self, texts, sizes, frame):
+        for size, text in zip(sizes, texts):
+            yield Window(text.ids)
+
+    def supply(self, lengths, frame):
+        return f"{len(lengths)} texts"
+"""
+
+
+def test_a_packing_of_another_package_gives_no_longer_windows_than_it_is_asked_for(
+    plugged: Callable[..., None],
+):
+    plugged({"calibrant.data.packings": {"long": "long_windows:Long"}}, long_windows=LONG)
+    model = tiny_model("llama")
+    tokenizer = tiny_tokenizer()
+    few = {"data": "python_docs@long", "samples": 2, "length": 16}
+    said = r"^long gives windows of \d+ tokens that don't fit .* 16 .*; mend long_windows:Long$"
+    with pytest.raises(DataError, match=said):
+        calibrant.prune(model, tokenizer, **few)
+    with pytest.raises(DataError, match=said):
+        calibrant.quantize(model, tokenizer, method="gptq", target="w4g32", **few)
 
 
 def test_the_sentence_says_both_numbers_and_what_to_do():

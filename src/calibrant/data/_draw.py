@@ -19,6 +19,7 @@ from calibrant.data._templates import RefusedError
 from calibrant.data.expression import Term
 from calibrant.data.packings._base import PAD, Frame, TokenizedText, Window
 from calibrant.errors import DataError
+from calibrant.spec import qualified
 
 _PATIENCE: Final = 100
 """How often each row may come, on average, before a draw with replacement is given up; how many
@@ -278,6 +279,7 @@ def draw_part(term: Term, quota: Quota, deck: Deck, encoder: Encoder, frame: Fra
             yield max(0, tokens_left() - len(window_start))
 
     for window in term.packing.windows(texts(), sizes(), inner_frame):
+        _check_window(window, term, inner_frame)
         ids = np.concatenate([window_start, window.ids])
         borders = tuple(len(window_start) + border for border in window.borders)
         part_draw.windows.append(replace(window, ids=ids, borders=borders))
@@ -293,6 +295,15 @@ def draw_part(term: Term, quota: Quota, deck: Deck, encoder: Encoder, frame: Fra
         supply = term.packing.supply(lengths, inner_frame)
         raise _too_few(term, quota, deck, part_draw, supply, frame.length)
     return part_draw
+
+
+def _check_window(window: Window, term: Term, frame: Frame) -> None:
+    """Raise `DataError` for a window that has more tokens than there is room for."""
+    count = len(window.ids)
+    if count > frame.length:
+        problem = f"windows of {count:,} tokens that don't fit into the {frame.length:,} asked for"
+        message = f"{term.packing} gives {problem}; mend {qualified(type(term.packing))}"
+        raise DataError(message, subject=str(term))
 
 
 def _too_few(

@@ -35,6 +35,7 @@ from calibrant.models import (
     opened_of,
     view,
 )
+from calibrant.models.readable import check_windows
 from calibrant.numerics import type_name
 from calibrant.options import InspectOptions, with_fields_of
 from calibrant.system.products import exact
@@ -117,6 +118,7 @@ def _tokens_held(calibration: CalibrationSet, tokenizer: PreTrainedTokenizerBase
 def _model_facts(opened: Opened, calibration: CalibrationSet, progress: Progress) -> dict[str, Any]:
     """Return what a model makes of a set."""
     whole = calibration.tokens(opened.tokenizer)
+    check_windows(opened.model, whole.ids, whole.mask)
     model_view = view(opened.model)
     batch, kinds = _excerpt(whole, calibration.kinds(opened.tokenizer).long(), TOKENS)
     facts = {

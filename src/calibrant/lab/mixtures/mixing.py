@@ -37,6 +37,7 @@ from calibrant.models import Opened, only_looks, opened_of, view
 from calibrant.models.cache import cache_folder
 from calibrant.models.gguf_writing import tensor_names
 from calibrant.models.imatrix import check_imatrix_path
+from calibrant.models.readable import check_windows
 from calibrant.numerics import type_name
 from calibrant.options import MixCommand, declaration, with_fields_of
 from calibrant.results import STATISTICS
@@ -180,7 +181,9 @@ def mix(options: MixOptions) -> Mixture:
 
 
 def _tokenized(data: CalibrationSet, opened: Opened, progress: Progress) -> tuple[str, TokenBatch]:
-    return str(data), resolved(data, opened, progress).tokens(opened.tokenizer)
+    batch = resolved(data, opened, progress).tokens(opened.tokenizer)
+    check_windows(opened.model, batch.ids, batch.mask)
+    return str(data), batch
 
 
 def _check_sources(sets: Sequence[CalibrationSet]) -> None:
