@@ -131,7 +131,15 @@ def test_rotary_positions_go_on():
 
 @pytest.mark.parametrize(
     ("family", "longest"),
-    [("roberta", 63), ("bart", 64), ("gpt_neo", 64), ("gptj", 64), ("xglm", None)],
+    [
+        ("roberta", 63),
+        ("bart", 64),
+        ("gpt_neo", 64),
+        ("gptj", 64),
+        ("mpt", 64),
+        ("whisper", 64),
+        ("xglm", None),
+    ],
 )
 def test_a_window_may_be_as_long_as_the_model_can_read(family: str, longest: int | None):
     model = small_model(family)

@@ -16,26 +16,31 @@ _OTHER_SENSES: Final = re.compile(r"vision|visual|image|audio")
 _ROWS_BEFORE_FIRST: Final = 2
 """Rows with which the tables of some families begin, and which stand for no position."""
 _GROWING: Final = ("dynamic", "longrope")
+_NAMES: Final = ("max_position_embeddings", "max_target_positions", "max_seq_len")
+"""What configurations call the number of positions."""
 
 
 def positions_of(model: PreTrainedModel) -> int | None:
     """Return how many positions a model's configuration names; None where it names none, or says
     that there is no end.
     """
-    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    # XLNet says -1.
-    if not isinstance(positions, int) or positions < 1:
-        return None
-    return positions
+    config = model.config.get_text_config()
+    for name in _NAMES:
+        positions = getattr(config, name, None)
+        # XLNet says -1.
+        if isinstance(positions, int) and positions >= 1:
+            return positions
+    return None
 
 
 def longest_window(model: PreTrainedModel) -> int | None:
-    """Return how many tokens a model can read at once; None where no table of positions ends, as
-    of rotary ones, which go on.
+    """Return how many tokens a model can read at once; None where positions go on without end, as
+    rotary ones do.
     """
     positions = positions_of(model)
-    if positions is None:
-        return None
+    # MPT has no table, but makes the distances (ALiBi) of so many tokens and of no more.
+    if positions is None or model.config.model_type == "mpt":
+        return positions
     for name, numbers in chain(model.named_parameters(), model.named_buffers()):
         # A sinusoidal table that a model makes longer where it must is called `weights` (XGLM).
         if numbers.dim() != 2 or _TABLE.search(name) is None or _OTHER_SENSES.search(name):
