@@ -10,7 +10,6 @@ import json
 import math
 import os
 import re
-import secrets
 import shutil
 import stat
 from collections.abc import Iterator, Mapping
@@ -299,15 +298,14 @@ def replacing(path: Path, half: Path | None = None, flushed: bool = True) -> Ite
     """Yield the path of a file to write, which takes the place of `path` at the end, whole or not
     at all.
 
-    It is `half`, on the same file system, or else a file beside `path` that nobody else writes to.
-    On any failure it goes, and so do the folders that were made for it. What isn't `flushed`
+    It is `half`, on the same file system, or else a file beside `path` that no other process writes
+    to. On any failure it goes, and so do the folders that were made for it. What isn't `flushed`
     survives a kill but not a power failure. A link in the place of the half is removed.
     """
     if half is None:
         beginning = f"{UNFINISHED}-{path.name}-"
         remove_left(path.parent, beginning)
-        # Threads have the number of their process, and so may processes of another container.
-        half = path.with_name(f"{beginning}{os.getpid()}-{secrets.token_hex(4)}")
+        half = path.with_name(f"{beginning}{os.getpid()}")
     try:
         with undoing(path.parent, half):
             if not path.parent.exists():
