@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from calibrant.data import CalibrationSet, TokenBatch
 from calibrant.data.select import resolved
 from calibrant.errors import DataError
-from calibrant.lab.mixtures import NOTHING, Errors, Sample, gather_statistics
+from calibrant.lab.mixtures import NO_METER, Errors, Sample, gather_statistics
 from calibrant.lab.study import Study
 from calibrant.methods import StandIn
 from calibrant.models import open_model, view
@@ -93,7 +93,7 @@ def predict(
                 drawn,
                 judges,
                 statistics,
-                NOTHING,
+                NO_METER,
                 _told,
             )
             inputs = kept.inputs(sample, standing.target)

@@ -497,7 +497,7 @@ def test_a_column_that_a_table_lacks_is_refused_without_reading_all_of_it(
             yield record
 
     monkeypatch.setattr(user_file, "read_records", counted)
-    with pytest.raises(DataError, match="no column 'qestion', did you mean 'question'"):
+    with pytest.raises(DataError, match="no column 'qestion', perhaps you mean 'question'"):
         UserFile(str(path), question="qestion")
     assert read == [LOOKED_AT, rows_read]
 

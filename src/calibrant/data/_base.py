@@ -23,6 +23,10 @@ FIELDS: Final = (
     *("text", "question", "answer", "rationale"),
     *("choices", "turns", "tools", "integers", "ids"),
 )
+TELLING: Final = 13
+"""Words from which on what is asked tells an example by itself; "Hi" doesn't. Leaks are found by
+runs of as many.
+"""
 
 
 @dataclass(frozen=True)
@@ -87,9 +91,12 @@ class Row:
 
     @property
     def beginnings(self) -> tuple[str, ...]:
-        """What makes two rows the same example, and what a record keeps to know the example again
-        without its text: the first 16 digits of the SHA-256 of `subject`, and of a conversation
-        those of all that the user says up to each message. The last one stands for the whole.
+        """Hashes by which an example is known again without its text: of `subject`, and in a
+        conversation of what the user has said up to each message. The last one stands for the
+        whole. 16 digits of the SHA-256 each.
+
+        A conversation whose subject has `TELLING` words is known by that alone: another that begins
+        with it is about the same.
         """
         return beginnings_of(self, caseless)
 
@@ -113,7 +120,7 @@ class KnownExamples:
     """Examples among which others are looked for, each by its `beginnings`. Of two conversations
     one may be how the other begins: these are the same example too.
 
-    `whole` are those that stand for whole examples, `begun` the others.
+    `whole` has the hash of each whole example, `begun` those of its beginnings.
 
     >>> first, second = Message("user", "Hi"), Message("user", "How warm is it?")
     >>> known = KnownExamples()
@@ -381,15 +388,15 @@ def caseless(text: str) -> str:
     return " ".join(text.casefold().split())
 
 
-def beginnings_of(row: Row, read: Callable[[str], str]) -> tuple[str, ...]:
-    """Return `Row.beginnings` of a row whose texts are read so."""
-    subject = read(row.question or row.text or row.key)
-    asked = [read(message.content or "") for message in row.turns if message.role == "user"]
-    # The question may be another than the first, after earlier exchanges, or stand beside them.
+def beginnings_of(row: Row, normalized: Callable[[str], str]) -> tuple[str, ...]:
+    """Return `Row.beginnings`, each text normalized first."""
+    subject = normalized(row.question or row.text or row.key)
+    asked = [normalized(message.content or "") for message in row.turns if message.role == "user"]
+    # The question may be a later message, or none of them.
     if subject not in asked:
         asked.insert(0, subject)
     beginnings = [_sha256(subject)[:16]]
-    if len(asked) > 1:
+    if len(asked) > 1 and len(subject.split()) < TELLING:
         until_here = hashlib.sha256()
         for text in asked:
             until_here.update(_encoded(text))

@@ -100,11 +100,11 @@ class Deck:
             return self._source.for_draw(self._own_draw)
         if isinstance(self._source, StoredSource):
             return self._source.part(self._part)
-        self._known_rows.extend(self._further_rows)
+        self._known_rows.extend(self._unread_rows)
         return PartRows(tuple(self._known_rows))
 
     @cached_property
-    def _further_rows(self) -> Iterator[Row]:
+    def _unread_rows(self) -> Iterator[Row]:
         """The rows behind those that are known. Of a source that isn't stored each is read when it
         is dealt: it may have many more.
         """
@@ -154,8 +154,8 @@ class Deck:
     def _once_each(self) -> Iterator[Row]:
         while True:
             if self._next_place == len(self._known_rows):
-                self._read_further()
-            # Only where all rows are known can a draw have read as many.
+                self._read_next()
+            # Where one more row was to be had, it has just been read.
             if self._rows_read == len(self._known_rows):
                 return
             row = self._known_rows[self._next_place]
@@ -163,9 +163,9 @@ class Deck:
             self._rows_read += 1
             yield row
 
-    def _read_further(self) -> None:
+    def _read_next(self) -> None:
         """Read the row behind those that are known; behind the last one comes the first."""
-        row = next(self._further_rows, None)
+        row = next(self._unread_rows, None)
         if row is None:
             self._next_place = 0
         else:
@@ -301,7 +301,7 @@ def _check_window(window: Window, term: Term, frame: Frame) -> None:
     """Raise `DataError` for a window that has more tokens than there is room for."""
     count = len(window.ids)
     if count > frame.length:
-        problem = f"windows of {count:,} tokens that don't fit into the {frame.length:,} asked for"
+        problem = f"a window of {count:,} tokens where there is room for {frame.length:,}"
         message = f"{term.packing} gives {problem}; mend {qualified(type(term.packing))}"
         raise DataError(message, subject=str(term))
 

@@ -162,7 +162,7 @@ class RowReader:
             yield Row(**values, steps=steps)
 
     def _note_late(self, record: Mapping[str, Any], place: str) -> None:
-        for column in filled(record) - self._seen - self._late_places.keys():
+        for column in sorted(filled(record) - self._seen - self._late_places.keys()):
             # A name may be written in many ways, with other cases and spaces.
             if may_be_late(column) and len(self._late_places) < MOST_COLUMNS:
                 self._late_values[column] = record[column]

@@ -242,9 +242,7 @@ def _layout_of(
 def _records_with(
     columns: set[str], parts: Sequence[Sequence[File]]
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield the first records that hold something in these columns, in which the first rows hold
-    nothing.
-    """
+    """Yield the first records that fill these columns, which the first rows leave empty."""
     wanted = set(columns)
     for path, label in chain.from_iterable(parts):
         table = is_table(path)

@@ -77,6 +77,10 @@ def test_conversations_are_the_same_example_if_one_is_how_the_other_begins():
             assert seen.leaks([measured]) == LeakCount(same=1, rows=1)
             assert not seen.leaks([talk("Good day", "How is bread made?")])
     assert RowFingerprints.of([longer]).leaks([talk("Hi!", "How is bread made")]).respaced == 1
+    # A long first message is evidence by itself.
+    passage = "Read this passage of more than thirteen words, and then tell me what it is about"
+    both = [talk(passage, "Sum it up.")], [talk(passage, "Who wrote it?")]
+    assert only(*both).kind == "same example"
     # What older models were calibrated on is known by the first question alone.
     older = RowFingerprints(frozenset({Row(question="Hi").example}))
     assert older.leaks([painter]).same == 1

@@ -110,12 +110,11 @@ def _held(supply: Mapping[str, Any]) -> str:
     disjoint = supply["held"]
     if disjoint is None:
         return "not known" if supply["why"] else "no end"
+    # No more are counted than the study draws.
+    if disjoint == supply["draws"]:
+        return f"{disjoint:.0f} or more"
     if supply["exact"]:
-        count = f"{disjoint:.0f}"
-        # No more are counted than the study draws.
-        if disjoint == supply["draws"]:
-            return f"{count} or more"
-        return count
+        return f"{disjoint:.0f}"
     if disjoint < 10:
         return f"about {disjoint:,.1f}"
     return f"about {disjoint:,.0f}"

@@ -132,8 +132,8 @@ def find_leaks(calibration: Iterable[Row], measured: Iterable[Row]) -> list[Leak
 
 
 def contents_of(row: Row) -> tuple[str, ...]:
-    """Return `Row.beginnings` of an example's words, whatever their case, spaces and punctuation. A
-    text without words stands for itself.
+    """Return what `Row.beginnings` does, of words alone: punctuation doesn't count either. A text
+    without words stands for itself.
 
     >>> contents_of(Row(text="Peel an onion.")) == contents_of(Row(text="peel  an ONION?"))
     True
@@ -354,13 +354,13 @@ class _Index:
         by_length: defaultdict[int, list[tuple[int, Numbers]]] = defaultdict(list)
         rows = list(measured)
         prompts = _shared_prompts(rows)
-        # By how they begin, the examples that are longer.
-        self._longer: defaultdict[str, set[str]] = defaultdict(set)
+        # The measured conversations by each of their beginnings.
+        self._by_beginning: defaultdict[str, set[str]] = defaultdict(set)
         for place, row in enumerate(rows):
             *begun, example = row.beginnings
             self.examples.append(example)
             for beginning in begun:
-                self._longer[beginning].add(example)
+                self._by_beginning[beginning].add(example)
             numbers = _words_to_compare(row, prompts)
             length = _run_length(len(numbers))
             distinct_runs = np.unique(runs(numbers, length))
@@ -372,12 +372,10 @@ class _Index:
         self._tables = {length: _RunTable(known) for length, known in by_length.items()}
 
     def same(self, batch: list[_NumberedRow]) -> Iterator[Leak]:
-        """Yield the rows that are an example which is measured, or how one begins, or the other
-        way round.
-        """
+        """Yield the rows that are a measured example, begin one, or begin with one."""
         for row in batch:
             measured = self._known.intersection(row.beginnings)
-            measured |= self._longer.get(row.example, set())
+            measured |= self._by_beginning.get(row.example, set())
             for example in sorted(measured):
                 yield Leak(row.example, example, "same example", 1.0)
 

@@ -43,7 +43,7 @@ from calibrant.lab.choose.instruct import (
 from calibrant.lab.choose.predicting import Prediction, of_mixture, with_siblings
 from calibrant.lab.choose.timing import measured_costs
 from calibrant.lab.mixtures import (
-    NOTHING,
+    NO_METER,
     Effort,
     Mixture,
     aim_of,
@@ -163,7 +163,7 @@ class Prepared:
     @property
     def effort(self) -> Effort:
         """What predictions may look at; nobody asks here whether the tokens are enough."""
-        return replace(effort_of(self.stand_in.method), meter=NOTHING)
+        return replace(effort_of(self.stand_in.method), meter=NO_METER)
 
     @property
     def race_folder(self) -> Path:

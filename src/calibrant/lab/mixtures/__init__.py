@@ -5,7 +5,7 @@ without any further forward.
 from calibrant.lab.mixtures.aims import aim_of, stand_in_of, statistic_of
 from calibrant.lab.mixtures.algebra import (
     FITTING,
-    NOTHING,
+    NO_METER,
     SCORING,
     Effort,
     Errors,
@@ -27,7 +27,7 @@ from calibrant.lab.mixtures.statistics import MixtureStatistics, SetStatistics, 
 
 __all__ = [
     "FITTING",
-    "NOTHING",
+    "NO_METER",
     "SCORING",
     "CurvePoint",
     "Effort",

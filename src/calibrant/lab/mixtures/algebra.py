@@ -83,8 +83,8 @@ class Effort:
     meter: Sample
 
 
-NOTHING: Final = Sample(blocks=0, rows=0)
-"""The sample of a meter where nobody asks whether the tokens are enough."""
+NO_METER: Final = Sample(blocks=0, rows=0)
+"""No sample: nobody asks whether the tokens are enough."""
 
 SCORING: Final = Effort(
     search=Sample(blocks=6, rows=32),

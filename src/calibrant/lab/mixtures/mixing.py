@@ -16,7 +16,7 @@ from calibrant.data.select import resolved
 from calibrant.errors import DataError, SpecError
 from calibrant.lab.mixtures.aims import aim_of, fitted_to, stand_in_of
 from calibrant.lab.mixtures.algebra import (
-    NOTHING,
+    NO_METER,
     Effort,
     Errors,
     SharedInput,
@@ -115,7 +115,7 @@ def mix(options: MixOptions) -> Mixture:
     effort = options.effort or effort_of(stand_in.method)
     if not isinstance(stand_in.target, Removal):
         # The meter compares which weights go, and here none do.
-        effort = replace(effort, meter=NOTHING)
+        effort = replace(effort, meter=NO_METER)
     if options.imatrix is not None:
         check_imatrix_path(options.imatrix)
     clock = Clock()
@@ -374,9 +374,11 @@ class _MixtureSearch:
         return tuple(changes)
 
     def enough(self, chosen: Shares) -> list[TokenCurve]:
-        """Return the curve of each source and of the mixture; none where nobody asks for it."""
+        """Return the curve of each source and of the mixture; none where nobody asks for it, or no
+        weights go.
+        """
         stand_in = self.stand_in
-        if self.effort.meter == NOTHING:
+        if self.effort.meter == NO_METER:
             return []
         count = len(self.names)
         sets: list[tuple[str, Sequence[float]]] = []

@@ -345,13 +345,13 @@ def rows_in_common(statistics: MixtureStatistics) -> tuple[str, ...]:
     """
     sentences: list[str] = []
     for first_judge, second_judge in itertools.combinations(statistics.judges, 2):
-        same = _same_rows(first_judge, second_judge)
+        same = min(_same_rows(first_judge, second_judge), _same_rows(second_judge, first_judge))
         if same:
             fewest = min(len(first_judge.batch.examples), len(second_judge.batch.examples))
             pair = f"{first_judge.data} and {second_judge.data} judge with the same rows"
             sentences.append(f"{pair}: {same} of {fewest}, which so count twice in mean")
     for source, judge in itertools.product(statistics.sources, statistics.judges):
-        same = _same_rows(source, judge)
+        same = _same_rows(judge, source)
         if same:
             rows = f"{same} rows that {judge.data} judges with are in what {source.data}"
             sentences.append(f"{rows} calibrates on: its error there is too good")
@@ -359,6 +359,7 @@ def rows_in_common(statistics: MixtureStatistics) -> tuple[str, ...]:
 
 
 def _same_rows(first_set: SetStatistics, second_set: SetStatistics) -> int:
+    """How many rows of the first set are examples of the second."""
     known = KnownExamples()
     known.add(row.beginnings for row in second_set.batch.rows)
     same = {row.example for row in first_set.batch.rows if row.beginnings in known}

@@ -113,8 +113,9 @@ class Sensitivity:
 
     @property
     def beyond_chance(self) -> bool:
-        """Whether the choice is worth more than chance makes of sets that are alike. Where nothing
-        varies, that is 0, and what differs on all documents alike must do so on enough of them.
+        """Whether the choice is worth more than chance makes of sets that are alike.
+
+        Where nothing varies, chance gives 0; then a difference counts only with enough documents.
         """
         if self.by_chance == 0:
             return self.worth_interval[0] > 0

@@ -65,10 +65,10 @@ Kinds = tuple[type[Statistic], ...]
 class Supply:
     """How far a set lasts: it has rows for about `held` disjoint draws, of the `draws` of a study.
 
-    `held` is None where that is without end, or not known: see `why`. Of what isn't stored no more
-    is counted than the study draws. Where the set can't be drawn at all, it is 0 and `why` is the
-    reason. `exact` says whether draws were counted. `tokens` are those of a draw, `seconds` what
-    one takes.
+    `held` is None where that is without end, or not known: see `why`. For a source that isn't
+    stored it is at most what the study draws. Where the set can't be drawn at all, it is 0 and
+    `why` is the reason. `exact` says whether draws were counted. `tokens` are those of a draw,
+    `seconds` what one takes.
     """
 
     data: str
@@ -175,12 +175,14 @@ def _estimate(term: Term, calibration: CalibrationSet, draws: int, tokenizer: An
         # The rest of a draw's last text is left. On average that is half of the text that holds a
         # given token, and a long text is likelier to hold it: E[x²] / 2 E[x] tokens.
         needed = budget / mean + mean_square / (2 * mean**2)
-    rows_held = len(rows)
+    held = len(rows) / needed
     if not stored:
-        # One more, so that no rounding takes it for too few.
+        # Rounded up, so that enough rows aren't taken for too few.
         most = int(needed * draws) + 1
-        rows_held += sum(1 for _ in islice(fitting_rows, max(0, most - rows_held)))
-    return Supply(str(term), 0, rows_held / needed, tokens, needed * row_seconds)
+        further_rows = islice(fitting_rows, max(0, most - len(rows)))
+        rows_held = len(rows) + sum(1 for _ in further_rows)
+        held = min(rows_held / needed, float(draws))
+    return Supply(str(term), 0, held, tokens, needed * row_seconds)
 
 
 @dataclass
