@@ -683,7 +683,7 @@ def test_a_subset_or_language_that_does_not_exist_is_named(text: str, meant: str
     given = text.split("'")[1]
     assert caught.value.subject in (given, "language")
     assert f"{given!r}" in str(caught.value)
-    assert f"{meant!r}?" in str(caught.value) or not meant
+    assert f"perhaps you mean {meant!r}" in str(caught.value) or not meant
 
 
 @pytest.mark.parametrize(

@@ -559,7 +559,9 @@ def test_too_little_is_said_with_what_is_left_out_because_it_is_measured(
 ):
     talks: list[dict[str, Any]] = []
     for number in range(200):
-        said = ["Hi", "Hello!", f"question {number}", "answer"]
+        # Of so many words that they alone tell the example.
+        said = ["Here is the text of which I ask you several things, one after the other", "Go on."]
+        said += [f"question {number}", "answer"]
         roles = ["user", "assistant", "user", "assistant"]
         messages = [{"role": role, "content": text} for role, text in zip(roles, said, strict=True)]
         talks.append({"messages": messages})
