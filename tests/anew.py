@@ -16,7 +16,7 @@ OURS = frozenset({"calibrant", "tools"})
 
 
 class Hiding:
-    """A finder of modules that doesn't find some packages, and else is as the one it stands for.
+    """A finder of modules that finds none of some packages, and else what another one finds.
 
     As where these aren't installed, `import` raises and `importlib.util.find_spec` returns None.
     """

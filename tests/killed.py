@@ -33,7 +33,7 @@ def killed_after(*counts: int) -> Iterator[None]:
 
 @contextmanager
 def killed_behind(step: int) -> Iterator[None]:
-    """Behind the step that a checkpoint has just kept the process ends."""
+    """The process ends just after a checkpoint has kept this step."""
     add = Checkpoint.add
 
     def deadly(self: Checkpoint, index: int, *rest: Any) -> None:

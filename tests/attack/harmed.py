@@ -234,7 +234,7 @@ def search(folder: Path, seed: int) -> Scene:
 
 
 def _larger_study(name: str, folder: Path, first: str, second: str) -> Scene:
-    """A study that has been, before one that asks more."""
+    """A finished study, before one that asks more."""
     (folder / "one.yaml").write_text(first)
     (folder / "two.yaml").write_text(second)
     _done(folder, ("study", "one.yaml", "--out", "results"))

@@ -5,6 +5,7 @@ packings.
 from calibrant.data._base import (
     PARTS,
     Format,
+    KnownExamples,
     Part,
     PartRows,
     PerDraw,
@@ -48,6 +49,7 @@ __all__ = [
     "Format",
     "FunctionCall",
     "HubDataset",
+    "KnownExamples",
     "Many",
     "Message",
     "One",

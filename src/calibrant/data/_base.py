@@ -116,6 +116,7 @@ class Row:
         return value
 
 
+@dataclass
 class KnownExamples:
     """Examples among which others are looked for, each by its `beginnings`. Of two conversations
     one may be how the other begins: these are the same example too.
@@ -131,9 +132,8 @@ class KnownExamples:
     False
     """
 
-    def __init__(self, whole: Iterable[str] = (), begun: Iterable[str] = ()) -> None:
-        self.whole = set(whole)
-        self.begun = set(begun)
+    whole: set[str] = field(default_factory=set)
+    begun: set[str] = field(default_factory=set)
 
     def __contains__(self, beginnings: Sequence[str]) -> bool:
         return beginnings[-1] in self.begun or not self.whole.isdisjoint(beginnings)

@@ -262,8 +262,8 @@ def filled(record: Mapping[str, Any]) -> set[str]:
     return {column for column, value in record.items() if not _is_empty(value)}
 
 
-def may_be_late(column: str) -> bool:
-    """Return whether a column that holds something in late rows alone may decide `late_fields`."""
+def is_late_name(column: str) -> bool:
+    """Return whether a column has a name that `late_fields` looks for."""
     return column.strip().casefold() in _NAMES_LATE
 
 

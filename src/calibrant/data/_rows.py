@@ -15,10 +15,10 @@ from calibrant.data._columns import (
     assign,
     field_value,
     filled,
+    is_late_name,
     late_fields,
     letter_at,
     letter_of,
-    may_be_late,
     values_beside,
     widened,
 )
@@ -164,7 +164,7 @@ class RowReader:
     def _note_late(self, record: Mapping[str, Any], place: str) -> None:
         for column in sorted(filled(record) - self._seen - self._late_places.keys()):
             # A name may be written in many ways, with other cases and spaces.
-            if may_be_late(column) and len(self._late_places) < MOST_COLUMNS:
+            if is_late_name(column) and len(self._late_places) < MOST_COLUMNS:
                 self._late_values[column] = record[column]
                 self._late_places[column] = place
 

@@ -271,8 +271,8 @@ def open_tokenizer(ref: str) -> tuple[Any, str]:
     downloaded, and needn't be there.
 
     It is the same tokenizer as that of `open_model(ref)`, so calibration sets have the same
-    fingerprint with either. Code of the model's runs only where the environment trusts it. Raises
-    `ModelError` for what can't be opened.
+    fingerprint with either. The model's own code runs only where the environment allows it.
+    Raises `ModelError` for what can't be opened.
     """
     trust = trusted(None)
     path = _locate(ref, HUB_WORDS, code=trust)

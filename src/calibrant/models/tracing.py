@@ -389,7 +389,7 @@ class Flow(TorchDispatchMode):
             return Label(stream=True), name
         if not same_width:
             return Label(zero=left.zero and right.zero), name
-        return _feature_by_feature(left, right), name
+        return _label_of_sum(left, right), name
 
     def _addend(self, x: Any) -> Label:
         """What is known of a term; a vector of the model is made by itself."""
@@ -457,7 +457,7 @@ def _operands(name: str, args: tuple[Any, ...]) -> tuple[Any, Any, Any]:
     return bias, x, matrix
 
 
-def _feature_by_feature(left: Label, right: Label) -> Label:
+def _label_of_sum(left: Label, right: Label) -> Label:
     """What is known of a sum of two tensors that have the same features."""
     # Zeros are where experts put their outputs: they add nothing, and what is added to them is all
     # there is.

@@ -261,7 +261,7 @@ def _typed(cls: type[Any], parameter: Parameter, value: Any) -> Any:
         return float(value)
     plain_types = [_PLAIN_TYPES[word] for word in types]
     if type(value) not in plain_types:
-        value = _text_read_as(value, _literals(cls, parameter, str))
+        value = _literal_meant(value, _literals(cls, parameter, str))
     fits = type(value) in plain_types
     literals = _literals(cls, parameter, type(value))
     if not fits or (literals and value not in literals):
@@ -272,7 +272,7 @@ def _typed(cls: type[Any], parameter: Parameter, value: Any) -> Any:
     return value
 
 
-def _text_read_as(value: Any, texts: Sequence[str]) -> Any:
+def _literal_meant(value: Any, texts: Sequence[str]) -> Any:
     """The first of these texts that without quotes is read as `value`, as `none` is read as None;
     the value itself where there is no such text.
     """

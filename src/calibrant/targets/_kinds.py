@@ -59,9 +59,9 @@ def allowed(accepts: Iterable[type[Target]] = (Target,)) -> str:
     return f"write {accepted(accepts)}"
 
 
-def examples(of: Iterable[type[Target]]) -> str:
+def examples(classes: Iterable[type[Target]]) -> str:
     """Return an example of each of these kinds: `0.5, 2:4 or w4g64`."""
-    found = [kind.example for kind in of]
+    found = [kind.example for kind in classes]
     most = ", ".join(found[:-1])
     last = "".join(found[-1:])
     if not most:

@@ -4,8 +4,18 @@ from collections.abc import Mapping, Sequence
 from itertools import islice
 from typing import Final
 
-from calibrant.data import PARTS, Format, Part, Row, Source, StoredSource, formats, parse_source
-from calibrant.data._base import FIELDS, KnownExamples
+from calibrant.data import (
+    PARTS,
+    Format,
+    KnownExamples,
+    Part,
+    Row,
+    Source,
+    StoredSource,
+    formats,
+    parse_source,
+)
+from calibrant.data._base import FIELDS
 from calibrant.data.sources import sources
 from calibrant.errors import DataError, SpecError
 from calibrant.testing.naming import mistaken, untyped
@@ -73,9 +83,9 @@ def _check_disjoint(source: Source, parts: Mapping[Part, Sequence[Row]]) -> None
     for part, rows in parts.items():
         keys = {row.key for row in rows}
         _require(source, len(keys) == len(rows), f"{part!r} gives a row twice")
-        for row in rows:
-            # By example: one passage may have several questions.
-            for earlier, examples in known.items():
+        for earlier, examples in known.items():
+            for row in rows:
+                # By example: one passage may have several questions.
                 twice = f"{row.subject[:60]!r} is in {part!r} and in {earlier!r}"
                 _require(source, row.beginnings not in examples, twice)
         known[part] = KnownExamples()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from calibrant.data import Message, Row, lettered, sources
+from calibrant.data import KnownExamples, Message, Row, lettered, sources
 from calibrant.data._words import words
 from calibrant.data.inspect import LeakCount, RowFingerprints
 from calibrant.data.inspect.leaks import COMMON, Leak, find_leaks, ngrams, serious
@@ -82,7 +82,7 @@ def test_conversations_are_the_same_example_if_one_is_how_the_other_begins():
     both = [talk(passage, "Sum it up.")], [talk(passage, "Who wrote it?")]
     assert only(*both).kind == "same example"
     # What older models were calibrated on is known by the first question alone.
-    older = RowFingerprints(frozenset({Row(question="Hi").example}))
+    older = RowFingerprints(KnownExamples({Row(question="Hi").example}))
     assert older.leaks([painter]).same == 1
     assert older.leaks([Row(question="Hi", turns=(Message("user", "Who?"),))]).same == 1
 

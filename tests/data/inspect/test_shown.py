@@ -81,8 +81,8 @@ def test_a_folder_brings_back_what_was_kept(tmp_path: Path):
         shown.contents,
         True,
     )
-    assert again.begun_examples == shown.begun_examples == {Row(question="f").example}
-    assert again.begun_contents == shown.begun_contents == {Row(question="f").example}
+    assert again.examples.begun == shown.examples.begun == {Row(question="f").example}
+    assert again.contents.begun == shown.contents.begun == {Row(question="f").example}
     assert again.runs.tolist() == shown.runs.tolist()
     assert len(again.runs) == 88 + 93 + 1
 

@@ -190,18 +190,16 @@ class RowFingerprints:
 
     Three things are stored of a row. Its `Row.example`; its content, which is its words without
     case, spaces and punctuation; and its runs of 13 and of 8 words, as numbers. The first two say
-    that a measured row is the same, the last that half of it was seen. Of a conversation the
-    examples and contents of how it begins are stored too. Runs recur between the
-    published sets as well, which take care of each other, so they are compared only where a file of
-    the user's has a part in it: `own_files`.
+    that a measured row is the same, the last that half of it was seen. Of a conversation the first
+    two are stored of how it begins, too. Runs recur between the published sets as well, which take
+    care of each other, so they are compared only where a file of the user's has a part in it:
+    `own_files`.
     """
 
-    examples: frozenset[str] = frozenset()
-    contents: frozenset[str] = frozenset()
+    examples: KnownExamples = field(default_factory=KnownExamples)
+    contents: KnownExamples = field(default_factory=KnownExamples)
     runs: Numbers = field(default_factory=lambda: _NONE)
     own_files: bool = False
-    begun_examples: frozenset[str] = frozenset()
-    begun_contents: frozenset[str] = frozenset()
 
     @classmethod
     def of(cls, rows: Iterable[Row], own_files: bool = False) -> "RowFingerprints":
@@ -223,14 +221,7 @@ class RowFingerprints:
         examples.add(row.beginnings for row in distinct)
         contents = KnownExamples()
         contents.add(map(contents_of, distinct))
-        return cls(
-            frozenset(examples.whole),
-            frozenset(contents.whole),
-            _smallest([stored, *new_runs]),
-            own_files,
-            frozenset(examples.begun),
-            frozenset(contents.begun),
-        )
+        return cls(examples, contents, _smallest([stored, *new_runs]), own_files)
 
     @classmethod
     def read(cls, manifest: Mapping[str, Any] | None, folder: str | Path) -> "RowFingerprints":
@@ -239,23 +230,21 @@ class RowFingerprints:
         """
         entries = manifest or {}
         return cls(
-            _texts(entries.get("examples")),
-            _texts(entries.get("contents")),
+            KnownExamples(_texts(entries.get("examples")), _texts(entries.get("begun_examples"))),
+            KnownExamples(_texts(entries.get("contents")), _texts(entries.get("begun_contents"))),
             _read_runs(Path(folder) / RUNS_FILE),
             entries.get("own_files") is True,
-            _texts(entries.get("begun_examples")),
-            _texts(entries.get("begun_contents")),
         )
 
     @property
     def entries(self) -> dict[str, Any]:
         """What a saved model's manifest says of them."""
         return {
-            "examples": sorted(self.examples),
-            "contents": sorted(self.contents),
+            "examples": sorted(self.examples.whole),
+            "contents": sorted(self.contents.whole),
             "own_files": self.own_files,
-            "begun_examples": sorted(self.begun_examples),
-            "begun_contents": sorted(self.begun_contents),
+            "begun_examples": sorted(self.examples.begun),
+            "begun_contents": sorted(self.contents.begun),
         }
 
     @property
@@ -273,17 +262,15 @@ class RowFingerprints:
         """Return how many of the measured rows these are; `own_files` says that the measured
         ones come from a file of the user's.
         """
-        if not self.examples and not self.contents:
+        if not self.examples.whole and not self.contents.whole:
             return LeakCount()
-        examples = KnownExamples(self.examples, self.begun_examples)
-        contents = KnownExamples(self.contents, self.begun_contents)
         rows = list(measured)
         same: set[int] = set()
         respaced: set[int] = set()
         for place, row in enumerate(rows):
-            if row.beginnings in examples:
+            if row.beginnings in self.examples:
                 same.add(place)
-            elif contents_of(row) in contents:
+            elif contents_of(row) in self.contents:
                 respaced.add(place)
         alike: set[int] = set()
         if own_files or self.own_files:
@@ -326,11 +313,11 @@ def _smallest(parts: list[Numbers]) -> Numbers:
     return np.unique(np.concatenate(parts))[:MOST_RUNS]
 
 
-def _texts(entry: Any) -> frozenset[str]:
+def _texts(entry: Any) -> set[str]:
     """Return the texts of a list in a manifest; none where it is something else."""
     if not isinstance(entry, list):
-        return frozenset()
-    return frozenset(text for text in entry if isinstance(text, str))
+        return set()
+    return {text for text in entry if isinstance(text, str)}
 
 
 @dataclass(frozen=True)

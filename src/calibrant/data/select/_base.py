@@ -161,10 +161,12 @@ def resolved(
 
 def _lost_behind(selector: Selector) -> str:
     """Return what is lost of the files that a selector's rows are chosen from, by their names."""
-    lost: dict[OwnData, str] = {}
-    for own in own_behind(selector):
-        lost[own] = own.part("calibrate").lost
-    return joined(*(f"{own}: {rows}" for own, rows in lost.items() if rows))
+    notes: dict[OwnData, str] = {}
+    for source in own_behind(selector):
+        lost = source.part("calibrate").lost
+        if lost:
+            notes[source] = f"{source}: {lost}"
+    return joined(*notes.values())
 
 
 class Picking(Selector, ABC):

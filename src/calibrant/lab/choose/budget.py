@@ -196,7 +196,7 @@ class TimePlan:
         work += f", with {self.tokens:,} tokens a set"
         if self.share < 1:
             work += f", on {self.share:.0%} of the held-out items"
-        takes = f"about {in_minutes(self.seconds)}"
+        takes = f"about {to_a_tenth(self.seconds)}"
         if self.fits:
             text = f"{minutes:g} minutes buy: {work} ({takes})"
         else:
@@ -208,7 +208,7 @@ class TimePlan:
         another_draw = {1: "a second draw", 2: "a third draw"}.get(self.rounds, "one more draw")
         # In minutes, rounded up to a tenth.
         enough_minutes = math.ceil(10 * MARGIN * (self.seconds + self.another) / 60) / 10
-        takes = f"about {in_minutes(self.another)} more"
+        takes = f"about {to_a_tenth(self.another)} more"
         return f"{text}; {another_draw} would take {takes} (--budget {enough_minutes:g})"
 
     def keep(self, folder: Path, question: str, minutes: float, done: int) -> None:
@@ -424,10 +424,10 @@ def _written_sets(size: "_Shape | TimePlan") -> int:
     return 3 * size.written if size.halves else size.written
 
 
-def in_minutes(seconds: float) -> str:
-    """Return a time in minutes and tenths, as `--budget` has it; a short one in seconds.
+def to_a_tenth(seconds: float) -> str:
+    """Return a time in minutes to a tenth, as `--budget` has it; below two minutes in seconds.
 
-    >>> in_minutes(93.0), in_minutes(400.0)
+    >>> to_a_tenth(93.0), to_a_tenth(400.0)
     ('93 s', '6.7 min')
     """
     if seconds < 120:

@@ -27,9 +27,9 @@ from calibrant.lab.choose.budget import (
     StepCosts,
     TimeBudget,
     TimePlan,
-    in_minutes,
     kept_costs,
     least_with_sibling,
+    to_a_tenth,
 )
 from calibrant.lab.choose.halves import Halves, swapped
 from calibrant.lab.choose.instruct import is_written, plain_forms
@@ -385,7 +385,7 @@ def _with_answers(
     writing costs.
     """
     if prepared.spare and not plan.written:
-        seconds = in_minutes(plan.tokens * costs.write * len(prepared.spare))
+        seconds = to_a_tenth(plan.tokens * costs.write * len(prepared.spare))
         names = in_own_names(", ".join(prepared.spare), prepared.own_names())
         options.say(
             f"left out: {names}; to write a draw takes about {seconds}, and the time is too short "

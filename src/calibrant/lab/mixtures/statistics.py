@@ -24,8 +24,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from calibrant.activations import FeatureNorms, Gram, InputStatistic, Seen
-from calibrant.data import TokenBatch
-from calibrant.data._base import KnownExamples
+from calibrant.data import KnownExamples, TokenBatch
 from calibrant.lab.mixtures.aims import statistic_of
 from calibrant.lab.mixtures.algebra import Sample, SharedInput, Shares, blended, shared_inputs
 from calibrant.methods import MatrixMethod

@@ -92,7 +92,7 @@ def _told_apart(text: str, kind: str, number: int) -> str:
     # All mixtures have one name, however many parts there are.
     if len(parts) != len(names):
         return numbered
-    told: list[str] = []
+    short_parts: list[str] = []
     for part, name in zip(parts, names, strict=True):
         arguments = part.removeprefix(name).strip("()")
         # `scales='importance'` is understood without its key, `swaps=25` is not.
@@ -100,8 +100,8 @@ def _told_apart(text: str, kind: str, number: int) -> str:
         words = f"{name} {values}".strip()
         if len(words) > LONGEST + len(name):
             return numbered
-        told.append(words)
-    return " + ".join(told)
+        short_parts.append(words)
+    return " + ".join(short_parts)
 
 
 def _parts_of(text: str) -> list[str]:
