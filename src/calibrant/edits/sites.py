@@ -7,11 +7,11 @@ the residual stream, the heads' values and the hidden units, and which rows of a
 are proportional to.
 """
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -80,15 +80,15 @@ class Sites:
         shared = frozenset(chain.from_iterable(view.tied))
         by_block: dict[int, tuple[Site, ...]] = {}
         for block in view.blocks:
-            attention = heads.get(block.index)
-            network = networks.get(block.index)
+            parts = _BlockParts(block, heads.get(block.index), networks.get(block.index))
             sites: list[Site] = []
             for norm in stream.norms:
-                sites += _at_norm(norm, stream, named, parameters, attention, network, block)
-            if attention is not None:
-                sites += _at_values(attention, parameters)
-            if network is not None:
-                sites += _at_hidden(view, network, parameters)
+                if norm.name.startswith(f"{block.name}."):
+                    sites += _at_norm(norm, parts, stream, named, parameters)
+            if parts.heads is not None:
+                sites += _at_values(parts.heads, parameters)
+            if parts.hidden is not None:
+                sites += _at_hidden(view, parts.hidden, parameters)
             movable = [site for site in sites if not site.scales_any(shared)]
             by_block[block.index] = tuple(movable)
         left = _left(view, stream, by_block, norms_only)
@@ -179,39 +179,48 @@ class _Parameters:
             yield Scaling(bias, -1, factors)
 
 
+class _BlockParts(NamedTuple):
+    """A block with the heads of its attention and the units of its feed-forward network, None
+    where they aren't known.
+    """
+
+    block: Block
+    heads: Heads | None
+    hidden: Hidden | None
+
+    def writer_behind(self, readers: Sequence[Weight]) -> Weight | nn.Module | None:
+        """Return the writer of a site that has these readers."""
+        names = {reader.name for reader in readers}
+        writers: list[Weight] = []
+        if self.heads is not None and self.heads.values.name in names:
+            writers.append(self.heads.output)
+        if self.hidden is not None and any(up.name in names for up in self.hidden.up):
+            writers.append(self.hidden.down)
+        if len(writers) != 1:
+            return None
+        # What a shared expert writes says nothing of the others, which read the norm too.
+        if any(reader.expert is not None for reader in readers):
+            return _module_around(self.block, readers)
+        return writers[0]
+
+
 def _at_norm(
     norm: Norm,
+    parts: _BlockParts,
     stream: Stream,
     named: Mapping[str, Weight],
     parameters: _Parameters,
-    heads: Heads | None,
-    hidden: Hidden | None,
-    block: Block,
 ) -> Iterator[Site]:
-    """Yield the site of a norm of this block that nothing but its matrices read; none for
-    another.
-    """
-    of_block = norm.name.startswith(f"{block.name}.")
-    if not of_block or norm.others or norm.scale is None:
+    """Yield the site of a norm of this block, if nothing but the block's matrices reads it."""
+    if norm.others or norm.scale is None:
         return
     readers = [reader.weight for reader in stream.readers_of(norm)]
-    if {weight.block for weight in readers} != {block.index}:
+    index = parts.block.index
+    if {weight.block for weight in readers} != {index}:
         return
     compressed = tuple(weight for weight in readers if weight.name in named)
     if not compressed:
         return
-    names = {weight.name for weight in compressed}
-    writers: list[Weight] = []
-    if heads is not None and heads.values.name in names:
-        writers.append(heads.output)
-    if hidden is not None and any(up.name in names for up in hidden.up):
-        writers.append(hidden.down)
-    writer: Weight | nn.Module | None = None
-    if len(writers) == 1:
-        writer = writers[0]
-        # What a shared expert writes says nothing of the others, which read the norm too.
-        if any(weight.expert is not None for weight in compressed):
-            writer = _module_around(block, compressed)
     # Experts of one tensor are scaled together: once.
     distinct: dict[int, Weight] = {}
     for weight in readers:
@@ -223,7 +232,7 @@ def _at_norm(
         columns = [parameters.columns(weight, column_scales) for weight in distinct.values()]
         return (*divided, *columns)
 
-    yield Site(norm.name, block.index, compressed, writer, scalings)
+    yield Site(norm.name, index, compressed, parts.writer_behind(compressed), scalings)
 
 
 def _module_around(block: Block, weights: Iterable[Weight]) -> nn.Module | None:
