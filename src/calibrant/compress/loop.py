@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -84,28 +85,8 @@ def compress(
     Raises `TargetError` before anything is touched if the model doesn't fit the target, and
     `NumericsError` or `WalkError` naming the matrix.
     """
-    if recipe.looks and batch is None:
-        problem = f"{recipe.looking} looks at activations and needs calibration data"
-        raise SpecError(f"{problem}; give --data", subject=recipe.looking)
-    on_disk = view.residence.on_disk
-    if on_disk and checkpoint is None:
-        problem = f"the blocks of {opened.name} are on disk"
-        message = (
-            f"{problem}, and what becomes of them has to be kept there too; "
-            "give a checkpoint, or open it whole"
-        )
-        raise SpecError(message, subject=opened.name)
+    _check_possible(opened, view, batch, recipe, checkpoint)
     target = recipe.target.weights
-    check_model(recipe.method, view, target, dict.fromkeys(view.named, target))
-    for transform in recipe.transforms:
-        check_inputs_may_change(view.model, str(transform))
-    if recipe.inputs is not None:
-        _check_inputs_unrounded(opened, recipe)
-        # Raises for a model that can't be followed, which wouldn't show which inputs are whose.
-        rehearse(view)
-    if recipe.cache is not None:
-        # Raises for a model whose keys and values can't be rounded.
-        attention_names(view)
     # Before anything is changed: the run is about the untouched numbers.
     run = recipe.run(opened, batch, data, seed)
     if recipe.transforms:
@@ -125,21 +106,14 @@ def compress(
     few_tokens: Mapping[str, float] = {}
     if batch is not None and recipe.starved != AS_SEEN:
         few_tokens = starving(opened, view, batch, ranks)
+    on_disk = view.residence.on_disk
     finished = checkpoint.load(numbers=not on_disk) if checkpoint else []
     # All ranks must go on from the same block.
     ranks.agree("what the folder of finished blocks holds", [step.reports for step in finished])
-    postponed: list[Edit] = []
-    if on_disk:
-        done = replaced_on_disk(view, finished)
-    else:
-        stored = [edit for step in finished for edit in step.edits]
-        done, postponed = put_back(view, stored, recipe.propagate)
-    if checkpoint and recipe.propagate != "dense":
-        change_when_read(view, checkpoint, range(len(finished)))
+    done, postponed = _put_back_finished(view, checkpoint, finished, recipe.propagate)
     rereading: Callable[[Block], Sequence[Edit]] | None = None
     if on_disk and checkpoint:
         rereading = partial(reread, view, checkpoint, len(finished))
-    edits = list(done)
     for step in finished:
         reports += step.reports
     job = Job(
@@ -160,14 +134,7 @@ def compress(
         starving=few_tokens,
         reread=rereading,
     )
-
-    def before_inputs() -> None:
-        # In `dense`: the walk needed the matrices of before an interruption untouched.
-        for edit in postponed:
-            edit.apply(view)
-        if checkpoint and recipe.propagate == "dense":
-            change_when_read(view, checkpoint, range(len(finished)))
-
+    edits = list(done)
     # On disk the model is too large, so what is free is given back at once.
     with (
         torch.no_grad(),
@@ -175,7 +142,7 @@ def compress(
         StepWriter() as writer,
     ):
         # No name for the generator: what a traceback keeps alive would end in another thread.
-        for index, step in enumerate(_all_steps(job, recipe, before_inputs), len(finished)):
+        for index, step in enumerate(_all_steps(job, recipe, postponed), len(finished)):
             _settle(job, recipe, index, step, checkpoint, writer)
             reports += step.reports
             if keep:
@@ -188,19 +155,45 @@ def compress(
     if recipe.inputs is not None:
         compressed = {report["name"] for report in reports if "edit" not in report}
         left = inputs_left(view, compressed, recipe.propagate_inputs)
-        reports += filter(None, [left])
-    return _record(recipe, run, view, matrices, batch, reports, few_tokens)
+        if left is not None:
+            reports.append(left)
+    return _record(job, recipe, run, matrices, reports)
 
 
-def _check_inputs_unrounded(opened: Opened, recipe: Recipe) -> None:
-    """Raise `SpecError` where the model, whose inputs are to be rounded, rounds some already."""
-    if rounding_modules(opened.model):
-        target = str(recipe.target)
+def _check_possible(
+    opened: Opened,
+    view: ModelView,
+    batch: TokenBatch | None,
+    recipe: Recipe,
+    checkpoint: Checkpoint | None,
+) -> None:
+    """Raise an `InputError` for what can be known to fail before anything is touched."""
+    if recipe.looks and batch is None:
+        problem = f"{recipe.looking} looks at activations and needs calibration data"
+        raise SpecError(f"{problem}; give --data", subject=recipe.looking)
+    if view.residence.on_disk and checkpoint is None:
+        problem = f"the blocks of {opened.name} are on disk"
         message = (
-            f"{opened.name} rounds its inputs already, and {target} would round them once more; "
-            "quantize the model that it was made from"
+            f"{problem}, and what becomes of them has to be kept there too; "
+            "give a checkpoint, or open it whole"
         )
-        raise SpecError(message, subject=target)
+        raise SpecError(message, subject=opened.name)
+    target = recipe.target.weights
+    check_model(recipe.method, view, target, dict.fromkeys(view.named, target))
+    for transform in recipe.transforms:
+        check_inputs_may_change(view.model, str(transform))
+    if recipe.inputs is not None:
+        if rounding_modules(opened.model):
+            message = (
+                f"{opened.name} rounds its inputs already, and {recipe.target} would round them "
+                "once more; quantize the model that it was made from"
+            )
+            raise SpecError(message, subject=str(recipe.target))
+        # Raises for a model that can't be followed, which wouldn't show which inputs are whose.
+        rehearse(view)
+    if recipe.cache is not None:
+        # Raises for a model whose keys and values can't be rounded.
+        attention_names(view)
 
 
 def _same_journal(given: Journal | None, checkpoint: Checkpoint | None, ranks: Ranks) -> Journal:
@@ -217,6 +210,31 @@ def _same_journal(given: Journal | None, checkpoint: Checkpoint | None, ranks: R
         if not ranks.first:
             journal.add(known)
     return journal
+
+
+def _put_back_finished(
+    view: ModelView,
+    checkpoint: Checkpoint | None,
+    finished: Sequence[FinishedStep],
+    propagate: Propagation,
+) -> tuple[list[Edit], list[Callable[[], None]]]:
+    """Apply the edits of finished steps; of a model on disk, whenever their block is read. Return
+    all of them, and what is postponed: in `dense` the walk needs the matrices of before an
+    interruption untouched.
+    """
+    postponed: list[Callable[[], None]] = []
+    if view.residence.on_disk:
+        done = replaced_on_disk(view, finished)
+        change = partial(change_when_read, view, checkpoint, range(len(finished)))
+        if propagate == "dense":
+            postponed.append(change)
+        else:
+            change()
+    else:
+        stored = chain.from_iterable(step.edits for step in finished)
+        done, edits = put_back(view, stored, propagate)
+        postponed += [partial(edit.apply, view) for edit in edits]
+    return done, postponed
 
 
 @dataclass
@@ -236,9 +254,11 @@ class _Step:
             self.edits = [edit.applied() for edit in self.edits]
 
 
-def _all_steps(job: Job, recipe: Recipe, before_inputs: Callable[[], None]) -> Iterator[_Step]:
+def _all_steps(
+    job: Job, recipe: Recipe, postponed: Sequence[Callable[[], None]]
+) -> Iterator[_Step]:
     """Yield the steps of the method, then those of inputs, then those of the cache; behind the
-    method call `before_inputs`.
+    method do what was `postponed`.
     """
     compressed = {edit.weight.name for edit in job.done if isinstance(edit, Replace)}
     kinds_done = {type(edit) for edit in job.done}
@@ -250,7 +270,8 @@ def _all_steps(job: Job, recipe: Recipe, before_inputs: Callable[[], None]) -> I
             yield step
             # A block on disk is freed before the next one is worked on.
             del step
-    before_inputs()
+    for apply in postponed:
+        apply()
     if recipe.inputs is not None and QuantizeCache not in kinds_done:
         inputs = quantized_inputs(job, recipe.inputs, recipe.propagate_inputs, compressed)
         yield from _steps(job, recipe, inputs)
@@ -517,11 +538,11 @@ def reread(view: ModelView, checkpoint: Checkpoint, finished: int, block: Block)
     return edits
 
 
-def change_when_read(view: ModelView, checkpoint: Checkpoint, steps: Iterable[int]) -> None:
+def change_when_read(view: ModelView, checkpoint: Checkpoint | None, steps: Iterable[int]) -> None:
     """Have the edits of these finished steps applied again whenever their block is read from disk.
     Does nothing for a model in memory.
     """
-    if not view.residence.on_disk:
+    if checkpoint is None or not view.residence.on_disk:
         return
 
     def again(step: int) -> None:
@@ -536,13 +557,11 @@ def change_when_read(view: ModelView, checkpoint: Checkpoint, steps: Iterable[in
 
 
 def _record(
+    job: Job,
     recipe: Recipe,
     run: Run,
-    view: ModelView,
     matrices: Sequence[Weight],
-    batch: TokenBatch | None,
     reports: Sequence[Mapping[str, Any]],
-    few_tokens: Mapping[str, float],
 ) -> Record:
     """The record. `sparsity` is the share of zeros in the matrices that were replaced. Where parts
     were removed it is the share of zeros and removed weights in all `matrices` of the untouched
@@ -555,14 +574,14 @@ def _record(
         if report["edit"] == ReplaceParameters.kind:
             packed.update(report["parameters"])
     dense: list[Mapping[str, Any]] = []
-    for matrix in view.dense:
-        if matrix.name in packed:
-            continue
-        dense.append({"name": matrix.name, "shape": list(matrix.shape), "reason": matrix.reason})
+    for matrix in job.view.dense:
+        if matrix.name not in packed:
+            reason = matrix.reason
+            dense.append({"name": matrix.name, "shape": list(matrix.shape), "reason": reason})
     reached = {report["name"] for report in replaced}
-    untouched_weights = [weight for weight in view.weights if weight.name not in reached]
-    reasons = _reasons_left(recipe, view, untouched_weights, run, few_tokens)
-    for weight, reason in zip(untouched_weights, reasons, strict=True):
+    left = [weight for weight in job.view.weights if weight.name not in reached]
+    reasons = _reasons_left(job, recipe, run, left)
+    for weight, reason in zip(left, reasons, strict=True):
         dense.append({"name": weight.name, "shape": list(weight.shape), "reason": reason})
     shapes = [report["shape"] for report in replaced]
     if any("removed" in report for report in others):
@@ -571,31 +590,25 @@ def _record(
     gone = sum(report["zeros"] for report in replaced)
     gone += sum(report.get("removed", 0) for report in others)
     sparsity = gone / total if total else 0.0
-    facts = dict(batch.facts) if batch is not None and run.tokens else {}
+    facts = dict(job.batch.facts) if job.batch is not None and run.tokens else {}
     return Record(run, sparsity, replaced, tuple(dense), facts, edits=others)
 
 
-def _reasons_left(
-    recipe: Recipe,
-    view: ModelView,
-    weights: Sequence[Weight],
-    run: Run,
-    few_tokens: Mapping[str, float],
-) -> list[str]:
+def _reasons_left(job: Job, recipe: Recipe, run: Run, weights: Sequence[Weight]) -> list[str]:
     """Why each of these matrices was left as it is."""
     if recipe.leaves_weights:
         return [f"{recipe.target} leaves weights as they are"] * len(weights)
     if not isinstance(recipe.method, MatrixMethod):
         return [f"{recipe.method.spec_name()} left it as it is"] * len(weights)
     # A rehearsal takes a forward, so there is none without need.
-    left_by_walk = rehearse(view).left(run.propagate) if weights and run.tokens else {}
+    left_by_walk = rehearse(job.view).left(run.propagate) if weights and run.tokens else {}
     reasons: list[str] = []
     for weight in weights:
         if left_by_walk.get(weight.name):
             reason = left_by_walk[weight.name]
         elif weight.expert is None:
             reason = "no product with it was seen in the forward"
-        elif few_tokens.get(weight.name, 0) > 0:
+        elif job.starving.get(weight.name, 0) > 0:
             reason = "fewer calibration tokens were routed to this expert than it has inputs"
         else:
             reason = "no calibration token was routed to this expert"
