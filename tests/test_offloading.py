@@ -260,10 +260,10 @@ def test_where_nothing_can_go_to_disk_a_promise_is_refused(
     left = needs.activations(propagate) - 1
     asked: Any = (left, propagate, methods.build(method), seen_by, batch, torch.float32)
     if what == "a block that writes over its input":
-        assert room.offloading(*asked) != ""
+        assert room.offload(*asked, "memory") != ""
         monkeypatch.setattr(
             room, "rehearse", lambda view: replace(rehearse(view), changes_input=True)
         )
     with pytest.raises(SpecError) as refused:
-        room.offloading(*asked, what != "not possible")
+        room.offload(*asked, None if what == "not possible" else "memory")
     assert refused.value.subject == str(methods.build(method))

@@ -18,7 +18,7 @@ from calibrant.compress.on_device import (
     left_on_device,
     room_on_device,
 )
-from calibrant.compress.room import gathered_on_disk, in_bytes, offloading, room_for_activations
+from calibrant.compress.room import gathered_on_disk, in_bytes, offload, room_for_activations
 from calibrant.data import CalibrationSet, TokenBatch
 from calibrant.data.select import resolved
 from calibrant.errors import DataError, ModelError, SpecError
@@ -86,30 +86,14 @@ def imatrix(options: ImatrixOptions) -> Imatrix:
         raise SpecError(message, subject="data")
     calibration = options.drawn_from(options.data)
     promised = in_bytes(options.memory)
-    notes: list[str] = []
-    beside = ""
     on_device = room_on_device(options.device_memory, device_of(model, options.device), model)
-    if on_device is not None and not is_object(model):
-        name = name_of(model)
-        beside = gathered_beside(name, calibration, options.dtype, options.device, on_device)
-    if promised is not None:
-        name = name_of(model)
-        if is_object(model):
-            problem = f"memory={options.memory:g} says how a model is opened"
-            message = f"{problem}, and {name} is open; give its name, or leave memory out"
-            raise SpecError(message, subject="memory")
-        reason = gathered_on_disk(
-            name, calibration, options.dtype, options.device, promised, bool(beside)
-        )
-        notes.append(reason)
-    on_disk = any(notes)
-    notes.append(beside)
+    on_disk, beside = _why_elsewhere(options, calibration, promised, on_device)
     opened = opened_of(
         model,
         options.tokenizer,
         options.dtype,
         options.device,
-        on_disk=on_disk,
+        on_disk=bool(on_disk),
         beside=bool(beside),
     )
     model_view = view(opened.model, opened.residence)
@@ -118,29 +102,17 @@ def imatrix(options: ImatrixOptions) -> Imatrix:
     check_finite(model_view)
     batch = resolved(calibration, opened, options.progress).tokens(opened.tokenizer)
     check_windows(opened.model, batch.ids, batch.mask)
+    offloaded = ""
     if opened.residence.elsewhere and on_device is not None:
         left = left_on_device(on_device, opened, model_view)
-        reason = offloading(
-            left,
-            "dense",
-            None,
-            model_view,
-            batch,
-            opened.dtype,
-            place="in the machine's memory",
-            option="device_memory",
+        offloaded = offload(
+            left, "dense", None, model_view, batch, opened.dtype, "memory", "device_memory"
         )
-        notes.append(reason)
-        if reason:
-            model_view.offload = "memory"
     elif promised is not None and on_device is None:
-        # Activations can go to disk only beside a file that is written.
-        possible = out is not None
         left = room_for_activations(promised, opened, model_view)
-        reason = offloading(left, "dense", None, model_view, batch, opened.dtype, possible)
-        notes.append(reason)
-        if reason and out is not None:
-            model_view.offload = Path(out).absolute().parent
+        # Activations can go to disk only beside a file that is written.
+        place = None if out is None else Path(out).absolute().parent
+        offloaded = offload(left, "dense", None, model_view, batch, opened.dtype, place)
     seen: dict[Weight, Seen] = {}
     with torch.no_grad():
         for weight, matrix_seen in untouched(opened, model_view, batch, (FeatureNorms,)):
@@ -152,12 +124,39 @@ def imatrix(options: ImatrixOptions) -> Imatrix:
         int(batch.facts.get("windows", len(batch.ids))),
         calibration.length,
         _left_out(model_view, seen),
-        "; ".join(filter(None, notes)),
+        "; ".join(filter(None, [on_disk, beside, offloaded])),
         shortage_of(model_view, batch),
     )
     if out is not None:
         gathered.write(out)
     return gathered
+
+
+def _why_elsewhere(
+    options: ImatrixOptions,
+    calibration: CalibrationSet,
+    promised: int | None,
+    on_device: int | None,
+) -> tuple[str, str]:
+    """Why the blocks stay on disk, and why beside the device; empty where they don't. Raises
+    `SpecError` for a promise about a model that is open.
+    """
+    name = name_of(options.model)
+    if is_object(options.model):
+        if promised is not None:
+            problem = f"memory={options.memory:g} says how a model is opened"
+            message = f"{problem}, and {name} is open; give its name, or leave memory out"
+            raise SpecError(message, subject="memory")
+        return "", ""
+    beside = ""
+    if on_device is not None:
+        beside = gathered_beside(name, calibration, options.dtype, options.device, on_device)
+    on_disk = ""
+    if promised is not None:
+        on_disk = gathered_on_disk(
+            name, calibration, options.dtype, options.device, promised, bool(beside)
+        )
+    return on_disk, beside
 
 
 def _check_names(opened: Opened, names: Mapping[str, tuple[str, ...]]) -> None:

@@ -36,7 +36,7 @@ from calibrant.compress.room import (
     fitting,
     in_bytes,
     left_on_disk,
-    offloading,
+    offload,
     room_for_activations,
 )
 from calibrant.data import CalibrationSet, TokenBatch
@@ -56,6 +56,7 @@ from calibrant.models import (
     check_savable,
     evaluating,
     is_object,
+    name_of,
     open_model,
     opened_of,
     read_manifest,
@@ -287,7 +288,7 @@ class _Job:
     model_view: ModelView
     batch: TokenBatch | None
     clock: Clock
-    note: str
+    notes: Sequence[str]
     ranks: Ranks
 
     @classmethod
@@ -308,7 +309,6 @@ class _Job:
         given = is_object(options.model)
         clock = Clock()
         device = ranks.device(options.device)
-        looking = calibration if recipe.looks else None
         # Where the result goes to a folder, `memory` is for all of the job. Else the model stays in
         # memory in any case, and it is for activations alone; so does one that is there already.
         promised = None
@@ -322,15 +322,15 @@ class _Job:
         # A folder that holds a model already is looked at later: it may be this very one.
         if options.out is not None and read_manifest(Path(options.out)) is None:
             check_output(Path(options.out))
-        notes: list[str] = []
         with clock.phase("open"):
+            name = name_of(options.model)
             beside = ""
             if on_device is not None and not given:
-                name = ref_of(options.model)
                 beside = left_beside(name, recipe, calibration, options.dtype, device, on_device)
+            on_disk = ""
             if promised is not None:
-                reason = left_on_disk(
-                    ref_of(options.model),
+                on_disk = left_on_disk(
+                    name,
                     recipe,
                     calibration,
                     forms,
@@ -340,16 +340,13 @@ class _Job:
                     ranks,
                     bool(beside),
                 )
-                notes.append(reason)
-            on_disk = any(notes)
-            notes.append(beside)
             opened = opened_of(
                 options.model,
                 options.tokenizer,
                 options.dtype,
                 device,
                 options.copy,
-                on_disk=on_disk,
+                on_disk=bool(on_disk),
                 beside=bool(beside),
             )
             if opened.residence.on_disk and options.out is None:
@@ -366,25 +363,52 @@ class _Job:
             check_finite(model_view)
         batch = None
         with clock.phase("tokenize"):
-            if looking is not None:
-                drawn = resolved(looking, opened, options.progress)
+            if calibration is not None and recipe.looks:
+                drawn = resolved(calibration, opened, options.progress)
                 batch = drawn.tokens(opened.tokenizer)
                 check_windows(opened.model, batch.ids, batch.mask)
-        asked = recipe.run(opened, batch, **_data_and_seed(calibration))
-        ranks.agree("the run that is asked for", asked.id)
-        memory_left = memory
+        job = cls(
+            options=options,
+            recipe=recipe,
+            calibration=calibration,
+            forms=forms,
+            # Of the untouched numbers, however they change from now on.
+            opened=replace(opened, hashed=opened.digest),
+            model_view=model_view,
+            batch=batch,
+            clock=clock,
+            notes=(on_disk, beside),
+            ranks=ranks,
+        )
+        ranks.agree("the run that is asked for", job.run.id)
+        return job.fitted(memory, promised, on_device)
+
+    @property
+    def run(self) -> Run:
+        """The run that is asked for."""
+        return self.recipe.run(self.opened, self.batch, **_data_and_seed(self.calibration))
+
+    def fitted(self, memory: int | None, promised: int | None, on_device: int | None) -> "_Job":
+        """Return the job as it goes on where memory is short: perhaps with another propagation, or
+        with activations elsewhere between two blocks.
+        """
+        options = self.options
+        opened = self.opened
+        method = self.recipe.method
+        looking = self.calibration if self.recipe.looks else None
+        left = memory
         if promised is not None:
-            memory_left = room_for_activations(promised, opened, model_view, recipe, looking)
+            left = room_for_activations(promised, opened, self.model_view, self.recipe, looking)
         if on_device is not None:
             # Activations are where the model computes.
-            memory_left = left_on_device(on_device, opened, model_view, recipe.method, looking)
-        ways = recipe.method.propagations
-        fit = _as_begun(options, recipe, opened, batch, calibration)
+            left = left_on_device(on_device, opened, self.model_view, method, looking)
+        fit = self.as_begun()
         if fit is None:
-            fit = fitting(recipe.propagate, model_view, batch, opened.dtype, memory_left, ways)
+            asked = self.recipe.propagate
+            ways = method.propagations
+            fit = fitting(asked, self.model_view, self.batch, opened.dtype, left, ways)
         # All ranks must go on in the same way, so the one with the least memory decides.
-        propagate, reason = _fit_of_all(ranks.gathered([fit]))
-        notes.append(reason)
+        propagate, reason = _fit_of_all(self.ranks.gathered([fit]))
         place: Path | Literal["memory"] | None = None
         # Nobody promised to hold no more than what is free on a device. For a whole model there,
         # the job then just tries.
@@ -393,34 +417,41 @@ class _Job:
             place = "memory"
         elif options.out is not None and promised is not None:
             place = Path(options.out).absolute().parent
-        if place is not None and memory_left is not None:
-            words = "in the machine's memory" if place == "memory" else "on disk"
-            reason = offloading(
-                memory_left,
-                propagate,
-                recipe.method,
-                model_view,
-                batch,
-                opened.dtype,
-                place=words,
-                option="memory" if on_device is None else "device_memory",
+        offloaded = ""
+        if place is not None and left is not None:
+            option = "memory" if on_device is None else "device_memory"
+            offloaded = offload(
+                left, propagate, method, self.model_view, self.batch, opened.dtype, place, option
             )
-            notes.append(reason)
-            if reason:
-                model_view.offload = place
-        return cls(
-            options=options,
-            recipe=replace(recipe, propagate=propagate),
-            calibration=calibration,
-            forms=forms,
-            # Of the untouched numbers, however they change from now on.
-            opened=replace(opened, hashed=opened.digest),
-            model_view=model_view,
-            batch=batch,
-            clock=clock,
-            note="; ".join(filter(None, notes)),
-            ranks=ranks,
-        )
+        recipe = replace(self.recipe, propagate=propagate)
+        return replace(self, recipe=recipe, notes=(*self.notes, reason, offloaded))
+
+    def as_begun(self) -> tuple[Propagation, str] | None:
+        """Return what the memory that was free decided when the job was begun, which may be
+        finished by now: the propagation, and why it isn't the one asked for. None where nothing is
+        begun, or something else decides.
+
+        Were it decided anew, the same command could ask for another run.
+        """
+        options = self.options
+        promised = options.memory is not None or options.device_memory is not None
+        if options.out is None or promised or self.recipe.propagate != "arrival":
+            return None
+        folder = Path(options.out)
+        manifest = read_manifest(folder)
+        fits: list[tuple[Propagation, str]] = [
+            ("arrival", ""),
+            ("reference", "went on with reference, as it was begun"),
+        ]
+        for propagate, reason in fits:
+            run = replace(self, recipe=replace(self.recipe, propagate=propagate)).run
+            if manifest is None:
+                found = Checkpoint(folder, run.id).begun()
+            else:
+                found = manifest.get("id") == run.id
+            if found:
+                return propagate, reason
+        return None
 
     def result(self) -> Compression:
         """Compress the model, and save it if a folder is given."""
@@ -463,18 +494,18 @@ class _Job:
         shortage = ""
         if self.recipe.weights_look:
             shortage = shortage_of(self.model_view, self.batch)
-        entries = provenance(self.opened, self.clock, self.note, shortage)
+        note = "; ".join(filter(None, self.notes))
+        entries = provenance(self.opened, self.clock, note, shortage)
         return replace(record, provenance=entries | {"ranks": self.ranks.size})
 
     def saved_into(self, folder: Path) -> Compression:
         """Compress and save into `folder`, from the last finished block on; if it holds this model
         already, return that.
         """
-        run = self.recipe.run(self.opened, self.batch, **_data_and_seed(self.calibration))
         manifest = read_manifest(folder)
         if manifest is not None:
-            return self.already_there(manifest, run, folder)
-        checkpoint = Checkpoint(folder, run.id)
+            return self.already_there(manifest, self.run, folder)
+        checkpoint = Checkpoint(folder, self.run.id)
         with checkpoint.locked() if self.ranks.first else nullcontext():
             return self.made_in(folder, checkpoint)
 
@@ -609,40 +640,6 @@ class _Job:
         from_user = any(any(own_behind(part.source)) for part in parts)
         rows = () if self.batch is None else self.batch.rows
         return RowFingerprints.of(rows, from_user)
-
-
-def _as_begun(
-    options: CompressOptions,
-    recipe: Recipe,
-    opened: Opened,
-    batch: TokenBatch | None,
-    calibration: CalibrationSet | None,
-) -> tuple[Propagation, str] | None:
-    """What the memory that was free decided when the job was begun, which may be finished by now:
-    the propagation, and why it isn't the one asked for. None where nothing is begun, or something
-    else decides.
-
-    Were it decided anew, the same command could ask for another run.
-    """
-    promised = options.memory is not None or options.device_memory is not None
-    if options.out is None or promised or recipe.propagate != "arrival":
-        return None
-    folder = Path(options.out)
-    manifest = read_manifest(folder)
-    fits: list[tuple[Propagation, str]] = [
-        ("arrival", ""),
-        ("reference", "went on with reference, as it was begun"),
-    ]
-    for propagate, reason in fits:
-        way = replace(recipe, propagate=propagate)
-        run = way.run(opened, batch, **_data_and_seed(calibration))
-        if manifest is None:
-            found = Checkpoint(folder, run.id).begun()
-        else:
-            found = manifest.get("id") == run.id
-        if found:
-            return propagate, reason
-    return None
 
 
 def _fit_of_all(fits: Sequence[tuple[Propagation, str]]) -> tuple[Propagation, str]:

@@ -6,7 +6,8 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Final, final
+from pathlib import Path
+from typing import Final, Literal, final
 
 import psutil
 import torch
@@ -456,22 +457,22 @@ def fitting(
     return "reference", f"{holds} and {allowed}; went on with reference"
 
 
-def offloading(
+def offload(
     left: int,
     propagate: Propagation,
     method: Method | None,
     view: ModelView,
     batch: TokenBatch | None,
     dtype: torch.dtype,
-    possible: bool = True,
-    place: str = "on disk",
+    place: Path | Literal["memory"] | None,
     option: str = "memory",
 ) -> str:
-    """Return why activations go to another `place` between two blocks, in a sentence for the
-    record; empty where the bytes that are `left` of what `option` allows have room for them.
+    """Let activations go to `place` between two blocks, where the bytes that are `left` of what
+    `option` allows have no room for them. Return why, in a sentence for the record; empty where
+    they stay.
 
     Raises `SpecError` where there is no room for what stays even so, or where they can't go
-    elsewhere: without `possible`, in `arrival`, and for models that change their blocks' inputs.
+    elsewhere: without a `place`, in `arrival`, and for models that change their blocks' inputs.
     """
     if batch is None:
         return ""
@@ -481,7 +482,7 @@ def offloading(
         return ""
     least = taken
     by_block = propagate != "arrival" and (method is None or goes_by_matrix(method))
-    if possible and by_block and not rehearse(view).changes_input:
+    if place is not None and by_block and not rehearse(view).changes_input:
         tokens = tokens_per_pass_of(propagate)
         # Not estimated but measured: models differ in what they keep beside the inputs of blocks.
         least = needs.in_a_pass + held_between_blocks(view, batch, tokens_per_pass=tokens)
@@ -492,7 +493,9 @@ def offloading(
         advice = f"allow more {option}, or calibrate on fewer tokens"
         raise SpecError(f"{message}; {advice}", subject=job)
     allowed = f"activations of about {taken / 1e9:.1f} GB may take {left / 1e9:.1f} GB"
-    return f"{allowed}: they were {place} between two blocks"
+    view.offload = place
+    where = "in the machine's memory" if place == "memory" else "on disk"
+    return f"{allowed}: they were {where} between two blocks"
 
 
 def room_for_activations(
