@@ -293,45 +293,28 @@ class CompressionPlanner:
     def plan(self, verb: str) -> JobPlan:
         """Return all that is known of the job beforehand."""
         outline = self.outline
+        target = self.recipe.target
         needs = self._needs(self._tokens, outline.dtype)
-        beside = outline.device.type != "cpu"
-        course = self._course_beside(needs) if beside else self._course(needs)
-        notes: list[str] = []
-        problems: list[str] = []
-        if course.blocks_on_disk and course.blocks_in_turn:
-            notes.append(IN_TURN_FROM_DISK)
-        elif course.blocks_on_disk:
-            notes.append("the blocks of the model stay on disk")
-        elif course.blocks_in_turn:
-            notes.append(IN_TURN)
-        if course.propagate != self.recipe.propagate:
-            notes.append("arrival would hold too many activations, so it goes on with reference")
-        if course.offloads:
-            place = "on disk"
-            if beside and not course.blocks_on_disk:
-                place = "in the machine's own memory"
-            notes.append(f"activations are {place} between two blocks")
-        room = self.machine.room
-        if self._promised is not None and not beside:
-            room = min(self._promised, room)
-        if course.memory > room:
-            ways = self._ways_to_fit(room, course.propagate)
-            problems.append(f"{gigabytes(course.memory)} of memory are too much here; {ways}")
-        host = self._host(needs, course) if beside else 0
-        if host > self._host_room:
-            problems.append(too_much_beside(host, self._host_room))
+        course = self._course(needs)
+        notes = course.notes(self.recipe.propagate)
         longest = outline.longest_window
         if self.recipe.looks and longest is not None and self._length > longest:
             notes.append(may_be_too_long(self._length, longest))
-        target = self.recipe.target
-        if isinstance(target, GgufBudget):
-            problems += too_little(target, outline.shape)
         disk = self._written()
         kept = sum(disk.values()) - disk.get(CHECKPOINT, 0)
         scratch = scratch_bytes(outline.shape, target)
         if scratch:
             disk[SCRATCH] = scratch
             notes.append(f"scratch files are in {gettempdir()}; TMPDIR names another folder")
+        host = self._host(needs, course)
+        problems: list[str] = []
+        if course.memory > self._room:
+            ways = self._ways_to_fit(course.propagate)
+            problems.append(f"{gigabytes(course.memory)} of memory are too much here; {ways}")
+        if host > self._host_room:
+            problems.append(too_much_beside(host, self._host_room))
+        if isinstance(target, GgufBudget):
+            problems += too_little(target, outline.shape)
         problems += self._too_large(disk)
         parts = self._parts(needs, course)
         return JobPlan(
@@ -343,7 +326,7 @@ class CompressionPlanner:
             dtype=type_name(outline.dtype),
             device=str(outline.device),
             memory=course.memory,
-            room=room,
+            room=self._room,
             disk=disk,
             free=self.machine.disk,
             seconds=self._seconds(sum(parts.values()), kept),
@@ -374,6 +357,8 @@ class CompressionPlanner:
 
     def _course(self, needs: Needs) -> "_Course":
         """How the job would go, as `prune` and `quantize` decide it."""
+        if self._beside:
+            return self._course_beside(needs)
         promised = self._promised
         if promised is None:
             propagate = self._fitting(needs, self.memory or self._usually_left)
@@ -414,6 +399,8 @@ class CompressionPlanner:
 
     def _host(self, needs: Needs, course: "_Course") -> int:
         """How many bytes of the machine's own memory are held while another device computes."""
+        if not self._beside:
+            return 0
         host = self._host_whole
         if course.blocks_on_disk:
             return host - needs.model + needs.model_on_disk
@@ -445,6 +432,18 @@ class CompressionPlanner:
             return None
         return self.memory
 
+    @property
+    def _room(self) -> int:
+        """How many bytes may be held where the model computes."""
+        if self._promised is None or self._beside:
+            return self.machine.room
+        return min(self._promised, self.machine.room)
+
+    @property
+    def _beside(self) -> bool:
+        """Whether a device beside the processor computes."""
+        return self.outline.device.type != "cpu"
+
     def _may_offload(self, propagate: Propagation) -> bool:
         """Whether activations may be elsewhere between two blocks."""
         return propagate != "arrival" and goes_by_matrix(self.recipe.method)
@@ -452,8 +451,7 @@ class CompressionPlanner:
     @property
     def _may_be_beside(self) -> bool:
         """Whether blocks may stay beside the device. A model that is open already is there."""
-        outline = self.outline
-        return outline.device.type != "cpu" and outline.storage not in ("memory", "copied")
+        return self._beside and self.outline.storage not in ("memory", "copied")
 
     @property
     def _usually_left(self) -> int:
@@ -469,7 +467,7 @@ class CompressionPlanner:
     @property
     def _may_be_on_disk(self) -> bool:
         """Whether a promise lets blocks stay on disk while the processor computes."""
-        return self.outline.device.type == "cpu" and self._may_stay_on_disk
+        return not self._beside and self._may_stay_on_disk
 
     @property
     def _may_stay_on_disk(self) -> bool:
@@ -478,8 +476,9 @@ class CompressionPlanner:
             return False
         return not needs_whole_model(self.recipe, self.calibration, self.forms, ALONE)
 
-    def _ways_to_fit(self, room: int, propagate: Propagation) -> str:
+    def _ways_to_fit(self, propagate: Propagation) -> str:
         """Which options would make the job fit, each alone, in a part of a sentence."""
+        room = self._room
         dtype = self.outline.dtype
         needs = self._needs(self._tokens, dtype)
         ways: list[str] = []
@@ -610,7 +609,7 @@ class CompressionPlanner:
         moved = 0
         if course.blocks_in_turn:
             moved += 2 * (needs.model - needs.outside)
-        if course.offloads and self.outline.device.type != "cpu":
+        if course.offloads and self._beside:
             # In each walk, and at the end of a block: half of what lies between two blocks.
             moved += (walks + 1) * len(self.outline.shape.blocks) * needs.between // 2
         return moved
@@ -663,6 +662,24 @@ class _Course:
     blocks_on_disk: bool = False
     offloads: bool = False
     blocks_in_turn: bool = False
+
+    def notes(self, asked: Propagation) -> list[str]:
+        """Return in sentences what goes otherwise than `asked`, with the whole model in memory."""
+        notes: list[str] = []
+        if self.blocks_on_disk and self.blocks_in_turn:
+            notes.append(IN_TURN_FROM_DISK)
+        elif self.blocks_on_disk:
+            notes.append("the blocks of the model stay on disk")
+        elif self.blocks_in_turn:
+            notes.append(IN_TURN)
+        if self.propagate != asked:
+            notes.append("arrival would hold too many activations, so it goes on with reference")
+        if self.offloads:
+            place = "on disk"
+            if self.blocks_in_turn and not self.blocks_on_disk:
+                place = "in the machine's own memory"
+            notes.append(f"activations are {place} between two blocks")
+        return notes
 
 
 def held_by_process(needs: Needs, outline: ModelOutline, more: int = 0) -> Needs:
