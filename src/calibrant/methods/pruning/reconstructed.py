@@ -257,50 +257,35 @@ def refit(
         squares = [float(sample.squares(sample.untouched[writer.name])) for sample in samples]
         # Where all outputs were zero no error is relative to them: then any counts as very large.
         sizes[writer.name] = max(sum(squares), 1e-30)
-    fitted_matrices = [_FittedMatrix.of(weight) for weight in weights]
+    matrices = [_FittedMatrix.of(weight) for weight in weights]
 
-    def replacements() -> dict[int, Tensor]:
-        return {matrix.parameter_id: matrix.numbers() for matrix in fitted_matrices}
+    def errors(sample: BlockSample, gradients: bool = False) -> dict[str, Tensor]:
+        replacements = {matrix.parameter_id: matrix.numbers() for matrix in matrices}
+        return sample.errors(writers, replacements, gradients)
 
+    @torch.no_grad()
     def error() -> float:
         total = 0.0
         for sample in samples:
-            errors = sample.errors(writers, replacements())
-            for name, size in sizes.items():
-                total += float(errors[name]) / size
+            for name, squared in errors(sample).items():
+                total += float(squared) / sizes[name]
         return total
 
-    with torch.no_grad():
-        before = error()
-    optimizer = torch.optim.Adam(
-        [{"params": [matrix.variable], "lr": rate * matrix.size} for matrix in fitted_matrices]
-    )
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
-    with torch.enable_grad():
-        for step in range(steps):
-            sample = samples[step % len(samples)]
-            errors = sample.errors(writers, replacements(), gradients=True)
-            relative = torch.stack([errors[name] / size for name, size in sizes.items()])
-            # One micro-batch stands for all of them.
-            loss = relative.sum() * len(samples)
-            optimizer.zero_grad()
-            variables = [matrix.variable for matrix in fitted_matrices]
-            # Not `backward`, which would give the model's own parameters gradients too.
-            gradients = torch.autograd.grad(loss, variables, allow_unused=True)
-            for parameter, gradient in zip(variables, gradients, strict=True):
-                parameter.grad = gradient
-            optimizer.step()
-            schedule.step()
-    with torch.no_grad():
-        after = error()
+    def loss(step: int) -> Tensor:
+        sample = samples[step % len(samples)]
+        relative = [squared / sizes[name] for name, squared in errors(sample, True).items()]
+        # One micro-batch stands for all of them.
+        return torch.stack(relative).sum() * len(samples)
+
+    before = error()
+    _descend(matrices, loss, steps, rate)
+    after = error()
+    # NaN is no smaller either.
     if not after < before:
         return None
-    matrices: dict[Weight, Tensor] = {}
-    for matrix in fitted_matrices:
-        numbers = matrix.numbers().detach()
-        matrices[matrix.weight] = numbers.T if matrix.weight.transposed else numbers
+    fitted = {matrix.weight: matrix.result() for matrix in matrices}
     notes = {"steps": steps, "before": six_digits(before), "after": six_digits(after)}
-    return Refit(index, matrices, notes)
+    return Refit(index, fitted, notes)
 
 
 @final
@@ -331,6 +316,32 @@ class _FittedMatrix:
         """Return its numbers in the model's type; what was removed stays zero."""
         # The product keeps gradients of removed weights at zero too.
         return (self.variable * self.kept).to(self.weight.stored.dtype)
+
+    def result(self) -> Float[Tensor, "out in"]:
+        """Return its numbers as a matrix, apart from the steps that led to them."""
+        numbers = self.numbers().detach()
+        return numbers.T if self.weight.transposed else numbers
+
+
+@torch.enable_grad()
+def _descend(
+    matrices: Sequence[_FittedMatrix], loss: Callable[[int], Tensor], steps: int, rate: float
+) -> None:
+    """Take the steps of Adam, each down the loss that belongs to its number."""
+    variables = [matrix.variable for matrix in matrices]
+    optimizer = torch.optim.Adam(
+        [{"params": [matrix.variable], "lr": rate * matrix.size} for matrix in matrices]
+    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
+    for step in range(steps):
+        loss_of_step = loss(step)
+        optimizer.zero_grad()
+        # Not `backward`, which would give the model's own parameters gradients too.
+        gradients = torch.autograd.grad(loss_of_step, variables, allow_unused=True)
+        for variable, gradient in zip(variables, gradients, strict=True):
+            variable.grad = gradient
+        optimizer.step()
+        schedule.step()
 
 
 @final
