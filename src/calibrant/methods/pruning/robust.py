@@ -72,7 +72,7 @@ class Robust(Refined):
         energies = [gram_energy(gram, dense.dtype) for gram in grams]
         # A source that makes nothing of the matrix loses nothing by it.
         sizes = [energy(dense) or 1.0 for energy in energies]
-        source_weights = [gram.mass / gram_of_all.mass for gram in grams]
+        shares = [gram.mass / gram_of_all.mass for gram in grams]
         current = self.started(dense, seen, target).weight
         keep = current != 0
         best = current
@@ -80,7 +80,7 @@ class Robust(Refined):
         least = float("inf")
         for number in range(self.rounds):
             # A source counts relative to what the dense matrix gives on it, as its error does.
-            factors = [share / size for share, size in zip(source_weights, sizes, strict=True)]
+            factors = [share / size for share, size in zip(shares, sizes, strict=True)]
             hessian = damped(weighed(grams, factors), self.damp).to(dense.dtype)
             refined, _ = refine(
                 masked(dense, current, keep, hessian),
@@ -103,16 +103,9 @@ class Robust(Refined):
                 notes = {
                     "round": number + 1,
                     "errors": rounded,
-                    "counted": [six_digits(share) for share in source_weights],
+                    "counted": [six_digits(share) for share in shares],
                 }
-            # By the square of an error, so that after a few rounds the worst source has most of the
-            # say.
-            pressures: list[float] = []
-            for share, error in zip(source_weights, errors, strict=True):
-                pressures.append(share * error**2)
-            total = sum(pressures)
-            if total > 0:
-                source_weights = [pressure / total for pressure in pressures]
+            shares = _shifted(shares, errors)
         return Compressed(finite(best.to(weight.dtype), "the refined weight"), notes)
 
 
@@ -121,3 +114,14 @@ def weighed(grams: Sequence[Gram], factors: Sequence[float]) -> Gram:
     matrices = [gram.matrix * factor for gram, factor in zip(grams, factors, strict=True)]
     tokens = sum(gram.tokens for gram in grams)
     return Gram(sum(matrices[1:], matrices[0]), tokens, 1.0)
+
+
+def _shifted(shares: Sequence[float], errors: Sequence[float]) -> Sequence[float]:
+    """How much sources count in the next round: by the square of an error, so that after a few
+    rounds the worst source has most of the say.
+    """
+    pressures = [share * error**2 for share, error in zip(shares, errors, strict=True)]
+    total = sum(pressures)
+    if total > 0:
+        return [pressure / total for pressure in pressures]
+    return shares
