@@ -9,6 +9,7 @@ indices and without. A method may be asked to count them in the budget.
 """
 
 from abc import ABC, abstractmethod
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -284,21 +285,19 @@ class Sharing(ModelMethod, ABC):
         if as_share(job.target, "numbers").fraction == 0:
             return
         done = {edit.weight.name for edit in job.done if isinstance(edit, Replace)}
-        remaining: list[Sequence[Sharer]] = []
+        # By the last block of a set, with which all of it has been seen.
+        remaining: dict[int, list[Sequence[Sharer]]] = defaultdict(list)
+        waiting: dict[str, Weight] = {}
         for sharers in self.sets(job.view):
-            if any(sharer.weight.name not in done for sharer in sharers):
-                remaining.append(sharers)
-        if not remaining:
+            weights = {sharer.weight.name: sharer.weight for sharer in sharers}
+            if not weights.keys() <= done:
+                remaining[max(weight.block for weight in weights.values())].append(sharers)
+                waiting |= weights
+        if not waiting:
             return
-        waiting: set[str] = set()
-        blocks: set[int] = set()
-        for sharers in remaining:
-            for sharer in sharers:
-                waiting.add(sharer.weight.name)
-                blocks.add(sharer.weight.block)
         # A set of which a part was replaced before an interruption is factorised anew, from the
         # first of its blocks on, and comes out the same.
-        first_block = min(blocks)
+        first_block = min(weight.block for weight in waiting.values())
         earlier: list[Edit] = []
         for edit in job.done:
             if edit.block is not None and edit.block < first_block:
@@ -313,19 +312,16 @@ class Sharing(ModelMethod, ABC):
             for weight, matrix_seen in arrived.items():
                 if weight.name in waiting:
                     seen[weight.name] = matrix_seen
-            replacements: dict[int, Replace] = {}
-            for sharers in remaining:
-                last_block = max(sharer.weight.block for sharer in sharers)
-                if last_block != block.index:
-                    continue
+            edits: list[Replace] = []
+            for sharers in remaining[block.index]:
                 with spent_on("method"):
-                    for edit in self._replacements(sharers, seen, job.target, can_group_more):
-                        replacements[position[edit.weight.name]] = edit
+                    edits += self._replacements(sharers, seen, job.target, can_group_more)
                 # These aren't needed any more.
                 for sharer in sharers:
                     seen.pop(sharer.weight.name, None)
             # In the order of the model, whatever set a matrix belongs to.
-            for _, edit in sorted(replacements.items()):
+            edits.sort(key=lambda edit: position[edit.weight.name])
+            for edit in edits:
                 if edit.weight.name not in done:
                     yield edit
 
