@@ -41,6 +41,16 @@ class Quota:
     flags: str = "--tokens"
     share: Fraction = Fraction(1)
 
+    def left(self, part_draw: "PartDraw", length: int) -> int:
+        """Return how many tokens the next window may have, its start token among them; `length` is
+        that of a whole one.
+        """
+        if self.windows is not None and len(part_draw.windows) >= self.windows:
+            return 0
+        if self.tokens is None:
+            return length
+        return min(length, self.tokens - part_draw.tokens)
+
 
 @dataclass
 class PartDraw:
@@ -48,8 +58,9 @@ class PartDraw:
 
     `rows` are those that the windows were made of, and `lengths` how many tokens each has.
     `passed_over` counts rows that the format can't render, `refused` those that the model's chat
-    template doesn't take, by its reason. `too_short` has the lengths of rows that the packing takes
-    no window from. `tokens` counts the windows' real tokens, start tokens among them, pads not.
+    template doesn't take, by its reason, and `first_refusal` is the first of these. `too_short` has
+    the lengths of rows that the packing takes no window from. `tokens` counts the windows' real
+    tokens, start tokens among them, pads not.
     """
 
     windows: list[Window] = field(default_factory=list[Window])
@@ -57,6 +68,7 @@ class PartDraw:
     lengths: list[int] = field(default_factory=list[int])
     passed_over: int = 0
     refused: Counter[str] = field(default_factory=Counter[str])
+    first_refusal: RefusedError | None = None
     too_short: list[int] = field(default_factory=list[int])
     tokens: int = 0
 
@@ -64,6 +76,25 @@ class PartDraw:
     def unused(self) -> int:
         """How many rows were read and not used."""
         return self.passed_over + self.refused.total() + len(self.too_short)
+
+    @property
+    def fruitless(self) -> bool:
+        """Whether many rows were read, and none had a token."""
+        return not any(self.lengths) and self.unused + len(self.rows) >= _PATIENCE
+
+    def refuse(self, error: RefusedError) -> None:
+        """Count a row that the chat template doesn't take. Raises `error` where it took none of
+        many.
+        """
+        self.refused[error.reason] += 1
+        if not self.rows and self.refused.total() == _PATIENCE:
+            raise error
+        self.first_refusal = self.first_refusal or error
+
+    def add(self, window: Window) -> None:
+        """Add a window and count its tokens."""
+        self.windows.append(window)
+        self.tokens += int((window.ids != PAD).sum())
 
 
 class Deck:
@@ -230,22 +261,18 @@ def draw_part(term: Term, quota: Quota, deck: Deck, encoder: Encoder, frame: Fra
     `frame.length` is that of a whole window. Raises `TooFew` if the source doesn't hold enough.
     """
     part_draw = PartDraw()
-    first_refusal: RefusedError | None = None
     text_start, window_start = encoder.starts(term.packing, term.format)
-    inner_frame = Frame(
-        frame.length - len(window_start), frame.encode, frame.draw, len(window_start)
-    )
+    head = len(window_start)
+    inner_frame = replace(frame, length=frame.length - head, head=head)
     shortest = term.packing.shortest(inner_frame)
 
     # Texts and sizes are generators that a packing pulls from in turn, so that no row is read
     # before its tokens are needed, and the size of the next window is known only when the one
     # before it is counted.
     def texts() -> Iterator[TokenizedText]:
-        nonlocal first_refusal
         for row in deck.deal(term.format, term.packing.replacement):
             # A control has no end of rows, and those without a token fill no window.
-            rows_read = part_draw.unused + len(part_draw.rows)
-            if deck.endless and not any(part_draw.lengths) and rows_read >= _PATIENCE:
+            if deck.endless and part_draw.fruitless:
                 return
             if row is None:
                 part_draw.passed_over += 1
@@ -253,10 +280,7 @@ def draw_part(term: Term, quota: Quota, deck: Deck, encoder: Encoder, frame: Fra
             try:
                 ids = encoder.row(row, term.format)
             except RefusedError as error:
-                part_draw.refused[error.reason] += 1
-                if not part_draw.rows and part_draw.refused.total() == _PATIENCE:
-                    raise
-                first_refusal = first_refusal or error
+                part_draw.refuse(error)
                 continue
             if len(text_start) + len(ids) < shortest:
                 part_draw.too_short.append(len(ids))
@@ -266,30 +290,20 @@ def draw_part(term: Term, quota: Quota, deck: Deck, encoder: Encoder, frame: Fra
             if len(ids):
                 yield TokenizedText(row.key, np.concatenate([text_start, ids]))
 
-    def tokens_left() -> int:
-        """Return how many tokens the next window may have, its start token among them."""
-        if quota.windows is not None and len(part_draw.windows) >= quota.windows:
-            return 0
-        if quota.tokens is None:
-            return frame.length
-        return min(frame.length, quota.tokens - part_draw.tokens)
-
     def sizes() -> Iterator[int]:
-        while tokens_left() > 0:
-            yield max(0, tokens_left() - len(window_start))
+        while (left := quota.left(part_draw, frame.length)) > 0:
+            yield max(0, left - head)
 
     for window in term.packing.windows(texts(), sizes(), inner_frame):
         _check_window(window, term, inner_frame)
-        ids = np.concatenate([window_start, window.ids])
-        borders = tuple(len(window_start) + border for border in window.borders)
-        part_draw.windows.append(replace(window, ids=ids, borders=borders))
-        part_draw.tokens += int((ids != PAD).sum())
+        part_draw.add(window.behind(window_start))
+    # A text that no longer fitted is none of the draw.
     if part_draw.windows and part_draw.windows[-1].read_ahead:
         part_draw.rows.pop()
         part_draw.lengths.pop()
-    if first_refusal is not None and not part_draw.rows:
-        raise first_refusal
-    if tokens_left() > 0:
+    if part_draw.first_refusal is not None and not part_draw.rows:
+        raise part_draw.first_refusal
+    if quota.left(part_draw, frame.length) > 0:
         read = part_draw.lengths + part_draw.too_short
         lengths = [len(text_start) + length for length in read]
         supply = term.packing.supply(lengths, inner_frame)

@@ -8,7 +8,7 @@ each text (`document`); at the head of each window (`window`); nowhere (`none`).
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Final
 
 import numpy as np
@@ -44,6 +44,11 @@ class Window:
     borders: tuple[int, ...] = ()
     broken: bool = False
     read_ahead: bool = False
+
+    def behind(self, start: Ids) -> "Window":
+        """Return the window with these start tokens at its head."""
+        borders = tuple(len(start) + border for border in self.borders)
+        return replace(self, ids=np.concatenate([start, self.ids]), borders=borders)
 
     def sequences(self) -> list[Ids]:
         """Return the window in pieces that don't see each other."""
