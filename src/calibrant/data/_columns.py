@@ -58,9 +58,11 @@ offered, and what the system says.
 """
 
 _NAMES_BESIDE: Final = frozenset((*chain.from_iterable(BESIDE.values()), *USUAL["choices"]))
-_LATE: Final = ("choices", "answer", "rationale")
-"""Fields that would go with a question, and whose columns may hold something in late rows alone."""
-_NAMES_LATE: Final = frozenset((*chain.from_iterable(USUAL[name] for name in _LATE), "b", "c"))
+_WITH_QUESTION: Final = ("choices", "answer", "rationale")
+"""Fields that go with a question; their columns may hold something in late rows alone."""
+_NAMES_LATE: Final = frozenset(
+    (*chain.from_iterable(USUAL[name] for name in _WITH_QUESTION), "b", "c")
+)
 
 
 @dataclass(frozen=True)
@@ -111,46 +113,39 @@ def assign(records: Sequence[Mapping[str, Any]], requested: Mapping[str, str]) -
     """
     values = _first_values(records)
     columns: dict[str, str] = {}
+    guessed: dict[str, str] = {}
+    passed_over: dict[str, Sequence[str]] = {}
     for name in USUAL:
         if requested.get(name):
             columns[name] = requested[name]
         # A column `turns` is as likely a count of them: only there the name alone isn't enough.
         elif name in values and (name != "turns" or _fits(name, values[name])):
             columns[name] = name
-    guessed: dict[str, str] = {}
-    passed_over: dict[str, Sequence[str]] = {}
 
-    def guess(name: str) -> bool:
-        """Return whether the field has a column, and guess one if it has none yet."""
-        if name in columns:
-            return True
-        fitting = [column for column in _candidates(name, values) if column not in columns.values()]
-        if not fitting:
-            return False
-        columns[name] = guessed[name] = fitting[0]
-        passed_over[name] = fitting[1:]
-        return True
+    def guess(name: str) -> None:
+        """Guess the column of a field that has none yet, where one fits."""
+        taken = columns.values()
+        fitting = [column for column in _candidates(name, values) if column not in taken]
+        if fitting and name not in columns:
+            columns[name] = guessed[name] = fitting[0]
+            passed_over[name] = fitting[1:]
 
-    if "question" not in columns and "text" not in columns and not guess("turns"):
-        guess("question")
+    if not {"question", "text"} & columns.keys():
+        guess("turns")
+        if "turns" not in columns:
+            guess("question")
     if "question" in columns:
-        for name in ("choices", "answer", "rationale"):
+        for name in _WITH_QUESTION:
             guess(name)
     elif "turns" not in columns:
         guess("text")
-    beside = _beside(columns, values)
-    for name, column in beside.items():
-        if column != name:
-            guessed[name] = column
-    for name, others in passed_over.items():
-        passed_over[name] = [column for column in others if column not in beside.values()]
-    ordered = {name: columns[name] for name in USUAL if name in columns}
-    by_index = _answers_are_places(records, ordered)
-    taken = {*columns.values(), *beside.values(), *chain.from_iterable(passed_over.values())}
+    fields = {name: columns[name] for name in USUAL if name in columns}
     unused: list[str] = []
     if "text" not in columns:
+        taken = {*columns.values(), *chain.from_iterable(passed_over.values())}
         unused = [column for column in values_beside(values) if column not in taken]
-    return Columns(ordered, beside, guessed, passed_over, by_index, unused)
+    by_index = _answers_are_places(records, fields)
+    return widened(Columns(fields, {}, guessed, passed_over, by_index, unused), values)
 
 
 def field_value(name: str, value: Any) -> Any:
@@ -253,8 +248,12 @@ def widened(columns: Columns, values: Mapping[str, Any]) -> Columns:
         beside[name] = column
         if column != name:
             guessed[name] = column
-    unused = [column for column in columns.unused if column not in beside.values()]
-    return replace(columns, beside=beside, guessed=guessed, unused=unused)
+    taken = beside.values()
+    passed_over: dict[str, Sequence[str]] = {}
+    for name, others in columns.passed_over.items():
+        passed_over[name] = [column for column in others if column not in taken]
+    unused = [column for column in columns.unused if column not in taken]
+    return replace(columns, beside=beside, guessed=guessed, passed_over=passed_over, unused=unused)
 
 
 def filled(record: Mapping[str, Any]) -> set[str]:
@@ -274,7 +273,7 @@ def late_fields(columns: Columns, values: Mapping[str, Any]) -> dict[str, str]:
     late: dict[str, str] = {}
     if "question" not in columns.fields:
         return late
-    for name in _LATE:
+    for name in _WITH_QUESTION:
         for column in _candidates(name, values):
             if columns.fields.get(name, column) == column and column not in late.values():
                 late.setdefault(name, column)
