@@ -187,17 +187,9 @@ def values_of(record: Mapping[str, Any], columns: Columns, place: str) -> dict[s
     for name in ("input", "context"):
         if name in beside and "question" in values:
             values["question"] += f"\n\n{beside[name]}"
-    if "calls" in beside and "question" in values:
-        calling = Message("assistant", calls=beside["calls"])
-        values["turns"] = (Message("user", values["question"]), calling)
-    # Where some rows have it, all are conversations: all rows are to have the same fields.
-    if columns.beside.keys() & {"system", "history"} and values.keys() >= {"question", "answer"}:
-        exchange = (Message("user", values["question"]), Message("assistant", values["answer"]))
-        values.setdefault("turns", (*beside.get("history", ()), *exchange))
-    if "turns" in values:
-        conversation = conversation_of(
-            values["turns"], beside.get("tools", ()), beside.get("system", "")
-        )
+    messages = _messages_of(values, beside, columns)
+    if messages is not None:
+        conversation = conversation_of(messages, beside.get("tools", ()), beside.get("system", ""))
         values["turns"] = conversation.messages
         if conversation.tools:
             values["tools"] = conversation.tools
@@ -207,17 +199,40 @@ def values_of(record: Mapping[str, Any], columns: Columns, place: str) -> dict[s
         if answer is not None and "answer" not in columns.fields:
             values["answer"] = answer
     if "choices" in values:
-        choices = values["choices"]
-        values["labels"] = lettered(choices)
+        values["labels"] = lettered(values["choices"])
         if "answer" in values:
-            letter = None
-            if columns.by_index:
-                letter = letter_at(record.get(columns.fields["answer"]), choices)
-            if letter is None:
-                column = record.get(columns.fields["choices"])
-                letter = letter_of(values["answer"], choices, column)
-            values["answer"] = letter
+            values["answer"] = _letter_of_answer(values, record, columns)
     return values
+
+
+def _messages_of(
+    values: Mapping[str, Any], beside: Mapping[str, Any], columns: Columns
+) -> Sequence[Message] | None:
+    """Return the messages of a record: its own, or a question and what answers it. None where its
+    texts are no conversation.
+    """
+    if "calls" in beside and "question" in values:
+        calling = Message("assistant", calls=beside["calls"])
+        return Message("user", values["question"]), calling
+    if "turns" in values:
+        return values["turns"]
+    # Where some rows have it, all are conversations: all rows are to have the same fields.
+    if columns.beside.keys() & {"system", "history"} and values.keys() >= {"question", "answer"}:
+        exchange = (Message("user", values["question"]), Message("assistant", values["answer"]))
+        return *beside.get("history", ()), *exchange
+    return None
+
+
+def _letter_of_answer(
+    values: Mapping[str, Any], record: Mapping[str, Any], columns: Columns
+) -> str:
+    """Return what the answer is called among the choices; an answer that is none stays as it is."""
+    if columns.by_index:
+        letter = letter_at(record.get(columns.fields["answer"]), values["choices"])
+        if letter is not None:
+            return letter
+    own_choices = record.get(columns.fields["choices"])
+    return letter_of(values["answer"], values["choices"], own_choices)
 
 
 def _read_columns(
