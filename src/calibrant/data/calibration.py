@@ -527,26 +527,26 @@ class CalibrationSet:
             encoder = IdEncoder(tokenizer)
         if self.at_most:
             return self.fitted(tokenizer).disjoint_draws(tokenizer, most, encoder)
-        counts: list[int] = []
-        for part in self.mixed:
-            count = part.disjoint_draws(tokenizer, most, encoder)
-            if count is not None:
-                counts.append(count)
         if self.mixed:
-            return min(counts, default=None)
-        has_end = False
+            counts = [member.disjoint_draws(tokenizer, most, encoder) for member in self.mixed]
+            return min((count for count in counts if count is not None), default=None)
+        limits: list[int] = []
+        are_dealt = False
         for term in self.parts:
             if isinstance(term.source, PerDraw):
-                count = term.source.disjoint()
-                if count is not None:
-                    counts.append(count)
+                limit = term.source.disjoint()
+                if limit is not None:
+                    limits.append(limit)
             elif term.source.kind != "control":
-                has_end = True
-        if not has_end and not counts:
-            return None
-        most = min([most, *counts])
-        if not has_end:
-            return most
+                are_dealt = True
+        if are_dealt:
+            return self._draws_before_overlap(min([most, *limits]), encoder)
+        if limits:
+            return min([most, *limits])
+        return None
+
+    def _draws_before_overlap(self, most: int, encoder: Encoder) -> int:
+        """Return after how many draws a row comes again; `most` where none does in so many."""
         # Decks of a draw that there isn't: what has rows of its own for each draw isn't dealt.
         decks = self._decks(-1)
         for number in range(most):
