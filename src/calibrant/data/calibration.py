@@ -664,15 +664,10 @@ class CalibrationSet:
         The mass of the mix is the sum of all masses.
         """
         factors = factors_of(map(float, self.shares), batches)
-        weights: list[Tensor] = []
+        mixed = tuple(zip(factors, batches, strict=True))
         part_facts: list[dict[str, Any]] = []
         set_facts: list[dict[str, Any]] = []
-        # What is hashed: each set's fingerprint and share, so the same mix has the same digits.
-        text = "mix\n"
-        sets = zip(self.names, self.shares, factors, batches, strict=True)
-        for name, share, factor, batch in sets:
-            # One walk then sees what the mix says.
-            weights.append(batch.weights * factor)
+        for name, share, (factor, batch) in zip(self.names, self.shares, mixed, strict=True):
             for fact in batch.facts["parts"]:
                 in_mix = {"share": float(share) * fact["share"], "weight": factor * fact["weight"]}
                 part_facts.append(fact | in_mix)
@@ -685,7 +680,6 @@ class CalibrationSet:
             for key in ("data", "windows", "tokens", "overlap"):
                 facts[key] = batch.facts[key]
             set_facts.append(facts)
-            text += f"{share} {batch.fingerprint}\n"
         mix_facts = {
             "data": self.expr,
             "draw": self.seed,
@@ -697,20 +691,18 @@ class CalibrationSet:
             "parts": part_facts,
             "mix": set_facts,
         }
-        ids = torch.cat([batch.ids for batch in batches])
-        mask = torch.cat([batch.mask for batch in batches])
-        rows = chain.from_iterable(batch.rows for batch in batches)
         examples = set(chain.from_iterable(batch.examples for batch in batches))
         return TokenBatch(
-            ids,
-            mask,
-            torch.cat(weights),
-            "sha256:" + hashlib.sha256(text.encode()).hexdigest(),
+            torch.cat([batch.ids for batch in batches]),
+            torch.cat([batch.mask for batch in batches]),
+            # One walk then sees what the mix says.
+            torch.cat([batch.weights * factor for factor, batch in mixed]),
+            _mixed_fingerprint(self.shares, batches),
             mix_facts,
             examples=tuple(sorted(examples)),
             pads=_joined_pads(batches),
-            mixed=tuple(zip(factors, batches, strict=True)),
-            rows=tuple(rows),
+            mixed=mixed,
+            rows=tuple(chain.from_iterable(batch.rows for batch in batches)),
         )
 
 
@@ -779,6 +771,14 @@ def fingerprint(ids: np.ndarray, mask: np.ndarray, weights: np.ndarray) -> str:
     digest.update(np.packbits(mask).tobytes())
     digest.update(weights.astype("<f4").tobytes())
     return "sha256:" + digest.hexdigest()
+
+
+def _mixed_fingerprint(shares: Sequence[Fraction], batches: Sequence[TokenBatch]) -> str:
+    """Return the tagged SHA-256 of a mix: of each set's share and fingerprint."""
+    text = "mix\n"
+    for share, batch in zip(shares, batches, strict=True):
+        text += f"{share} {batch.fingerprint}\n"
+    return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
 
 
 def _pad_of(tokenizer: PreTrainedTokenizerBase) -> int:
