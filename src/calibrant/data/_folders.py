@@ -7,6 +7,7 @@ import os
 import re
 import stat
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from glob import has_magic
@@ -203,49 +204,51 @@ def _matching(pattern: str, label: str) -> Iterator[str]:
     """
     # Not the standard glob: its ** follows links, of which a circle never ends, and it counts
     # nothing.
-    waiting: list[tuple[str, tuple[str, ...]]] = [("", Path(pattern).parts)]
     looked_at = 0
+
+    def entries(folder: str) -> Iterator[os.DirEntry[str]]:
+        nonlocal looked_at
+        # Nothing where that can't be known, as `glob` has it.
+        with suppress(OSError), os.scandir(folder or ".") as found:
+            for entry in found:
+                looked_at += 1
+                if looked_at > LOOKED_THROUGH:
+                    refuse(
+                        f"{label!r} would look through more than {LOOKED_THROUGH:,} names; begin "
+                        "it with a folder nearer to the files",
+                        label,
+                    )
+                yield entry
+
+    # Folders, each with the parts of the pattern that are to be found below it.
+    waiting: list[tuple[str, tuple[str, ...]]] = [("", Path(pattern).parts)]
     while waiting:
         folder, parts = waiting.pop()
         part = parts[0]
         rest = parts[1:]
-        any_depth = part == "**"
-        if not any_depth and not has_magic(part):
+        if part == "**":
+            # It may stand for no folder at all; at the end of a pattern it is every file.
+            waiting.append((folder, rest or ("*",)))
+            for entry in entries(folder):
+                # What is inside a folder may be any number of folders deeper.
+                if not entry.name.startswith(".") and entry.is_dir(follow_symlinks=False):
+                    waiting.append((os.path.join(folder, entry.name), parts))
+        elif has_magic(part):
+            for entry in entries(folder):
+                hidden = entry.name.startswith(".") and not part.startswith(".")
+                if hidden or not fnmatch(entry.name, part):
+                    continue
+                path = os.path.join(folder, entry.name)
+                if not rest:
+                    yield path
+                elif entry.is_dir():
+                    waiting.append((path, rest))
+        else:
             path = os.path.join(folder, part)
             if rest:
                 waiting.append((path, rest))
             elif os.path.lexists(path):
                 yield path
-            continue
-        if any_depth:
-            # `**` may stand for no folder at all; at the end of a pattern it is every file.
-            waiting.append((folder, rest or ("*",)))
-            rest = parts  # what is inside a folder may be any number of folders deeper
-        for entry in _entries(folder or "."):
-            looked_at += 1
-            if looked_at > LOOKED_THROUGH:
-                refuse(
-                    f"{label!r} would look through more than {LOOKED_THROUGH:,} names; begin it "
-                    "with a folder nearer to the files",
-                    label,
-                )
-            hidden = entry.name.startswith(".") and not part.startswith(".")
-            if hidden or not (any_depth or fnmatch(entry.name, part)):
-                continue
-            path = os.path.join(folder, entry.name)
-            if not rest:
-                yield path
-            elif entry.is_dir(follow_symlinks=not any_depth):
-                waiting.append((path, rest))
-
-
-def _entries(folder: str) -> Iterator[os.DirEntry[str]]:
-    """Yield what is in a folder; nothing where that can't be known, as `glob` has it."""
-    try:
-        with os.scandir(folder) as entries:
-            yield from entries
-    except OSError:
-        return
 
 
 def _by_split(candidates: Sequence[File], label: str, fixed: int) -> Files:
