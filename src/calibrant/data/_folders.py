@@ -257,6 +257,34 @@ def _by_split(candidates: Sequence[File], label: str, fixed: int) -> Files:
 
     Raises `DataError` if there are none, or too many, or of several kinds.
     """
+    splits: dict[str, list[File]] = {}
+    for file in _data_files(candidates, label):
+        splits.setdefault(_split_of(file[0], fixed), []).append(file)
+    unnamed = splits.pop("", [])
+    ignored: list[str] = []
+    assumed = False
+    # What is beside a measured part and isn't named is there to calibrate; beside a train part it
+    # is anything.
+    if not splits:
+        splits[""] = unnamed
+    elif "train" in splits:
+        ignored = list(map(_label_of, unnamed))
+    elif unnamed:
+        assumed = True
+        splits["train"] = unnamed
+    ignored += _passed_over(candidates)
+    used = chain.from_iterable(splits.values())
+    kinds = sorted({known_suffix(path).split(".")[1] for path, _ in used})
+    if len(kinds) > 1:
+        message = f"holds files of several kinds ({', '.join(kinds)})"
+        refuse(f"{label!r} {message}; choose with a pattern, such as '*.{kinds[0]}'", label)
+    return Files({name: splits[name] for name in (*SPLITS, "") if name in splits}, ignored, assumed)
+
+
+def _data_files(candidates: Sequence[File], label: str) -> list[File]:
+    """Return the data files in the order of their names. Raises `DataError` if there are none, or
+    too many.
+    """
     files = sorted(filter(_may_be_data, candidates), key=_label_of)
     if len(files) > MOST_FILES:
         message = f"stands for {len(files):,} data files, and at most {MOST_FILES:,} are read"
@@ -272,29 +300,9 @@ def _by_split(candidates: Sequence[File], label: str, fixed: int) -> Files:
             f"{label!r} holds no data file{reason}; a data file ends in {', '.join(SUFFIXES)}",
             label,
         )
-    splits: dict[str, list[File]] = {}
     for path, file_label in files:
         _check_regular(path, file_label)
-        splits.setdefault(_split_of(path, fixed), []).append((path, file_label))
-    # What is beside a measured part and isn't named is there to calibrate; beside a train part it
-    # is anything.
-    unnamed = splits.pop("", [])
-    ignored: list[str] = []
-    assumed = False
-    if "train" in splits:
-        ignored = [file_label for _, file_label in unnamed]
-    elif unnamed and splits:
-        assumed = True
-        splits["train"] = unnamed
-    elif unnamed:
-        splits[""] = unnamed
-    used = chain.from_iterable(splits.values())
-    ignored += _passed_over(candidates)
-    kinds = sorted({known_suffix(path).split(".")[1] for path, _ in used})
-    if len(kinds) > 1:
-        message = f"holds files of several kinds ({', '.join(kinds)})"
-        refuse(f"{label!r} {message}; choose with a pattern, such as '*.{kinds[0]}'", label)
-    return Files({name: splits[name] for name in (*SPLITS, "") if name in splits}, ignored, assumed)
+    return files
 
 
 def _may_be_data(file: File) -> bool:
