@@ -174,7 +174,7 @@ def _content_of(data: Any) -> Content:
             data = [mapping]
         else:
             data, split = _train_split(mapping)
-    of_arrow = type(data).__module__.partition(".")[0] in _ON_ARROW
+    on_arrow = type(data).__module__.partition(".")[0] in _ON_ARROW
     items, cut = _items(data)
     if not items:
         raise DataError(
@@ -183,21 +183,37 @@ def _content_of(data: Any) -> Content:
             subject=NAME,
         )
     note = joined(split, cut)
-    if all(isinstance(item, str | None) for item in items):
-        return _content_of_records([{"text": item} for item in items], "text", note, of_arrow)
-    if all(isinstance(item, Mapping) for item in items):
-        if "input_ids" in items[0]:
-            return _content_of_ids(items, note)
-        _check_no_message(items[0])
-        return _content_of_records(items, "", note, of_arrow)
     # One sequence of ids may stand for a list of one.
     if all(map(_is_number, items)):
         items = [list(chain.from_iterable(map(as_list, items)))]
+    field = _field_of(items)
+    if field == "ids":
+        return _content_of_ids(items, note)
+    records = items
+    requested: dict[str, str] = {}
+    if field:
+        records = [{field: item} for item in items]
+        requested[field] = field
+    else:
+        _check_no_message(items[0])
+    if on_arrow:
+        records = [without_nulls(record) for record in records]
+    return _content_of_records(records, requested, note)
+
+
+def _field_of(items: Sequence[Any]) -> str:
+    """Return the field that every item holds: `text`, `turns` or `ids`; empty where each is a row
+    with columns. `DataError` where they are of several kinds.
+    """
+    if all(isinstance(item, str | None) for item in items):
+        return "text"
+    if all(isinstance(item, Mapping) for item in items):
+        return "ids" if "input_ids" in items[0] else ""
     if not all(isinstance(item, SEQUENCES) for item in items):
         raise _mixed(items)
     if any(_is_conversation(item) for item in items):
-        return _content_of_records([{"turns": item} for item in items], "turns", note, of_arrow)
-    return _content_of_ids(items, note)
+        return "turns"
+    return "ids"
 
 
 def _items(data: Any) -> tuple[list[Any], str]:
@@ -256,16 +272,9 @@ def _train_split(splits: Mapping[str, Any]) -> tuple[Any, str]:
 
 
 def _content_of_records(
-    records: Sequence[Mapping[str, Any]], field: str, note: str, of_arrow: bool
+    records: Iterable[Mapping[str, Any]], requested: Mapping[str, str], note: str
 ) -> Content:
-    """Return the rows that records make; a `field` is in the column of its name. `of_arrow` says
-    that the records are those of a table of Arrow.
-    """
-    if of_arrow:
-        records = [without_nulls(record) for record in records]
-    requested: dict[str, str] = {}
-    if field:
-        requested[field] = field
+    """Return the rows that records make; `requested` are the columns of fields that are known."""
     numbered = [
         (f"row {number} of data", _plain_record(record)) for number, record in enumerate(records, 1)
     ]
