@@ -129,17 +129,30 @@ def float_folder(
         module = name.removesuffix(f".{SCALE}")
         if module == name:
             continue
-        parts = [tensors.pop(f"{module}.{part}", None) for part in stored_names(grid)]
-        held = [part for part in parts if part is not None]
-        if len(held) < len(parts) or len({part.file for part in held}) > 1:
-            raise ModelError(
-                f"{ref}: {module} lacks a part of its packed weight, or has it in another file; "
-                "save it again",
-                subject=module,
-            )
+        parts = take_parts(module, stored_names(grid), tensors, ref)
         modules.add(module)
-        tensors[f"{module}.{WEIGHT}"] = _unpacked(module, grid, held, known, ref)
+        tensors[f"{module}.{WEIGHT}"] = _unpacked(module, grid, parts, known, ref)
     return FloatFolder(weights, grid, frozenset(modules), known, tensors)
+
+
+def take_parts(
+    module: str, names: Sequence[str], tensors: dict[str, StoredTensor], ref: str
+) -> list[StoredTensor]:
+    """Take the parts of a packed matrix out of `tensors`, and return them. Raises `ModelError`
+    unless all are there, in one file.
+    """
+    parts: list[StoredTensor] = []
+    for name in names:
+        part = tensors.pop(f"{module}.{name}", None)
+        if part is not None:
+            parts.append(part)
+    if len(parts) < len(names) or len({part.file for part in parts}) > 1:
+        raise ModelError(
+            f"{ref}: {module} lacks a part of its packed weight, or has it in another file; "
+            "save it again",
+            subject=module,
+        )
+    return parts
 
 
 def _unpacked(

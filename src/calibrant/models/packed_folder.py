@@ -34,6 +34,7 @@ from calibrant.models.float_folder import (
     WEIGHT,
     FloatFolder,
     float_folder,
+    take_parts,
 )
 from calibrant.models.folder import CONFIG, entries, read_object
 from calibrant.spec.foreign import brief
@@ -151,49 +152,52 @@ def packed_folder(
     Raises `ModelError` for a quantization of another kind, by its name, and for packed tensors
     whose shapes don't fit each other.
     """
-    settings: Any = None
     config = read_object(folder / CONFIG)
-    for name, value in entries(config):
-        if name == "quantization_config" and value:
-            settings = value
-            break
+    settings = _quantization(config)
     if settings is None:
         return None
-    if isinstance(settings, dict) and settings.get("format") in FORMATS.values():
+    if settings.get("format") in FORMATS.values():
         dtype = config.get("dtype", config.get("torch_dtype"))
         return float_folder(settings, dtype, ref, weights, stored)
-    groups = _groups(settings, ref)
+    _check_format(settings, ref)
+    bits_by_target = _bits_by_target(settings, ref)
     if settings["format"] == INTEGERS:
         return _integer_folder(ref, weights, stored)
+    return _packed_integers(ref, weights, stored, bits_by_target)
+
+
+def _quantization(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """What a configuration says of quantization, at any depth; None where it says none."""
+    for name, value in entries(config):
+        if name == "quantization_config" and value:
+            return value if isinstance(value, dict) else {}
+    return None
+
+
+def _packed_integers(
+    ref: str,
+    weights: Sequence[Path],
+    stored: Mapping[str, StoredTensor],
+    bits_by_target: Mapping[str, int],
+) -> PackedFolder:
+    """A folder's packed matrices. Raises `ModelError` where their parts don't fit each other."""
     bits: dict[str, int] = {}
     for name in stored:
-        if name.endswith(f".{PACKED}"):
-            module = name.removesuffix(f".{PACKED}")
-            bits[module] = _bits_of(module, groups, ref)
+        module = name.removesuffix(f".{PACKED}")
+        if module != name:
+            bits[module] = _bits_of(module, bits_by_target, ref)
     tensors = dict(stored)
-    packed: dict[str, dict[str, StoredTensor]] = {}
+    packed: dict[str, Sequence[StoredTensor]] = {}
     for module in bits:
-        parts: dict[str, StoredTensor] = {}
-        for part in (PACKED, SCALE, SHAPE):
-            if f"{module}.{part}" in tensors:
-                parts[part] = tensors.pop(f"{module}.{part}")
-        files = {part.file for part in parts.values()}
-        if len(parts) < 3 or len(files) > 1:
-            raise ModelError(
-                f"{ref}: {module} lacks a part of its packed weight, or has it in another file; "
-                "save it again",
-                subject=module,
-            )
-        packed[module] = parts
+        packed[module] = take_parts(module, (PACKED, SCALE, SHAPE), tensors, ref)
     for path in weights:
         with opening_by_transformers(ref), safe_open(path, framework="pt") as file:
             for module, parts in packed.items():
-                if parts[PACKED].file != path.name:
-                    continue
-                numbers = file.get_tensor(f"{module}.{SHAPE}").flatten().tolist()
-                shape = [int(number) for number in numbers]
-                unpacked = _unpacked(module, shape, parts, bits[module], ref)
-                tensors[f"{module}.{WEIGHT}"] = unpacked
+                if parts[0].file == path.name:
+                    numbers = file.get_tensor(f"{module}.{SHAPE}").flatten().tolist()
+                    shape = [int(number) for number in numbers]
+                    unpacked = _unpacked(module, shape, parts, bits[module], ref)
+                    tensors[f"{module}.{WEIGHT}"] = unpacked
     return PackedFolder(weights, bits, tensors)
 
 
@@ -233,22 +237,22 @@ def _are_of(codes: StoredTensor, scales: StoredTensor) -> bool:
 
 
 def _unpacked(
-    module: str, shape: Sequence[int], parts: Mapping[str, StoredTensor], bits: int, ref: str
+    module: str, shape: Sequence[int], parts: Sequence[StoredTensor], bits: int, ref: str
 ) -> StoredTensor:
     """What a packed matrix is once it is unpacked. Raises `ModelError` unless its parts fit each
     other.
 
     `shape` is what `weight_shape` holds.
     """
-    words = parts[PACKED].shape
-    scales = parts[SCALE].shape
-    if not _fit(shape, words, scales, bits):
+    words, scales, _ = parts
+    if not _fit(shape, words.shape, scales.shape, bits):
         raise ModelError(
             f"{ref}: {module} is to have {list(shape)} numbers of {bits} bits, packed as "
-            f"{list(words)} with scales {list(scales)}, which don't fit each other; save it again",
+            f"{list(words.shape)} with scales {list(scales.shape)}, which don't fit each other; "
+            "save it again",
             subject=module,
         )
-    return StoredTensor((shape[0], shape[1]), parts[SCALE].dtype, parts[PACKED].file)
+    return StoredTensor((shape[0], shape[1]), scales.dtype, words.file)
 
 
 def _fit(shape: Sequence[int], words: Sequence[int], scales: Sequence[int], bits: int) -> bool:
@@ -262,12 +266,8 @@ def _fit(shape: Sequence[int], words: Sequence[int], scales: Sequence[int], bits
     return words[1] == math.ceil(inputs * bits / 32) and groups > 0 and inputs % groups == 0
 
 
-def _groups(settings: Any, ref: str) -> Mapping[str, int]:
-    """The bits of each target in a quantization config: `Linear`, or modules by name. Raises
-    `ModelError` for a quantization that isn't read.
-    """
-    if not isinstance(settings, dict):
-        settings = {}
+def _check_format(settings: Mapping[str, Any], ref: str) -> None:
+    """Raise `ModelError` for a quantization in a format that isn't read."""
     for name, value in entries(settings):
         if name == "format" and any(word in str(value) for word in RANDOM):
             # Without the quotes around it.
@@ -291,6 +291,12 @@ def _groups(settings: Any, ref: str) -> Mapping[str, int]:
             f"{ref} is quantized already ({named}); give the model before its quantization",
             subject=ref,
         )
+
+
+def _bits_by_target(settings: Mapping[str, Any], ref: str) -> Mapping[str, int]:
+    """The bits of each target in a quantization config: `Linear`, or modules by name. Raises
+    `ModelError` for groups that aren't read.
+    """
     config_groups = settings.get("config_groups") or {}
     if not isinstance(config_groups, dict):
         raise ModelError(
@@ -300,19 +306,7 @@ def _groups(settings: Any, ref: str) -> Mapping[str, int]:
         )
     bits_by_target: dict[str, int] = {}
     for group in config_groups.values():
-        scheme = group.get("weights") if isinstance(group, dict) else None
-        if not _is_read(scheme):
-            raise ModelError(
-                f"{ref} has weights of a kind that isn't read ({brief(scheme)}); symmetric "
-                "integers of 2 to 8 bits are",
-                subject=ref,
-            )
-        if scheme.get("actorder") == "group":
-            raise ModelError(
-                f"{ref} orders its groups anew, which isn't computed here; "
-                "give the model before that",
-                subject=ref,
-            )
+        scheme = _scheme_of(group, ref)
         targets = group.get("targets") or []
         if not isinstance(targets, list):
             raise ModelError(
@@ -325,6 +319,23 @@ def _groups(settings: Any, ref: str) -> Mapping[str, int]:
     return bits_by_target
 
 
+def _scheme_of(group: Any, ref: str) -> dict[str, Any]:
+    """How a group keeps its weights. Raises `ModelError` for a way that isn't read."""
+    scheme = group.get("weights") if isinstance(group, dict) else None
+    if not _is_read(scheme):
+        raise ModelError(
+            f"{ref} has weights of a kind that isn't read ({brief(scheme)}); symmetric integers of "
+            "2 to 8 bits are",
+            subject=ref,
+        )
+    if scheme.get("actorder") == "group":
+        raise ModelError(
+            f"{ref} orders its groups anew, which isn't computed here; give the model before that",
+            subject=ref,
+        )
+    return scheme
+
+
 def _is_read(scheme: Any) -> TypeGuard[dict[str, Any]]:
     """Whether weights are kept as symmetric whole numbers of few bits."""
     if not isinstance(scheme, dict) or scheme.get("type") != "int":
@@ -332,8 +343,8 @@ def _is_read(scheme: Any) -> TypeGuard[dict[str, Any]]:
     return scheme.get("symmetric") is True and scheme.get("num_bits") in BITS
 
 
-def _bits_of(module: str, groups: Mapping[str, int], ref: str) -> int:
-    bits = groups.get(module, groups.get("Linear"))
+def _bits_of(module: str, bits_by_target: Mapping[str, int], ref: str) -> int:
+    bits = bits_by_target.get(module, bits_by_target.get("Linear"))
     if bits is None:
         raise ModelError(
             f"{ref} doesn't say how many bits the weights of {module} have; check its "
