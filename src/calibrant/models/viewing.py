@@ -402,23 +402,29 @@ class _Parameter:
             return "embedding"
         if self.block is None:
             return "outside the blocks"
-        crosses = any(part in CROSS for part in self.path.split("."))
-        if crosses and _takes_others(model, self.path):
+        if _attends_to_others(model, self.path):
             return "cross attention, which isn't used without an encoder"
         if self.twin:
             return f"the same memory as {self.twin}"
         if self.key.endswith("bias"):
             return "bias of the experts"
         experts = _expert_counts(self.owner, model)
-        owner = type(self.owner).__name__
-        if self.key == "weight" and self.tensor.dim() == 2:
-            named = self.path.rpartition(".")[2].endswith(("gate", "router"))
-            # A gate with one row is that of a shared expert.
-            routes = named or owner.endswith(("Router", "Gate"))
-            return "router" if routes and self.tensor.shape[0] in experts | {1} else None
-        if self.tensor.dim() == 3 and self.tensor.shape[0] in experts:
+        is_matrix = self.key == "weight" and self.tensor.dim() == 2
+        if is_matrix and self._routes_among(experts):
+            return "router"
+        holds_experts = self.tensor.dim() == 3 and self.tensor.shape[0] in experts
+        if is_matrix or holds_experts:
             return None
+        owner = type(self.owner).__name__
         return f"not used as one matrix ({self.tensor.dim()} dimensions, in a {owner})"
+
+    def _routes_among(self, experts: set[int]) -> bool:
+        """Whether it chooses some of so many experts: it is called so, and has a row for each."""
+        named = self.path.rpartition(".")[2].endswith(("gate", "router"))
+        owner = type(self.owner).__name__
+        # A gate with one row is that of a shared expert.
+        has_rows = self.tensor.shape[0] in experts | {1}
+        return has_rows and (named or owner.endswith(("Router", "Gate")))
 
     def weights(self) -> list[Weight]:
         """Return the matrix, or one for each expert."""
@@ -478,8 +484,12 @@ def _around(model: nn.Module, path: str) -> list[nn.Module]:
     return [model.get_submodule(".".join(parts[:depth])) for depth in range(len(parts))]
 
 
-def _takes_others(model: PreTrainedModel, path: str) -> bool:
-    """Whether a module around `path` can be handed the states of an encoder, or of an image."""
+def _attends_to_others(model: PreTrainedModel, path: str) -> bool:
+    """Whether `path` is in a part that attends to the states of an encoder, or of an image, and a
+    module around it can be handed these.
+    """
+    if not any(part in CROSS for part in path.split(".")):
+        return False
     for module in _around(model, path)[1:]:
         names = signature(module.forward).parameters
         if "encoder_hidden_states" in names or "cross_attention_states" in names:
