@@ -379,17 +379,17 @@ class Flow(TorchDispatchMode):
             return NOTHING, f"{name} of the stream to itself"
         same_width = _width(a) == _width(b)
         if left.stream or right.stream:
-            rest = right if left.stream else left
-            # Only what matrices made may be added to the stream; an embedding of positions, say,
-            # would be a part of it that nobody rotates or folds.
-            if not (rest.made or rest.zero) or not same_width:
-                return NOTHING, f"{name} of what no matrix made"
-            for matrix, norm in rest.made:
-                self.writes.setdefault(matrix, set()).add(norm)
-            return Label(stream=True), name
-        if not same_width:
-            return Label(zero=left.zero and right.zero), name
-        return _label_of_sum(left, right), name
+            added = right if left.stream else left
+            if same_width and (added.made or added.zero):
+                for matrix, norm in added.made:
+                    self.writes.setdefault(matrix, set()).add(norm)
+                return Label(stream=True), name
+            # An embedding of positions, say, would be a part of the stream that nobody rotates or
+            # folds.
+            return NOTHING, f"{name} of what no matrix made"
+        if same_width:
+            return _label_of_sum(left, right), name
+        return Label(zero=left.zero and right.zero), name
 
     def _addend(self, x: Any) -> Label:
         """What is known of a term; a vector of the model is made by itself."""
