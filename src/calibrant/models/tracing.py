@@ -518,34 +518,36 @@ def _keeps_features_apart(args: tuple[Any, ...]) -> bool:
 
 def _keeps_features(name: str, x: Tensor, y: Tensor, args: tuple[Any, ...]) -> bool:
     """Whether the last dimension of `y` is that of `x`, feature by feature."""
-    if not x.dim() or not y.dim():
+    if not x.dim() or not y.dim() or x.shape[-1] != y.shape[-1]:
         return False
-    if x.shape[-1] != y.shape[-1]:
-        return False
-    if name == "t":
-        return x.dim() < 2
-    if name == "transpose":
-        return not _is_last(args[1], x) and not _is_last(args[2], x)
-    if name == "permute":
-        return _is_last(args[1][-1], x)
-    if name == "repeat":
-        return args[1][-1] == 1
-    if name in ("select", "unbind"):
-        dim = args[1] if len(args) > 1 else 0
-        return not _is_last(dim, x)
-    if name == "index":
-        # A mask takes as many dimensions as it has; the features are safe if the indices end before
-        # the last one.
-        taken = 0
-        for index in args[1]:
-            if index is not None and index.dtype == torch.bool:
-                taken += index.dim()
-            else:
-                taken += 1
-        return taken < x.dim() or args[1][-1] is None
-    if name == "index_select":
-        return not _is_last(args[1], x)
-    return True
+    match name, list(args[1:]):
+        case "t", _:
+            return x.dim() < 2
+        case "transpose", [first, second]:
+            return not _is_last(first, x) and not _is_last(second, x)
+        case "permute", [dims]:
+            return _is_last(dims[-1], x)
+        case "repeat", [times]:
+            return times[-1] == 1
+        case "unbind", []:
+            return not _is_last(0, x)
+        case "select" | "unbind" | "index_select", [dim, *_]:
+            return not _is_last(dim, x)
+        case "index", [indices]:
+            return indices[-1] is None or _dimensions_of(indices) < x.dim()
+        case _:
+            return True
+
+
+def _dimensions_of(indices: Sequence[Tensor | None]) -> int:
+    """How many dimensions are indexed: by a mask as many as it has."""
+    dimensions = 0
+    for index in indices:
+        if index is not None and index.dtype == torch.bool:
+            dimensions += index.dim()
+        else:
+            dimensions += 1
+    return dimensions
 
 
 def _selected(name: str, x: Tensor, args: Sequence[Any], number: int, label: Label) -> Label:
