@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, final
 
 import torch
 from safetensors import safe_open
@@ -33,7 +33,7 @@ from calibrant.models.packed_folder import (
     SHAPE,
     pack_codes,
 )
-from calibrant.models.rounded_cache import rounded_caches
+from calibrant.models.rounded_cache import RoundedCache, rounded_caches
 from calibrant.models.rounded_inputs import INPUTS, RoundedInputs, rounding_modules
 from calibrant.packed import Codes, FloatCodes
 from calibrant.system.durable import usual_rights
@@ -116,51 +116,10 @@ class CompressedTensors(Export):
                 )
 
     def write(self, compressed: CompressedModel, folder: Path) -> None:
-        packed: dict[str, Codes | FloatCodes] = {}
-        grids: dict[str, Grid | FloatGrid] = {}
-        for name, form in packed_now(compressed).items():
-            if isinstance(form, Codes) and form.zeros is None:
-                packed[name] = form
-                grids[name] = form.grid
-            if isinstance(form, FloatCodes):
-                packed[name] = form
-                grids[name] = form.scales.grid
-        caches = rounded_caches(compressed.opened.model)
-        target = parse_target(compressed.record.run.target)
-        # A target that rounds the cache alone leaves weights as plain numbers.
-        cache_alone = isinstance(target.weights, WithCache) and bool(caches)
-        if not packed and not cache_alone:
-            raise OutputError(
-                f"{self} found no codes in what {target} made; leave --export {self} out",
-                subject=str(self),
-            )
-        rounding = rounding_modules(compressed.opened.model)
-        for name in rounding:
-            # A model that rounded inputs before: what no token reached got no codes now.
-            if name not in packed:
-                raise OutputError(
-                    f"{self} can say how inputs are rounded only beside codes of their matrix, and "
-                    f"{name} rounds its inputs and got no codes, as what no token reaches gets "
-                    f"none; show more tokens, or leave --export {self} out",
-                    subject=name,
-                )
+        quantized = self._quantized(compressed)
         packed_folder = folder / FOLDER
         packed_folder.mkdir()
-        file_of: dict[str, str] = {}
-        size = 0
-        # They belong to no matrix, and go into the first file.
-        scales = cache_tensors(caches, compressed.opened.dtype)
-        for file in sorted(folder.glob("*.safetensors")):
-            tensors = dict(_tensors(file, packed, rounding))
-            tensors |= scales
-            scales = {}
-            with usual_rights(packed_folder / file.name):
-                save_file(tensors, packed_folder / file.name, metadata={"format": "pt"})
-            file_of |= dict.fromkeys(tensors, file.name)
-            size += sum(tensor.nbytes for tensor in tensors.values())
-        # A single file needs no index.
-        if set(file_of.values()) != {WEIGHTS}:
-            _write(packed_folder / INDEX, {"metadata": {"total_size": size}, "weight_map": file_of})
+        _write_tensors(quantized, compressed.opened.dtype, folder, packed_folder)
         # What else a reader needs, such as the tokenizer, goes along unchanged, and no other form.
         for file in folder.iterdir():
             written = file.suffix == ".safetensors" or file.name in (CONFIG, INDEX, INPUTS)
@@ -168,18 +127,75 @@ class CompressedTensors(Export):
                 shutil.copy(file, packed_folder / file.name)
         dense: list[str] = []
         for name, module in compressed.opened.model.named_modules():
-            if isinstance(module, nn.Linear) and name not in packed:
+            if isinstance(module, nn.Linear) and name not in quantized.codes:
                 dense.append(name)
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        settings = _settings(grids, rounding, cache_settings(caches), dense)
+        settings = _settings(quantized, dense)
         _write(packed_folder / CONFIG, {**config, "quantization_config": settings})
 
+    def _quantized(self, compressed: CompressedModel) -> "_Quantized":
+        """Return what this form holds of a model. Raises `OutputError` for one without codes, and
+        for inputs that are rounded where their matrix has none.
+        """
+        codes: dict[str, Codes | FloatCodes] = {}
+        for name, form in packed_now(compressed).items():
+            if isinstance(form, FloatCodes) or (isinstance(form, Codes) and form.zeros is None):
+                codes[name] = form
+        inputs = rounding_modules(compressed.opened.model)
+        caches = rounded_caches(compressed.opened.model)
+        target = parse_target(compressed.record.run.target)
+        # A target that rounds the cache alone leaves weights as plain numbers.
+        cache_alone = isinstance(target.weights, WithCache) and bool(caches)
+        if not codes and not cache_alone:
+            raise OutputError(
+                f"{self} found no codes in what {target} made; leave --export {self} out",
+                subject=str(self),
+            )
+        for name in inputs:
+            # A model that rounded inputs before: what no token reached got no codes now.
+            if name not in codes:
+                raise OutputError(
+                    f"{self} can say how inputs are rounded only beside codes of their matrix, and "
+                    f"{name} rounds its inputs and got no codes, as what no token reaches gets "
+                    f"none; show more tokens, or leave --export {self} out",
+                    subject=name,
+                )
+        return _Quantized(codes, inputs, caches)
 
-def _tensors(
-    file: Path,
-    packed: Mapping[str, Codes | FloatCodes],
-    rounding: Mapping[str, RoundedInputs],
-) -> Iterator[tuple[str, Tensor]]:
+
+@final
+@dataclass(frozen=True)
+class _Quantized:
+    """What of a model isn't in plain numbers, by name: matrices, inputs, and the KV cache of
+    attentions.
+    """
+
+    codes: Mapping[str, Codes | FloatCodes]
+    inputs: Mapping[str, RoundedInputs]
+    caches: Mapping[str, RoundedCache]
+
+
+def _write_tensors(quantized: _Quantized, dtype: torch.dtype, folder: Path, place: Path) -> None:
+    """Write what the files of the dense `folder` hold into files of the same names in `place`, and
+    an index where they are several. `dtype` is the type of the model.
+    """
+    # They belong to no matrix, and go into the first file.
+    cache_scales = cache_tensors(quantized.caches, dtype)
+    file_of: dict[str, str] = {}
+    size = 0
+    for file in sorted(folder.glob("*.safetensors")):
+        tensors = {**dict(_tensors(file, quantized)), **cache_scales}
+        cache_scales = {}
+        with usual_rights(place / file.name):
+            save_file(tensors, place / file.name, metadata={"format": "pt"})
+        file_of |= dict.fromkeys(tensors, file.name)
+        size += sum(tensor.nbytes for tensor in tensors.values())
+    # A single file needs no index.
+    if set(file_of.values()) != {WEIGHTS}:
+        _write(place / INDEX, {"metadata": {"total_size": size}, "weight_map": file_of})
+
+
+def _tensors(file: Path, quantized: _Quantized) -> Iterator[tuple[str, Tensor]]:
     """Yield the tensors of one file of the dense folder, by name; a matrix that has codes is
     yielded as several tensors, such as its codes, scales and shape, and the static scale of its
     inputs.
@@ -187,14 +203,14 @@ def _tensors(
     with safe_open(file, framework="pt") as dense:
         for name in dense.keys():  # noqa: SIM118  # no mapping
             module = name.removesuffix(".weight")
-            codes = packed.get(module)
+            codes = quantized.codes.get(module)
             # A bias is no weight, and stays as it is.
             if codes is None or module == name:
                 yield name, dense.get_tensor(name)
                 continue
             if isinstance(codes, FloatCodes):
                 parts = _parts(codes)
-            elif rounding:
+            elif quantized.inputs:
                 parts = {WEIGHT: codes.codes, SCALE: codes.scales}
             else:
                 parts = {
@@ -202,8 +218,8 @@ def _tensors(
                     SCALE: codes.scales,
                     SHAPE: torch.tensor(codes.codes.shape, dtype=torch.int64),
                 }
-            if module in rounding:
-                parts |= _static_scale(rounding[module], codes)
+            if module in quantized.inputs:
+                parts |= _static_scale(quantized.inputs[module], codes)
             for part, tensor in parts.items():
                 yield f"{module}.{part}", tensor.cpu().contiguous()
 
@@ -236,22 +252,20 @@ def _parts(packed: FloatCodes) -> dict[str, Tensor]:
     return dict(zip(stored_names(scales.grid), tensors, strict=True))
 
 
-def _settings(
-    grids: Mapping[str, Grid | FloatGrid],
-    rounding: Mapping[str, RoundedInputs],
-    cache: dict[str, Any] | None,
-    dense: list[str],
-) -> dict[str, Any]:
+def _settings(quantized: _Quantized, dense: list[str]) -> dict[str, Any]:
     """Return the `quantization_config`: a group for each grid of weights, and what becomes of their
     inputs. It names its matrices, or all linear layers where there is only one group.
     """
     members: dict[tuple[Grid | FloatGrid, InputGrid | None], list[str]] = {}
-    for name, grid in grids.items():
-        inputs = rounding[name].grid if name in rounding else None
+    for name, codes in quantized.codes.items():
+        grid = codes.grid if isinstance(codes, Codes) else codes.scales.grid
+        inputs = None
+        if name in quantized.inputs:
+            inputs = quantized.inputs[name].grid
         members.setdefault((grid, inputs), []).append(name)
     groups: dict[str, Any] = {}
-    format_name = FORMAT if grids else PLAIN
-    if rounding:
+    format_name = FORMAT if quantized.codes else PLAIN
+    if quantized.inputs:
         format_name = INTEGERS
     for number, ((grid, inputs), names) in enumerate(members.items()):
         group: dict[str, Any] = {
@@ -285,7 +299,7 @@ def _settings(
         "quant_method": METHOD,
         "format": format_name,
         "quantization_status": "compressed",
-        "kv_cache_scheme": cache,
+        "kv_cache_scheme": cache_settings(quantized.caches),
         "config_groups": groups,
         "ignore": dense,
     }
