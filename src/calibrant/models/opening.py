@@ -9,8 +9,9 @@ what is allowed and what to do.
 import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, Final, cast, final
 
 import torch
 from huggingface_hub import snapshot_download
@@ -48,6 +49,7 @@ from calibrant.models.declared_cache import DeclaredCache, declared_cache
 from calibrant.models.declared_inputs import DeclaredInputs, declared_inputs, quantization_settings
 from calibrant.models.devices import resolve_device, resolve_dtype
 from calibrant.models.digests import file_digests, folder_digest, known_digest
+from calibrant.models.float_folder import FloatFolder
 from calibrant.models.folder import (
     CONFIG,
     PICKLES,
@@ -58,7 +60,7 @@ from calibrant.models.gguf_file import gguf_header, gguf_tokenizer, open_gguf
 from calibrant.models.in_packages import path_of
 from calibrant.models.on_disk import open_on_disk
 from calibrant.models.origin import Origin, remember
-from calibrant.models.packed_folder import packed_folder
+from calibrant.models.packed_folder import IntegerFolder, PackedFolder, packed_folder
 from calibrant.models.quiet import quiet, quoted
 from calibrant.models.readable import longest_window
 from calibrant.models.rounded_inputs import INPUTS, round_as_written
@@ -115,39 +117,18 @@ def open_model(
         _check_on_disk(path, ref)
     with _ONE_AT_A_TIME, quiet():
         if path.is_dir():
-            sparse = sparse_folder(path, ref)
-            weights = weight_files(path, ref) if sparse is None else sparse.files
-            hashed = weights if sparse is None else (*weights, path / SHEET)
-            if (path / INPUTS).is_file():
-                hashed = (*hashed, path / INPUTS)
-            # They are hashed while this thread makes the model of them.
-            with ThreadPoolExecutor(1) as threads:
-                hashing = threads.submit(file_digests, path, hashed, trust)
-                model, tokenizer, residence = _open_folder(
-                    path, weights, sparse, ref, resolved, trust, on_disk
-                )
-            digests = hashing.result()
-            digest = folder_digest(digests)
-            # A model that we saved may have a note about its origin, which all that is measured on
-            # it must repeat.
-            manifest = check_unchanged(path, digests) or {}
-            note = str(manifest.get("note", ""))
+            opened = _open_folder(path, ref, resolved, trust, on_disk)
         else:
-            with ThreadPoolExecutor(1) as threads:
-                hashing = threads.submit(known_digest, path)
-                model, tokenizer, note = open_gguf(path, resolved)
-            digest = hashing.result()
-            check_unchanged(path, {path.name: digest})
-            residence = IN_MEMORY
-    forget_quantization(model)
-    model = model.eval()
+            opened = _open_gguf(path, ref, resolved)
+    forget_quantization(opened.model)
+    opened.model.eval()
     # `to` can't move tensors without numbers, and a model with blocks on disk is on the processor.
     if beside or (on_disk and target.type != "cpu"):
-        residence = BesideDevice(model, target, residence)
+        opened.residence = BesideDevice(opened.model, target, opened.residence)
     elif not on_disk:
-        model = model.to(target)  # pyright: ignore[reportArgumentType]  # `to` is decorated
-    remember(model, Origin(ref, note, residence=residence))
-    return Opened(model, tokenizer, ref, digest, note, resolved, residence)
+        opened.model.to(target)  # pyright: ignore[reportArgumentType]  # `to` is decorated
+    remember(opened.model, Origin(ref, opened.note, residence=opened.residence))
+    return opened
 
 
 def outline_of(ref: str, dtype: str = "auto", device: str = "auto") -> ModelOutline | None:
@@ -386,6 +367,39 @@ def _check_on_disk(path: Path, ref: str) -> None:
         )
 
 
+@final
+@dataclass(frozen=True)
+class _ModelFiles:
+    """What the files of a folder hold. `weights` are its safetensors files, `tensors` what each
+    tensor of the model is in them, or once `packed` unpacks it.
+    """
+
+    folder: Path
+    weights: Sequence[Path]
+    packed: SparseFolder | PackedFolder | IntegerFolder | FloatFolder | None
+    tensors: Mapping[str, StoredTensor]
+    inputs: DeclaredInputs
+    cache: DeclaredCache
+
+    @classmethod
+    def of(cls, folder: Path, ref: str) -> "_ModelFiles":
+        """Read what a folder says of its files, and their headers."""
+        sparse = sparse_folder(folder, ref)
+        if sparse is not None:
+            inputs = DeclaredInputs()
+            cache = DeclaredCache()
+            return cls(folder, sparse.files, sparse, sparse.tensors, inputs, cache)
+        weights = weight_files(folder, ref)
+        stored = dict(stored_tensors(weights))
+        inputs = declared_inputs(folder, ref, weights, stored)
+        cache = declared_cache(folder, ref, weights, stored)
+        for name in inputs.tensors | cache.tensors:
+            del stored[name]
+        packed = packed_folder(folder, ref, weights, stored)
+        tensors = stored if packed is None else packed.tensors
+        return cls(folder, weights, packed, tensors, inputs, cache)
+
+
 def _described(
     path: Path,
     stored: Mapping[str, StoredTensor] | None,
@@ -406,46 +420,62 @@ def _described(
     return config, empty
 
 
-def _open_folder(
-    path: Path,
-    weights: Sequence[Path],
-    sparse: SparseFolder | None,
-    ref: str,
-    dtype: torch.dtype,
-    trust: bool,
-    on_disk: bool,
-) -> tuple[PreTrainedModel, Any, Residence]:
-    stored = dict(stored_tensors(weights))
-    inputs = DeclaredInputs()
-    cache = DeclaredCache()
-    if sparse is None:
-        inputs = declared_inputs(path, ref, weights, stored)
-        cache = declared_cache(path, ref, weights, stored)
-    for name in inputs.tensors | cache.tensors:
-        del stored[name]
-    packed = packed_folder(path, ref, weights, stored) if sparse is None else sparse
-    if packed is not None:
-        stored = packed.tensors
-        if on_disk:
-            raise ModelError(
-                f"{ref} holds packed numbers, and only blocks of plain ones can be left on disk; "
-                "allow more memory",
-                subject=ref,
-            )
-    config, empty = _described(path, stored, ref, dtype, trust)
+def _open_gguf(path: Path, ref: str, dtype: torch.dtype) -> Opened:
+    # It is hashed while this thread makes the model of it.
+    with ThreadPoolExecutor(1) as threads:
+        hashing = threads.submit(known_digest, path)
+        model, tokenizer, note = open_gguf(path, dtype)
+    digest = hashing.result()
+    check_unchanged(path, {path.name: digest})
+    return Opened(model, tokenizer, ref, digest, note, dtype)
+
+
+def _open_folder(path: Path, ref: str, dtype: torch.dtype, trust: bool, on_disk: bool) -> Opened:
+    files = _ModelFiles.of(path, ref)
+    if on_disk and files.packed is not None:
+        raise ModelError(
+            f"{ref} holds packed numbers, and only blocks of plain ones can be left on disk; "
+            "allow more memory",
+            subject=ref,
+        )
+    hashed = [*files.weights]
+    if isinstance(files.packed, SparseFolder):
+        hashed.append(path / SHEET)
+    if (path / INPUTS).is_file():
+        hashed.append(path / INPUTS)
+    # They are hashed while this thread makes the model of them.
+    with ThreadPoolExecutor(1) as threads:
+        hashing = threads.submit(file_digests, path, hashed, trust)
+        model, residence = _model_of(files, ref, dtype, trust, on_disk)
+        tokenizer = folder_tokenizer(path, ref, trust)
+        check_ids(tokenizer, model, ref)
+    digests = hashing.result()
+    # A model that we saved may have a note about its origin, which all that is measured on it must
+    # repeat.
+    manifest = check_unchanged(path, digests) or {}
+    note = str(manifest.get("note", ""))
+    return Opened(model, tokenizer, ref, folder_digest(digests), note, dtype, residence)
+
+
+def _model_of(
+    files: _ModelFiles, ref: str, dtype: torch.dtype, trust: bool, on_disk: bool
+) -> tuple[PreTrainedModel, Residence]:
+    path = files.folder
+    config, empty = _described(path, files.tensors, ref, dtype, trust)
     if empty is not None:
-        check_types(empty, stored, ref)
+        check_types(empty, files.tensors, ref)
     residence: Residence = IN_MEMORY
     with opening_by_transformers(ref):
         if on_disk:
-            model, loaded, residence = open_on_disk(path, weights, stored, config, dtype, ref)
-        elif packed is not None and empty is not None:
-            state = dict(packed.state())
-            for name in inputs.tensors | cache.tensors:
-                del state[name]
+            model, loaded, residence = open_on_disk(
+                path, files.weights, files.tensors, config, dtype, ref
+            )
+        elif files.packed is not None and empty is not None:
+            # Scales of inputs and of the cache are no tensors of the model.
+            state = {name: tensor for name, tensor in files.packed.state() if name in files.tensors}
             model, loaded = from_state(type(empty), state, path, config, dtype)
-        elif empty is not None and converts(empty, stored, dtype):
-            state = dict(converted(empty, weights, dtype))
+        elif empty is not None and converts(empty, files.tensors, dtype):
+            state = dict(converted(empty, files.weights, dtype))
             model, loaded = from_state(type(empty), state, path, config, dtype)
         else:
             options: dict[str, Any] = {
@@ -459,9 +489,7 @@ def _open_folder(
             opened = AutoModelForCausalLM.from_pretrained(path, **options)
             model, loaded = cast(Any, opened)
     check_complete(loaded, ref)
-    inputs.apply(model, ref)
-    cache.apply(model, ref)
+    files.inputs.apply(model, ref)
+    files.cache.apply(model, ref)
     round_as_written(model, path)
-    tokenizer = folder_tokenizer(path, ref, trust)
-    check_ids(tokenizer, model, ref)
-    return model, tokenizer, residence
+    return model, residence
