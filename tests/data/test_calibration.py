@@ -4,7 +4,8 @@ import copy
 import hashlib
 import json
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from tokenizers import AddedToken, Tokenizer, models
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from calibrant.data import CalibrationSet, TokenBatch
+from calibrant.data._base import Part, PartRows, PerDraw, Row, Source
+from calibrant.data._draw import Deck, PartDraw
 from calibrant.data.calibration import fingerprint
 from calibrant.errors import DataError
 
@@ -152,6 +155,35 @@ def test_full_stops_are_one_token_again_and_again(letters: PreTrainedTokenizerBa
     assert set(batches[0].ids.flatten().tolist()) == {letters.convert_tokens_to_ids(".")}
     assert batches[0].fingerprint == batches[1].fingerprint
     assert [b.facts["overlap"] for b in batches] == [0, 1]
+
+
+@dataclass(frozen=True, repr=False)
+class SameAgain(PerDraw):
+    """Supplies the same rows for every draw; the only one with an answer is the last."""
+
+    kind = "questions"
+    licence = homepage = ""
+    fields = ("question",)
+
+    def rows(self, part: Part, seed: int = 0) -> Iterator[Row]:
+        for number in range(3):
+            yield Row(question=str(number))
+        yield Row(question="1 + 1?", answer="2")
+
+    def for_draw(self, draw: int) -> PartRows:
+        return PartRows(tuple(self.rows("calibrate", draw)))
+
+    def disjoint(self) -> int:
+        return 1
+
+    def measured(self) -> Source:
+        raise NotImplementedError
+
+
+def test_earlier_draws_are_read_as_far_as_a_draw_is_also_past_rows_that_are_not_used():
+    *unused, used = SameAgain().rows("calibrate")
+    part_draw = PartDraw(rows=[used], passed_over=len(unused))
+    assert Deck(SameAgain(), 1).overlap(part_draw) == 1
 
 
 def test_the_fingerprint_is_that_of_the_bytes(corpus: Path, letters: PreTrainedTokenizerBase):

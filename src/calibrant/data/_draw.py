@@ -218,7 +218,7 @@ class Deck:
         rows = part_draw.rows
         if not rows:
             return 0.0
-        earlier_keys = self._keys_of_earlier_draws(len(rows) + len(part_draw.too_short))
+        earlier_keys = self._keys_of_earlier_draws(len(rows) + part_draw.unused)
         return sum(row.key in earlier_keys for row in rows) / len(rows)
 
     def _keys_of_earlier_draws(self, count: int) -> set[str]:
