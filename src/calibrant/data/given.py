@@ -185,7 +185,7 @@ def _content_of(data: Any) -> Content:
     note = joined(split, cut)
     # One sequence of ids may stand for a list of one.
     if all(map(_is_number, items)):
-        items = [list(chain.from_iterable(map(as_list, items)))]
+        return _content_of_ids([list(chain.from_iterable(map(as_list, items)))], note)
     field = _field_of(items)
     if field == "ids":
         return _content_of_ids(items, note)
