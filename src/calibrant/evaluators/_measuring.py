@@ -24,7 +24,7 @@ from calibrant.evaluators._base import Evaluator, Subject
 from calibrant.evaluators._dense import cached_predictions
 from calibrant.evaluators._engines import check_engine, opened_by, runs_by
 from calibrant.evaluators._measured_run import MeasuredRun, check_label
-from calibrant.evaluators._planning import needs_of, plan_of_measuring
+from calibrant.evaluators._planning import MeasuringPlanner, needs_of
 from calibrant.models import (
     Model,
     ModelOutline,
@@ -78,7 +78,7 @@ def _planned(options: EvaluateOptions) -> JobPlan:
             dense = _known_dense_name(read_manifest(manifest_folder(name)), name)
         outlines.append(outline_of_options(replace(options, model=dense)))
     on_device = room_on_device(options.device_memory, outlines[0].device)
-    return plan_of_measuring(outlines, chosen, in_bytes(options.memory), on_device)
+    return MeasuringPlanner(outlines, chosen, in_bytes(options.memory), on_device).plan()
 
 
 def _chosen(options: EvaluateOptions) -> list[Evaluator]:

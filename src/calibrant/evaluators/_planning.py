@@ -1,10 +1,11 @@
 """What a measurement would take, said before anything is loaded."""
 
 import math
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import islice
-from typing import Final
+from typing import Final, NamedTuple, final
 
 from calibrant.compress.planning import (
     IN_TURN,
@@ -114,102 +115,140 @@ def _tokens_at_once(task: Evaluator) -> int:
     return max(min(TOKENS, budget), length)
 
 
-def plan_of_measuring(
-    outlines: Sequence[ModelOutline],
-    tasks: Sequence[Evaluator],
-    memory: int | None,
-    on_device: int | None = None,
-) -> JobPlan:
-    """Return what it would take to measure the first of these models with `tasks`; the others are
+@final
+@dataclass(frozen=True)
+class MeasuringPlanner:
+    """Estimates what it takes to measure the first of these models with `tasks`; the others are
     what it is compared with. `memory` is how many bytes are promised, if any are, and `on_device`
     how many may be held on a device where that computes.
     """
-    outline = outlines[0]
-    compares = any(task.compares for task in tasks)
-    softmax_bytes = SOFTMAX_BYTES if compares else USUAL_SOFTMAX_BYTES
-    needs = held_by_process(needs_of(outlines, tasks, softmax_bytes), outline)
-    needs = replace(needs, model=sum(each.added for each in outlines))
-    beside = outline.device.type != "cpu"
-    if not beside:
-        room = room_within(memory, outline.device)
-    elif on_device is None:
-        room = room_on(outline.device)
-    else:
-        room = on_device
-    notes: list[str] = []
-    problems: list[str] = []
-    peak = needs.in_memory("arrival")
-    divisible = all(each.divisible for each in outlines)
-    looks_inside = any(task.looks_inside for task in tasks)
-    may_be_on_disk = divisible and not looks_inside
-    on_disk = needs.on_disk("arrival")
-    host = 0
-    from_disk = False
-    stays_beside = on_device is not None and peak > room and not looks_inside
-    pinned = 0
-    if beside:
-        host = held_beside(outlines, held_now())
-        if stays_beside:
-            pinned = sum(map(added_by_pinning, outlines))
-            host += pinned
-        from_disk = memory is not None and host > memory and may_be_on_disk
-        if from_disk:
+
+    outlines: Sequence[ModelOutline]
+    tasks: Sequence[Evaluator]
+    memory: int | None
+    on_device: int | None = None
+
+    def plan(self) -> JobPlan:
+        """Return all that is known of it beforehand."""
+        outline = self.outlines[0]
+        course = self._course() if outline.device.type == "cpu" else self._course_beside()
+        problems: list[str] = []
+        host_room = room_within(self.memory, CPU)
+        if course.host > host_room:
+            problems.append(too_much_beside(course.host, host_room))
+        if course.peak > self._room:
+            way = self._way_to_fit(course.peak)
+            problems.append(f"{gigabytes(course.peak)} of memory are too much here; {way}")
+        seconds = {"open": sum(opening_seconds(each) for each in self.outlines)}
+        tokens = 0
+        for task in self.tasks:
+            read = tokens_read(task)
+            tokens += read + tokens_written(task)
+            seconds[str(task)] = _measuring_seconds(task, read, self.outlines)
+        return JobPlan(
+            verb="evaluate",
+            model=outline.name,
+            numbers=outline.shape.numbers,
+            matrices=len(outline.shape.matrices),
+            tokens=tokens,
+            dtype=type_name(outline.dtype),
+            device=str(outline.device),
+            memory=course.peak,
+            room=self._room,
+            disk={},
+            free=free_at(None),
+            seconds=seconds,
+            problems=tuple(problems),
+            notes=(*course.notes, *self._notes_on_tasks()),
+            host=course.host,
+        )
+
+    @cached_property
+    def _needs(self) -> Needs:
+        compares = any(task.compares for task in self.tasks)
+        softmax_bytes = SOFTMAX_BYTES if compares else USUAL_SOFTMAX_BYTES
+        needs = needs_of(self.outlines, self.tasks, softmax_bytes)
+        added = sum(each.added for each in self.outlines)
+        return replace(held_by_process(needs, self.outlines[0]), model=added)
+
+    @cached_property
+    def _room(self) -> int:
+        """How many bytes may be held where the models compute."""
+        device = self.outlines[0].device
+        if device.type == "cpu":
+            return room_within(self.memory, device)
+        return room_on(device) if self.on_device is None else self.on_device
+
+    @property
+    def _looks_inside(self) -> bool:
+        return any(task.looks_inside for task in self.tasks)
+
+    @property
+    def _may_be_on_disk(self) -> bool:
+        """Whether blocks may stay on disk, wherever they compute."""
+        return all(each.divisible for each in self.outlines) and not self._looks_inside
+
+    def _course(self) -> "_MeasuringCourse":
+        """How it would go on the processor: blocks stay on disk where a promise asks for that."""
+        peak = self._needs.in_memory("arrival")
+        if peak <= self._room or self.memory is None or not self._may_be_on_disk:
+            return _MeasuringCourse(peak)
+        peak = self._needs.on_disk("arrival")
+        notes = ("the blocks of the model stay on disk",) if peak <= self._room else ()
+        return _MeasuringCourse(peak, notes)
+
+    def _course_beside(self) -> "_MeasuringCourse":
+        """How it would go on a device beside the processor: blocks of what is too large for it stay
+        in the machine's own memory, or on disk where a promise asks for that.
+        """
+        needs = self._needs
+        peak = needs.in_memory("arrival")
+        host = held_beside(self.outlines, held_now())
+        too_large = self.on_device is not None and peak > self._room and not self._looks_inside
+        pinned = sum(map(added_by_pinning, self.outlines)) if too_large else 0
+        host += pinned
+        if self.memory is not None and host > self.memory and self._may_be_on_disk:
             host -= needs.model + pinned - needs.model_on_disk
-            notes.append(IN_TURN_FROM_DISK)
-    if from_disk:
+            return _MeasuringCourse(needs.beside("arrival"), (IN_TURN_FROM_DISK,), host)
+        if not too_large:
+            return _MeasuringCourse(peak, host=host)
         peak = needs.beside("arrival")
-    elif stays_beside:
-        peak = needs.beside("arrival")
-        if peak <= room:
-            notes.append(IN_TURN)
-    elif not beside and peak > room and memory is not None and may_be_on_disk:
-        peak = on_disk
-        if peak <= room:
-            notes.append("the blocks of the model stay on disk")
-    host_room = room_within(memory, CPU)
-    if host > host_room:
-        problems.append(too_much_beside(host, host_room))
-    if peak > room:
-        way = "take a smaller model, or a machine with more memory"
-        if beside:
-            way = "allow more with --device-memory, or give --device cpu"
-        elif peak <= room_on(outline.device):
-            way = f"it fits with --memory {math.ceil(peak / 1e8) / 10:g}"
-        elif may_be_on_disk and on_disk <= in_tenths(room) * 1e9:
-            way = f"it fits with --memory {in_tenths(room):g}, with blocks on disk"
-        problems.append(f"{gigabytes(peak)} of memory are too much here; {way}")
-    for task in tasks:
-        length = getattr(task, "length", 0)
-        longest = outline.longest_window
-        if longest is not None and length > longest:
-            notes.append(f"{task}: {may_be_too_long(length, longest)}")
-    seconds = {"open": sum(opening_seconds(each) for each in outlines)}
-    tokens = 0
-    for task in tasks:
-        read = tokens_read(task)
-        tokens += read + tokens_written(task)
-        seconds[str(task)] = _measuring_seconds(task, read, outlines)
-    if any(task.longest_answer for task in tasks):
-        notes.append("every answer is counted as if it were as long as it may be")
-    if any(task.spec_name() == "harness" for task in tasks):
-        notes.append("answers that harness tasks have written aren't counted")
-    return JobPlan(
-        verb="evaluate",
-        model=outline.name,
-        numbers=outline.shape.numbers,
-        matrices=len(outline.shape.matrices),
-        tokens=tokens,
-        dtype=type_name(outline.dtype),
-        device=str(outline.device),
-        memory=peak,
-        room=room,
-        disk={},
-        free=free_at(None),
-        seconds=seconds,
-        problems=tuple(problems),
-        notes=tuple(notes),
-        host=host,
-    )
+        notes = (IN_TURN,) if peak <= self._room else ()
+        return _MeasuringCourse(peak, notes, host)
+
+    def _way_to_fit(self, peak: int) -> str:
+        """What would make room for such a peak, in a part of a sentence."""
+        device = self.outlines[0].device
+        if device.type != "cpu":
+            return "allow more with --device-memory, or give --device cpu"
+        if peak <= room_on(device):
+            return f"it fits with --memory {math.ceil(peak / 1e8) / 10:g}"
+        allowed = in_tenths(self._room)
+        if self._may_be_on_disk and self._needs.on_disk("arrival") <= allowed * 1e9:
+            return f"it fits with --memory {allowed:g}, with blocks on disk"
+        return "take a smaller model, or a machine with more memory"
+
+    def _notes_on_tasks(self) -> Iterator[str]:
+        """Yield what must be said of tasks: that windows may be too long, and how answers count."""
+        longest = self.outlines[0].longest_window
+        for task in self.tasks:
+            length = getattr(task, "length", 0)
+            if longest is not None and length > longest:
+                yield f"{task}: {may_be_too_long(length, longest)}"
+        if any(task.longest_answer for task in self.tasks):
+            yield "every answer is counted as if it were as long as it may be"
+        if any(task.spec_name() == "harness" for task in self.tasks):
+            yield "answers that harness tasks have written aren't counted"
+
+
+class _MeasuringCourse(NamedTuple):
+    """How many bytes are held at the peak where the models compute, what is to be said of that, and
+    how many bytes of the machine's own memory are held while another device computes.
+    """
+
+    peak: int
+    notes: tuple[str, ...] = ()
+    host: int = 0
 
 
 def _measuring_seconds(task: Evaluator, tokens: int, outlines: Sequence[ModelOutline]) -> float:
