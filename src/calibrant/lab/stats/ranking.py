@@ -420,30 +420,42 @@ def compact_letters(different: Bool[np.ndarray, "n n"]) -> list[str]:
     for row in range(count):
         others = {other for other in range(count) if not different[row, other]}
         alike.append(others - {row})
-    # What is like nothing else has a letter of its own.
+    groups = _needed(_covering_groups(alike), alike)
+    letters = [""] * count
+    in_order = sorted(sorted(group) for group in groups)
+    for number, group in enumerate(in_order):
+        letter = f"[{number + 1}]"
+        if number < len(_ALPHABET):
+            letter = _ALPHABET[number]
+        for member in group:
+            letters[member] += letter
+    return letters
+
+
+def _covering_groups(alike: Sequence[Set[int]]) -> list[set[int]]:
+    """Return groups of which some holds each pair that is alike. What is like nothing else has one
+    of its own.
+    """
     groups = [{row} for row, others in enumerate(alike) if not others]
     uncovered = [set(others) for others in alike]
-    for row in range(count):
-        while uncovered[row]:
-            group = _grown(row, uncovered[row], alike)
+    for row, others in enumerate(uncovered):
+        while others:
+            group = _grown(row, others, alike)
             groups.append(group)
             for member in group:
                 uncovered[member] -= group
+    return groups
+
+
+def _needed(groups: list[set[int]], alike: Sequence[Set[int]]) -> list[set[int]]:
+    """Return the groups without those whose every pair others cover."""
     shared = [group for group in groups if len(group) > 1]
     # The smallest first, since those of larger ones are likeliest to cover their pairs.
     for group in sorted(shared, key=len):
         remaining = [other for other in groups if other != group]
         if all(_covers(remaining, member, group & alike[member]) for member in group):
             groups = remaining
-    letters = [""] * count
-    in_order = sorted(sorted(group) for group in groups)
-    for number, group in enumerate(in_order):
-        name = f"[{number + 1}]"
-        if number < len(_ALPHABET):
-            name = _ALPHABET[number]
-        for member in group:
-            letters[member] += name
-    return letters
+    return groups
 
 
 def _grown(row: int, uncovered: Set[int], alike: Sequence[Set[int]]) -> set[int]:
