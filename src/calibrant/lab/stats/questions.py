@@ -126,40 +126,46 @@ def _best(groups: Sequence[ComparedGroup]) -> PaperQuestion:
             "It takes the baseline and another set with content, both measured.",
         )
     evidence = _judged(compared)
-    better: dict[str, None] = {}
-    open_rivals: dict[str, None] = {}
-    for pair, found in zip(compared, evidence, strict=True):
-        if found.verdict == "worse":
-            better[pair.second[0]] = None
-        elif found.verdict == "not significant":
-            open_rivals[pair.second[0]] = None
     noun = target_noun(group.setting.target for group in groups)
     places = f"the one combination of method and {noun}"
     if len(groups) > 1:
         places = f"{len(groups)} combinations of method and {noun}"
+    better = _rivals_of(compared, evidence, "worse")
+    open_rivals = _rivals_of(compared, evidence, "not significant")
     answer: Answer
     if better:
+        answer = "no"
         worse = [found for found in evidence if found.verdict == "worse"]
         scope = ""
         if len(groups) > 1:
             where = {found.where for found in worse}
             scope = f" in {len(where)} of {places}"
-        answer = "no"
         text = (
-            f"{join_names(list(better))} did significantly better than {name}{scope}; "
+            f"{join_names(better)} did significantly better than {name}{scope}; "
             f"most: {_largest(worse)}."
         )
-    elif not open_rivals:
-        answer = "yes"
-        text = f"It did significantly better than every other set with content, in {places}."
-    else:
-        scope = f"some or all of {places}" if len(groups) > 1 else places
+    elif open_rivals:
         answer = "undecided"
+        scope = f"some or all of {places}" if len(groups) > 1 else places
         text = (
-            f"No set did significantly better than {name}, but {join_names(list(open_rivals))} "
+            f"No set did significantly better than {name}, but {join_names(open_rivals)} "
             f"cannot be distinguished from it in {scope}."
         )
+    else:
+        answer = "yes"
+        text = f"It did significantly better than every other set with content, in {places}."
     return PaperQuestion("baseline", question, answer, text, evidence)
+
+
+def _rivals_of(
+    compared: Sequence[_Pair], evidence: Sequence[Evidence], verdict: Judgement
+) -> list[str]:
+    """Return the rivals of the baseline about which this was found of it somewhere."""
+    rivals: dict[str, None] = {}
+    for pair, found in zip(compared, evidence, strict=True):
+        if found.verdict == verdict:
+            rivals[pair.second[0]] = None
+    return list(rivals)
 
 
 def _rivals(groups: Sequence[ComparedGroup], baseline: str) -> list[_Pair]:
