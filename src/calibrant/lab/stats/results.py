@@ -620,30 +620,33 @@ class GroupResults:
         sides: dict[str, dict[str, Side]] = {}
         partial: dict[str, dict[str, Side]] = {}
         for label, by_run in _measured(cells, results, names).items():
-            some = [run for run, found in by_run.items() if found]
+            some = [run for run, by_name in by_run.items() if by_name]
             complete = [run for run in some if len(by_run[run]) == len(names)]
             runs[label] = tuple(complete)
             counted = complete or some
-            share = max(map(results.overlap, counted), default=0.0)
             independence: Independence = "no draws"
+            source = ""
+            if label in sets:
+                independence = "independent"
+                source = results.label(label).source
+            share = max(map(results.overlap, counted), default=0.0)
             if share > OVERLAP:
                 overlapping[label] = share
                 independence = "overlapping"
-            elif label in sets:
-                independence = "independent"
-            source = results.label(label).source if label in sets else ""
-            draws_by_name: dict[str, list[ItemValues]] = {}
-            for run in counted:
-                for name, item_values in by_run[run].items():
-                    draws_by_name.setdefault(name, []).append(item_values)
-            of_label: dict[str, Side] = {}
-            for name, by_draw in draws_by_name.items():
-                of_label[name] = Side.of(by_draw, independence, source)
-            if complete:
-                sides[label] = of_label
-            else:
-                partial[label] = of_label
+            found = sides if complete else partial
+            found[label] = _sides([by_run[run] for run in counted], independence, source)
         return GroupResults(names, sides, partial, runs, sets, overlapping)
+
+
+def _sides(
+    draws: Sequence[Mapping[str, ItemValues]], independence: Independence, source: str
+) -> dict[str, Side]:
+    """Return what was measured on draws, by the names of the evaluators, as sides of contrasts."""
+    values_by_name: dict[str, list[ItemValues]] = {}
+    for by_name in draws:
+        for name, values in by_name.items():
+            values_by_name.setdefault(name, []).append(values)
+    return {name: Side.of(values, independence, source) for name, values in values_by_name.items()}
 
 
 def _measured(
