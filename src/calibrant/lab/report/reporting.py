@@ -1,6 +1,6 @@
 """From a store to a report."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from io import StringIO
@@ -271,11 +271,34 @@ def in_short_names(reading: Results) -> Results:
     def named(data: str) -> str:
         return names.get(data, data)
 
-    study = dict(reading.study)
-    if study.get("baseline"):
-        study["baseline"] = named(study["baseline"])
+    sets: dict[str, SetLabel] = {}
+    for data in {cell.data for cell in reading.cells if cell.data}:
+        sets[named(data)] = replace(reading.label(data), text=named(data))
+    cells = [replace(cell, data=named(cell.data)) for cell in reading.cells]
+    uncounted: list[UncountedRun] = []
+    for run in reading.uncounted:
+        cell = replace(run.cell, data=named(run.cell.data))
+        uncounted.append(replace(run, cell=cell))
+    failures = dict(reading.failures)
+    for failed_id, failure in reading.failures.items():
+        if "cell" in failure:
+            model, data, *others = failure["cell"]
+            failures[failed_id] = {**failure, "cell": [model, named(data), *others]}
+    return replace(
+        reading,
+        cells=tuple(cells),
+        failures=failures,
+        sets=sets,
+        study=_study_in_short_names(reading.study, named),
+        uncounted=tuple(uncounted),
+    )
+
+
+def _study_in_short_names(
+    study: Mapping[str, Any], named: Callable[[str], str]
+) -> Mapping[str, Any]:
+    """Return a study whose baseline, pools and contrasts call sets by their short names."""
     pools = study.get("pools") or {}
-    study["pools"] = {pool: list(map(named, sets)) for pool, sets in pools.items()}
     primary: list[dict[str, Any]] = []
     for contrast in study.get("primary") or ():
         sides = {side: named(contrast[side]) for side in ("compare", "with")}
@@ -283,29 +306,14 @@ def in_short_names(reading: Results) -> Results:
         if title == f"{contrast['compare']} against {contrast['with']}":
             title = f"{sides['compare']} against {sides['with']}"
         primary.append({**contrast, **sides, "name": title})
-    study["primary"] = primary
-    sets: dict[str, SetLabel] = {}
-    for data in {cell.data for cell in reading.cells if cell.data}:
-        sets[named(data)] = replace(reading.label(data), text=named(data))
-    cells = tuple(replace(cell, data=named(cell.data)) for cell in reading.cells)
-    uncounted: list[UncountedRun] = []
-    for other in reading.uncounted:
-        cell = replace(other.cell, data=named(other.cell.data))
-        uncounted.append(replace(other, cell=cell))
-    failures: dict[str, Mapping[str, Any]] = {}
-    for failed_id, failure in reading.failures.items():
-        failures[failed_id] = failure
-        if "cell" in failure:
-            model, data, *others = failure["cell"]
-            failures[failed_id] = {**failure, "cell": [model, named(data), *others]}
-    return replace(
-        reading,
-        cells=cells,
-        failures=failures,
-        sets=sets,
-        study=study,
-        uncounted=tuple(uncounted),
-    )
+    in_short = {
+        **study,
+        "pools": {pool: list(map(named, sets)) for pool, sets in pools.items()},
+        "primary": primary,
+    }
+    if study.get("baseline"):
+        in_short["baseline"] = named(study["baseline"])
+    return in_short
 
 
 def of_methods(comparison: Comparison, methods: Sequence[str]) -> Comparison:
