@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from statistics import fmean
 from typing import Final
 
@@ -41,6 +42,12 @@ MANY: Final = 14
 others.
 """
 
+WIDTHS: Final = {1: 640, 2: 320}
+"""The width in pixels of each of so few panels over sparsity."""
+
+NARROW: Final = 210
+"""The width of each of more."""
+
 FEW: Final = 8
 """Lines that the eye can distinguish; of more only the best and the worst are drawn, before the
 range of all.
@@ -59,32 +66,18 @@ def against_sparsity(rankings: Sequence[Ranking]) -> Plot | None:
     by_method = _by_method(rankings)
     methods = [method for method, _ in by_method]
     panels: list[tuple[str, tuple[Curve, ...]]] = []
-    spots: list[Spot] = []
-    coloured = 0
-    pale = False
     for (method, propagate), of_method in by_method.items():
         lines = _lines(of_method)
-        if not lines:
-            continue
-        title = f"{method}, {propagate}" if methods.count(method) > 1 else method
-        panels.append((title, lines))
-        own = [line for line in lines if not line.plain]
-        coloured = max(coloured, len(own))
-        pale = pale or len(own) < len(lines)
-        for line in lines:
-            spots.extend(line.spots)
+        if lines:
+            title = f"{method}, {propagate}" if methods.count(method) > 1 else method
+            panels.append((title, lines))
+    every_line = list(chain.from_iterable(lines for _, lines in panels))
+    spots = list(chain.from_iterable(line.spots for line in every_line))
     if not any(math.isfinite(spot.y) for spot in spots):
         return None
-    reach = _reached(spots)
-    height = max(240, round(LINE * coloured))
-    if len(panels) == 1:
-        width = 640
-    elif len(panels) == 2:
-        width = 320
-    else:
-        width = 210
-    up = axis_of(reach, height)
-    across = axis_of((spot.x for spot in spots), width)
+    coloured = max(_coloured(lines) for _, lines in panels)
+    up = axis_of(_reached(spots), max(240, round(LINE * coloured)))
+    across = axis_of((spot.x for spot in spots), WIDTHS.get(len(panels), NARROW))
     mean = _mean_of(first)
     caption = [
         f"Each line: the {mean} of the models that were calibrated on one set, in {first.unit}, "
@@ -93,7 +86,7 @@ def against_sparsity(rankings: Sequence[Ranking]) -> Plot | None:
     ]
     if any(spot.apart for spot in spots):
         caption.append("Hollow: N:M patterns")
-    if pale:
+    if any(line.plain for line in every_line):
         caption.append("Pale: the other sets")
     ticks = tuple(sorted({spot.x for spot in spots}))
     axis = f"{mean}, {first.unit}"
@@ -102,6 +95,11 @@ def against_sparsity(rankings: Sequence[Ranking]) -> Plot | None:
     title = f"{mean.capitalize()} over sparsity: {first.model}"
     words = _lines_in_words(title, first.unit, panels)
     return _drawn(name, title, words, curves, caption)
+
+
+def _coloured(lines: Iterable[Curve]) -> int:
+    """How many lines aren't pale."""
+    return sum(not line.plain for line in lines)
 
 
 def _by_method(rankings: Sequence[Ranking]) -> dict[tuple[str, str], list[Ranking]]:
@@ -233,9 +231,7 @@ def against_tokens(ranking: Ranking, tokens: Mapping[str, int]) -> Plot | None:
     if len(sets) < 2 or max(counts) <= UNLIKE * min(counts):
         return None
     crowded = len(sets) > CROWDED
-    lines: list[Curve] = []
-    spots: list[Spot] = []
-    inner: list[float] = []
+    marks: list[Curve] = []
     each: list[str] = []
     for entry, count in sets:
         value = entry.mean.value
@@ -245,18 +241,11 @@ def against_tokens(ranking: Ranking, tokens: Mapping[str, int]) -> Plot | None:
         if crowded:
             interval = None
         spot = Spot(float(count), value, interval)
-        spots.append(spot)
-        lines.append(Curve(entry.name, entry.family, 0, (spot,)))
-        if entry.family != "control":
-            inner.append(value)
-    inner = inner or [spot.y for spot in spots]
-    highest = max(inner)
-    most = highest + OUTSIDE * (highest - min(inner))
-    within = [spot for spot in spots if spot.y <= most]
-    reach = _reached(within)
+        marks.append(Curve(entry.name, entry.family, 0, (spot,)))
+    inside = _inside(marks)
     across = axis_of(counts, 560, room=0.06)
     height = 520 if crowded else 300
-    up = axis_of(reach, height)
+    up = axis_of(_reached(inside), height)
     mean = _mean_of(ranking)
     caption = [
         f"Each mark: the {mean} of the model that was calibrated on one set, in {ranking.unit}, "
@@ -264,15 +253,28 @@ def against_tokens(ranking: Ranking, tokens: Mapping[str, int]) -> Plot | None:
     ]
     if not crowded:
         caption.append(f"Upright lines: {percent(ranking.level)} intervals")
-    if len(within) < len(lines):
+    if len(inside) < len(marks):
         caption.append("An arrow at the edge: what lies beyond the axis, with its number")
     axis = f"{mean}, {ranking.unit}"
-    panel = ("", tuple(lines))
+    panel = ("", tuple(marks))
     curves = CurvePanels((panel,), across, up, "real calibration tokens", axis, around=True)
     where = f"{ranking.model}, {ranking.method} at {describe_target(ranking.target)}"
     title = f"{mean.capitalize()} against calibration tokens: {where}"
     words = sentence([f"{title}, in {ranking.unit}", "; ".join(each)])
     return _drawn(("tokens", ranking.method, ranking.target), title, words, curves, caption)
+
+
+def _inside(marks: Sequence[Curve]) -> list[Spot]:
+    """The spots inside the axis, which spans those of sets with content, and a control that lies
+    near them; that of the controls where there is nothing else.
+    """
+    spots = [mark.spots[0] for mark in marks]
+    values = [mark.spots[0].y for mark in marks if mark.family != "control"]
+    if not values:
+        values = [spot.y for spot in spots]
+    highest = max(values)
+    most = highest + OUTSIDE * (highest - min(values))
+    return [spot for spot in spots if spot.y <= most]
 
 
 def layer_errors(layers: Layers) -> Plot | None:
