@@ -160,8 +160,7 @@ class _Front:
 
     def caption(self) -> Iterator[str]:
         """Yield what is drawn, in which unit, and what the lines are."""
-        across = short(self.across, self.ranking.measured)
-        up = short(self.up, self.ranking.measured)
+        across, up = self.names
         units = {self._unit(self.across), self._unit(self.up)}
         model = "the model that was calibrated on one set"
         if self.ranking.finished:
@@ -177,6 +176,27 @@ class _Front:
             yield "Hollow: not significantly behind the front"
         if any(spot.place == "behind" for spot in self.spots):
             yield "Small: significantly worse on both than another set"
+
+    def in_words(self, title: str) -> str:
+        """Return the plot in words: each set with its two numbers, and where it stands."""
+        write = plainly if self.ranking.dense is None else signed
+        first, second = self.names
+        each: list[str] = []
+        for spot in self.spots:
+            numbers: list[str] = []
+            for estimate, name in ((spot.x, first), (spot.y, second)):
+                interval = spread(ends(estimate, self.ranking.level))
+                numbers.append(f"{write(estimate.value)}{interval} on {name}")
+            each.append(f"{spot.entry.name} {', '.join(numbers)}, {spot.words}")
+        nouns = "Losses" if self.ranking.dense is None else "Increases over the dense model"
+        intervals = f"{nouns}, with {percent(self.ranking.level)} intervals in brackets"
+        return sentence([title, intervals, "; ".join(each)])
+
+    @property
+    def names(self) -> tuple[str, str]:
+        """What the two measured sets are called."""
+        measured = self.ranking.measured
+        return short(self.across, measured), short(self.up, measured)
 
     @property
     def _noun(self) -> str:
@@ -247,15 +267,7 @@ def pareto(ranking: Ranking, across: str = "", up: str = "") -> Plot | None:
     when some set is better on both and their letters say so, jointly over all pairs of a column.
     `SpecError` for what isn't measured, and where only one of the two is named.
     """
-    for name in (across, up):
-        if name and name not in ranking.measured:
-            known = ", ".join(ranking.measured)
-            message = f"nothing is measured on {name!r}; name two of {known}"
-            raise SpecError(message, subject=name)
-    if bool(across) != bool(up):
-        named = across or up
-        message = f"only {named!r} is named of the two measured sets; name both, or neither"
-        raise SpecError(message, subject=named)
+    _check_named(ranking, across, up)
     pair = (across, up) if across else _opposed(ranking)
     if pair is None:
         return None
@@ -266,26 +278,26 @@ def pareto(ranking: Ranking, across: str = "", up: str = "") -> Plot | None:
     across_axis = _axis(ranking, [(spot, spot.x) for spot in spots], WIDTH)
     up_axis = _axis(ranking, [(spot, spot.y) for spot in spots], HEIGHT)
     front = _Front(ranking, *pair, tuple(spots), (across_axis, up_axis))
-    first = short(front.across, ranking.measured)
-    second = short(front.up, ranking.measured)
-    where = setting_words(ranking)
-    title = f"Loss on {first} against loss on {second}: {where}"
-    change = ranking.dense is not None
-    write = signed if change else plainly
-    each: list[str] = []
-    for spot in spots:
-        numbers: list[str] = []
-        for estimate, name in ((spot.x, first), (spot.y, second)):
-            interval = spread(ends(estimate, ranking.level))
-            numbers.append(f"{write(estimate.value)}{interval} on {name}")
-        each.append(f"{spot.entry.name} {', '.join(numbers)}, {spot.words}")
-    nouns = "Increases over the dense model" if change else "Losses"
-    intervals = f"{nouns}, with {percent(ranking.level)} intervals in brackets"
-    words = sentence([title, intervals, "; ".join(each)])
+    first, second = front.names
+    title = f"Loss on {first} against loss on {second}: {setting_words(ranking)}"
     name = ("pareto", ranking.method, ranking.target)
+    words = front.in_words(title)
     data = {"points": front.records()}
     families = {spot.family for spot in spots}
     return plotted(name, title, words, front.chart, data, tuple(front.caption()), families)
+
+
+def _check_named(ranking: Ranking, across: str, up: str) -> None:
+    """Raise `SpecError` for what isn't measured, and where only one of the two is named."""
+    for name in (across, up):
+        if name and name not in ranking.measured:
+            known = ", ".join(ranking.measured)
+            message = f"nothing is measured on {name!r}; name two of {known}"
+            raise SpecError(message, subject=name)
+    if bool(across) != bool(up):
+        named = across or up
+        message = f"only {named!r} is named of the two measured sets; name both, or neither"
+        raise SpecError(message, subject=named)
 
 
 _Losses = tuple[RankingEntry, Estimate, Estimate]
