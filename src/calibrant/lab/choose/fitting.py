@@ -2,8 +2,8 @@
 says so.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Final
 
 from transformers import PreTrainedTokenizerBase
@@ -67,46 +67,38 @@ def fit(
         halves = ()
     else:
         holdings += half_holdings
-    # All sets have one budget, which the smallest of them decides.
-    fitted = tokens
     reasons: list[str] = []
+    # All sets have one budget, which the smallest of them decides.
+    budget = tokens
     smallest = min(holdings, key=_budget_of, default=None)
     if smallest is not None and smallest.budget < tokens:
-        fitted = _rounded(smallest.budget)
+        budget = _rounded(smallest.budget)
         reasons.append(f"{smallest.name} holds {smallest.tokens:,} tokens to calibrate on")
     # No window is longer than a set; what there is depends on the length, so it is counted anew.
-    length = min(length, fitted)
-    supply = _Supply(tokenizer, length)
-    judges = [goal.judge]
-    drawn_sets = own_sets
-    if halves:
-        judges += _in_halves([goal.judge], halves)
-        drawn_sets = list(_in_halves(own_sets, halves))
-    judge_tokens = min(supply.held_out(judge, fitted) for judge in judges)
+    supply = _Supply(tokenizer, min(length, budget))
+    judges = dict.fromkeys([goal.judge, *_in_halves([goal.judge], halves)])
+    judge_tokens = min(supply.held_out(judge, budget) for judge in judges)
     if judge_tokens < 2:
         raise DataError(f"{goal.judge} holds out nothing to judge by; add rows", subject=goal.judge)
-    draws = ROUNDS
-    for name in drawn_sets:
-        drawn = CalibrationSet(name, length=length, tokens=fitted)
-        draws = min(draws, drawn.disjoint_draws(tokenizer, ROUNDS) or ROUNDS)
-    if judge_tokens < fitted:
+    if judge_tokens < budget:
         where = " in the smaller of its halves" if halves else ""
         reasons.append(f"{goal.judge} holds out {judge_tokens:,} tokens{where}")
-    sentence = ""
-    if reasons:
-        sets = f"sets of {fitted:,} tokens (not {tokens:,}), judged on {judge_tokens:,}"
-        most = "one draw" if draws == 1 else f"{draws} draws that share no row"
-        sentence = f"{'; '.join(reasons)}: {sets}, in windows of {length:,}, at most {most}"
+    draws = [supply.draws(name, budget) for name in _in_halves(own_sets, halves)]
     limited = goal.limited(supply.measured) if own_sets else goal
-    return Fitted(
-        tokens=fitted,
+    fitted = Fitted(
+        tokens=budget,
         judge_tokens=judge_tokens,
-        length=length,
-        rounds=draws,
+        length=supply.length,
+        rounds=min([ROUNDS, *draws]),
         halves=tuple(halves),
         goal=limited,
-        said=sentence,
     )
+    if not reasons:
+        return fitted
+    sets = f"sets of {budget:,} tokens (not {tokens:,}), judged on {judge_tokens:,}"
+    most = "one draw" if fitted.rounds == 1 else f"{fitted.rounds} draws that share no row"
+    lowered = f"{sets}, in windows of {fitted.length:,}, at most {most}"
+    return replace(fitted, said=f"{'; '.join(reasons)}: {lowered}")
 
 
 @dataclass(frozen=True)
@@ -175,6 +167,11 @@ class _Supply:
         data = CalibrationSet(name, length=self.length, tokens=most)
         return data.held_out().most_tokens(self.tokenizer, most)
 
+    def draws(self, name: str, tokens: int) -> int:
+        """How many draws of so many tokens share no row, as far as a race has rounds for them."""
+        data = CalibrationSet(name, length=self.length, tokens=tokens)
+        return data.disjoint_draws(self.tokenizer, ROUNDS) or ROUNDS
+
     def measured(self, measure: Evaluator) -> int:
         """What a measure can use: tokens of a text, or items."""
         if not isinstance(measure, Loss | Agreement):
@@ -197,11 +194,15 @@ def _names_a_file(name: str) -> bool:
     return any(isinstance(term.source, UserFile) for term in CalibrationSet(name).parts)
 
 
-def _in_halves(names: Sequence[str], halves: Sequence[Halves]) -> Iterator[str]:
-    """Each set with the first half of the goal's files in their place, and with the second."""
+def _in_halves(names: Sequence[str], halves: Sequence[Halves]) -> list[str]:
+    """Each set with the first half of the goal's files in their place, and with the second; once
+    where it names none of them.
+    """
+    versions: dict[str, None] = {}
     for name in names:
         for side in (0, 1):
-            yield swapped(name, halves, side)
+            versions[swapped(name, halves, side)] = None
+    return list(versions)
 
 
 def _for_two_draws(supply: int) -> int:
