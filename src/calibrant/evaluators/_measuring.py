@@ -138,13 +138,9 @@ def evaluate(options: EvaluateOptions) -> list[Measurement]:
         )
     leak_counts, manifest = refuse_leaks(options.model, chosen, options.allow_leak)
     promised = in_bytes(options.memory)
-    compares = any(task.compares for task in chosen)
-    dense_model = None
-    if compares:
-        dense_model = options.reference or _dense_name(manifest)
-    opened = _open(options, chosen, dense_model, promised)
+    opened = _open(options, chosen, manifest)
     dense = None
-    if compares:
+    if any(task.compares for task in chosen):
         dense = reference_of(options.reference, manifest, opened, options.device)
     if promised is not None:
         check_kept(promised, opened)
@@ -192,46 +188,27 @@ def run_in_store(
 
 
 def _open(
-    options: EvaluateOptions,
-    tasks: Sequence[Evaluator],
-    dense: Model | None,
-    promised: int | None,
+    options: EvaluateOptions, tasks: Sequence[Evaluator], manifest: Mapping[str, Any] | None
 ) -> Opened:
-    """Return the model that is measured, so that a promise of memory is kept; `dense` is the one
-    that it is compared with.
-    """
+    """Return the model that is measured, so that a promise of memory is kept."""
     model = options.model
-    by_another = options.engine != "torch"
-    limits = {"memory": promised, "device_memory": options.device_memory}
-    for option, limit in limits.items():
-        if limit is not None and (is_object(model) or by_another):
-            raise SpecError(
-                f"{option} is for a model that is opened here, by torch; "
-                "leave it out, or give the model's name and no engine",
-                subject=option,
-            )
-    if by_another:
-        if not is_object(model):
-            _check_ignored(options)
-            return opened_by(options.engine, name_of(model), options.dtype, options.device)
+    engine = options.engine
+    if is_object(model):
+        _refuse_limits(options)
         # What an object's name stands for may be another model by now.
-        if not isinstance(model, Opened) or not runs_by(options.engine, model):
+        if engine != "torch" and not (isinstance(model, Opened) and runs_by(engine, model)):
             raise SpecError(
-                f"{name_of(model)} is open already, and {options.engine} doesn't run it; leave the "
-                "engine out, or give the model's name",
-                subject=options.engine,
+                f"{name_of(model)} is open already, and {engine} doesn't run it; leave the engine "
+                "out, or give the model's name",
+                subject=engine,
             )
-    names = [name_of(model)]
-    if dense is not None and not is_object(dense):
-        names.append(name_of(dense))
-    on_device = room_on_device(options.device_memory, device_of(model, options.device))
-    beside = False
-    if on_device is not None and not is_object(model):
-        beside = left_beside(names, tasks, options.dtype, options.device, on_device)
-    on_disk = False
-    if promised is not None:
-        on_disk = left_on_disk(names, tasks, options.dtype, options.device, promised, beside)
-    opened = _opened(model, options.tokenizer, options.dtype, options.device, on_disk, beside)
+        opened = _opened(model, options.tokenizer, options.dtype, options.device, False, False)
+    elif engine != "torch":
+        _refuse_limits(options)
+        _check_ignored(options)
+        return opened_by(engine, name_of(model), options.dtype, options.device)
+    else:
+        opened = _open_within(options, tasks, manifest)
     looking = [task for task in tasks if task.looks_inside]
     # One that was handed over may have its blocks elsewhere already.
     if looking and opened.residence.elsewhere:
@@ -241,6 +218,42 @@ def _open(
             subject=opened.name,
         )
     return opened
+
+
+def _open_within(
+    options: EvaluateOptions, tasks: Sequence[Evaluator], manifest: Mapping[str, Any] | None
+) -> Opened:
+    """Return a model that is named, with its blocks elsewhere where there is no room for it and for
+    the one that it is compared with.
+    """
+    dtype = options.dtype
+    device = options.device
+    names = [name_of(options.model)]
+    if any(task.compares for task in tasks):
+        dense = options.reference or _dense_name(manifest)
+        if dense is not None and not is_object(dense):
+            names.append(name_of(dense))
+    on_device = room_on_device(options.device_memory, device_of(options.model, device))
+    beside = False
+    if on_device is not None:
+        beside = left_beside(names, tasks, dtype, device, on_device)
+    promised = in_bytes(options.memory)
+    on_disk = False
+    if promised is not None:
+        on_disk = left_on_disk(names, tasks, dtype, device, promised, beside)
+    return _opened(options.model, options.tokenizer, dtype, device, on_disk, beside)
+
+
+def _refuse_limits(options: EvaluateOptions) -> None:
+    """Raise `SpecError` for room that is given to a model which isn't opened here."""
+    limits = {"memory": options.memory, "device_memory": options.device_memory}
+    for option, limit in limits.items():
+        if limit is not None:
+            raise SpecError(
+                f"{option} is for a model that is opened here, by torch; "
+                "leave it out, or give the model's name and no engine",
+                subject=option,
+            )
 
 
 def _check_ignored(options: EvaluateOptions) -> None:
