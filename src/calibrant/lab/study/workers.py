@@ -339,73 +339,91 @@ STARTING: Final[Message] = ["doing", "starting", "", -1, ""]
 """What a worker is doing before it has said anything."""
 
 
+class _Crew:
+    """Workers in their places, with what each of them is doing. Each has a thread that waits for
+    its messages.
+    """
+
+    def __init__(self, starts: Sequence[Callable[[], Worker]]) -> None:
+        self._starts = starts
+        self._inbox = queue.SimpleQueue[tuple[int, Message | BaseException | None]]()
+        self._threads: list[threading.Thread] = []
+        self.workers: dict[int, Worker] = {}
+        self.doing: dict[int, Message] = {}
+
+    def start(self, place: int) -> None:
+        """Start a worker in a place."""
+        with uninterrupted():  # between its beginning and its entry here nobody would end it
+            worker = self._starts[place]()
+            self.workers[place] = worker
+        self.doing[place] = STARTING
+        thread = threading.Thread(target=self._listen, args=(place, worker), daemon=True)
+        self._threads.append(thread)
+        thread.start()
+
+    def _listen(self, place: int, worker: Worker) -> None:
+        try:
+            for message in worker.messages():
+                self._inbox.put((place, message))
+            self._inbox.put((place, None))
+        except BaseException as error:  # noqa: BLE001  # raised again where this was started
+            self._inbox.put((place, error))
+
+    def messages(self) -> Iterator[tuple[int, Message | BaseException | None]]:
+        """Yield what comes from each place while there is a worker: messages, then None, or the
+        error that ended it.
+        """
+        while self.workers:
+            yield next_of(self._inbox)
+
+    def close(self) -> None:
+        """End all workers, and wait a little for their threads."""
+        for worker in self.workers.values():
+            worker.end()
+        deadline = time.monotonic() + GRACE
+        for thread in self._threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+
+
 def supervise(summary: Summary, starts: Sequence[Callable[[], Worker]]) -> StudyResult:
     """Have workers answer everything; one that dies is replaced.
 
     Whatever ends this, no worker is left behind. Each worker has a thread that waits for its
     messages; all that is done about them is done in this one.
     """
-    inbox: queue.SimpleQueue[tuple[int, Message | BaseException | None]] = queue.SimpleQueue()
-    workers: dict[int, Worker] = {}
-    threads: list[threading.Thread] = []
-    doing: dict[int, Message] = {}
     deaths = Counter[str]()
-
-    def listen(place: int, worker: Worker) -> None:
-        try:
-            for message in worker.messages():
-                inbox.put((place, message))
-            inbox.put((place, None))
-        except BaseException as error:  # noqa: BLE001  # raised again where this was started
-            inbox.put((place, error))
-
-    def start(place: int) -> None:
-        with uninterrupted():  # between its beginning and its entry here nobody would end it
-            workers[place] = starts[place]()
-        doing[place] = STARTING
-        thread = threading.Thread(target=listen, args=(place, workers[place]), daemon=True)
-        threads.append(thread)
-        thread.start()
-
-    with summary.kept():
-        try:
-            for place in range(len(starts)):
-                start(place)
-            while workers:
-                place, message = next_of(inbox)
-                match message:
-                    case None:
-                        workers.pop(place).end()
-                    case WorkerError():
-                        workers.pop(place).end()
-                        cause = _cause(doing[place])
-                        deaths[cause] += 1
-                        if doing[place] != WAITING:
-                            _give_up(summary, doing[place], message, deaths[cause])
-                            start(place)
-                        elif _note_idle_death(summary, message, deaths[cause]):
-                            start(place)
-                        elif not workers and not summary.complete:
-                            raise _none_left(message)
-                    case BaseException():
-                        raise message
-                    case _:
-                        if message[0] == "doing":
-                            # One that came so far shows that starting isn't what they die at.
-                            if doing[place] is STARTING:
-                                deaths.pop(_cause(STARTING), None)
-                            doing[place] = message
-                        # What was waited for came. That another request is done says nothing: a new
-                        # worker also says it of all that it finds in the store.
-                        if message[0] == "made":
-                            deaths.pop(_cause(WAITING), None)
-                        summary.add(message)
-        finally:
-            for worker in workers.values():
-                worker.end()
-            deadline = time.monotonic() + GRACE
-            for thread in threads:
-                thread.join(max(0.0, deadline - time.monotonic()))
+    with summary.kept(), contextlib.closing(_Crew(starts)) as crew:
+        for place in range(len(starts)):
+            crew.start(place)
+        for place, message in crew.messages():
+            doing = crew.doing[place]
+            match message:
+                case None:
+                    crew.workers.pop(place).end()
+                case WorkerError():
+                    crew.workers.pop(place).end()
+                    cause = _cause(doing)
+                    deaths[cause] += 1
+                    if doing != WAITING:
+                        _give_up(summary, doing, message, deaths[cause])
+                        crew.start(place)
+                    elif _note_idle_death(summary, message, deaths[cause]):
+                        crew.start(place)
+                    elif not crew.workers and not summary.complete:
+                        raise _none_left(message)
+                case BaseException():
+                    raise message
+                case _:
+                    if message[0] == "doing":
+                        # One that came so far shows that starting isn't what they die at.
+                        if doing is STARTING:
+                            deaths.pop(_cause(STARTING), None)
+                        crew.doing[place] = message
+                    # What was waited for came. That another request is done says nothing: a new
+                    # worker also says it of all that it finds in the store.
+                    if message[0] == "made":
+                        deaths.pop(_cause(WAITING), None)
+                    summary.add(message)
     return summary.result()
 
 
