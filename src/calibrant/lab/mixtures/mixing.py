@@ -119,29 +119,12 @@ def mix(options: MixOptions) -> Mixture:
     if options.imatrix is not None:
         check_imatrix_path(options.imatrix)
     clock = Clock()
-    draw_settings = {"length": options.length, "tokens": options.tokens, "seed": options.seed}
     place = options.folder or cache_folder()
     sets: list[CalibrationSet] = []
     for source in options.sources:
-        text = as_expression(source, place / "given")
-        sets.append(CalibrationSet(text, **draw_settings))
+        sets.append(_drawn(options, as_expression(source, place / "given")))
     _check_sources(sets)
-    judges = [str(data) for data in sets]
-    if objective.target:
-        target_set = CalibrationSet(objective.target, **draw_settings)
-        if target_set.mixed:
-            name = str(target_set)
-            message = f"the target {name!r} is a mix; give one source or one file to be good at"
-            raise SpecError(message, subject=name)
-        objective = Objective("target", str(target_set))
-        judges = [*judges, objective.target]
-    if options.alone:
-        if not objective.target:
-            message = (
-                f"alone=True is for a target; with the objective {objective} the sources judge"
-            )
-            raise SpecError(f"{message}, leave it out", subject="alone")
-        judges = [objective.target]
+    objective, judges = _judges(options, objective, sets)
     with clock.phase("open"):
         opened = opened_of(options.model, options.tokenizer, options.dtype, options.device)
         model_view = view(opened.model)
@@ -150,14 +133,8 @@ def mix(options: MixOptions) -> Mixture:
         names = {} if options.imatrix is None else tensor_names(model_view)
     with clock.phase("tokenize"):
         batches = [_tokenized(data, opened, options.progress) for data in sets]
-        # The next draw, so that a loss that confirms the choice measures other texts.
-        judge_tokens = options.judge_tokens or options.tokens
-        judging: list[tuple[str, TokenBatch]] = []
-        for judge in dict.fromkeys(judges):
-            data = CalibrationSet(
-                judge, length=options.length, tokens=judge_tokens, seed=options.seed + 1
-            )
-            judging.append(_tokenized(data.held_out(), opened, options.progress))
+        held_out = [_held_out(options, judge) for judge in judges]
+        judging = [_tokenized(data, opened, options.progress) for data in held_out]
     with clock.phase("statistics"):
         statistics = gather_statistics(
             opened,
@@ -178,6 +155,44 @@ def mix(options: MixOptions) -> Mixture:
     if options.imatrix is not None:
         imatrix_of(statistics, shares, names, options.length).write(options.imatrix)
     return mixture
+
+
+def _drawn(options: MixOptions, text: str) -> CalibrationSet:
+    return CalibrationSet(text, length=options.length, tokens=options.tokens, seed=options.seed)
+
+
+def _held_out(options: MixOptions, judge: str) -> CalibrationSet:
+    """What a judge judges by: the next draw, so that a loss that confirms the choice measures other
+    texts.
+    """
+    tokens = options.judge_tokens or options.tokens
+    data = CalibrationSet(judge, length=options.length, tokens=tokens, seed=options.seed + 1)
+    return data.held_out()
+
+
+def _judges(
+    options: MixOptions, objective: Objective, sets: Sequence[CalibrationSet]
+) -> tuple[Objective, list[str]]:
+    """Return the objective with its target as sets are written, and who judges: the sources, and a
+    target beside them or alone.
+
+    Raises `SpecError` for a target that is a mix, and where one is to judge alone that isn't there.
+    """
+    sources = [str(data) for data in sets]
+    if not objective.target:
+        if options.alone:
+            message = (
+                f"alone=True is for a target; with the objective {objective} the sources judge"
+            )
+            raise SpecError(f"{message}, leave it out", subject="alone")
+        return objective, sources
+    target_set = _drawn(options, objective.target)
+    target = str(target_set)
+    if target_set.mixed:
+        message = f"the target {target!r} is a mix; give one source or one file to be good at"
+        raise SpecError(message, subject=target)
+    judges = [target] if options.alone else list(dict.fromkeys([*sources, target]))
+    return Objective("target", target), judges
 
 
 def _tokenized(data: CalibrationSet, opened: Opened, progress: Progress) -> tuple[str, TokenBatch]:
