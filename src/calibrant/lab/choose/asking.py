@@ -302,33 +302,26 @@ def asked(options: RecommendCommand, budget: TimeBudget) -> Prepared:
         goal, no_template = _in_template(goals, goal, opened, options.length)
     as_text = plain_forms(goal.conversations).values()
     own_sets = _canonical([*goal.sources, *as_text], folder)
-    candidates = named
+    candidates = named or _default_candidates(goal, folder)
+    baseline = _baseline(options.baseline, candidates)
+    candidates = list(dict.fromkeys([*candidates, baseline]))
+    # What the user named is never left out, a baseline neither.
+    needed = candidates
     spare: list[str] = []
     if not named:
-        defaults = [*goal.sources, *instruct_candidates(goal.conversations), *default_sources(goal)]
-        candidates = _canonical(defaults, folder)
-        spare = own_answers(goal.conversations)
-    if options.baseline:
-        baseline = str(CalibrationSet(options.baseline))
-    elif BASELINE in candidates:
-        baseline = BASELINE
-    else:
-        baseline = candidates[0]
-    candidates = list(dict.fromkeys([*candidates, baseline]))
+        needed = list(dict.fromkeys([*own_sets, baseline]))
+        spare = [data for data in own_answers(goal.conversations) if data != baseline]
     model_view = view(opened.model)
     check_model(method, model_view, target, dict.fromkeys(model_view.named, target))
     stand_in = fitted_to(stand_in, opened.model.num_parameters())
     export = _deployed(method, target, opened)
+    halves: tuple[Halves, ...] = ()
+    no_sibling = "it was not asked for"
     if options.sibling:
         halves, no_sibling = _halves(goal, folder / "halves")
-    else:
-        halves = ()
-        no_sibling = "it was not asked for"
     tokens = options.tokens or TOKENS
     fitted = fit(candidates, goal, halves, tokens, options.length, opened.tokenizer)
-    if fitted.halves:
-        no_sibling = ""
-    elif not no_sibling:
+    if halves and not fitted.halves:
         no_sibling = "its halves hold too little to be calibrated on"
     template = Study(
         models=(opened.name,),
@@ -344,11 +337,6 @@ def asked(options: RecommendCommand, budget: TimeBudget) -> Prepared:
         # number.
         allow_leak=True,
     )
-    # What the user named is never left out, a baseline neither.
-    spare = [data for data in spare if data != baseline]
-    needed = candidates
-    if not named:
-        needed = list(dict.fromkeys([*own_sets, baseline]))
     identity_parts: list[Any] = [
         opened.digest,
         str(method),
@@ -406,6 +394,19 @@ def _in_template(goals: Sequence[str], goal: Goal, opened: Opened, length: int) 
         return measured_in_template(in_template, opened.tokenizer), ""
     except DataError as error:
         return goal, str(error)
+
+
+def _default_candidates(goal: Goal, folder: Path) -> list[str]:
+    """The sets to try where the user names none."""
+    sets = [*goal.sources, *instruct_candidates(goal.conversations), *default_sources(goal)]
+    return _canonical(sets, folder)
+
+
+def _baseline(given: str, candidates: Sequence[str]) -> str:
+    """The set that the candidates are compared with."""
+    if given:
+        return str(CalibrationSet(given))
+    return BASELINE if BASELINE in candidates else candidates[0]
 
 
 def _canonical(sets: Sequence[Data], folder: Path) -> list[str]:
