@@ -230,8 +230,6 @@ def recommend(options: RecommendOptions) -> Recommendation:
     if is_object(options.model):
         own_name = name_of(options.model)
         options = _with_name(options)
-        if options.tool is not None:
-            tool_named(options.tool).check_model(str(options.model))
     prepared = asked(options, budget)
     names = prepared.own_names()
     if own_name:
@@ -240,19 +238,11 @@ def recommend(options: RecommendOptions) -> Recommendation:
         options.say(in_own_names(prepared.fitted.said, names))
     if prepared.no_template:
         options.say(f"measured out of the chat template: {prepared.no_template}")
-    costs = kept_costs(prepared.folder, prepared.identity) or prepared.costs(options.progress)
-    plan = prepared.plan(costs, budget, options.minutes)
-    options.say(plan.sentence(options.minutes))
-    prepared = prepared.within(plan)
-    if prepared.fitted.halves and not plan.halves:
-        reason = _too_short(prepared, costs, plan, budget)
-        prepared = prepared.without_sibling(reason)
-        options.say(f"no held-out sibling: {reason}")
-    prepared, costs = _with_answers(prepared, costs, plan, budget, options)
+    prepared, plan, costs = _within_time(prepared, budget, options)
+    fitted = prepared.fitted
     began = budget.spent
     mixture, predicted = prepared.predicted(plan, options.progress)
     predicting = budget.spent
-    fitted = prepared.fitted
     if not mixture.reused:
         # What was read again says nothing about what gathering costs. With a sibling, both halves
         # are walked through too, and judge too.
@@ -325,6 +315,24 @@ def recommend(options: RecommendOptions) -> Recommendation:
     )
 
 
+def _within_time(
+    prepared: Prepared, budget: TimeBudget, options: RecommendOptions
+) -> tuple[Prepared, TimePlan, StepCosts]:
+    """Plan the time, say what it buys and what is left out for it, and have the model write its own
+    answers. Return what is left of what was asked, the plan, and what the steps cost.
+    """
+    costs = kept_costs(prepared.folder, prepared.identity) or prepared.costs(options.progress)
+    plan = prepared.plan(costs, budget, options.minutes)
+    options.say(plan.sentence(options.minutes))
+    prepared = prepared.within(plan)
+    if prepared.fitted.halves and not plan.halves:
+        reason = _too_short(prepared, costs, plan, budget)
+        prepared = prepared.without_sibling(reason)
+        options.say(f"no held-out sibling: {reason}")
+    prepared, costs = _with_answers(prepared, costs, plan, budget, options)
+    return prepared, plan, costs
+
+
 def _written(options: RecommendOptions, mixture: Mixture, data: str) -> WrittenData | None:
     """Write the recommended data for another tool, if one was asked for. No tool weighs the sets of
     a mix, so of a mix it is the sum with the same shares.
@@ -366,6 +374,8 @@ def _with_name(options: RecommendOptions) -> RecommendOptions:
             save(opened, place, {})
             options.say(f"the model was written to {place}, where each run opens it")
         name = str(place)
+    if options.tool is not None:
+        tool_named(options.tool).check_model(name)
     return replace(
         options,
         model=name,
