@@ -375,7 +375,7 @@ def _with_name(options: RecommendOptions) -> RecommendOptions:
             options.say(f"the model was written to {place}, where each run opens it")
         name = str(place)
     if options.tool is not None:
-        tool_named(options.tool).check_model(name)
+        tool_named(options.tool).check_model(str(name))
     return replace(
         options,
         model=name,
