@@ -87,14 +87,14 @@ def imatrix(options: ImatrixOptions) -> Imatrix:
     calibration = options.drawn_from(options.data)
     promised = in_bytes(options.memory)
     on_device = room_on_device(options.device_memory, device_of(model, options.device), model)
-    on_disk, beside = _why_elsewhere(options, calibration, promised, on_device)
+    why_on_disk, why_beside = _why_elsewhere(options, calibration, promised, on_device)
     opened = opened_of(
         model,
         options.tokenizer,
         options.dtype,
         options.device,
-        on_disk=bool(on_disk),
-        beside=bool(beside),
+        on_disk=bool(why_on_disk),
+        beside=bool(why_beside),
     )
     model_view = view(opened.model, opened.residence)
     names = tensor_names(model_view)
@@ -124,7 +124,7 @@ def imatrix(options: ImatrixOptions) -> Imatrix:
         int(batch.facts.get("windows", len(batch.ids))),
         calibration.length,
         _left_out(model_view, seen),
-        "; ".join(filter(None, [on_disk, beside, offloaded])),
+        "; ".join(filter(None, [why_on_disk, why_beside, offloaded])),
         shortage_of(model_view, batch),
     )
     if out is not None:
@@ -148,15 +148,15 @@ def _why_elsewhere(
             message = f"{problem}, and {name} is open; give its name, or leave memory out"
             raise SpecError(message, subject="memory")
         return "", ""
-    beside = ""
+    why_beside = ""
     if on_device is not None:
-        beside = gathered_beside(name, calibration, options.dtype, options.device, on_device)
-    on_disk = ""
+        why_beside = gathered_beside(name, calibration, options.dtype, options.device, on_device)
+    why_on_disk = ""
     if promised is not None:
-        on_disk = gathered_on_disk(
-            name, calibration, options.dtype, options.device, promised, bool(beside)
+        why_on_disk = gathered_on_disk(
+            name, calibration, options.dtype, options.device, promised, bool(why_beside)
         )
-    return on_disk, beside
+    return why_on_disk, why_beside
 
 
 def _check_names(opened: Opened, names: Mapping[str, tuple[str, ...]]) -> None:

@@ -223,7 +223,7 @@ def _put_back_finished(
     interruption untouched.
     """
     postponed: list[Callable[[], None]] = []
-    if view.residence.on_disk:
+    if view.residence.on_disk and checkpoint is not None:
         done = replaced_on_disk(view, finished)
         change = partial(change_when_read, view, checkpoint, range(len(finished)))
         if propagate == "dense":
@@ -538,11 +538,11 @@ def reread(view: ModelView, checkpoint: Checkpoint, finished: int, block: Block)
     return edits
 
 
-def change_when_read(view: ModelView, checkpoint: Checkpoint | None, steps: Iterable[int]) -> None:
+def change_when_read(view: ModelView, checkpoint: Checkpoint, steps: Iterable[int]) -> None:
     """Have the edits of these finished steps applied again whenever their block is read from disk.
     Does nothing for a model in memory.
     """
-    if checkpoint is None or not view.residence.on_disk:
+    if not view.residence.on_disk:
         return
 
     def again(step: int) -> None:

@@ -664,7 +664,9 @@ class _Course:
     blocks_in_turn: bool = False
 
     def notes(self, asked: Propagation) -> list[str]:
-        """Return in sentences what goes otherwise than `asked`, with the whole model in memory."""
+        """Return in sentences what goes otherwise than with the propagation `asked` and the whole
+        model in memory.
+        """
         notes: list[str] = []
         if self.blocks_on_disk and self.blocks_in_turn:
             notes.append(IN_TURN_FROM_DISK)

@@ -324,12 +324,14 @@ class _Job:
             check_output(Path(options.out))
         with clock.phase("open"):
             name = name_of(options.model)
-            beside = ""
+            why_beside = ""
             if on_device is not None and not given:
-                beside = left_beside(name, recipe, calibration, options.dtype, device, on_device)
-            on_disk = ""
+                why_beside = left_beside(
+                    name, recipe, calibration, options.dtype, device, on_device
+                )
+            why_on_disk = ""
             if promised is not None:
-                on_disk = left_on_disk(
+                why_on_disk = left_on_disk(
                     name,
                     recipe,
                     calibration,
@@ -338,7 +340,7 @@ class _Job:
                     device,
                     promised,
                     ranks,
-                    bool(beside),
+                    bool(why_beside),
                 )
             opened = opened_of(
                 options.model,
@@ -346,8 +348,8 @@ class _Job:
                 options.dtype,
                 device,
                 options.copy,
-                on_disk=bool(on_disk),
-                beside=bool(beside),
+                on_disk=bool(why_on_disk),
+                beside=bool(why_beside),
             )
             if opened.residence.on_disk and options.out is None:
                 raise SpecError(
@@ -377,7 +379,7 @@ class _Job:
             model_view=model_view,
             batch=batch,
             clock=clock,
-            notes=(on_disk, beside),
+            notes=(why_on_disk, why_beside),
             ranks=ranks,
         )
         ranks.agree("the run that is asked for", job.run.id)
@@ -385,12 +387,12 @@ class _Job:
 
     @property
     def run(self) -> Run:
-        """The run that is asked for."""
+        """The run, as the job goes on now."""
         return self.recipe.run(self.opened, self.batch, **_data_and_seed(self.calibration))
 
     def fitted(self, memory: int | None, promised: int | None, on_device: int | None) -> "_Job":
-        """Return the job as it goes on where memory is short: perhaps with another propagation, or
-        with activations elsewhere between two blocks.
+        """Return the job as it goes on where memory is short: perhaps with another propagation. Where
+        activations are to be elsewhere between two blocks, it has the model's view do that.
         """
         options = self.options
         opened = self.opened

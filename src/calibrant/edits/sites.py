@@ -189,7 +189,7 @@ class _BlockParts(NamedTuple):
     hidden: Hidden | None
 
     def writer_behind(self, readers: Sequence[Weight]) -> Weight | nn.Module | None:
-        """Return the writer of a site that has these readers."""
+        """Return the writer of a site that has these readers; None unless there is exactly one."""
         names = {reader.name for reader in readers}
         writers: list[Weight] = []
         if self.heads is not None and self.heads.values.name in names:

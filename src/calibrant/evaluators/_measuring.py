@@ -193,8 +193,9 @@ def _open(
     """Return the model that is measured, so that a promise of memory is kept."""
     model = options.model
     engine = options.engine
-    if is_object(model):
+    if is_object(model) or engine != "torch":
         _refuse_limits(options)
+    if is_object(model):
         # What an object's name stands for may be another model by now.
         if engine != "torch" and not (isinstance(model, Opened) and runs_by(engine, model)):
             raise SpecError(
@@ -202,9 +203,10 @@ def _open(
                 "out, or give the model's name",
                 subject=engine,
             )
-        opened = _opened(model, options.tokenizer, options.dtype, options.device, False, False)
+        opened = _opened(
+            model, options.tokenizer, options.dtype, options.device, on_disk=False, beside=False
+        )
     elif engine != "torch":
-        _refuse_limits(options)
         _check_ignored(options)
         return opened_by(engine, name_of(model), options.dtype, options.device)
     else:

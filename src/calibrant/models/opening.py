@@ -370,8 +370,9 @@ def _check_on_disk(path: Path, ref: str) -> None:
 @final
 @dataclass(frozen=True)
 class _ModelFiles:
-    """What the files of a folder hold. `weights` are its safetensors files, `tensors` what each
-    tensor of the model is in them, or once `packed` unpacks it.
+    """What the files of a folder hold. `weights` are its safetensors files. `tensors` are the
+    model's own, unpacked where the folder is `packed`; scales of inputs and of the cache aren't
+    among them.
     """
 
     folder: Path

@@ -535,6 +535,9 @@ def _keeps_features(name: str, x: Tensor, y: Tensor, args: tuple[Any, ...]) -> b
             return not _is_last(dim, x)
         case "index", [indices]:
             return indices[-1] is None or _dimensions_of(indices) < x.dim()
+        # Called otherwise than torch does today.
+        case "transpose" | "permute" | "repeat" | "select" | "index_select" | "index", _:
+            return False
         case _:
             return True
 

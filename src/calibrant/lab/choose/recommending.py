@@ -363,10 +363,10 @@ def _written(options: RecommendOptions, mixture: Mixture, data: str) -> WrittenD
 def _with_name(options: RecommendOptions) -> RecommendOptions:
     """The same with a folder in the place of the model object, since runs of a race open it by
     name: the one that it was loaded from, if that has the same numbers, else one that it is saved
-    to, once.
+    to, once. Raises where the `tool` can't take that model.
     """
     opened = opened_of(options.model, options.tokenizer, options.dtype, options.device)
-    name = opened.model.name_or_path
+    name = str(opened.model.name_or_path)
     digest = digest_of(opened.model)
     if digest.startswith(OF_TENSORS):
         place = Path(options.folder) / MODELS / digest.removeprefix(OF_TENSORS)[:16]
@@ -375,7 +375,7 @@ def _with_name(options: RecommendOptions) -> RecommendOptions:
             options.say(f"the model was written to {place}, where each run opens it")
         name = str(place)
     if options.tool is not None:
-        tool_named(options.tool).check_model(str(name))
+        tool_named(options.tool).check_model(name)
     return replace(
         options,
         model=name,

@@ -122,7 +122,7 @@ def mix(options: MixOptions) -> Mixture:
     place = options.folder or cache_folder()
     sets: list[CalibrationSet] = []
     for source in options.sources:
-        sets.append(_drawn(options, as_expression(source, place / "given")))
+        sets.append(_set_of(options, as_expression(source, place / "given")))
     _check_sources(sets)
     objective, judges = _judges(options, objective, sets)
     with clock.phase("open"):
@@ -157,7 +157,8 @@ def mix(options: MixOptions) -> Mixture:
     return mixture
 
 
-def _drawn(options: MixOptions, text: str) -> CalibrationSet:
+def _set_of(options: MixOptions, text: str) -> CalibrationSet:
+    """The calibration set of an expression, with the size and seed that are asked for."""
     return CalibrationSet(text, length=options.length, tokens=options.tokens, seed=options.seed)
 
 
@@ -186,7 +187,7 @@ def _judges(
             )
             raise SpecError(f"{message}, leave it out", subject="alone")
         return objective, sources
-    target_set = _drawn(options, objective.target)
+    target_set = _set_of(options, objective.target)
     target = str(target_set)
     if target_set.mixed:
         message = f"the target {target!r} is a mix; give one source or one file to be good at"

@@ -130,8 +130,8 @@ def _best(groups: Sequence[ComparedGroup]) -> PaperQuestion:
     places = f"the one combination of method and {noun}"
     if len(groups) > 1:
         places = f"{len(groups)} combinations of method and {noun}"
-    better = _rivals_of(compared, evidence, "worse")
-    open_rivals = _rivals_of(compared, evidence, "not significant")
+    better = _with_verdict(compared, evidence, "worse")
+    open_rivals = _with_verdict(compared, evidence, "not significant")
     answer: Answer
     if better:
         answer = "no"
@@ -157,10 +157,10 @@ def _best(groups: Sequence[ComparedGroup]) -> PaperQuestion:
     return PaperQuestion("baseline", question, answer, text, evidence)
 
 
-def _rivals_of(
+def _with_verdict(
     compared: Sequence[_Pair], evidence: Sequence[Evidence], verdict: Judgement
 ) -> list[str]:
-    """Return the rivals of the baseline about which this was found of it somewhere."""
+    """Return the rivals for which some comparison with the baseline has this verdict."""
     rivals: dict[str, None] = {}
     for pair, found in zip(compared, evidence, strict=True):
         if found.verdict == verdict:

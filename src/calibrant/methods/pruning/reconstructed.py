@@ -264,22 +264,24 @@ def refit(
         return sample.errors(writers, replacements, gradients)
 
     @torch.no_grad()
-    def error() -> float:
+    def total_error() -> float:
         total = 0.0
         for sample in samples:
-            for name, squared in errors(sample).items():
-                total += float(squared) / sizes[name]
+            squares = errors(sample)
+            for name, size in sizes.items():
+                total += float(squares[name]) / size
         return total
 
     def loss(step: int) -> Tensor:
         sample = samples[step % len(samples)]
-        relative = [squared / sizes[name] for name, squared in errors(sample, True).items()]
+        squares = errors(sample, gradients=True)
+        relative = [squares[name] / size for name, size in sizes.items()]
         # One micro-batch stands for all of them.
         return torch.stack(relative).sum() * len(samples)
 
-    before = error()
+    before = total_error()
     _descend(matrices, loss, steps, rate)
-    after = error()
+    after = total_error()
     # NaN is no smaller either.
     if not after < before:
         return None
@@ -318,7 +320,7 @@ class _FittedMatrix:
         return (self.variable * self.kept).to(self.weight.stored.dtype)
 
     def result(self) -> Float[Tensor, "out in"]:
-        """Return its numbers as a matrix, apart from the steps that led to them."""
+        """Return its numbers as a matrix, without gradients."""
         numbers = self.numbers().detach()
         return numbers.T if self.weight.transposed else numbers
 
@@ -327,7 +329,7 @@ class _FittedMatrix:
 def _descend(
     matrices: Sequence[_FittedMatrix], loss: Callable[[int], Tensor], steps: int, rate: float
 ) -> None:
-    """Take the steps of Adam, each down the loss that belongs to its number."""
+    """Take the steps of Adam; `loss(number)` gives the loss of a step."""
     variables = [matrix.variable for matrix in matrices]
     optimizer = torch.optim.Adam(
         [{"params": [matrix.variable], "lr": rate * matrix.size} for matrix in matrices]

@@ -75,7 +75,8 @@ def against_sparsity(rankings: Sequence[Ranking]) -> Plot | None:
     spots = list(chain.from_iterable(line.spots for line in every_line))
     if not any(math.isfinite(spot.y) for spot in spots):
         return None
-    coloured = max(_coloured(lines) for _, lines in panels)
+    # Pale lines need no room for labels.
+    coloured = max(sum(not line.plain for line in lines) for _, lines in panels)
     up = axis_of(_reached(spots), max(240, round(LINE * coloured)))
     across = axis_of((spot.x for spot in spots), WIDTHS.get(len(panels), NARROW))
     mean = _mean_of(first)
@@ -95,11 +96,6 @@ def against_sparsity(rankings: Sequence[Ranking]) -> Plot | None:
     title = f"{mean.capitalize()} over sparsity: {first.model}"
     words = _lines_in_words(title, first.unit, panels)
     return _drawn(name, title, words, curves, caption)
-
-
-def _coloured(lines: Iterable[Curve]) -> int:
-    """How many lines aren't pale."""
-    return sum(not line.plain for line in lines)
 
 
 def _by_method(rankings: Sequence[Ranking]) -> dict[tuple[str, str], list[Ranking]]:
