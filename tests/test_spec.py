@@ -4,12 +4,13 @@ import os
 import subprocess
 import sys
 from dataclasses import dataclass
-from typing import Any, Literal, Optional, Union
+from typing import Any, Literal, Optional, Union, cast
 
+import numpy as np
 import pytest
 
 from calibrant.errors import SpecError
-from calibrant.spec import Call, Spec, build, canonical, identity, parse, text_of
+from calibrant.spec import Call, Spec, build, canonical, check_most, identity, parse, text_of
 
 
 @dataclass(frozen=True, repr=False)
@@ -115,6 +116,19 @@ def test_an_object_with_a_whole_number_is_what_its_text_is(damp: int) -> None:
         damp: float = 1.0
 
     assert identity(Damped(damp=damp)) == identity(build(Damped, {"damp": damp}))
+
+
+def test_a_whole_number_of_numpy_is_a_plain_one() -> None:
+    @dataclass(frozen=True, repr=False)
+    class Limited(Spec):
+        limit: int = 200
+
+        def __post_init__(self) -> None:
+            check_most(self, limit=1_000)
+
+    limited = Limited(limit=cast("Any", np.int64(2)))
+    assert repr(limited).endswith("(limit=2)")
+    assert identity(limited) == identity(Limited(limit=2))
 
 
 @dataclass(frozen=True, repr=False)

@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from calibrant.data import CalibrationSet, TokenBatch
 from calibrant.data._base import Part, PartRows, PerDraw, Row, Source
 from calibrant.data._draw import Deck, PartDraw
-from calibrant.data.calibration import fingerprint
+from calibrant.data.calibration import check_budget, fingerprint
 from calibrant.errors import DataError
 
 
@@ -246,6 +246,12 @@ def test_a_budget_is_a_whole_number(name: str, value: Any):
         CalibrationSet("wikitext", **{name: value})
     if isinstance(caught.value, DataError):
         assert (caught.value.subject, "whole number" in str(caught.value)) == (name, True)
+
+
+def test_a_whole_number_of_numpy_is_a_plain_one():
+    found = check_budget(np.int64(4), np.int32(32), np.uint8(200), np.int64(1))
+    assert found == (4, 32, 200, 1)
+    assert {type(number) for number in found} == {int}
 
 
 def test_a_source_that_holds_too_little_says_how_much_it_holds(

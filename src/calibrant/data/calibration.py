@@ -11,7 +11,7 @@ from itertools import chain
 from numbers import Integral
 from os import PathLike
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, SupportsIndex
 
 import numpy as np
 import torch
@@ -184,7 +184,7 @@ class CalibrationSet:
         at_most = samples is None and tokens is None
         if samples is None:
             samples = WINDOWS
-        check_budget(samples, length, tokens, seed)
+        samples, length, tokens, seed = check_budget(samples, length, tokens, seed)
         # A set is its text, also where it was given as an object: that is what a record keeps.
         if not isinstance(data, str):
             data = text_of_source(as_source(data))
@@ -300,7 +300,7 @@ class CalibrationSet:
 
     def redrawn(self, seed: int) -> "CalibrationSet":
         """Return the same set's draw `seed`. `DataError` for one that can't be had."""
-        check_budget(self.samples, self.length, self.budget, seed)
+        *_, seed = check_budget(self.samples, self.length, self.budget, seed)
         return self._with(seed=seed, mixed=tuple(member.redrawn(seed) for member in self.mixed))
 
     def _sum(self, parsed: Sum) -> "CalibrationSet":
@@ -734,32 +734,39 @@ def _check_sequences(term: Term, length: int) -> None:
         )
 
 
-def check_budget(samples: int, length: int, tokens: int | None, seed: int) -> None:
-    """Raise `DataError` for a budget or a draw that can't be had, before anything is read or
-    reserved for it.
+def check_budget(
+    samples: SupportsIndex,
+    length: SupportsIndex,
+    tokens: SupportsIndex | None,
+    seed: SupportsIndex,
+) -> tuple[int, int, int | None, int]:
+    """Return a budget and a draw as Python's own numbers, which a record can hold. Raises
+    `DataError` for what can't be had, before anything is read or reserved for it.
     """
-    _check_between("samples", samples, 1, MOST_TOKENS)
-    _check_between("length", length, 1, LONGEST_WINDOW)
+    samples = _whole_between("samples", samples, 1, MOST_TOKENS)
+    length = _whole_between("length", length, 1, LONGEST_WINDOW)
     if tokens is not None:
-        _check_between("tokens", tokens, 1, MOST_TOKENS)
-    _check_between("seed", seed, 0, LAST_DRAW)
+        tokens = _whole_between("tokens", tokens, 1, MOST_TOKENS)
+    seed = _whole_between("seed", seed, 0, LAST_DRAW)
     if tokens is None and samples * length > MOST_TOKENS:
         raise DataError(
             f"{samples:,} samples of {length:,} tokens are {samples * length:,}, and "
             f"{MOST_TOKENS:,} are the most that a draw may have; lower one of them",
             subject="samples",
         )
+    return samples, length, tokens, seed
 
 
-def _check_between(name: str, value: int, least: int, most: int) -> None:
+def _whole_between(name: str, value: SupportsIndex, least: int, most: int) -> int:
     if not isinstance(value, Integral):
         raise DataError(f"{name} is {brief(value)}; it must be a whole number", subject=name)
-    if least <= value <= most:
-        return
+    whole = int(value)
+    if least <= whole <= most:
+        return whole
     allowed = f"at most {most:,}"
-    if value < least:
+    if whole < least:
         allowed = f"at least {least}"
-    raise DataError(f"{name} is {brief(value)}; it must be {allowed}", subject=name)
+    raise DataError(f"{name} is {brief(whole)}; it must be {allowed}", subject=name)
 
 
 def fingerprint(ids: np.ndarray, mask: np.ndarray, weights: np.ndarray) -> str:

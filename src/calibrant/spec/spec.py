@@ -15,6 +15,7 @@ import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Integral
 from types import UnionType
 from typing import (
     Any,
@@ -376,12 +377,17 @@ def _texts(cls: type[Any], parameter: Parameter, value: Any) -> tuple[str, ...]:
 def check_most(spec: "Spec", **most: int | float) -> None:
     """Raise `SpecError` for the first of these parameters that is no number, or above its largest.
 
-    A larger one would overflow, or never come to an end. One that is None is left to the class.
+    A larger one would overflow, or never come to an end. One that is None is left to the class. A
+    whole number of another type, such as numpy's, becomes an int.
     """
     for name, highest in most.items():
         value = getattr(spec, name)
         if value is None:
             continue
+        if isinstance(value, Integral) and not isinstance(value, int):
+            value = int(value)
+            # The class is frozen for its users; a frozen dataclass has no other way to set a field.
+            object.__setattr__(spec, name, value)
         given = f"{spec.spec_name()}({name}={brief(value)})"
         if not isinstance(value, int | float):
             message = f"{given}: {name} must be a number, and at most {highest:,}"
