@@ -638,6 +638,7 @@ def with_fields_of(
 
                     meant = did_you_mean(keyword, signature.parameters)
                     raise TypeError(f"{name}() has no option {keyword!r}{meant}")
+            _as_texts(kwargs)
             # Bound before the class is called, whose own message would name `__init__`.
             try:
                 signature.bind(*args, **kwargs)
@@ -656,6 +657,20 @@ def with_fields_of(
         return called
 
     return decorated
+
+
+def _as_texts(options: dict[str, Any]) -> None:
+    """Make what isn't a text for the type and the device, such as torch's own objects, the texts
+    that stand for them: records and ids have those.
+    """
+    given = {name: options[name] for name in ("dtype", "device") if name in options}
+    if all(isinstance(value, str) for value in given.values()):
+        return
+    from calibrant.models.devices import device_name, dtype_name
+
+    names = {"dtype": dtype_name, "device": device_name}
+    for name, value in given.items():
+        options[name] = names[name](value)
 
 
 def _with_fields(

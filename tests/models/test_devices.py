@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from calibrant.models import devices, resolve_device, resolve_dtype
-from calibrant.models.devices import wait_for
+from calibrant.models.devices import device_name, dtype_name, wait_for
 
 from tests.models.refused import refusal_of
 
@@ -50,6 +50,17 @@ def test_an_unknown_dtype_is_refused_with_the_nearest_one():
     said = refusal_of(resolve_dtype, "bf16", "cpu")
     assert said.subject == "bf16"
     assert "perhaps you mean 'bfloat16'" in str(said)
+
+
+def test_objects_of_torch_are_what_their_texts_are():
+    assert resolve_dtype(torch.bfloat16) is torch.bfloat16
+    assert resolve_device(torch.device("cpu")).type == "cpu"
+    assert (dtype_name(torch.float16), device_name(torch.device("cuda", 1))) == (
+        "float16",
+        "cuda:1",
+    )
+    for name, given in ((dtype_name, torch.int8), (dtype_name, 16), (device_name, 0)):
+        assert str(given) in str(refusal_of(name, given))
 
 
 @pytest.mark.parametrize(

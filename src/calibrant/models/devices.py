@@ -12,7 +12,7 @@ import psutil
 import torch
 
 from calibrant.errors import ModelError
-from calibrant.spec.foreign import did_you_mean
+from calibrant.spec.foreign import brief, did_you_mean
 from calibrant.system.wide_products import has_instructions_for
 
 DTYPES: Final = {
@@ -43,10 +43,41 @@ def device_kinds() -> tuple[str, ...]:
     return (*DEVICES, registered)
 
 
-def check_device_name(device: str) -> None:
+def device_name(device: object) -> str:
+    """Return the text that stands for a device, which may be torch's own object. Raises
+    `ModelError` for any other object.
+    """
+    if isinstance(device, torch.device):
+        return str(device)
+    if not isinstance(device, str):
+        raise ModelError(
+            f"device is {brief(device)}; give a text or a torch.device: auto, cpu, cuda, cuda:0 or "
+            "mps",
+            subject="device",
+        )
+    return device
+
+
+def dtype_name(dtype: object) -> str:
+    """Return the text that stands for a type, which may be torch's own object. Raises `ModelError`
+    for any other object.
+    """
+    for name, known in DTYPES.items():
+        if dtype is known:
+            return name
+    if not isinstance(dtype, str):
+        raise ModelError(
+            f"dtype is {brief(dtype)}; give a text or a torch.dtype: auto, {', '.join(DTYPES)}",
+            subject="dtype",
+        )
+    return dtype
+
+
+def check_device_name(device: str | torch.device) -> None:
     """Raise `ModelError` unless `device` names a kind of device, such as `cuda:0`. This machine may
     lack it.
     """
+    device = device_name(device)
     if device == "auto":
         return
     kind, colon, number = device.partition(":")
@@ -61,13 +92,14 @@ def check_device_name(device: str) -> None:
         )
 
 
-def resolve_device(device: str) -> torch.device:
+def resolve_device(device: str | torch.device) -> torch.device:
     """Return the device that `device` names; `auto` is CUDA, else the processor. Apple's
     GPUs compute some sums in float32 alone, so they have to be named.
 
     Raises `ModelError` for a name that isn't known, and for a device that this machine lacks. CUDA
     and MPS are untested here.
     """
+    device = device_name(device)
     check_device_name(device)
     if device == "auto":
         if torch.cuda.is_available():
@@ -115,7 +147,7 @@ def wait_for(device: torch.device) -> None:
         torch.get_device_module(device).synchronize(device)
 
 
-def resolve_dtype(dtype: str, device: str | torch.device = "cpu") -> torch.dtype:
+def resolve_dtype(dtype: str | torch.dtype, device: str | torch.device = "cpu") -> torch.dtype:
     """Return the type that weights and activations are kept in.
 
     `auto` is bfloat16 where the device multiplies in it natively (AMX, AVX-512 BF16, ARM BF16, CUDA
@@ -124,6 +156,7 @@ def resolve_dtype(dtype: str, device: str | torch.device = "cpu") -> torch.dtype
     of it on others. So `auto` depends on the machine alone, and is settled before anything is
     planned. Raises `ModelError` for a name that isn't known.
     """
+    dtype = dtype_name(dtype)
     if dtype == "auto":
         target = resolve_device(device) if isinstance(device, str) else device
         return torch.bfloat16 if _native_bfloat16(target) else torch.float32

@@ -89,8 +89,8 @@ would leave each other's settings switched.
 
 def open_model(
     ref: str,
-    dtype: str = "auto",
-    device: str = "auto",
+    dtype: str | torch.dtype = "auto",
+    device: str | torch.device = "auto",
     trust_remote_code: bool | None = None,
     on_disk: bool = False,
     beside: bool = False,
