@@ -114,6 +114,16 @@ def test_two_are_compared_tensor_by_tensor():
     )  # a factor that all columns share asks for the same
 
 
+def test_an_expert_with_several_matrices_is_counted_once():
+    imatrix = made()
+    up = imatrix.entries["blk.0.ffn_up_exps.weight"]
+    for name in ("blk.0.ffn_gate_exps.weight", "blk.0.ffn_down_exps.weight"):
+        imatrix.entries[name] = up
+    imatrix.entries["blk.1.ffn_up_exps.weight"] = replace(up, counts=np.array([4, 0, 0]))
+    found = compared(imatrix)
+    assert (found.experts, found.unseen, found.rare) == (6, 3, 1)
+
+
 def test_two_of_different_models_are_refused():
     entry = ImatrixEntry(np.ones((1, 5), dtype=np.float32), np.array([3]))
     narrow, elsewhere = (

@@ -237,8 +237,7 @@ def compared(imatrix: Imatrix, other: Imatrix | None = None) -> ImatrixSummary:
     >>> compared(imatrix, imatrix).median
     1.0
     """
-    experts = [entry.counts for entry in imatrix.entries.values() if len(entry.counts) > 1]
-    counts = np.concatenate(experts) if experts else np.zeros(0)
+    counts = _tokens_of_experts(imatrix)
     summary = ImatrixSummary(
         tensors=len(imatrix.entries),
         experts=len(counts),
@@ -271,6 +270,19 @@ def compared(imatrix: Imatrix, other: Imatrix | None = None) -> ImatrixSummary:
         only_there=tuple(sorted(set(theirs) - set(mine))),
         alike=alike,
     )
+
+
+def _tokens_of_experts(imatrix: Imatrix) -> np.ndarray:
+    """Return how many tokens each expert of each block got. The tensors of a block, such as gate,
+    up and down, have the same experts.
+    """
+    by_block: dict[tuple[str, int], np.ndarray] = {}
+    for name, entry in imatrix.entries.items():
+        if len(entry.counts) > 1:
+            block = ".".join(name.split(".")[:2]), len(entry.counts)
+            # An expert that any of its tensors saw a token of isn't unseen.
+            by_block[block] = np.maximum(by_block.get(block, 0), entry.counts)
+    return np.concatenate(list(by_block.values())) if by_block else np.zeros(0)
 
 
 def _alike(entry: ImatrixEntry, other: ImatrixEntry) -> float:
