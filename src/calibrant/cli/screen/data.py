@@ -349,11 +349,14 @@ def _modelled(model: Mapping[str, Any]) -> Iterator[Any]:
     spread = f"Σx² of {energy['matrices']:,} matrices over {energy['tokens']:,} tokens"
     if not kinds_of:
         spread += ", all of content"
-    tokens = f"{loss['tokens']:,} tokens of the set"
+    scored = "none: no token of the set has another before it to be predicted from"
+    if loss["tokens"]:
+        tokens = f"{loss['tokens']:,} tokens of the set"
+        scored = f"{loss['value']:.4f} {loss['unit']} over {tokens}"
     yield from labelled(
         {
             "model": f"{noted(model['name'], model['note'])}, {model['dtype']}",
-            "loss": f"{loss['value']:.4f} {loss['unit']} over {tokens}",
+            "loss": scored,
             "energy": spread,
             "experts": covered_experts(model.get("experts")),
         }

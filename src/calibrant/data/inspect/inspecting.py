@@ -178,7 +178,8 @@ def loss(opened: Opened, batch: TokenBatch, progress: Progress = silent) -> dict
     """Return the mean negative log likelihood of the batch's real tokens, in nats, each given those
     before it in its sequence.
 
-    A sequence's first token has nothing to be predicted from. `NumericsError` where the outputs
+    A sequence's first token has nothing to be predicted from; where there are no others, the mean
+    is None. `NumericsError` where the outputs
     aren't finite.
     """
     scored = text_tokens(batch)
@@ -205,7 +206,9 @@ def loss(opened: Opened, batch: TokenBatch, progress: Progress = silent) -> dict
         count += int(is_target.sum())
         done += int(mask.sum())
         progress("loss of the model", done, total)
-    value = nats / count if count else 0.0
+    if not count:
+        return {"value": None, "tokens": 0, "unit": "nats/token"}
+    value = nats / count
     if not math.isfinite(value):
         raise NumericsError(
             f"the loss of {opened.name} on this set is {value}: the model's outputs aren't finite",

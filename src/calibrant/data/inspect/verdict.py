@@ -271,7 +271,9 @@ def _weights(facts: Facts) -> Iterator[str]:
 
 
 def _loss(facts: Facts) -> Iterator[str]:
-    loss = _model_facts(facts, "loss").get("value", 0.0)
+    loss = _model_facts(facts, "loss").get("value")
+    if loss is None:
+        return
     guessing = log(facts["vocabulary"]["size"])
     if loss >= guessing and _all_have_content(facts):
         yield (
