@@ -288,6 +288,16 @@ def test_a_window_needs_room_beside_the_start_token_and_a_part_needs_tokens(
             CalibrationSet(data, tokens=tokens, length=8).tokens(started)
 
 
+def test_two_paths_to_one_file_read_the_same(corpus: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(corpus.parent)
+    (corpus.parent / "link.jsonl").symlink_to(corpus)
+    paths = (str(corpus), "corpus.jsonl", "./corpus.jsonl", "link.jsonl")
+    for expr in ("{}", "0.5*{} + 0.5*gsm8k", "mix({}=0.5, gsm8k=0.5)"):
+        assert len({CalibrationSet(expr.format(path)).reads for path in paths}) == 1
+    others = ("corpus.jsonl@crop", "corpus.jsonl(text='text')", "gsm8k", "gsm8k:cot")
+    assert len({CalibrationSet(expr).reads for expr in ("corpus.jsonl", *others)}) == 5
+
+
 def test_a_set_is_a_value():
     one, other = (
         CalibrationSet("gsm8k:qa@many", samples=4),

@@ -1,5 +1,6 @@
 """Mixtures that can't be had: which error it is, what it is about, and what people read."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -78,6 +79,14 @@ def test_what_cannot_be_mixed_is_said_before_a_model_is_opened(
         mix("there is no such model", sources=sources, **asked)
     assert caught.value.subject == subject
     assert sentence in str(caught.value)
+
+
+def test_a_file_by_two_paths_is_one_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "mine.txt"
+    file.write_text("a text\nanother text\n")
+    with pytest.raises(DataError, match=r"mine\.txt' is given twice"):
+        mix("there is no such model", sources=["mine.txt", "c4", str(file)])
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 and every mistake at once.
 """
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -65,6 +66,15 @@ def test_whole_numbers_of_numpy_are_whole_numbers():
     found = gathered({"seeds": np.arange(2), "samples": np.int64(4)})
     assert found == {"seeds": [0, 1], "samples": 4}
     assert [type(number) for number in (*found["seeds"], found["samples"])] == [int, int, int]
+
+
+def test_a_file_by_two_paths_is_one_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "mine.txt"
+    file.write_text("a text\nanother text\n")
+    found = problems(data=["mine.txt", "./mine.txt", str(file), "mine.txt@one"])
+    assert [place for place, _ in found] == ["data[1]", "data[2]"]
+    assert "it is the same as mine.txt (data[0])" in found[0][1]
 
 
 def test_a_single_group_stands_for_a_list_of_one():

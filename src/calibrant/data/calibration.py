@@ -4,7 +4,7 @@ import copy
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from fractions import Fraction
 from itertools import chain
@@ -260,6 +260,15 @@ class CalibrationSet:
         if len(self.parts) == 1:
             return self.parts[0].label
         return SetLabel(self.expr, self.expr, family="mixed")
+
+    @property
+    def reads(self) -> Hashable:
+        """What the set reads and how, whatever its paths are called: of two sets with the same, one
+        is the other again.
+        """
+        if self.mixed:
+            return self.shares, tuple(member.reads for member in self.mixed)
+        return tuple(term.reads for term in self.parts)
 
     @property
     def per_draw(self) -> bool:

@@ -4,7 +4,7 @@ Four names stand for a format with its packing: zero, single, icl, cot.
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from types import MappingProxyType
@@ -77,6 +77,14 @@ class Term:
         if packing:
             text += f"@{packing}"
         return text
+
+    @property
+    def reads(self) -> Hashable:
+        """What is read and how. It is the same for a path and another that leads to the same."""
+        source: Hashable = str(self.source)
+        if isinstance(self.source, UserFile):
+            source = os.path.realpath(self.source.file), self.source.requested
+        return source, str(self.format), str(self.packing), self.share
 
     @property
     def label(self) -> SetLabel:

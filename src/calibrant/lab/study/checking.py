@@ -7,7 +7,7 @@ each of its messages needs one of ours. The rest (duplicates, names that stand e
 grid holds) needs the entries before it.
 """
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
@@ -659,18 +659,20 @@ class StudyReader:
 
     def _axis(self, axis: str, path: Path, raw: Any) -> list[Any]:
         """The values of an axis without those that are mistakes."""
-        values: dict[str, Any] = {}
-        places: dict[str, Path] = {}
+        values: dict[Hashable, Any] = {}
+        places: dict[Hashable, Path] = {}
         read = self._readers[axis]
         for place, given in self._listed(path, raw):
             value = read(place, given)
-            text = str(value)
-            if text in values:
-                first_place = where(places[text])
-                self._add_twice(place, given, f"{text} ({first_place})")
+            key: Hashable = str(value)
+            if isinstance(value, CalibrationSet):
+                key = value.reads
+            if key in values:
+                first_place = where(places[key])
+                self._add_twice(place, given, f"{values[key]} ({first_place})")
             elif value is not None:
-                values[text] = value
-                places[text] = place
+                values[key] = value
+                places[key] = place
         return list(values.values())
 
     def _listed(self, path: Path, raw: Any) -> list[tuple[Path, Any]]:
