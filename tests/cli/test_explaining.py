@@ -49,6 +49,11 @@ def test_words_of_a_pruned_model(ask: Ask, model: Path, tmp_path: Path) -> None:
     assert first["word"] in first["passages"][0].lower()
 
 
+@pytest.mark.parametrize("most", [0, -3])
+def test_a_table_of_words_has_at_least_one(ask: Ask, most: int) -> None:
+    assert_refused(ask("explain", "smollm2", f"--most={most}"), f"--most is {most}")
+
+
 def test_the_words_of_a_study(ask: Ask, tmp_path: Path) -> None:
     kept = {"c4": {"onion": 0.5, HOSTILE: 0.9}, "gsm8k": {"onion": 0.75, HOSTILE: 0.8}}
     with Store(tmp_path / "results") as store:

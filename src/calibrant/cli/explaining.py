@@ -23,6 +23,7 @@ from calibrant.cli._frame import (
 )
 from calibrant.cli.declared import refuse_options, whole, with_options
 from calibrant.cli.screen.words import explained, kept_by_sets, language_neurons
+from calibrant.errors import SpecError
 from calibrant.options import ExplainCommand, MachineOptions
 from calibrant.spec.foreign import user_path
 
@@ -53,6 +54,8 @@ def explain(
     """
     from calibrant.results import is_store
 
+    if most < 1:
+        raise SpecError(f"--most is {most}; it must be at least 1", subject="--most")
     look_in(data_dir)
     check_file(out)
     result: Any
