@@ -391,8 +391,8 @@ class _Job:
         return self.recipe.run(self.opened, self.batch, **_data_and_seed(self.calibration))
 
     def fitted(self, memory: int | None, promised: int | None, on_device: int | None) -> "_Job":
-        """Return the job as it goes on where memory is short: perhaps with another propagation. Where
-        activations are to be elsewhere between two blocks, it has the model's view do that.
+        """Return the job as it goes on where memory is short: perhaps with another propagation.
+        Where activations are to be elsewhere between two blocks, it has the model's view do that.
         """
         options = self.options
         opened = self.opened
