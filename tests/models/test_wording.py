@@ -106,6 +106,10 @@ def damaged_by_hand(folder: Path) -> object:
             "float16, float64",
         ),
         (
+            lambda _: resolve_dtype("BFloat16", "cpu"),
+            "there is no dtype 'BFloat16', perhaps you mean 'bfloat16'; use auto",
+        ),
+        (
             lambda _: resolve_device("cdua"),
             "there is no device 'cdua', perhaps you mean 'cuda'; use auto, cpu, cuda, cuda:0 or "
             "mps",

@@ -309,12 +309,13 @@ _MOST_NAMES: Final = 2_000
 
 
 def did_you_mean(name: str, names: Iterable[str]) -> str:
-    """Return `", perhaps you mean 'wanda'"` for a near miss, else nothing.
+    """Return `", perhaps you mean 'wanda'"` for a near miss, else nothing. Capitals count as small
+    letters.
 
     Nobody misspells a text of many lines, or remembers thousands of names.
     """
-    known = list(names)
+    known = {known_name.lower(): known_name for known_name in names}
     if len(name) > _LONGEST_NAME or len(known) > _MOST_NAMES:
         return ""
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    return f", perhaps you mean {close[0]!r}" if close else ""
+    close = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.6)
+    return f", perhaps you mean {known[close[0]]!r}" if close else ""
