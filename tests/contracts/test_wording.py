@@ -28,6 +28,10 @@ SAID: list[tuple[Asked, str]] = [
         lambda _: methods.build("wnada"),
         "there is no method called 'wnada', perhaps you mean 'wanda'",
     ),
+    (
+        lambda _: methods.build("short-gpt"),
+        "there is no method called 'short-gpt', perhaps you mean 'short_gpt'",
+    ),
     (lambda _: methods.build("0.5"), "'0.5' is no method; write one of "),
     (
         lambda _: methods.build("sparsegpt(dmap=1)"),
@@ -42,7 +46,20 @@ SAID: list[tuple[Asked, str]] = [
         lambda _: parse("wanda("),
         "'wanda(' can't be read as a spec; write a name or name(key=value)",
     ),
-    (lambda _: parse("sparsegpt(0.02)"), "'sparsegpt(0.02)' is no literal; a spec may hold "),
+    (
+        lambda _: parse("sparsegpt(0.02)"),
+        "'sparsegpt(0.02)': '0.02' stands without its parameter; write name=value, as in "
+        "sparsegpt(damp=0.02)",
+    ),
+    (
+        lambda _: parse("longest(d/prose.txt, seed=1)"),
+        "'d/prose.txt' stands without its parameter; write name=value, as in "
+        "longest(source='d/prose.txt')",
+    ),
+    (
+        lambda _: parse("longest(/tmp/prose.txt)"),
+        "and what has other signs stands in quotes, as in source='my/file.jsonl'",
+    ),
     (
         lambda _: parse("f(x=0.5, y=1/50)"),
         "'f(x=0.5, y=1/50)': '1/50' is no literal; a spec may hold ",

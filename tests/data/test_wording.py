@@ -53,6 +53,11 @@ FILES = [
     ("a.pkl", b"x", "a.pkl' may hold a pickle, which can run any program when it is read"),
 ]
 SETS = [
+    (
+        "longest(d/prose.txt)",
+        "'d/prose.txt' stands without its parameter; write name=value, as in "
+        "longest(source='d/prose.txt')",
+    ),
     ("wikitxt", "there is no source called 'wikitxt', perhaps you mean 'wikitext'"),
     ("gsm8k:cott", "there is no format called 'cott', perhaps you mean 'cot'"),
     ("wikitext@croq", "there is no packing called 'croq', perhaps you mean 'crop'"),

@@ -27,7 +27,7 @@ from typing import Any, Final
 from calibrant.errors import SpecError
 from calibrant.spec.classes import NAMING_PACKAGES, is_foreign, qualified
 from calibrant.spec.foreign import brief, did_you_mean
-from calibrant.spec.spec import Call, Spec, build, check_identity, parse, reads_back
+from calibrant.spec.spec import HYPHENED, Call, Spec, build, check_identity, parse, reads_back
 
 _LOGGER: Final = logging.getLogger("calibrant")
 
@@ -195,7 +195,8 @@ class Registry:
         if isinstance(spec, str):
             # A name may be a word that means a value in a spec, such as `none`.
             bare = spec.strip()
-            call = Call(bare) if self.knows(bare) else parse(spec)
+            is_name = self.knows(bare) or HYPHENED.fullmatch(bare)
+            call = Call(bare) if is_name else parse(spec)
         if not isinstance(call, Call):
             known = ", ".join(self.names())
             if isinstance(spec, str):

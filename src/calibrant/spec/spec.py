@@ -45,6 +45,10 @@ _WORDS: Final = {
     "None": None,
 }
 
+HYPHENED: Final = re.compile(r"[A-Za-z_]\w*(-\w+)+", re.ASCII)
+"""A name that another package may have given, and Python would take for a difference."""
+_PATH: Final = re.compile(r"[\w~.]*[a-zA-Z~][\w~./:+*-]*")
+"""What may be a path or an expression that isn't in quotes."""
 DEEPEST: Final = 12
 """How deep a spec may be nested: what is within is read once more at each level."""
 MOST_STEPS: Final = 100_000
@@ -173,14 +177,29 @@ def _value_of(node: ast.expr, text: str, depth: int) -> Any:
                     raise SpecError(f"{message}; give it once", subject=keyword.arg)
                 arguments[keyword.arg] = _value_of(keyword.value, text, depth + 1)
             return Call(name, arguments)
+        case ast.Call(func=ast.Name(id=name), args=[first, *_]):
+            raise _unnamed(name, first, text)
         case _:
             pass
     raise _no_literal(node, text)
 
 
+def _unnamed(name: str, argument: ast.expr, text: str) -> SpecError:
+    """What is said of an argument that stands in brackets without the name of its parameter."""
+    piece = ast.get_source_segment(text, argument) or text
+    if isinstance(argument, ast.Constant) and isinstance(argument.value, str):
+        piece = argument.value
+    example = "sparsegpt(damp=0.02)"
+    # What is written like a path is hardly meant for anything else.
+    if _PATH.fullmatch(piece) and not piece.isidentifier():
+        example = f"{name}(source={piece!r})"
+    message = f"{piece!r} stands without its parameter; write name=value, as in {example}"
+    return SpecError(f"{text!r}: {message}", subject=text)
+
+
 def _no_literal(node: ast.expr, text: str) -> SpecError:
     piece = ast.get_source_segment(text, node) or text
-    if re.fullmatch(r"[\w~.]*[a-zA-Z~][\w~./:+*-]*", piece):
+    if _PATH.fullmatch(piece):
         message = "isn't in quotes; a path or an expression in brackets stands in quotes"
         example = "as in source='my/file.jsonl'"
         return SpecError(f"{text!r}: {piece!r} {message}, {example}", subject=text)
@@ -192,7 +211,7 @@ def _quoting(text: str) -> str:
     """What is said where a path or an expression stands in brackets, as it may without quotes
     elsewhere.
     """
-    if not re.search(r"=\s*[\w~.][\w~]*[./:~+*-]", text):
+    if not re.search(r"(=\s*[\w~./]|\(\s*[a-zA-Z~./])[\w~]*[./:~+*-]", text):
         return ""
     return ", and what has other signs stands in quotes, as in source='my/file.jsonl'"
 
