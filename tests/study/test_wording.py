@@ -18,6 +18,8 @@ SAID = [
     (SMALL + "model: gpt2", "the key 'model' is there twice, first in line 1"),
     (SMALL + "target: 0.5\ntargets: 0.6", "leave one out"),
     (SMALL + "sed: 0", "perhaps you mean 'seed'"),
+    (SMALL + "tasks: [losss]", "there is no task called 'losss', perhaps you mean 'loss'"),
+    (SMALL + "task: loss\nevaluate: loss", "evaluate says the same as task; leave one out"),
     (SMALL + "samples: 0", "samples is 0; it must be a whole number of at least 1"),
     (SMALL + "masks: yes", "masks is 'yes'; it must be true or false"),
     ("model: smollm2\ndata: gsm9k", "there is no source called 'gsm9k', perhaps you mean 'gsm8k'"),

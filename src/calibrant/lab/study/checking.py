@@ -75,6 +75,8 @@ SYNONYMS: Final = {
     "seed": "seeds",
     "sets": "data",
     "evaluators": "evaluate",
+    "task": "evaluate",
+    "tasks": "evaluate",
 }
 """Other words for keys, and the canonical key of each."""
 
