@@ -35,6 +35,7 @@ def test_names_of_other_libraries_are_targets(text: str, target: Target):
 
 def test_a_grid_that_has_two_names_is_one_target():
     assert str(parse_target("W4A16")) == "w4g128"
+    assert str(parse_target("W4G64")) == "w4g64"
     assert str(parse_target("2:4+W4A16")) == "2:4+w4g128"
 
 

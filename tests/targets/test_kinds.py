@@ -75,7 +75,7 @@ def test_what_is_no_target_is_told_in_one_sentence_what_to_write():
     examples = ", ".join(kind.example for kind in kinds()[:-1])
     assert str(caught.value) == (
         f"'int4' is no target; write one such as {examples} or {kinds()[-1].example} "
-        "(calibrant list targets says what each is)"
+        "(calibrant list targets says what each is); 4 bits are written w4g64"
     )
 
 

@@ -136,6 +136,16 @@ def test_a_sparsity_out_of_range_is_refused(given: str | float):
     assert caught.value.subject == str(float(given) if isinstance(given, str) else given)
 
 
+def test_a_number_that_may_be_meant_in_bits_is_answered_with_a_grid():
+    for given in (4, "4", 4.0):
+        with pytest.raises(TargetError, match=r"such as 2:4; 4 bits are written w4g64$"):
+            parse_target(given)
+    for given in (1, 4.5, True, "9"):
+        with pytest.raises(TargetError) as caught:
+            parse_target(given)
+        assert "bits" not in str(caught.value)
+
+
 NO_PATTERNS = ["5:4", "4:4", "0:4", "0:0"]
 NO_TARGETS = ["abc", "", "2:", ":4", "2:4:8", "-1:4", "1.5:4", "half"]
 

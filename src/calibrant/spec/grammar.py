@@ -22,7 +22,7 @@ from typing import Any, Final, Literal, NamedTuple, TypeAlias
 from calibrant.errors import DataError, InputError, SpecError
 from calibrant.spec.families import Family
 from calibrant.spec.foreign import share_number, user_text, whole_number
-from calibrant.spec.spec import Call, parse, text_of
+from calibrant.spec.spec import HYPHENED, Call, parse, text_of
 
 LARGEST_EXPONENT: Final = 30
 """Weights are exact fractions, so one of 1e999999999 would be a number of a billion digits."""
@@ -37,8 +37,6 @@ _NUMBER: Final = re.compile(
     r"(?:-?[0-9]{0,100}\.?[0-9]{1,100}([eE]-?[0-9]{1,20})?|-?[0-9]{1,100}\.)(?: ?%)?",
 )
 """A weight: `0.3`, or `30%`."""
-_HYPHENED: Final = re.compile(r"[A-Za-z_]\w*(-\w+)+", re.ASCII)
-"""A name that another package may have given, and Python would take for a difference."""
 _PLAIN_PATH: Final = re.compile(r"[\w./~-]+")
 _GRID: Final = re.compile(r"w([0-9]+)(?:g([0-9]+))?(a?)")
 _BUDGET: Final = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)\s*([a-z]+)", re.IGNORECASE)
@@ -192,7 +190,7 @@ def read_target(text: str) -> TargetLabel:
     'w4g128'
     """
     text = _SCHEMES.get(text.strip().upper(), text)
-    grid = _GRID.fullmatch(text.strip())
+    grid = _GRID.fullmatch(text.strip().lower())
     if grid:
         bits_text, group_text, zeros = grid.groups()
         bits = whole_number(bits_text)
@@ -286,7 +284,7 @@ def read_source(text: str) -> Call | File:
     name, bracket, rest = text.partition("(")
     if is_path(name):
         return _file(name.strip(), bracket + rest)
-    if _HYPHENED.fullmatch(text):
+    if HYPHENED.fullmatch(text):
         return Call(text)
     call: Any = parse(text)
     if not isinstance(call, Call):

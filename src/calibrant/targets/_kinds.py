@@ -2,6 +2,7 @@
 allowed.
 """
 
+import re
 from collections.abc import Iterable
 from typing import Any, Final
 
@@ -13,6 +14,9 @@ from calibrant.targets._base import Target
 
 LEAST_PER_CENT: Final = 5
 """From here on a number that should be a share is likely to be meant in per cent."""
+
+_BITS: Final = re.compile(r"(?:u?int)?([2-8])(?:\.0|[ -]?bits?)?")
+"""Bits of a grid, as other libraries and people write them: `4`, `int4`, `4-bit`."""
 
 targets: Final = Registry("calibrant.targets", "target")
 
@@ -101,7 +105,18 @@ def parse_target(text: str | float | int) -> Target:
     instead = f"write one such as {examples(kinds())}"
     explained = "calibrant list targets says what each is"
     message = "; ".join([f"{text!r} is no target", *broken, f"{instead} ({explained})"])
-    raise TargetError(message, subject=str(text))
+    raise TargetError(message + grid_of_bits(str(text)), subject=str(text))
+
+
+def grid_of_bits(text: str) -> str:
+    """Return, for what was likely meant in bits, how it is written: for `4.0` and `int4`,
+    `; 4 bits are written w4g64`. Empty for anything else.
+    """
+    match = _BITS.fullmatch(text.strip().lower())
+    if match is None:
+        return ""
+    bits = match[1]
+    return f"; {bits} bits are written w{bits}g64"
 
 
 def percentage(value: Any) -> str:
