@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from calibrant.models import open_model, view
+from calibrant.models import load, open_model, view
 from calibrant.testing.tiny import TEMPLATE, tiny_gguf, tiny_model, tiny_tokenizer
 
 from tests.models.refused import refusal_of
@@ -28,6 +28,9 @@ def test_plain_floats_give_the_model_they_were_written_from(tmp_path: Path):
     assert opened.digest == "sha256:" + hashlib.sha256(path.read_bytes()).hexdigest()
     assert opened.tokenizer("hé\n x").input_ids == tiny_tokenizer()("hé\n x").input_ids
     assert opened.tokenizer.chat_template == TEMPLATE
+    loaded = load(path, "cpu")
+    assert loaded.dtype == torch.float32
+    assert torch.equal(loaded(IDS).logits, opened.model(IDS).logits)
 
 
 @pytest.mark.parametrize("packed", ["Q8_0", "Q4_1"])

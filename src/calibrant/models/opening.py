@@ -208,8 +208,9 @@ def load(folder: str | Path, device: str = "auto") -> PreTrainedModel:
     `folder` is one that `prune`, `quantize` or `export` wrote, or an export in it, such as
     `pruned/sparse` (`--export sparse`). Zeros, codes and factors there become the numbers that they
     stand for: bit for bit those of the folder around it. So the model takes as much memory as the
-    dense one. `transformers.AutoTokenizer` opens the tokenizer there. Raises `ModelError` for what
-    can't be opened, is damaged or doesn't fit.
+    dense one. `transformers.AutoTokenizer` opens the tokenizer there. A `.gguf` file stands for a
+    folder too, and its numbers become float32. Raises `ModelError` for what can't be opened, is
+    damaged or doesn't fit.
 
     >>> from calibrant.testing import tiny_folder
     >>> import tempfile
@@ -217,10 +218,10 @@ def load(folder: str | Path, device: str = "auto") -> PreTrainedModel:
     torch.float32
     """
     path = user_path(folder, ModelError)
-    if not path.is_dir():
+    if not path.exists():
         raise ModelError(
-            f"there is no folder {brief(str(folder))}; give one that prune, quantize or export "
-            "wrote, or a form in it",
+            f"there is no file or folder {brief(str(folder))}; give a folder that prune, quantize "
+            "or export wrote, or a form in it",
             subject=str(folder),
         )
     return open_model(ref_of(path), saved_dtype(path), device).model
