@@ -87,7 +87,18 @@ def test_costs_and_plan_are_kept_for_the_same_question_only(tmp_path: Path) -> N
     )
     more = continued(earlier, CHEAP, seconds=200.0, rounds=5)
     assert more.rounds > 1
-    assert "1 of the draws" in more.sentence(5.0)
+    assert "1 of the draws" in more.sentence(5.0, 0.0)
+
+
+@pytest.mark.parametrize("seconds", [60.0, 480.0])
+def test_the_budget_of_one_more_draw_counts_what_the_call_has_spent_already(seconds: float) -> None:
+    spent = 90.0
+    plan = planned(CHEAP, seconds, sources=9, least=2, tokens=8192, halves=False, fixed=True)
+    sentence = plan.sentence((seconds + spent) / 60, spent)
+    enough = 60 * float(sentence.partition("--budget ")[2].rstrip(")"))
+    assert enough > seconds + spent
+    again = planned(CHEAP, enough - spent, 9, 2, 8192, halves=False, fixed=True)
+    assert (again.rounds > plan.rounds, again.fits) == (True, True)
 
 
 @pytest.fixture

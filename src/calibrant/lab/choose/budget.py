@@ -184,8 +184,8 @@ class TimePlan:
     done: int = 0
     written: int = 0
 
-    def sentence(self, minutes: float) -> str:
-        """Say it, before it begins."""
+    def sentence(self, minutes: float, spent: float) -> str:
+        """Say it, before it begins. `spent` are the seconds that the call took so far."""
         draws = f"{self.rounds} draws each"
         if self.rounds == 1:
             draws = "one draw only: no interval over draws"
@@ -206,8 +206,9 @@ class TimePlan:
         if self.rounds >= ROUNDS:
             return text
         another_draw = {1: "a second draw", 2: "a third draw"}.get(self.rounds, "one more draw")
-        # In minutes, rounded up to a tenth.
-        enough_minutes = math.ceil(10 * MARGIN * (self.seconds + self.another) / 60) / 10
+        # In minutes, rounded up to a tenth. The time includes what came before the plan.
+        enough_seconds = spent + MARGIN * (self.seconds + self.another)
+        enough_minutes = math.ceil(10 * enough_seconds / 60) / 10
         takes = f"about {to_a_tenth(self.another)} more"
         return f"{text}; {another_draw} would take {takes} (--budget {enough_minutes:g})"
 

@@ -323,7 +323,7 @@ def _within_time(
     """
     costs = kept_costs(prepared.folder, prepared.identity) or prepared.costs(options.progress)
     plan = prepared.plan(costs, budget, options.minutes)
-    options.say(plan.sentence(options.minutes))
+    options.say(plan.sentence(options.minutes, budget.spent))
     prepared = prepared.within(plan)
     if prepared.fitted.halves and not plan.halves:
         reason = _too_short(prepared, costs, plan, budget)
