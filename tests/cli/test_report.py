@@ -57,6 +57,15 @@ def test_the_page_and_plots_of_three_kinds_are_written_where_they_are_asked_for(
     assert "#1e2024" not in (tmp_path / "figures/kept-wanda-0.6.svg").read_text()
 
 
+def test_a_file_where_the_folder_of_plots_would_be_is_refused_before_anything_is_read(
+    ask: Ask, tmp_path: Path
+):
+    (tmp_path / "file").write_text("mine")
+    for given in ("file", "file/plots"):
+        answer = ask("report", "nowhere", "--plots", given)
+        assert_refused(answer, f"'{given}' is no folder; name one that is there, or a new one")
+
+
 @pytest.mark.parametrize(
     ("words", "given"),
     [

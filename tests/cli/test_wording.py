@@ -46,6 +46,9 @@ SAID = [
         "use --limit for the number of items",
     ),
     ("export MODEL --to spare --out out", "perhaps you mean 'sparse'"),
+    ("export MODEL --to compressed-tensors --out out", "perhaps you mean 'compressed_tensors'"),
+    ("evaluate MODEL --task chat-form", "perhaps you mean 'chat_form'"),
+    ("quantize MODEL --out out --target 4", "; 4 bits are written w4g64"),
     ("list methdos", "perhaps you mean 'methods'"),
     ("list --jsonn", "'calibrant list --help' shows what it takes"),
     ("list --quiet", "--quiet stands before the command, as in 'calibrant --quiet …'"),
@@ -60,6 +63,7 @@ SAID = [
     ("mix MODEL --sources c4", "a mixture needs two sources or more"),
     ("study gone.yaml --out out --quick", "--quick is for a plan; add --plan"),
     ("report . --dark", "--dark is for plots; give --plots DIR"),
+    ("report . --json --format csv", "--json and --format csv are two formats; leave one out"),
     ("report .", "holds no results of calibrant"),
     (
         "study gone.yaml --out out",

@@ -442,6 +442,19 @@ def check_file(path: Path | None) -> None:
         raise _unwritable(path, error) from error
 
 
+def check_folder(path: Path | None) -> None:
+    """Raise `OutputError` for an output folder that is a file, or lies in one: before the work."""
+    if path is None:
+        return
+    path = user_path(path, OutputError)
+    existing = path.absolute()
+    while not os.path.lexists(existing):
+        existing = existing.parent
+    if not existing.is_dir():
+        message = f"{str(path)!r} is no folder; name one that is there, or a new one"
+        raise OutputError(message, subject=str(path))
+
+
 def write(path: Path, result: Any) -> None:
     """Write a result as JSON, whole or not at all."""
     from calibrant.system.durable import put, text_of_json

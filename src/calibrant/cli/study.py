@@ -13,6 +13,7 @@ from calibrant.cli._frame import (
     Json,
     app,
     check_file,
+    check_folder,
     command,
     console,
     folder_to_write,
@@ -223,9 +224,13 @@ def report(
 
     if dark and plots is None:
         raise SpecError("--dark is for plots; give --plots DIR, or leave it out", subject="--dark")
+    if as_json and format not in ("table", "json"):
+        message = f"--json and --format {format} are two formats; leave one out"
+        raise SpecError(message, subject="--json")
     format = "json" if as_json else format
     check_format(format)
     check_file(html)
+    check_folder(plots)
     compared = run(folder, task or [], way, baseline, method or [])
     if html is not None:
         note(f"the page is {compared.write_html(html)}")
