@@ -13,7 +13,17 @@ from typing import Final
 
 import numpy as np
 
-from calibrant.data._base import Format, Part, PartRows, PerDraw, Row, Source, StoredSource, digest
+from calibrant.data._base import (
+    PARTS,
+    Format,
+    Part,
+    PartRows,
+    PerDraw,
+    Row,
+    Source,
+    StoredSource,
+    digest,
+)
 from calibrant.data._encoding import Encoder
 from calibrant.data._templates import RefusedError
 from calibrant.data.expression import Term
@@ -149,6 +159,24 @@ class Deck:
         if isinstance(self._source, PerDraw):
             return f"draw {self._own_draw} of {self._source}"
         return f"the {self._part} part of {self._source}"
+
+    def check_filled(self) -> None:
+        """Raise `TooFew` where the source has rows, and all of them are in its other parts: no
+        budget is small enough then.
+        """
+        source = self._source
+        if not isinstance(source, StoredSource) or self.content.rows or self.content.overlapping:
+            return
+        others = [part for part in PARTS if part != self._part and source.part(part).rows]
+        if others:
+            noun = "part" if len(others) == 1 else "parts"
+            raise TooFew(
+                f"{self.description} has no row: all that there are ({source.size()}) are in the "
+                f"{noun} {' and '.join(others)}; divide the data into more rows, such as "
+                "paragraphs with an empty line between them, or give a folder with a train and a "
+                "test file",
+                subject=str(source),
+            )
 
     def begin(self, number: int) -> None:
         """Begin draw `number`.
@@ -304,6 +332,7 @@ def draw_part(term: Term, quota: Quota, deck: Deck, encoder: Encoder, frame: Fra
     if part_draw.first_refusal is not None and not part_draw.rows:
         raise part_draw.first_refusal
     if quota.left(part_draw, frame.length) > 0:
+        deck.check_filled()
         read = part_draw.lengths + part_draw.too_short
         lengths = [len(text_start) + length for length in read]
         supply = term.packing.supply(lengths, inner_frame)
