@@ -101,6 +101,7 @@ def test_sources_with_their_weights_are_the_mix_of_them_by_their_names(text: str
         ("mix(c4=1, gsm8k=1)@many", "nothing may stand behind a mix"),
         ("mix(c4=1, gsm8k=1e-20)", "too far apart"),
         ("'notes.jsonl'oops", "'oops' stands behind a path"),
+        ("./notes(1).jsonl", "'.1..jsonl' stands behind a path, where only brackets"),
     ],
 )
 def test_what_cannot_be_read_is_refused_with_the_reason(text: str, said: str):
@@ -136,7 +137,7 @@ def test_a_file_that_is_called_like_a_number_is_none_in_quotes():
         ("c4)", SpecError, "c4)"),
         ("a.jsonl(path=b)", SpecError, "a.jsonl"),
         ("'notes.jsonl'oops", SpecError, "notes.jsonl"),
-        ("'notes.jsonl' (text=body)oops", SpecError, "file(text=body)oops"),
+        ("'notes.jsonl' (text=body)oops", SpecError, "notes.jsonl"),
         ("''", SpecError, "''"),
         ("''(text=body)", SpecError, "''(text=body)"),
         ("arithmetic(digits=2, digits=3)", SpecError, "digits"),

@@ -49,6 +49,11 @@ FILES = [
     ),
     ("a.csv", b"text;n\na b;1\n", "a.csv:2: ';' is between columns; write ',' there"),
     ("a.csv", b"a; b\none, two\n", "a.csv:2: this line has not the 1 column of the first line but"),
+    ("notes (1).txt", b"a\nb\n", "write its name in quotes of its own, as in '{path}'"),
+    ("a(1).txt", b"a\nb\n", "write its name in quotes of its own, as in '{path}'"),
+    ("a:b.txt", b"a\nb\n", "write its name in quotes of its own, as in '{path}'"),
+    ("a@b.txt", b"a\nb\n", "write its name in quotes of its own, as in '{path}'"),
+    ("a+b.txt", b"a\nb\n", "write its name in quotes of its own, as in '{path}'"),
     ("a.xlsx", b"x", "'.xlsx' is no known ending; a data file ends in .jsonl"),
     ("a.pkl", b"x", "a.pkl' may hold a pickle, which can run any program when it is read"),
 ]

@@ -25,7 +25,7 @@ from calibrant.data._encoding import KINDS, Encoder, IdEncoder, KindEncoder, Rol
 from calibrant.data._files import known_suffix
 from calibrant.data._limits import LAST_DRAW, LONGEST_WINDOW, MOST_TOKENS
 from calibrant.data._marks import ROLES, Role
-from calibrant.data.expression import Term, term_of, text_of_source, written
+from calibrant.data.expression import Term, check_quoted, term_of, text_of_source, written
 from calibrant.data.formats.chat import Chat, unused_messages, weighs
 from calibrant.data.given import Given, OwnData, as_source
 from calibrant.data.packings._base import PAD, Frame, Window
@@ -193,6 +193,7 @@ class CalibrationSet:
         try:
             self._read(data)
         except InputError as error:
+            check_quoted(data, error)
             if not _is_text(data):
                 raise
             raise DataError(

@@ -21,7 +21,7 @@ from calibrant.data.packings.many import Many
 from calibrant.data.packings.one import One
 from calibrant.data.sources import sources
 from calibrant.data.user_file import UserFile
-from calibrant.errors import DataError, SpecError
+from calibrant.errors import DataError, InputError, SpecError
 from calibrant.spec import Call, build, canonical, text_of, written_form
 from calibrant.spec.foreign import did_you_mean, user_path
 from calibrant.spec.grammar import (
@@ -51,6 +51,8 @@ NAMED_PAIRS: Final = {
     "cot": ("cot", "many"),
 }
 """The names that stand for a format with its packing."""
+_MARKS: Final = frozenset("(),:@+*=\"'")
+"""What has a meaning in an expression, and may be in the name of a file."""
 
 
 @dataclass(frozen=True)
@@ -164,7 +166,11 @@ def parse_source(
         text = text_of_source(text)
     call = text
     if isinstance(call, str):
-        call = read_source(call)
+        try:
+            call = read_source(call)
+        except SpecError as error:
+            check_quoted(call, error)
+            raise
     if isinstance(call, File):
         user_path(call.path, DataError)
         return build(UserFile, {"path": call.path, **call.arguments, **columns})
@@ -221,6 +227,26 @@ def _call(text: str | Call) -> Call:
     if isinstance(text, Call):
         return text
     return read_call(text)
+
+
+def check_quoted(text: str, error: InputError) -> None:
+    """Raise `DataError` where a text that can't be used, because of `error`, is the name of a file
+    that an expression can't hold without quotes.
+    """
+    try:
+        path = user_path(text)
+    except InputError:
+        return
+    if _MARKS.isdisjoint(text) or not os.path.exists(path):
+        return
+    try:
+        misread = read_sum(text) != (WrittenTerm(File(text)),)
+    except InputError:
+        misread = True
+    if misread:
+        advice = f"write its name in quotes of its own, as in {written_path(text)}"
+        message = f"there is a file {text!r}, and without quotes it is read as something else"
+        raise DataError(f"{message}; {advice}", subject=text) from error
 
 
 def held_out(source: str, form: str | None = None) -> tuple[Source, Format]:

@@ -456,7 +456,7 @@ def _file(path: str, arguments: str) -> File:
     arguments = arguments.strip()
     if not arguments:
         return File(path)
-    if not arguments.startswith("("):
+    if not (arguments.startswith("(") and arguments.endswith(")")):
         message = f"{arguments!r} stands behind a path, where only brackets may stand, as in"
         raise _refused(path, f"{message} '{path}'(text=body)")
     call = read_call(f"file{arguments}")
