@@ -161,3 +161,12 @@ def test_a_set(text: str, said: str):
     with pytest.raises(InputError) as caught:
         CalibrationSet(text)
     assert said in str(caught.value)
+
+
+def test_token_ids_longer_than_a_window(tmp_path: Path):
+    file = tmp_path / "ids.jsonl"
+    file.write_text(json.dumps({"input_ids": [3] * 80}))
+    with pytest.raises(DataError, match="give --length 80, or cut it yourself"):
+        CalibrationSet(str(file), length=64)
+    with pytest.raises(DataError, match="give length=80, or cut it yourself"):
+        CalibrationSet([[3] * 80], length=64)

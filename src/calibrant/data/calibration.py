@@ -737,9 +737,13 @@ def _check_sequences(term: Term, length: int) -> None:
     """Raise `DataError` for token ids that would be cut."""
     longest = _longest_of(term.source)
     if longest > length and isinstance(term.packing, One):
+        setting = f"--length {longest}"
+        # An object can only be given in Python.
+        if isinstance(term.source, Given):
+            setting = f"length={longest}"
         raise DataError(
             f"{term.source} has a sequence of {longest:,} token ids, and windows have {length:,}; "
-            f"give length={longest}, or cut it yourself",
+            f"give {setting}, or cut it yourself",
             subject=str(term.source),
         )
 
