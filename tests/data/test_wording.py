@@ -49,6 +49,26 @@ FILES = [
     ),
     ("a.csv", b"text;n\na b;1\n", "a.csv:2: ';' is between columns; write ',' there"),
     ("a.csv", b"a; b\none, two\n", "a.csv:2: this line has not the 1 column of the first line but"),
+    (
+        "a.json",
+        b'{"text": "a"}\n{"text": "b"}\n',
+        "is no JSON (Extra data); a file that has a JSON object in every line is called .jsonl",
+    ),
+    (
+        "a.json",
+        b'{"n": 1, "data": [{"text": "a"}]}',
+        "it must hold a list of objects, so put it in [ ], or write what is in 'data' alone",
+    ),
+    (
+        "a.jsonl",
+        b'[{"text": "a"}]',
+        "every line must be one JSON object, and a file that is one JSON list is called .json",
+    ),
+    (
+        "a.jsonl",
+        b'[\n{"text": "a"}]',
+        "every line must be one JSON object, and a file that is one JSON list is called .json",
+    ),
     ("notes (1).txt", b"a\nb\n", "write its name in quotes of its own, as in '{path}'"),
     ("a(1).txt", b"a\nb\n", "write its name in quotes of its own, as in '{path}'"),
     ("a:b.txt", b"a\nb\n", "write its name in quotes of its own, as in '{path}'"),

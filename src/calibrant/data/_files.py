@@ -163,9 +163,10 @@ def _read_jsonl(path: Path, label: str) -> Iterator[dict[str, Any]]:
     for number, line in enumerate(_lines(path, label), 1):
         if line.strip():
             place = f"{label}:{number}"
-            yield _checked_object(
-                _parsed(line, place, "; every line must be one JSON object"), place
-            )
+            rule = "; every line must be one JSON object"
+            if line.lstrip().startswith("["):
+                rule += ", and a file that is one JSON list is called .json"
+            yield _checked_object(_parsed(line, place, rule), place, rule)
 
 
 def _read_json(path: Path, label: str) -> Iterator[dict[str, Any]]:
@@ -173,6 +174,13 @@ def _read_json(path: Path, label: str) -> Iterator[dict[str, Any]]:
     if not text.strip():
         return
     records = _parsed(text, label)
+    if isinstance(records, dict):
+        remedy = "it must hold a list of objects, so put it in [ ]"
+        for key, value in cast("dict[str, Any]", records).items():
+            if isinstance(value, list):
+                remedy += f", or write what is in {short(key)!r} alone"
+                break
+        refuse(f"{label!r} holds one JSON object; {remedy}", label)
     if not isinstance(records, list):
         kind = type(records).__name__
         refuse(f"{label!r} holds a JSON {kind}; it must hold a list of objects", label)
@@ -190,6 +198,8 @@ def _parsed(text: str, place: str, rule: str = "") -> Any:
         if not rule:
             place += f":{error.lineno}"
             line = text.split("\n")[error.lineno - 1]
+            if error.msg == "Extra data":
+                rule = "; a file that has a JSON object in every line is called .jsonl"
         refuse(f"{place}: {short(line.strip())!r} is no JSON ({error.msg}){rule}", place, error)
     except RecursionError as error:
         refuse(
@@ -358,9 +368,9 @@ def _whole_text(path: Path, label: str) -> str:
     return "".join(_lines(path, label))
 
 
-def _checked_object(record: Any, place: str) -> dict[str, Any]:
+def _checked_object(record: Any, place: str, rule: str = "") -> dict[str, Any]:
     if not isinstance(record, dict):
-        message = f'{short(record)!r} is no JSON object such as {{"text": …}}'
+        message = f'{short(record)!r} is no JSON object such as {{"text": …}}{rule}'
         refuse(f"{place}: {message}", place)
     check_columns(len(record), place)
     return cast("dict[str, Any]", record)
