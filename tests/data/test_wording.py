@@ -50,6 +50,12 @@ FILES = [
     ("a.csv", b"text;n\na b;1\n", "a.csv:2: ';' is between columns; write ',' there"),
     ("a.csv", b"a; b\none, two\n", "a.csv:2: this line has not the 1 column of the first line but"),
     (
+        "a.jsonl",
+        b'{"messages": [{"role": "guide", "content": "So"}, {"role": "system", "content": "."}]}',
+        "no conversation in which a user says something among its first 1, only the roles guide, "
+        "system; give what is asked the role 'user'",
+    ),
+    (
         "a.json",
         b'{"text": "a"}\n{"text": "b"}\n',
         "is no JSON (Extra data); a file that has a JSON object in every line is called .jsonl",

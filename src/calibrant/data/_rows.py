@@ -88,6 +88,8 @@ def layout_of(
         expected = " and ".join(needed)
         if "text" in columns.fields:
             expected = "text or question"
+        elif "turns" in columns.fields and "question" not in columns.fields:
+            raise _no_question(rows, name)
         raise DataError(
             f"{name!r} has no row with {expected} among its first {len(rows)}; fill the column, "
             "or name another",
@@ -102,6 +104,23 @@ def layout_of(
         sometimes += ("tools",)
     seen = frozenset(chain.from_iterable(map(filled, records)))
     return Layout(columns, always, sometimes, seen)
+
+
+def _no_question(rows: Sequence[Mapping[str, Any]], name: str) -> DataError:
+    """Return the error for conversations in which no user says anything."""
+    roles: dict[str, None] = {}
+    for values in rows:
+        for message in values.get("turns", ()):
+            roles.setdefault(short(visible(message.role)))
+    found = ""
+    if roles:
+        noun = "role" if len(roles) == 1 else "roles"
+        found = f", only the {noun} {', '.join(list(roles)[:10])}"
+    return DataError(
+        f"{name!r} has no conversation in which a user says something among its first {len(rows)}"
+        f"{found}; give what is asked the role 'user'",
+        subject=name,
+    )
 
 
 class RowReader:
