@@ -49,6 +49,18 @@ FILES = [
     ),
     ("a.csv", b"text;n\na b;1\n", "a.csv:2: ';' is between columns; write ',' there"),
     ("a.csv", b"a; b\none, two\n", "a.csv:2: this line has not the 1 column of the first line but"),
+    ("a.csv", b"text\tn\na, b\t1\n", "a.csv:2: a tab is between columns; write ',' there"),
+    ("a.csv", b"My text,n\na b,1\n", "say which to read, as in {path}(text='My text')"),
+    (
+        "a.csv",
+        b"It was a bright cold day in April and no clock struck,n\na b,1\n",
+        "and no…, n: put the text of each row into a column 'text', named above the first row",
+    ),
+    (
+        "a.jsonl",
+        b'{"messages": "[{\\"role\\": \\"user\\", \\"content\\": \\"Hi.\\"}]"}\n',
+        "are messages: 'messages' holds JSON as a text; write it as a list of messages, in .jsonl",
+    ),
     (
         "a.jsonl",
         b'{"messages": [{"role": "guide", "content": "So"}, {"role": "system", "content": "."}]}',

@@ -243,8 +243,11 @@ def _read_table(path: Path, label: str, delimiter: str) -> Iterator[dict[str, An
                 columns = _header(cells, label, reader.line_num)
                 continue
             place = f"{label}:{reader.line_num}"
-            if len(columns) == 1 and _has_semicolons(columns[0], delimiter.join(cells)):
-                refuse(f"{place}: ';' is between columns; write {delimiter!r} there", label)
+            if len(columns) == 1:
+                mark = _other_mark(columns[0], delimiter.join(cells), delimiter)
+                if mark:
+                    message = f"{mark} is between columns; write {delimiter!r} there"
+                    refuse(f"{place}: {message}", label)
             if len(cells) != len(columns):
                 noun = "column" if len(columns) == 1 else "columns"
                 message = f"this line has not the {len(columns)} {noun} of the first line but"
@@ -255,9 +258,14 @@ def _read_table(path: Path, label: str, delimiter: str) -> Iterator[dict[str, An
         refuse(f"{label}:{reader.line_num}: this line is no {kind} ({error})", label, error)
 
 
-def _has_semicolons(header: str, line: str) -> bool:
-    """Return whether a line has semicolons, as many as the first one."""
-    return line.count(";") == header.count(";") > 0
+def _other_mark(header: str, line: str, delimiter: str) -> str:
+    """Return what is between columns in place of the delimiter: a semicolon or a tab, of which a
+    line has as many as the first one. Empty if it is neither.
+    """
+    for mark, name in ((";", "';'"), ("\t", "a tab")):
+        if mark != delimiter and line.count(mark) == header.count(mark) > 0:
+            return name
+    return ""
 
 
 def _header(cells: list[str], label: str, line: int) -> list[str]:

@@ -294,16 +294,32 @@ def _check_columns(
             )
     if not {"text", "question", "turns"} & columns.fields.keys():
         column = _column_of_texts(records)
-        remedy = f": {advice(short(visible(column)))}"
+        written = short(visible(column))
         if not column:
             remedy = (
                 f", and none of them holds several words: {advice('COLUMN')}, or put the text of "
                 "each row into a column 'text', or its messages into 'messages'"
             )
+        elif written != column:
+            # What is that long is rather a text than a name, and can't be typed as it is shown.
+            remedy = ": put the text of each row into a column 'text', named above the first row"
+        elif _is_json(records, column):
+            remedy = f": {column!r} holds JSON as a text; write it as a list of messages, in .jsonl"
+        else:
+            remedy = f": {advice(column)}"
         raise DataError(
             f"{name!r} has no column 'text' or 'question'; its columns are {listed}{remedy}",
             subject=name,
         )
+
+
+def _is_json(records: Iterable[Mapping[str, Any]], column: str) -> bool:
+    """Return whether a column's first text is a list of objects in JSON, such as messages."""
+    for record in records:
+        value = record.get(column)
+        if isinstance(value, str) and value.strip():
+            return "".join(value[:40].split()).startswith("[{")
+    return False
 
 
 def _column_of_texts(records: Iterable[Mapping[str, Any]]) -> str:

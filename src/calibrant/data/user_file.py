@@ -234,6 +234,8 @@ def _layout_of(
         return Layout(Columns({}), ("ids",), ())
 
     def advice(column: str) -> str:
+        if not column.isidentifier():
+            column = repr(column)
         return f"say which to read, as in {written_path(path)}(text={column})"
 
     return layout_of(first_records, dict(requested), path, advice)
