@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 import griffe
+import numpy as np
 import pytest
+import torch
 from tools.signatures import DeclaredSignatures
 from typer.main import get_command
 
@@ -41,6 +43,7 @@ from calibrant.options import (
     RecommendCommand,
     in_order,
     on_command_line,
+    with_fields_of,
 )
 from calibrant.system.progress import Progress, silent
 from calibrant.targets import Target
@@ -174,6 +177,19 @@ def test_an_old_word_is_refused_with_the_new_one(old: str, new: str):
     for verb in (calibrant.prune, calibrant.mix):
         with pytest.raises(SpecError, match=f"'{old}' is called '{new}'"):
             verb("smollm2", **given)
+
+
+def test_values_of_numpy_and_torch_are_plain_ones_in_records():
+    @with_fields_of(PruneOptions)
+    def given(options: PruneOptions) -> PruneOptions:
+        return options
+
+    seed: Any = np.int64(1)
+    kind: Any = torch.bfloat16
+    place: Any = torch.device("cuda", 1)
+    options = given("m", seed=seed, dtype=kind, device=place)
+    assert (type(options.seed), options.seed) == (int, 1)
+    assert (options.dtype, options.device) == ("bfloat16", "cuda:1")
 
 
 def test_a_declaration_is_a_frozen_value():

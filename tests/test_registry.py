@@ -68,6 +68,7 @@ def test_what_names_no_thing_is_refused(fruits: Registry) -> None:
         assert refused.value.subject == given
         assert near in str(refused.value)
     assert did_you_mean("zzz", ["wanda"]) == ""
+    assert did_you_mean("Textt", ["Text", "text"]) == ", perhaps you mean 'Text'"
 
 
 def test_a_file_that_cannot_be_used_is_not_unknown(fruits: Registry) -> None:

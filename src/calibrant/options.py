@@ -11,6 +11,7 @@ import functools
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, MISSING, Field, dataclass, field, fields
+from numbers import Integral
 from pathlib import Path
 from typing import (
     TYPE_CHECKING,
@@ -638,7 +639,7 @@ def with_fields_of(
 
                     meant = did_you_mean(keyword, signature.parameters)
                     raise TypeError(f"{name}() has no option {keyword!r}{meant}")
-            _as_texts(kwargs)
+            _make_plain(kwargs)
             # Bound before the class is called, whose own message would name `__init__`.
             try:
                 signature.bind(*args, **kwargs)
@@ -659,14 +660,17 @@ def with_fields_of(
     return decorated
 
 
-def _as_texts(options: dict[str, Any]) -> None:
-    """Make what isn't a text for the type and the device, such as torch's own objects, the texts
-    that stand for them: records and ids have those.
+def _make_plain(options: dict[str, Any]) -> None:
+    """Replace whole numbers of numpy by Python's, and torch's own types and devices by their names:
+    records and ids hold these.
     """
+    for name, value in options.items():
+        if isinstance(value, Integral) and not isinstance(value, int):
+            options[name] = int(value)
     given = {name: options[name] for name in ("dtype", "device") if name in options}
     if all(isinstance(value, str) for value in given.values()):
         return
-    from calibrant.models.devices import device_name, dtype_name
+    from calibrant.models.devices import device_name, dtype_name  # which help doesn't need
 
     names = {"dtype": dtype_name, "device": device_name}
     for name, value in given.items():

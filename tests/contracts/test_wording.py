@@ -52,6 +52,10 @@ SAID: list[tuple[Asked, str]] = [
         "sparsegpt(damp=0.02)",
     ),
     (
+        lambda _: parse("sparsegpt(1e-3)"),
+        "'1e-3' stands without its parameter; write name=value, as in sparsegpt(damp=0.02)",
+    ),
+    (
         lambda _: parse("longest(d/prose.txt, seed=1)"),
         "'d/prose.txt' stands without its parameter; write name=value, as in "
         "longest(source='d/prose.txt')",

@@ -239,7 +239,8 @@ def test_impossible_budgets_are_refused(name: str, value: int):
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("samples", 2.0), ("length", 64.0), ("tokens", 1e3), ("seed", 0.0)]
+    ("name", "value"),
+    [("samples", 2.0), ("length", 64.0), ("tokens", 1e3), ("seed", 0.0), ("seed", True)],
 )
 def test_a_budget_is_a_whole_number(name: str, value: Any):
     with pytest.raises((DataError, TypeCheckError)) as caught:
@@ -293,9 +294,10 @@ def test_two_paths_to_one_file_read_the_same(corpus: Path, monkeypatch: pytest.M
     (corpus.parent / "link.jsonl").symlink_to(corpus)
     paths = (str(corpus), "corpus.jsonl", "./corpus.jsonl", "link.jsonl")
     for expr in ("{}", "0.5*{} + 0.5*gsm8k", "mix({}=0.5, gsm8k=0.5)"):
-        assert len({CalibrationSet(expr.format(path)).reads for path in paths}) == 1
-    others = ("corpus.jsonl@crop", "corpus.jsonl(text='text')", "gsm8k", "gsm8k:cot")
-    assert len({CalibrationSet(expr).reads for expr in ("corpus.jsonl", *others)}) == 5
+        assert len({CalibrationSet(expr.format(path)).content_key for path in paths}) == 1
+    (corpus.parent / "link.txt").symlink_to(corpus)  # read as lines
+    others = ("link.txt", "corpus.jsonl@crop", "corpus.jsonl(text='text')", "gsm8k", "gsm8k:cot")
+    assert len({CalibrationSet(expr).content_key for expr in ("corpus.jsonl", *others)}) == 6
 
 
 def test_a_set_is_a_value():

@@ -582,7 +582,7 @@ def test_a_file_of_one_row_is_said_to_have_none_left_in_the_part_that_is_drawn(
     drawn = CalibrationSet(str(book), tokens=1)
     if home == "calibrate":
         drawn = drawn.held_out()
-    message = rf"has no row: all that there are \(1\) are in the part {home}; divide the data"
+    message = rf"has no row: all of the source's \(1\) are in the part {home}; divide the data"
     with pytest.raises(DataError, match=message):
         drawn.tokens(letters)
 

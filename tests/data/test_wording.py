@@ -54,12 +54,12 @@ FILES = [
     (
         "a.csv",
         b"It was a bright cold day in April and no clock struck,n\na b,1\n",
-        "and no…, n: put the text of each row into a column 'text', named above the first row",
+        "and no…, n: put the text of each row into a column called 'text'",
     ),
     (
         "a.jsonl",
         b'{"messages": "[{\\"role\\": \\"user\\", \\"content\\": \\"Hi.\\"}]"}\n',
-        "are messages: 'messages' holds JSON as a text; write it as a list of messages, in .jsonl",
+        "are messages: 'messages' holds JSON as a text; write it as a list of messages",
     ),
     (
         "a.jsonl",
@@ -80,7 +80,18 @@ FILES = [
     (
         "a.jsonl",
         b'[{"text": "a"}]',
-        "every line must be one JSON object, and a file that is one JSON list is called .json",
+        'is no JSON object such as {"text": …}, and a file that is one JSON list is called .json',
+    ),
+    (
+        "a.json",
+        b'{"messages": [{"role": "user", "content": "Hi."}]}',
+        "holds one JSON object; it must hold a list of objects, so put it in [ ]",
+    ),
+    ("a.csv", b"from,n\na b,1\n", "say which to read, as in {path}(text='from')"),
+    (
+        "a.jsonl",
+        b'{"messages": [{"role": "user", "content": ""}, {"role": "assistant", "content": "So"}]}',
+        "among its first 1; fill the messages of the user",
     ),
     (
         "a.jsonl",

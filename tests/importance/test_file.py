@@ -117,11 +117,13 @@ def test_two_are_compared_tensor_by_tensor():
 def test_an_expert_with_several_matrices_is_counted_once():
     imatrix = made()
     up = imatrix.entries["blk.0.ffn_up_exps.weight"]
-    for name in ("blk.0.ffn_gate_exps.weight", "blk.0.ffn_down_exps.weight"):
-        imatrix.entries[name] = up
+    imatrix.entries["blk.0.ffn_gate_exps.weight"] = up
+    # What one of its matrices saw a token of isn't unseen.
+    more = replace(up, counts=np.array([40, 5, 30]))
+    imatrix.entries["blk.0.ffn_down_exps.weight"] = more
     imatrix.entries["blk.1.ffn_up_exps.weight"] = replace(up, counts=np.array([4, 0, 0]))
     found = compared(imatrix)
-    assert (found.experts, found.unseen, found.rare) == (6, 3, 1)
+    assert (found.experts, found.unseen, found.rare) == (6, 2, 2)
 
 
 def test_two_of_different_models_are_refused():

@@ -35,8 +35,12 @@ def test_names_of_other_libraries_are_targets(text: str, target: Target):
 
 def test_a_grid_that_has_two_names_is_one_target():
     assert str(parse_target("W4A16")) == "w4g128"
-    assert str(parse_target("W4G64")) == "w4g64"
     assert str(parse_target("2:4+W4A16")) == "2:4+w4g128"
+
+
+def test_a_grid_in_capitals_is_refused_with_small_letters():
+    with pytest.raises(TargetError, match="; write it w4g64"):
+        parse_target("W4G64")
 
 
 @pytest.mark.parametrize("text", ["NVFP4A8", "FP8A16_ROW", "FP4A16", "W5A16"])

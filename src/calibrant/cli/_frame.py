@@ -447,10 +447,11 @@ def check_folder(path: Path | None) -> None:
     if path is None:
         return
     path = user_path(path, OutputError)
-    existing = path.absolute()
-    while not os.path.lexists(existing):
-        existing = existing.parent
-    if not existing.is_dir():
+    nearest = path.absolute()
+    # A drive of Windows that isn't there is its own parent.
+    while not os.path.lexists(nearest) and nearest != nearest.parent:
+        nearest = nearest.parent
+    if not nearest.is_dir():
         message = f"{str(path)!r} is no folder; name one that is there, or a new one"
         raise OutputError(message, subject=str(path))
 

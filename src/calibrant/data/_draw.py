@@ -171,7 +171,7 @@ class Deck:
         if others:
             noun = "part" if len(others) == 1 else "parts"
             raise TooFew(
-                f"{self.description} has no row: all that there are ({source.size()}) are in the "
+                f"{self.description} has no row: all of the source's ({source.size()}) are in the "
                 f"{noun} {' and '.join(others)}; divide the data into more rows, such as "
                 "paragraphs with an empty line between them, or give a folder with a train and a "
                 "test file",

@@ -163,10 +163,11 @@ def _read_jsonl(path: Path, label: str) -> Iterator[dict[str, Any]]:
     for number, line in enumerate(_lines(path, label), 1):
         if line.strip():
             place = f"{label}:{number}"
-            rule = "; every line must be one JSON object"
+            listed = ""
             if line.lstrip().startswith("["):
-                rule += ", and a file that is one JSON list is called .json"
-            yield _checked_object(_parsed(line, place, rule), place, rule)
+                listed = ", and a file that is one JSON list is called .json"
+            record = _parsed(line, place, f"; every line must be one JSON object{listed}")
+            yield _checked_object(record, place, listed)
 
 
 def _read_json(path: Path, label: str) -> Iterator[dict[str, Any]]:
@@ -177,7 +178,7 @@ def _read_json(path: Path, label: str) -> Iterator[dict[str, Any]]:
     if isinstance(records, dict):
         remedy = "it must hold a list of objects, so put it in [ ]"
         for key, value in cast("dict[str, Any]", records).items():
-            if isinstance(value, list):
+            if _holds_rows(value):
                 remedy += f", or write what is in {short(key)!r} alone"
                 break
         refuse(f"{label!r} holds one JSON object; {remedy}", label)
@@ -186,6 +187,16 @@ def _read_json(path: Path, label: str) -> Iterator[dict[str, Any]]:
         refuse(f"{label!r} holds a JSON {kind}; it must hold a list of objects", label)
     for number, record in enumerate(cast("list[Any]", records), 1):
         yield _checked_object(record, f"{label}, record {number}")
+
+
+def _holds_rows(value: Any) -> bool:
+    """Return whether a value of a JSON object is a list of rows, and not of a conversation's
+    messages.
+    """
+    if not isinstance(value, list) or not value:
+        return False
+    first = cast("list[Any]", value)[0]
+    return isinstance(first, dict) and not {"role", "from"} & first.keys()
 
 
 def _parsed(text: str, place: str, rule: str = "") -> Any:
@@ -198,7 +209,7 @@ def _parsed(text: str, place: str, rule: str = "") -> Any:
         if not rule:
             place += f":{error.lineno}"
             line = text.split("\n")[error.lineno - 1]
-            if error.msg == "Extra data":
+            if error.msg == "Extra data" and line.lstrip().startswith("{"):
                 rule = "; a file that has a JSON object in every line is called .jsonl"
         refuse(f"{place}: {short(line.strip())!r} is no JSON ({error.msg}){rule}", place, error)
     except RecursionError as error:
@@ -244,7 +255,7 @@ def _read_table(path: Path, label: str, delimiter: str) -> Iterator[dict[str, An
                 continue
             place = f"{label}:{reader.line_num}"
             if len(columns) == 1:
-                mark = _other_mark(columns[0], delimiter.join(cells), delimiter)
+                mark = _wrong_delimiter(columns[0], delimiter.join(cells), delimiter)
                 if mark:
                     message = f"{mark} is between columns; write {delimiter!r} there"
                     refuse(f"{place}: {message}", label)
@@ -258,7 +269,7 @@ def _read_table(path: Path, label: str, delimiter: str) -> Iterator[dict[str, An
         refuse(f"{label}:{reader.line_num}: this line is no {kind} ({error})", label, error)
 
 
-def _other_mark(header: str, line: str, delimiter: str) -> str:
+def _wrong_delimiter(header: str, line: str, delimiter: str) -> str:
     """Return what is between columns in place of the delimiter: a semicolon or a tab, of which a
     line has as many as the first one. Empty if it is neither.
     """

@@ -113,12 +113,14 @@ def _no_question(rows: Sequence[Mapping[str, Any]], name: str) -> DataError:
         for message in values.get("turns", ()):
             roles.setdefault(short(visible(message.role)))
     found = ""
+    remedy = "fill the messages of the user"
     if roles:
         noun = "role" if len(roles) == 1 else "roles"
         found = f", only the {noun} {', '.join(list(roles)[:10])}"
+        remedy = "give what is asked the role 'user'"
     return DataError(
         f"{name!r} has no conversation in which a user says something among its first {len(rows)}"
-        f"{found}; give what is asked the role 'user'",
+        f"{found}; {remedy}",
         subject=name,
     )
 
@@ -302,9 +304,9 @@ def _check_columns(
             )
         elif written != column:
             # What is that long is rather a text than a name, and can't be typed as it is shown.
-            remedy = ": put the text of each row into a column 'text', named above the first row"
-        elif _is_json(records, column):
-            remedy = f": {column!r} holds JSON as a text; write it as a list of messages, in .jsonl"
+            remedy = ": put the text of each row into a column called 'text'"
+        elif _is_json_messages(records, column):
+            remedy = f": {column!r} holds JSON as a text; write it as a list of messages"
         else:
             remedy = f": {advice(column)}"
         raise DataError(
@@ -313,12 +315,13 @@ def _check_columns(
         )
 
 
-def _is_json(records: Iterable[Mapping[str, Any]], column: str) -> bool:
-    """Return whether a column's first text is a list of objects in JSON, such as messages."""
+def _is_json_messages(records: Iterable[Mapping[str, Any]], column: str) -> bool:
+    """Return whether a column's first text is a list of messages in JSON."""
     for record in records:
         value = record.get(column)
         if isinstance(value, str) and value.strip():
-            return "".join(value[:40].split()).startswith("[{")
+            has_roles = '"role"' in value or '"from"' in value
+            return has_roles and "".join(value[:40].split()).startswith("[{")
     return False
 
 

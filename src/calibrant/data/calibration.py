@@ -25,7 +25,7 @@ from calibrant.data._encoding import KINDS, Encoder, IdEncoder, KindEncoder, Rol
 from calibrant.data._files import known_suffix
 from calibrant.data._limits import LAST_DRAW, LONGEST_WINDOW, MOST_TOKENS
 from calibrant.data._marks import ROLES, Role
-from calibrant.data.expression import Term, check_quoted, term_of, text_of_source, written
+from calibrant.data.expression import Term, refuse_unquoted, term_of, text_of_source, written
 from calibrant.data.formats.chat import Chat, unused_messages, weighs
 from calibrant.data.given import Given, OwnData, as_source
 from calibrant.data.packings._base import PAD, Frame, Window
@@ -193,7 +193,7 @@ class CalibrationSet:
         try:
             self._read(data)
         except InputError as error:
-            check_quoted(data, error)
+            refuse_unquoted(data, error)
             if not _is_text(data):
                 raise
             raise DataError(
@@ -263,13 +263,13 @@ class CalibrationSet:
         return SetLabel(self.expr, self.expr, family="mixed")
 
     @property
-    def reads(self) -> Hashable:
+    def content_key(self) -> Hashable:
         """What the set reads and how, whatever its paths are called: of two sets with the same, one
         is the other again.
         """
         if self.mixed:
-            return self.shares, tuple(member.reads for member in self.mixed)
-        return tuple(term.reads for term in self.parts)
+            return self.shares, tuple(member.content_key for member in self.mixed)
+        return tuple(term.content_key for term in self.parts)
 
     @property
     def per_draw(self) -> bool:
@@ -772,7 +772,7 @@ def check_budget(
 
 
 def _whole_between(name: str, value: SupportsIndex, least: int, most: int) -> int:
-    if not isinstance(value, Integral):
+    if isinstance(value, bool) or not isinstance(value, Integral):
         raise DataError(f"{name} is {brief(value)}; it must be a whole number", subject=name)
     whole = int(value)
     if least <= whole <= most:

@@ -81,11 +81,14 @@ class Term:
         return text
 
     @property
-    def reads(self) -> Hashable:
-        """What is read and how. It is the same for a path and another that leads to the same."""
+    def content_key(self) -> Hashable:
+        """What is read and how. It is the same for two paths of one file."""
         source: Hashable = str(self.source)
         if isinstance(self.source, UserFile):
-            source = os.path.realpath(self.source.file), self.source.requested
+            path = self.source.file
+            # A link may have another ending, and is read as that says.
+            ending = os.path.splitext(path)[1]
+            source = os.path.realpath(path), ending, self.source.requested
         return source, str(self.format), str(self.packing), self.share
 
     @property
@@ -169,7 +172,7 @@ def parse_source(
         try:
             call = read_source(call)
         except SpecError as error:
-            check_quoted(call, error)
+            refuse_unquoted(call, error)
             raise
     if isinstance(call, File):
         user_path(call.path, DataError)
@@ -229,7 +232,7 @@ def _call(text: str | Call) -> Call:
     return read_call(text)
 
 
-def check_quoted(text: str, error: InputError) -> None:
+def refuse_unquoted(text: str, error: InputError) -> None:
     """Raise `DataError` where a text that can't be used, because of `error`, is the name of a file
     that an expression can't hold without quotes.
     """

@@ -1,5 +1,6 @@
 """Makes a source of a user's own files."""
 
+import keyword
 import os
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -27,6 +28,7 @@ from calibrant.data._rows import LOOKED_AT, Layout, RowReader, layout_of
 from calibrant.errors import DataError
 from calibrant.spec.foreign import user_path, visible
 from calibrant.spec.grammar import written_path
+from calibrant.spec.spec import WORDS
 
 
 @dataclass(frozen=True, repr=False)
@@ -234,7 +236,8 @@ def _layout_of(
         return Layout(Columns({}), ("ids",), ())
 
     def advice(column: str) -> str:
-        if not column.isidentifier():
+        # A spec reads some words as something else, such as none.
+        if not column.isidentifier() or column in WORDS or keyword.iskeyword(column):
             column = repr(column)
         return f"say which to read, as in {written_path(path)}(text={column})"
 

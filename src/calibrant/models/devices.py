@@ -51,8 +51,7 @@ def device_name(device: object) -> str:
         return str(device)
     if not isinstance(device, str):
         raise ModelError(
-            f"device is {brief(device)}; give a text or a torch.device: auto, cpu, cuda, cuda:0 or "
-            "mps",
+            f"device is {brief(device)}; give auto, cpu, cuda, cuda:0, mps or a torch.device",
             subject="device",
         )
     return device
@@ -67,7 +66,7 @@ def dtype_name(dtype: object) -> str:
             return name
     if not isinstance(dtype, str):
         raise ModelError(
-            f"dtype is {brief(dtype)}; give a text or a torch.dtype: auto, {', '.join(DTYPES)}",
+            f"dtype is {brief(dtype)}; give auto, {', '.join(DTYPES)} or torch's own of these",
             subject="dtype",
         )
     return dtype

@@ -201,16 +201,16 @@ def _outline_of_gguf(
     return ModelOutline(ref, shape, dtype, device, "gguf", file_bytes, divisible=False)
 
 
-def load(folder: str | Path, device: str = "auto") -> PreTrainedModel:
+def load(folder: str | Path, device: str | torch.device = "auto") -> PreTrainedModel:
     """Return the model in `folder`, in the type that it was saved in, in evaluation mode: a model
-    of transformers with plain weights.
+    of transformers with plain weights. `folder` may also be a GGUF file, whose numbers become
+    float32.
 
     `folder` is one that `prune`, `quantize` or `export` wrote, or an export in it, such as
     `pruned/sparse` (`--export sparse`). Zeros, codes and factors there become the numbers that they
     stand for: bit for bit those of the folder around it. So the model takes as much memory as the
-    dense one. `transformers.AutoTokenizer` opens the tokenizer there. A `.gguf` file stands for a
-    folder too, and its numbers become float32. Raises `ModelError` for what can't be opened, is
-    damaged or doesn't fit.
+    dense one. `transformers.AutoTokenizer` opens the tokenizer there. Raises `ModelError` for what
+    can't be opened, is damaged or doesn't fit.
 
     >>> from calibrant.testing import tiny_folder
     >>> import tempfile
@@ -221,7 +221,7 @@ def load(folder: str | Path, device: str = "auto") -> PreTrainedModel:
     if not path.exists():
         raise ModelError(
             f"there is no file or folder {brief(str(folder))}; give a folder that prune, quantize "
-            "or export wrote, or a form in it",
+            "or export wrote, a form in it, or a .gguf file",
             subject=str(folder),
         )
     return open_model(ref_of(path), saved_dtype(path), device).model

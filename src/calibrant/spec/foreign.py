@@ -314,8 +314,14 @@ def did_you_mean(name: str, names: Iterable[str]) -> str:
 
     Nobody misspells a text of many lines, or remembers thousands of names.
     """
-    known = {known_name.lower(): known_name for known_name in names}
+    known = list(names)
     if len(name) > _LONGEST_NAME or len(known) > _MOST_NAMES:
         return ""
-    close = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.6)
-    return f", perhaps you mean {known[close[0]]!r}" if close else ""
+    in_small_letters = [known_name.lower() for known_name in known]
+    close = difflib.get_close_matches(name.lower(), in_small_letters, n=1, cutoff=0.6)
+    if not close:
+        return ""
+    # Of names that differ in capitals alone, the nearest as it is written.
+    alike = [known_name for known_name in known if known_name.lower() == close[0]]
+    nearest = difflib.get_close_matches(name, alike, n=1, cutoff=0.0)
+    return f", perhaps you mean {nearest[0]!r}"

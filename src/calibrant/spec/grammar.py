@@ -190,7 +190,7 @@ def read_target(text: str) -> TargetLabel:
     'w4g128'
     """
     text = _SCHEMES.get(text.strip().upper(), text)
-    grid = _GRID.fullmatch(text.strip().lower())
+    grid = _GRID.fullmatch(text.strip())
     if grid:
         bits_text, group_text, zeros = grid.groups()
         bits = whole_number(bits_text)

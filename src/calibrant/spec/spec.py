@@ -15,7 +15,7 @@ import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from numbers import Integral
+from numbers import Integral, Real
 from types import UnionType
 from typing import (
     Any,
@@ -36,7 +36,7 @@ from calibrant.spec.classes import foreign_name, is_foreign, qualified
 from calibrant.spec.foreign import LARGEST, brief, did_you_mean, user_text
 
 LITERALS: Final = "numbers, texts, true/false, none, lists, names and name(key=value)"
-_WORDS: Final = {
+WORDS: Final = {
     "true": True,
     "false": False,
     "none": None,
@@ -48,6 +48,8 @@ _WORDS: Final = {
 HYPHENED: Final = re.compile(r"[A-Za-z_]\w*(-\w+)+", re.ASCII)
 """A name that another package may have given, and Python would take for a difference."""
 _PATH: Final = re.compile(r"[\w~.]*[a-zA-Z~][\w~./:+*-]*")
+_DATA: Final = re.compile(r"[/:]|\.(txt|jsonl?|csv|tsv|parquet)$")
+"""What only a source has in its text."""
 """What may be a path or an expression that isn't in quotes."""
 DEEPEST: Final = 12
 """How deep a spec may be nested: what is within is read once more at each level."""
@@ -158,7 +160,7 @@ def _value_of(node: ast.expr, text: str, depth: int) -> Any:
         case ast.Constant(value=bool() | int() | float() | str() | None as value):
             return _checked_literal(value, text)
         case ast.Name(id=name):
-            return _WORDS[name] if name in _WORDS else Call(name)
+            return WORDS[name] if name in WORDS else Call(name)
         case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=bool())):
             # -True, which the next case would take for a number.
             pass
@@ -190,8 +192,7 @@ def _unnamed(name: str, argument: ast.expr, text: str) -> SpecError:
     if isinstance(argument, ast.Constant) and isinstance(argument.value, str):
         piece = argument.value
     example = "sparsegpt(damp=0.02)"
-    # What is written like a path is hardly meant for anything else.
-    if _PATH.fullmatch(piece) and not piece.isidentifier():
+    if _DATA.search(piece):
         example = f"{name}(source={piece!r})"
     message = f"{piece!r} stands without its parameter; write name=value, as in {example}"
     return SpecError(f"{text!r}: {message}", subject=text)
@@ -397,14 +398,14 @@ def check_most(spec: "Spec", **most: int | float) -> None:
     """Raise `SpecError` for the first of these parameters that is no number, or above its largest.
 
     A larger one would overflow, or never come to an end. One that is None is left to the class. A
-    whole number of another type, such as numpy's, becomes an int.
+    number of another type, such as numpy's, becomes one of Python's.
     """
     for name, highest in most.items():
         value = getattr(spec, name)
         if value is None:
             continue
-        if isinstance(value, Integral) and not isinstance(value, int):
-            value = int(value)
+        if type(value) not in (bool, int, float) and isinstance(value, Real):
+            value = int(value) if isinstance(value, Integral) else float(value)
             # The class is frozen for its users; a frozen dataclass has no other way to set a field.
             object.__setattr__(spec, name, value)
         given = f"{spec.spec_name()}({name}={brief(value)})"

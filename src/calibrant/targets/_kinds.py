@@ -17,6 +17,7 @@ LEAST_PER_CENT: Final = 5
 
 _BITS: Final = re.compile(r"(?:u?int)?([2-8])(?:\.0|[ -]?bits?)?")
 """Bits of a grid, as other libraries and people write them: `4`, `int4`, `4-bit`."""
+_GRID: Final = re.compile(r"w[2-8](g[1-9][0-9]{0,3})?a?")
 
 targets: Final = Registry("calibrant.targets", "target")
 
@@ -105,14 +106,17 @@ def parse_target(text: str | float | int) -> Target:
     instead = f"write one such as {examples(kinds())}"
     explained = "calibrant list targets says what each is"
     message = "; ".join([f"{text!r} is no target", *broken, f"{instead} ({explained})"])
-    raise TargetError(message + grid_of_bits(str(text)), subject=str(text))
+    raise TargetError(message + bits_hint(str(text)), subject=str(text))
 
 
-def grid_of_bits(text: str) -> str:
+def bits_hint(text: str) -> str:
     """Return, for what was likely meant in bits, how it is written: for `4.0` and `int4`,
     `; 4 bits are written w4g64`. Empty for anything else.
     """
-    match = _BITS.fullmatch(text.strip().lower())
+    written = text.strip().lower()
+    if _GRID.fullmatch(written) and written != text.strip():
+        return f"; write it {written}"
+    match = _BITS.fullmatch(written)
     if match is None:
         return ""
     bits = match[1]

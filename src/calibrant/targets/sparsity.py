@@ -11,7 +11,7 @@ from calibrant.errors import TargetError
 from calibrant.spec.foreign import brief
 from calibrant.spec.grammar import read_target
 from calibrant.targets._base import Group, Removal, keep_highest
-from calibrant.targets._kinds import allowed, grid_of_bits, percentage
+from calibrant.targets._kinds import allowed, bits_hint, percentage
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Sparsity(Removal):
         if not number or not 0 <= self.fraction < 1:
             raise TargetError(
                 f"{brief(self.fraction)} is no sparsity{percentage(self.fraction)}; "
-                f"{allowed((Removal,))}{grid_of_bits(brief(self.fraction))}",
+                f"{allowed((Removal,))}{bits_hint(brief(self.fraction))}",
                 subject=brief(self.fraction),
             )
         # Of -0.0, which would be written differently, + 0.0 makes 0.0.

@@ -349,10 +349,11 @@ def _modelled(model: Mapping[str, Any]) -> Iterator[Any]:
     spread = f"Σx² of {energy['matrices']:,} matrices over {energy['tokens']:,} tokens"
     if not kinds_of:
         spread += ", all of content"
-    scored = "none: no token of the set has another before it to be predicted from"
     if loss["tokens"]:
         tokens = f"{loss['tokens']:,} tokens of the set"
         scored = f"{loss['value']:.4f} {loss['unit']} over {tokens}"
+    else:
+        scored = "none: no token of the set has one before it"
     yield from labelled(
         {
             "model": f"{noted(model['name'], model['note'])}, {model['dtype']}",

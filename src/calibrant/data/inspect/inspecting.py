@@ -179,8 +179,7 @@ def loss(opened: Opened, batch: TokenBatch, progress: Progress = silent) -> dict
     before it in its sequence.
 
     A sequence's first token has nothing to be predicted from; where there are no others, the mean
-    is None. `NumericsError` where the outputs
-    aren't finite.
+    is None. `NumericsError` where the outputs aren't finite.
     """
     scored = text_tokens(batch)
     device = opened.model.device

@@ -211,12 +211,12 @@ def _check_sources(sets: Sequence[CalibrationSet]) -> None:
         given = ", ".join(names) or "none"
         message = f"a mixture needs two sources or more, and was given {len(sets)} ({given})"
         raise SpecError(message, subject=", ".join(names))
-    read = [data.reads for data in sets]
+    keys = [data.content_key for data in sets]
     for data, name in zip(sets, names, strict=True):
         if data.mixed:
             message = f"{name!r} is a mix already and can't be a source"
             raise SpecError(f"{message}; give each of its parts as a source", subject=name)
-        if read.count(data.reads) > 1:
+        if keys.count(data.content_key) > 1:
             message = (
                 f"the source {name!r} is given twice; give it once, its weight is searched for"
             )

@@ -668,7 +668,7 @@ class StudyReader:
             value = read(place, given)
             key: Hashable = str(value)
             if isinstance(value, CalibrationSet):
-                key = value.reads
+                key = value.content_key
             if key in values:
                 first_place = where(places[key])
                 self._add_twice(place, given, f"{values[key]} ({first_place})")
