@@ -664,11 +664,12 @@ class StudyReader:
         values: dict[Hashable, Any] = {}
         places: dict[Hashable, Path] = {}
         read = self._readers[axis]
+        key_of: Callable[[Any], Hashable] = str
+        if axis == "data":
+            key_of = _content_key
         for place, given in self._listed(path, raw):
             value = read(place, given)
-            key: Hashable = str(value)
-            if isinstance(value, CalibrationSet):
-                key = value.content_key
+            key = key_of(value)
             if key in values:
                 first_place = where(places[key])
                 self._add_twice(place, given, f"{values[key]} ({first_place})")
@@ -759,6 +760,11 @@ class StudyReader:
                 self.mistakes.add(targets, f"{error}; {advice}")
         for recipe in by_propagation.values():
             self.mistakes.tried(propagate, check_propagation, recipe.method, recipe.propagate)
+
+
+def _content_key(data: CalibrationSet | None) -> Hashable:
+    """What a set reads, which two paths of one file share; None of what was a mistake."""
+    return None if data is None else data.content_key
 
 
 def _count(value: Any) -> int:
