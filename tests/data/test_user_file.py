@@ -573,14 +573,17 @@ def test_too_little_is_said_with_what_is_left_out_because_it_is_measured(
         CalibrationSet(f"{path}:qa", samples=1, length=64).tokens(letters)
 
 
+@pytest.mark.parametrize(
+    ("word", "home"), [("one", "calibrate"), ("two", "exemplars"), ("nine", "measure")]
+)
 def test_a_file_of_one_row_is_said_to_have_none_left_in_the_part_that_is_drawn(
-    tmp_path: Path, letters: PreTrainedTokenizerBase
+    tmp_path: Path, letters: PreTrainedTokenizerBase, word: str, home: str
 ):
     book = tmp_path / "book.txt"
-    book.write_text("one long line " * 100)
-    home = next(part for part in PARTS if UserFile(str(book)).part(part).rows)
+    book.write_text(f"{word} long line " * 100)
     drawn = CalibrationSet(str(book), tokens=1)
     if home == "calibrate":
+        drawn.tokens(letters)
         drawn = drawn.held_out()
     message = rf"has no row: all of the source's \(1\) are in the part {home}; divide the data"
     with pytest.raises(DataError, match=message):

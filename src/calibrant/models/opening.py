@@ -473,8 +473,10 @@ def _model_of(
                 path, files.weights, files.tensors, config, dtype, ref
             )
         elif files.packed is not None and empty is not None:
+            state = dict(files.packed.state())
             # Scales of inputs and of the cache are no tensors of the model.
-            state = {name: tensor for name, tensor in files.packed.state() if name in files.tensors}
+            for name in files.inputs.tensors | files.cache.tensors:
+                del state[name]
             model, loaded = from_state(type(empty), state, path, config, dtype)
         elif empty is not None and converts(empty, files.tensors, dtype):
             state = dict(converted(empty, files.weights, dtype))
