@@ -431,7 +431,7 @@ def test_what_a_model_makes_of_it():
     assert ["Σx²,", "most", "in", "a", "matrix", "99.949%", "50.0%"] in rows
     assert "no router" in inspected(model={**MODEL, "experts": {**experts, "why": "no router"}})
     unscored = {**MODEL, "loss": {"value": None, "tokens": 0, "unit": "nats/token"}}
-    assert "none: no token of the set has another before it" in inspected(model=unscored)
+    assert "none: no token of the set has one before it" in inspected(model=unscored)
     assert "median" not in inspected(model={**MODEL, "energy": {**MODEL["energy"], "kinds": {}}}), (
         "a set of content alone needs no table"
     )
