@@ -105,7 +105,8 @@ class Watch(TorchFunctionMode):
     def _products(
         self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Iterator[Product]:
-        operands = [*args, *(kwargs[key] for key in _OPERANDS if key in kwargs)]
+        named_operands = [kwargs[key] for key in _OPERANDS if key in kwargs]
+        operands = [*args, *named_operands]
         if name in _SUMMED:
             del operands[0]
         x, matrix = operands[:2]
@@ -122,8 +123,10 @@ class Watch(TorchFunctionMode):
                     yield Product(weight, matrix.mT)
         elif matrix.dim() == 3:
             yield from self._batched(x, matrix)
-        elif _is_whole(weight, matrix if name in _AS_OUT_IN else matrix.mT):
-            yield Product(weight, x, self._gathered)
+        else:
+            out_in = matrix if name in _AS_OUT_IN else matrix.mT
+            if _is_whole(weight, out_in):
+                yield Product(weight, x, self._gathered)
 
     def _batched(self, x: Tensor, matrices: Tensor) -> Iterator[Product]:
         """One product over all experts, as Llama 4 has it: every expert is multiplied with all

@@ -27,7 +27,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, Final, cast, final
 
 import torch
 from torch import Tensor
@@ -166,34 +166,50 @@ def together(
     loop has set the matrix, so all compute with the new one.
     """
     rehearsal = rehearse(view)
-    currents = [next(arrivals, None) for arrivals in walks]
-    while any(currents):
+    positions = [_Position(arrivals) for arrivals in walks]
+    reached = _matrices_at(positions)
+    while reached:
         # A walk whose tokens miss a block's experts may be at a later block already.
-        block = min(current[0].block for current in currents if current)
+        block = min(weight.block for weight in reached)
         order = Order(view.blocks[block], rehearsal.by_use, rehearsal.apart)
-        while waiting := _names_in(block, currents):
-            weight = order.next(waiting)
-            arrived: list[int] = []
-            seen: list[Seen | None] = [None] * len(currents)
-            for number, current in enumerate(currents):
-                if current is not None and current[0].name == weight.name:
-                    arrived.append(number)
-                    seen[number] = current[1]
-            yield weight, seen
-            for number in arrived:
-                currents[number] = next(walks[number], None)
+        in_block = [weight.name for weight in reached if weight.block == block]
+        while in_block:
+            weight = order.next(in_block)
+            yield weight, [position.seen_at(weight) for position in positions]
+            for position in positions:
+                if position.is_at(weight):
+                    position.advance()
+            reached = _matrices_at(positions)
+            in_block = [weight.name for weight in reached if weight.block == block]
 
 
-def _names_in(block: int, currents: Sequence[tuple[Weight, Seen] | None]) -> list[str]:
-    """The names of the matrices in a block that walks are at."""
-    names: list[str] = []
-    for current in currents:
-        if current is None:
-            continue
-        weight, _ = current
-        if weight.block == block:
-            names.append(weight.name)
-    return names
+@final
+class _Position:
+    """Where one of several walks is: at which matrix, and what it saw there."""
+
+    def __init__(self, arrivals: Arrivals) -> None:
+        self._arrivals = arrivals
+        self.weight: Weight | None = None
+        """None once the walk is over."""
+        self._seen: Seen | None = None
+        self.advance()
+
+    def advance(self) -> None:
+        """Go on to the next matrix."""
+        self.weight, self._seen = next(self._arrivals, (None, None))
+
+    def is_at(self, weight: Weight) -> bool:
+        """Return whether the walk is at this matrix."""
+        return self.weight is not None and self.weight.name == weight.name
+
+    def seen_at(self, weight: Weight) -> Seen | None:
+        """Return what the walk saw at this matrix; None if it is at another."""
+        return self._seen if self.is_at(weight) else None
+
+
+def _matrices_at(positions: Sequence[_Position]) -> list[Weight]:
+    """The matrix that each walk is at, of those that aren't over."""
+    return [position.weight for position in positions if position.weight is not None]
 
 
 def held_between_blocks(
@@ -305,9 +321,9 @@ def _arrival(
     shared = _SharedInputs(ranks)
     for forward in forwards:
         forward.run_block(block.weights)
-    while waiting := ranks.gathered([product.weight.name for _, product in _stopped(forwards)]):
+    while waiting := ranks.gathered(_names_waited_at(forwards)):
         weight = order.next(waiting)
-        products = [entry for entry in _stopped(forwards) if entry[1].weight is weight]
+        products = _products_with(weight, forwards)
         arrived = [forward for forward, _ in products]
         seen = shared.seen(products, observes, weight.stored.device)
         # Each input is freed as soon as its own forward goes on, and a Gram before the next one is
@@ -320,9 +336,21 @@ def _arrival(
             forward.resume()
 
 
-def _stopped(forwards: list[MicroBatch]) -> list[tuple[MicroBatch, Product]]:
-    """The forwards that stand at a product, each with that product."""
-    return [(forward, forward.stopped) for forward in forwards if forward.stopped]
+def _names_waited_at(forwards: Sequence[MicroBatch]) -> list[str]:
+    """The names of the matrices at whose products forwards stand, one for each that stands."""
+    return [forward.stopped.weight.name for forward in forwards if forward.stopped]
+
+
+def _products_with(
+    weight: Weight, forwards: Sequence[MicroBatch]
+) -> list[tuple[MicroBatch, Product]]:
+    """The forwards that stand at a product with this matrix, each with that product."""
+    products: list[tuple[MicroBatch, Product]] = []
+    for forward in forwards:
+        product = forward.stopped
+        if product is not None and product.weight is weight:
+            products.append((forward, product))
+    return products
 
 
 def _reference(block: Block, forwards: list[MicroBatch], observes: Kinds, ranks: Ranks) -> Arrivals:
