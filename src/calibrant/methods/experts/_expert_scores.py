@@ -6,7 +6,8 @@ criteria in one sentence; where that leaves a choice, the function here says whi
 Some look at gradients: `expert_gradients` computes them, in one pass forwards and backwards.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import chain, combinations
 from types import MappingProxyType
@@ -58,7 +59,10 @@ class LayerEvidence:
     @property
     def weights(self) -> Matrices:
         """Each expert's own matrices."""
-        return [[weight.get() for weight in expert] for expert in self.layer.experts]
+        matrices: list[list[Tensor]] = []
+        for expert in self.layer.experts:
+            matrices.append([weight.get() for weight in expert])
+        return matrices
 
 
 @final
@@ -170,6 +174,12 @@ def mean_outputs_alike(evidence: LayerEvidence) -> Float[Tensor, "expert"]:
     return _cosines(means @ means.T) / others
 
 
+def gradients_alike(evidence: LayerEvidence) -> Float[Tensor, "expert"]:
+    """Return the mean cosine between an expert's gradients and those of the others."""
+    others = max(1, evidence.layer.count - 1)
+    return cosines_to_others(evidence.gradients) / others
+
+
 def router_weighted(evidence: LayerEvidence) -> Float[Tensor, "expert"]:
     """Return the mean of g·‖y‖ over an expert's tokens, with its gate g and its output y (REAP,
     arXiv 2510.13999, eq. 9); 0 for an expert that got none.
@@ -211,13 +221,7 @@ CRITERIA: Final = MappingProxyType(
             (Routing, ExpertOutputs),
         ),
         "ean": Criterion(output_norms, (Routing, ExpertOutputs)),
-        "egs": Criterion(
-            lambda evidence: (
-                cosines_to_others(evidence.gradients) / max(1, evidence.layer.count - 1)
-            ),
-            (Routing,),
-            gradients=True,
-        ),
+        "egs": Criterion(gradients_alike, (Routing,), gradients=True),
         "ege": Criterion(
             lambda evidence: row_spreads(evidence.gradients), (Routing,), gradients=True
         ),
@@ -240,8 +244,11 @@ def first_by_score(scores: Float[Tensor, "expert"], count: int, largest: bool) -
     """Return the `count` experts with the smallest or, if `largest`, the largest scores, in that
     order; of equal ones the lowest number goes first.
     """
-    signed = (-scores if largest else scores).tolist()
-    order = sorted(range(len(signed)), key=signed.__getitem__)
+    if largest:
+        scores = -scores
+    values = scores.tolist()
+    # Sorting leaves equal ones in the order of their numbers.
+    order = sorted(range(len(values)), key=values.__getitem__)
     return tuple(order[:count])
 
 
@@ -254,7 +261,9 @@ def first_of_pairs(
     Of equal pairs the one of the first experts is taken; of two experts that are used alike the one
     with the higher number goes.
     """
-    scores = (-pairs if largest else pairs).tolist()
+    if largest:
+        pairs = -pairs
+    scores = pairs.tolist()
     uses = used.tolist()
     remaining = list(range(len(uses)))
     dropped: list[int] = []
@@ -263,9 +272,11 @@ def first_of_pairs(
         for first, second in combinations(remaining, 2):
             candidates.append((scores[first][second], first, second))
         _, first, second = min(candidates)
-        expert = first if uses[first] < uses[second] else second
-        dropped.append(expert)
-        remaining.remove(expert)
+        less_used = second
+        if uses[first] < uses[second]:
+            less_used = first
+        dropped.append(less_used)
+        remaining.remove(less_used)
     return tuple(dropped)
 
 
@@ -311,19 +322,9 @@ def expert_gradients(job: Job, layers: Sequence[ExpertLayer]) -> Mapping[int, Ma
             # In float32 at least, also where the gradients are bfloat16.
             dtype = wide(parameter.dtype)
             sums[key] = torch.zeros_like(parameter, dtype=dtype, requires_grad=False)
-    required_before: dict[nn.Parameter, bool] = {}
-    for parameter in job.view.model.parameters():
-        required_before[parameter] = parameter.requires_grad
-    try:
-        for parameter in required_before:
-            parameter.requires_grad_(False)
-        for parameter in parameters.values():
-            parameter.requires_grad_(True)
+    with _only_these_require_gradients(job.view.model, parameters.values()):
         for share, part in job.tokens().sets:
-            _add(job, part, share, parameters, sums)
-    finally:
-        for parameter, before in required_before.items():
-            parameter.requires_grad_(before)
+            _add_gradients(job, part, share, parameters, sums)
     gradients: dict[int, Matrices] = {}
     for layer in layers:
         by_expert: list[list[Tensor]] = []
@@ -337,7 +338,26 @@ def expert_gradients(job: Job, layers: Sequence[ExpertLayer]) -> Mapping[int, Ma
     return gradients
 
 
-def _add(
+@contextmanager
+def _only_these_require_gradients(
+    model: nn.Module, parameters: Iterable[nn.Parameter]
+) -> Iterator[None]:
+    """While it lasts, these parameters of a model require gradients, and no others do."""
+    required_before: dict[nn.Parameter, bool] = {}
+    for parameter in model.parameters():
+        required_before[parameter] = parameter.requires_grad
+    try:
+        for parameter in required_before:
+            parameter.requires_grad_(False)
+        for parameter in parameters:
+            parameter.requires_grad_(True)
+        yield
+    finally:
+        for parameter, required in required_before.items():
+            parameter.requires_grad_(required)
+
+
+def _add_gradients(
     job: Job,
     part: TokenBatch,
     share: float,
