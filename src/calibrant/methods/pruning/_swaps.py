@@ -142,26 +142,31 @@ def _pairs(
     """Return of each row the weight to remove, the weight to put back, and the change of its loss,
     all [out]: the kernel's `best_pair` for all rows at once.
     """
-    cost = (weight * (2 * pull + weight * hessian.diagonal())).masked_fill(~keep, torch.inf)
+    cost = _removal_costs(weight, pull, keep, hessian)
     barred = keep | (inverse == 0)
 
-    def for_k(k: Tensor) -> tuple[Tensor, Tensor]:
+    def best_return(k: Tensor) -> tuple[Tensor, Tensor]:
+        """The change of the loss and the p that makes it least, with k gone."""
         removed = weight.gather(1, k[:, None])
-        changes = -(pull + removed * hessian[k]).square() * inverse
+        force = pull + removed * hessian[k]
+        changes = -force.square() * inverse
         change, p = changes.masked_fill(barred, torch.inf).min(1)
-        return cost.gather(1, k[:, None])[:, 0] + change, p
+        cost_of_k = cost.gather(1, k[:, None])[:, 0]
+        return cost_of_k + change, p
 
-    def for_p(p: Tensor) -> tuple[Tensor, Tensor]:
+    def best_removal(p: Tensor) -> tuple[Tensor, Tensor]:
+        """The change of the loss and the k that makes it least, with p back."""
         force = pull.gather(1, p[:, None]) + weight * hessian[p]
-        change, k = (cost - force.square() * inverse[p, None]).min(1)
+        changes = cost - force.square() * inverse[p, None]
+        change, k = changes.min(1)
         return change, k
 
     k = cost.argmin(1)
-    best, p = for_k(k)
+    best, p = best_return(k)
     # In a row of which all or nothing is kept there is no pair.
     exists = best.isfinite()
     returning = (-pull.square() * inverse).masked_fill(barred, torch.inf).argmin(1)
-    new_change, partner = for_p(returning)
+    new_change, partner = best_removal(returning)
     better = new_change < best
     # From the better of the two pairs on, a better partner is sought for either weight in turn.
     k = partner.where(better, k)
@@ -170,9 +175,9 @@ def _pairs(
     improving = torch.ones_like(better)
     next_is_k = ~better
     for _ in range(TURNS):
-        by_k, p_of_k = for_k(k)
-        by_p, k_of_p = for_p(p)
-        new_change = by_p.where(next_is_k, by_k)
+        by_return, p_of_k = best_return(k)
+        by_removal, k_of_p = best_removal(p)
+        new_change = by_removal.where(next_is_k, by_return)
         improving = improving & (new_change < best)
         k = k_of_p.where(improving & next_is_k, k)
         p = p_of_k.where(improving & ~next_is_k, p)
@@ -189,7 +194,7 @@ def _group_pairs(
     All pairs are compared, those of one distance at a time; a distance goes round in its group.
     """
     columns = torch.arange(len(hessian), device=hessian.device)
-    cost = (weight * (2 * pull + weight * hessian.diagonal())).masked_fill(~keep, torch.inf)
+    cost = _removal_costs(weight, pull, keep, hessian)
     group_starts = columns - columns % group
     best = torch.zeros_like(cost[:, 0])
     k = torch.zeros(len(cost), dtype=torch.int64, device=cost.device)
@@ -204,6 +209,12 @@ def _group_pairs(
         k = column.where(better, k)
         p = partner[column].where(better, p)
     return k, p, best
+
+
+def _removal_costs(weight: Tensor, pull: Tensor, keep: Tensor, hessian: Tensor) -> Tensor:
+    """Return what it costs to remove each weight alone; infinity for one that is gone already."""
+    costs = weight * (2 * pull + weight * hessian.diagonal())
+    return costs.masked_fill(~keep, torch.inf)
 
 
 def _inverse(hessian: Tensor) -> Tensor:

@@ -198,12 +198,15 @@ def _swap(effects: Effects, mask: Tensor, swaps: int, tolerance: float, group: i
             leaving, can_leave = _either(above, *leaving_queues)
         # Not summed anew: by a swap, what a row lost changes by two weights.
         after = lost + _at(means, leaving) - _at(means, returning)
-        ends = ~(can_return & can_leave)
+        can_swap = can_return & can_leave
         if group:
             # Where no weight of the group can leave, the next one's turn comes; a change of sign
             # ends the row.
-            ends = ~can_return | (can_leave & (after * lost <= 0))
-        swap = active & can_return & can_leave & ~ends
+            changes_sign = after * lost <= 0
+            ends = ~can_return | (can_leave & changes_sign)
+        else:
+            ends = ~can_swap
+        swap = active & can_swap & ~ends
         _put(mask, returning, swap, True)
         _put(mask, leaving, swap, False)
         _put(unswapped, leaving, swap, False)

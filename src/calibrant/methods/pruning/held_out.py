@@ -61,13 +61,13 @@ class HalvedGram(InputStatistic):
         cls, x: Float[Tensor, "token in"], weights: Float[Tensor, "token"] | None = None
     ) -> "HalvedGram":
         middle = (len(x) + 1) // 2
-        if weights is None:
-            fitted = Gram.of(x[:middle])
-            measured = Gram.of(x[middle:])
-        else:
-            fitted = Gram.of(x[:middle], weights[:middle])
-            measured = Gram.of(x[middle:], weights[middle:])
-        return cls(fitted, measured if len(x) > 1 else None)
+        fitted_weights = None if weights is None else weights[:middle]
+        fitted = Gram.of(x[:middle], fitted_weights)
+        # A single row can't be halved.
+        if len(x) <= 1:
+            return cls(fitted, None)
+        measured_weights = None if weights is None else weights[middle:]
+        return cls(fitted, Gram.of(x[middle:], measured_weights))
 
     def __add__(self, other: "HalvedGram") -> "HalvedGram":
         if self.batches == 1 and other.batches > 1:
@@ -131,21 +131,29 @@ class HeldOut(MatrixMethod):
 
     def __post_init__(self) -> None:
         damps = self.damps if isinstance(self.damps, tuple) else (self.damps,)
-        numbers = [damp for damp in damps if type(damp) in (int, float)]
-        if not damps or len(numbers) < len(damps) or len(set(damps)) < len(damps):
+        are_numbers = all(type(damp) in (int, float) for damp in damps)
+        # What is no number may not fit into a set.
+        if not damps or not are_numbers or len(set(damps)) < len(damps):
             advice = "give dampings to choose from, each once, such as [0.01, 0.1, 1.0]"
             raise SpecError(f"held_out(damps={damps}): {advice}", subject="damps")
         object.__setattr__(self, "damps", tuple(map(float, damps)))
-        method = self.method
-        fits = isinstance(method, MatrixMethod) and method.updates
-        fits = fits and method.token_use == TokenUse()
-        fits = fits and {Gram, FeatureNorms} >= set(method.observes)
-        if not fits or any(with_parameters(method, damp=damp) is None for damp in self.damps):
+        if not self._can_fit():
             needs = (
                 "it needs a method that fits weights to a Gram and has a damp, such as sparsegpt"
             )
-            text = text_of(method)
+            text = text_of(self.method)
             raise SpecError(f"held_out(method={text}): {needs}", subject=text)
+
+    def _can_fit(self) -> bool:
+        """Return whether the method fits weights to a Gram of half of the tokens, with each of the
+        dampings.
+        """
+        method = self.method
+        if not isinstance(method, MatrixMethod) or not method.updates:
+            return False
+        if method.token_use != TokenUse() or not {Gram, FeatureNorms} >= set(method.observes):
+            return False
+        return all(with_parameters(method, damp=damp) is not None for damp in self.damps)
 
     def check(self, target: Target) -> None:
         if not removes(self.method):

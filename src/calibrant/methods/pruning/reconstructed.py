@@ -331,10 +331,15 @@ def _descend(
 ) -> None:
     """Take the steps of Adam; `loss(number)` gives the loss of a step."""
     variables = [matrix.variable for matrix in matrices]
-    optimizer = torch.optim.Adam(
-        [{"params": [matrix.variable], "lr": rate * matrix.size} for matrix in matrices]
-    )
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
+    groups: list[dict[str, Any]] = []
+    for matrix in matrices:
+        groups.append({"params": [matrix.variable], "lr": rate * matrix.size})
+    optimizer = torch.optim.Adam(groups)
+
+    def remaining_share(step: int) -> float:
+        return 1 - step / steps
+
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, remaining_share)
     for step in range(steps):
         loss_of_step = loss(step)
         optimizer.zero_grad()

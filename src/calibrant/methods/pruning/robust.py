@@ -97,8 +97,9 @@ class Robust(Refined):
             errors = [loss / size for loss, size in zip(losses, sizes, strict=True)]
             rounded = [six_digits(error) for error in errors]
             # Of equally good rounds the first counts.
-            if number == 0 or max(rounded) < least:
-                least = max(rounded)
+            worst = max(rounded)
+            if number == 0 or worst < least:
+                least = worst
                 best = current
                 notes = {
                     "round": number + 1,
