@@ -142,9 +142,28 @@ def to_the_weight(wanted: Mapping[Weight, float], target: Sparsity) -> dict[str,
     """
     if all(abs(share - target.fraction) <= 1e-12 for share in wanted.values()):
         return {weight.name: target for weight in wanted}
+    removed_inputs, left = _whole_inputs(wanted, target.quota(size_of(wanted)))
+    counts: dict[Weight, int] = {}
+    for weight, removed in removed_inputs.items():
+        counts[weight] = _rows(weight) * removed
+    with_room = [weight for weight in wanted if _has_room(weight, removed_inputs[weight])]
+    if left and with_room:
+        # These are fewer than the rows of any matrix with room, or a column more would have gone.
+        tallest = max(with_room, key=_rows)
+        counts[tallest] += left
+    sparsities: dict[str, Sparsity] = {}
+    for weight in wanted:
+        sparsities[weight.name] = _sparsity(counts[weight], size_of([weight]))
+    return sparsities
+
+
+def _whole_inputs(wanted: Mapping[Weight, float], quota: int) -> tuple[dict[Weight, int], int]:
+    """Return how many inputs of every row of each matrix go, so that together they are at most
+    `quota` weights, and how many weights are left to go then.
+    """
     exact_inputs: dict[Weight, float] = {}
     removed_inputs: dict[Weight, int] = {}
-    left = target.quota(size_of(wanted))
+    left = quota
     for weight, share in wanted.items():
         rows, inputs = weight.shape
         exact_inputs[weight] = inputs * share
@@ -154,10 +173,6 @@ def to_the_weight(wanted: Mapping[Weight, float], target: Sparsity) -> dict[str,
 
     def rounding(weight: Weight) -> float:
         return removed_inputs[weight] - exact_inputs[weight]
-
-    def has_room(weight: Weight) -> bool:
-        _, inputs = weight.shape
-        return removed_inputs[weight] < inputs - 1
 
     # First those that lost most by rounding down; of equals the first of the model.
     order = sorted(wanted, key=rounding)
@@ -170,26 +185,21 @@ def to_the_weight(wanted: Mapping[Weight, float], target: Sparsity) -> dict[str,
     while raised:
         raised = False
         for weight in order:
-            if _rows(weight) <= left and has_room(weight):
+            if _rows(weight) <= left and _has_room(weight, removed_inputs[weight]):
                 removed_inputs[weight] += 1
                 left -= _rows(weight)
                 raised = True
-    counts: dict[Weight, int] = {}
-    for weight, removed in removed_inputs.items():
-        counts[weight] = _rows(weight) * removed
-    with_room = [weight for weight in wanted if has_room(weight)]
-    if left and with_room:
-        # These are fewer than the rows of any matrix with room, or a column more would have gone.
-        tallest = max(with_room, key=_rows)
-        counts[tallest] += left
-    sparsities: dict[str, Sparsity] = {}
-    for weight in wanted:
-        sparsities[weight.name] = _sparsity(counts[weight], size_of([weight]))
-    return sparsities
+    return removed_inputs, left
 
 
 def _rows(weight: Weight) -> int:
     return weight.shape[0]
+
+
+def _has_room(weight: Weight, removed: int) -> bool:
+    """Return whether of a matrix whose rows lose `removed` inputs one more can go."""
+    _, inputs = weight.shape
+    return removed < inputs - 1
 
 
 def _sparsity(count: int, size: int) -> Sparsity:

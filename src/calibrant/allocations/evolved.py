@@ -23,7 +23,7 @@ from calibrant.methods import MatrixMethod, Method, ModelMethod
 from calibrant.methods._arrivals import arrivals
 from calibrant.methods._base import MOST_CANDIDATES
 from calibrant.methods._searching import Choice, Space, Trials, climb
-from calibrant.models import Weight
+from calibrant.models import Block, Weight
 from calibrant.numerics import six_digits
 from calibrant.spec import MOST_STEPS, check_most
 from calibrant.spec.foreign import brief
@@ -119,14 +119,7 @@ class Evolved(Allocation):
         # Where the target stands in the menu: fewer levels may lie below it than above.
         middle = menu.index(job.target)
         blocks = job.view.blocks
-        # Only blocks of the same size exchange steps, so that the mean stays.
-        group_of_size: dict[int, int] = {}
-        groups: list[int] = []
-        for block in blocks:
-            group = group_of_size.setdefault(size_of(block.weights), len(group_of_size))
-            groups.append(group)
-        sums = [middle * groups.count(group) for group in group_of_size.values()]
-        space = Space(tuple(groups), tuple(sums), len(menu) - 1)
+        space = _space(blocks, middle, len(menu) - 1)
         candidates = _Candidates(job, method, menu)
         trials = Trials(space, candidates.measure, self._stages, job.journal, candidates.tell)
         best = climb(
@@ -181,6 +174,19 @@ class Evolved(Allocation):
             f"or a grid, such as w4g64",
             subject=str(target),
         )
+
+
+def _space(blocks: Sequence[Block], middle: int, highest: int) -> Space:
+    """The levels from 0 to `highest` of blocks that have the level `middle` on average. Only blocks
+    of the same size exchange levels, so that the mean of all weights stays.
+    """
+    group_of_size: dict[int, int] = {}
+    groups: list[int] = []
+    for block in blocks:
+        group = group_of_size.setdefault(size_of(block.weights), len(group_of_size))
+        groups.append(group)
+    sums = [middle * groups.count(group) for group in group_of_size.values()]
+    return Space(tuple(groups), tuple(sums), highest)
 
 
 @final

@@ -56,34 +56,12 @@ class Rotate(Transform):
         # Once more: an untied head is a matrix of its own, which the first didn't have.
         stream = Stream.of(view)
         generator = torch.Generator().manual_seed(self.seed)
-        for norm in stream.norms:
-            scale = norm.scale
-            if scale is not None:
-                for weight in _distinct(stream.readers_of(norm)):
-                    weight.set(exact(weight.get()) * exact(scale))
-                # The gain is 1 now; a norm that adds an offset to what is stored gets 1 less it.
-                overwrite(norm.module.weight, torch.ones_like(scale) - norm.offset)  # pyright: ignore[reportArgumentType]  # a parameter
-        first = stream.readers[0].weight
-        size = first.shape[1]
-        rotation, kind = orthogonal(size, generator)
         # In float64: a product is rounded once, when it is stored. A matrix is stored for each of
         # them: the gain of its norm, the rotation of the stream, and that of heads.
-        for weight in _distinct(stream.readers):
-            numbers = exact(weight.get())
-            weight.set(numbers @ rotation.to(numbers))
-        embeddings = {
-            id(module) for module in view.model.modules() if isinstance(module, torch.nn.Embedding)
-        }
-        for weight in _distinct(stream.writers):
-            numbers = exact(weight.get())
-            # The rows of an embedding are written to the stream, of a matrix its outputs.
-            if id(weight.owner) in embeddings:
-                weight.set(numbers @ rotation.to(numbers))
-            else:
-                weight.set(rotation.T.to(numbers) @ numbers)
-        for _, vector in stream.vectors:
-            numbers = exact(vector.detach())
-            overwrite(vector, numbers @ rotation.to(numbers))
+        _move_gains(stream)
+        size = stream.readers[0].weight.shape[1]
+        rotation, kind = orthogonal(size, generator)
+        _rotate_stream(stream, rotation)
         rotated = 0
         if self.heads:
             for heads in Heads.of(view).values():
@@ -92,6 +70,35 @@ class Rotate(Transform):
                 heads.multiply(head_rotation.to(device, exact_type(device)))
                 rotated += 1
         return {"kind": kind, "size": size, "untied": untied, "heads": rotated}
+
+
+def _move_gains(stream: Stream) -> None:
+    """Multiply what reads a norm by the norm's gain, which becomes 1."""
+    for norm in stream.norms:
+        scale = norm.scale
+        if scale is None:
+            continue
+        for weight in _distinct(stream.readers_of(norm)):
+            weight.set(exact(weight.get()) * exact(scale))
+        # A norm that adds an offset to what is stored gets 1 less it.
+        overwrite(norm.module.weight, torch.ones_like(scale) - norm.offset)  # pyright: ignore[reportArgumentType]  # a parameter
+
+
+def _rotate_stream(stream: Stream, rotation: Float[Tensor, "hidden hidden"]) -> None:
+    """Multiply what reads the stream and what writes to it, so that the stream is rotated."""
+    for weight in _distinct(stream.readers):
+        numbers = exact(weight.get())
+        weight.set(numbers @ rotation.to(numbers))
+    for weight in _distinct(stream.writers):
+        numbers = exact(weight.get())
+        # The rows of an embedding are written to the stream, of a matrix its outputs.
+        if isinstance(weight.owner, torch.nn.Embedding):
+            weight.set(numbers @ rotation.to(numbers))
+        else:
+            weight.set(rotation.T.to(numbers) @ numbers)
+    for _, vector in stream.vectors:
+        numbers = exact(vector.detach())
+        overwrite(vector, numbers @ rotation.to(numbers))
 
 
 def _distinct(roles: Iterable[Reader] | Iterable[Writer]) -> list[Weight]:
