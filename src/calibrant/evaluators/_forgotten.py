@@ -205,9 +205,10 @@ class Forgotten:
         weights = dense.by_document(weight)[:, dense.known].sum(1)
         words = dense.by_document(counts)[:, dense.known].sum(1)
         outcomes: list[Outcome] = []
-        for number, (document, (raised, tokens)) in enumerate(self.raised_by_document.items()):
+        for number, document in enumerate(dense.documents):
             # A document without a word of any group says nothing of what is kept.
             if words[number]:
+                raised, tokens = self.raised_by_document[document]
                 facts = {"raised": raised, "tokens": tokens, "words": int(words[number])}
                 outcome = Outcome(document, float(values[number]), float(weights[number]), facts)
                 outcomes.append(outcome)
@@ -334,14 +335,14 @@ class Relation:
             resampled_value, _ = self._correlations(weights)
             if resampled_value is not None:
                 resampled.append(resampled_value)
-        low: float | None = None
-        high: float | None = None
+        lower_end: float | None = None
+        upper_end: float | None = None
         if resampled:
-            low, high = np.quantile(resampled, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+            lower_end, upper_end = np.quantile(resampled, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
         facts: dict[str, float | None] = {
             name: value,
-            f"{name}_low": low,
-            f"{name}_high": high,
+            f"{name}_low": lower_end,
+            f"{name}_high": upper_end,
             f"{name}_at_equal_frequency": at_equal_frequency,
         }
         for key, number in facts.items():

@@ -270,41 +270,58 @@ def wrong_numbers(question: str, answer: str, key: str) -> tuple[str, str, str]:
     excluded = [value]
     if value not in numbers:
         excluded += numbers
-
-    largest = 10 * max(abs(value), Decimal(1))
-
-    def is_free(candidate: Decimal) -> bool:
-        if candidate in excluded or candidate != round(candidate, decimals):
-            return False
-        return candidate >= 0 or value < 0
-
-    def passes(candidate: Decimal) -> bool:
-        too_small = abs(value) > 10 * max(abs(candidate), 1)
-        # Looked at first: a number with too many digits can't be rounded.
-        too_large = abs(candidate) > largest
-        return not too_small and not too_large and is_free(candidate)
-
-    def substitutes() -> Iterator[Decimal]:
-        for candidate in _further(value):
-            # The question may hold every number that is near enough.
-            too_far = abs(candidate - value) > largest + abs(value)
-            if passes(candidate) or (too_far and is_free(candidate)):
-                yield candidate
+    rule = _WrongNumberRule(value, decimals, excluded)
 
     def order(text: str) -> str:
         return by_hash(key, text)
 
     chosen: list[str] = []
     # Shared by the kinds: what one of them tried, the next doesn't try again.
-    further = substitutes()
+    substitutes = rule.substitutes()
     for kind in (_near(value), _slips(answer, value), _operations(numbers)):
-        fitting = [_with_decimals(candidate, decimals) for candidate in kind if passes(candidate)]
-        if not fitting:
-            fitting = [_with_decimals(next(further), decimals)]
-        wrong = min(fitting, key=order)
+        candidates = [candidate for candidate in kind if rule.fits(candidate)]
+        if not candidates:
+            candidates = [next(substitutes)]
+        wrong = min([_with_decimals(candidate, decimals) for candidate in candidates], key=order)
         chosen.append(wrong)
         excluded.append(Decimal(wrong))
-    return chosen[0], chosen[1], chosen[2]
+    near, slip, operation = chosen
+    return near, slip, operation
+
+
+class _WrongNumberRule:
+    """Says which numbers can stand beside the right one, `value`, which has so many decimals.
+    What is `excluded` can't; the list may grow meanwhile.
+    """
+
+    def __init__(self, value: Decimal, decimals: int, excluded: list[Decimal]) -> None:
+        self._value = value
+        self._decimals = decimals
+        self._excluded = excluded
+        self._largest = 10 * max(abs(value), Decimal(1))
+
+    def fits(self, candidate: Decimal) -> bool:
+        """Return whether a number could pass for the answer."""
+        if abs(self._value) > 10 * max(abs(candidate), 1):
+            return False
+        # Looked at first: a number with too many digits can't be rounded.
+        if abs(candidate) > self._largest:
+            return False
+        return self._is_free(candidate)
+
+    def substitutes(self) -> Iterator[Decimal]:
+        """Yield what takes the place of a kind that has no number that fits, the nearest first."""
+        for candidate in _further(self._value):
+            # The question may hold every number that is near enough.
+            too_far = abs(candidate - self._value) > self._largest + abs(self._value)
+            if self.fits(candidate) or (too_far and self._is_free(candidate)):
+                yield candidate
+
+    def _is_free(self, candidate: Decimal) -> bool:
+        """Return whether nothing but its size speaks against a number."""
+        if candidate in self._excluded or candidate != round(candidate, self._decimals):
+            return False
+        return candidate >= 0 or self._value < 0
 
 
 def _near(value: Decimal) -> Iterator[Decimal]:

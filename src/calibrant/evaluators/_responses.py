@@ -205,8 +205,9 @@ def pattern(
     deviations = [(squares / freedom).sqrt() for squares in real.squares]
     # Groups of 2ⁿ⁻¹ to 2ⁿ - 1 words are a class.
     classes = [int(count).bit_length() for count in counts]
+    real_scores = _scores(real, deviations, variances)
     shuffled_scores = [_scores(sums, deviations, variances) for sums in shuffled]
-    thresholds, tested = _thresholds(_scores(real, deviations, variances), shuffled_scores, classes)
+    thresholds, tested = _thresholds(real_scores, shuffled_scores, classes)
     least = torch.tensor([thresholds[kind] for kind in classes], dtype=torch.float64)
     responses = tuple(_real_responses(real, counts, deviations, variances, least))
     real_count = sum(int((block != 0).sum()) for block in responses)

@@ -308,13 +308,7 @@ def spherical(points: Float[Tensor, "point feature"], count: int) -> list[int]:
     apart: the same for the same points.
     """
     unit = torch.nn.functional.normalize(points, dim=1)
-    chosen = [0]
-    nearest = unit @ unit[0]
-    # Two points of one direction would be centres of one cluster.
-    while len(chosen) < min(count, len(unit)) and float(nearest.min()) < 1 - 1e-9:
-        chosen.append(int(nearest.argmin()))
-        nearest = torch.maximum(nearest, unit @ unit[chosen[-1]])
-    centres = unit[chosen]
+    centres = unit[_farthest_apart(unit, count)]
     labels = (unit @ centres.T).argmax(1)
     for _ in range(ROUNDS):
         sums = torch.zeros_like(centres).index_add_(0, labels, unit)
@@ -326,3 +320,19 @@ def spherical(points: Float[Tensor, "point feature"], count: int) -> list[int]:
         if bool((before == labels).all()):
             break
     return labels.tolist()
+
+
+def _farthest_apart(unit: Float[Tensor, "point feature"], count: int) -> list[int]:
+    """Return up to `count` points: the first, and again and again the one whose nearest of these
+    is farthest, by the cosine.
+    """
+    chosen = [0]
+    nearest = unit @ unit[0]
+    while len(chosen) < min(count, len(unit)):
+        # Two points of one direction would be centres of one cluster.
+        if not float(nearest.min()) < 1 - 1e-9:
+            break
+        farthest = int(nearest.argmin())
+        chosen.append(farthest)
+        nearest = torch.maximum(nearest, unit @ unit[farthest])
+    return chosen

@@ -207,7 +207,8 @@ class ChatForm(SourceEvaluator):
         count = len(outcomes)
         shares: dict[str, float] = {}
         for condition in CONDITIONS:
-            shares[condition] = mean_of(outcomes, condition)[0]
+            condition_share, _ = mean_of(outcomes, condition)
+            shares[condition] = condition_share
         lost = 0
         gained = 0
         called = 0
@@ -216,9 +217,10 @@ class ChatForm(SourceEvaluator):
             tokens += outcome.facts["tokens"]
             if outcome.facts["calls"] > 0:
                 called += 1
-            if outcome.facts["dense"] and not outcome.value:
+            dense_is_right = outcome.facts["dense"]
+            if dense_is_right and not outcome.value:
                 lost += 1
-            if outcome.value and not outcome.facts["dense"]:
+            if outcome.value and not dense_is_right:
                 gained += 1
         share, error = mean_of(outcomes)
         dense_share, _ = mean_of(outcomes, "dense")

@@ -151,21 +151,27 @@ class LanguageNeurons(Evaluator):
         fingerprints = [batch.fingerprint for batch in batches.values()]
         dense = found_once(reference, self, fingerprints, partial(find, reference, Journal()))
         ours = find(subject.model, subject.journal)
-        staying = dense.staying(ours)
-        counts_before = dense.specific.sum(1).tolist()
-        counts_now = ours.specific.sum(1).tolist()
-        outcomes: list[Outcome] = []
-        for source, count_before, count_now in zip(
-            self.sources, counts_before, counts_now, strict=True
-        ):
-            if count_before:
-                kept = float(round(staying[source] * count_before))
-                outcomes.append(Outcome(source, kept, float(count_before), {"now": count_now}))
+        outcomes = self._outcomes(dense, ours)
         if not outcomes:
             raise DataError(
                 f"{self}: no neuron is specific to any of these languages; read more tokens",
                 subject=str(self),
             )
+        return Measurement(self._score(outcomes, sum(dense.sizes)), tuple(outcomes))
+
+    def _outcomes(self, dense: "Lape", ours: "Lape") -> list[Outcome]:
+        """Return one outcome for each language that has neurons in the untouched model."""
+        staying = dense.staying(ours)
+        counts_before = dense.specific.sum(1).tolist()
+        counts_now = ours.specific.sum(1).tolist()
+        outcomes: list[Outcome] = []
+        for source, before, now in zip(self.sources, counts_before, counts_now, strict=True):
+            if before:
+                kept = float(round(staying[source] * before))
+                outcomes.append(Outcome(source, kept, float(before), {"now": now}))
+        return outcomes
+
+    def _score(self, outcomes: Sequence[Outcome], neurons: int) -> Score:
         languages = {
             "language": [outcome.item for outcome in outcomes],
             "count": [int(outcome.weight) for outcome in outcomes],
@@ -174,11 +180,11 @@ class LanguageNeurons(Evaluator):
         facts = {
             "tokens": self.tokens,
             "length": self.length,
-            "neurons": sum(dense.sizes),
+            "neurons": neurons,
             "languages": languages,
         }
         staying_share, error = mean_of(outcomes)
-        score = Score(
+        return Score(
             measured="language-specific neurons",
             metric="staying",
             value=staying_share,
@@ -188,7 +194,6 @@ class LanguageNeurons(Evaluator):
             better="higher",
             facts=facts,
         )
-        return Measurement(score, tuple(outcomes))
 
 
 def _batch(text: Loss, tokenizer: PreTrainedTokenizerBase) -> TokenBatch:
