@@ -238,8 +238,9 @@ class ExpertOutputs(Statistic):
         sizes[0] = 0  # where zeros are, and what is hardly more
         # The histogram begins with the largest negative numbers.
         middles = torch.cat([-sizes.flip(0), sizes])
-        far = ((middles - mean).abs() > deviations * deviation) & (deviation > 0)
-        return (self.histogram * far).sum(1)
+        distances = (middles - mean).abs()
+        is_outlier = (distances > deviations * deviation) & (deviation > 0)
+        return (self.histogram * is_outlier).sum(1)
 
     def _counts(self) -> Float[Tensor, "expert 1"]:
         """The counts as divisors: 1 of an expert that got nothing."""

@@ -157,26 +157,15 @@ class _Rehearsing(TorchFunctionMode):
             stack.enter_context(torch.no_grad())
             stack.enter_context(self)
             self._show(base, inputs)
-        left: dict[str, str] = {}
+        left = self._left()
         twice: dict[str, str] = {}
         past_module: set[str] = set()
         for weight in view.weights:
-            if weight.name in self._uses and weight.owner not in self._called:
-                past_module.add(weight.name)
-            reason = self._reason(weight)
             uses = self._uses.get(weight.name, ())
-            if reason:
-                left[weight.name] = reason
-            elif len(uses) > 1:
+            if uses and weight.owner not in self._called:
+                past_module.add(weight.name)
+            if len(uses) > 1 and weight.name not in left:
                 twice[weight.name] = f"used {len(uses)} times in one forward"
-        if left and len(left) == len(view.weights):
-            name = next(iter(left))
-            kind = type(view.model).__name__
-            raise ModelError(
-                f"no matrix of {kind} can be followed through a forward ({name}: {left[name]}); "
-                "it needs a walk of its own",
-                subject=kind,
-            )
         by_use: set[str] = set()
         apart: set[str] = set()
         for block in view.blocks:
@@ -327,6 +316,26 @@ class _Rehearsing(TorchFunctionMode):
             if weight_end > start:
                 weights.append(weight)
         return weights
+
+    def _left(self) -> dict[str, str]:
+        """The matrices that every walk leaves as they are, each with the reason. Raises
+        `ModelError` where these are all.
+        """
+        weights = self._view.weights
+        left: dict[str, str] = {}
+        for weight in weights:
+            reason = self._reason(weight)
+            if reason:
+                left[weight.name] = reason
+        if left and len(left) == len(weights):
+            first = weights[0].name
+            kind = type(self._view.model).__name__
+            raise ModelError(
+                f"no matrix of {kind} can be followed through a forward ({first}: {left[first]}); "
+                "it needs a walk of its own",
+                subject=kind,
+            )
+        return left
 
     def _reason(self, weight: Weight) -> str:
         """Why `weight` is left as it is by every walk; nothing where it can be followed."""
