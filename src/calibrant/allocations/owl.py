@@ -84,17 +84,7 @@ class OWL(Allocation):
             surplus_of = dict(zip(blocks, surplus, strict=True))
             wanted = {weight: target.fraction - surplus_of[weight.block] for weight in matrices}
             return to_the_weight(wanted, target)
-        # N can't be a fraction: of all N from 1 to M - 1 with the right mean, those are taken that
-        # lie nearest to what is wanted, by squares that count by size.
-        steps = [target.n - number for number in range(1, target.m)]
-        distances: list[list[float]] = []
-        for size, kept_more in zip(sizes, surplus, strict=True):
-            distances.append([size * (kept_more * target.m + step) ** 2 for step in steps])
-        advice = "choose a pattern with a smaller M, or leave the allocation out"
-        choices = cheapest(np.array(distances), steps, sizes, advice)
-        patterns: dict[int, NofM] = {}
-        for index, choice in zip(blocks, choices, strict=True):
-            patterns[index] = NofM(target.n - steps[choice], target.m)
+        patterns = dict(zip(blocks, _nearest_patterns(target, sizes, surplus), strict=True))
         return {weight.name: patterns[weight.block] for weight in matrices}
 
     def _surplus(
@@ -117,6 +107,21 @@ class OWL(Allocation):
         # Blocks count by their size, so that the mean over all weights is what was asked.
         mean = float((scaled * counted).sum() / counted.sum())
         return np.where(counted > 0, scaled - mean, 0.0).tolist()
+
+
+def _nearest_patterns(target: NofM, sizes: Sequence[int], surplus: Sequence[float]) -> list[NofM]:
+    """The pattern of each block, nearest to what it should keep more than the mean.
+
+    N can't be a fraction: of all N from 1 to M - 1 with the right mean, those are taken that lie
+    nearest to what is wanted, by squares that count by size.
+    """
+    steps = [target.n - number for number in range(1, target.m)]
+    distances: list[list[float]] = []
+    for size, kept_more in zip(sizes, surplus, strict=True):
+        distances.append([size * (kept_more * target.m + step) ** 2 for step in steps])
+    advice = "choose a pattern with a smaller M, or leave the allocation out"
+    choices = cheapest(np.array(distances), steps, sizes, advice)
+    return [NofM(target.n - steps[choice], target.m) for choice in choices]
 
 
 def outliers(block: Sequence[tuple[Weight, Seen]], times: float) -> float | None:

@@ -286,24 +286,25 @@ class Sharing(ModelMethod, ABC):
             return
         done = {edit.weight.name for edit in job.done if isinstance(edit, Replace)}
         # By the last block of a set, with which all of it has been seen.
-        remaining: dict[int, list[Sequence[Sharer]]] = defaultdict(list)
+        by_last_block: dict[int, list[Sequence[Sharer]]] = defaultdict(list)
         waiting: dict[str, Weight] = {}
         for sharers in self.sets(job.view):
             weights = {sharer.weight.name: sharer.weight for sharer in sharers}
             if not weights.keys() <= done:
-                remaining[max(weight.block for weight in weights.values())].append(sharers)
+                last_block = max(weight.block for weight in weights.values())
+                by_last_block[last_block].append(sharers)
                 waiting |= weights
         if not waiting:
             return
         # A set of which a part was replaced before an interruption is factorised anew, from the
         # first of its blocks on, and comes out the same.
         first_block = min(weight.block for weight in waiting.values())
-        earlier: list[Edit] = []
-        for edit in job.done:
-            if edit.block is not None and edit.block < first_block:
-                earlier.append(edit)
-        job = replace(job, done=earlier)
+        job = _from_block(job, first_block)
         position = {weight.name: number for number, weight in enumerate(job.view.weights)}
+
+        def place(edit: Replace) -> int:
+            return position[edit.weight.name]
+
         can_group_more = self.can_group_more(job.view)
         seen: dict[str, Seen] = {}
         blocks_to_walk = job.view.blocks[job.start :]
@@ -313,14 +314,14 @@ class Sharing(ModelMethod, ABC):
                 if weight.name in waiting:
                     seen[weight.name] = matrix_seen
             edits: list[Replace] = []
-            for sharers in remaining[block.index]:
+            for sharers in by_last_block[block.index]:
                 with spent_on("method"):
                     edits += self._replacements(sharers, seen, job.target, can_group_more)
                 # These aren't needed any more.
                 for sharer in sharers:
                     seen.pop(sharer.weight.name, None)
             # In the order of the model, whatever set a matrix belongs to.
-            edits.sort(key=lambda edit: position[edit.weight.name])
+            edits.sort(key=place)
             for edit in edits:
                 if edit.weight.name not in done:
                     yield edit
@@ -442,3 +443,12 @@ def grouped(blocks: int, group: int, method: str, distant: bool = False) -> list
     # Blocks of a group lie as far apart as there are groups.
     group_count = blocks // group
     return [range(start, blocks, group_count) for start in range(group_count)]
+
+
+def _from_block(job: Job, first_block: int) -> Job:
+    """Return the job as it is once all blocks before `first_block`, and no others, are done."""
+    earlier: list[Edit] = []
+    for edit in job.done:
+        if edit.block is not None and edit.block < first_block:
+            earlier.append(edit)
+    return replace(job, done=earlier)

@@ -190,7 +190,9 @@ def _kinds_and_sizes(
 ) -> tuple[tuple[str, ...], tuple[int, ...]]:
     """The kinds that fit tensors of a group, and how many bytes all of them take in each."""
     numbers = sum(member.size for member in members.values())
-    inputs = next(iter(members.values())).shape[-1]
+    # Those of a group have the same number.
+    first, *_ = members.values()
+    inputs = first.shape[-1]
     fitting = kinds_that_fit(inputs)
     kinds = tuple(kind.name for kind in fitting)
     sizes = tuple(int(numbers * kind.amount) // 8 for kind in fitting)

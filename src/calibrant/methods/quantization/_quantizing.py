@@ -163,15 +163,15 @@ def _work(
     if zeros is None:
         zeros = torch.zeros(rows, groups_in_row, device=weight.device)
     work = Work(
-        current.to(dtype),
-        torch.empty(rows, columns, dtype=dtype, device=weight.device),
-        factor.root.to(dtype),
-        factor.saliency.to(dtype),
-        torch.zeros(rows, columns, dtype=torch.int8, device=weight.device),
+        original=current.to(dtype),
+        changes=torch.empty(rows, columns, dtype=dtype, device=weight.device),
+        root=factor.root.to(dtype),
+        saliency=factor.saliency.to(dtype),
+        codes=torch.zeros(rows, columns, dtype=torch.int8, device=weight.device),
         # Group by group, so that the scales of a column lie side by side.
-        group_scales.T.to(dtype).contiguous(),
-        zeros.T.to(dtype).contiguous(),
-        groups,
+        scales=group_scales.T.to(dtype).contiguous(),
+        zeros=zeros.T.to(dtype).contiguous(),
+        groups=groups,
     )
     if is_float:
         return replace(work, codes=work.codes.float(), element=scales.grid.element)

@@ -118,24 +118,24 @@ class LlamaQuantize(ModelMethod):
                 raise TargetError(too_little, subject=str(target))
 
     def heeds(self, target: Target) -> bool:
-        aim = self.aim(target)
-        if isinstance(aim, GgufBudget):
+        resolved = self.aim(target)
+        if isinstance(resolved, GgufBudget):
             return self.looks
-        return self.importance and isinstance(aim, GgufRecipe) and aim.weighted
+        return self.importance and isinstance(resolved, GgufRecipe) and resolved.weighted
 
     def tried(self, blocks: int, target: Target) -> int:
         # A forward for each tensor, and one of the model as it is.
         return TRIED * (TENSORS * blocks + 2) if self.tries else 0
 
     def stand_in(self, target: Target) -> StandIn | None:
-        aim = self.aim(target)
-        if isinstance(aim, GgufBudget) and self.importance:
+        resolved = self.aim(target)
+        if isinstance(resolved, GgufBudget) and self.importance:
             differs = "every matrix gets equally many bits, and the text decides no kind"
-            return StandIn(BudgetByMatrix(), aim, differs)
-        if not isinstance(aim, GgufRecipe) or aim.kind is None:
+            return StandIn(BudgetByMatrix(), resolved, differs)
+        if not isinstance(resolved, GgufRecipe) or resolved.kind is None:
             return None
         differs = "every matrix gets the kind that most of the recipe's get"
-        return StandIn(RecipeByMatrix(), aim, differs)
+        return StandIn(RecipeByMatrix(), resolved, differs)
 
     def edits(self, job: Job) -> Iterator[Edit]:
         if self.tries:
@@ -144,30 +144,8 @@ class LlamaQuantize(ModelMethod):
             return
         template = self._template(job)
         replaced = {edit.weight.name for edit in job.done if isinstance(edit, Replace)}
-        seen: dict[Weight, Seen] = {}
-        if self.observes and job.batch is not None:
-            seen = dict(
-                untouched(
-                    job.opened,
-                    job.view,
-                    job.batch,
-                    self.observes,
-                    root=job.statistics,
-                    progress=job.progress,
-                    ranks=job.ranks,
-                )
-            )
-        with TemporaryDirectory(prefix="calibrant-") as folder:
-            with spent_on("method"):
-                file = self._dense_file(job, template, Path(folder), seen)
-            chosen = ChosenKinds({}, {})
-            aim = self.aim(job.target)
-            recipe = str(aim)
-            if isinstance(aim, GgufBudget):
-                chosen = self._chosen(job, aim, file)
-                recipe = RECIPE
-            with spent_on("method"):
-                made = file.quantized(recipe, chosen.kinds)
+        seen = self._seen(job)
+        made, notes = self._quantized(job, template, seen)
         quantized = dict(in_own_order(job.view, made))
         dtype = job.opened.dtype
         for weight in job.view.weights:
@@ -183,7 +161,39 @@ class LlamaQuantize(ModelMethod):
             packed = packed_of(tensor, device, dtype)
             if packed is not None:
                 others[name] = packed
-        yield ReplaceParameters(others, chosen.notes)
+        yield ReplaceParameters(others, notes)
+
+    def _seen(self, job: Job) -> dict[Weight, Seen]:
+        """What the matrices of the untouched model see; nothing where no data is looked at."""
+        if not self.observes or job.batch is None:
+            return {}
+        arrivals = untouched(
+            job.opened,
+            job.view,
+            job.batch,
+            self.observes,
+            root=job.statistics,
+            progress=job.progress,
+            ranks=job.ranks,
+        )
+        return dict(arrivals)
+
+    def _quantized(
+        self, job: Job, template: Path, seen: Mapping[Weight, Seen]
+    ) -> tuple[Mapping[str, FileTensor], Mapping[str, Any]]:
+        """Return the tensors that llama.cpp makes of the model, and the notes on their kinds."""
+        chosen = ChosenKinds({}, {})
+        with TemporaryDirectory(prefix="calibrant-") as folder:
+            with spent_on("method"):
+                file = self._dense_file(job, template, Path(folder), seen)
+            resolved = self.aim(job.target)
+            recipe = str(resolved)
+            if isinstance(resolved, GgufBudget):
+                chosen = self._chosen(job, resolved, file)
+                recipe = RECIPE
+            with spent_on("method"):
+                made = file.quantized(recipe, chosen.kinds)
+        return made, chosen.notes
 
     def _template(self, job: Job) -> Path:
         """Return the GGUF file whose metadata the quantized one gets. `TargetError` without one."""
@@ -243,15 +253,18 @@ def _nats_alone(
     changed: list[dict[str, FileTensor]] = [{} for _ in costs]
     for part in parts_of(job.view):
         if part.name in group_of:
+            names = part.experts
+            if not names:
+                names = (part.matrix or part.parameter,)
             # Gate and up of experts have the same names here.
-            for name in part.experts or (part.matrix or part.parameter,):
+            for name in names:
                 changed[group_of[part.name]][name] = tensors[name]
     changes: list[partial[AbstractContextManager[None]]] = []
     for number, of_group in enumerate(changed, 1):
         noted = partial(job.progress, "what each tensor alone loses", number, len(changed))
         changes.append(partial(_changed, job, of_group, noted))
-    few, _ = divided(job.tokens(), TRIED)
-    nats = divergences_alone(job.view, few, changes, job.ranks)
+    judged_on, _ = divided(job.tokens(), TRIED)
+    nats = divergences_alone(job.view, judged_on, changes, job.ranks)
     for group, lost in zip(costs, nats, strict=True):
         name = group.names[0]
         finite_number(lost, f"what the predictions lose by {name} alone", name)
