@@ -227,7 +227,7 @@ def test_tools_are_known_as_their_makers_call_them() -> None:
         ("'.'", {"out": ".", "tool": "gptqmodel"}),
         ("python_docs", {"samples": 10**7}),
         ("llama.cpp", {"tool": "llama.cpp", "out": "windows.txt"}),
-        ("gguf", {"tool": "auto-round", "model": "model.gguf"}),
+        ("my model.gguf' --out FOLDER", {"tool": "auto-round", "model": "my model.gguf"}),
     ],
 )
 def test_what_cannot_be_handed_over_is_refused(

@@ -1,5 +1,6 @@
 """What a tool is: it knows how to write the script that runs it on a model with a file of data."""
 
+import shlex
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -80,7 +81,8 @@ class IdsTool(Tool, ABC):
     def check_model(self, model: str) -> None:
         if gguf_of(model) is not None:
             problem = f"{model!r} is a GGUF file, and {self} opens folders of safetensors"
-            remedy = f"make one with calibrant export {model} --out FOLDER, and give that"
+            command = shlex.join(["calibrant", "export", model, "--out", "FOLDER"])
+            remedy = f"make one with {command}, and give that"
             raise ModelError(f"{problem}; {remedy}", subject=model)
 
     def script(self, facts: ScriptFacts) -> str:
