@@ -22,7 +22,12 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-from calibrant.spec import classes, registry
+from tests.type_checks import check_shapes_only_where_they_stand
+
+check_shapes_only_where_they_stand()
+
+# Imported after this, so that it is checked.
+from calibrant.spec import classes, registry  # noqa: E402
 
 torch.set_num_threads(1)
 # How long an example takes depends on what else the machine does.
