@@ -146,10 +146,12 @@ def to_the_weight(wanted: Mapping[Weight, float], target: Sparsity) -> dict[str,
     counts: dict[Weight, int] = {}
     for weight, removed in removed_inputs.items():
         counts[weight] = _rows(weight) * removed
-    with_room = [weight for weight in wanted if _has_room(weight, removed_inputs[weight])]
-    if left and with_room:
-        # These are fewer than the rows of any matrix with room, or a column more would have gone.
-        tallest = max(with_room, key=_rows)
+    can_lose_more = [
+        weight for weight in wanted if _can_lose_another(weight, removed_inputs[weight])
+    ]
+    if left and can_lose_more:
+        # The weights left are fewer than the rows of any of these; else a column more would be gone.
+        tallest = max(can_lose_more, key=_rows)
         counts[tallest] += left
     sparsities: dict[str, Sparsity] = {}
     for weight in wanted:
@@ -185,7 +187,7 @@ def _whole_inputs(wanted: Mapping[Weight, float], quota: int) -> tuple[dict[Weig
     while raised:
         raised = False
         for weight in order:
-            if _rows(weight) <= left and _has_room(weight, removed_inputs[weight]):
+            if _rows(weight) <= left and _can_lose_another(weight, removed_inputs[weight]):
                 removed_inputs[weight] += 1
                 left -= _rows(weight)
                 raised = True
@@ -196,8 +198,8 @@ def _rows(weight: Weight) -> int:
     return weight.shape[0]
 
 
-def _has_room(weight: Weight, removed: int) -> bool:
-    """Return whether of a matrix whose rows lose `removed` inputs one more can go."""
+def _can_lose_another(weight: Weight, removed: int) -> bool:
+    """Return whether one more input can go of each row of a matrix that loses `removed`."""
     _, inputs = weight.shape
     return removed < inputs - 1
 

@@ -177,8 +177,9 @@ class Evolved(Allocation):
 
 
 def _space(blocks: Sequence[Block], middle: int, highest: int) -> Space:
-    """The levels from 0 to `highest` of blocks that have the level `middle` on average. Only blocks
-    of the same size exchange levels, so that the mean of all weights stays.
+    """Return what can be searched: each block has a level from 0 to `highest`, on average `middle`.
+
+    Only blocks of the same size exchange steps, so that the mean over all weights stays.
     """
     group_of_size: dict[int, int] = {}
     groups: list[int] = []

@@ -110,7 +110,7 @@ class OWL(Allocation):
 
 
 def _nearest_patterns(target: NofM, sizes: Sequence[int], surplus: Sequence[float]) -> list[NofM]:
-    """The pattern of each block, nearest to what it should keep more than the mean.
+    """Return each block's pattern: it keeps about as much above the target as `surplus` says.
 
     N can't be a fraction: of all N from 1 to M - 1 with the right mean, those are taken that lie
     nearest to what is wanted, by squares that count by size.

@@ -35,7 +35,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
-from typing import Final
+from typing import Final, final
 
 from transformers import PreTrainedTokenizerBase
 
@@ -279,45 +279,51 @@ def wrong_numbers(question: str, answer: str, key: str) -> tuple[str, str, str]:
     # Shared by the kinds: what one of them tried, the next doesn't try again.
     substitutes = rule.substitutes()
     for kind in (_near(value), _slips(answer, value), _operations(numbers)):
-        candidates = [candidate for candidate in kind if rule.fits(candidate)]
-        if not candidates:
-            candidates = [next(substitutes)]
-        wrong = min([_with_decimals(candidate, decimals) for candidate in candidates], key=order)
+        fitting = [candidate for candidate in kind if rule.fits(candidate)]
+        if not fitting:
+            fitting = [next(substitutes)]
+        texts = [_with_decimals(number, decimals) for number in fitting]
+        wrong = min(texts, key=order)
         chosen.append(wrong)
-        excluded.append(Decimal(wrong))
+        rule.exclude(Decimal(wrong))
     near, slip, operation = chosen
     return near, slip, operation
 
 
+@final
 class _WrongNumberRule:
-    """Says which numbers can stand beside the right one, `value`, which has so many decimals.
-    What is `excluded` can't; the list may grow meanwhile.
+    """Says which numbers can stand beside the right one, `value`, which has `decimals` decimals.
+    What is `excluded` can't.
     """
 
-    def __init__(self, value: Decimal, decimals: int, excluded: list[Decimal]) -> None:
+    def __init__(self, value: Decimal, decimals: int, excluded: Iterable[Decimal]) -> None:
         self._value = value
         self._decimals = decimals
-        self._excluded = excluded
+        self._excluded = list(excluded)
         self._largest = 10 * max(abs(value), Decimal(1))
+
+    def exclude(self, number: Decimal) -> None:
+        """Let a number stand beside the right one no more."""
+        self._excluded.append(number)
 
     def fits(self, candidate: Decimal) -> bool:
         """Return whether a number could pass for the answer."""
         if abs(self._value) > 10 * max(abs(candidate), 1):
             return False
-        # Looked at first: a number with too many digits can't be rounded.
+        # Before it is rounded: a number with too many digits can't be.
         if abs(candidate) > self._largest:
             return False
-        return self._is_free(candidate)
+        return self._fits_but_for_size(candidate)
 
     def substitutes(self) -> Iterator[Decimal]:
         """Yield what takes the place of a kind that has no number that fits, the nearest first."""
         for candidate in _further(self._value):
             # The question may hold every number that is near enough.
             too_far = abs(candidate - self._value) > self._largest + abs(self._value)
-            if self.fits(candidate) or (too_far and self._is_free(candidate)):
+            if self.fits(candidate) or (too_far and self._fits_but_for_size(candidate)):
                 yield candidate
 
-    def _is_free(self, candidate: Decimal) -> bool:
+    def _fits_but_for_size(self, candidate: Decimal) -> bool:
         """Return whether nothing but its size speaks against a number."""
         if candidate in self._excluded or candidate != round(candidate, self._decimals):
             return False

@@ -323,13 +323,14 @@ def spherical(points: Float[Tensor, "point feature"], count: int) -> list[int]:
 
 
 def _farthest_apart(unit: Float[Tensor, "point feature"], count: int) -> list[int]:
-    """Return up to `count` points: the first, and again and again the one whose nearest of these
-    is farthest, by the cosine.
+    """Return the numbers of up to `count` points: the first, then each time the point that is
+    farthest, by its cosine, from the nearest of those.
     """
     chosen = [0]
     nearest = unit @ unit[0]
     while len(chosen) < min(count, len(unit)):
-        # Two points of one direction would be centres of one cluster.
+        # Two points of one direction would be centres of one cluster. What is no number ends it
+        # too, so this isn't `>=`.
         if not float(nearest.min()) < 1 - 1e-9:
             break
         farthest = int(nearest.argmin())

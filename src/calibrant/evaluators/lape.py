@@ -160,18 +160,19 @@ class LanguageNeurons(Evaluator):
         return Measurement(self._score(outcomes, sum(dense.sizes)), tuple(outcomes))
 
     def _outcomes(self, dense: "Lape", ours: "Lape") -> list[Outcome]:
-        """Return one outcome for each language that has neurons in the untouched model."""
+        """Return one outcome for each language that has neurons in the dense model."""
         staying = dense.staying(ours)
         counts_before = dense.specific.sum(1).tolist()
         counts_now = ours.specific.sum(1).tolist()
         outcomes: list[Outcome] = []
-        for source, before, now in zip(self.sources, counts_before, counts_now, strict=True):
-            if before:
-                kept = float(round(staying[source] * before))
-                outcomes.append(Outcome(source, kept, float(before), {"now": now}))
+        counts = zip(self.sources, counts_before, counts_now, strict=True)
+        for source, count_before, count_now in counts:
+            if count_before:
+                kept = float(round(staying[source] * count_before))
+                outcomes.append(Outcome(source, kept, float(count_before), {"now": count_now}))
         return outcomes
 
-    def _score(self, outcomes: Sequence[Outcome], neurons: int) -> Score:
+    def _score(self, outcomes: Sequence[Outcome], neuron_count: int) -> Score:
         languages = {
             "language": [outcome.item for outcome in outcomes],
             "count": [int(outcome.weight) for outcome in outcomes],
@@ -180,7 +181,7 @@ class LanguageNeurons(Evaluator):
         facts = {
             "tokens": self.tokens,
             "length": self.length,
-            "neurons": neurons,
+            "neurons": neuron_count,
             "languages": languages,
         }
         staying_share, error = mean_of(outcomes)

@@ -299,7 +299,7 @@ def eliminate_columns(
     original = current.clone()
     errors = torch.zeros_like(current)
     for i in range(current.shape[1]):
-        begins_group = span.group and i % span.group == 0
+        begins_group = span.group > 0 and i % span.group == 0
         if begins_group:
             members = slice(i, i + span.group)
             corrected = original[:, members] - errors[:, :i] @ inverse[:i, members]

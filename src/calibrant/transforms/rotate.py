@@ -56,8 +56,8 @@ class Rotate(Transform):
         # Once more: an untied head is a matrix of its own, which the first didn't have.
         stream = Stream.of(view)
         generator = torch.Generator().manual_seed(self.seed)
-        # In float64: a product is rounded once, when it is stored. A matrix is stored for each of
-        # them: the gain of its norm, the rotation of the stream, and that of heads.
+        # Each of these steps computes in float64 and stores a matrix once: gains, the rotation of
+        # the stream, and that of heads.
         _move_gains(stream)
         size = stream.readers[0].weight.shape[1]
         rotation, kind = orthogonal(size, generator)
@@ -73,7 +73,7 @@ class Rotate(Transform):
 
 
 def _move_gains(stream: Stream) -> None:
-    """Multiply what reads a norm by the norm's gain, which becomes 1."""
+    """Multiply the matrices that read a norm by the norm's gain, which becomes 1."""
     for norm in stream.norms:
         scale = norm.scale
         if scale is None:

@@ -166,25 +166,23 @@ def together(
     loop has set the matrix, so all compute with the new one.
     """
     rehearsal = rehearse(view)
-    positions = [_Position(arrivals) for arrivals in walks]
-    reached = _matrices_at(positions)
+    cursors = [_Cursor(arrivals) for arrivals in walks]
+    reached = _matrices_at(cursors)
     while reached:
         # A walk whose tokens miss a block's experts may be at a later block already.
         block = min(weight.block for weight in reached)
         order = Order(view.blocks[block], rehearsal.by_use, rehearsal.apart)
-        in_block = [weight.name for weight in reached if weight.block == block]
-        while in_block:
-            weight = order.next(in_block)
-            yield weight, [position.seen_at(weight) for position in positions]
-            for position in positions:
-                if position.is_at(weight):
-                    position.advance()
-            reached = _matrices_at(positions)
-            in_block = [weight.name for weight in reached if weight.block == block]
+        while names := _names_in(block, reached):
+            weight = order.next(names)
+            yield weight, [cursor.seen_at(weight) for cursor in cursors]
+            for cursor in cursors:
+                if cursor.is_at(weight):
+                    cursor.advance()
+            reached = _matrices_at(cursors)
 
 
 @final
-class _Position:
+class _Cursor:
     """Where one of several walks is: at which matrix, and what it saw there."""
 
     def __init__(self, arrivals: Arrivals) -> None:
@@ -207,9 +205,13 @@ class _Position:
         return self._seen if self.is_at(weight) else None
 
 
-def _matrices_at(positions: Sequence[_Position]) -> list[Weight]:
+def _matrices_at(cursors: Sequence[_Cursor]) -> list[Weight]:
     """The matrix that each walk is at, of those that aren't over."""
-    return [position.weight for position in positions if position.weight is not None]
+    return [cursor.weight for cursor in cursors if cursor.weight is not None]
+
+
+def _names_in(block: int, weights: Sequence[Weight]) -> list[str]:
+    return [weight.name for weight in weights if weight.block == block]
 
 
 def held_between_blocks(
@@ -321,7 +323,7 @@ def _arrival(
     shared = _SharedInputs(ranks)
     for forward in forwards:
         forward.run_block(block.weights)
-    while waiting := ranks.gathered(_names_waited_at(forwards)):
+    while waiting := ranks.gathered(_names_at(forwards)):
         weight = order.next(waiting)
         products = _products_with(weight, forwards)
         arrived = [forward for forward, _ in products]
@@ -336,8 +338,8 @@ def _arrival(
             forward.resume()
 
 
-def _names_waited_at(forwards: Sequence[MicroBatch]) -> list[str]:
-    """The names of the matrices at whose products forwards stand, one for each that stands."""
+def _names_at(forwards: Sequence[MicroBatch]) -> list[str]:
+    """The name of the matrix that each forward stands at; a name may come several times."""
     return [forward.stopped.weight.name for forward in forwards if forward.stopped]
 
 

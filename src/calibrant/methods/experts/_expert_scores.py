@@ -272,11 +272,12 @@ def first_of_pairs(
         for first, second in combinations(remaining, 2):
             candidates.append((scores[first][second], first, second))
         _, first, second = min(candidates)
-        less_used = second
         if uses[first] < uses[second]:
-            less_used = first
-        dropped.append(less_used)
-        remaining.remove(less_used)
+            dropped.append(first)
+            remaining.remove(first)
+        else:
+            dropped.append(second)
+            remaining.remove(second)
     return tuple(dropped)
 
 

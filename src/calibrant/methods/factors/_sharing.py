@@ -286,20 +286,20 @@ class Sharing(ModelMethod, ABC):
             return
         done = {edit.weight.name for edit in job.done if isinstance(edit, Replace)}
         # By the last block of a set, with which all of it has been seen.
-        by_last_block: dict[int, list[Sequence[Sharer]]] = defaultdict(list)
+        sets_by_last_block: dict[int, list[Sequence[Sharer]]] = defaultdict(list)
         waiting: dict[str, Weight] = {}
         for sharers in self.sets(job.view):
             weights = {sharer.weight.name: sharer.weight for sharer in sharers}
             if not weights.keys() <= done:
                 last_block = max(weight.block for weight in weights.values())
-                by_last_block[last_block].append(sharers)
+                sets_by_last_block[last_block].append(sharers)
                 waiting |= weights
         if not waiting:
             return
         # A set of which a part was replaced before an interruption is factorised anew, from the
         # first of its blocks on, and comes out the same.
         first_block = min(weight.block for weight in waiting.values())
-        job = _from_block(job, first_block)
+        job = _restarted_at(job, first_block)
         position = {weight.name: number for number, weight in enumerate(job.view.weights)}
 
         def place(edit: Replace) -> int:
@@ -314,7 +314,7 @@ class Sharing(ModelMethod, ABC):
                 if weight.name in waiting:
                     seen[weight.name] = matrix_seen
             edits: list[Replace] = []
-            for sharers in by_last_block[block.index]:
+            for sharers in sets_by_last_block[block.index]:
                 with spent_on("method"):
                     edits += self._replacements(sharers, seen, job.target, can_group_more)
                 # These aren't needed any more.
@@ -445,8 +445,8 @@ def grouped(blocks: int, group: int, method: str, distant: bool = False) -> list
     return [range(start, blocks, group_count) for start in range(group_count)]
 
 
-def _from_block(job: Job, first_block: int) -> Job:
-    """Return the job as it is once all blocks before `first_block`, and no others, are done."""
+def _restarted_at(job: Job, first_block: int) -> Job:
+    """Return the job with those edits alone done that lie in blocks before `first_block`."""
     earlier: list[Edit] = []
     for edit in job.done:
         if edit.block is not None and edit.block < first_block:

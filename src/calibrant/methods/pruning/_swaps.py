@@ -142,10 +142,10 @@ def _pairs(
     """Return of each row the weight to remove, the weight to put back, and the change of its loss,
     all [out]: the kernel's `best_pair` for all rows at once.
     """
-    cost = _removal_costs(weight, pull, keep, hessian)
+    cost = _costs_of_going(weight, pull, keep, hessian)
     barred = keep | (inverse == 0)
 
-    def best_return(k: Tensor) -> tuple[Tensor, Tensor]:
+    def best_to_come_back(k: Tensor) -> tuple[Tensor, Tensor]:
         """The change of the loss and the p that makes it least, with k gone."""
         removed = weight.gather(1, k[:, None])
         force = pull + removed * hessian[k]
@@ -154,7 +154,7 @@ def _pairs(
         cost_of_k = cost.gather(1, k[:, None])[:, 0]
         return cost_of_k + change, p
 
-    def best_removal(p: Tensor) -> tuple[Tensor, Tensor]:
+    def best_to_go(p: Tensor) -> tuple[Tensor, Tensor]:
         """The change of the loss and the k that makes it least, with p back."""
         force = pull.gather(1, p[:, None]) + weight * hessian[p]
         changes = cost - force.square() * inverse[p, None]
@@ -162,11 +162,11 @@ def _pairs(
         return change, k
 
     k = cost.argmin(1)
-    best, p = best_return(k)
+    best, p = best_to_come_back(k)
     # In a row of which all or nothing is kept there is no pair.
     exists = best.isfinite()
     returning = (-pull.square() * inverse).masked_fill(barred, torch.inf).argmin(1)
-    new_change, partner = best_removal(returning)
+    new_change, partner = best_to_go(returning)
     better = new_change < best
     # From the better of the two pairs on, a better partner is sought for either weight in turn.
     k = partner.where(better, k)
@@ -175,9 +175,9 @@ def _pairs(
     improving = torch.ones_like(better)
     next_is_k = ~better
     for _ in range(TURNS):
-        by_return, p_of_k = best_return(k)
-        by_removal, k_of_p = best_removal(p)
-        new_change = by_removal.where(next_is_k, by_return)
+        by_coming_back, p_of_k = best_to_come_back(k)
+        by_going, k_of_p = best_to_go(p)
+        new_change = by_going.where(next_is_k, by_coming_back)
         improving = improving & (new_change < best)
         k = k_of_p.where(improving & next_is_k, k)
         p = p_of_k.where(improving & ~next_is_k, p)
@@ -194,7 +194,7 @@ def _group_pairs(
     All pairs are compared, those of one distance at a time; a distance goes round in its group.
     """
     columns = torch.arange(len(hessian), device=hessian.device)
-    cost = _removal_costs(weight, pull, keep, hessian)
+    cost = _costs_of_going(weight, pull, keep, hessian)
     group_starts = columns - columns % group
     best = torch.zeros_like(cost[:, 0])
     k = torch.zeros(len(cost), dtype=torch.int64, device=cost.device)
@@ -211,7 +211,7 @@ def _group_pairs(
     return k, p, best
 
 
-def _removal_costs(weight: Tensor, pull: Tensor, keep: Tensor, hessian: Tensor) -> Tensor:
+def _costs_of_going(weight: Tensor, pull: Tensor, keep: Tensor, hessian: Tensor) -> Tensor:
     """Return what it costs to remove each weight alone; infinity for one that is gone already."""
     costs = weight * (2 * pull + weight * hessian.diagonal())
     return costs.masked_fill(~keep, torch.inf)

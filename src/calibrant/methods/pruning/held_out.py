@@ -63,8 +63,8 @@ class HalvedGram(InputStatistic):
         middle = (len(x) + 1) // 2
         fitted_weights = None if weights is None else weights[:middle]
         fitted = Gram.of(x[:middle], fitted_weights)
-        # A single row can't be halved.
-        if len(x) <= 1:
+        # Fewer than two rows can't be halved.
+        if len(x) < 2:
             return cls(fitted, None)
         measured_weights = None if weights is None else weights[middle:]
         return cls(fitted, Gram.of(x[middle:], measured_weights))
@@ -132,7 +132,7 @@ class HeldOut(MatrixMethod):
     def __post_init__(self) -> None:
         damps = self.damps if isinstance(self.damps, tuple) else (self.damps,)
         are_numbers = all(type(damp) in (int, float) for damp in damps)
-        # What is no number may not fit into a set.
+        # What is no number may have no hash, and a set of it would raise.
         if not damps or not are_numbers or len(set(damps)) < len(damps):
             advice = "give dampings to choose from, each once, such as [0.01, 0.1, 1.0]"
             raise SpecError(f"held_out(damps={damps}): {advice}", subject="damps")

@@ -336,10 +336,10 @@ def _descend(
         groups.append({"params": [matrix.variable], "lr": rate * matrix.size})
     optimizer = torch.optim.Adam(groups)
 
-    def remaining_share(step: int) -> float:
+    def rate_factor(step: int) -> float:
         return 1 - step / steps
 
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, remaining_share)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate_factor)
     for step in range(steps):
         loss_of_step = loss(step)
         optimizer.zero_grad()

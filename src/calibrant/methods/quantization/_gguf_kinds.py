@@ -190,8 +190,8 @@ def _kinds_and_sizes(
 ) -> tuple[tuple[str, ...], tuple[int, ...]]:
     """The kinds that fit tensors of a group, and how many bytes all of them take in each."""
     numbers = sum(member.size for member in members.values())
-    # Those of a group have the same number.
-    first, *_ = members.values()
+    first = next(iter(members.values()))
+    # All tensors of a group have as many inputs.
     inputs = first.shape[-1]
     fitting = kinds_that_fit(inputs)
     kinds = tuple(kind.name for kind in fitting)

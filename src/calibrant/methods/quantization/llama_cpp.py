@@ -118,24 +118,24 @@ class LlamaQuantize(ModelMethod):
                 raise TargetError(too_little, subject=str(target))
 
     def heeds(self, target: Target) -> bool:
-        resolved = self.aim(target)
-        if isinstance(resolved, GgufBudget):
+        full_target = self.aim(target)
+        if isinstance(full_target, GgufBudget):
             return self.looks
-        return self.importance and isinstance(resolved, GgufRecipe) and resolved.weighted
+        return self.importance and isinstance(full_target, GgufRecipe) and full_target.weighted
 
     def tried(self, blocks: int, target: Target) -> int:
         # A forward for each tensor, and one of the model as it is.
         return TRIED * (TENSORS * blocks + 2) if self.tries else 0
 
     def stand_in(self, target: Target) -> StandIn | None:
-        resolved = self.aim(target)
-        if isinstance(resolved, GgufBudget) and self.importance:
+        full_target = self.aim(target)
+        if isinstance(full_target, GgufBudget) and self.importance:
             differs = "every matrix gets equally many bits, and the text decides no kind"
-            return StandIn(BudgetByMatrix(), resolved, differs)
-        if not isinstance(resolved, GgufRecipe) or resolved.kind is None:
+            return StandIn(BudgetByMatrix(), full_target, differs)
+        if not isinstance(full_target, GgufRecipe) or full_target.kind is None:
             return None
         differs = "every matrix gets the kind that most of the recipe's get"
-        return StandIn(RecipeByMatrix(), resolved, differs)
+        return StandIn(RecipeByMatrix(), full_target, differs)
 
     def edits(self, job: Job) -> Iterator[Edit]:
         if self.tries:
@@ -186,10 +186,10 @@ class LlamaQuantize(ModelMethod):
         with TemporaryDirectory(prefix="calibrant-") as folder:
             with spent_on("method"):
                 file = self._dense_file(job, template, Path(folder), seen)
-            resolved = self.aim(job.target)
-            recipe = str(resolved)
-            if isinstance(resolved, GgufBudget):
-                chosen = self._chosen(job, resolved, file)
+            full_target = self.aim(job.target)
+            recipe = str(full_target)
+            if isinstance(full_target, GgufBudget):
+                chosen = self._chosen(job, full_target, file)
                 recipe = RECIPE
             with spent_on("method"):
                 made = file.quantized(recipe, chosen.kinds)
