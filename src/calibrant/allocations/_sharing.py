@@ -150,7 +150,7 @@ def to_the_weight(wanted: Mapping[Weight, float], target: Sparsity) -> dict[str,
         weight for weight in wanted if _can_lose_another(weight, removed_inputs[weight])
     ]
     if left and can_lose_more:
-        # The weights left are fewer than the rows of any of these; else a column more would be gone.
+        # The weights left are fewer than the rows of any of these, or a column more would go.
         tallest = max(can_lose_more, key=_rows)
         counts[tallest] += left
     sparsities: dict[str, Sparsity] = {}
