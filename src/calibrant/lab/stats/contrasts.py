@@ -151,13 +151,6 @@ class _Request:
         pools = results.study.get("pools") or {}
         first = pools.get(compare, [compare])
         second = pools.get(against, [against])
-        weights: dict[str, float] = {}
-        for label in first:
-            weights[label] = weights.get(label, 0.0) + 1 / len(first)
-        for label in second:
-            weights[label] = weights.get(label, 0.0) - 1 / len(second)
-        # A set in both pools may cancel, but for rounding.
-        left = {label: weight for label, weight in weights.items() if abs(weight) > 1e-12}
         where: dict[str, tuple[str, ...]] = {}
         for key, axis in AXES.items():
             if entry.get(key) not in (None, "", []):
@@ -166,7 +159,7 @@ class _Request:
             name=str(entry.get("name") or f"{compare} against {against}"),
             compare=compare,
             against=against,
-            weights=left,
+            weights=_weights(first, second),
             first=frozenset(first),
             on=_several(entry.get("on") or ()),
             where=where,
@@ -185,6 +178,17 @@ class _Request:
             if is_first == first and count:
                 counts.append(count)
         return counts
+
+
+def _weights(first: Sequence[str], second: Sequence[str]) -> dict[str, float]:
+    """Return what each set counts in the mean over `first` less the mean over `second`."""
+    weights: dict[str, float] = {}
+    for label in first:
+        weights[label] = weights.get(label, 0.0) + 1 / len(first)
+    for label in second:
+        weights[label] = weights.get(label, 0.0) - 1 / len(second)
+    # A set in both pools may cancel, but for rounding.
+    return {label: weight for label, weight in weights.items() if abs(weight) > 1e-12}
 
 
 def _several(value: Any) -> tuple[str, ...]:

@@ -309,16 +309,20 @@ def survivors(
     ({0: 4}, {0: frozenset({0, 3})})
     """
     counts: dict[int, int] = {}
-    left: dict[int, list[int]] = {}
+    kept: dict[int, list[int]] = {}
     for edit in edits:
         if edit.get("edit") != DROPPED:
             continue
-        for block, gone in edit["experts"].items():
+        for block, dropped_places in edit["experts"].items():
             number = int(block)
-            counts.setdefault(number, edit["of"])
-            before = left.get(number, list(range(edit["of"])))
-            left[number] = [expert for place, expert in enumerate(before) if place not in gone]
-    return counts, {block: frozenset(experts) for block, experts in left.items()}
+            count = edit["of"]
+            counts.setdefault(number, count)
+            before = kept.get(number, list(range(count)))
+            kept[number] = []
+            for place, expert in enumerate(before):
+                if place not in dropped_places:
+                    kept[number].append(expert)
+    return counts, {block: frozenset(experts) for block, experts in kept.items()}
 
 
 def overlap(first: Experts, second: Experts) -> float:

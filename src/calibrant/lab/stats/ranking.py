@@ -169,9 +169,14 @@ class ComparedGroup:
             for name, side in sides.items():
                 scores.setdefault(name, side.score)
         self._scores = {name: scores[name] for name in self.measured}
-        scales = {name: (score.metric, score.unit) for name, score in self._scores.items()}
-        alike = [name for name in self.measured if scales[name] == scales[self.measured[0]]]
-        self.averaged = tuple(alike)
+        # Only numbers of one scale have an average: those on the first one's.
+        averaged: list[str] = []
+        for name in self.measured:
+            score = scores[name]
+            first = scores[self.measured[0]]
+            if (score.metric, score.unit) == (first.metric, first.unit):
+                averaged.append(name)
+        self.averaged = tuple(averaged)
 
     @property
     def empty(self) -> bool:

@@ -185,22 +185,23 @@ def _standing_runs(
     They are no two draws. The first that is `measured` counts, else the first. A run that answers
     several cells is one draw, so it counts in all of them or in none.
     """
-    seeds_by_run: dict[SetInSetting, dict[str, list[int]]] = {}
+    seeds_by_set: dict[SetInSetting, dict[str, list[int]]] = {}
     for cell in cells:
         if cell.run:
-            seeds_by_run.setdefault(_set_of(cell), {}).setdefault(cell.run, []).append(cell.seed)
+            seeds_by_run = seeds_by_set.setdefault(_set_of(cell), {})
+            seeds_by_run.setdefault(cell.run, []).append(cell.seed)
     stands_for: dict[tuple[SetInSetting, str], str] = {}
-    for set_in_setting, by_run in seeds_by_run.items():
-        # Sorting keeps the order among equals.
-        in_order = sorted(by_run, key=lambda run: run not in measured)
-        counted: dict[int, str] = {}
-        for run in in_order:
-            seeds = by_run[run]
-            taken = [counted[seed] for seed in seeds if seed in counted]
-            if taken:
-                stands_for[set_in_setting, run] = taken[0]
+    for set_in_setting, seeds_by_run in seeds_by_set.items():
+        measured_first = [run for run in seeds_by_run if run in measured]
+        measured_first += [run for run in seeds_by_run if run not in measured]
+        run_of_seed: dict[int, str] = {}
+        for run in measured_first:
+            seeds = seeds_by_run[run]
+            taken_by = [run_of_seed[seed] for seed in seeds if seed in run_of_seed]
+            if taken_by:
+                stands_for[set_in_setting, run] = taken_by[0]
             else:
-                counted |= dict.fromkeys(seeds, run)
+                run_of_seed |= dict.fromkeys(seeds, run)
     return stands_for
 
 
@@ -620,10 +621,15 @@ class GroupResults:
         sides: dict[str, dict[str, Side]] = {}
         partial: dict[str, dict[str, Side]] = {}
         for label, by_run in _measured(cells, results, names).items():
-            some = [run for run, by_name in by_run.items() if by_name]
-            complete = [run for run in some if len(by_run[run]) == len(names)]
+            with_any = [run for run, by_name in by_run.items() if by_name]
+            complete = [run for run in with_any if len(by_run[run]) == len(names)]
             runs[label] = tuple(complete)
-            counted = complete or some
+            if complete:
+                counted = complete
+                sides_of = sides
+            else:
+                counted = with_any
+                sides_of = partial
             independence: Independence = "no draws"
             source = ""
             if label in sets:
@@ -633,8 +639,8 @@ class GroupResults:
             if share > OVERLAP:
                 overlapping[label] = share
                 independence = "overlapping"
-            found = sides if complete else partial
-            found[label] = _sides([by_run[run] for run in counted], independence, source)
+            draws = [by_run[run] for run in counted]
+            sides_of[label] = _sides(draws, independence, source)
         return GroupResults(names, sides, partial, runs, sets, overlapping)
 
 
@@ -701,18 +707,26 @@ def missing(cells: Sequence[Cell], results: Results, texts: Sequence[str] = ()) 
             measure_id = cell.measures.get(text, "")
             if measure_id in results.items.get(cell.run, {}):
                 continue
-            failure = (
-                results.failures.get(measure_id)
-                or results.failures.get(cell.run)
-                or by_cell.get(cell.labels)
-                # Older failures name their cell without the propagation.
-                or by_cell.get(cell.labels[:-1])
-                or {"error": "not computed yet"}
-            )
-            name = f"{_way(cell)}: {label_of(cell)} (draw {cell.seed})"
             if cell.method == MEASURED:
                 name = label_of(cell)
-            yield f"{name} on {text}: {failure.get('error')}"
+            else:
+                name = f"{_way(cell)}: {label_of(cell)} (draw {cell.seed})"
+            reasons = (
+                results.failures.get(measure_id),
+                results.failures.get(cell.run),
+                by_cell.get(cell.labels),
+                # Older failures name their cell without the propagation.
+                by_cell.get(cell.labels[:-1]),
+            )
+            yield f"{name} on {text}: {_first_error(reasons)}"
+
+
+def _first_error(failures: Iterable[Mapping[str, Any] | None]) -> Any:
+    """Return what the first failure that says anything says."""
+    for failure in failures:
+        if failure:
+            return failure.get("error")
+    return "not computed yet"
 
 
 def _failures_by_cell(results: Results) -> dict[tuple[Any, ...], Mapping[str, Any]]:

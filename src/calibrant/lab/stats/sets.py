@@ -168,7 +168,11 @@ def key_terms(
         if len(profiles) > 1:
             ahead = ahead - np.delete(weights, row, axis=0).mean(0)
         by_weight = _largest_first(zip(words, ahead.tolist(), strict=True))
-        terms[name] = tuple((word, weight) for word, weight in by_weight[:TERMS] if weight > 0)
+        heaviest: list[tuple[str, float]] = []
+        for word, weight in by_weight[:TERMS]:
+            if weight > 0:
+                heaviest.append((word, weight))
+        terms[name] = tuple(heaviest)
     return terms
 
 
