@@ -304,12 +304,12 @@ def asked(options: RecommendCommand, budget: TimeBudget) -> Prepared:
     own_sets = _canonical([*goal.sources, *as_text], folder)
     candidates = named or _default_candidates(goal, folder)
     baseline = _baseline(options.baseline, candidates)
-    candidates = list(dict.fromkeys([*candidates, baseline]))
+    candidates = _each_once([*candidates, baseline])
     # What the user named is never left out, a baseline neither.
     needed = candidates
     spare: list[str] = []
     if not named:
-        needed = list(dict.fromkeys([*own_sets, baseline]))
+        needed = _each_once([*own_sets, baseline])
         spare = [data for data in own_answers(goal.conversations) if data != baseline]
     model_view = view(opened.model)
     check_model(method, model_view, target, dict.fromkeys(model_view.named, target))
@@ -350,12 +350,7 @@ def asked(options: RecommendCommand, budget: TimeBudget) -> Prepared:
         options.device,
         options.sibling,
     ]
-    if goal.conversations:
-        identity_parts.append(goal.conversations)
-    # A path says nothing of what is in the file.
-    contents = _contents([*goal.sources, *candidates])
-    if contents:
-        identity_parts.append(contents)
+    identity_parts += _identity_of_data(goal, candidates)
     return Prepared(
         opened=opened,
         method=method,
@@ -409,10 +404,27 @@ def _baseline(given: str, candidates: Sequence[str]) -> str:
     return BASELINE if BASELINE in candidates else candidates[0]
 
 
+def _each_once(sets: Sequence[str]) -> list[str]:
+    return list(dict.fromkeys(sets))
+
+
 def _canonical(sets: Sequence[Data], folder: Path) -> list[str]:
     """Calibration sets as they are written, each once."""
     expressions = [as_expression(data, folder / GIVEN) for data in sets]
-    return list(dict.fromkeys(expressions))
+    return _each_once(expressions)
+
+
+def _identity_of_data(goal: Goal, candidates: Sequence[str]) -> list[Any]:
+    """What else a later call must have in common: conversations that are measured in the template,
+    and what is in the user's files, of which a path says nothing.
+    """
+    parts: list[Any] = []
+    if goal.conversations:
+        parts.append(goal.conversations)
+    contents = _contents([*goal.sources, *candidates])
+    if contents:
+        parts.append(contents)
+    return parts
 
 
 def _contents(sets: Sequence[str]) -> dict[str, list[str]]:

@@ -7,6 +7,7 @@ from typing import cast
 from calibrant.activations import Gram
 from calibrant.compress.planning import (
     JobPlan,
+    ModelOutline,
     free_at,
     held_beside,
     held_by_process,
@@ -21,6 +22,7 @@ from calibrant.lab.choose.asking import FIRST, TOKENS
 from calibrant.lab.choose.goal import check_any, conversations_in
 from calibrant.lab.choose.instruct import instruct_candidates
 from calibrant.lab.mixtures.aims import aim_of, fitted_to, stand_in_of
+from calibrant.methods import Method, StandIn
 from calibrant.models import is_object, name_of, open_tokenizer, opened_of
 from calibrant.numerics import gigabytes, type_name
 from calibrant.options import RecommendCommand
@@ -62,19 +64,7 @@ def planned_recommendation(options: RecommendCommand) -> JobPlan:
     # It refuses a budget that leaves nothing to choose.
     fitted_to(stand_in, shape.numbers)
     tokens = options.tokens or TOKENS
-    needs = Needs.of(
-        shape,
-        tokens,
-        outline.dtype,
-        stand_in.method,
-        length=options.length,
-        device=outline.device,
-    )
-    needs = held_by_process(needs, outline)
-    # Each run begins with the matrices as they were, which are kept beside the model.
-    weights = sum(matrix.numbers for matrix in shape.matrices)
-    kept = outline.dtype.itemsize * weights
-    memory = needs.in_memory(method.propagate) + kept
+    memory = _memory_of_run(outline, method, stand_in, tokens, options.length)
     host = 0
     if outline.device.type != "cpu":
         host = held_beside([outline], held_now())
@@ -90,8 +80,8 @@ def planned_recommendation(options: RecommendCommand) -> JobPlan:
         added = instruct_candidates(conversations)
         sources += len(added)
         notes.append(f"candidates for its chat template: {', '.join(added)}")
-    # Those of what the model is for are there too.
     bytes_of_set = sum(packed_bytes(width, Gram) for width in shape.input_widths)
+    # Statistics of what the model is for are there too.
     statistics = (sources + 1) * bytes_of_set
     folder = user_path(options.folder, OutputError)
     free = free_at(folder)
@@ -120,6 +110,24 @@ def planned_recommendation(options: RecommendCommand) -> JobPlan:
         host=host,
         notes=tuple(notes),
     )
+
+
+def _memory_of_run(
+    outline: ModelOutline, method: Method, stand_in: StandIn, tokens: int, length: int
+) -> int:
+    """Return how many bytes of memory a prediction, or a run of the race, needs."""
+    needs = Needs.of(
+        outline.shape,
+        tokens,
+        outline.dtype,
+        stand_in.method,
+        length=length,
+        device=outline.device,
+    )
+    needs = held_by_process(needs, outline)
+    # Each run begins with the matrices as they were, which are kept beside the model.
+    weights = sum(matrix.numbers for matrix in outline.shape.matrices)
+    return needs.in_memory(method.propagate) + outline.dtype.itemsize * weights
 
 
 def _conversations(options: RecommendCommand) -> list[str]:

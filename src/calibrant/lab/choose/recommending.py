@@ -31,6 +31,7 @@ from calibrant.lab.choose.budget import (
     least_with_sibling,
     to_a_tenth,
 )
+from calibrant.lab.choose.fitting import Fitted
 from calibrant.lab.choose.halves import Halves, swapped
 from calibrant.lab.choose.instruct import is_written, plain_forms
 from calibrant.lab.choose.planning import check_settings, planned_recommendation
@@ -243,12 +244,10 @@ def recommend(options: RecommendOptions) -> Recommendation:
     began = budget.spent
     mixture, predicted = prepared.predicted(plan, options.progress)
     predicting = budget.spent
+    # What was read again says nothing about what gathering costs.
     if not mixture.reused:
-        # What was read again says nothing about what gathering costs. With a sibling, both halves
-        # are walked through too, and judge too.
-        extra = 2 if fitted.halves else 0
-        expected = costs.predicting(len(mixture.weights) + extra, 1 + extra, plan.tokens)
-        costs = costs.scaled(predicting=max(0.1, (predicting - began) / expected))
+        sources = len(mixture.weights)
+        costs = _by_prediction_time(costs, predicting - began, sources, fitted, plan.tokens)
     race = Race(
         prepared.template,
         fitted.goal,
@@ -266,10 +265,7 @@ def recommend(options: RecommendOptions) -> Recommendation:
     race.costs.keep(prepared.folder, prepared.identity)
     plan.keep(prepared.folder, prepared.identity, options.minutes, result.rounds)
     best = result.standings[0].data
-    text = advice(mixture, fitted.goal, prepared.baseline, result, fitted.rounds, fitted.halves)
-    for in_template, as_text in plain_forms(fitted.goal.conversations).items():
-        worth = template_worth(race, result.standings, predicted, in_template, as_text)
-        text = f"{text} {worth}".strip()
+    text = _text(mixture, prepared, race, result, predicted)
     mixture = replace(mixture, model=in_own_names(mixture.model, names))
     shell_command = command(
         prepared.opened.name,
@@ -313,6 +309,32 @@ def recommend(options: RecommendOptions) -> Recommendation:
         predicted_by=prepared.stand_in.differs,
         written=_written(options, mixture, best),
     )
+
+
+def _by_prediction_time(
+    costs: StepCosts, seconds: float, sources: int, fitted: Fitted, tokens: int
+) -> StepCosts:
+    """The costs of steps, scaled by how long the prediction took."""
+    # With a sibling, both halves are walked through too, and judge too.
+    half_walks = 2 if fitted.halves else 0
+    expected = costs.predicting(sources + half_walks, 1 + half_walks, tokens)
+    return costs.scaled(predicting=max(0.1, seconds / expected))
+
+
+def _text(
+    mixture: Mixture,
+    prepared: Prepared,
+    race: Race,
+    result: RaceResult,
+    predicted: Mapping[str, Prediction],
+) -> str:
+    """The advice, and after it what the chat template was worth."""
+    fitted = prepared.fitted
+    text = advice(mixture, fitted.goal, prepared.baseline, result, fitted.rounds, fitted.halves)
+    for in_template, as_text in plain_forms(fitted.goal.conversations).items():
+        worth = template_worth(race, result.standings, predicted, in_template, as_text)
+        text = f"{text} {worth}".strip()
+    return text
 
 
 def _within_time(
@@ -448,6 +470,7 @@ def _raced(predicted: Mapping[str, Prediction], prepared: Prepared, count: int) 
     ranked = _by_prediction(others, predicted)
     if not halves:
         return [*ranked[: count - 1], prepared.baseline]
+    # Those that hold the goal's file.
     holding = [data for data in ranked if swapped(data, halves, 0) != data]
     # The file itself is what its owner wants to know about.
     own_holding = [data for data in prepared.own_sets if data in holding]
@@ -455,8 +478,8 @@ def _raced(predicted: Mapping[str, Prediction], prepared: Prepared, count: int) 
     others_holding = [data for data in holding if data not in own_set]
     # A race of few sets has room for the file alone.
     beside_own = 1 if count > LEAST else 0
-    allowed = [*own_set, *others_holding[:beside_own]]
-    contenders = [data for data in ranked if data in allowed or data not in holding]
+    left_out = others_holding[beside_own:]
+    contenders = [data for data in ranked if data not in left_out]
     raced = contenders[: count - 1]
     # Where its prediction is too bad for the race, it takes the last place.
     if own_set and own_set[0] not in raced:

@@ -277,12 +277,7 @@ class _MixtureSearch:
         best_row = rows[-1]
         best_errors = np.array([best_row.errors[judge] for judge in self.judges])
         gathered = (*self.statistics.sources, *self.statistics.judges)
-        notes = list(rows_in_common(self.statistics))
-        if self.stand_in.differs:
-            stand_in_note = (
-                f"{self.method} is predicted by what comes near: {self.stand_in.differs}"
-            )
-            notes = [stand_in_note, *notes]
+        notes = self._notes()
         count = len(self.statistics.view.blocks)
         samples = {
             "search": self.effort.search.to_json(count),
@@ -315,6 +310,14 @@ class _MixtureSearch:
             notes=tuple(notes),
         )
         return found, chosen
+
+    def _notes(self) -> list[str]:
+        """What is to be known first: that another method predicts, and which rows are in common."""
+        notes = list(rows_in_common(self.statistics))
+        if self.stand_in.differs:
+            differs = f"{self.method} is predicted by what comes near: {self.stand_in.differs}"
+            notes.insert(0, differs)
+        return notes
 
     def _errors(self, inputs: Iterable[SharedInput]) -> Errors:
         return Errors(inputs, self.stand_in.method, self.statistics.masses)
