@@ -5,7 +5,7 @@ the same store, of a machine where the type `auto` is another one. A cell's labe
 that; the record of its run does.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
@@ -26,10 +26,14 @@ def known_cells(
 
     Of an index that can't be read nothing is known.
     """
-    by_labels = {work.requests[number].cell.labels: number for number in numbers}
-    cells: list[Cell] = []
+    number_of = {work.requests[number].cell.labels: number for number in numbers}
+    index: Sequence[Cell] = ()
     with suppress(DataError):
-        cells = [cell for cell in store.cells() if cell.run and cell.labels in by_labels]
+        index = store.cells()
+    cells: list[Cell] = []
+    for cell in index:
+        if cell.run and cell.labels in number_of:
+            cells.append(cell)
     if not cells:
         return {}
     # Where this machine lacks the device, `auto` is no type, and no record is of it.
@@ -39,7 +43,7 @@ def known_cells(
     forms = {text: work.measures(text) for text in work.evaluators}
     known: dict[int, Cell] = {}
     for cell in cells:
-        number = by_labels[cell.labels]
+        number = number_of[cell.labels]
         # United stores may have several runs with the same labels.
         if number in known:
             continue

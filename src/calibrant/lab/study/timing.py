@@ -20,7 +20,7 @@ import torch
 
 from calibrant.activations import FeatureNorms, InputStatistic, Seen, Statistic
 from calibrant.compress import Recipe, check_model, fitting
-from calibrant.data import CalibrationSet, Many, PerDraw, StoredSource, TokenBatch
+from calibrant.data import CalibrationSet, Many, PerDraw, Row, StoredSource, TokenBatch
 from calibrant.data.expression import Term
 from calibrant.decoding import TOKENS_PER_BATCH, Decoder
 from calibrant.errors import CalibrantError, DataError
@@ -151,30 +151,10 @@ def _estimate(term: Term, calibration: CalibrationSet, draws: int, tokenizer: An
     else:
         rows = list(islice(fitting_rows, ROWS))
     sample = rows[:: max(1, len(rows) // ROWS)]
-    lengths: list[int] = []
     began = time.perf_counter()
-    for row in sample:
-        text = term.format.render(row, tokenizer)
-        lengths.append(len(tokenizer(text, add_special_tokens=False)["input_ids"]))
+    lengths = _lengths(term, sample, tokenizer)
     row_seconds = (time.perf_counter() - began) / max(1, len(sample))
-    # `many` puts texts one after another and uses all of each. In other packings a window takes
-    # one text, and of it no more than fits.
-    used = np.array(lengths, dtype=float)
-    if not isinstance(term.packing, Many):
-        used = np.minimum(used, calibration.length)
-    mean = 1.0
-    mean_square = 0.0
-    if sample:
-        mean = max(1.0, used.mean())
-        mean_square = float(np.square(used).mean())
-    tokens = budget
-    if calibration.budget is None and not term.packing.fills:
-        needed = max(1.0, float(calibration.samples * term.share))
-        tokens = round(needed * mean)
-    else:
-        # The rest of a draw's last text is left. On average that is half of the text that holds a
-        # given token, and a long text is likelier to hold it: E[x²] / 2 E[x] tokens.
-        needed = budget / mean + mean_square / (2 * mean**2)
+    needed, tokens = _rows_and_tokens(term, calibration, lengths)
     held = len(rows) / needed
     if not stored:
         # Rounded up, so that enough rows aren't taken for too few.
@@ -183,6 +163,40 @@ def _estimate(term: Term, calibration: CalibrationSet, draws: int, tokenizer: An
         rows_held = len(rows) + sum(1 for _ in further_rows)
         held = min(rows_held / needed, float(draws))
     return Supply(str(term), 0, held, tokens, needed * row_seconds)
+
+
+def _lengths(term: Term, rows: Sequence[Row], tokenizer: Any) -> list[int]:
+    """Return how many tokens each of these rows becomes."""
+    lengths: list[int] = []
+    for row in rows:
+        text = term.format.render(row, tokenizer)
+        lengths.append(len(tokenizer(text, add_special_tokens=False)["input_ids"]))
+    return lengths
+
+
+def _rows_and_tokens(
+    term: Term, calibration: CalibrationSet, lengths: Sequence[int]
+) -> tuple[float, int]:
+    """Return about how many rows a draw needs of a part whose rows have such lengths, and how many
+    tokens it has of it.
+    """
+    # `many` puts texts one after another and uses all of each. In other packings a window takes
+    # one text, and of it no more than fits.
+    used = np.array(lengths, dtype=float)
+    if not isinstance(term.packing, Many):
+        used = np.minimum(used, calibration.length)
+    mean = 1.0
+    mean_square = 0.0
+    if lengths:
+        mean = max(1.0, used.mean())
+        mean_square = float(np.square(used).mean())
+    if calibration.budget is None and not term.packing.fills:
+        needed = max(1.0, float(calibration.samples * term.share))
+        return needed, round(needed * mean)
+    # The rest of a draw's last text is left. On average that is half of the text that holds a
+    # given token, and a long text is likelier to hold it: E[x²] / 2 E[x] tokens.
+    tokens = round(budget_of(calibration) * term.share)
+    return tokens / mean + mean_square / (2 * mean**2), tokens
 
 
 @dataclass
