@@ -56,7 +56,10 @@ def layers(groups: Sequence[Layers], ids: Mapping[str, str]) -> Markup:
 
     Where no two sets have layers to set side by side it is a sentence.
     """
-    shown = [group for group in groups if len(group.sets) > 1 and _knows(group)]
+    shown: list[Layers] = []
+    for group in groups:
+        if len(group.sets) > 1 and _knows_any(group):
+            shown.append(group)
     single = bool(groups) and all(len(group.sets) == 1 for group in groups)
     rows = _table(shown[0]) if shown else ()
     drawn = embedded("layers-data", _embedded(shown, ids))
@@ -73,7 +76,7 @@ def layers(groups: Sequence[Layers], ids: Mapping[str, str]) -> Markup:
     )
 
 
-def _knows(group: Layers) -> bool:
+def _knows_any(group: Layers) -> bool:
     """Whether anything is known of a group."""
     return any(not np.isnan(values).all() for values in _facts(group).values())
 

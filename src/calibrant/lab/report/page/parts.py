@@ -84,24 +84,31 @@ def run_table(contents: Contents) -> RunTable:
         stale_values: list[bool] = []
         for evaluator in evaluators:
             measure_id = cell.measures.get(evaluator, "")
-            measurement = scores.get(measure_id)
             stale_values.append(measure_id in reading.stale)
-            if measurement is None:
-                values.append(None)
-            else:
-                values.append(measurement.score.value)
-                measured.setdefault(evaluator, measurement.score.measured)
+            value: float | None = None
+            if measure_id in scores:
+                score = scores[measure_id].score
+                value = score.value
+                measured.setdefault(evaluator, score.measured)
+            values.append(value)
         stored_bits = reading.bits.get((cell.model, cell.method, cell.target))
         target, order = _shown_target(cell, record, stored_bits)
-        stale = cell.run in reading.stale
-        commands = command(cell, record, budget)
         row = RunRow(
-            cell, target, order, tuple(values), stale, tuple(stale_values), command=commands
+            cell,
+            target,
+            order,
+            tuple(values),
+            stale=cell.run in reading.stale,
+            stale_values=tuple(stale_values),
+            command=command(cell, record, budget),
         )
         rows.append(row)
     names = [measured.get(evaluator, evaluator) for evaluator in evaluators]
     heads = tuple(_heads(evaluators, names))
-    targets = [cell.target for cell in cells if cell.target and cell.method != UNTOUCHED]
+    targets: list[str] = []
+    for cell in cells:
+        if cell.target and cell.method != UNTOUCHED:
+            targets.append(cell.target)
     return RunTable(tuple(rows), target_noun(targets), heads, _settings(facts))
 
 

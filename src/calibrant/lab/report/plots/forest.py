@@ -394,12 +394,13 @@ def _block(pieces: Sequence[Evidence], unit: str, key: str) -> Panels:
             same.append(part)
         else:
             differing.append(part)
-    parts = differing or ["label"]
+    telling = differing or ["label"]
+    # A label that the rows tell isn't told above them.
+    above = [cut(texts[part][0], LETTERS[part]) for part in same if part != telling[0]]
     rows: list[PanelRow] = []
     marks: dict[int, Mark] = {}
     runs = texts["where"]
-    headed = "where" in parts and len(parts) > 1
-    telling = list(parts)
+    headed = "where" in telling and len(telling) > 1
     if headed:
         telling.remove("where")
 
@@ -419,7 +420,6 @@ def _block(pieces: Sequence[Evidence], unit: str, key: str) -> Panels:
         marks[len(rows)] = Mark(value, _interval(piece), verdict, hollow, word=verdict)
         names = [cut(texts[part][number], LETTERS[part]) for part in telling]
         rows.append(PanelRow(" · ".join(names)))
-    above = [cut(texts[part][0], LETTERS[part]) for part in same if part != parts[0]]
     panel = Panel(" · ".join(above), marks, span_of(list(marks.values())))
     about = f"← better · worse →, {unit}".removesuffix(", ")
     return Panels(tuple(rows), (panel,), VERDICTS, about, "no difference", room=66, key=key)

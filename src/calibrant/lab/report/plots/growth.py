@@ -6,7 +6,6 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from statistics import fmean
 from typing import Final
 
@@ -66,17 +65,25 @@ def against_sparsity(rankings: Sequence[Ranking]) -> Plot | None:
     by_method = _by_method(rankings)
     methods = [method for method, _ in by_method]
     panels: list[tuple[str, tuple[Curve, ...]]] = []
+    every_line: list[Curve] = []
+    # Lines of the panel that has most; pale ones need no room for labels.
+    coloured = 0
     for (method, propagate), of_method in by_method.items():
         lines = _lines(of_method)
-        if lines:
-            title = f"{method}, {propagate}" if methods.count(method) > 1 else method
-            panels.append((title, lines))
-    every_line = list(chain.from_iterable(lines for _, lines in panels))
-    spots = list(chain.from_iterable(line.spots for line in every_line))
+        if not lines:
+            continue
+        title = method
+        if methods.count(method) > 1:
+            title = f"{method}, {propagate}"
+        panels.append((title, lines))
+        every_line.extend(lines)
+        coloured_here = [line for line in lines if not line.plain]
+        coloured = max(coloured, len(coloured_here))
+    spots: list[Spot] = []
+    for line in every_line:
+        spots.extend(line.spots)
     if not any(math.isfinite(spot.y) for spot in spots):
         return None
-    # Pale lines need no room for labels.
-    coloured = max(sum(not line.plain for line in lines) for _, lines in panels)
     up = axis_of(_reached(spots), max(240, round(LINE * coloured)))
     across = axis_of((spot.x for spot in spots), WIDTHS.get(len(panels), NARROW))
     mean = _mean_of(first)
@@ -92,7 +99,9 @@ def against_sparsity(rankings: Sequence[Ranking]) -> Plot | None:
     ticks = tuple(sorted({spot.x for spot in spots}))
     axis = f"{mean}, {first.unit}"
     curves = CurvePanels(tuple(panels), across, up, "sparsity", axis, ticks, shares=True)
-    name = ("sparsity", *methods) if len(methods) == 1 else ("sparsity",)
+    name: tuple[str, ...] = ("sparsity",)
+    if len(methods) == 1:
+        name = ("sparsity", methods[0])
     title = f"{mean.capitalize()} over sparsity: {first.model}"
     words = _lines_in_words(title, first.unit, panels)
     return _drawn(name, title, words, curves, caption)
@@ -157,8 +166,8 @@ def _lines(rankings: Sequence[Ranking]) -> tuple[Curve, ...]:
     if len(sparsities) < 2:
         return ()
     coloured = _best_and_worst(rankings, family)
-    coloured_family = {name: kind for name, kind in family.items() if name in coloured}
-    dashes = _dashes(coloured_family)
+    family_of_coloured = {name: kind for name, kind in family.items() if name in coloured}
+    dashes = _dashes(family_of_coloured)
     pale: list[Curve] = []
     lines: list[Curve] = []
     for name, unordered in spots.items():

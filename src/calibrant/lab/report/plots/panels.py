@@ -375,9 +375,11 @@ def span_of(points: Sequence[Mark], zero: bool = True) -> tuple[float, float]:
     intervals that reach several times as far as usual.
     """
     finite = [mark for mark in points if math.isfinite(mark.value)]
-    inner = [mark for mark in finite if not mark.aside] or finite
-    if not inner:
+    if not finite:
         return (-1.0, 1.0)
+    inner = [mark for mark in finite if not mark.aside]
+    if not inner:
+        inner = finite
     middle = 0.0 if zero else median_high([mark.value for mark in inner])
     farthest = max(abs(mark.value - middle) for mark in inner)
     reaches = [_reach(mark, middle) for mark in inner if mark.interval is not None]

@@ -335,9 +335,12 @@ def _opposed(ranking: Ranking) -> tuple[str, str] | None:
     where none do.
     """
 
-    def opposite(pair: tuple[str, str]) -> int:
-        sets = _with_both(ranking, *pair)
-        values = [(x.value, y.value) for entry, x, y in sets if not entry.control]
+    def opposite(losses: tuple[str, str]) -> int:
+        """How many pairs of sets these two losses put into opposite orders."""
+        values: list[tuple[float, float]] = []
+        for entry, x, y in _with_both(ranking, *losses):
+            if not entry.control:
+                values.append((x.value, y.value))
         count = 0
         for (first_x, first_y), (second_x, second_y) in combinations(values, 2):
             if (first_x - second_x) * (first_y - second_y) < 0:
@@ -369,10 +372,11 @@ def _loss(ranking: Ranking, entry: RankingEntry, measured: str) -> Estimate | No
 
 def _axis(ranking: Ranking, sets: Sequence[tuple[_PlottedSet, Estimate]], pixels: int) -> Axis:
     """Return the axis that the sets with content span; a control outside it stands at the edge."""
-    every = [estimate for _, estimate in sets]
-    inner = [estimate for spot, estimate in sets if not spot.entry.control] or every
+    estimates = [estimate for spot, estimate in sets if not spot.entry.control]
+    if not estimates:
+        estimates = [estimate for _, estimate in sets]
     intervals: list[Interval] = []
     if len(sets) <= CROWDED:
-        intervals = [ends(estimate, ranking.level) for estimate in inner]
-    values = [estimate.value for estimate in inner]
+        intervals = [ends(estimate, ranking.level) for estimate in estimates]
+    values = [estimate.value for estimate in estimates]
     return axis_of(reached(values, intervals), pixels, log=False, room=0.06)

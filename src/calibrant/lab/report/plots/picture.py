@@ -282,21 +282,21 @@ def around(
     taken: list[_Box] = [(x - 5, y - 5, x + 5, y + 5) for x, y in points]
     labels: list[PlacedLabel | None] = []
     for number, ((x, y), name) in enumerate(zip(points, names, strict=True)):
-        long = len(name) * LETTER * 0.95
+        name_width = len(name) * LETTER * 0.95
         # A name may touch its own point.
         others = taken[:number] + taken[number + 1 :]
+        placed: PlacedLabel | None = None
         for label in _places(x, y):
-            box = _box(label, long)
+            box = _box(label, name_width)
             left, top, right, bottom = box
             inside = left >= 0 and top >= 0 and bottom <= height
             if not label.right:
                 inside = inside and right <= width + 120
             if inside and not any(_overlap(box, other) for other in others):
                 taken.append(box)
-                labels.append(label)
+                placed = label
                 break
-        else:
-            labels.append(None)
+        labels.append(placed)
     return labels
 
 
@@ -304,9 +304,13 @@ _Box = tuple[float, float, float, float]
 """Left, top, right, bottom."""
 
 
-def _box(label: PlacedLabel, long: float) -> _Box:
-    left = label.x - long if label.right else label.x
-    right = label.x if label.right else label.x + long
+def _box(label: PlacedLabel, width: float) -> _Box:
+    left = label.x
+    if label.right:
+        left = label.x - width
+        right = label.x
+    else:
+        right = label.x + width
     return left, label.y - 6, right, label.y + 6
 
 
@@ -320,8 +324,12 @@ def _places(x: float, y: float) -> Iterator[PlacedLabel]:
             yield PlacedLabel(x - 12, middle, right=True, off=True)
 
 
-def _overlap(a: _Box, b: _Box) -> bool:
-    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
+def _overlap(box: _Box, other: _Box) -> bool:
+    left, top, right, bottom = box
+    other_left, other_top, other_right, other_bottom = other
+    overlap_across = left < other_right and other_left < right
+    overlap_down = top < other_bottom and other_top < bottom
+    return overlap_across and overlap_down
 
 
 SCHEMA: Final = "https://vega.github.io/schema/vega-lite/v6.json"
