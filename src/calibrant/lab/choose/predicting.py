@@ -101,32 +101,40 @@ def with_siblings(
     for side in (0, 1):
         names = [swapped(source, halves, side) for source in sources]
         crossed.append(gathered(names, swapped(judge, halves, 1 - side)))
-
-    def mean_over_halves(errors: Any) -> Any:
-        return errors.mean(1)
-
-    search = Search(
-        _errors(crossed, stand_in, effort.search),
-        mean_over_halves,
-        len(sources),
-        effort.evaluations,
-    )
-    search.begin()
-    search.descend()
-    best_crossed = search.ranked[0]
-    # The mixture has its weights as floats; exact ones are whole hundredths.
-    mixed: list[Fraction] = []
-    for source in sources:
-        mixed.append(Fraction(str(mixture.weights[source])).limit_denominator(100))
+    best_crossed = _best_over_halves(crossed, stand_in, effort, len(sources))
     count = len(sources)
     alone = [only(place, count) for place in range(count)]
-    mixtures = list(dict.fromkeys([*alone, uniform(count), tuple(mixed), best_crossed]))
+    all_mixtures = [*alone, uniform(count), _exact_shares(mixture), best_crossed]
+    mixtures = list(dict.fromkeys(all_mixtures))
     errors = _errors([whole, *crossed], stand_in, effort.final)
     predictions: dict[str, Prediction] = {}
     for weights, row in zip(mixtures, errors(mixtures), strict=True):
         name = expression(sources, weights)
         predictions[name] = Prediction(float(row[0]), sibling=float(row[1:].mean()))
     return predictions
+
+
+def _best_over_halves(
+    crossed: Sequence[MixtureStatistics], stand_in: StandIn, effort: Effort, sources: int
+) -> Shares:
+    """The mixture that is best on average over the halves, each judged by the other."""
+
+    def mean_over_halves(errors: Any) -> Any:
+        return errors.mean(1)
+
+    errors = _errors(crossed, stand_in, effort.search)
+    search = Search(errors, mean_over_halves, sources, effort.evaluations)
+    search.begin()
+    search.descend()
+    return search.ranked[0]
+
+
+def _exact_shares(mixture: Mixture) -> Shares:
+    """The weights of a mixture, which has them as floats; exact ones are whole hundredths."""
+    shares: list[Fraction] = []
+    for weight in mixture.weights.values():
+        shares.append(Fraction(str(weight)).limit_denominator(100))
+    return tuple(shares)
 
 
 def _errors(

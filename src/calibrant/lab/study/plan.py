@@ -376,12 +376,7 @@ def _model_plan(
         return replace(planned, why=str(error))
     gathered = kinds(requests)
     timings = measure_pieces(opened, opening, requests, evaluators, gathered, progress)
-    unfinished: list[Unfinished] = []
-    for request in requests:
-        stored = recorded.get(request.labels, Recorded((), kept=False))
-        lacking = [text for text in evaluators if text not in stored.measures]
-        if lacking or request.labels not in recorded:
-            unfinished.append(Unfinished(request, lacking, stored.kept))
+    unfinished = _unfinished(requests, recorded, evaluators)
     sizes = {kind.__name__: timings.statistics[(kind,)] for kind in gathered}
     supplied = {supply.data: supply for supply in supplies}
     return replace(
@@ -397,6 +392,19 @@ def _model_plan(
         instead=dict(timings.propagates),
         fails=tuple(timings.why_not),
     )
+
+
+def _unfinished(
+    requests: Sequence[RunRequest], recorded: Mapping[Labels, Recorded], evaluators: Iterable[str]
+) -> list[Unfinished]:
+    """The requests that have no run yet, or whose run lacks measurements."""
+    unfinished: list[Unfinished] = []
+    for request in requests:
+        stored = recorded.get(request.labels, Recorded((), kept=False))
+        lacking = [text for text in evaluators if text not in stored.measures]
+        if lacking or request.labels not in recorded:
+            unfinished.append(Unfinished(request, lacking, stored.kept))
+    return unfinished
 
 
 def _supplies(requests: Sequence[RunRequest], progress: Progress) -> tuple[Supply, ...]:
