@@ -80,10 +80,14 @@ def _judged(compared: Sequence[_Pair]) -> tuple[Evidence, ...]:
         difference = group.difference(pair.first, pair.second, pair.measured)
         verdict: Judgement = "not significant"
         if difference.significant(group.level, len(compared)):
-            verdict = "worse" if difference.value > 0 else "better"
+            verdict = "better"
+            if difference.value > 0:
+                verdict = "worse"
         target = describe_target(group.setting.target)
         first, *others = pair.measured
-        on = MEAN if others else first
+        on = first
+        if others:
+            on = MEAN
         found = Evidence(
             label=pair.label,
             where=f"{group.setting.model}, {group.setting.method} at {target}",
@@ -115,7 +119,9 @@ def questions(groups: Sequence[ComparedGroup]) -> Iterator[PaperQuestion]:
 def _best(groups: Sequence[ComparedGroup]) -> PaperQuestion:
     """Whether the baseline, C4 unless the study names another, is the best set."""
     groups = [group for group in groups if group.baseline]
-    name = groups[0].baseline if groups else ""
+    name = ""
+    if groups:
+        name = groups[0].baseline
     question = f"Is {name or 'c4'} the best calibration set?"
     compared = _rivals(groups, name)
     if not compared:
@@ -127,28 +133,31 @@ def _best(groups: Sequence[ComparedGroup]) -> PaperQuestion:
         )
     evidence = _judged(compared)
     noun = target_noun(group.setting.target for group in groups)
+    several = len(groups) > 1
     places = f"the one combination of method and {noun}"
-    if len(groups) > 1:
+    if several:
         places = f"{len(groups)} combinations of method and {noun}"
     better = _with_verdict(compared, evidence, "worse")
-    open_rivals = _with_verdict(compared, evidence, "not significant")
+    undecided = _with_verdict(compared, evidence, "not significant")
     answer: Answer
     if better:
         answer = "no"
         worse = [found for found in evidence if found.verdict == "worse"]
         scope = ""
-        if len(groups) > 1:
+        if several:
             where = {found.where for found in worse}
             scope = f" in {len(where)} of {places}"
         text = (
             f"{join_names(better)} did significantly better than {name}{scope}; "
             f"most: {_largest(worse)}."
         )
-    elif open_rivals:
+    elif undecided:
         answer = "undecided"
-        scope = f"some or all of {places}" if len(groups) > 1 else places
+        scope = places
+        if several:
+            scope = f"some or all of {places}"
         text = (
-            f"No set did significantly better than {name}, but {join_names(open_rivals)} "
+            f"No set did significantly better than {name}, but {join_names(undecided)} "
             f"cannot be distinguished from it in {scope}."
         )
     else:
@@ -204,7 +213,9 @@ def _arithmetic(groups: Sequence[ComparedGroup]) -> PaperQuestion:
 
 def _named_or_counted(sets: Sequence[str], noun: str) -> str:
     """Return the names of up to three sets; more are counted."""
-    return join_names(sets) if len(sets) <= 3 else f"{len(sets)} {noun}"
+    if len(sets) <= 3:
+        return join_names(sets)
+    return f"{len(sets)} {noun}"
 
 
 def _own(groups: Sequence[ComparedGroup]) -> PaperQuestion:
@@ -276,42 +287,47 @@ def _answered(
     """Answer yes where everything significant is better, no where everything significant is worse,
     and that it depends where both are found.
     """
+    verdicts = {found.verdict for found in evidence}
+    answer: Answer = "undecided"
+    if verdicts >= {"better", "worse"}:
+        answer = "it depends"
+    elif "better" in verdicts:
+        answer = "yes"
+    elif "worse" in verdicts:
+        answer = "no"
+    text = _explained(evidence, first, second)
+    return PaperQuestion(name, question, answer, text, evidence)
+
+
+def _explained(evidence: Sequence[Evidence], first: str, second: str) -> str:
+    """Say what all evidence for one answer comes to."""
     better = [found for found in evidence if found.verdict == "better"]
     worse = [found for found in evidence if found.verdict == "worse"]
     significant = [*better, *worse]
-    answer: Answer = "undecided"
-    if better and worse:
-        answer = "it depends"
-    elif better:
-        answer = "yes"
-    elif worse:
-        answer = "no"
     if not significant:
         among = "the one comparison there is"
         if len(evidence) > 1:
             among = f"any of {len(evidence)} comparisons"
-        text = (
+        return (
             f"{first} and {second} cannot be distinguished in {among}. "
             f"The largest difference that was seen: {_largest(evidence)}."
         )
-    elif len(evidence) == 1:
+    if len(evidence) == 1:
         (found,) = significant
-        text = (
+        return (
             f"{first} did significantly {found.verdict} than {second}: "
             f"{describe_difference(found)}."
         )
-    else:
-        counts = {
-            "significantly better": len(better),
-            "significantly worse": len(worse),
-            "not significant": len(evidence) - len(significant),
-        }
-        numbers = ", ".join(f"{verdict} in {count}" for verdict, count in counts.items() if count)
-        text = (
-            f"{first}, compared with {second} {len(evidence)} times: {numbers}. "
-            f"The largest significant difference: {_largest(significant)}."
-        )
-    return PaperQuestion(name, question, answer, text, evidence)
+    counts = {
+        "significantly better": len(better),
+        "significantly worse": len(worse),
+        "not significant": len(evidence) - len(significant),
+    }
+    numbers = [f"{verdict} in {count}" for verdict, count in counts.items() if count]
+    return (
+        f"{first}, compared with {second} {len(evidence)} times: {', '.join(numbers)}. "
+        f"The largest significant difference: {_largest(significant)}."
+    )
 
 
 def _largest(evidence: Sequence[Evidence]) -> str:
@@ -329,6 +345,8 @@ def describe_difference(evidence: Evidence) -> str:
     if evidence.interval is not None:
         low, high = evidence.interval
         interval = f" ({low:+.3f} to {high:+.3f})"
-    on = "on average" if evidence.on == MEAN else f"on {evidence.on}"
+    on = f"on {evidence.on}"
+    if evidence.on == MEAN:
+        on = "on average"
     difference = f"{evidence.difference.value:+.3f} {evidence.unit}{interval}"
     return f"{evidence.label} {on} ({evidence.where}), {difference}"

@@ -200,7 +200,9 @@ class ComparedGroup:
     @property
     def baseline(self) -> str:
         """The set that the others are compared with, if it has everything."""
-        return self._named_baseline if self._named_baseline in self.sets else ""
+        if self._named_baseline in self.sets:
+            return self._named_baseline
+        return ""
 
     def difference(
         self, first: Sequence[str], second: Sequence[str], measured: Sequence[str]
@@ -300,7 +302,9 @@ class ComparedGroup:
 
     def ranking(self) -> Ranking:
         """Return the table as values."""
-        dense = self._entry(DENSE) if self.dense else None
+        dense: RankingEntry | None = None
+        if self.dense:
+            dense = self._entry(DENSE)
         baselines = [self._entry(label) for label in self._order if label not in self._group.sets]
         setting = self.setting
         better: dict[str, str] = {}
@@ -309,8 +313,9 @@ class ComparedGroup:
         for name, score in self._scores.items():
             better[name] = score.better
             metrics[name] = score.metric
-            if score.facts.get("floor"):
-                floors[name] = score.facts["floor"]
+            floor = score.facts.get("floor")
+            if floor:
+                floors[name] = floor
         return Ranking(
             **setting._asdict(),
             measured=self.measured,
@@ -332,7 +337,10 @@ class ComparedGroup:
 
     def _entry(self, label: str) -> RankingEntry:
         complete = label in self._group.sides
-        sides = self._group.sides[label] if complete else self._group.partial[label]
+        if complete:
+            sides = self._group.sides[label]
+        else:
+            sides = self._group.partial[label]
         set_label: SetLabel | None = None
         control = False
         if label in self._group.sets:
@@ -348,15 +356,10 @@ class ComparedGroup:
         if complete:
             averaged = {name: sides[name] for name in self.averaged}
             mean = _mean(averaged, self.dense or None)
-        to_best: Estimate | None = None
+        to_best = self._to_best(label)
         tied = False
-        if label in self.rows and self.sets and label != self.sets[0]:
-            to_best = self.tables[MEAN].estimate(label, self.sets[0])
+        if to_best is not None:
             tied = not to_best.significant(self.level, self._comparisons)
-        to_baseline: dict[str, Estimate] = {}
-        if label in self.rows and self.baseline not in ("", label):
-            for name, table in self.tables.items():
-                to_baseline[name] = table.estimate(label, self.baseline)
         best_on = [name for name, best in self._best.items() if best == label]
         return RankingEntry(
             name=label,
@@ -373,9 +376,25 @@ class ComparedGroup:
             share_kept=self._shares_kept(sides, complete),
             best_on=frozenset(best_on),
             overlapping=label in self._group.overlapping,
-            to_baseline=to_baseline,
+            to_baseline=self._to_baseline(label),
             label=set_label,
         )
+
+    def _to_best(self, label: str) -> Estimate | None:
+        """Return how much worse a row is than the best set, on average; None for that set itself,
+        and for what isn't compared.
+        """
+        if label not in self.rows or not self.sets or label == self.sets[0]:
+            return None
+        return self.tables[MEAN].estimate(label, self.sets[0])
+
+    def _to_baseline(self, label: str) -> dict[str, Estimate]:
+        """Return how much worse a row is than the baseline, by measured set and on average; nothing
+        for the baseline itself, and for what isn't compared.
+        """
+        if label not in self.rows or self.baseline in ("", label):
+            return {}
+        return {name: table.estimate(label, self.baseline) for name, table in self.tables.items()}
 
     def _shares_kept(self, sides: Mapping[str, Side], complete: bool) -> dict[str, Estimate]:
         """Return what a row keeps of the dense model's performance, by measured set, and on

@@ -345,29 +345,33 @@ def tidy(store: Store | Results) -> "pl.DataFrame":
         dense_values = dense_scores.get((cell.model, text), {})
         stale = cell.run in results.stale or cell.measures[text] in results.stale
         for score in scores:
-            dense = dense_values.get(score.metric)
-            kept = None
-            if dense is not None:
-                share = share_of(score.value, dense, score)
-                if share is not None:
-                    kept = share.value
-            row: dict[str, Any] = {name: getattr(cell, name) for name in LABELS}
-            row |= {
-                "measured": score.measured,
-                "metric": score.metric,
-                "unit": score.unit,
-                "value": score.value,
-                "stderr": score.stderr,
-                "n": score.n,
-                "better": score.better,
-                "chance": score.chance,
-                "dense": dense,
-                "kept": kept,
-                "run": cell.run,
-                "stale": stale,
-            }
-            rows.append(row)
+            rows.append(_row(cell, score, dense_values.get(score.metric), stale))
     return pl.DataFrame(rows, schema=COLUMNS)
+
+
+def _row(cell: Cell, score: Score, dense: float | None, stale: bool) -> dict[str, Any]:
+    """Return one score of a cell as a row of `tidy`; `dense` is what the dense model scored."""
+    kept: float | None = None
+    if dense is not None:
+        share = share_of(score.value, dense, score)
+        if share is not None:
+            kept = share.value
+    row: dict[str, Any] = {name: getattr(cell, name) for name in LABELS}
+    row |= {
+        "measured": score.measured,
+        "metric": score.metric,
+        "unit": score.unit,
+        "value": score.value,
+        "stderr": score.stderr,
+        "n": score.n,
+        "better": score.better,
+        "chance": score.chance,
+        "dense": dense,
+        "kept": kept,
+        "run": cell.run,
+        "stale": stale,
+    }
+    return row
 
 
 def _scores(results: Results) -> Iterator[tuple[Cell, str, tuple[Score, ...]]]:
