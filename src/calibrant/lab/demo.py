@@ -91,7 +91,7 @@ class DemoResult:
         return {
             "rankings": self.report.to_json()["rankings"],
             "models": dict(self.report.notes),
-            "failures": {name: dict(what) for name, what in self.finished.failures.items()},
+            "failures": {name: dict(why) for name, why in self.finished.failures.items()},
             "computed": self.finished.computed,
             "found": self.finished.found,
             "seconds": self.seconds,

@@ -475,14 +475,13 @@ class Driver:
         request = resolved.request
         loaded = self._current
 
-        def progress(what: str, done: int, total: int) -> None:
-            del what  # the request's label says more than the method's name
+        def progress(label: str, done: int, total: int) -> None:
+            del label  # that of the request says more than the method's name
             self._report(["progress", request.label, done, total])
 
         with self._clock.phase("tokenize"):
             batch = self._tokens(request)
         run_clock = Clock()
-        data = request.cell.data
         journal = Journal()
         if resolved.recipe.tries:
             journal = self._store.trials(resolved.run.id)
@@ -497,7 +496,7 @@ class Driver:
                 loaded.view,
                 batch,
                 resolved.recipe,
-                data=data,
+                data=request.cell.data,
                 seed=request.cell.seed,
                 progress=progress,
                 statistics=statistics_folder,
@@ -505,11 +504,7 @@ class Driver:
                 keep=loaded.remember,
                 journal=journal,
             )
-        data_facts = dict(record.data_facts)
-        if data in self._work.leaked:
-            data_facts["leaked"] = dict(self._work.leaked[data])
-        origin = provenance(loaded.opened, run_clock, resolved.note, resolved.shortage)
-        record = replace(record, data_facts=data_facts, provenance=origin)
+        record = self._with_origin(record, resolved, run_clock)
         with self._clock.phase("store"):
             files = self._files(resolved)
             if recorded:
@@ -519,6 +514,16 @@ class Driver:
                 self._report(["made", record.run.id])
         # The journal goes last: a kill before the record is written goes on from it.
         journal.remove()
+
+    def _with_origin(self, record: Record, resolved: Resolved, run_clock: Clock) -> Record:
+        """Return the record with where it comes from, and with which of its rows are measured."""
+        data = resolved.request.cell.data
+        data_facts = dict(record.data_facts)
+        if data in self._work.leaked:
+            data_facts["leaked"] = dict(self._work.leaked[data])
+        opened = self._current.opened
+        origin = provenance(opened, run_clock, resolved.note, resolved.shortage)
+        return replace(record, data_facts=data_facts, provenance=origin)
 
     def _files(self, resolved: Resolved) -> dict[str, bytes]:
         """What is stored beside a record.
@@ -686,11 +691,11 @@ def failure(
     request: RunRequest, error: BaseException, measured: str = "", of_opening: bool = False
 ) -> dict[str, Any]:
     """Return what is recorded of a failure, with the labels of the cell that is empty for it."""
-    what = request.label
+    failed = request.label
     if measured:
-        what += f", measured by {measured}"
+        failed += f", measured by {measured}"
     reason: dict[str, Any] = {
-        "what": what,
+        "what": failed,
         "cell": list(request.cell.labels),
         "error": f"{type(error).__name__}: {error}",
         "traceback": traceback.format_exception(error),

@@ -285,7 +285,7 @@ class Summary:
         for cell in self._cells:
             asked.update((cell.run, *cell.measures.values()))
         failures = self.store.failures()
-        return {failed_id: what for failed_id, what in failures.items() if failed_id in asked}
+        return {failed_id: why for failed_id, why in failures.items() if failed_id in asked}
 
 
 def answer(
@@ -402,15 +402,7 @@ def supervise(summary: Summary, starts: Sequence[Callable[[], Worker]]) -> Study
                     crew.workers.pop(place).end()
                 case WorkerError():
                     crew.workers.pop(place).end()
-                    cause = _cause(doing)
-                    deaths[cause] += 1
-                    if doing != WAITING:
-                        _give_up(summary, doing, message, deaths[cause])
-                        crew.start(place)
-                    elif _note_idle_death(summary, message, deaths[cause]):
-                        crew.start(place)
-                    elif not crew.workers and not summary.complete:
-                        raise _none_left(message)
+                    _replace_worker(summary, crew, place, message, deaths)
                 case BaseException():
                     raise message
                 case _:
@@ -427,10 +419,30 @@ def supervise(summary: Summary, starts: Sequence[Callable[[], Worker]]) -> Study
     return summary.result()
 
 
+def _replace_worker(
+    summary: Summary, crew: _Crew, place: int, death: WorkerError, deaths: Counter[str]
+) -> None:
+    """Note the death of a worker, count it, and start another in its place, unless too many have
+    died while they waited.
+
+    Raises the `WorkerError` that no worker is left where something is still to do.
+    """
+    doing = crew.doing[place]
+    cause = _cause(doing)
+    deaths[cause] += 1
+    if doing != WAITING:
+        _give_up(summary, doing, death, deaths[cause])
+        crew.start(place)
+    elif _note_idle_death(summary, death, deaths[cause]):
+        crew.start(place)
+    elif not crew.workers and not summary.complete:
+        raise _none_left(death)
+
+
 def _cause(doing: Message) -> str:
     """What deaths are counted by: an id where there is one, since labels don't say everything."""
-    _, what, failed_id, *_ = doing
-    return failed_id or what
+    _, label, failed_id, *_ = doing
+    return failed_id or label
 
 
 def _note_idle_death(summary: Summary, death: WorkerError, deaths: int) -> bool:
@@ -460,8 +472,8 @@ def _give_up(summary: Summary, doing: Message, death: WorkerError, deaths: int) 
 
     Where that has happened before, record it as failed, so that no other worker tries it.
     """
-    _, what, failed_id, index, measured = doing
-    happened = f"{death} while at work on {what}"
+    _, label, failed_id, index, measured = doing
+    happened = f"{death} while at work on {label}"
     if deaths < DEATHS_ALLOWED:
         summary.died.append(f"{happened}; it was tried again")
         return
