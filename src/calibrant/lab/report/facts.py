@@ -175,7 +175,9 @@ def _stored(store: Store, rounded: Mapping[str, str]) -> Iterator[str]:
     """
     for target, run in rounded.items():
         record = store.record(run)
-        bits = None if record is None else stored_bits(record.weights)
+        if record is None:
+            continue
+        bits = stored_bits(record.weights)
         if bits is not None:
             yield f"{decimals(bits)} ({target})"
 
@@ -193,7 +195,9 @@ def _machine(records: Sequence[Record]) -> dict[str, str]:
         threads.append(str(provenance.get("threads", "")))
         versions |= provenance.get("versions", {})
         peak = max(peak, int(provenance.get("peak_memory_bytes", 0)))
-    memory = gigabytes(peak) if peak else ""
+    memory = ""
+    if peak:
+        memory = gigabytes(peak)
     return {
         "device": _joined(devices),
         "processor": _joined(processors),

@@ -260,27 +260,30 @@ def remarks(ranking: Ranking) -> list[str]:
             f"Of the dense model's performance, {ranking.best.name} kept {join_names(shares)} "
             f"({meaning_of_kept(ranking)})."
         )
-    sign = worse_sign(ranking)
     for baseline in ranking.baselines:
         mean = baseline.mean.value
-        better: list[str] = []
-        worse: list[str] = []
-        for entry in ranking.entries:
-            if sign * entry.mean.value < sign * mean:
-                better.append(entry.name)
-            else:
-                worse.append(entry.name)
-        if not worse:
-            verdict = "worse than every set"
-        elif not better:
-            verdict = "better than every set"
-        else:
-            verdict = f"better than {join_names(worse)}, worse than the rest"
         sentences.append(
-            f"{baseline.name.capitalize()}, which looks at no data, did {verdict} "
-            f"(average {signed(mean)} {ranking.unit})."
+            f"{baseline.name.capitalize()}, which looks at no data, did "
+            f"{_against_sets(mean, ranking)} (average {signed(mean)} {ranking.unit})."
         )
     return sentences
+
+
+def _against_sets(mean: float, ranking: Ranking) -> str:
+    """How what has this mean compares with the sets, in words."""
+    sign = worse_sign(ranking)
+    better: list[str] = []
+    worse: list[str] = []
+    for entry in ranking.entries:
+        if sign * entry.mean.value < sign * mean:
+            better.append(entry.name)
+        else:
+            worse.append(entry.name)
+    if not worse:
+        return "worse than every set"
+    if not better:
+        return "better than every set"
+    return f"better than {join_names(worse)}, worse than the rest"
 
 
 def meaning_of_kept(ranking: Ranking) -> str:
@@ -311,12 +314,16 @@ def short(measured: str, among: Sequence[str]) -> str:
     """
     brief = label_measured(measured).brief
     others = [label_measured(other).brief for other in among]
-    return brief if others.count(brief) == 1 else measured
+    if others.count(brief) == 1:
+        return brief
+    return measured
 
 
 def panel_name(measured: str, ranking: Ranking) -> str:
     """Return what stands above a panel or column: `mean`, or a measured set in short."""
-    return "mean" if measured == MEAN else short(measured, ranking.measured)
+    if measured == MEAN:
+        return "mean"
+    return short(measured, ranking.measured)
 
 
 def rise(ranking: Ranking) -> str:
@@ -325,4 +332,6 @@ def rise(ranking: Ranking) -> str:
     """
     if ranking.dense is None:
         return "number"
-    return "worse than dense" if "higher" in ranking.better.values() else "increase over dense"
+    if "higher" in ranking.better.values():
+        return "worse than dense"
+    return "increase over dense"

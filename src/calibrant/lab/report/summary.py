@@ -291,11 +291,12 @@ class Matrix:
     def title(self) -> str:
         """What the figures are."""
         first = self.rankings[0]
-        what = rise(first)
+        figures = rise(first)
         if len(first.averaged) > 1:
-            what = f"mean {what}"
-        unit = f", {first.unit}" if first.unit else ""
-        return f"What each calibration set costs: {what}{unit}"
+            figures = f"mean {figures}"
+        if first.unit:
+            figures = f"{figures}, {first.unit}"
+        return f"What each calibration set costs: {figures}"
 
     @property
     def legend(self) -> tuple[str, ...]:

@@ -209,6 +209,12 @@ def packed(rows: np.ndarray, most: float) -> list[str]:
     return texts
 
 
+def _by_side(*looks: str | list[int]) -> dict[str, Any]:
+    """What gives each side a look of its own."""
+    scale = {"domain": SIDES, "range": list(looks)}
+    return {"field": "side", "type": "nominal", "scale": scale, "legend": None}
+
+
 def _spec() -> dict[str, Any]:
     """One drawing as Vega-Lite reads it; the script puts in what is drawn. The rules, thick and
     invisible, are there to be hovered.
@@ -232,27 +238,9 @@ def _spec() -> dict[str, Any]:
         "axis": {"title": None, "tickCount": 5, "format": ".1%"},
         "scale": {"zero": True},
     }
-    colour = {
-        "field": "side",
-        "type": "nominal",
-        "scale": {
-            "domain": SIDES,
-            "range": ["var(--f-corpus)", "var(--f-arithmetic)", "var(--ink)"],
-        },
-        "legend": None,
-    }
-    shape = {
-        "field": "side",
-        "type": "nominal",
-        "scale": {"domain": SIDES, "range": ["circle", "diamond", "circle"]},
-        "legend": None,
-    }
-    dash = {
-        "field": "side",
-        "type": "nominal",
-        "scale": {"domain": SIDES, "range": [[1, 0], [5, 3], [1, 0]]},
-        "legend": None,
-    }
+    colour = _by_side("var(--f-corpus)", "var(--f-arithmetic)", "var(--ink)")
+    shape = _by_side("circle", "diamond", "circle")
+    dash = _by_side([1, 0], [5, 3], [1, 0])
     wide = "width / max(1, domain('x')[1] - domain('x')[0])"
     return {
         "$schema": "https://vega.github.io/schema/vega-lite/v6.json",

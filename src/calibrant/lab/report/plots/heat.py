@@ -116,8 +116,12 @@ class _Heat:
             yield {"k": "hole", "r": row, "c": x, "t": HOLE}
             return
         step = bisect_right(self.thresholds, estimate.value)
-        value = estimate.value if math.isfinite(estimate.value) else self.within(step)
-        kind = "best" if column in entry.best_on else "number"
+        value = estimate.value
+        if not math.isfinite(value):
+            value = self.within(step)
+        kind = "number"
+        if column in entry.best_on:
+            kind = "best"
         yield {"k": "cell", "r": row, "c": x, "v": value, "s": step}
         yield {"k": kind, "r": row, "c": x, "s": step, "t": _brief(estimate.value)}
 

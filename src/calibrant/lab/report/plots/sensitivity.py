@@ -54,7 +54,9 @@ def worth(sensitivities: Sequence[Sensitivity], narrow: bool = False) -> Plot | 
             "At the right the same as a share of how much worse than the dense model the models are"
         )
     about = "← the text doesn't matter · it matters →"
-    width = NARROW if narrow else WIDTH
+    width = WIDTH
+    if narrow:
+        width = NARROW
     drawing = Panels(tuple(rows), tuple(panels), LOOK, about, width=width, room=40)
     words = _in_words(title, first.unit, ordered)
     return plotted(("sensitivity",), title, words, drawing.chart, drawing.data, caption)
@@ -72,7 +74,9 @@ def _panel(title: str, ordered: Sequence[Sensitivity], unit: str = "") -> Panel:
     marks: dict[int, Mark] = {}
     shaded: dict[int, float] = {}
     for row, found in enumerate(ordered):
-        factor = 1.0 if unit else 100 / (found.increase or 1.0)
+        factor = 1.0
+        if not unit:
+            factor = 100 / (found.increase or 1.0)
         low, high = found.worth_interval
         interval = (factor * low, factor * high)
         marks[row] = Mark(factor * found.worth, interval, "worth", hollow=not found.beyond_chance)
