@@ -81,22 +81,27 @@ def fit(
     if judge_tokens < 2:
         raise DataError(f"{goal.judge} holds out nothing to judge by; add rows", subject=goal.judge)
     if judge_tokens < budget:
-        where = " in the smaller of its halves" if halves else ""
+        where = ""
+        if halves:
+            where = " in the smaller of its halves"
         reasons.append(f"{goal.judge} holds out {judge_tokens:,} tokens{where}")
     draws = [supply.draws(name, budget) for name in _in_halves(own_sets, halves)]
-    limited = goal.limited(supply.measured) if own_sets else goal
+    if own_sets:
+        goal = goal.limited(supply.measured)
     fitted = Fitted(
         tokens=budget,
         judge_tokens=judge_tokens,
         length=supply.length,
         rounds=min([ROUNDS, *draws]),
         halves=tuple(halves),
-        goal=limited,
+        goal=goal,
     )
     if not reasons:
         return fitted
     sets = f"sets of {budget:,} tokens (not {tokens:,}), judged on {judge_tokens:,}"
-    most = "one draw" if fitted.rounds == 1 else f"{fitted.rounds} draws that share no row"
+    most = f"{fitted.rounds} draws that share no row"
+    if fitted.rounds == 1:
+        most = "one draw"
     lowered = f"{sets}, in windows of {fitted.length:,}, at most {most}"
     return replace(fitted, said=f"{'; '.join(reasons)}: {lowered}")
 

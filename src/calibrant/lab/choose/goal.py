@@ -2,7 +2,7 @@
 is measured.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -106,24 +106,19 @@ def parse_goal(
     terms: dict[str, Term] = {}
     shares: dict[str, Fraction] = {}
     given_texts: set[str] = set()
-    for text in goals:
-        weight, part = _weighted_part(text)
-        # `general` stands for several texts, which share its weight.
-        parts = [part]
-        if part == WrittenTerm(Call(GENERAL)):
-            parts = _general_parts()
-        for single in parts:
-            if conversations:
-                evaluator, term = _divergence(single, tokens, length)
-            else:
-                evaluator, term = _measure(single, tokens, items, length)
-            measures.setdefault(str(evaluator), evaluator)
-            terms.setdefault(str(term), term)
-            share = weight / len(parts)
-            weights[str(evaluator)] = weights.get(str(evaluator), Fraction(0)) + share
-            shares[str(term)] = shares.get(str(term), Fraction(0)) + share
-            if _is_measure(single):
-                given_texts.add(str(evaluator))
+    for weight, part in _single_parts(goals):
+        if conversations:
+            evaluator, term = _divergence(part, tokens, length)
+        else:
+            evaluator, term = _measure(part, tokens, items, length)
+        measure_text = str(evaluator)
+        measures.setdefault(measure_text, evaluator)
+        weights[measure_text] = weights.get(measure_text, Fraction(0)) + weight
+        if _is_measure(part):
+            given_texts.add(measure_text)
+        term_text = str(term)
+        terms.setdefault(term_text, term)
+        shares[term_text] = shares.get(term_text, Fraction(0)) + weight
     whole = sum(weights.values())
     weighted: list[tuple[float, Evaluator]] = []
     for name, evaluator in measures.items():
@@ -139,6 +134,19 @@ def parse_goal(
         given=frozenset(given_texts),
         conversations=tuple(dict.fromkeys(conversations)),
     )
+
+
+def _single_parts(goals: Sequence[str]) -> Iterator[tuple[Fraction, WrittenTerm]]:
+    """Yield each part of the goals with its weight. `general` stands for several, which share its
+    weight.
+    """
+    for text in goals:
+        weight, part = _weighted_part(text)
+        parts = [part]
+        if part == WrittenTerm(Call(GENERAL)):
+            parts = _general_parts()
+        for single in parts:
+            yield weight / len(parts), single
 
 
 def conversations_in(goals: Sequence[str]) -> list[str]:

@@ -9,7 +9,7 @@ from typing import Final
 import torch
 
 from calibrant.activations import Gram, Seen
-from calibrant.compress import edits_of
+from calibrant.compress import Recipe, edits_of
 from calibrant.compress.rates import kinds_seconds
 from calibrant.data import CalibrationSet, TokenBatch
 from calibrant.edits import Replace
@@ -68,18 +68,18 @@ def measured_costs(
     # What the forward of a block costs, a token, with the statistic that the method reads.
     forward = piece_times.forward[(statistic,)]
     compress = sum(piece_times.block.values())
-    walking_again = 0.0 if recipe.propagate == "dense" else forward
+    walking_again = forward
+    if recipe.propagate == "dense":
+        walking_again = 0.0
     if isinstance(recipe.target, GgufRecipe | GgufBudget):
         compress = _whole_file_seconds(opened, first_block, stand_in) / piece_times.blocks
         if isinstance(recipe.target, GgufBudget):
             compress += kinds_seconds(ModelShape.of(model)) / piece_times.blocks
             compress += forward * method.tried(piece_times.blocks, recipe.target)
     elif _needs_a_walk_of_its_own(method):
-        target = recipe.target.weights
-        targets = dict.fromkeys(model.named, target)
-        job = Job(opened, model, batch, target, targets, recipe.propagate)
         tokens = int(batch.mask.sum())
-        extra_seconds = max(0.0, _first_block_seconds(job, method) - compress - forward * tokens)
+        whole_seconds = _first_block_seconds(opened, model, batch, recipe)
+        extra_seconds = max(0.0, whole_seconds - compress - forward * tokens)
         # Weights of tokens cost by the token, and what is tried in a block costs by the block.
         if isinstance(method, ModelMethod):
             compress += extra_seconds
@@ -179,19 +179,24 @@ def _compress(
         stand_in.method.compress(part, copies[id(first_block[weight])], stand_in.target)
 
 
-def _first_block_seconds(job: Job, method: Method) -> float:
+def _first_block_seconds(
+    opened: Opened, model: ModelView, batch: TokenBatch, recipe: Recipe
+) -> float:
     """Return the seconds until the first block's matrices are compressed, walk and all;
     afterwards the model is what it was.
     """
-    waiting = {weight.name for weight in job.view.blocks[0].weights}
+    target = recipe.target.weights
+    targets = dict.fromkeys(model.named, target)
+    job = Job(opened, model, batch, target, targets, recipe.propagate)
+    waiting = {weight.name for weight in model.blocks[0].weights}
     undos: list[Callable[[], None]] = []
 
     def work() -> None:
-        for edit in edits_of(method, job):
+        for edit in edits_of(recipe.method, job):
             if edit.block:
                 return
-            undos.append(edit.undo(job.view))
-            edit.apply(job.view)
+            undos.append(edit.undo(model))
+            edit.apply(model)
             if isinstance(edit, Replace):
                 waiting.discard(edit.weight.name)
             if not waiting:
