@@ -248,7 +248,7 @@ class Prepared:
         """
         goal = self.fitted.goal
         by_difference = sorted(self.candidates, key=_by_difference)
-        wanted = list(dict.fromkeys([*self.needed, *self.spare, *by_difference]))
+        wanted = _each_once([*self.needed, *self.spare, *by_difference])
         mixture = mix(
             self.opened,
             # A mixture has two sources at least.
@@ -415,8 +415,8 @@ def _canonical(sets: Sequence[Data], folder: Path) -> list[str]:
 
 
 def _identity_of_data(goal: Goal, candidates: Sequence[str]) -> list[Any]:
-    """What else a later call must have in common: conversations that are measured in the template,
-    and what is in the user's files, of which a path says nothing.
+    """The part of a question's identity that its data make: conversations that are measured in the
+    template, and what is in the user's files, of which a path says nothing.
     """
     parts: list[Any] = []
     if goal.conversations:

@@ -101,8 +101,8 @@ def with_siblings(
     for side in (0, 1):
         names = [swapped(source, halves, side) for source in sources]
         crossed.append(gathered(names, swapped(judge, halves, 1 - side)))
-    best_crossed = _best_over_halves(crossed, stand_in, effort, len(sources))
     count = len(sources)
+    best_crossed = _best_over_halves(crossed, stand_in, effort, count)
     alone = [only(place, count) for place in range(count)]
     all_mixtures = [*alone, uniform(count), _exact_shares(mixture), best_crossed]
     mixtures = list(dict.fromkeys(all_mixtures))
@@ -115,7 +115,7 @@ def with_siblings(
 
 
 def _best_over_halves(
-    crossed: Sequence[MixtureStatistics], stand_in: StandIn, effort: Effort, sources: int
+    crossed: Sequence[MixtureStatistics], stand_in: StandIn, effort: Effort, count: int
 ) -> Shares:
     """The mixture that is best on average over the halves, each judged by the other."""
 
@@ -123,7 +123,7 @@ def _best_over_halves(
         return errors.mean(1)
 
     errors = _errors(crossed, stand_in, effort.search)
-    search = Search(errors, mean_over_halves, sources, effort.evaluations)
+    search = Search(errors, mean_over_halves, count, effort.evaluations)
     search.begin()
     search.descend()
     return search.ranked[0]

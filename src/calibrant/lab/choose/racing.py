@@ -475,9 +475,7 @@ class _Sides:
     def worse(self, name: str, other: str) -> Estimate:
         """Return how much worse one set is than another."""
         opposite = {measure: -weight for measure, weight in self.weights.items()}
-        this_set = self.sides[name], self.weights
-        other_set = self.sides[other], opposite
-        return combination([this_set, other_set])
+        return combination([(self.sides[name], self.weights), (self.sides[other], opposite)])
 
 
 def _half_runs(names: Sequence[str], halves: Sequence[Halves]) -> dict[str, tuple[str, str]]:

@@ -247,7 +247,7 @@ def recommend(options: RecommendOptions) -> Recommendation:
     # What was read again says nothing about what gathering costs.
     if not mixture.reused:
         sources = len(mixture.weights)
-        costs = _by_prediction_time(costs, predicting - began, sources, fitted, plan.tokens)
+        costs = _corrected_costs(costs, predicting - began, sources, fitted, plan.tokens)
     race = Race(
         prepared.template,
         fitted.goal,
@@ -265,7 +265,7 @@ def recommend(options: RecommendOptions) -> Recommendation:
     race.costs.keep(prepared.folder, prepared.identity)
     plan.keep(prepared.folder, prepared.identity, options.minutes, result.rounds)
     best = result.standings[0].data
-    text = _text(mixture, prepared, race, result, predicted)
+    text = _advice_text(mixture, prepared, race, result, predicted)
     mixture = replace(mixture, model=in_own_names(mixture.model, names))
     shell_command = command(
         prepared.opened.name,
@@ -311,24 +311,24 @@ def recommend(options: RecommendOptions) -> Recommendation:
     )
 
 
-def _by_prediction_time(
+def _corrected_costs(
     costs: StepCosts, seconds: float, sources: int, fitted: Fitted, tokens: int
 ) -> StepCosts:
-    """The costs of steps, scaled by how long the prediction took."""
+    """The costs of steps, scaled by how long the prediction took against what was expected."""
     # With a sibling, both halves are walked through too, and judge too.
-    half_walks = 2 if fitted.halves else 0
-    expected = costs.predicting(sources + half_walks, 1 + half_walks, tokens)
+    halves = 2 if fitted.halves else 0
+    expected = costs.predicting(sources + halves, 1 + halves, tokens)
     return costs.scaled(predicting=max(0.1, seconds / expected))
 
 
-def _text(
+def _advice_text(
     mixture: Mixture,
     prepared: Prepared,
     race: Race,
     result: RaceResult,
     predicted: Mapping[str, Prediction],
 ) -> str:
-    """The advice, and after it what the chat template was worth."""
+    """The advice, and after it what the chat template is worth."""
     fitted = prepared.fitted
     text = advice(mixture, fitted.goal, prepared.baseline, result, fitted.rounds, fitted.halves)
     for in_template, as_text in plain_forms(fitted.goal.conversations).items():

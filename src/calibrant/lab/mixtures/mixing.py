@@ -312,11 +312,13 @@ class _MixtureSearch:
         return found, chosen
 
     def _notes(self) -> list[str]:
-        """What is to be known first: that another method predicts, and which rows are in common."""
+        """That a stand-in predicts the method, and which rows judges and sources have in common."""
         notes = list(rows_in_common(self.statistics))
         if self.stand_in.differs:
-            differs = f"{self.method} is predicted by what comes near: {self.stand_in.differs}"
-            notes.insert(0, differs)
+            stand_in_note = (
+                f"{self.method} is predicted by what comes near: {self.stand_in.differs}"
+            )
+            notes.insert(0, stand_in_note)
         return notes
 
     def _errors(self, inputs: Iterable[SharedInput]) -> Errors:

@@ -309,7 +309,7 @@ def survivors(
     ({0: 4}, {0: frozenset({0, 3})})
     """
     counts: dict[int, int] = {}
-    kept: dict[int, list[int]] = {}
+    left: dict[int, list[int]] = {}
     for edit in edits:
         if edit.get("edit") != DROPPED:
             continue
@@ -317,12 +317,13 @@ def survivors(
             number = int(block)
             count = edit["of"]
             counts.setdefault(number, count)
-            before = kept.get(number, list(range(count)))
-            kept[number] = []
+            before = left.get(number, list(range(count)))
+            after: list[int] = []
             for place, expert in enumerate(before):
                 if place not in dropped_places:
-                    kept[number].append(expert)
-    return counts, {block: frozenset(experts) for block, experts in kept.items()}
+                    after.append(expert)
+            left[number] = after
+    return counts, {block: frozenset(experts) for block, experts in left.items()}
 
 
 def overlap(first: Experts, second: Experts) -> float:

@@ -169,7 +169,7 @@ class ComparedGroup:
             for name, side in sides.items():
                 scores.setdefault(name, side.score)
         self._scores = {name: scores[name] for name in self.measured}
-        # Only numbers of one scale have an average: those on the first one's.
+        # Only numbers of one scale have an average: that of the first measure.
         averaged: list[str] = []
         for name in self.measured:
             score = scores[name]

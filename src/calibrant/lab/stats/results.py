@@ -625,15 +625,15 @@ class GroupResults:
         sides: dict[str, dict[str, Side]] = {}
         partial: dict[str, dict[str, Side]] = {}
         for label, by_run in _measured(cells, results, names).items():
-            with_any = [run for run, by_name in by_run.items() if by_name]
-            complete = [run for run in with_any if len(by_run[run]) == len(names)]
+            some_measured = [run for run, by_name in by_run.items() if by_name]
+            complete = [run for run in some_measured if len(by_run[run]) == len(names)]
             runs[label] = tuple(complete)
             if complete:
                 counted = complete
-                sides_of = sides
+                found = sides
             else:
-                counted = with_any
-                sides_of = partial
+                counted = some_measured
+                found = partial
             independence: Independence = "no draws"
             source = ""
             if label in sets:
@@ -644,7 +644,7 @@ class GroupResults:
                 overlapping[label] = share
                 independence = "overlapping"
             draws = [by_run[run] for run in counted]
-            sides_of[label] = _sides(draws, independence, source)
+            found[label] = _sides(draws, independence, source)
         return GroupResults(names, sides, partial, runs, sets, overlapping)
 
 
@@ -715,18 +715,18 @@ def missing(cells: Sequence[Cell], results: Results, texts: Sequence[str] = ()) 
                 name = label_of(cell)
             else:
                 name = f"{_way(cell)}: {label_of(cell)} (draw {cell.seed})"
-            reasons = (
+            failures = (
                 results.failures.get(measure_id),
                 results.failures.get(cell.run),
                 by_cell.get(cell.labels),
                 # Older failures name their cell without the propagation.
                 by_cell.get(cell.labels[:-1]),
             )
-            yield f"{name} on {text}: {_first_error(reasons)}"
+            yield f"{name} on {text}: {_first_error(failures)}"
 
 
 def _first_error(failures: Iterable[Mapping[str, Any] | None]) -> Any:
-    """Return what the first failure that says anything says."""
+    """Return the error of the first failure that there is, and else that nothing was computed."""
     for failure in failures:
         if failure:
             return failure.get("error")

@@ -157,7 +157,7 @@ def key_terms(
     profiles: Mapping[str, Mapping[str, Any]],
 ) -> dict[str, tuple[tuple[str, float], ...]]:
     """Return for each set the words whose TF-IDF weight is furthest above its mean over the
-    other sets; of a single set the heaviest words.
+    other sets; of a single set the telling words.
     """
     words, weights = weights_of_words(profiles)
     terms: dict[str, tuple[tuple[str, float], ...]] = {}
@@ -168,11 +168,11 @@ def key_terms(
         if len(profiles) > 1:
             ahead = ahead - np.delete(weights, row, axis=0).mean(0)
         by_weight = _largest_first(zip(words, ahead.tolist(), strict=True))
-        heaviest: list[tuple[str, float]] = []
-        for word, weight in by_weight[:TERMS]:
-            if weight > 0:
-                heaviest.append((word, weight))
-        terms[name] = tuple(heaviest)
+        telling: list[tuple[str, float]] = []
+        for word, lead in by_weight[:TERMS]:
+            if lead > 0:
+                telling.append((word, lead))
+        terms[name] = tuple(telling)
     return terms
 
 

@@ -26,13 +26,13 @@ def known_cells(
 
     Of an index that can't be read nothing is known.
     """
-    number_of = {work.requests[number].cell.labels: number for number in numbers}
-    index: Sequence[Cell] = ()
+    number_by_labels = {work.requests[number].cell.labels: number for number in numbers}
+    stored_cells: Sequence[Cell] = ()
     with suppress(DataError):
-        index = store.cells()
+        stored_cells = store.cells()
     cells: list[Cell] = []
-    for cell in index:
-        if cell.run and cell.labels in number_of:
+    for cell in stored_cells:
+        if cell.run and cell.labels in number_by_labels:
             cells.append(cell)
     if not cells:
         return {}
@@ -43,7 +43,7 @@ def known_cells(
     forms = {text: work.measures(text) for text in work.evaluators}
     known: dict[int, Cell] = {}
     for cell in cells:
-        number = number_of[cell.labels]
+        number = number_by_labels[cell.labels]
         # United stores may have several runs with the same labels.
         if number in known:
             continue

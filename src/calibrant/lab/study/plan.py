@@ -3,7 +3,7 @@ the rest may take."""
 
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -395,9 +395,9 @@ def _model_plan(
 
 
 def _unfinished(
-    requests: Sequence[RunRequest], recorded: Mapping[Labels, Recorded], evaluators: Iterable[str]
+    requests: Sequence[RunRequest], recorded: Mapping[Labels, Recorded], evaluators: Collection[str]
 ) -> list[Unfinished]:
-    """The requests that have no run yet, or whose run lacks measurements."""
+    """The requests that have no record yet, or whose run lacks measurements."""
     unfinished: list[Unfinished] = []
     for request in requests:
         stored = recorded.get(request.labels, Recorded((), kept=False))

@@ -154,7 +154,7 @@ def _estimate(term: Term, calibration: CalibrationSet, draws: int, tokenizer: An
     began = time.perf_counter()
     lengths = _lengths(term, sample, tokenizer)
     row_seconds = (time.perf_counter() - began) / max(1, len(sample))
-    needed, tokens = _rows_and_tokens(term, calibration, lengths)
+    needed, tokens = _rows_and_tokens(term, calibration, budget, lengths)
     held = len(rows) / needed
     if not stored:
         # Rounded up, so that enough rows aren't taken for too few.
@@ -175,10 +175,10 @@ def _lengths(term: Term, rows: Sequence[Row], tokenizer: Any) -> list[int]:
 
 
 def _rows_and_tokens(
-    term: Term, calibration: CalibrationSet, lengths: Sequence[int]
+    term: Term, calibration: CalibrationSet, budget: int, lengths: Sequence[int]
 ) -> tuple[float, int]:
-    """Return about how many rows a draw needs of a part whose rows have such lengths, and how many
-    tokens it has of it.
+    """Return about how many rows of a part one draw takes, and how many tokens these are; `lengths`
+    are those of sample rows.
     """
     # `many` puts texts one after another and uses all of each. In other packings a window takes
     # one text, and of it no more than fits.
@@ -195,8 +195,7 @@ def _rows_and_tokens(
         return needed, round(needed * mean)
     # The rest of a draw's last text is left. On average that is half of the text that holds a
     # given token, and a long text is likelier to hold it: E[x²] / 2 E[x] tokens.
-    tokens = round(budget_of(calibration) * term.share)
-    return tokens / mean + mean_square / (2 * mean**2), tokens
+    return budget / mean + mean_square / (2 * mean**2), budget
 
 
 @dataclass

@@ -58,7 +58,7 @@ def layers(groups: Sequence[Layers], ids: Mapping[str, str]) -> Markup:
     """
     shown: list[Layers] = []
     for group in groups:
-        if len(group.sets) > 1 and _knows_any(group):
+        if len(group.sets) > 1 and _any_known(group):
             shown.append(group)
     single = bool(groups) and all(len(group.sets) == 1 for group in groups)
     rows = _table(shown[0]) if shown else ()
@@ -76,7 +76,7 @@ def layers(groups: Sequence[Layers], ids: Mapping[str, str]) -> Markup:
     )
 
 
-def _knows_any(group: Layers) -> bool:
+def _any_known(group: Layers) -> bool:
     """Whether anything is known of a group."""
     return any(not np.isnan(values).all() for values in _facts(group).values())
 

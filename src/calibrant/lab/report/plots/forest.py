@@ -394,7 +394,7 @@ def _block(pieces: Sequence[Evidence], unit: str, key: str) -> Panels:
             same.append(part)
         else:
             differing.append(part)
-    telling = differing or ["label"]
+    telling = list(differing) or ["label"]
     # A label that the rows tell isn't told above them.
     above = [cut(texts[part][0], LETTERS[part]) for part in same if part != telling[0]]
     rows: list[PanelRow] = []

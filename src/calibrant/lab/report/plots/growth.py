@@ -66,8 +66,8 @@ def against_sparsity(rankings: Sequence[Ranking]) -> Plot | None:
     methods = [method for method, _ in by_method]
     panels: list[tuple[str, tuple[Curve, ...]]] = []
     every_line: list[Curve] = []
-    # Lines of the panel that has most; pale ones need no room for labels.
-    coloured = 0
+    # The most coloured lines that a panel has; pale ones need no room for labels.
+    most_coloured = 0
     for (method, propagate), of_method in by_method.items():
         lines = _lines(of_method)
         if not lines:
@@ -78,13 +78,13 @@ def against_sparsity(rankings: Sequence[Ranking]) -> Plot | None:
         panels.append((title, lines))
         every_line.extend(lines)
         coloured_here = [line for line in lines if not line.plain]
-        coloured = max(coloured, len(coloured_here))
+        most_coloured = max(most_coloured, len(coloured_here))
     spots: list[Spot] = []
     for line in every_line:
         spots.extend(line.spots)
     if not any(math.isfinite(spot.y) for spot in spots):
         return None
-    up = axis_of(_reached(spots), max(240, round(LINE * coloured)))
+    up = axis_of(_reached(spots), max(240, round(LINE * most_coloured)))
     across = axis_of((spot.x for spot in spots), WIDTHS.get(len(panels), NARROW))
     mean = _mean_of(first)
     caption = [

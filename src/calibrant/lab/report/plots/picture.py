@@ -305,12 +305,10 @@ _Box = tuple[float, float, float, float]
 
 
 def _box(label: PlacedLabel, width: float) -> _Box:
-    left = label.x
     if label.right:
-        left = label.x - width
-        right = label.x
+        left, right = label.x - width, label.x
     else:
-        right = label.x + width
+        left, right = label.x, label.x + width
     return left, label.y - 6, right, label.y + 6
 
 
