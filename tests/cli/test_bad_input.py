@@ -166,6 +166,34 @@ def test_an_output_that_is_not_ours(ask: Ask, unchanged, model: Path, tmp_path: 
     )
 
 
+def test_a_file_of_the_user_is_no_output(ask: Ask, unchanged, model: Path, tmp_path: Path):
+    notes = tmp_path / "notes.jsonl"
+    notes.write_text('{"text": "mine"}\n{"text": "mine too"}\n')
+    (tmp_path / "settings.json").write_text('{"model": "llama"}')
+    (tmp_path / "list.json").write_text("[1, 2]")
+    unchanged()
+    said = "no earlier result is in it"
+    loss = f"loss(source={str(notes)!r})"
+    for taken in ("notes.jsonl", "settings.json", "list.json"):
+        assert_refused(ask("evaluate", model, "--task", loss, "--out", taken), taken, said)
+        assert_refused(ask("explain", model, "--out", taken), taken, said)
+        assert_refused(ask("mix", model, "--sources", "c4", "--out", taken), taken, said)
+        languages = ("--language", "english.txt", "--language", "german.txt")
+        assert_refused(ask("lape", model, *languages, "--out", taken), taken, said)
+        assert_refused(ask("report", "store", "--html", taken), taken, said)
+
+
+def test_an_earlier_result_is_replaced(ask: Ask, model: Path, tmp_path: Path):
+    rows = [json.dumps({"text": f"mine, yours and theirs {number}"}) for number in range(9)]
+    (tmp_path / "notes.jsonl").write_text("\n".join(rows))
+    measure = ("evaluate", model, "--task", "loss(source='notes.jsonl')", "--out", "scores.json")
+    (tmp_path / "scores.json").touch()
+    for limit in ("2", "3"):
+        assert ask(*measure, "--limit", limit).code == 0
+        (measured,) = json.loads((tmp_path / "scores.json").read_text())
+        assert len(measured["outcomes"]) == int(limit)
+
+
 def test_an_output_of_ours_that_holds_something_else(ask: Ask, unchanged, model: Path):
     assert ask("prune", model, "--out", "pruned", *SMALL).code == 0
     unchanged()

@@ -11,7 +11,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import asdict
 from io import TextIOWrapper
@@ -412,6 +412,8 @@ class _LinesOfTheLibrary(logging.Handler):
 
 
 _HANDLER: Final = _LinesOfTheLibrary()
+_PAGE: Final = b"<!doctype html>"
+"""How a page of ours begins, in small letters."""
 
 
 def look_in(data_dir: Path | None) -> None:
@@ -422,12 +424,53 @@ def look_in(data_dir: Path | None) -> None:
         mirror(data_dir)
 
 
-def check_file(path: Path | None) -> None:
-    """Raise `OutputError` for an output file that can't be written: before the work, not after
-    it.
+def check_result_file(path: Path | None, keys: Collection[str]) -> None:
+    """Raise `OutputError` for a JSON file that can't be written, or that holds anything but an
+    earlier result, which has these keys: before the work, not after it.
     """
     if path is None:
         return
+    path = _writable_file(path)
+    if _is_filled(path) and not _has_keys(path, keys):
+        raise _of_someone_else(path)
+
+
+def check_page_file(path: Path | None) -> None:
+    """Raise `OutputError` for a page that can't be written, or in whose place stands anything but
+    a page.
+    """
+    if path is None:
+        return
+    path = _writable_file(path)
+    if _is_filled(path):
+        with path.open("rb") as file:
+            beginning = file.read(1000).lstrip().lower()
+        if not beginning.startswith(_PAGE):
+            raise _of_someone_else(path)
+
+
+def _is_filled(path: Path) -> bool:
+    return path.exists() and path.stat().st_size > 0
+
+
+def _has_keys(path: Path, keys: Collection[str]) -> bool:
+    """Return whether a file is a JSON object with these keys, or a list that begins with one."""
+    try:
+        content = json.loads(path.read_bytes())
+    except (ValueError, RecursionError):
+        return False
+    if isinstance(content, list) and content:
+        content = content[0]
+    return isinstance(content, dict) and set(keys) <= content.keys()
+
+
+def _of_someone_else(path: Path) -> OutputError:
+    message = f"{str(path)!r} exists already, and no earlier result is in it"
+    return OutputError(f"{message}; name another file, or remove it", subject=str(path))
+
+
+def _writable_file(path: Path) -> Path:
+    """Return the path of an output file. Raises `OutputError` if it can't be written."""
     path = user_path(path, OutputError)
     folder = path.absolute().parent
     if path.is_dir() or (path.exists() and not path.is_file()) or not folder.is_dir():
@@ -440,6 +483,7 @@ def check_file(path: Path | None) -> None:
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         raise _unwritable(path, error) from error
+    return path
 
 
 def check_folder(path: Path | None) -> None:

@@ -9,7 +9,7 @@ from calibrant.cli._frame import (
     DataDir,
     Json,
     PlanOnly,
-    check_file,
+    check_result_file,
     command,
     look_in,
     note,
@@ -50,7 +50,7 @@ def mix(
     from calibrant.lab.mixtures import mix as run
 
     look_in(data_dir)
-    check_file(out)
+    check_result_file(out, ("expr", "judges"))
     with progress() as update:
         mixture = run(**options, progress=update)
     if out is not None:

@@ -14,7 +14,7 @@ from calibrant.cli._frame import (
     Length,
     Model,
     Seed,
-    check_file,
+    check_result_file,
     command,
     look_in,
     progress,
@@ -57,7 +57,7 @@ def explain(
     if most < 1:
         raise SpecError(f"--most is {most}; it must be at least 1", subject="--most")
     look_in(data_dir)
-    check_file(out)
+    check_result_file(out, ("model", "words"))
     result: Any
     if is_store(user_path(options["model"])):
         from calibrant.lab.stats import kept_words
@@ -129,7 +129,7 @@ def lape(
     from calibrant.models import open_model
 
     look_in(data_dir)
-    check_file(out)
+    check_result_file(out, ("pruned", "staying"))
     with progress() as update:
         options: dict[str, Any] = {
             "tokens": tokens,

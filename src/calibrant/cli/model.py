@@ -14,7 +14,7 @@ from calibrant.cli._frame import (
     Json,
     Model,
     PlanOnly,
-    check_file,
+    check_result_file,
     command,
     console,
     folder_to_write,
@@ -211,7 +211,7 @@ def evaluate(
         show_plan(run, options, data_dir, as_json)
         return
     look_in(data_dir)
-    check_file(out)
+    check_result_file(out, ("score", "outcomes"))
     if card:
         check_card(options["model"])
     with progress() as update:

@@ -12,8 +12,8 @@ from calibrant.cli._frame import (
     DataDir,
     Json,
     app,
-    check_file,
     check_folder,
+    check_page_file,
     command,
     console,
     folder_to_write,
@@ -229,7 +229,7 @@ def report(
         raise SpecError(message, subject="--json")
     format = "json" if as_json else format
     check_format(format)
-    check_file(html)
+    check_page_file(html)
     check_folder(plots)
     compared = run(folder, task or [], way, baseline, method or [])
     if html is not None:
