@@ -234,7 +234,7 @@ def _checked(model: PreTrainedModel, requests: Sequence[Request]) -> int:
         if room is not None and size > room:
             raise DataError(
                 f"a text to score has {size} tokens, and the model has {room} positions; "
-                f"show fewer examples",
+                f"show fewer examples, or measure shorter texts",
                 subject=str(size),
             )
         longest = max(longest, size)
