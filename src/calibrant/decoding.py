@@ -372,7 +372,7 @@ def check_fit(
     if isinstance(positions, int) and 0 < positions < longest + most:
         raise DataError(
             f"{measured}: a prompt of {longest:,} tokens and {most:,} to write don't fit into "
-            f"the model's {positions:,} positions; take fewer shots, or a task with shorter prompts",
+            f"the model's {positions:,} positions; take fewer shots or shorter prompts",
             subject=measured,
         )
 
