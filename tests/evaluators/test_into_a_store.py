@@ -505,7 +505,8 @@ def test_a_folder_whose_recipe_is_refused_today_is_measured_under_its_own_name(
         )
     with refused(SpecError, "rsq"):
         allocations.build(allocation)
-    evaluate(str(tmp_path / "model"), tasks=TASKS[0], store=tmp_path / "results")
+    model = str(tmp_path / "model")
+    evaluate(model, tasks=TASKS[0], store=tmp_path / "results", dtype="float32")
     store = Store(tmp_path / "results", create=False)
     (cell,) = store.cells()
     assert cell.method.startswith("rtn + least_error(method=rsq(importance='attention', ")

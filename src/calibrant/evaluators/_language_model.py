@@ -242,7 +242,8 @@ class Answering:
         begin = 0
         for count in counts:
             windows_of_text = scored[begin : begin + count]
-            likelihoods.append(-sum(window.nats for window in windows_of_text))
+            nats = sum((window.nats for window in windows_of_text), 0.0)
+            likelihoods.append(-nats)
             begin += count
         return likelihoods
 
