@@ -24,18 +24,18 @@ def check_shapes_only_where_they_stand() -> None:
 
     Modules that are imported already stay as they are.
     """
-    jaxtyping.jaxtyped = _checked
+    jaxtyping.jaxtyped = checked
 
 
-def _checked(function: Any = None, *, typechecker: Any) -> Any:
+def checked(function: Any = None, *, typechecker: Any) -> Any:
     """Stand for `jaxtyping.jaxtyped`, a decorator of functions and classes."""
     if function is None:
-        return partial(_checked, typechecker=typechecker)
+        return partial(checked, typechecker=typechecker)
     if inspect.isclass(function):
         initializer = vars(function).get("__init__")
         # One that is written out is a function of its own, and wrapped already.
         if dataclasses.is_dataclass(function) and not hasattr(initializer, "__wrapped__"):
-            function.__init__ = _checked(function.__init__, typechecker=typechecker)
+            function.__init__ = checked(function.__init__, typechecker=typechecker)
         return function
     if not inspect.isfunction(function) or _has_shapes(function):
         return _WITH_SHAPES(function, typechecker=typechecker)

@@ -46,7 +46,11 @@ def test_the_page_and_plots_of_three_kinds_are_written_where_they_are_asked_for(
     assert answer.json["rankings"]
     assert "page.html" in answer.err
     assert "figures" in answer.err
-    assert "gsm8k:cot" in (tmp_path / "page.html").read_text("utf-8")
+    page = (tmp_path / "page.html").read_text("utf-8")
+    assert "gsm8k:cot" in page
+    # A page takes the place of an earlier one.
+    assert ask("report", study, "--html", "page.html").code == 0
+    assert (tmp_path / "page.html").read_text("utf-8") == page
     files = sorted(p.name for p in (tmp_path / "figures").iterdir())
     assert {
         "forest-wanda-0.6.png",

@@ -454,12 +454,16 @@ def _is_filled(path: Path) -> bool:
 
 
 def _has_keys(path: Path, keys: Collection[str]) -> bool:
-    """Return whether a file is a JSON object with these keys, or a list that begins with one."""
+    """Return whether a file is a JSON object with these keys, a list that begins with one, or an
+    empty list, which is a result that says nothing.
+    """
     try:
         content = json.loads(path.read_bytes())
     except (ValueError, RecursionError):
         return False
-    if isinstance(content, list) and content:
+    if content == []:
+        return True
+    if isinstance(content, list):
         content = content[0]
     return isinstance(content, dict) and set(keys) <= content.keys()
 
