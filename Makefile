@@ -22,7 +22,7 @@ changed = $(shell cmp -s pyproject.toml $(1) 2>/dev/null || echo anew)
 help:
 	@echo 'make demo    prune SmolLM2 with six calibration sets, offline, and see which one kept it best'
 	@echo 'make quick   run the tests that open no model and start no process, under a minute: for every save'
-	@echo 'make test    run the tests of everything that a user relies on, under five minutes: before a commit'
+	@echo 'make test    run the tests of everything that a user relies on, a quarter of an hour at most on two cores: before a commit'
 	@echo 'make smoke   run a test or two each of a browser, Ray, the harness and llama.cpp'
 	@echo 'make slow    run all tests that are not in make test: before a large change is done'
 	@echo 'make big     install Qwen2.5-Coder with 0.5 and 1.5 billion numbers, 1.6 GB, and run what needs them: minutes, 8 GB of memory'
