@@ -120,7 +120,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 def race_of(candidates: list[str], folder: Path, rounds: int) -> Race:
     """A race against `python_docs`, in which a run is foreseen at 20 seconds."""
     goal = parse_goal(["loss(source=python_docs, tokens=128, length=64)"], 200, 20, 64)
-    template = Study(
+    base_study = Study(
         models=(str(trained_folder()),),
         data=("python_docs",),
         methods=("wanda",),
@@ -132,7 +132,7 @@ def race_of(candidates: list[str], folder: Path, rounds: int) -> Race:
         device="cpu",
     )
     costs = StepCosts(0.0, 0.0, 0.0, 0.0, 10.0, 10.0)
-    return Race(template, goal, candidates, "python_docs", folder, costs, rounds=rounds)
+    return Race(base_study, goal, candidates, "python_docs", folder, costs, rounds=rounds)
 
 
 @pytest.mark.parametrize(

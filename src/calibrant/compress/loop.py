@@ -86,7 +86,6 @@ def compress(
     `NumericsError` or `WalkError` naming the matrix.
     """
     _check_possible(opened, view, batch, recipe, checkpoint)
-    target = recipe.target.weights
     # Before anything is changed: the run is about the untouched numbers.
     run = recipe.run(opened, batch, data, seed)
     if recipe.transforms:
@@ -96,13 +95,8 @@ def compress(
     matrices = view.weights
     reports = list(transformed(untouched_model, recipe.transforms))
     journal = _same_journal(journal, checkpoint, ranks)
-    notes: dict[str, Any] = {}
-    targets = allocated(untouched_model, recipe, journal, notes)
-    if notes:
-        allocation = str(recipe.allocation)
-        reports.append({"edit": "allocation", "allocation": allocation, "notes": notes})
-    # Checked once more, since by now each matrix has a target of its own.
-    check_model(recipe.method, view, target, targets)
+    targets, allocation_reports = _checked_targets(untouched_model, recipe, journal)
+    reports += allocation_reports
     few_tokens: Mapping[str, float] = {}
     if batch is not None and recipe.starved != AS_SEEN:
         few_tokens = starving(opened, view, batch, ranks)
@@ -110,17 +104,17 @@ def compress(
     finished = checkpoint.load(numbers=not on_disk) if checkpoint else []
     # All ranks must go on from the same block.
     ranks.agree("what the folder of finished blocks holds", [step.reports for step in finished])
+    for step in finished:
+        reports += step.reports
     done, postponed = _put_back_finished(view, checkpoint, finished, recipe.propagate)
     rereading: Callable[[Block], Sequence[Edit]] | None = None
     if on_disk and checkpoint:
         rereading = partial(reread, view, checkpoint, len(finished))
-    for step in finished:
-        reports += step.reports
     job = Job(
         opened,
         view,
         batch,
-        target,
+        recipe.target.weights,
         targets,
         recipe.propagate,
         done,
@@ -152,11 +146,7 @@ def compress(
     if keep:
         for edit in edits:
             keep(edit.applied())
-    if recipe.inputs is not None:
-        compressed = {report["name"] for report in reports if "edit" not in report}
-        left = inputs_left(view, compressed, recipe.propagate_inputs)
-        if left is not None:
-            reports.append(left)
+    reports += _report_of_inputs(view, recipe, reports)
     return _record(job, recipe, run, matrices, reports)
 
 
@@ -210,6 +200,23 @@ def _same_journal(given: Journal | None, checkpoint: Checkpoint | None, ranks: R
         if not ranks.first:
             journal.add(known)
     return journal
+
+
+def _checked_targets(
+    model: "UntouchedModel", recipe: Recipe, journal: Journal
+) -> tuple[Mapping[str, Target], list[dict[str, Any]]]:
+    """The target of each matrix, and what the record says of how they were found.
+
+    Raises `TargetError` where a matrix doesn't fit its target.
+    """
+    notes: dict[str, Any] = {}
+    targets = allocated(model, recipe, journal, notes)
+    # Checked once more, since by now each matrix has a target of its own.
+    check_model(recipe.method, model.view, recipe.target.weights, targets)
+    if not notes:
+        return targets, []
+    allocation = str(recipe.allocation)
+    return targets, [{"edit": "allocation", "allocation": allocation, "notes": notes}]
 
 
 def _put_back_finished(
@@ -309,6 +316,17 @@ def _steps(job: Job, recipe: Recipe, edits: Iterator[Edit]) -> Iterator[_Step]:
     if step.edits:
         step.take_back(job.view)
         yield step
+
+
+def _report_of_inputs(
+    view: ModelView, recipe: Recipe, reports: Sequence[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """What the record says of inputs that were to be rounded and weren't."""
+    if recipe.inputs is None:
+        return []
+    compressed = {report["name"] for report in reports if "edit" not in report}
+    left = inputs_left(view, compressed, recipe.propagate_inputs)
+    return [] if left is None else [left]
 
 
 def _check_finite(method: Method, name: str, numbers: Tensor) -> None:

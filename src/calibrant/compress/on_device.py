@@ -112,7 +112,7 @@ def why_beside(
 
     Raises `SpecError` where there is no room even so.
     """
-    most = replace(needs, process=0).in_memory(estimated)
+    most = with_all_blocks(needs, estimated)
     if most <= allowed:
         return ""
     estimate = (
@@ -128,6 +128,11 @@ def why_beside(
         )
     # Beside it is the machine's memory, or the disk.
     return f"{estimate}: its blocks stayed beside it, and each went there in turn"
+
+
+def with_all_blocks(needs: Needs, propagation: Propagation) -> int:
+    """Return how many bytes of the device a job takes that has the whole model there."""
+    return replace(needs, process=0).in_memory(propagation)
 
 
 def left_on_device(

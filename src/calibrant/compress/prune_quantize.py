@@ -9,7 +9,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, NamedTuple
 
 import torch
 
@@ -277,6 +277,101 @@ def _compressed(options: CompressOptions, recipe: Recipe, ranks: Ranks) -> Compr
 
 
 @dataclass(frozen=True)
+class _Limits:
+    """How many bytes a job may take, None where nothing limits it.
+
+    `memory` is as it was asked for. `promised` is the same where all of the job keeps to it.
+    `on_device` is what it may take of the device.
+    """
+
+    memory: int | None
+    promised: int | None
+    on_device: int | None
+
+    @classmethod
+    def of(cls, options: CompressOptions, device: str) -> "_Limits":
+        """Return the limits of a job on the `device`."""
+        memory = in_bytes(options.memory)
+        # Where the result goes to a folder, `memory` is for all of the job. Else the model stays in
+        # memory in any case, and it is for activations alone; so does one that is there already.
+        promised = None
+        if options.out is not None and not is_object(options.model):
+            promised = memory
+        # A copy is held beside the model that it is of.
+        already_there = None if options.copy else options.model
+        model_device = device_of(options.model, device)
+        on_device = room_on_device(options.device_memory, model_device, already_there)
+        return cls(memory, promised, on_device)
+
+
+class _Elsewhere(NamedTuple):
+    """Why the model's blocks are on disk, and why they are beside the device; empty where they
+    aren't.
+    """
+
+    on_disk: str = ""
+    beside: str = ""
+
+
+def _left_elsewhere(
+    options: CompressOptions,
+    recipe: Recipe,
+    calibration: CalibrationSet | None,
+    forms: Sequence[Export],
+    limits: _Limits,
+    device: str,
+    ranks: Ranks,
+) -> _Elsewhere:
+    """Why blocks of the model stay on disk or beside the device, so that the job keeps the limits.
+
+    Raises `SpecError` where it can't keep them even so.
+    """
+    if is_object(options.model):
+        return _Elsewhere()
+    name = name_of(options.model)
+    dtype = options.dtype
+    beside = ""
+    if limits.on_device is not None:
+        beside = left_beside(name, recipe, calibration, dtype, device, limits.on_device)
+    on_disk = ""
+    if limits.promised is not None:
+        on_disk = left_on_disk(
+            name,
+            recipe,
+            calibration,
+            forms,
+            dtype,
+            device,
+            limits.promised,
+            ranks,
+            bool(beside),
+        )
+    return _Elsewhere(on_disk, beside)
+
+
+def _checked_view(
+    opened: Opened, options: CompressOptions, recipe: Recipe, forms: Sequence[Export]
+) -> ModelView:
+    """The view of an open model that can be compressed and written as asked.
+
+    Raises an `InputError` where it can't.
+    """
+    if opened.residence.on_disk and options.out is None:
+        raise SpecError(
+            f"the blocks of {opened.name} are on disk, and what becomes of them has to be "
+            "kept there too; give out, or open it whole",
+            subject=opened.name,
+        )
+    model_view = view(opened.model, opened.residence)
+    for form in forms:
+        form.check(recipe.method, recipe.target, opened, model_view)
+    if options.out is not None:
+        check_savable(opened)
+    check_finite(model_view)
+    return model_view
+
+
+@dataclass(frozen=True)
 class _Job:
     """A job whose model is open and whose tokens are drawn."""
 
@@ -304,65 +399,25 @@ class _Job:
         Raises an `InputError` for what can't be done, before any work; may choose another
         propagation where memory is short.
         """
-        memory = in_bytes(options.memory)
         forms = forms_of(options.export)
-        given = is_object(options.model)
         clock = Clock()
         device = ranks.device(options.device)
-        # Where the result goes to a folder, `memory` is for all of the job. Else the model stays in
-        # memory in any case, and it is for activations alone; so does one that is there already.
-        promised = None
-        if options.out is not None and not given:
-            promised = memory
-        # A copy is held beside the model that it is of.
-        already_there = None if options.copy else options.model
-        on_device = room_on_device(
-            options.device_memory, device_of(options.model, device), already_there
-        )
+        limits = _Limits.of(options, device)
         # A folder that holds a model already is looked at later: it may be this very one.
         if options.out is not None and read_manifest(Path(options.out)) is None:
             check_output(Path(options.out))
         with clock.phase("open"):
-            name = name_of(options.model)
-            why_beside = ""
-            if on_device is not None and not given:
-                why_beside = left_beside(
-                    name, recipe, calibration, options.dtype, device, on_device
-                )
-            why_on_disk = ""
-            if promised is not None:
-                why_on_disk = left_on_disk(
-                    name,
-                    recipe,
-                    calibration,
-                    forms,
-                    options.dtype,
-                    device,
-                    promised,
-                    ranks,
-                    bool(why_beside),
-                )
+            elsewhere = _left_elsewhere(options, recipe, calibration, forms, limits, device, ranks)
             opened = opened_of(
                 options.model,
                 options.tokenizer,
                 options.dtype,
                 device,
                 options.copy,
-                on_disk=bool(why_on_disk),
-                beside=bool(why_beside),
+                on_disk=bool(elsewhere.on_disk),
+                beside=bool(elsewhere.beside),
             )
-            if opened.residence.on_disk and options.out is None:
-                raise SpecError(
-                    f"the blocks of {opened.name} are on disk, and what becomes of them has to be "
-                    "kept there too; give out, or open it whole",
-                    subject=opened.name,
-                )
-            model_view = view(opened.model, opened.residence)
-            for form in forms:
-                form.check(recipe.method, recipe.target, opened, model_view)
-            if options.out is not None:
-                check_savable(opened)
-            check_finite(model_view)
+            model_view = _checked_view(opened, options, recipe, forms)
         batch = None
         with clock.phase("tokenize"):
             if calibration is not None and recipe.looks:
@@ -379,54 +434,69 @@ class _Job:
             model_view=model_view,
             batch=batch,
             clock=clock,
-            notes=(why_on_disk, why_beside),
+            notes=(elsewhere.on_disk, elsewhere.beside),
             ranks=ranks,
         )
         ranks.agree("the run that is asked for", job.run.id)
-        return job.fitted(memory, promised, on_device)
+        return job.fitted(limits)
 
     @property
     def run(self) -> Run:
         """The run, as the job goes on now."""
         return self.recipe.run(self.opened, self.batch, **_data_and_seed(self.calibration))
 
-    def fitted(self, memory: int | None, promised: int | None, on_device: int | None) -> "_Job":
+    def fitted(self, limits: "_Limits") -> "_Job":
         """Return the job as it goes on where memory is short: perhaps with another propagation.
         Where activations are to be elsewhere between two blocks, it has the model's view do that.
         """
-        options = self.options
-        opened = self.opened
         method = self.recipe.method
-        looking = self.calibration if self.recipe.looks else None
-        left = memory
-        if promised is not None:
-            left = room_for_activations(promised, opened, self.model_view, self.recipe, looking)
-        if on_device is not None:
-            # Activations are where the model computes.
-            left = left_on_device(on_device, opened, self.model_view, method, looking)
+        dtype = self.opened.dtype
+        left = self._left_for_activations(limits)
         fit = self.as_begun()
         if fit is None:
             asked = self.recipe.propagate
             ways = method.propagations
-            fit = fitting(asked, self.model_view, self.batch, opened.dtype, left, ways)
+            fit = fitting(asked, self.model_view, self.batch, dtype, left, ways)
         # All ranks must go on in the same way, so the one with the least memory decides.
         propagate, reason = _fit_of_all(self.ranks.gathered([fit]))
-        place: Path | Literal["memory"] | None = None
-        # Nobody promised to hold no more than what is free on a device. For a whole model there,
-        # the job then just tries.
-        limited = options.device_memory is not None or opened.residence.elsewhere
-        if on_device is not None and limited and not opened.residence.on_disk:
-            place = "memory"
-        elif options.out is not None and promised is not None:
-            place = Path(options.out).absolute().parent
+        place = self._place_between_blocks(limits)
         offloaded = ""
         if place is not None and left is not None:
-            option = "memory" if on_device is None else "device_memory"
+            option = "memory" if limits.on_device is None else "device_memory"
             offloaded = offload(
-                left, propagate, method, self.model_view, self.batch, opened.dtype, place, option
+                left, propagate, method, self.model_view, self.batch, dtype, place, option
             )
         recipe = replace(self.recipe, propagate=propagate)
         return replace(self, recipe=recipe, notes=(*self.notes, reason, offloaded))
+
+    def _left_for_activations(self, limits: "_Limits") -> int | None:
+        """The bytes that activations may take where the model computes; None without a limit.
+
+        Raises `SpecError` where the job takes more than was promised even without them.
+        """
+        looking = self.calibration if self.recipe.looks else None
+        left = limits.memory
+        if limits.promised is not None:
+            left = room_for_activations(
+                limits.promised, self.opened, self.model_view, self.recipe, looking
+            )
+        if limits.on_device is not None:
+            # Activations are where the model computes.
+            method = self.recipe.method
+            left = left_on_device(limits.on_device, self.opened, self.model_view, method, looking)
+        return left
+
+    def _place_between_blocks(self, limits: "_Limits") -> Path | Literal["memory"] | None:
+        """Where activations may go between two blocks: to memory or a folder, None for nowhere."""
+        residence = self.opened.residence
+        # Nobody promised to hold no more than what is free on a device. For a whole model there,
+        # the job then just tries.
+        limited = self.options.device_memory is not None or residence.elsewhere
+        if limits.on_device is not None and limited and not residence.on_disk:
+            return "memory"
+        if self.options.out is not None and limits.promised is not None:
+            return Path(self.options.out).absolute().parent
+        return None
 
     def as_begun(self) -> tuple[Propagation, str] | None:
         """Return what the memory that was free decided when the job was begun, which may be

@@ -12,7 +12,12 @@ from typing import Any, final
 
 from transformers import PreTrainedModel
 
-from calibrant.compress.on_device import device_of, room_on_device, why_beside
+from calibrant.compress.on_device import (
+    device_of,
+    room_on_device,
+    why_beside,
+    with_all_blocks,
+)
 from calibrant.compress.planning import JobPlan, outline_of_options
 from calibrant.compress.room import check_kept, in_bytes
 from calibrant.data import CalibrationSet, Row, StoredSource
@@ -291,17 +296,17 @@ def left_beside(
             return False
         outlines.append(outline)
     needs = needs_of(outlines, tasks)
-    job = f"{models[0]} and its measurement"
-    why = why_beside(job, models[0], needs, "arrival", ["arrival"], allowed)
+    taken = with_all_blocks(needs, "arrival")
     looking = [task for task in tasks if task.looks_inside]
-    if why and looking:
+    if taken > allowed and looking:
         raise SpecError(
-            f"measuring {models[0]} takes more than the {gigabytes(allowed)} that may be held on "
-            f"the device, and {looking[0]} looks into the whole model there; allow more "
-            "device_memory, or give device=cpu",
+            f"measuring {models[0]} takes about {gigabytes(taken)} on the device, since "
+            f"{looking[0]} looks into the whole model there, and {gigabytes(allowed)} may be held "
+            "there; allow so much (device_memory), or give device=cpu",
             subject=models[0],
         )
-    return bool(why)
+    job = f"{models[0]} and its measurement"
+    return bool(why_beside(job, models[0], needs, "arrival", ["arrival"], allowed))
 
 
 def left_on_disk(

@@ -29,7 +29,8 @@ ATTACK = (
 COVERED = """() => {
     const plots = [...document.querySelectorAll('svg.plot')];
     return plots.filter((svg) => svg.getClientRects().length).flatMap((svg) => {
-        const texts = [...svg.querySelectorAll('text')];
+        // What an axis leaves out, since it would cover its neighbour, is there with this opacity.
+        const texts = [...svg.querySelectorAll('text:not([opacity="0"])')];
         const every = texts.map((t) => [t.textContent, t.getBoundingClientRect()]);
         const boxes = every.filter(([t]) => t.trim());
         return boxes.flatMap(([a, p], i) => boxes.slice(i + 1).filter(([, q]) =>

@@ -110,11 +110,11 @@ class Prepared:
     Of the `candidates`, `needed` are those that stay however short the time, and `own_sets` those
     of the goal. `spare` are answers of the model itself, which go where there is no time to write
     them. `baseline` is what others are compared with. `stand_in` predicts the method.
-    `export` is the form in which the result is deployed, empty where that is the folder. `template`
-    is the study that the race is, without its rounds. `fixed` says that the user gave the tokens.
-    `identity` is the same for a later call that asks the same. `no_sibling` says why the goal has
-    no held-out sibling, `no_template` why it isn't measured in the model's chat template, empty
-    where it is or there is none. `opening_seconds` is how long it took to open the model.
+    `export` is the form in which the result is deployed, empty where that is the folder.
+    `base_study` is the study of the race without its rounds. `fixed` says that the user gave the
+    tokens. `identity` is the same for a later call that asks the same. `no_sibling` says why the
+    goal has no held-out sibling, `no_template` why it isn't measured in the model's chat template,
+    empty where it is or there is none. `opening_seconds` is how long it took to open the model.
     """
 
     opened: Opened
@@ -127,7 +127,7 @@ class Prepared:
     own_sets: tuple[str, ...]
     baseline: str
     fitted: Fitted
-    template: Study
+    base_study: Study
     folder: Path
     identity: str
     fixed: bool
@@ -174,7 +174,7 @@ class Prepared:
         """Measure what the pieces cost."""
         return measured_costs(
             self.opened,
-            self.template,
+            self.base_study,
             self.stand_in,
             self.effort,
             len(self.candidates),
@@ -214,8 +214,8 @@ class Prepared:
         judge_tokens = min(plan.tokens, self.fitted.judge_tokens)
         fitted = replace(self.fitted, goal=goal, judge_tokens=judge_tokens, length=length)
         evaluate = _measures(goal, self.target, self.opened)
-        template = replace(self.template, evaluate=evaluate, tokens=plan.tokens, length=length)
-        return replace(self, fitted=fitted, template=template)
+        base_study = replace(self.base_study, evaluate=evaluate, tokens=plan.tokens, length=length)
+        return replace(self, fitted=fitted, base_study=base_study)
 
     def without(self, sets: Sequence[str]) -> "Prepared":
         """Return the same without these of the spare candidates."""
@@ -300,17 +300,7 @@ def asked(options: RecommendCommand, budget: TimeBudget) -> Prepared:
     no_template = ""
     if opened.tokenizer.chat_template:
         goal, no_template = _in_template(goals, goal, opened, options.length)
-    as_text = plain_forms(goal.conversations).values()
-    own_sets = _canonical([*goal.sources, *as_text], folder)
-    candidates = named or _default_candidates(goal, folder)
-    baseline = _baseline(options.baseline, candidates)
-    candidates = _each_once([*candidates, baseline])
-    # What the user named is never left out, a baseline neither.
-    needed = candidates
-    spare: list[str] = []
-    if not named:
-        needed = _each_once([*own_sets, baseline])
-        spare = [data for data in own_answers(goal.conversations) if data != baseline]
+    sets = _sets(named, options.baseline, goal, folder)
     model_view = view(opened.model)
     check_model(method, model_view, target, dict.fromkeys(model_view.named, target))
     stand_in = fitted_to(stand_in, opened.model.num_parameters())
@@ -320,12 +310,12 @@ def asked(options: RecommendCommand, budget: TimeBudget) -> Prepared:
     if options.sibling:
         halves, no_sibling = _halves(goal, folder / "halves")
     tokens = options.tokens or TOKENS
-    fitted = fit(candidates, goal, halves, tokens, options.length, opened.tokenizer)
+    fitted = fit(sets.candidates, goal, halves, tokens, options.length, opened.tokenizer)
     if halves and not fitted.halves:
         no_sibling = "its halves hold too little to be calibrated on"
-    template = Study(
+    base_study = Study(
         models=(opened.name,),
-        data=(baseline,),
+        data=(sets.baseline,),
         evaluate=_measures(fitted.goal, target, opened),
         methods=(method,),
         targets=(target,),
@@ -337,40 +327,79 @@ def asked(options: RecommendCommand, budget: TimeBudget) -> Prepared:
         # number.
         allow_leak=True,
     )
-    identity_parts: list[Any] = [
-        opened.digest,
-        str(method),
-        str(target),
-        goal.text,
-        candidates,
-        fitted.tokens,
-        options.length,
-        baseline,
-        str(opened.dtype),
-        options.device,
-        options.sibling,
-    ]
-    identity_parts += _identity_of_data(goal, candidates)
     return Prepared(
         opened=opened,
         method=method,
         target=target,
         stand_in=stand_in,
         export=export,
-        candidates=tuple(candidates),
-        needed=tuple(needed),
-        own_sets=tuple(own_sets),
-        baseline=baseline,
+        candidates=tuple(sets.candidates),
+        needed=tuple(sets.needed),
+        own_sets=tuple(sets.own_sets),
+        baseline=sets.baseline,
         fitted=fitted,
-        template=template,
+        base_study=base_study,
         folder=folder,
-        identity=identity(identity_parts),
+        identity=_identity(opened, method, target, goal, sets, fitted.tokens, options),
         fixed=options.tokens is not None,
         no_sibling=no_sibling,
         opening_seconds=opening_seconds,
-        spare=tuple(spare),
+        spare=tuple(sets.spare),
         no_template=no_template,
     )
+
+
+@dataclass(frozen=True)
+class _Sets:
+    """The calibration sets of a question; each field is as in `Prepared`."""
+
+    candidates: list[str]
+    needed: list[str]
+    own_sets: list[str]
+    spare: list[str]
+    baseline: str
+
+
+def _sets(named: list[str], given_baseline: str, goal: Goal, folder: Path) -> _Sets:
+    """The sets to compare: those that the user named, or the usual ones."""
+    as_text = plain_forms(goal.conversations).values()
+    own_sets = _canonical([*goal.sources, *as_text], folder)
+    candidates = named or _default_candidates(goal, folder)
+    baseline = _baseline(given_baseline, candidates)
+    candidates = _each_once([*candidates, baseline])
+    if named:
+        # What the user named is never left out, a baseline neither.
+        return _Sets(candidates, candidates, own_sets, [], baseline)
+    needed = _each_once([*own_sets, baseline])
+    spare = [data for data in own_answers(goal.conversations) if data != baseline]
+    return _Sets(candidates, needed, own_sets, spare, baseline)
+
+
+def _identity(
+    opened: Opened,
+    method: Method,
+    target: Target,
+    goal: Goal,
+    sets: _Sets,
+    tokens: int,
+    options: RecommendCommand,
+) -> str:
+    """The identity of the question, the same for a later call that asks the same."""
+    parts: list[Any] = [
+        opened.digest,
+        str(method),
+        str(target),
+        goal.text,
+        sets.candidates,
+        tokens,
+        options.length,
+        sets.baseline,
+        str(opened.dtype),
+        options.device,
+        options.sibling,
+    ]
+    parts += _identity_of_data(goal, sets.candidates)
+    return identity(parts)
 
 
 def _goals(goal: str | Sequence[str] | Data, folder: Path) -> list[str]:

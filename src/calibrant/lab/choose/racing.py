@@ -101,14 +101,15 @@ class RaceResult:
 class Race:
     """A race of calibration sets, whose results lie in the store `folder`.
 
-    `template` is a study without sets, draws and groups. `baseline` is always in the race. `costs`
-    say how long runs take, on a `share` of the items. `halves` are of the goal's files that could
-    be divided. `rounds` is the most; `done` of them were run by an earlier call.
+    `base_study` is the study of the race without its sets, draws and groups. `baseline` is always
+    in the race. `costs` say how long runs take, on a `share` of the items. `halves` are of the
+    goal's files that could be divided. `rounds` is the most; `done` of them were run by an earlier
+    call.
     """
 
     def __init__(
         self,
-        template: Study,
+        base_study: Study,
         goal: Goal,
         candidates: Sequence[str],
         baseline: str,
@@ -121,7 +122,7 @@ class Race:
         progress: Progress = silent,
     ) -> None:
         self.costs = costs
-        self._template = template
+        self._base_study = base_study
         self._folder = folder
         self._baseline = baseline
         self._halves = tuple(halves)
@@ -231,7 +232,7 @@ class Race:
             different_parts = set(parts)
             gathered = len(different_parts)
             written = sum(map(is_written, different_parts))
-        tokens = self._template.tokens or 0
+        tokens = self._base_study.tokens or 0
         return self.costs.round(compressed, gathered, len(parts), tokens, self._share, written)
 
     def _run_round(self, budget: TimeBudget) -> tuple[tuple[str, ...], bool]:
@@ -280,7 +281,7 @@ class Race:
             begun += names
         runs = tuple(self._runs(begun))
         baseline = self._baseline if self._baseline in runs else runs[0]
-        return replace(self._template, data=runs, seeds=(0,), groups=groups, baseline=baseline)
+        return replace(self._base_study, data=runs, seeds=(0,), groups=groups, baseline=baseline)
 
     def _standings(self) -> tuple[list[Standing], str]:
         """Where every set stands now, the best first, and the unit of the figures.

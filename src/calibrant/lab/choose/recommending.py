@@ -44,6 +44,7 @@ from calibrant.numerics import type_name
 from calibrant.options import RecommendCommand, WriteDataOptions, declaration, with_fields_of
 from calibrant.spec.foreign import user_path
 from calibrant.system.notebook import card, listing
+from calibrant.system.progress import Progress
 
 MODELS: Final = "models"
 """The folder, in that of a recommendation, of models that were given as objects."""
@@ -246,21 +247,8 @@ def recommend(options: RecommendOptions) -> Recommendation:
     predicting = budget.spent
     # What was read again says nothing about what gathering costs.
     if not mixture.reused:
-        sources = len(mixture.weights)
-        costs = _corrected_costs(costs, predicting - began, sources, fitted, plan.tokens)
-    race = Race(
-        prepared.template,
-        fitted.goal,
-        _raced(predicted, prepared, plan.sets),
-        prepared.baseline,
-        prepared.race_folder,
-        costs,
-        fitted.halves,
-        fitted.rounds,
-        plan.share,
-        plan.done,
-        options.progress,
-    )
+        costs = _corrected_costs(costs, predicting - began, mixture, fitted, plan)
+    race = _race(prepared, predicted, plan, costs, options.progress)
     result = race.run(budget)
     race.costs.keep(prepared.folder, prepared.identity)
     plan.keep(prepared.folder, prepared.identity, options.minutes, result.rounds)
@@ -271,7 +259,7 @@ def recommend(options: RecommendOptions) -> Recommendation:
         prepared.opened.name,
         best,
         mixture,
-        prepared.template.propagation(prepared.method),
+        prepared.base_study.propagation(prepared.method),
         options.dtype,
         options.device,
         prepared.export,
@@ -312,13 +300,38 @@ def recommend(options: RecommendOptions) -> Recommendation:
 
 
 def _corrected_costs(
-    costs: StepCosts, seconds: float, sources: int, fitted: Fitted, tokens: int
+    costs: StepCosts, seconds: float, mixture: Mixture, fitted: Fitted, plan: TimePlan
 ) -> StepCosts:
     """The costs of steps, scaled by how long the prediction took against what was expected."""
     # With a sibling, both halves are walked through too, and judge too.
     halves = 2 if fitted.halves else 0
-    expected = costs.predicting(sources + halves, 1 + halves, tokens)
+    sources = len(mixture.weights) + halves
+    expected = costs.predicting(sources, 1 + halves, plan.tokens)
     return costs.scaled(predicting=max(0.1, seconds / expected))
+
+
+def _race(
+    prepared: Prepared,
+    predicted: Mapping[str, Prediction],
+    plan: TimePlan,
+    costs: StepCosts,
+    progress: Progress,
+) -> Race:
+    """The race that the plan has time for."""
+    fitted = prepared.fitted
+    return Race(
+        prepared.base_study,
+        fitted.goal,
+        _raced(predicted, prepared, plan.sets),
+        prepared.baseline,
+        prepared.race_folder,
+        costs,
+        fitted.halves,
+        fitted.rounds,
+        plan.share,
+        plan.done,
+        progress,
+    )
 
 
 def _advice_text(

@@ -39,7 +39,7 @@ are dropped.
 
 def measured_costs(
     opened: Opened,
-    template: Study,
+    base_study: Study,
     stand_in: StandIn,
     effort: Effort,
     sources: int,
@@ -55,13 +55,13 @@ def measured_costs(
     """
     statistic = statistic_of(stand_in.method)
     model = view(opened.model)
-    requests = [request for request in template.requests() if request.calibration is not None]
+    requests = [request for request in base_study.requests() if request.calibration is not None]
     recipe = requests[0].recipe
     method = recipe.method
     piece_times = measure_pieces(
-        opened, seconds, template.requests(), template.evaluators(), (Gram,), progress
+        opened, seconds, base_study.requests(), base_study.evaluators(), (Gram,), progress
     )
-    length = min(template.length, TOKENS_PER_PASS)
+    length = min(base_study.length, TOKENS_PER_PASS)
     data = CalibrationSet("random_tokens", tokens=TOKENS_PER_PASS, length=length)
     batch = data.tokens(opened.tokenizer)
     first_block = _seen_in_first_block(model, batch, stand_in)

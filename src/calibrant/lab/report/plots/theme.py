@@ -195,6 +195,8 @@ def config() -> dict[str, Any]:
             "labelPadding": 4,
             "tickColor": "var(--soft)",
             "tickSize": 4,
+            # A browser's font may be wider than the one that a picture is laid out with.
+            "labelSeparation": 8,
             "titleColor": "var(--ink)",
             "titleFontSize": 11.5,
             "titleFontWeight": "normal",
