@@ -111,23 +111,27 @@ class Files:
     @property
     def note(self) -> str:
         """Return which split is what, and what isn't used, as clauses."""
-        calibrate = self.calibrate
-        clause = ""
-        if calibrate is None:
-            clause = f"all of it is {self.measure!r} and measures; nothing calibrates"
-        elif self.measure is not None:
-            calibrating = "what names no split" if self.assumed else repr(calibrate)
-            clause = f"{calibrating} calibrates and {self.measure!r} measures"
-        elif calibrate:
-            clause = f"all of it is {calibrate!r} and divided by hash"
         unused = [name for name in self.splits if name not in self.used]
         unused += self.ignored
+        if not unused:
+            return self._uses
         others = ", ".join(map(repr, unused[:_MOST_NAMED]))
         if len(unused) > _MOST_NAMED:
             others += f" and {len(unused) - _MOST_NAMED:,} more"
-        if others:
-            clause = joined(clause, f"not used: {others}")
-        return clause
+        return joined(self._uses, f"not used: {others}")
+
+    @property
+    def _uses(self) -> str:
+        """Which split is what; nothing where a file names none."""
+        calibrate = self.calibrate
+        if calibrate is None:
+            return f"all of it is {self.measure!r} and measures; nothing calibrates"
+        if self.measure is not None:
+            calibrating = "what names no split" if self.assumed else repr(calibrate)
+            return f"{calibrating} calibrates and {self.measure!r} measures"
+        if calibrate:
+            return f"all of it is {calibrate!r} and divided by hash"
+        return ""
 
 
 def files_of(text: str) -> Files:
@@ -202,53 +206,68 @@ def _matching(pattern: str, label: str) -> Iterator[str]:
     """Yield what a pattern names, as `glob` has it, but that `**` follows no links. `DataError`
     if there is too much to look through.
     """
-    # Not the standard glob: its ** follows links, of which a circle never ends, and it counts
-    # nothing.
-    looked_at = 0
-
-    def entries(folder: str) -> Iterator[os.DirEntry[str]]:
-        nonlocal looked_at
-        # Nothing where that can't be known, as `glob` has it.
-        with suppress(OSError), os.scandir(folder or ".") as found:
-            for entry in found:
-                looked_at += 1
-                if looked_at > LOOKED_THROUGH:
-                    refuse(
-                        f"{label!r} would look through more than {LOOKED_THROUGH:,} names; begin "
-                        "it with a folder nearer to the files",
-                        label,
-                    )
-                yield entry
-
+    lookup = _Lookup(label)
     # Folders, each with the parts of the pattern that are to be found below it.
     waiting: list[tuple[str, tuple[str, ...]]] = [("", Path(pattern).parts)]
     while waiting:
         folder, parts = waiting.pop()
-        part = parts[0]
         rest = parts[1:]
-        if part == "**":
+        if parts[0] == "**":
             # It may stand for no folder at all; at the end of a pattern it is every file.
             waiting.append((folder, rest or ("*",)))
-            for entry in entries(folder):
-                # What is inside a folder may be any number of folders deeper.
-                if not entry.name.startswith(".") and entry.is_dir(follow_symlinks=False):
-                    waiting.append((os.path.join(folder, entry.name), parts))
-        elif has_magic(part):
-            for entry in entries(folder):
-                hidden = entry.name.startswith(".") and not part.startswith(".")
-                if hidden or not fnmatch(entry.name, part):
-                    continue
-                path = os.path.join(folder, entry.name)
-                if not rest:
-                    yield path
-                elif entry.is_dir():
-                    waiting.append((path, rest))
-        else:
-            path = os.path.join(folder, part)
+            # What is inside a folder may be any number of folders deeper.
+            waiting += [(inner, parts) for inner in lookup.folders(folder)]
+            continue
+        for path in lookup.matches(folder, parts[0], folders_only=bool(rest)):
             if rest:
                 waiting.append((path, rest))
-            elif os.path.lexists(path):
+            else:
                 yield path
+
+
+class _Lookup:
+    """Looks through folders for a pattern, and counts the names there.
+
+    Not the standard glob: its ** follows links, of which a circle never ends, and it counts
+    nothing.
+    """
+
+    def __init__(self, label: str) -> None:
+        self._label = label
+        self._looked_at = 0
+
+    def folders(self, folder: str) -> Iterator[str]:
+        """Yield the folders in a folder, without links and hidden ones."""
+        for entry in self._entries(folder):
+            if not entry.name.startswith(".") and entry.is_dir(follow_symlinks=False):
+                yield os.path.join(folder, entry.name)
+
+    def matches(self, folder: str, part: str, folders_only: bool) -> Iterator[str]:
+        """Yield what one part of a pattern, which isn't `**`, names in a folder."""
+        if not has_magic(part):
+            path = os.path.join(folder, part)
+            if folders_only or os.path.lexists(path):
+                yield path
+            return
+        for entry in self._entries(folder):
+            hidden = entry.name.startswith(".") and not part.startswith(".")
+            if hidden or not fnmatch(entry.name, part):
+                continue
+            if not folders_only or entry.is_dir():
+                yield os.path.join(folder, entry.name)
+
+    def _entries(self, folder: str) -> Iterator[os.DirEntry[str]]:
+        # Nothing where that can't be known, as `glob` has it.
+        with suppress(OSError), os.scandir(folder or ".") as entries:
+            for entry in entries:
+                self._looked_at += 1
+                if self._looked_at > LOOKED_THROUGH:
+                    refuse(
+                        f"{self._label!r} would look through more than {LOOKED_THROUGH:,} names; "
+                        "begin it with a folder nearer to the files",
+                        self._label,
+                    )
+                yield entry
 
 
 def _by_split(candidates: Sequence[File], label: str, fixed: int) -> Files:
@@ -306,8 +325,15 @@ def _data_files(candidates: Sequence[File], label: str) -> list[File]:
 
 
 def _may_be_data(file: File) -> bool:
-    name = file[0].name
-    return bool(known_suffix(file[0])) and name not in _DESCRIPTIONS and name[0] not in "._"
+    path, _ = file
+    if _is_hidden(path.name) or path.name in _DESCRIPTIONS:
+        return False
+    return known_suffix(path) != ""
+
+
+def _is_hidden(name: str) -> bool:
+    """Return whether a name begins as those do that programs keep for themselves."""
+    return name[0] in "._"
 
 
 def _passed_over(candidates: Sequence[File]) -> list[str]:
@@ -320,18 +346,23 @@ def _passed_over(candidates: Sequence[File]) -> list[str]:
     names_left = _LOOKED_INTO
     found: list[str] = []
     for path, label in sorted(candidates, key=_label_of):
-        if path.name[0] in "._":
-            continue
         if not os.path.isdir(path):
-            if path.suffix.lower() in _UNREAD and not known_suffix(path):
+            if _is_unread(path):
                 found.append(label)
         # A pattern that goes deeper finds a folder and the files in it.
-        elif path not in looked_into:
+        elif path not in looked_into and not _is_hidden(path.name):
             inside, looked_at = _holds_data(path, names_left)
             names_left -= looked_at
             if inside:
                 found.append(f"{label}/")
     return found
+
+
+def _is_unread(path: Path) -> bool:
+    """Return whether a file may well be data, and is of a kind that isn't read."""
+    if _is_hidden(path.name) or known_suffix(path):
+        return False
+    return path.suffix.lower() in _UNREAD
 
 
 def _holds_data(folder: Path, most: int) -> tuple[bool, int]:
@@ -340,14 +371,13 @@ def _holds_data(folder: Path, most: int) -> tuple[bool, int]:
     """
     looked_at = 0
     for place, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if name[0] not in "._"]
+        folders[:] = [name for name in folders if not _is_hidden(name)]
         for name in names:
             if looked_at >= most:
                 return False, looked_at
             looked_at += 1
             path = Path(place, name)
-            unread = path.suffix.lower() in _UNREAD and name[0] not in "._"
-            if unread or _may_be_data((path, name)):
+            if _is_unread(path) or _may_be_data((path, name)):
                 return True, looked_at
         looked_at += len(folders)
         if looked_at >= most:
