@@ -112,15 +112,9 @@ def assign(records: Sequence[Mapping[str, Any]], requested: Mapping[str, str]) -
     kind of thing, and is never two fields at once.
     """
     values = _first_values(records)
-    columns: dict[str, str] = {}
+    columns = _stated(values, requested)
     guessed: dict[str, str] = {}
     passed_over: dict[str, Sequence[str]] = {}
-    for name in USUAL:
-        if requested.get(name):
-            columns[name] = requested[name]
-        # A column `turns` is as likely a count of them: only there the name alone isn't enough.
-        elif name in values and (name != "turns" or _fits(name, values[name])):
-            columns[name] = name
 
     def guess(name: str) -> None:
         """Guess the column of a field that has none yet, where one fits."""
@@ -146,6 +140,18 @@ def assign(records: Sequence[Mapping[str, Any]], requested: Mapping[str, str]) -
         unused = [column for column in values_beside(values) if column not in taken]
     by_index = _answers_are_places(records, fields)
     return widened(Columns(fields, {}, guessed, passed_over, by_index, unused), values)
+
+
+def _stated(values: Mapping[str, Any], requested: Mapping[str, str]) -> dict[str, str]:
+    """Return the columns that are asked for, or that are called as their field is."""
+    columns: dict[str, str] = {}
+    for name in USUAL:
+        if requested.get(name):
+            columns[name] = requested[name]
+        # A column `turns` is as likely a count of them: only there the name alone isn't enough.
+        elif name in values and (name != "turns" or _fits(name, values[name])):
+            columns[name] = name
+    return columns
 
 
 def field_value(name: str, value: Any) -> Any:
@@ -231,7 +237,7 @@ def values_beside(record: Mapping[str, Any]) -> dict[str, Any]:
     """Return the values of a record's columns that may go with a field, empty ones left out."""
     values: dict[str, Any] = {}
     for column, value in record.items():
-        if column.strip().casefold() in _NAMES_BESIDE and not _is_empty(value):
+        if _plain_name(column) in _NAMES_BESIDE and not _is_empty(value):
             values[column] = value
     return values
 
@@ -263,7 +269,7 @@ def filled(record: Mapping[str, Any]) -> set[str]:
 
 def is_late_name(column: str) -> bool:
     """Return whether a column has a name that `late_fields` looks for."""
-    return column.strip().casefold() in _NAMES_LATE
+    return _plain_name(column) in _NAMES_LATE
 
 
 def late_fields(columns: Columns, values: Mapping[str, Any]) -> dict[str, str]:
@@ -293,13 +299,13 @@ def _first_values(records: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
 def _candidates(name: str, values: Mapping[str, Any]) -> list[str]:
     """Return the columns that may be this field, the likeliest first."""
     candidates: list[str] = []
-    known = {column.strip().casefold() for column in values}
+    known = set(map(_plain_name, values))
     for usual in USUAL[name]:
         # Beside columns `b` and `c` it is the first choice.
         if usual == "a" and known >= {"b", "c"}:
             continue
         for column, value in values.items():
-            if column.strip().casefold() == usual and _fits(name, value):
+            if _plain_name(column) == usual and _fits(name, value):
                 candidates.append(column)
     return candidates
 
@@ -310,11 +316,11 @@ def _beside(columns: Mapping[str, str], values: Mapping[str, Any]) -> dict[str, 
 
     def look_for(name: str) -> None:
         for column, value in values.items():
-            usual = column.strip().casefold() in BESIDE[name]
-            if usual and column not in columns.values() and _fits(name, value):
+            is_called_so = _plain_name(column) in BESIDE[name]
+            if is_called_so and column not in columns.values() and _fits(name, value):
                 beside.setdefault(name, column)
 
-    question = columns.get("question", "").strip().casefold()
+    question = _plain_name(columns.get("question", ""))
     if question == "instruction" and "answer" in columns:
         look_for("input")
     if question and "turns" not in columns:
@@ -329,6 +335,11 @@ def _beside(columns: Mapping[str, str], values: Mapping[str, Any]) -> dict[str, 
         look_for("tools")
         look_for("system")
     return beside
+
+
+def _plain_name(column: str) -> str:
+    """Return a column's name as the usual names are written."""
+    return column.strip().casefold()
 
 
 def _fits(name: str, value: Any) -> bool:

@@ -127,24 +127,29 @@ def read_calls(value: Any) -> tuple[FunctionCall, ...]:
     for entry in _listed(value, _CALL_FORM):
         if not isinstance(entry, Mapping):
             raise ValueError(f"{_CALL_FORM}, and holds {short(entry)}")
-        function = entry.get("function")
-        if not isinstance(function, Mapping):
-            function = entry
-        name = function.get("name")
-        arguments = function.get("arguments", function.get("parameters"))
-        if not isinstance(name, str) or not isinstance(arguments, Mapping | str | None):
-            raise ValueError(f"{_CALL_FORM}, and holds {short(entry)}")
-        call_id = entry.get("id")
-        if not isinstance(call_id, str):
-            call_id = ""
-        if isinstance(arguments, str):
-            arguments = read_object(arguments)
-        if isinstance(arguments, str):
-            arguments_text = encodable(arguments)
-        else:
-            arguments_text = _json(dict(arguments or {}))
-        calls.append(FunctionCall(encodable(name), arguments_text, call_id))
+        calls.append(_call(entry))
     return tuple(calls)
+
+
+def _call(entry: Mapping[str, Any]) -> FunctionCall:
+    function = entry.get("function")
+    if not isinstance(function, Mapping):
+        function = entry
+    name = function.get("name")
+    arguments = function.get("arguments", function.get("parameters"))
+    if not isinstance(name, str) or not isinstance(arguments, Mapping | str | None):
+        raise ValueError(f"{_CALL_FORM}, and holds {short(entry)}")
+    call_id = entry.get("id")
+    if not isinstance(call_id, str):
+        call_id = ""
+    # A text that is no object in JSON stays as it is.
+    if isinstance(arguments, str):
+        arguments = read_object(arguments)
+    if isinstance(arguments, str):
+        arguments_text = encodable(arguments)
+    else:
+        arguments_text = _json(dict(arguments or {}))
+    return FunctionCall(encodable(name), arguments_text, call_id)
 
 
 def calls_text(calls: Iterable[FunctionCall]) -> str:

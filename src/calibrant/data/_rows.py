@@ -85,16 +85,7 @@ def layout_of(
         needed.append("answer")
     usable = [values for values in rows if values.keys() >= set(needed)]
     if not usable:
-        expected = " and ".join(needed)
-        if "text" in columns.fields:
-            expected = "text or question"
-        elif "turns" in columns.fields and "question" not in columns.fields:
-            raise _no_question(rows, name)
-        raise DataError(
-            f"{name!r} has no row with {expected} among its first {len(rows)}; fill the column, "
-            "or name another",
-            subject=name,
-        )
+        raise _unusable(rows, columns, needed, name)
     # A field that only some rows have is no field that a format may need.
     counts = Counter(chain.from_iterable(usable))
     always = tuple(field for field in USUAL if counts[field] == len(usable))
@@ -104,6 +95,22 @@ def layout_of(
         sometimes += ("tools",)
     seen = frozenset(chain.from_iterable(map(filled, records)))
     return Layout(columns, always, sometimes, seen)
+
+
+def _unusable(
+    rows: Sequence[Mapping[str, Any]], columns: Columns, needed: Sequence[str], name: str
+) -> DataError:
+    """Return the error for rows of which none has the fields that are needed."""
+    expected = " and ".join(needed)
+    if "text" in columns.fields:
+        expected = "text or question"
+    elif "turns" in columns.fields and "question" not in columns.fields:
+        return _no_question(rows, name)
+    return DataError(
+        f"{name!r} has no row with {expected} among its first {len(rows)}; fill the column, "
+        "or name another",
+        subject=name,
+    )
 
 
 def _no_question(rows: Sequence[Mapping[str, Any]], name: str) -> DataError:
@@ -295,24 +302,27 @@ def _check_columns(
                 subject=requested,
             )
     if not {"text", "question", "turns"} & columns.fields.keys():
-        column = _column_of_texts(records)
-        written = short(visible(column))
-        if not column:
-            remedy = (
-                f", and none of them holds several words: {advice('COLUMN')}, or put the text of "
-                "each row into a column 'text', or its messages into 'messages'"
-            )
-        elif written != column:
-            # What is that long is rather a text than a name, and can't be typed as it is shown.
-            remedy = ": put the text of each row into a column called 'text'"
-        elif _is_json_messages(records, column):
-            remedy = f": {column!r} holds JSON as a text; write it as a list of messages"
-        else:
-            remedy = f": {advice(column)}"
         raise DataError(
-            f"{name!r} has no column 'text' or 'question'; its columns are {listed}{remedy}",
+            f"{name!r} has no column 'text' or 'question'; its columns are {listed}"
+            f"{_remedy(records, advice)}",
             subject=name,
         )
+
+
+def _remedy(records: Sequence[Mapping[str, Any]], advice: Callable[[str], str]) -> str:
+    """Return what to do about records without a column of a known name."""
+    column = _column_of_texts(records)
+    if not column:
+        return (
+            f", and none of them holds several words: {advice('COLUMN')}, or put the text of "
+            "each row into a column 'text', or its messages into 'messages'"
+        )
+    # What is that long is rather a text than a name, and can't be typed as it is shown.
+    if short(visible(column)) != column:
+        return ": put the text of each row into a column called 'text'"
+    if _is_json_messages(records, column):
+        return f": {column!r} holds JSON as a text; write it as a list of messages"
+    return f": {advice(column)}"
 
 
 def _is_json_messages(records: Iterable[Mapping[str, Any]], column: str) -> bool:

@@ -7,7 +7,7 @@ such as the reasoning of earlier turns, or calls that it has no words for.
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, Final, NamedTuple, cast
 
@@ -150,6 +150,23 @@ class _Found:
     places: Sequence[Place]
     spans: Sequence[tuple[int, int]]
 
+    def with_inserted(self, border: int, added: str) -> "_Found":
+        """Return the same with more text at a border, which lies in no value."""
+
+        size = len(added)
+        places: list[Place] = []
+        for place in self.places:
+            if place.begin >= border:
+                place = place._replace(begin=place.begin + size, end=place.end + size)
+            places.append(place)
+
+        def moved(letter: int) -> int:
+            return letter + size if letter > border else letter
+
+        # A span that begins at the border has what is added, one that ends there hasn't.
+        spans = [(moved(begin), moved(end)) for begin, end in self.spans]
+        return _Found(self.text[:border] + added + self.text[border:], places, spans)
+
 
 @dataclass(frozen=True)
 class _Template:
@@ -172,7 +189,7 @@ class _Template:
         special = tuple(sorted((name, str(value)) for name, value in names))
         opening = _opening(text, special)
         tags = _tags(text, special, opening)
-        return cls(text, special, opening, tags, _any_of(_special_texts(tokenizer)))
+        return cls(text, special, opening, tags, any_of(_special_texts(tokenizer)))
 
     def generated(
         self, conversation: Conversation, options: Mapping[str, Any]
@@ -249,7 +266,10 @@ def _special_texts(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
 
 
 @lru_cache(maxsize=64)
-def _any_of(texts: tuple[str, ...]) -> re.Pattern[str]:
+def any_of(texts: tuple[str, ...]) -> re.Pattern[str]:
+    """Return an expression for any of these texts, the longest that fits; for nothing where there
+    are none.
+    """
     longest_first = sorted(texts, key=len, reverse=True)
     return re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
 
@@ -259,39 +279,40 @@ def _with_reasoning(
 ) -> _Found:
     """Return the text with the missing reasoning before what its message says or calls."""
     opening_tag, closing_tag = template.tags
+    # From the last one on: what stands before it is still where it was found.
+    for border, place in reversed(_insertions(found, missing, template, subject)):
+        words = place.value.text.strip()
+        begin = border + len(opening_tag)
+        found = found.with_inserted(border, opening_tag + words + closing_tag)
+        inserted = place._replace(begin=begin, end=begin + len(words))
+        found = replace(found, places=sorted([*found.places, inserted]))
+    return found
+
+
+def _insertions(
+    found: _Found, missing: Sequence[Value], template: _Template, subject: str
+) -> list[tuple[int, Place]]:
+    """Return where missing reasoning goes into a text, in order. Each place is that before which it
+    stands, with the reasoning as its value.
+    """
     thoughts = {value.message: value for value in missing if value.role == "reasoning"}
-    text = ""
-    copied = 0  # letters of the old text
-    places: list[Place] = []
-    inserted: list[tuple[int, int]] = []  # where in the old text, and how many letters
+    insertions: list[tuple[int, Place]] = []
+    last_end = 0
     for place in found.places:
-        if place.value.role in ("answer", "call") and place.value.message in thoughts:
+        value = place.value
+        if value.role in ("answer", "call") and value.message in thoughts:
             border: int | None = place.begin
             # Of a call the first text is its name, before which it has begun.
-            if place.value.role == "call":
-                border = _begin_of_turn(found, template, copied, place.begin)
+            if value.role == "call":
+                border = _begin_of_turn(found, template, last_end, place.begin)
             if border is None:
-                raise not_found(subject, "thinking=keep")
-            thought = thoughts.pop(place.value.message)
-            words = thought.text.strip()
-            text += found.text[copied:border] + opening_tag
-            places.append(Place(len(text), len(text) + len(words), place.number, thought))
-            text += words + closing_tag
-            inserted.append((border, len(opening_tag) + len(words) + len(closing_tag)))
-            copied = border
-        text += found.text[copied : place.begin]
-        copied = place.end
-        begin = len(text)
-        text += found.text[place.begin : place.end]
-        places.append(place._replace(begin=begin, end=len(text)))
+                break
+            thought = thoughts.pop(value.message)
+            insertions.append((border, place._replace(value=thought)))
+        last_end = place.end
     if thoughts:
         raise not_found(subject, "thinking=keep")
-    spans: list[tuple[int, int]] = []
-    for begin, end in found.spans:
-        before = sum(letters for place, letters in inserted if place < begin)
-        through = sum(letters for place, letters in inserted if place < end)
-        spans.append((begin + before, end + through))
-    return _Found(text + found.text[copied:], places, spans)
+    return insertions
 
 
 def _stretches(found: _Found, template: _Template) -> Iterator[Stretch]:

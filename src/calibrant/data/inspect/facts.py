@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from calibrant.data._base import Format, Row
 from calibrant.data._draw import TooFew
 from calibrant.data._encoding import IdEncoder
+from calibrant.data._written import any_of
 from calibrant.data.calibration import CalibrationSet, TokenBatch
 from calibrant.data.expression import Term
 from calibrant.data.formats import formats
@@ -126,19 +127,13 @@ def inspect_tokens(
     measured_sources = measurable(against)
     batch = data.tokens(tokenizer)
     rows = data.rows(tokenizer)
-    text = text_tokens(batch)
-    ids = [row[mask] for row, mask in zip(batch.ids, text, strict=True)]
+    ids = [row[mask] for row, mask in zip(batch.ids, text_tokens(batch), strict=True)]
     budget = {"flag": "--samples", "amount": data.samples}
     if data.budget is not None:
         budget = {"flag": "--tokens", "amount": data.budget}
     encoder = IdEncoder(tokenizer)
     draws = data.disjoint_draws(tokenizer, encoder=encoder)
     distinct_windows = {tuple(window.tolist()) for window in ids}
-    # Texts may bring a start token of their own, beside the one that the packing puts there.
-    double_starts = 0
-    if isinstance(tokenizer.bos_token_id, int):
-        starts = (batch.ids == tokenizer.bos_token_id) & text
-        double_starts = int((starts[:, 1:] & starts[:, :-1]).any(1).sum())
     return Inspection(
         data=str(data),
         tokenizer="",
@@ -150,7 +145,7 @@ def inspect_tokens(
         pads=batch.facts["pads"],
         padding=_padding(batch.facts, data.length),
         repeated_windows=len(ids) - len(distinct_windows),
-        double_starts=double_starts,
+        double_starts=_double_starts(batch, tokenizer.bos_token_id),
         overlap=batch.facts["overlap"],
         disjoint_draws=draws,
         enough=_budget_for_enough_draws(data, encoder, draws, batch.facts["parts"]),
@@ -160,6 +155,16 @@ def inspect_tokens(
         near_duplicates=repeats(data.parts, rows),
         overlap_checks=tuple(overlaps(data.parts, rows, measured_sources)),
     )
+
+
+def _double_starts(batch: TokenBatch, start: Any) -> int:
+    """Return how many sequences have two start tokens in a row: texts may bring one of their own,
+    beside the one that the packing puts there.
+    """
+    if not isinstance(start, int):
+        return 0
+    starts = (batch.ids == start) & text_tokens(batch)
+    return int((starts[:, 1:] & starts[:, :-1]).any(1).sum())
 
 
 def _plain(inspection: Inspection) -> dict[str, Any]:
@@ -258,19 +263,12 @@ def _parts(
         lengths = [len(encoder.row(row, term.format)) for row in rows]
         text_start, window_start = encoder.starts(term.packing, term.format)
         starts = len(text_start) + len(window_start)
-        fitting_length = 0
-        if lengths:
-            fitting_length = int(np.quantile(lengths, 0.95, method="higher")) + starts
-            # The few longest may be all that is cut.
-            if fitting_length <= data.length:
-                fitting_length = max(lengths) + starts
-        texts: list[str] = []
+        shown = range(0)
         unshown = f"the licence ({term.source.licence}) doesn't let its rows be quoted"
         if term.source.shown:
             unshown = ""
-            count = min(max(1, shown_each + (number < left_over)), facts["sequences"])
-            for place in range(begin, begin + count):
-                texts.append(quoted(batch, place, tokenizer))
+            count = max(1, shown_each + (number < left_over))
+            shown = range(begin, begin + min(count, facts["sequences"]))
         begin += facts["sequences"]
         conversing = ""
         if getattr(tokenizer, "chat_template", None):
@@ -283,36 +281,41 @@ def _parts(
             **_expressions(term),
             "padding": _padding(facts, data.length),
             "histogram": histogram(lengths),
-            "fitting_length": fitting_length,
+            "fitting_length": _fitting_length(lengths, starts, data.length),
             "empty": lengths.count(0),
             "special_texts": _special_texts(term, rows, special),
             "unused": unused,
             "conversing": conversing,
             "conversations": conversation_facts(term, facts, rows, tokenizer),
-            "texts": texts,
+            "texts": [quoted(batch, place, tokenizer) for place in shown],
             "unshown": unshown,
         }
 
 
-def _special_names(encoder: IdEncoder) -> re.Pattern[str] | None:
+def _fitting_length(lengths: Sequence[int], starts: int, length: int) -> int:
+    """Return how long windows must be that nearly all texts fit, with `starts` start tokens; all of
+    them where nearly all fit windows of `length`. 0 where there are none.
+    """
+    if not lengths:
+        return 0
+    fits_most = int(np.quantile(lengths, 0.95, method="higher")) + starts
+    # The few longest may be all that is cut.
+    if fits_most <= length:
+        return max(lengths) + starts
+    return fits_most
+
+
+def _special_names(encoder: IdEncoder) -> re.Pattern[str]:
     """Return an expression for special tokens that are written out in a text: a tokenizer takes
-    them for the tokens themselves. None where it has no such tokens.
+    them for the tokens themselves.
     """
     names = {str(encoder.tokenizer.convert_ids_to_tokens(token)) for token in encoder.special}
-    names.discard("")
-    if not names:
-        return None
-    longest_first = sorted(names, key=len, reverse=True)
-    return re.compile("|".join(map(re.escape, longest_first)))
+    return any_of(tuple(sorted(names - {""})))
 
 
-def _special_texts(
-    term: Term, rows: Sequence[Row], special: re.Pattern[str] | None
-) -> dict[str, int]:
+def _special_texts(term: Term, rows: Sequence[Row], special: re.Pattern[str]) -> dict[str, int]:
     """Return in how many rows each special token stands as text."""
     counts: dict[str, int] = {}
-    if special is None:
-        return counts
     for row in rows:
         for name in sorted(set(special.findall(row_content(row, term.format)))):
             counts[name] = counts.get(name, 0) + 1
@@ -370,11 +373,10 @@ def histogram(lengths: Sequence[int]) -> list[list[int]]:
     first_range = least // width
     last_range = most // width
     places = np.minimum(np.array(lengths) // width, last_range) - first_range
+    counts = np.bincount(places, minlength=last_range - first_range + 1).tolist()
     ranges: list[list[int]] = []
-    for place, count in enumerate(
-        np.bincount(places, minlength=last_range - first_range + 1).tolist(), first_range
-    ):
-        ranges.append([place * width, (place + 1) * width - 1, count])
+    for number, count in enumerate(counts, first_range):
+        ranges.append([number * width, (number + 1) * width - 1, count])
     ranges[-1][1] = max(ranges[-1][1], max(lengths))
     return ranges
 

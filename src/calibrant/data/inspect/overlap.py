@@ -182,20 +182,8 @@ def _compared(term: Term, rows: Sequence[Row], source: Source, requested: bool) 
     entries: list[dict[str, Any]] = []
     for leak in leaks:
         number = numbers[leak.row]
-        quote = ""
-        if shown:
-            quote = quoted_row(rows[number - 1], term.format)
-        entries.append(
-            {
-                "number": number,
-                "row": leak.row,
-                "measured": leak.measured,
-                "kind": leak.kind,
-                "share": leak.share,
-                "serious": serious(leak),
-                "quote": quote,
-            }
-        )
+        quote = quoted_row(rows[number - 1], term.format) if shown else ""
+        entries.append(_leak_entry(leak, number, quote))
     size = len(measured)
     if isinstance(source, StoredSource):
         size = source.size()
@@ -208,6 +196,18 @@ def _compared(term: Term, rows: Sequence[Row], source: Source, requested: bool) 
         "slight": len(slight),
         "given_away": len(given_away),
         "leaks": entries,
+    }
+
+
+def _leak_entry(leak: Leak, number: int, quote: str) -> dict[str, Any]:
+    return {
+        "number": number,
+        "row": leak.row,
+        "measured": leak.measured,
+        "kind": leak.kind,
+        "share": leak.share,
+        "serious": serious(leak),
+        "quote": quote,
     }
 
 

@@ -91,16 +91,8 @@ def profile(
     shared = Counter({word: count for word, count in counts.items() if windows_with[word] > 1})
     examples: list[dict[str, str]] = []
     unquoted: dict[str, str] = {}
-    first_sequence = 0
-    for term, fact in zip(data.parts, batch.facts["parts"], strict=True):
-        licence = term.source.licence
-        if quotes and rows_may_be_quoted(term.source):
-            for place in range(first_sequence, first_sequence + min(QUOTED, fact["sequences"])):
-                text = quoted(batch, place, tokenizer)
-                examples.append({"part": str(term), "licence": licence, "text": text})
-        elif quotes:
-            unquoted[str(term)] = licence
-        first_sequence += fact["sequences"]
+    if quotes:
+        examples, unquoted = _quotations(data, batch, tokenizer)
     return {
         "revision": REVISION,
         "windows": len(batch.ids),
@@ -115,6 +107,27 @@ def profile(
         "examples": examples,
         "unquoted": unquoted,
     }
+
+
+def _quotations(
+    data: CalibrationSet, batch: TokenBatch, tokenizer: PreTrainedTokenizerBase
+) -> tuple[list[dict[str, str]], dict[str, str]]:
+    """Return the beginnings of the first windows of each part that may be quoted, and the licences
+    of the other parts.
+    """
+    examples: list[dict[str, str]] = []
+    unquoted: dict[str, str] = {}
+    begin = 0  # the part's first sequence in the batch
+    for term, facts in zip(data.parts, batch.facts["parts"], strict=True):
+        licence = term.source.licence
+        if not rows_may_be_quoted(term.source):
+            unquoted[str(term)] = licence
+        else:
+            for place in range(begin, begin + min(QUOTED, facts["sequences"])):
+                text = quoted(batch, place, tokenizer)
+                examples.append({"part": str(term), "licence": licence, "text": text})
+        begin += facts["sequences"]
+    return examples, unquoted
 
 
 def _most_common(counts: Counter[str]) -> list[tuple[str, int]]:

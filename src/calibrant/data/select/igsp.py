@@ -11,6 +11,7 @@ from jaxtyping import Float
 
 from calibrant.data.select._base import MOST, Context, Picking, check_between
 from calibrant.data.select._embedding import in_turn
+from calibrant.data.select._generating import distinct
 from calibrant.data.select._reading import beginnings, nats
 
 GRAM: Final = 4
@@ -63,11 +64,9 @@ def repetition(ids: Sequence[int]) -> float:
     """Return the share of a sequence's runs of four tokens that stood in it before; `nan` for
     one with fewer than two runs, of which none could.
     """
-    count = len(ids) - GRAM + 1
-    if count <= 1:
+    if len(ids) <= GRAM:
         return float("nan")
-    runs = {tuple(ids[begin : begin + GRAM]) for begin in range(count)}
-    return 1 - len(runs) / count
+    return 1 - distinct([ids], GRAM)
 
 
 def _note(repeated: Float[np.ndarray, " text"], losses: Float[np.ndarray, " text"]) -> str:
