@@ -293,36 +293,11 @@ def draw_part(term: Term, quota: Quota, deck: Deck, encoder: Encoder, frame: Fra
     head = len(window_start)
     inner_frame = replace(frame, length=frame.length - head, head=head)
     shortest = term.packing.shortest(inner_frame)
-
-    # Texts and sizes are generators that a packing pulls from in turn, so that no row is read
-    # before its tokens are needed, and the size of the next window is known only when the one
-    # before it is counted.
-    def texts() -> Iterator[TokenizedText]:
-        for row in deck.deal(term.format, term.packing.replacement):
-            # A control has no end of rows, and those without a token fill no window.
-            if deck.endless and part_draw.fruitless:
-                return
-            if row is None:
-                part_draw.passed_over += 1
-                continue
-            try:
-                ids = encoder.row(row, term.format)
-            except RefusedError as error:
-                part_draw.refuse(error)
-                continue
-            if len(text_start) + len(ids) < shortest:
-                part_draw.too_short.append(len(ids))
-                continue
-            part_draw.rows.append(row)
-            part_draw.lengths.append(len(ids))
-            if len(ids):
-                yield TokenizedText(row.key, np.concatenate([text_start, ids]))
-
-    def sizes() -> Iterator[int]:
-        while (left := quota.left(part_draw, frame.length)) > 0:
-            yield max(0, left - head)
-
-    for window in term.packing.windows(texts(), sizes(), inner_frame):
+    # A packing pulls from both in turn, so that no row is read before its tokens are needed, and
+    # the size of the next window is known only when the one before it is counted.
+    texts = _texts(term, deck, encoder, part_draw, shortest)
+    sizes = _sizes(quota, part_draw, frame.length, head)
+    for window in term.packing.windows(texts, sizes, inner_frame):
         _check_window(window, term, inner_frame)
         part_draw.add(window.behind(window_start))
     # A text that no longer fitted is none of the draw.
@@ -338,6 +313,38 @@ def draw_part(term: Term, quota: Quota, deck: Deck, encoder: Encoder, frame: Fra
         supply = term.packing.supply(lengths, inner_frame)
         raise _too_few(term, quota, deck, part_draw, supply, frame.length)
     return part_draw
+
+
+def _texts(
+    term: Term, deck: Deck, encoder: Encoder, part_draw: PartDraw, shortest: int
+) -> Iterator[TokenizedText]:
+    """Yield the rows that come next as tokens, and note in `part_draw` what became of each."""
+    text_start, _ = encoder.starts(term.packing, term.format)
+    for row in deck.deal(term.format, term.packing.replacement):
+        # A control has no end of rows, and those without a token fill no window.
+        if deck.endless and part_draw.fruitless:
+            return
+        if row is None:
+            part_draw.passed_over += 1
+            continue
+        try:
+            ids = encoder.row(row, term.format)
+        except RefusedError as error:
+            part_draw.refuse(error)
+            continue
+        if len(text_start) + len(ids) < shortest:
+            part_draw.too_short.append(len(ids))
+            continue
+        part_draw.rows.append(row)
+        part_draw.lengths.append(len(ids))
+        if len(ids):
+            yield TokenizedText(row.key, np.concatenate([text_start, ids]))
+
+
+def _sizes(quota: Quota, part_draw: PartDraw, length: int, head: int) -> Iterator[int]:
+    """Yield how many tokens each next window may have behind its `head` start tokens."""
+    while (left := quota.left(part_draw, length)) > 0:
+        yield max(0, left - head)
 
 
 def _check_window(window: Window, term: Term, frame: Frame) -> None:

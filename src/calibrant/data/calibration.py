@@ -374,35 +374,37 @@ class CalibrationSet:
             weight = float(term.share * total / part_draw.tokens)
             part_facts.append(_facts(term, part_draw, decks[term.source], weight))
             rows += part_draw.rows
-        # In float32, as the fingerprint has them.
-        by_part = np.array([fact["weight"] for fact in part_facts], dtype=np.float32)
-        by_sequence = np.repeat(by_part, [fact["sequences"] for fact in part_facts])
-        weights = by_sequence[:, None] * mask
+        weights = _weights(part_facts, mask)
         if any(isinstance(term.format, Chat) for term in self.parts):
             self._weigh_roles(tokenizer, part_facts, mask, weights)
         counted_pads = None
         if pads.any():
             counted_pads = torch.from_numpy(pads)
-        facts = {
-            "data": self.expr,
-            "draw": self.seed,
-            "windows": sum(len(part_draw.windows) for part_draw in drawn),
-            "length": self.length,
-            "tokens": total,
-            "pads": int(pads.sum()),
-            "overlap": _mean_overlap(part_facts),
-            "parts": part_facts,
-        }
+        windows = sum(len(part_draw.windows) for part_draw in drawn)
         return TokenBatch(
             torch.from_numpy(ids).long(),
             torch.from_numpy(mask),
             torch.from_numpy(weights),
             fingerprint(ids, mask, weights),
-            facts,
+            self._batch_facts(windows, total, int(pads.sum()), part_facts),
             examples=tuple(sorted({row.example for row in rows})),
             pads=counted_pads,
             rows=tuple(rows),
         )
+
+    def _batch_facts(
+        self, windows: int, tokens: int, pads: int, part_facts: Sequence[dict[str, Any]]
+    ) -> dict[str, Any]:
+        return {
+            "data": self.expr,
+            "draw": self.seed,
+            "windows": windows,
+            "length": self.length,
+            "tokens": tokens,
+            "pads": pads,
+            "overlap": _mean_overlap(part_facts),
+            "parts": part_facts,
+        }
 
     def rows(self, tokenizer: PreTrainedTokenizerBase) -> list[list[Row]]:
         """Return the rows of each part of this draw, in the order in which they were used."""
@@ -417,11 +419,7 @@ class CalibrationSet:
         """
         if self.mixed:
             return torch.cat([member.kinds(tokenizer) for member in self.mixed])
-        # Dealt again by an encoder that gives kinds in place of ids: cuts and places are the same.
-        _, drawn = self._own_draw(KindEncoder(tokenizer))
-        kinds, mask = self._ids_and_mask(drawn)
-        kinds = np.maximum(kinds, 0)  # a pad that counts is `PAD`, which is below 0
-        return torch.from_numpy(np.where(mask, kinds, 0).astype(np.int8))
+        return torch.from_numpy(self._labels(KindEncoder(tokenizer))[0])
 
     def roles(self, tokenizer: PreTrainedTokenizerBase) -> Int8[Tensor, "sample position"]:
         """Return what each token of `tokens(tokenizer).ids` is of, as an index into `ROLES`; 0
@@ -432,14 +430,17 @@ class CalibrationSet:
         """
         if self.mixed:
             return torch.cat([member.roles(tokenizer) for member in self.mixed])
-        return torch.from_numpy(self._roles(RoleEncoder(tokenizer))[0])
+        return torch.from_numpy(self._labels(RoleEncoder(tokenizer))[0])
 
-    def _roles(self, encoder: RoleEncoder) -> tuple[np.ndarray, list[PartDraw]]:
-        """Return the role of each token, and what every part gave; dealt again, as kinds are."""
+    def _labels(self, encoder: Encoder) -> tuple[np.ndarray, list[PartDraw]]:
+        """Return what an encoder gives in place of each token's id, 0 where there is none, and what
+        every part gave.
+        """
+        # Dealt again: cuts and places are the same whatever stands for an id.
         _, drawn = self._own_draw(encoder)
-        roles, mask = self._ids_and_mask(drawn)
-        roles = np.maximum(roles, 0)  # a pad that counts is `PAD`, which is below 0
-        return np.where(mask, roles, 0).astype(np.int8), drawn
+        labels, mask = self._ids_and_mask(drawn)
+        labels = np.maximum(labels, 0)  # a pad that counts is `PAD`, which is below 0
+        return np.where(mask, labels, 0).astype(np.int8), drawn
 
     def _weigh_roles(
         self,
@@ -451,17 +452,11 @@ class CalibrationSet:
         """Weigh the tokens of each chat in place, and add to its facts how many there are of each
         role, and what the model's template didn't write.
         """
-        weighing = [term for term in self.parts if weighs(term.format)]
         if not tokenizer.is_fast:
-            if weighing:
-                raise DataError(
-                    f"{weighing[0]} weighs tokens by who says them, and this model's tokenizer "
-                    "doesn't tell where in a text they stand; leave out weigh",
-                    subject=str(weighing[0]),
-                )
+            self._check_weighs_nothing()
             return
         encoder = RoleEncoder(tokenizer)
-        roles, drawn = self._roles(encoder)
+        roles, drawn = self._labels(encoder)
         end = 0
         for term, part_draw, facts in zip(self.parts, drawn, part_facts, strict=True):
             begin = end
@@ -480,6 +475,16 @@ class CalibrationSet:
                         "raise --length, so that the answers fit, or give others=0.1",
                         subject=str(term),
                     )
+
+    def _check_weighs_nothing(self) -> None:
+        """Raise `DataError` for a part that weighs tokens by their role."""
+        for term in self.parts:
+            if weighs(term.format):
+                raise DataError(
+                    f"{term} weighs tokens by who says them, and this model's tokenizer doesn't "
+                    "tell where in a text they stand; leave out weigh",
+                    subject=str(term),
+                )
 
     def most_tokens(self, tokenizer: PreTrainedTokenizerBase, most: int) -> int:
         """Return the largest budget in real tokens, up to `most`, for which the sources hold one
@@ -681,26 +686,11 @@ class CalibrationSet:
             for fact in batch.facts["parts"]:
                 in_mix = {"share": float(share) * fact["share"], "weight": factor * fact["weight"]}
                 part_facts.append(fact | in_mix)
-            facts = {
-                "name": name,
-                "weight": float(share),
-                "mass": batch.mass,
-                "fingerprint": batch.fingerprint,
-            }
-            for key in ("data", "windows", "tokens", "overlap"):
-                facts[key] = batch.facts[key]
-            set_facts.append(facts)
-        mix_facts = {
-            "data": self.expr,
-            "draw": self.seed,
-            "windows": sum(batch.facts["windows"] for batch in batches),
-            "length": self.length,
-            "tokens": sum(batch.facts["tokens"] for batch in batches),
-            "pads": sum(batch.facts["pads"] for batch in batches),
-            "overlap": _mean_overlap(part_facts),
-            "parts": part_facts,
-            "mix": set_facts,
-        }
+            set_facts.append(_set_facts(name, share, batch))
+        windows = sum(batch.facts["windows"] for batch in batches)
+        tokens = sum(batch.facts["tokens"] for batch in batches)
+        pads = sum(batch.facts["pads"] for batch in batches)
+        mix_facts = {**self._batch_facts(windows, tokens, pads, part_facts), "mix": set_facts}
         examples = set(chain.from_iterable(batch.examples for batch in batches))
         return TokenBatch(
             torch.cat([batch.ids for batch in batches]),
@@ -821,6 +811,28 @@ def _joined_pads(batches: Sequence[TokenBatch]) -> Tensor | None:
         else:
             pads.append(batch.pads)
     return torch.cat(pads)
+
+
+def _weights(part_facts: Sequence[Mapping[str, Any]], mask: np.ndarray) -> np.ndarray:
+    """Return the weight of each token, which is that of its part."""
+    # In float32, as the fingerprint has them.
+    by_part = np.array([facts["weight"] for facts in part_facts], dtype=np.float32)
+    by_sequence = np.repeat(by_part, [facts["sequences"] for facts in part_facts])
+    return by_sequence[:, None] * mask
+
+
+def _set_facts(name: str, share: Fraction, batch: TokenBatch) -> dict[str, Any]:
+    """Return what a record keeps about one set of a mix."""
+    return {
+        "name": name,
+        "weight": float(share),
+        "mass": batch.mass,
+        "fingerprint": batch.fingerprint,
+        "data": batch.facts["data"],
+        "windows": batch.facts["windows"],
+        "tokens": batch.facts["tokens"],
+        "overlap": batch.facts["overlap"],
+    }
 
 
 def _mean_overlap(parts: Sequence[dict[str, Any]]) -> float:

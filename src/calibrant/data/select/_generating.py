@@ -173,15 +173,14 @@ def selection(selector: Selector, context: Context, request: GenerationRequest) 
                 "temperature or prefix, a lower drop, or loops='keep'",
                 subject=str(selector),
             )
+        missing_tokens = wanted_tokens - kept_tokens
         count = texts_of_round(
-            wanted_tokens - kept_tokens, kept_tokens, written_texts, expected_tokens, request.batch
+            missing_tokens, kept_tokens, written_texts, expected_tokens, request.batch
         )
         drafts = generation.batch(written_texts, count, kept_tokens)
         written_texts += len(drafts)
-        for draft in drafts:
-            text = _readable(context, draft, request)
-            if text is not None:
-                texts.append(text)
+        readable = [_readable(context, draft, request) for draft in drafts]
+        texts += [text for text in readable if text is not None]
     context.progress(f"writing text for {selector}", context.tokens, context.tokens)
     kept = [texts[place] for place in remaining.places]
     sequences = [text.draft.ids for text in kept]
@@ -289,11 +288,8 @@ def write(
     # All numbers at once: which text ends first then changes nobody else's.
     generator = torch.Generator().manual_seed(seed)
     chance = torch.rand(len(prefixes), steps, generator=generator, dtype=torch.float64)
-    ids = torch.cat([prefixes, prefixes.new_zeros(len(prefixes), steps)], 1).to(model.device)
-    lengths = torch.full((len(ids),), prefix_length)
-    nats = torch.zeros(len(ids), dtype=torch.float64)
-    unfinished = torch.arange(len(ids))  # the texts that haven't ended
-    step_ids = ids[:, :prefix_length]
+    texts = _Texts(prefixes, prefix_length + steps, model.device)
+    step_ids = texts.shown()
     cache = None
     for step in range(steps):
         # Behind the prefix only the newest token is shown: the cache has the keys of all others.
@@ -303,29 +299,61 @@ def write(
         if step == 0:
             # The first forward reads the prefix, whose tokens are part of the loss too.
             _reserve(cache, prefix_length + steps)
-            nats += _nats_of_tokens(logits[:, :-1], step_ids[:, 1:]).sum(1)
+            texts.nats += _nats_of_tokens(logits[:, :-1], step_ids[:, 1:]).sum(1)
         last = logits[:, -1]
-        earlier_ids = ids[unfinished.to(ids.device), : prefix_length + step]
-        chosen = pick(
-            known_logits(last, vocabulary), earlier_ids, chance[unfinished, step], sampling, step
-        )
+        chances = chance[texts.unfinished, step]
+        chosen = pick(known_logits(last, vocabulary), texts.shown(), chances, sampling, step)
         continues = torch.tensor([token not in ends for token in chosen.tolist()])
-        nats[unfinished] += torch.where(continues, _nats_of_tokens(last, chosen), 0.0)
-        unfinished = unfinished[continues]
-        lengths[unfinished] += 1
+        texts.add(chosen, _nats_of_tokens(last, chosen), continues)
         if not continues.any():
             break
         if not continues.all():
             # Texts that have ended leave the batch, so the last long ones are cheap.
-            cache.batch_select_indices(continues.nonzero()[:, 0].to(ids.device))
+            cache.batch_select_indices(continues.nonzero()[:, 0].to(model.device))
         step_ids = chosen[continues.to(chosen.device), None]
-        ids[unfinished.to(ids.device), prefix_length + step] = step_ids[:, 0]
         on_step(step)
-    means = nats / (lengths - 1).clamp(min=1)
-    drafts: list[Draft] = []
-    for row, size, mean in zip(ids.tolist(), lengths.tolist(), means.tolist(), strict=True):
-        drafts.append(Draft(tuple(row[starts:size]), mean))
-    return drafts
+    return texts.drafts(starts)
+
+
+class _Texts:
+    """Texts that are being written, each at first its prefix."""
+
+    def __init__(
+        self, prefixes: Int[Tensor, "text position"], room: int, device: torch.device
+    ) -> None:
+        count, self._length = prefixes.shape
+        empty = prefixes.new_zeros(count, room - self._length)
+        self._ids = torch.cat([prefixes, empty], 1).to(device)
+        self._lengths = torch.full((count,), self._length)
+        self.nats = torch.zeros(count, dtype=torch.float64)
+        self.unfinished = torch.arange(count)  # the texts that haven't ended
+
+    def shown(self) -> Int[Tensor, "text position"]:
+        """Return the tokens of the unfinished texts, all of one length."""
+        return self._ids[self.unfinished.to(self._ids.device), : self._length]
+
+    def add(
+        self,
+        chosen: Int[Tensor, " text"],
+        nats: Float64[Tensor, " text"],
+        continues: Bool[Tensor, " text"],
+    ) -> None:
+        """Add a token to each unfinished text, or end it where it doesn't continue."""
+        self.nats[self.unfinished] += torch.where(continues, nats, 0.0)
+        self.unfinished = self.unfinished[continues]
+        self._lengths[self.unfinished] += 1
+        rows = self.unfinished.to(self._ids.device)
+        self._ids[rows, self._length] = chosen[continues.to(chosen.device)]
+        self._length += 1
+
+    def drafts(self, starts: int) -> list[Draft]:
+        """Return the texts without their first `starts` tokens."""
+        means = self.nats / (self._lengths - 1).clamp(min=1)
+        drafts: list[Draft] = []
+        columns = (self._ids.tolist(), self._lengths.tolist(), means.tolist())
+        for row, size, mean in zip(*columns, strict=True):
+            drafts.append(Draft(tuple(row[starts:size]), mean))
+        return drafts
 
 
 def _reserve(cache: Any, positions: int) -> None:
