@@ -142,12 +142,7 @@ class Encoder(ABC):
     @cached_property
     def special(self) -> frozenset[int]:
         """The ids of special tokens."""
-        # A special token that the vocabulary lacks has no id.
-        special = {token for token in self.tokenizer.all_special_ids if isinstance(token, int)}
-        for token, added in self.tokenizer.added_tokens_decoder.items():
-            if added.special:
-                special.add(token)
-        return frozenset(special)
+        return special_ids(self.tokenizer)
 
 
 class IdEncoder(Encoder):
@@ -270,6 +265,16 @@ class RoleEncoder(Encoder):
     @cached_property
     def _ids(self) -> IdEncoder:
         return IdEncoder(self.tokenizer)
+
+
+def special_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """Return the ids of all special tokens."""
+    # A special token that the vocabulary lacks has no id.
+    special = {token for token in tokenizer.all_special_ids if isinstance(token, int)}
+    for token, added in tokenizer.added_tokens_decoder.items():
+        if added.special:
+            special.add(token)
+    return frozenset(special)
 
 
 def token_offsets(

@@ -35,6 +35,7 @@ from calibrant.evaluators._head_inputs import HeadInputs
 from calibrant.evaluators._windows import (
     ScoredWindow,
     batch_logits,
+    first_windows,
     predictions,
     scored_logits,
 )
@@ -286,24 +287,13 @@ def noise_floor(
     measured on `windows`; None where none can be had.
     """
     inexact = model if isinstance(model, RunByLlamaCpp) else reference
-    floor_windows = _first(windows)
+    floor_windows = first_windows(windows, TOKENS)
     shown = [[window.name, window.unscored, *window.ids] for window in floor_windows]
     floor_id = identity([state(inexact), *shown])
     floors = _FLOORS.setdefault(inexact, {})
     if floor_id not in floors:
         floors[floor_id] = _measured(inexact, floor_windows, compare)
     return floors[floor_id]
-
-
-def _first(windows: Sequence[ScoredWindow]) -> list[ScoredWindow]:
-    chosen: list[ScoredWindow] = []
-    scored = 0
-    for window in windows:
-        chosen.append(window)
-        scored += window.scored
-        if scored >= TOKENS:
-            break
-    return chosen
 
 
 def _measured(

@@ -147,15 +147,8 @@ class Forgotten:
             better="lower",
             facts=facts,
         )
-        facts = {
-            **facts,
-            **self._neurons(),
-            **self._relation(self._document_losses).facts("rank_documents", self.seed),
-            **self._relation(self._next_losses).facts("rank_next", self.seed),
-            "words": self.table(),
-        }
         kept, error = mean_of(outcomes)
-        score = Score(
+        kept_score = Score(
             measured=self.measured,
             metric="kept",
             value=kept,
@@ -164,9 +157,20 @@ class Forgotten:
             unit="share",
             better="higher",
             chance=0.0,
-            facts=facts,
+            facts={**facts, **self._facts_of_groups()},
         )
-        return Measurement(score, tuple(outcomes), beside=(raised_score,))
+        return Measurement(kept_score, tuple(outcomes), beside=(raised_score,))
+
+    def _facts_of_groups(self) -> dict[str, Any]:
+        """Return what is stored of the neurons, of how damage goes with the losses, and of each
+        group.
+        """
+        return {
+            **self._neurons(),
+            **self._relation(self._document_losses).facts("rank_documents", self.seed),
+            **self._relation(self._next_losses).facts("rank_next", self.seed),
+            "words": self.table(),
+        }
 
     def table(self) -> dict[str, list[Any]]:
         """Return what is known of each group as columns: its name, words, documents and neurons,

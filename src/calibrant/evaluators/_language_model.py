@@ -86,12 +86,7 @@ class Answering:
         """
         super().__init__()
         if isinstance(pretrained, str):
-            # The harness's command line says cuda:0 where nobody said anything, and its own model
-            # takes what there is.
-            missing = str(device).startswith("cuda") and not torch.cuda.is_available()
-            if device is None or missing:
-                device = "auto"
-            opened = open_model(pretrained, dtype, str(device))
+            opened = open_model(pretrained, dtype, _device_that_is_there(device))
             pretrained = opened.model
             tokenizer = tokenizer or opened.tokenizer
         if tokenizer is None:
@@ -259,23 +254,24 @@ class Answering:
         done = sum(name in self._journal for name in names)
         steps = Steps(self._progress, "generating", len(names), done)
         for ending, by_name in by_ending.items():
-            alike = list(by_name.values())
-            ids = [prompt.ids for prompt in alike]
-            ended = self._ended(ending)
-            decoder = Decoder(self.model, ids, ending.room, ended, self._measured)
-            for batch in decoder.batches():
-                new = [place for place in batch if alike[place].name not in self._journal]
-                if not new:
-                    continue
-                entries: dict[str, list[int]] = {}
-                # In the same company as ever, so that a run that was killed ends as one that
-                # wasn't.
-                for place, answer in zip(batch, decoder.run(batch), strict=True):
-                    if place in new:
-                        entries[alike[place].name] = list(answer.ids)
-                self._journal.add(entries)
-                steps.add(len(new))
+            self._generate(list(by_name.values()), ending, steps)
         return [self._text(self._journal[prompt.name], prompt.ending) for prompt in prompts]
+
+    def _generate(self, prompts: Sequence[_Prompt], ending: Ending, steps: Steps) -> None:
+        """Put into the journal what follows prompts that end alike; what it has already stays."""
+        ids = [prompt.ids for prompt in prompts]
+        decoder = Decoder(self.model, ids, ending.room, self._ended(ending), self._measured)
+        for batch in decoder.batches():
+            names = [prompts[place].name for place in batch]
+            if all(name in self._journal for name in names):
+                continue
+            entries: dict[str, list[int]] = {}
+            # In the same company as ever, so that a run that was killed ends as one that wasn't.
+            for name, answer in zip(names, decoder.run(batch), strict=True):
+                if name not in self._journal:
+                    entries[name] = list(answer.ids)
+            self._journal.add(entries)
+            steps.add(len(entries))
 
     def pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
         """Return the ids of a context and of what is scored after it, split as the harness
@@ -415,6 +411,15 @@ class Answering:
         for end in ending.until:
             text = text.split(end)[0]
         return text
+
+
+def _device_that_is_there(device: str | None) -> str:
+    # The harness's command line says cuda:0 where nobody said anything, and its own model takes
+    # what there is.
+    missing = str(device).startswith("cuda") and not torch.cuda.is_available()
+    if device is None or missing:
+        return "auto"
+    return str(device)
 
 
 def _name(kind: str, *parts: Any) -> str:

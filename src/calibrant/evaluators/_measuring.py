@@ -150,9 +150,21 @@ def evaluate(options: EvaluateOptions) -> list[Measurement]:
     if promised is not None:
         check_kept(promised, opened)
     run = run_in_store(options, options.reference, opened, manifest, dense)
+    return _measure_each(options, chosen, opened, dense, run, leak_counts)
+
+
+def _measure_each(
+    options: EvaluateOptions,
+    tasks: Sequence[Evaluator],
+    opened: Opened,
+    dense: Opened | None,
+    run: MeasuredRun | None,
+    leak_counts: Sequence[LeakCount],
+) -> list[Measurement]:
+    """Return what each task measures, or what the store of `run` has of it."""
     # Once, since it takes a second for a large vocabulary.
     reading = reading_digest(opened)
-    journals = [_journal(task, opened, reading, dense) for task in chosen]
+    journals = [_journal(task, opened, reading, dense) for task in tasks]
     measured: list[Measurement] = []
     reference = None if dense is None else dense.model
     by_name = None
@@ -160,7 +172,7 @@ def evaluate(options: EvaluateOptions) -> list[Measurement]:
         by_name = dense
     # No journal goes before all tasks are done, so that a call that is killed goes on from there.
     with cached_predictions(by_name):
-        for task, journal, leak_count in zip(chosen, journals, leak_counts, strict=True):
+        for task, journal, leak_count in zip(tasks, journals, leak_counts, strict=True):
             measure = partial(
                 timed, task, opened, options.progress, reference, journal, leak_count.count
             )

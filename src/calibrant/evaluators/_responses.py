@@ -232,16 +232,7 @@ def shown(
 
     def on_neurons(labels: Tensor, matched: Tensor, block: int, rows: Tensor) -> None:
         sums.add(block, rows, labels)
-        device = rows.device
-        inside = (labels >= 0).nonzero().flatten()
-        groups = labels[inside]
-        # The dense model may have been on another device.
-        deviations = dense.deviations[block].to(device)
-        scaled = _per(rows[inside.to(device)], deviations)
-        responses_of_groups = dense.responses[block]
-        expected = responses_of_groups[groups.to(responses_of_groups.device)].to(device)
-        products = (expected * scaled).sum(1)
-        matched.index_add_(0, groups, products.cpu().double())
+        _add_matched(matched, dense, block, rows, labels)
 
     for number, (window_words, labels) in enumerate(readings, start=1):
         # A view: what is added to the row stands in the table.
@@ -257,6 +248,28 @@ def shown(
         if whole:
             responses.append(ours.float().cpu())
     return Shown(torch.stack(by_block), by_window, tuple(nats), tuple(responses))
+
+
+def _add_matched(
+    matched: Float[Tensor, " group"],
+    dense: Pattern,
+    block: int,
+    rows: Float[Tensor, "word neuron"],
+    labels: Int[Tensor, " word"],
+) -> None:
+    """Add to `matched` what each word of a window shows of the pattern of its group: Σ c·c' over a
+    block's neurons.
+    """
+    device = rows.device
+    inside = (labels >= 0).nonzero().flatten()
+    groups = labels[inside]
+    # The dense model may have been on another device.
+    deviations = dense.deviations[block].to(device)
+    scaled = _per(rows[inside.to(device)], deviations)
+    responses = dense.responses[block]
+    expected = responses[groups.to(responses.device)].to(device)
+    products = (expected * scaled).sum(1)
+    matched.index_add_(0, groups, products.cpu().double())
 
 
 def responses_bytes(dense: ModelOutline, groups: int, shuffles: int, length: int) -> int:

@@ -9,7 +9,7 @@ from typing import Any, Final
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from calibrant.data import Chat, Conversation, FunctionCall, Message, Role, Row, roles_of_tokens
-from calibrant.data._encoding import token_offsets
+from calibrant.data._encoding import special_ids, token_offsets
 from calibrant.data._templates import RefusedError
 from calibrant.data._written import ASSISTANT, THINKING, tags_of, written
 from calibrant.decoding import Decoder, Generated
@@ -128,13 +128,6 @@ def decode_all(
             journal.add(entries)
         steps.add(len(batch))
     return [journal[name] for name in names]
-
-
-def special_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """Return the ids of all special tokens."""
-    added = tokenizer.added_tokens_decoder.items()
-    special = {number for number, token in added if token.special}
-    return frozenset({*tokenizer.all_special_ids, *special})
 
 
 def _assistant_tokens(

@@ -111,18 +111,24 @@ def within(source: Source, windows: Iterable[ScoredWindow], tokens: int) -> list
     """Return the first windows, until `tokens` are scored. `DataError` if there is nothing to
     score.
     """
-    chosen: list[ScoredWindow] = []
-    wanted = tokens
-    for window in windows:
-        chosen.append(window)
-        wanted -= window.scored
-        if wanted <= 0:
-            break
+    chosen = first_windows(windows, tokens)
     if not chosen:
         raise DataError(
             f"{source} holds nothing to measure on (its texts have fewer than two tokens)",
             subject=str(source),
         )
+    return chosen
+
+
+def first_windows(windows: Iterable[ScoredWindow], tokens: int) -> list[ScoredWindow]:
+    """Return the first windows, until `tokens` are scored or there are no more."""
+    chosen: list[ScoredWindow] = []
+    scored = 0
+    for window in windows:
+        chosen.append(window)
+        scored += window.scored
+        if scored >= tokens:
+            break
     return chosen
 
 

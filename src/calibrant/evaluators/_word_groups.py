@@ -145,21 +145,7 @@ def grouped(
     """Return the `most` frequent of the groups that stand at least `least` times in the windows,
     and in two windows or more. `DataError` if there are none.
     """
-    counts, windows_of_words = _counted([window.words for window in windows])
-    # A word of fewer windows is never stored, so it names nothing.
-    common: dict[str, int] = {}
-    for word, count in counts.items():
-        if windows_of_words[word] >= WINDOWS:
-            common[word] = count
-    match groups:
-        case "words":
-            names = {word: word for word in counts}
-        case "lemmas":
-            names = {word: lemma(word, common) for word in counts}
-        case "clusters":
-            names = _clusters(_by_frequency(common), model, tokenizer)
-        case _:
-            names = {word: name for word, name in read_list(groups).items() if word in counts}
+    names = _group_names(groups, windows, model, tokenizer)
     groups_of_windows: list[list[str]] = []
     for window in windows:
         groups_of_windows.append([names[word] for word in window.words if word in names])
@@ -179,6 +165,27 @@ def grouped(
     places = {name: number for number, name in enumerate(kept)}
     numbers = {word: places[name] for word, name in names.items() if name in places}
     return Groups(tuple(kept), numbers, len(sizes) - len(kept))
+
+
+def _group_names(
+    groups: str,
+    windows: Sequence[WindowWords],
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+) -> dict[str, str]:
+    """Return what the group of each word is called; words in none are left out."""
+    counts, window_counts = _counted([window.words for window in windows])
+    # A word of fewer windows is never stored, so it names nothing.
+    common = {word: count for word, count in counts.items() if window_counts[word] >= WINDOWS}
+    match groups:
+        case "words":
+            return {word: word for word in counts}
+        case "lemmas":
+            return {word: lemma(word, common) for word in counts}
+        case "clusters":
+            return _clusters(_by_frequency(common), model, tokenizer)
+        case _:
+            return {word: name for word, name in read_list(groups).items() if word in counts}
 
 
 def _counted(windows: Iterable[Sequence[str]]) -> tuple[Counter[str], Counter[str]]:

@@ -233,33 +233,21 @@ class Agreement(TextEvaluator):
             "length": self.length,
             "items": items_of(outcomes),
         }
-        score = partial(Score, measured=measured, n=count)
         agreed_share, error = mean_of(outcomes, "agreed")
-        top1 = score(
+        top1 = Score(
+            measured=measured,
             metric="top1_agreement",
             value=agreed_share,
             stderr=error,
+            n=count,
             unit="share of tokens",
             better="higher",
             facts=facts,
         )
-        beside = [top1]
-        levels = np.percentile(by_token, PERCENTILES).tolist()
-        for percent, level in zip(PERCENTILES, levels, strict=True):
-            # No error: tokens of a document aren't independent, and a percentile is no mean of
-            # documents.
-            percentile = score(
-                metric=f"kl_p{percent}",
-                value=level,
-                stderr=None,
-                unit="nats",
-                better="lower",
-                facts=facts,
-            )
-            beside.append(percentile)
-        per_token = partial(score, unit="nats/token", better="lower")
+        per_token = partial(Score, measured=measured, n=count, unit="nats/token", better="lower")
         nats, error = mean_of(outcomes, "nats")
-        beside.append(per_token(metric="loss", value=nats, stderr=error, facts=facts))
+        loss = per_token(metric="loss", value=nats, stderr=error, facts=facts)
+        beside = [top1, *_percentiles(by_token, measured, facts), loss]
         if self.roles:
             beside += _by_role(outcomes, measured, facts)
         if floor is not None:
@@ -267,6 +255,26 @@ class Agreement(TextEvaluator):
         divergence, error = mean_of(outcomes)
         whole = per_token(metric="kl", value=divergence, stderr=error, facts=facts)
         return Measurement(whole, outcomes, beside=tuple(beside))
+
+
+def _percentiles(
+    by_token: Sequence[float], measured: str, facts: Mapping[str, Any]
+) -> Iterator[Score]:
+    """Yield high percentiles of the divergence of tokens."""
+    levels = np.percentile(by_token, PERCENTILES).tolist()
+    for percent, level in zip(PERCENTILES, levels, strict=True):
+        # No error: tokens of a document aren't independent, and a percentile is no mean of
+        # documents.
+        yield Score(
+            measured=measured,
+            metric=f"kl_p{percent}",
+            value=level,
+            stderr=None,
+            n=facts["documents"],
+            unit="nats",
+            better="lower",
+            facts=facts,
+        )
 
 
 def _by_role(

@@ -211,17 +211,13 @@ class ChatForm(SourceEvaluator):
             shares[condition] = condition_share
         lost = 0
         gained = 0
-        called = 0
-        tokens = 0
         for outcome in outcomes:
-            tokens += outcome.facts["tokens"]
-            if outcome.facts["calls"] > 0:
-                called += 1
             dense_is_right = outcome.facts["dense"]
             if dense_is_right and not outcome.value:
                 lost += 1
             if outcome.value and not dense_is_right:
                 gained += 1
+        called = sum(outcome.facts["calls"] > 0 for outcome in outcomes)
         share, error = mean_of(outcomes)
         dense_share, _ = mean_of(outcomes, "dense")
         return Score(
@@ -238,7 +234,7 @@ class ChatForm(SourceEvaluator):
                 "lost": lost,
                 "gained": gained,
                 "called": called / count,
-                "tokens": tokens,
+                "tokens": sum(outcome.facts["tokens"] for outcome in outcomes),
                 "max_tokens": self.max_tokens,
                 "left_out": left_out,
                 "items": items_of(outcomes),

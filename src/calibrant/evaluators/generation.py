@@ -38,6 +38,7 @@ from transformers import PreTrainedTokenizerBase
 from calibrant.data import Chat, Format, Message, Row, Source, held_out, start_tokens
 from calibrant.data._answers import kind_of, read_answer
 from calibrant.data._base import question_text
+from calibrant.data._encoding import special_ids
 from calibrant.data.packings._base import check_choice
 from calibrant.decoding import Decoder, Generated
 from calibrant.errors import DataError, SpecError
@@ -51,7 +52,7 @@ from calibrant.evaluators._base import (
 )
 from calibrant.evaluators._planning import cache_bytes
 from calibrant.evaluators._prompts import BETWEEN, draw_exemplars
-from calibrant.evaluators._turns import AssistantTurn, decode_all, prompt_ids, special_ids
+from calibrant.evaluators._turns import AssistantTurn, decode_all, prompt_ids
 from calibrant.evaluators._windows import token_ids
 from calibrant.models import ModelOutline
 from calibrant.results.outcomes import MOST, Measurement, Outcome, Score
@@ -225,15 +226,8 @@ class Generation(SourceEvaluator):
         most: int,
     ) -> Score:
         count = len(outcomes)
-        answered = 0
-        cut = 0
-        tokens = 0
-        for outcome in outcomes:
-            tokens += int(outcome.facts["tokens"])
-            if outcome.facts["extracted"]:
-                answered += 1
-            if outcome.facts["cut"]:
-                cut += 1
+        answered = sum(bool(outcome.facts["extracted"]) for outcome in outcomes)
+        cut = sum(bool(outcome.facts["cut"]) for outcome in outcomes)
         facts = {
             "shots": self.shots,
             "cot": self.cot,
@@ -241,7 +235,7 @@ class Generation(SourceEvaluator):
             "exemplars": identity([row.key for row in exemplars]),
             "answered": answered / count,
             "cut": cut / count,
-            "tokens": tokens,
+            "tokens": sum(int(outcome.facts["tokens"]) for outcome in outcomes),
             "items": identity([outcome.item for outcome in outcomes]),
         }
         # Nobody guesses a number or words.

@@ -377,21 +377,23 @@ class _HarnessResults:
         """
         right_choices: list[tuple[set[int], int]] = []
         for sample in self._first_samples:
-            document = sample["doc"]
-            choices = self._task.doc_to_choice(document)
-            answer = sample["target"]
-            # A task with several inputs has its answer where others have their question.
-            if getattr(self._task, "multiple_input", 0):
-                answer = self._task.doc_to_text(document)
-            answers = answer if isinstance(answer, list) else [answer]
-            right: set[int] = set()
-            for choice in answers:
-                if not isinstance(choice, str):
-                    right.add(int(choice))
-                elif choice in choices:
-                    right.add(choices.index(choice))
-            right_choices.append((right, len(choices)))
+            choices = self._task.doc_to_choice(sample["doc"])
+            right_choices.append((self._right(sample, choices), len(choices)))
         return right_choices
+
+    def _right(self, sample: Mapping[str, Any], choices: Sequence[str]) -> set[int]:
+        answer = sample["target"]
+        # A task with several inputs has its answer where others have their question.
+        if getattr(self._task, "multiple_input", 0):
+            answer = self._task.doc_to_text(sample["doc"])
+        answers = answer if isinstance(answer, list) else [answer]
+        right: set[int] = set()
+        for choice in answers:
+            if not isinstance(choice, str):
+                right.add(int(choice))
+            elif choice in choices:
+                right.add(choices.index(choice))
+        return right
 
 
 @cache

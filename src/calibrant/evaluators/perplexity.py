@@ -30,7 +30,7 @@ import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Final
+from typing import Any, Final
 
 from transformers import PreTrainedTokenizerBase
 
@@ -99,33 +99,37 @@ class Perplexity(SourceEvaluator):
         """Return the loss, with one outcome per window, or per document if these aren't joined:
         `value` its summed nats, `weight` its scored tokens.
         """
-        source, format = self.held_out()
-        pieces: list[str] = []
         if self.joined:
-            # Each window leaves its first token out, and the last one may fall away.
-            needed = self.tokens + self.tokens // (self.length - 1) + 2 * self.length
-            pieces = joined_rows(source, self.rows(), format, subject.tokenizer, needed)
-            cut_windows = islice(self._cut(JOINT.join(pieces), subject.tokenizer), self.limit)
-        else:
-            cut_windows = in_turn(self._documents(format, subject.tokenizer))
+            return self._measure_joined(subject)
+        source, format = self.held_out()
+        documents = self._documents(format, subject.tokenizer)
+        windows = within(source, in_turn(documents), self.tokens)
+        measured = f"{source}:{format.spec_name()}, document by document"
+        facts = self._facts(windows)
+        return measure_loss(self, subject, windows, by_document(windows), measured, facts)
+
+    def _measure_joined(self, subject: Subject) -> Measurement:
+        """Measure all documents as one text."""
+        source, format = self.held_out()
+        # Each window leaves its first token out, and the last one may fall away.
+        needed = self.tokens + self.tokens // (self.length - 1) + 2 * self.length
+        pieces = joined_rows(source, self.rows(), format, subject.tokenizer, needed)
+        cut_windows = islice(self._cut(JOINT.join(pieces), subject.tokenizer), self.limit)
         windows = within(source, cut_windows, self.tokens)
-        error_over = "windows" if self.joined else "documents"
-        facts = {
-            "windows": len(windows),
-            "length": self.length,
-            "stride": self.stride or self.length,
-            "error_over": error_over,
-        }
-        measured = f"{source}:{format.spec_name()}"
-        if not self.joined:
-            measured += ", document by document"
-            return measure_loss(self, subject, windows, by_document(windows), measured, facts)
-        measured += ", joined"
         items = {f"{window.begin:09d} {window.document}": [window] for window in windows}
-        whole = measure_loss(self, subject, windows, items, measured, facts)
+        measured = f"{source}:{format.spec_name()}, joined"
+        whole = measure_loss(self, subject, windows, items, measured, self._facts(windows))
         rows = _row_facts(source, pieces, windows)
         score = replace(whole.score, facts={**whole.score.facts, **rows})
         return replace(whole, score=score)
+
+    def _facts(self, windows: Sequence[ScoredWindow]) -> dict[str, Any]:
+        return {
+            "windows": len(windows),
+            "length": self.length,
+            "stride": self.stride or self.length,
+            "error_over": "windows" if self.joined else "documents",
+        }
 
     def _documents(
         self, format: Format, tokenizer: PreTrainedTokenizerBase

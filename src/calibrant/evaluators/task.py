@@ -121,10 +121,7 @@ class Task(SourceEvaluator):
         for item in items:
             # A single option isn't ranked, and needs no likelihood without its question.
             if len(item.options) > 1:
-                without_question: list[Request] = []
-                for option in item.options:
-                    without_question.append(tokens.request(option.bare, option.continuation))
-                bare[f"{item.name} bare"] = without_question
+                bare[f"{item.name} bare"] = _bare_requests(item, tokens)
         total = sum(map(len, asked.values())) + sum(map(len, bare.values()))
         steps = Steps(subject.progress, f"measuring {self}", total)
         results: dict[str, list[Scored]] = {}
@@ -239,14 +236,10 @@ class Task(SourceEvaluator):
         for answer in answered:
             if answer.has(metric):
                 results[answer.item.name] = answer.result(metric)
-        values: list[float] = []
-        weights: list[float] = []
-        items: list[list[Any]] = []
-        for name, (value, weight) in results.items():
-            values.append(value)
-            weights.append(weight)
-            items.append([name, weight])
+        values = [value for value, _ in results.values()]
+        weights = [weight for _, weight in results.values()]
         mean, error = ratio(values, weights)
+        items = [[name, weight] for name, weight in zip(results, weights, strict=True)]
         facts = {**facts, "items": identity(items)}
         unit = "share"
         better: Literal["lower", "higher"] = "lower"
@@ -387,3 +380,8 @@ def _requests(item: Item, exemplar_text: str, tokens: TokenizedTexts) -> list[Re
     if item.solution:
         requests.append(tokens.request(exemplar_text + item.right.context, f" {item.solution}"))
     return requests
+
+
+def _bare_requests(item: Item, tokens: TokenizedTexts) -> list[Request]:
+    """Return the requests of an item's options without their question."""
+    return [tokens.request(option.bare, option.continuation) for option in item.options]
