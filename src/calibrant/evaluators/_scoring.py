@@ -118,24 +118,30 @@ def score(
     division = _Trees if shares(model, longest) else _PaddedRows
     passes: _Passes = division(model, distinct, tokens_per_pass)
     for pack in passes.packs():
-        if all(distinct[place] in results for place in pack):
+        # The others are run as company; what is known of them stays.
+        missing = [place for place in pack if distinct[place] not in results]
+        if not missing:
             continue
+        scored_pack = passes.run(pack)
         new: dict[int, Scored] = {}
-        for place, scored in passes.run(pack).items():
+        for place in missing:
             request = distinct[place]
-            # It was run as company; what is known of it stays.
-            if request in results:
-                continue
-            if not np.isfinite(scored.nats):
-                raise NumericsError(
-                    f"the log likelihood of {measured} isn't finite: the model's outputs aren't",
-                    subject=measured,
-                )
+            scored = _finite(scored_pack[place], measured)
             results[request] = scored
             new.update(dict.fromkeys(indices[request], scored))
         if on_results:
             on_results(new)
     return [results[request] for request in requests]
+
+
+def _finite(scored: Scored, measured: str) -> Scored:
+    """Return a score. `NumericsError` if it isn't finite."""
+    if not np.isfinite(scored.nats):
+        raise NumericsError(
+            f"the log likelihood of {measured} isn't finite: the model's outputs aren't",
+            subject=measured,
+        )
+    return scored
 
 
 def score_named(
@@ -159,13 +165,12 @@ def score_named(
     spans: dict[str, range] = {}
     results: dict[int, Scored] = {}
     for name, wanted in requests.items():
-        span = range(len(requests_in_row), len(requests_in_row) + len(wanted))
-        spans[name] = span
+        spans[name] = range(len(owners), len(owners) + len(wanted))
         owners += [name] * len(wanted)
         requests_in_row += wanted
         if name in journal:
-            for index, entry in zip(span, journal[name], strict=True):
-                results[index] = Scored(*entry)
+            known = [Scored(*entry) for entry in journal[name]]
+            results.update(zip(spans[name], known, strict=True))
 
     def keep(new: Mapping[int, Scored]) -> None:
         results.update(new)
@@ -173,9 +178,9 @@ def score_named(
         # Each name once, in the order in which results came.
         names = dict.fromkeys(owners[index] for index in new)
         for name in names:
-            places = spans[name]
-            if all(index in results for index in places):
-                entries[name] = [results[index].entry() for index in places]
+            span = spans[name]
+            if all(index in results for index in span):
+                entries[name] = [results[index].entry() for index in span]
         journal.add(entries)
         steps.add(len(new))
 
@@ -258,6 +263,29 @@ class _Load:
         return self.tokens <= most.tokens and self.predicting <= most.predicting
 
 
+@dataclass
+class _Pack:
+    """The requests of a pass, what they add up to, and what it may hold."""
+
+    members: list[int]
+    load: _Load
+    capacity: _Load
+
+    @property
+    def last(self) -> int:
+        """The request behind which another one would be put."""
+        return self.members[-1]
+
+    def has_room(self, load: _Load) -> bool:
+        """Return whether so much more is within what it may hold."""
+        return (self.load + load).fits(self.capacity)
+
+    def add(self, index: int, load: _Load) -> None:
+        """Add a request that adds `load`."""
+        self.members.append(index)
+        self.load += load
+
+
 @final
 class _Trees:
     """Passes of one row each: a cache of what all begin with, and behind it a tree."""
@@ -285,28 +313,24 @@ class _Trees:
 
         # Neighbours in this order share the most.
         order = sorted(range(len(self._requests)), key=tokens_of)
-        packs: list[list[int]] = []
-        load = _Load()
-        capacity = _Load()
+        packs: list[_Pack] = []
         for _, members in itertools.groupby(order, key=context_of):
             group = list(members)
-            begins_pass = True
-            if packs:
-                # A context begins a new pass where that keeps its requests together.
-                together = load + self._load(group, after=packs[-1][-1])
-                alone = self._load(group)
-                begins_pass = not together.fits(capacity) and alone.fits(self._capacity(group[0]))
+            fits_alone = self._load(group).fits(self._capacity(group[0]))
+            # A context begins a new pass where that keeps its requests together.
+            if packs and fits_alone and not packs[-1].has_room(self._load(group, packs[-1].last)):
+                packs.append(self._begun(group.pop(0)))
             for index in group:
-                if not begins_pass:
-                    load += self._load([index], after=packs[-1][-1])
-                    begins_pass = not load.fits(capacity)
-                if begins_pass:
-                    packs.append([])
-                    capacity = self._capacity(index)
-                    load = self._load([index])
-                    begins_pass = False
-                packs[-1].append(index)
-        return packs
+                if packs:
+                    load = self._load([index], after=packs[-1].last)
+                    if packs[-1].has_room(load):
+                        packs[-1].add(index, load)
+                        continue
+                packs.append(self._begun(index))
+        return [pack.members for pack in packs]
+
+    def _begun(self, first: int) -> "_Pack":
+        return _Pack([first], self._load([first]), self._capacity(first))
 
     def _capacity(self, first: int) -> _Load:
         """Return what a pass that begins with this request may hold: a long context needs room for

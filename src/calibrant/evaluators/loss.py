@@ -161,11 +161,6 @@ def measure_loss(
             f"the loss on {measured} is {loss}: the model's outputs aren't finite",
             subject=measured,
         )
-    size = sum(window.size for window in windows)
-    in_bytes: dict[str, Any] = {}
-    if size:
-        bits = sum(outcome.value for outcome in outcomes) / math.log(2)
-        in_bytes = {"bits_per_byte": bits / size, "bytes": size}
     perplexity = math.exp(loss) if loss < LARGEST else math.inf
     whole = Score(
         measured=measured,
@@ -178,9 +173,20 @@ def measure_loss(
         facts={
             "perplexity": perplexity,
             "tokens": scored_tokens(windows),
-            **in_bytes,
+            **_facts_of_bytes(windows, outcomes),
             **facts,
             "items": items_of(outcomes),
         },
     )
     return Measurement(whole, tuple(outcomes))
+
+
+def _facts_of_bytes(
+    windows: Sequence[ScoredWindow], outcomes: Sequence[Outcome]
+) -> dict[str, int | float]:
+    """Return the loss by byte, and the bytes; nothing where these aren't counted."""
+    size = sum(window.size for window in windows)
+    if not size:
+        return {}
+    bits = sum(outcome.value for outcome in outcomes) / math.log(2)
+    return {"bits_per_byte": bits / size, "bytes": size}
