@@ -443,11 +443,9 @@ def _hold(source: StoredSource, place: Hashable) -> dict[Part, PartRows]:
     for part in ("measure", "exemplars", "calibrate"):
         rows = list(content.rows.get(part, ()))
         distinct = {row.key: row for row in rows}
-        used_rows: list[Row] = []
         # In the order of the hashes: it depends on the content alone, and mixes topics well.
-        for key in sorted(distinct):
-            if distinct[key].beginnings not in known:
-                used_rows.append(distinct[key])
+        in_order = [distinct[key] for key in sorted(distinct)]
+        used_rows = [row for row in in_order if row.beginnings not in known]
         if part != "calibrate":
             known.add(row.beginnings for row in used_rows)
         if part == "measure":

@@ -12,7 +12,7 @@ import csv
 import gzip
 import json
 import zlib
-from collections.abc import Hashable, Iterable, Iterator, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from io import BufferedIOBase, BufferedReader, StringIO
 from pathlib import Path
@@ -253,20 +253,25 @@ def _read_table(path: Path, label: str, delimiter: str) -> Iterator[dict[str, An
             if not columns:
                 columns = _header(cells, label, reader.line_num)
                 continue
-            place = f"{label}:{reader.line_num}"
-            if len(columns) == 1:
-                mark = _wrong_delimiter(columns[0], delimiter.join(cells), delimiter)
-                if mark:
-                    message = f"{mark} is between columns; write {delimiter!r} there"
-                    refuse(f"{place}: {message}", label)
-            if len(cells) != len(columns):
-                noun = "column" if len(columns) == 1 else "columns"
-                message = f"this line has not the {len(columns)} {noun} of the first line but"
-                refuse(f"{place}: {message} {len(cells)}", label)
+            fault = _fault_of_line(columns, cells, delimiter)
+            if fault:
+                refuse(f"{label}:{reader.line_num}: {fault}", label)
             yield dict(zip(columns, cells, strict=True))
     except csv.Error as error:
         kind = {",": "CSV", "\t": "TSV"}[delimiter]
         refuse(f"{label}:{reader.line_num}: this line is no {kind} ({error})", label, error)
+
+
+def _fault_of_line(columns: Sequence[str], cells: Sequence[str], delimiter: str) -> str:
+    """Return what is wrong with a line of a table; nothing where it is like the first line."""
+    if len(columns) == 1:
+        mark = _wrong_delimiter(columns[0], delimiter.join(cells), delimiter)
+        if mark:
+            return f"{mark} is between columns; write {delimiter!r} there"
+    if len(cells) != len(columns):
+        noun = "column" if len(columns) == 1 else "columns"
+        return f"this line has not the {len(columns)} {noun} of the first line but {len(cells)}"
+    return ""
 
 
 def _wrong_delimiter(header: str, line: str, delimiter: str) -> str:

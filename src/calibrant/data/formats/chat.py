@@ -112,14 +112,7 @@ class Chat(Format):
 
     def conversation(self, row: Row) -> Conversation:
         """Return the messages and tools that the template is given."""
-        messages = list(row.turns)
-        if not messages:
-            before, after = row.frame
-            question = question_text(row).removeprefix(before.strip()).removesuffix(after).strip()
-            answer = row.need("answer")
-            if self.worked:
-                answer = worked_answer(row)
-            messages = [Message("user", question), Message("assistant", answer)]
+        messages = list(row.turns) or self._exchange(row)
         if self.system:
             if messages[0].role in ("system", "developer"):
                 del messages[0]
@@ -131,6 +124,15 @@ class Chat(Format):
         if self.tools is None:
             return Conversation(tuple(_without_calls(messages)))
         return Conversation(tuple(messages), row.tools)
+
+    def _exchange(self, row: Row) -> list[Message]:
+        """Return a question, without the frame of other formats, and its answer."""
+        before, after = row.frame
+        question = question_text(row).removeprefix(before.strip()).removesuffix(after).strip()
+        answer = row.need("answer")
+        if self.worked:
+            answer = worked_answer(row)
+        return [Message("user", question), Message("assistant", answer)]
 
     def weights(self) -> Float32[np.ndarray, "role"]:
         """Return how much a token of each of `ROLES` counts."""

@@ -66,19 +66,8 @@ def inspect(options: InspectOptions) -> Inspection:
     """
     data = options.data
     calibration = as_set(data, options.samples, options.length, options.tokens, options.seed)
-    # What reads the set: a tokenizer alone, or a model, which is then run on it too.
-    if options.model is None and options.tokenizer is not None:
-        reader = tokenizer = options.tokenizer
-        name = tokenizer.name_or_path or type(tokenizer).__name__
-    elif options.model is None:
-        tokenizer, name = open_tokenizer("smollm2")
-        reader = tokenizer
-    else:
-        # A name that isn't there is said before a model is opened, which takes longer.
-        measurable(options.against)
-        reader = opened_of(options.model, options.tokenizer, options.dtype, options.device)
-        tokenizer = reader.tokenizer
-        name = reader.name
+    reader, name = _reader(options)
+    tokenizer = reader.tokenizer if isinstance(reader, Opened) else reader
     usual = f"{calibration.samples} windows of {calibration.length:,} tokens"
     held = None
     if calibration.at_most:
@@ -90,16 +79,30 @@ def inspect(options: InspectOptions) -> Inspection:
             calibration = CalibrationSet(
                 calibration.expr, length=calibration.length, tokens=held, seed=calibration.seed
             )
-    instead: dict[str, str] = {}
-    if held is not None:
-        instead["instead"] = usual
     calibration = resolved(calibration, reader, options.progress)
     inspection = inspect_tokens(calibration, tokenizer, options.against)
     facts = None
     if isinstance(reader, Opened):
         facts = _model_facts(reader, calibration, options.progress)
-    budget = {**inspection.budget, **instead}
+    budget = dict(inspection.budget)
+    if held is not None:
+        budget["instead"] = usual
     return replace(inspection, tokenizer=name, model=facts, budget=budget)
+
+
+def _reader(options: InspectOptions) -> tuple[Opened | PreTrainedTokenizerBase, str]:
+    """Return what reads the set, and its name: a tokenizer alone, or a model, which is then run on
+    it too.
+    """
+    if options.model is None:
+        tokenizer = options.tokenizer
+        if tokenizer is None:
+            return open_tokenizer("smollm2")
+        return tokenizer, tokenizer.name_or_path or type(tokenizer).__name__
+    # A name that isn't there is said before a model is opened, which takes longer.
+    measurable(options.against)
+    opened = opened_of(options.model, options.tokenizer, options.dtype, options.device)
+    return opened, opened.name
 
 
 def _tokens_held(calibration: CalibrationSet, tokenizer: PreTrainedTokenizerBase) -> int | None:
@@ -288,7 +291,7 @@ def _shares_of_squares(
         summed[role] = sum_of_kind / whole_sum
     if not shares:
         return {"median": 0.0, "most": 0.0, "where": "", "matrices": summed}
-    name = max(shares, key=lambda name: shares[name])
+    name = max(shares, key=shares.__getitem__)
     return {
         "median": median(shares.values()),
         "most": shares[name],

@@ -68,27 +68,16 @@ def profile(
     part by part, and `unquoted` says of the other parts why they aren't; without `quotes` both are
     empty.
     """
-    counts = Counter[str]()
-    windows_with = Counter[str]()  # in how many windows each word stands
-    classes = Counter[str]()
-    scripts = Counter[str]()
-    numbers = 0
+    counts = _Counts()
     # What the model is shown is counted, and not the rows: windows cut texts and leave some out.
     for row, mask in zip(batch.ids, text_tokens(batch), strict=True):
-        text = str(tokenizer.decode(row[mask].tolist(), skip_special_tokens=True))
-        words = Counter(_WORD.findall(text.casefold()))
-        counts.update(words)
-        windows_with.update(words.keys())
-        numbers += len(_NUMBER.findall(text))
-        for character, count in Counter(text).items():
-            classes[_CLASSES[unicodedata.category(character)[0]]] += count
-            if character.isalpha():
-                scripts[_script(character)] += count
-    total = counts.total()
-    shares = [count / total for count in counts.values()]
+        counts.add(str(tokenizer.decode(row[mask].tolist(), skip_special_tokens=True)))
+    words = counts.words
+    total = words.total()
+    shares = [count / total for count in words.values()]
     entropy = -sum(share * math.log(share) for share in shares)
-    letters = sum(len(word) * count for word, count in counts.items())
-    shared = Counter({word: count for word, count in counts.items() if windows_with[word] > 1})
+    letters = sum(len(word) * count for word, count in words.items())
+    shared = Counter({word: count for word, count in words.items() if counts.windows[word] > 1})
     examples: list[dict[str, str]] = []
     unquoted: dict[str, str] = {}
     if quotes:
@@ -98,15 +87,39 @@ def profile(
         "windows": len(batch.ids),
         "words": dict(_most_common(shared)[:WORDS]),
         "counted": total,
-        "distinct": len(counts),
+        "distinct": len(words),
         "even": math.exp(entropy),
         "word_length": letters / max(1, total),
-        "numbers": 100 * numbers / max(1, total),
-        "characters": _shares(classes),
-        "scripts": _shares(scripts),
+        "numbers": 100 * counts.numbers / max(1, total),
+        "characters": _shares(counts.classes),
+        "scripts": _shares(counts.scripts),
         "examples": examples,
         "unquoted": unquoted,
     }
+
+
+class _Counts:
+    """What is counted in the texts of windows. `windows` says in how many of them each word
+    stands.
+    """
+
+    def __init__(self) -> None:
+        self.words = Counter[str]()
+        self.windows = Counter[str]()
+        self.classes = Counter[str]()
+        self.scripts = Counter[str]()
+        self.numbers = 0
+
+    def add(self, text: str) -> None:
+        """Count what is in the text of a window."""
+        words = Counter(_WORD.findall(text.casefold()))
+        self.words.update(words)
+        self.windows.update(words.keys())
+        self.numbers += len(_NUMBER.findall(text))
+        for character, count in Counter(text).items():
+            self.classes[_CLASSES[unicodedata.category(character)[0]]] += count
+            if character.isalpha():
+                self.scripts[_script(character)] += count
 
 
 def _quotations(

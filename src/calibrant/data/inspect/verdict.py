@@ -2,7 +2,7 @@
 that is said where it holds.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from math import log
 from typing import Any, Final
 
@@ -103,11 +103,9 @@ def _cut_reasoning(facts: Facts) -> Iterator[str]:
 
 def _few_draws(facts: Facts) -> Iterator[str]:
     draws = facts["disjoint_draws"]
-    if (
-        draws is None
-        or draws >= ENOUGH_DRAWS
-        or any(part["replacement"] for part in facts["parts"])
-    ):
+    if draws is None or draws >= ENOUGH_DRAWS:
+        return
+    if any(part["replacement"] for part in facts["parts"]):
         return
     flag = facts["budget"]["flag"]
     noun = "window" if flag == "--samples" else "token"
@@ -132,6 +130,8 @@ def _overlapping_draws(facts: Facts) -> Iterator[str]:
 
 def _padding(facts: Facts) -> Iterator[str]:
     for part in facts["parts"]:
+        if part["padding"] <= 0.5 or part["fills"] or part["replacement"]:
+            continue
         remedies: list[str] = []
         if not part["conversations"]:
             remedies.append(part["filled"])
@@ -140,7 +140,7 @@ def _padding(facts: Facts) -> Iterator[str]:
             remedies.append(part["conversations"]["uncut"])
         if facts["budget"]["flag"] != "--tokens":
             remedies.append("--tokens for a budget in real tokens")
-        if part["padding"] > 0.5 and not part["fills"] and not part["replacement"] and remedies:
+        if remedies:
             yield (
                 f"{_percent(part['padding'])} of the positions of {part['data']} are padding, so "
                 f"only {part['tokens']:,} tokens count: use {', or '.join(remedies)}"
@@ -466,11 +466,15 @@ def _few_tokens(facts: Facts, kind: str) -> str:
     that has most of them; nothing if there are none.
     """
     experts = _model_facts(facts, "experts")
-    layers = {name: layer[kind] for name, layer in experts.get("layers", {}).items()}
-    name = max(layers, key=lambda layer: len(layers[layer]), default="")
-    if not layers or not layers[name]:
+    layer_name = ""
+    most: Sequence[int] = ()
+    for name, layer in experts.get("layers", {}).items():
+        if len(layer[kind]) > len(most):
+            layer_name = name
+            most = layer[kind]
+    if not most:
         return ""
-    shown = ", ".join(map(str, layers[name][:5]))
-    if len(layers[name]) > 5:
+    shown = ", ".join(map(str, most[:5]))
+    if len(most) > 5:
         shown += ", …"
-    return f"{experts[kind]:,} of {experts['experts']:,} experts ({name}: {shown})"
+    return f"{experts[kind]:,} of {experts['experts']:,} experts ({layer_name}: {shown})"

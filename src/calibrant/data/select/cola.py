@@ -49,8 +49,14 @@ class COLA(Picking):
             # Johnson and Lindenstrauss: divided by the root, distances stay about what they were.
             points = points @ noise / np.sqrt(self.project)
         labels, distances = clustered(points, self.k, context.draw)
-        # By distance; of equals the earlier candidate, so that the order is the same everywhere.
-        nearest = np.lexsort((np.arange(len(labels)), distances))
-        members = [nearest[labels[nearest] == label] for label in np.unique(labels)]
-        members.sort(key=lambda cluster: (-len(cluster), int(cluster[0])))
-        return in_turn(members), f"{len(members)} clusters in {points.shape[1]} dimensions"
+        # Of equals the earlier candidate, so that the order is the same everywhere.
+        nearest_first = np.argsort(distances, kind="stable")
+        clusters: list[np.ndarray] = []
+        for label in np.unique(labels):
+            clusters.append(nearest_first[labels[nearest_first] == label])
+
+        def largest_first(members: np.ndarray) -> tuple[int, int]:
+            return -len(members), int(members[0])
+
+        clusters.sort(key=largest_first)
+        return in_turn(clusters), f"{len(clusters)} clusters in {points.shape[1]} dimensions"

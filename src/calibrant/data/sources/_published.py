@@ -79,10 +79,9 @@ def one_split(hub: HubDataset, folder: str, make: Make, lacking: str) -> SourceR
     """Return the train split, which is all there is or all that is read, divided by hash; `folder`
     is where a mirror keeps it. Records without what is `lacking` are left out and counted.
     """
-    entries, origin = records(hub, "train", [(folder, "train")])
-    made = make_each(entries, origin, make)
-    rows = [row for row in made if row is not None]
-    return SourceRows(divide(rows), origin, left_out_note(len(made) - len(rows), origin, lacking))
+    # How many records were published isn't known, so a mirror can't lack any.
+    whole = read_split(hub, Split("train", {(folder, "train"): 0}), make, lacking)
+    return SourceRows(divide(whole.rows), whole.origin, whole.note)
 
 
 def make_each(
