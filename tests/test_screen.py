@@ -53,6 +53,35 @@ def test_a_record_shows_its_numbers_and_nothing_that_it_lacks():
         assert absent not in said
 
 
+def test_a_target_that_was_not_reached_is_said():
+    run = {**RUN, "target": "0.999"}
+    said = pruned(run=run, sparsity=0.972222)
+    assert "not reached" in said
+    assert "97.2222% of the weights went, which is less than 0.999: only whole weights go" in said
+    # A weight or so of a row is missing almost everywhere.
+    assert "not reached" not in pruned(run={**RUN, "target": "0.6"}, sparsity=0.599)
+    assert "0.0000% of the weights went" in pruned(run={**RUN, "target": "0.001"}, sparsity=0)
+    for target in ("0", "0.5", "2:4", "w4g64", "numbers 0.2"):
+        assert "not reached" not in pruned(run={**RUN, "target": target}, sparsity=0.5)
+
+
+def test_how_many_blocks_and_experts_went_is_said():
+    drops = [
+        {"edit": "drop_blocks", "blocks": [1], "of": 4},
+        {"edit": "drop_blocks", "blocks": [0, 1], "of": 3},
+    ]
+    said = pruned(run={**RUN, "target": "blocks 0.99"}, weights=[], edits=drops)
+    assert "removed        3 of 4 blocks\n" in said
+    assert "3 of 4 blocks went, which is less than blocks 0.99: only whole blocks go" in said
+    reached = pruned(run={**RUN, "target": "blocks 0.75"}, weights=[], edits=drops)
+    assert "3 of 4 blocks" in reached
+    assert "not reached" not in reached
+    experts = [{"edit": "drop_experts", "experts": {"0": [1, 2], "1": [0, 3]}, "of": 8}]
+    said = pruned(run={**RUN, "target": "experts 0.37"}, weights=[], edits=experts)
+    assert "removed        2 of 8 experts of each layer\n" in said
+    assert "2 of 8 experts of each layer went, which is less than experts 0.37" in said
+
+
 def test_experts_with_few_tokens_are_counted_and_what_was_done_for_them_is_said():
     weights = [
         {"shape": [4, 6], "name": f"experts[{number}]", "tokens": tokens}

@@ -26,7 +26,9 @@ from calibrant.results.records import (
     inputs_in_words,
     left_dense,
     measurement_id,
+    parts_gone,
     revisions,
+    short_of_target,
     stored_bits,
 )
 from calibrant.results.store import STATISTICS, STUDY, Store, is_store, statistics_purpose
@@ -61,7 +63,9 @@ __all__ = [
     "measurement_id",
     "merge",
     "pack",
+    "parts_gone",
     "revisions",
+    "short_of_target",
     "statistics_purpose",
     "stored_bits",
     "verify",

@@ -18,7 +18,7 @@ from calibrant.numerics import megabytes
 from calibrant.results.outcomes import Count, Score, ScoreFacts, Size
 from calibrant.spec import identity
 from calibrant.spec.families import known_family
-from calibrant.spec.grammar import SetLabel
+from calibrant.spec.grammar import SetLabel, read_target
 from calibrant.system.durable import from_json
 from calibrant.system.notebook import card
 
@@ -32,6 +32,8 @@ UNTOUCHED: Final = "none"
 """The method of the model as it came."""
 MEASURED: Final = "measured"
 """The method of a finished model that nothing but its label is known of."""
+SHORT: Final = 0.05
+"""What share of what was to go, or to stay, may be missing before a record says so."""
 
 
 class SpecForm(TypedDict, total=False):
@@ -292,6 +294,10 @@ class Record:
         if stored is not None:
             size = sum(weight["bytes"] for weight in self.weights)
             facts["bits a weight"] = f"{stored:.3f}, {megabytes(size)} in all"
+        facts["removed"] = parts_gone(self.edits)
+        facts["target not reached"] = short_of_target(
+            run.target, self.sparsity, self.weights, self.edits
+        )
         facts["matrices compressed"] = len(self.weights)
         facts["inputs"] = inputs_in_words(self.edits)
         facts["KV cache"] = cache_in_words(self.edits)
@@ -497,6 +503,75 @@ def _rounding_in_words(edit: Mapping[str, Any]) -> str:
     if "range" in edit:
         words += f", times one for each matrix, found by {edit['range']}"
     return words
+
+
+def parts_gone(edits: Sequence[Mapping[str, Any]]) -> str:
+    """Return in words how many blocks of a record's model went, or experts of each layer; empty
+    where none did.
+
+    >>> parts_gone([{"edit": "drop_blocks", "blocks": [1, 2], "of": 30}])
+    '2 of 30 blocks'
+    """
+    counted = _count_of_parts(edits)
+    if counted is None:
+        return ""
+    gone, whole, noun = counted
+    return f"{gone} of {whole} {noun}"
+
+
+def short_of_target(
+    target: str,
+    sparsity: float,
+    matrices: Sequence[Mapping[str, Any]],
+    edits: Sequence[Mapping[str, Any]],
+) -> str:
+    """Return a sentence if clearly less went than a record's target says, since counts are rounded
+    down; empty where it didn't.
+
+    Clearly is by more than a twentieth of what was to go, or of what was to stay.
+    """
+    label = read_target(target)
+    if label.share is None:
+        return ""
+    counted = _count_of_parts(edits)
+    if label.parts is None and matrices and counted is None:
+        reached = sparsity
+        went = f"{sparsity:.4%} of the weights"
+        why = "only whole weights go, and their number is rounded down, mostly in each row"
+    elif label.parts is not None and not matrices and counted is not None:
+        gone, whole, noun = counted
+        reached = gone / whole
+        went = f"{gone} of {whole} {noun}"
+        why = f"only whole {label.parts} go, and their number is rounded down"
+    else:
+        # What factors or condensed layers come to stands in their notes.
+        return ""
+    missing = label.share - reached
+    if missing <= SHORT * min(label.share, 1 - label.share):
+        return ""
+    return f"{went} went, which is less than {target}: {why}"
+
+
+def _count_of_parts(edits: Sequence[Mapping[str, Any]]) -> tuple[int, int, str] | None:
+    """Return how many blocks, or experts of each layer, went of how many, and their noun."""
+    gone = 0
+    whole = 0
+    noun = ""
+    for edit in edits:
+        if edit["edit"] == "drop_blocks":
+            gone += len(edit.get("blocks", ()))
+            noun = "blocks"
+        elif edit["edit"] == "drop_experts":
+            # Equally many of each layer.
+            gone += max(map(len, edit.get("experts", {}).values()), default=0)
+            noun = "experts of each layer"
+        else:
+            continue
+        # The first of several edits says how many there were at first.
+        whole = whole or edit.get("of", 0)
+    if whole == 0:
+        return None
+    return gone, whole, noun
 
 
 def left_dense(matrices: Sequence[Mapping[str, Any]]) -> str:

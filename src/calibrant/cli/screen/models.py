@@ -26,10 +26,17 @@ DIGIT: Final = 1e-4
 def pruned(result: Mapping[str, Any]) -> Iterator[Any]:
     """Yield a record, with where it was saved."""
     # Imported here, since a store brings numpy, and --help needs neither.
-    from calibrant.results import cache_in_words, inputs_in_words, left_dense
+    from calibrant.results import (
+        cache_in_words,
+        inputs_in_words,
+        left_dense,
+        parts_gone,
+        short_of_target,
+    )
 
     run = result["run"]
     matrices = result["weights"]
+    edits = result.get("edits", ())
     provenance = result["provenance"]
     if result["already_done"]:
         yield f"{result['out']} already holds exactly this; nothing was done."
@@ -44,9 +51,11 @@ def pruned(result: Mapping[str, Any]) -> Iterator[Any]:
             "calibrated on": _calibrated(run, result["data_facts"]),
             "used up": _repeated(result["data_facts"]),
             "fingerprint": run["tokens"],
+            "removed": parts_gone(edits),
             **_size(result["sparsity"], matrices),
-            "inputs": inputs_in_words(result.get("edits", ())),
-            "KV cache": cache_in_words(result.get("edits", ())),
+            "not reached": short_of_target(run["target"], result["sparsity"], matrices, edits),
+            "inputs": inputs_in_words(edits),
+            "KV cache": cache_in_words(edits),
             "left dense": left_dense(result["dense"]),
             "few tokens": _starved(matrices, run),
             "time": phases(provenance.get("seconds", {}), tenths),
