@@ -44,6 +44,7 @@ WRONG_WORDS = [
     ("--dtype", "float7", "float7"),
     ("--device", "gpu", "gpu"),
     ("--samples", "0", "samples"),
+    ("--tokens", "64", "tokens is 64"),
     ("--data-dir", "nowhere", "nowhere"),
     ("--samples", "100000", "python_docs"),
 ]

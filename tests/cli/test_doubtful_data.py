@@ -13,7 +13,7 @@ from calibrant.results import Store
 
 from tests.cli.conftest import Ask
 
-FEW = shlex.split("--data python_docs --samples 1 --length 4 --tokens 1 --dtype float32")
+FEW = shlex.split("--data python_docs --length 4 --tokens 1 --dtype float32")
 JUST_ENOUGH = shlex.split("--data python_docs --samples 1 --length 64 --dtype float32")
 """A tiny llama's widest matrix has 64 inputs."""
 STUDY = """

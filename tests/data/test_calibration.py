@@ -16,7 +16,7 @@ from jaxtyping import TypeCheckError
 from tokenizers import AddedToken, Tokenizer, models
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from calibrant.data import CalibrationSet, TokenBatch
+from calibrant.data import CalibrationSet, TokenBatch, as_set
 from calibrant.data._base import Part, PartRows, PerDraw, Row, Source
 from calibrant.data._draw import Deck, PartDraw
 from calibrant.data.calibration import check_budget, fingerprint
@@ -236,6 +236,15 @@ def test_impossible_budgets_are_refused(name: str, value: int):
     with pytest.raises(DataError, match=f" {value};") as caught:
         CalibrationSet("wikitext", **{name: value})
     assert caught.value.subject == name
+
+
+def test_windows_and_tokens_together_are_refused():
+    said = "samples is 4 and tokens is 64, and a budget is a number of windows or of real tokens"
+    with pytest.raises(DataError, match=f"{said}; leave one out") as caught:
+        CalibrationSet("wikitext", samples=4, tokens=64)
+    assert caught.value.subject == "samples"
+    with pytest.raises(DataError, match=said):
+        as_set(["a text", "another"], samples=4, tokens=64)
 
 
 @pytest.mark.parametrize(

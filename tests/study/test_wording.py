@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from calibrant.errors import StudyError
-from calibrant.lab.study import read_study
+from calibrant.lab.study import Study, read_study
 
 SMALL = "model: smollm2\ndata: random_tokens\n"
 SAID = [
@@ -21,6 +21,11 @@ SAID = [
     (SMALL + "tasks: [losss]", "there is no task called 'losss', perhaps you mean 'loss'"),
     (SMALL + "task: loss\nevaluate: loss", "evaluate says the same as task; leave one out"),
     (SMALL + "samples: 0", "samples is 0; it must be a whole number of at least 1"),
+    (
+        SMALL + "samples: 4\ntokens: 64",
+        "samples is 4 and tokens is 64, and a budget is a number of windows or of real tokens; "
+        "leave one out",
+    ),
     (SMALL + "masks: yes", "masks is 'yes'; it must be true or false"),
     ("model: smollm2\ndata: gsm9k", "there is no source called 'gsm9k', perhaps you mean 'gsm8k'"),
     (SMALL + "method: wnada", "there is no method called 'wnada', perhaps you mean 'wanda'"),
@@ -44,3 +49,10 @@ def test_a_mistake_in_a_file_is_answered_with_what_to_do(tmp_path: Path, text: s
     with pytest.raises(StudyError) as raised:
         read_study(tmp_path / "study.yaml")
     assert said in str(raised.value)
+
+
+def test_a_study_that_is_written_down_says_the_usual_windows_beside_its_tokens(tmp_path: Path):
+    study = Study("smollm2", "random_tokens", tokens=64)
+    assert "\nsamples: 128\n" in study.as_yaml()
+    (tmp_path / "study.yaml").write_text(study.as_yaml())
+    assert read_study(tmp_path / "study.yaml") == study

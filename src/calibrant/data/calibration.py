@@ -150,8 +150,8 @@ class CalibrationSet:
 
     All of an object is calibrated on, and nothing is held out; so it is with a file of token ids.
     Without `samples` and `tokens`, all that there is is used, 128 windows at most (`at_most`). With
-    one of them the budget is exact, and too little is an error. Of what has no length, such as a
-    stream, the first 20,000 rows are read.
+    one of them the budget is exact, and too little is an error; both together are refused. Of what
+    has no length, such as a stream, the first 20,000 rows are read.
 
     `part` says which rows of the sources are drawn: `calibrate`, or `measure` in what `held_out`
     gives. Where a part is a selector, `supplied` puts in its place what it chose.
@@ -182,6 +182,7 @@ class CalibrationSet:
         seed: int = 0,
     ) -> None:
         at_most = samples is None and tokens is None
+        check_one_budget(samples, tokens)
         if samples is None:
             samples = WINDOWS
         samples, length, tokens, seed = check_budget(samples, length, tokens, seed)
@@ -736,6 +737,17 @@ def _check_sequences(term: Term, length: int) -> None:
             f"give {setting}, or cut it yourself",
             subject=str(term.source),
         )
+
+
+def check_one_budget(samples: object, tokens: object) -> None:
+    """Raise `DataError` where both are given: windows would be counted nowhere."""
+    if samples is None or tokens is None:
+        return
+    raise DataError(
+        f"samples is {brief(samples)} and tokens is {brief(tokens)}, and a budget is a number of "
+        "windows or of real tokens; leave one out",
+        subject="samples",
+    )
 
 
 def check_budget(

@@ -21,7 +21,7 @@ from calibrant.allocations import Allocation, allocations
 from calibrant.compress import PROPAGATIONS, Recipe
 from calibrant.compress.recipe import check_propagation
 from calibrant.data import CalibrationSet, Source
-from calibrant.data.calibration import LAST_DRAW, WINDOWS, check_budget
+from calibrant.data.calibration import LAST_DRAW, WINDOWS, check_budget, check_one_budget
 from calibrant.data.given import as_source
 from calibrant.errors import DataError, InputError, Problem
 from calibrant.evaluators import Evaluator, evaluators
@@ -544,6 +544,13 @@ class StudyReader:
         except DataError as error:
             self.mistakes.add((error.subject,), str(error))
             self._budget = dict(_USUAL_BUDGET)
+        samples, tokens = self._budget["samples"], self._budget["tokens"]
+        if tokens is None:
+            return
+        # A study that is written down says the usual number of windows too, beside tokens.
+        if samples != WINDOWS:
+            self.mistakes.tried(("samples",), partial(check_one_budget, samples), tokens)
+        self._budget["samples"] = None
 
     def _read_evaluators(self) -> None:
         found = self.contents.evaluators
