@@ -13,8 +13,9 @@ from transformers import AutoModelForCausalLM
 from calibrant.allocations import allocations
 from calibrant.allocations.least_error import LeastError
 from calibrant.compress import prune, quantize
-from calibrant.errors import InputError, OutputError, SpecError
+from calibrant.errors import DataError, InputError, OutputError, SpecError
 from calibrant.evaluators import evaluate, explain, loss
+from calibrant.evaluators._measured_run import MeasuredRun
 from calibrant.lab.report import report
 from calibrant.lab.stats import compare
 from calibrant.lab.study import Study
@@ -245,6 +246,47 @@ def test_a_kill_between_tasks_loses_nothing(
     put(dense, tmp_path / "another")
     assert len(batches) == one_task + both
     assert report(store).to_json()["unranked"] == report(tmp_path / "another").to_json()["unranked"]
+
+
+@pytest.mark.parametrize("failure", [DataError("it can't be"), KeyboardInterrupt()], ids=repr)
+def test_a_store_that_got_nothing_goes_and_another_stays(
+    dense: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: BaseException
+):
+    def fail(*_: Any) -> None:
+        raise failure
+
+    def try_to_put(store: Path, label: str = "") -> None:
+        with monkeypatch.context() as patched:
+            patched.setattr(Store, "add_measurement", fail)
+            with pytest.raises(type(failure)):
+                put(dense, store, label)
+
+    new = tmp_path / "new"
+    try_to_put(new)
+    assert not new.exists()
+    values = put(dense, new)
+    try_to_put(new, "another")
+    assert put(dense, new) == values
+    assert len(Store(new, create=False).cells()) == 2
+
+
+def test_a_run_whose_new_store_was_removed_is_put_there_again(
+    dense: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    once = MeasuredRun.once
+
+    def after_removal(run: MeasuredRun, *rest: Any) -> Any:
+        # As another process would, which failed between the two.
+        with Store(run.folder) as store:
+            store.remove_unmeasured(run.cell.run)
+        return once(run, *rest)
+
+    store = tmp_path / "results"
+    with monkeypatch.context() as patched:
+        patched.setattr(MeasuredRun, "once", after_removal)
+        values = put(dense, store)
+    assert put(dense, store) == values
+    assert not list(verify(store))
 
 
 @pytest.mark.slow

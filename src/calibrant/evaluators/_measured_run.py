@@ -3,6 +3,7 @@ so that it is compared as what a study measured.
 """
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -11,7 +12,7 @@ from calibrant.allocations import allocations
 from calibrant.allocations.uniform import Uniform
 from calibrant.compress import Recipe
 from calibrant.compress.costs import provenance
-from calibrant.errors import DataError, InputError, SpecError
+from calibrant.errors import DataError, InputError, OutputError, SpecError
 from calibrant.evaluators._base import Evaluator
 from calibrant.methods import methods
 from calibrant.methods.pruning.none import Untouched
@@ -38,14 +39,17 @@ READING: Final = "reading"
 
 @dataclass(frozen=True)
 class MeasuredRun:
-    """A run in the store of a folder, by the cell that shows it; `reading` is the digest of how its
-    model reads and ends text, `dense` that of the model that it is compared with, if it is.
+    """A run in the store of a folder, by its record and the cell that shows it; `reading` is the
+    digest of how its model reads and ends text, `dense` that of the model that it is compared with,
+    if it is. The folder `is_new` if it wasn't there before.
     """
 
     folder: str | Path
     cell: Cell
+    record: Record
     reading: str
     dense: str = ""
+    is_new: bool = False
 
     @classmethod
     def of(
@@ -80,27 +84,43 @@ class MeasuredRun:
             # The digest is the finished model's own. In tables it stands by what it was made from.
             known_as = dense_digest
         cell = _cell(record.run)
+        is_new = not Path(folder).exists()
         with Store(folder) as store:
             cell = replace(cell, model=_name_in(store, record.run.model_name, known_as))
             _check_origin(store, cell)
             # The cell comes first: a record without one would be taken for a study's.
             store.add_cell(cell)
             store.add_record(record)
-        return cls(folder, cell, reading_digest(opened), dense_digest)
+        return cls(folder, cell, record, reading_digest(opened), dense_digest, is_new)
 
     def once(self, task: Evaluator, measure: Callable[[], Measurement]) -> Measurement:
         """Return what the store has of `task` on this run, else what `measure` returns, which is
-        stored at once.
+        stored at once. Where that fails, a store that is new and has nothing else goes again.
 
         Raises `SpecError` where the store has a comparison with another dense model, or a
         measurement with another tokenizer.
         """
+        try:
+            return self._stored(task, measure)
+        except BaseException:
+            if self.is_new:
+                # What failed first is what is told.
+                with suppress(DataError, OutputError), Store(self.folder) as store:
+                    store.remove_unmeasured(self.cell.run)
+            raise
+
+    def _stored(self, task: Evaluator, measure: Callable[[], Measurement]) -> Measurement:
+        """Do what `once` does, and leave the store behind also where that fails."""
         form = canonical(task)
         digest = task.digest()
         run_id = self.cell.run
         measure_id = measurement_id(run_id, form, digest)
         # Another process may be at work on the same run.
         with Store(self.folder) as store, store.claim(run_id, wait=True):
+            # Another process that failed may have removed a store with nothing measured in it.
+            if not store.has_record(run_id):
+                store.add_cell(self.cell)
+                store.add_record(self.record)
             measurement = store.measurement(run_id, measure_id)
             if measurement is None:
                 measurement = self._with_digests(task, measure())

@@ -46,7 +46,7 @@ from calibrant.results.stored import (
 from calibrant.spec import Call, canonical, parameters, text_of
 from calibrant.spec.foreign import brief
 from calibrant.spec.grammar import SetLabel
-from calibrant.system.durable import LARGEST, content, reason, short
+from calibrant.system.durable import LARGEST, content, reason, remove_empty, short
 from calibrant.system.seals import Purpose, tell_made_again
 
 STUDY: Final = "study.yaml"
@@ -708,6 +708,22 @@ class Store:
             # The check runs while nobody else can write, so nothing new is lost.
             live.database.remove(check)
             self._live = None
+
+    def remove_unmeasured(self, run_id: str) -> None:
+        """Delete the database, and the folder that is empty then, where it has this run alone and
+        nothing was measured; it stays where somebody else has it open.
+        """
+        live = self.live
+
+        def check() -> None:
+            alone = set(live.runs()) <= {run_id} and not live.measured()
+            begun = bool(live.database.rows("SELECT 1 FROM journal LIMIT 1"))
+            if not alone or begun or self.index().cells or self.failures():
+                raise self._error(f"{str(self.folder)!r} has other results; it stays")
+
+        with suppress(OutputError):
+            live.database.remove(check)
+            remove_empty(self.folder)
 
     def _check_published(
         self, live: LiveResults, published: PublishedResults, runs: int, measurements: int
