@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 
 from calibrant.cli import main
 from calibrant.compress.checkpoint import Checkpoint
@@ -118,6 +119,21 @@ def test_an_interrupted_prune_says_how_to_go_on(
         "interrupted; run the same command again to continue\n",
     )
     assert not (tmp_path / "pruned").exists()
+
+
+def test_an_interruption_before_a_command_runs_is_no_fault_of_ours(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(typer.main, "get_command", interrupt)
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert (ended.value.code, capsys.readouterr().err) == (
+        130,
+        "interrupted; run the same command again to continue\n",
+    )
 
 
 def test_workers_that_all_died_are_no_fault_of_ours(ask: Ask, monkeypatch: pytest.MonkeyPatch):

@@ -61,6 +61,8 @@ OUT_OF_MEMORY: Final = (
     "--device-memory where the command takes one, or --device cpu"
 )
 
+INTERRUPTED: Final = "interrupted; run the same command again to continue"
+
 HELP: Final = {"help_option_names": ["-h", "--help"]}
 app = typer.Typer(
     no_args_is_help=True,
@@ -145,6 +147,10 @@ def main() -> None:
             code = typer.main.get_command(app)(prog_name="calibrant", standalone_mode=False)
         except USAGE as error:
             code = _misused(error)
+        except KeyboardInterrupt:
+            # While the commands are put together, before any of them runs.
+            typer.echo(INTERRUPTED, err=True)
+            code = 130
         sys.exit(code if isinstance(code, int) else 0)
 
 
@@ -235,7 +241,7 @@ def command(
             except (RankError, WorkerError) as error:
                 stop(str(error), 1, error)
             except KeyboardInterrupt as error:
-                stop("interrupted; run the same command again to continue", 130, error)
+                stop(INTERRUPTED, 130, error)
             except OSError as error:
                 stop(_unusable(error), 2, error)
             except RuntimeError as error:
