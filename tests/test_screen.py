@@ -60,7 +60,7 @@ def test_a_target_that_was_not_reached_is_said():
     assert "97.2222% of the weights went, which is less than 0.999: only whole weights go" in said
     # A weight or so of a row is missing almost everywhere.
     assert "not reached" not in pruned(run={**RUN, "target": "0.6"}, sparsity=0.599)
-    assert "0.0000% of the weights went" in pruned(run={**RUN, "target": "0.001"}, sparsity=0)
+    assert "0.0000% of the weights went" in pruned(run={**RUN, "target": "0.001"}, sparsity=0.0)
     for target in ("0", "0.5", "2:4", "w4g64", "numbers 0.2"):
         assert "not reached" not in pruned(run={**RUN, "target": target}, sparsity=0.5)
 

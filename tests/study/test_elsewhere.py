@@ -91,13 +91,17 @@ def test_a_run_that_lacks_a_measurement_is_made_anew(study: Study, on: Any, tmp_
     assert on(study, store, "one").computed == 2, "what its own runs lack"
 
 
+IN_TOKENS = {"samples": 128, "tokens": 120}
+"""A budget in tokens; 128 windows are the usual number, which says nothing beside it."""
+
+
 def test_other_tokens_on_the_same_processor_and_what_was_asked_otherwise_are_other_runs(
     study: Study, on: Any, tmp_path: Path
 ):
     store = tmp_path / "store"
     on(study, store, "one")
     assert on(study, store, "one", turned=True).computed == 2 + 4
-    for change in ({"samples": 3}, {"length": 16}, {"seeds": [1]}, {"tokens": 120}):
+    for change in ({"samples": 3}, {"length": 16}, {"seeds": [1]}, IN_TOKENS):
         assert on(replace(study, **change), store, "other").computed == 2 + 4, change
 
 
