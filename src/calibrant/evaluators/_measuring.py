@@ -12,12 +12,7 @@ from typing import Any, final
 
 from transformers import PreTrainedModel
 
-from calibrant.compress.on_device import (
-    device_of,
-    room_on_device,
-    why_beside,
-    with_all_blocks,
-)
+from calibrant.compress.on_device import device_of, room_on_device, why_beside, with_all_blocks
 from calibrant.compress.planning import JobPlan, outline_of_options
 from calibrant.compress.room import check_kept, in_bytes
 from calibrant.data import CalibrationSet, Row, StoredSource
