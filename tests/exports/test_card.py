@@ -195,3 +195,9 @@ def test_scores_go_into_the_card_in_place_of_the_last_ones_and_into_no_card_that
 )
 def test_folders_of_absolute_paths_are_left_out(text: str, shown: str) -> None:
     assert without_folders(text) == shown
+
+
+def test_a_card_says_that_a_target_was_not_reached(record: Record) -> None:
+    said = "50.0000% of the weights went, which is less than 0.7: only whole weights go"
+    assert said in card(replace(record, run=replace(record.run, target="0.7")))
+    assert "not reached" not in card(record)

@@ -123,10 +123,20 @@ def test_a_plan_says_it_too(tmp_path: Path):
         assert not any("windows may have" in note for note in fitting.notes)
 
 
-def test_rotary_positions_go_on():
-    model = tiny_model("llama", max_position_embeddings=32)
-    assert calibrant.plan(calibrant.prune, model, tiny_tokenizer(), **FEW).fits
-    calibrant.prune(model, tiny_tokenizer(), **FEW)
+def test_rotary_positions_go_on_and_a_plan_says_what_the_model_was_made_for(tmp_path: Path):
+    sizes = {"max_position_embeddings": 32}
+    folder = str(tiny_folder(tmp_path / "model", "llama", **sizes))
+    tasks = "loss(source=python_docs, tokens=99, length=33)"
+    for model, tokenizer in ((folder, None), (tiny_model("llama", **sizes), tiny_tokenizer())):
+        pruning = calibrant.plan(calibrant.prune, model, tokenizer, **FEW)
+        measuring = calibrant.plan(calibrant.evaluate, model, tokenizer, tasks=tasks)
+        for plan in (pruning, measuring):
+            (said,) = (note for note in plan.notes if "33 tokens" in note)
+            assert "the model was made for 32: what it says of longer ones may mean little" in said
+            assert plan.fits
+        fitting = calibrant.plan(calibrant.prune, model, tokenizer, **FEW | {"length": 32})
+        assert not any("windows may have" in note for note in fitting.notes)
+    calibrant.prune(tiny_model("llama", **sizes), tiny_tokenizer(), **FEW)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 reads well whatever was asked.
 """
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -101,3 +103,15 @@ def test_every_format_and_the_page_show_it(found: Report):
     assert "6.000 (w4g16), 8.889 (w8)" in told["settings"]["bits a weight"]
     assert "rtn" in found.to_csv()
     assert found.plots()
+
+
+def test_a_target_that_was_not_reached_is_said(tmp_path: Path):
+    given = texts(tmp_path / "data")
+    methods = ["wanda", "magnitude"]
+    study = asked(given, data=[given["prose"]], methods=methods, targets=[0.5, 0.999])
+    found = report(study.run(tmp_path / "results"))
+    page = found.html()
+    assert "of the weights went, which is less than 0.999" in page
+    assert "less than 0.5:" not in page
+    settings = json.loads(found.text("json"))["settings"]
+    assert "less than 0.999: only whole weights go" in settings["target not reached"]

@@ -61,7 +61,7 @@ from calibrant.models import (
     view,
 )
 from calibrant.models.devices import free_on
-from calibrant.models.readable import longest_window, may_be_too_long
+from calibrant.models.readable import about_length, longest_window, positions_of
 from calibrant.numerics import duration, gigabytes, type_name
 from calibrant.system.notebook import card
 from calibrant.targets import (
@@ -272,6 +272,7 @@ def outline_of_options(options: Any) -> ModelOutline:
         0,
         divisible=False,
         longest_window=longest_window(opened.model),
+        positions=positions_of(opened.model),
     )
 
 
@@ -297,9 +298,9 @@ class CompressionPlanner:
         needs = self._needs(self._tokens, outline.dtype)
         course = self._course(needs)
         notes = course.notes(self.recipe.propagate)
-        longest = outline.longest_window
-        if self.recipe.looks and longest is not None and self._length > longest:
-            notes.append(may_be_too_long(self._length, longest))
+        on_length = about_length(self._length, outline.longest_window, outline.positions)
+        if self.recipe.looks and on_length:
+            notes.append(on_length)
         disk = self._written()
         kept = sum(disk.values()) - disk.get(CHECKPOINT, 0)
         scratch = scratch_bytes(outline.shape, target)

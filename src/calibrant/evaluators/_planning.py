@@ -25,7 +25,7 @@ from calibrant.data import Row
 from calibrant.decoding import TOKENS_PER_BATCH
 from calibrant.evaluators._base import Evaluator
 from calibrant.models import ModelOutline
-from calibrant.models.readable import may_be_too_long
+from calibrant.models.readable import about_length
 from calibrant.numerics import gigabytes, type_name
 
 TOKENS: Final = 2048
@@ -230,11 +230,12 @@ class MeasuringPlanner:
 
     def _notes_on_tasks(self) -> Iterator[str]:
         """Yield what must be said of tasks: that windows may be too long, and how answers count."""
-        longest = self.outlines[0].longest_window
+        outline = self.outlines[0]
         for task in self.tasks:
             length = getattr(task, "length", 0)
-            if longest is not None and length > longest:
-                yield f"{task}: {may_be_too_long(length, longest)}"
+            on_length = about_length(length, outline.longest_window, outline.positions)
+            if on_length:
+                yield f"{task}: {on_length}"
         if any(task.longest_answer for task in self.tasks):
             yield "every answer is counted as if it were as long as it may be"
         if any(task.spec_name() == "harness" for task in self.tasks):

@@ -16,7 +16,13 @@ from typing import Any, Final
 from calibrant.errors import OutputError
 from calibrant.models import read_manifest
 from calibrant.models.rounded_inputs import INPUTS
-from calibrant.results import Record, cache_in_words, inputs_in_words, stored_bits
+from calibrant.results import (
+    Record,
+    cache_in_words,
+    inputs_in_words,
+    short_of_target,
+    stored_bits,
+)
 from calibrant.results.outcomes import Score
 from calibrant.spec import written_form
 from calibrant.system.durable import put, reason
@@ -152,6 +158,9 @@ def _body(record: Record, note: str, rounded: Sequence[str]) -> Iterator[str]:
             "note": note,
             "method": written_form(run.method),
             "target": run.target,
+            "target not reached": short_of_target(
+                run.target, record.sparsity, record.weights, record.edits
+            ),
             "allocation": allocation,
             "transforms": ", ".join(map(written_form, run.transforms)),
             "propagation": run.propagate,

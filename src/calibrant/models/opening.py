@@ -62,7 +62,7 @@ from calibrant.models.on_disk import open_on_disk
 from calibrant.models.origin import Origin, remember
 from calibrant.models.packed_folder import IntegerFolder, PackedFolder, packed_folder
 from calibrant.models.quiet import quiet, quoted
-from calibrant.models.readable import longest_window
+from calibrant.models.readable import longest_window, positions_of
 from calibrant.models.rounded_inputs import INPUTS, round_as_written
 from calibrant.models.saving import Opened, check_unchanged, forget_quantization
 from calibrant.models.shape import ModelOutline, ModelShape, Storage
@@ -177,6 +177,7 @@ def outline_of(ref: str, dtype: str = "auto", device: str = "auto") -> ModelOutl
         file_bytes,
         divisible=plain,
         longest_window=longest_window(empty),
+        positions=positions_of(empty),
     )
 
 

@@ -198,7 +198,8 @@ folder, in a GGUF file, or on the hub, not downloaded yet.
 class ModelOutline:
     """A model as far as it is known before it is opened: its shape, and the type and device that
     it would be opened in. Its files have `stored` bytes. `divisible` says whether its blocks can
-    stay on disk. `longest_window` is how many tokens it can read at once, where that has an end.
+    stay on disk. `longest_window` is how many tokens it can read at once, where that has an end,
+    and `positions` how many its configuration names.
     """
 
     name: str
@@ -209,6 +210,7 @@ class ModelOutline:
     stored: int
     divisible: bool
     longest_window: int | None = None
+    positions: int | None = None
 
     @property
     def added(self) -> int:

@@ -8,7 +8,15 @@ from typing import Any, Final
 
 from calibrant.lab.stats import Results, is_rounded
 from calibrant.numerics import decimals, gigabytes
-from calibrant.results import Cell, Record, Score, Store, inputs_in_words, stored_bits
+from calibrant.results import (
+    Cell,
+    Record,
+    Score,
+    Store,
+    inputs_in_words,
+    short_of_target,
+    stored_bits,
+)
 from calibrant.results.records import MEASURED, UNTOUCHED
 
 PHASES: Final = {
@@ -132,6 +140,7 @@ def _settings(store: Store, records: Mapping[str, Record]) -> dict[str, str]:
     sparsities: list[str] = []
     rounded: dict[str, str] = {}
     pruned: dict[str, str] = {}
+    removing: dict[tuple[str, str, str], str] = {}
     inputs: dict[str, str] = {}
     for run, record in records.items():
         if record.run.method.get("spec") in (UNTOUCHED, MEASURED):
@@ -145,6 +154,8 @@ def _settings(store: Store, records: Mapping[str, Record]) -> dict[str, str]:
         else:
             sparsities.append(f"{record.sparsity:.4f}")
             pruned.setdefault(record.run.model, run)
+            way = (record.run.model, str(record.run.method.get("spec")), record.run.target)
+            removing.setdefault(way, run)
     allocations = [str(record.run.allocation.get("spec", "")) for record in every]
     settings = {
         "numbers": _joined(record.run.dtype for record in every),
@@ -155,6 +166,9 @@ def _settings(store: Store, records: Mapping[str, Record]) -> dict[str, str]:
     }
     if rounded:
         settings["bits a weight"] = _joined(_stored(store, rounded))
+    shortfalls = dict.fromkeys(_short_of_target(store, removing))
+    if shortfalls:
+        settings["target not reached"] = "; ".join(shortfalls)
     settings["left dense"] = _joined(left_dense)
     if inputs:
         settings["inputs"] = "; ".join(f"{target}: {words}" for target, words in inputs.items())
@@ -167,6 +181,19 @@ def _pruned(store: Store, pruned: Mapping[str, str]) -> Iterator[str]:
         record = store.record(run)
         if record is not None:
             yield str(len(record.weights))
+
+
+def _short_of_target(store: Store, removing: Mapping[tuple[str, str, str], str]) -> Iterator[str]:
+    """What is to be said of targets that weren't reached; one record of each model, method and
+    target is read whole.
+    """
+    for run in removing.values():
+        record = store.record(run)
+        if record is None:
+            continue
+        said = short_of_target(record.run.target, record.sparsity, record.weights, record.edits)
+        if said:
+            yield said
 
 
 def _stored(store: Store, rounded: Mapping[str, str]) -> Iterator[str]:
