@@ -76,7 +76,7 @@ class Condense(Edit):
             for expert, gate in zip(entry["experts"], entry["gates"], strict=True):
                 gates[int(expert)] = float(gate)
             layers[block] = Condensed(gates, float(entry["shared"]))
-        device = next(view.model.parameters()).device
+        device = view.device
         tuned = {name: numbers.to(device) for name, numbers in stored.tensors.items()}
         return cls(layers, stored.facts["notes"], tuned)
 

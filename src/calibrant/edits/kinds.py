@@ -358,7 +358,7 @@ class ReplaceParameters(Edit):
 
     @classmethod
     def read(cls, stored: StoredEdit, view: ModelView) -> "ReplaceParameters":
-        device = next(view.model.parameters()).device
+        device = view.device
         packed: dict[str, Packed] = {}
         for number, (name, facts, keys) in enumerate(stored.facts["parameters"]):
             parts: dict[str, Tensor] = {}

@@ -320,7 +320,7 @@ def _proportional(view: ModelView, hidden: Hidden, up: Weight, rows: UnitRows) -
     def double(_module: nn.Module, _args: Any, output: Tensor) -> Tensor:
         return output * factors.to(output)
 
-    device = next(view.model.parameters()).device
+    device = view.device
     # Any tokens will do: the first ones of the vocabulary.
     ids = torch.arange(PROBE, device=device)[None]
     watching = hidden.down.owner.register_forward_pre_hook(keep)

@@ -116,7 +116,7 @@ def layer_samples(
     All layers are recorded in the same forward.
     """
     samples: dict[int, list[LayerSample]] = {layer.block: [] for layer in layers}
-    device = next(view.model.parameters()).device
+    device = view.device
     for share, part in batch.sets:
         for ids, mask, weights in ranks.share(list(micro_batches(part, TOKENS_PER_PASS))):
             flat_weights = weights.flatten()

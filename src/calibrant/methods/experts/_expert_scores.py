@@ -366,7 +366,7 @@ def _add_gradients(
     sums: Mapping[ParameterKey, Tensor],
 ) -> None:
     """Add to `sums` the gradients of the loss on a part, in nats a token, times its share."""
-    device = next(job.view.model.parameters()).device
+    device = job.view.device
     batches = list(micro_batches(part, TOKENS_PER_PASS))
     # The total is known before the first gradient, so that a micro-batch counts by its tokens.
     masses: list[float] = []

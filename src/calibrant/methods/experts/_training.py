@@ -104,7 +104,7 @@ def _step_batches(batch: TokenBatch) -> list[_StepBatch]:
 
 def _loss(view: ModelView, batch: _StepBatch) -> Float[Tensor, ""]:
     """The loss of the model on the tokens of a step, in nats a token."""
-    device = next(view.model.parameters()).device
+    device = view.device
     ids = batch.ids.to(device)
     mask = batch.mask.to(device)
     weights = batch.weights.to(device)

@@ -155,7 +155,7 @@ class LlamaQuantize(ModelMethod):
                 yield Replace(weight, compressed, seen.get(weight, Seen({})))
         # What is left are parameters that are no matrices of blocks. Those that became plain
         # numbers stay as they are.
-        device = next(job.view.model.parameters()).device
+        device = job.view.device
         others: dict[str, Packed] = {}
         for name, tensor in quantized.items():
             packed = packed_of(tensor, device, dtype)
@@ -279,7 +279,7 @@ def _changed(
     called at its end.
     """
     dtype = job.opened.dtype
-    device = next(job.view.model.parameters()).device
+    device = job.view.device
     with ExitStack() as stack:
         for name, tensor in tensors.items():
             weight = job.view.named.get(name)
