@@ -25,6 +25,7 @@ from typer.core import TyperCommand
 from calibrant import __version__
 from calibrant.cli.declared import shown_alone
 from calibrant.errors import (
+    INTERRUPTED,
     InputError,
     OutputError,
     RankError,
@@ -60,8 +61,6 @@ OUT_OF_MEMORY: Final = (
     "the device ran out of memory; end what else runs there, or give fewer tokens, a smaller "
     "--device-memory where the command takes one, or --device cpu"
 )
-
-INTERRUPTED: Final = "interrupted; run the same command again to continue"
 
 HELP: Final = {"help_option_names": ["-h", "--help"]}
 app = typer.Typer(
