@@ -1,5 +1,5 @@
-"""Sealed tensors are laid out as the safetensors library does it, and what a killed writer leaves goes
-with the next one.
+"""Sealed tensors are laid out as the safetensors library does it, and what a killed writer leaves
+goes with the next one.
 """
 
 import os
