@@ -27,6 +27,7 @@ from calibrant.job import Job
 from calibrant.methods import Compressed, MatrixMethod, Method, ModelMethod
 from calibrant.methods.pruning.reconstructed import Refit
 from calibrant.models import ModelView, Opened, Weight, open_model, read_manifest, save, view
+from calibrant.system.shards import Shard
 from calibrant.targets import Grid, Target, parse_target
 from calibrant.testing import tiny_folder
 
@@ -422,7 +423,7 @@ def test_a_checkpoint_that_broke_off_is_not_believed(folder: Path, tmp_path: Pat
 def test_a_full_disk_leaves_nothing_half_written(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("calibrant.system.sealed_tensors.save_file", full_disk)
+    monkeypatch.setattr(Shard, "write", full_disk)
     block = opened_view(folder)[1].blocks[0]
     kept = Checkpoint(tmp_path / "a/b/out", "sha256:1")
     with refused(OutputError, str(kept.folder)):
@@ -457,7 +458,7 @@ def test_numbers_that_are_being_written_are_waited_for(
 def test_a_step_that_could_not_be_written_is_told_by_what_comes_next(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("calibrant.system.sealed_tensors.save_file", full_disk)
+    monkeypatch.setattr(Shard, "write", full_disk)
     block = opened_view(folder)[1].blocks[0]
     kept = Checkpoint(tmp_path / "out", "sha256:1")
     edits = [as_it_is(block.weights[0]).stored()]

@@ -18,6 +18,7 @@ from calibrant.compress import Recipe, compress
 from calibrant.data import TokenBatch
 from calibrant.errors import OutputError, SpecError
 from calibrant.models import ModelView, Opened, view
+from calibrant.system.shards import Shard
 from calibrant.testing import tiny_model
 from calibrant.walk import walk, walk_blocks
 from calibrant.walk.block_statistics import ExpertOutputs, TokenKinds
@@ -274,14 +275,13 @@ def test_a_folder_of_statistics_is_for_one_process(
 def test_a_full_disk_leaves_nothing_half_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(tensors: object, path: Path, **_: object) -> None:
-        Path(path).write_bytes(b"half")
+    def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
     opened, batch = opened_of("llama"), batch_of()
     kept = stored_in(tmp_path, opened, batch)
     with monkeypatch.context() as patched:
-        patched.setattr("calibrant.system.sealed_tensors.save_file", full)
+        patched.setattr(Shard, "write", full)
         with pytest.raises(OutputError) as refused:
             gather(view(opened.model), batch, (Gram,), kept)
     assert refused.value.subject == str(kept.folder)

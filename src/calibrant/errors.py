@@ -33,6 +33,8 @@ LINE: Final = 1_000
 """Characters of a line of a message at most; what is cut of a longer one is its middle, since
 its end says what to do.
 """
+INTERRUPTED: Final = "interrupted; run the same command again to continue"
+"""What a command says that was interrupted."""
 
 _LONG_QUOTATION: Final = re.compile(rf"""(?<!\w)(['"])((?:(?!\1)[^\n]){{{QUOTED},}})\1(?!\w)""")
 """An apostrophe within a word opens no quotation."""

@@ -3,6 +3,7 @@ behind.
 """
 
 import json
+import os
 import resource
 import signal
 from collections.abc import Iterator
@@ -182,6 +183,18 @@ def test_a_file_of_the_user_is_no_output(ask: Ask, unchanged, model: Path, tmp_p
         languages = ("--language", "english.txt", "--language", "german.txt")
         assert_refused(ask("lape", model, *languages, "--out", taken), taken, said)
         assert_refused(ask("report", "store", "--html", taken), taken, said)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="elsewhere a folder in use can't be removed")
+def test_a_current_folder_that_was_removed(
+    ask: Ask, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    answer = ask("prune", model, "--out", "pruned", "--data", "random_tokens")
+    monkeypatch.chdir(tmp_path)
+    assert_refused(answer, "the current folder was removed; change to one that is there")
 
 
 def test_an_earlier_result_is_replaced(ask: Ask, model: Path, tmp_path: Path):

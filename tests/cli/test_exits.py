@@ -5,7 +5,10 @@ import os
 import shutil
 import signal
 import sys
+import tomllib
 from collections.abc import Sequence
+from importlib.abc import MetaPathFinder
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +133,29 @@ def test_an_interruption_before_a_command_runs_is_no_fault_of_ours(
     monkeypatch.setattr(typer.main, "get_command", interrupt)
     with pytest.raises(SystemExit) as ended:
         main()
+    assert (ended.value.code, capsys.readouterr().err) == (
+        130,
+        "interrupted; run the same command again to continue\n",
+    )
+
+
+class Interrupted(MetaPathFinder):
+    """The user presses Ctrl-C while the command line is imported."""
+
+    def find_spec(self, fullname: str, *_: object) -> None:
+        if fullname == "calibrant.cli":
+            raise KeyboardInterrupt
+
+
+def test_an_interruption_while_commands_are_imported_is_no_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
+    entry = EntryPoint("calibrant", project["project"]["scripts"]["calibrant"], "console_scripts")
+    monkeypatch.delitem(sys.modules, "calibrant.cli")
+    monkeypatch.setattr(sys, "meta_path", [Interrupted(), *sys.meta_path])
+    with pytest.raises(SystemExit) as ended:
+        entry.load()()
     assert (ended.value.code, capsys.readouterr().err) == (
         130,
         "interrupted; run the same command again to continue\n",

@@ -49,6 +49,15 @@ def test_words_of_a_pruned_model(ask: Ask, model: Path, tmp_path: Path) -> None:
     assert first["word"] in first["passages"][0].lower()
 
 
+def test_words_that_cannot_be_measured_leave_no_new_store(
+    ask: Ask, model: Path, tmp_path: Path
+) -> None:
+    task = "words(source='python_docs', tokens=64, least=9999)"
+    words = ("explain", model, "--against", model, "--task", task, "--dtype", "float32")
+    assert_refused(ask(*words, "--store", "results"), "none of")
+    assert not (tmp_path / "results").exists()
+
+
 @pytest.mark.parametrize("most", [0, -3])
 def test_a_table_of_words_has_at_least_one(ask: Ask, most: int) -> None:
     assert_refused(ask("explain", "smollm2", f"--most={most}"), f"--most is {most}")

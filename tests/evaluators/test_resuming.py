@@ -33,6 +33,25 @@ def test_a_user_without_a_cache_can_evaluate(
     assert evaluate(folder, tasks=TASKS[0], dtype="float32")[0].score == kept[0].score
 
 
+def test_a_cache_that_cannot_be_written_stops_no_evaluation(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    own_cache: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    folder = str(tiny_folder(tmp_path / "tiny"))
+    kept = evaluate(folder, tasks=TASKS, dtype="float32")
+    assert not caplog.messages
+    # Below a file nothing can be made, whoever asks.
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("CALIBRANT_CACHE", str(tmp_path / "file/cache"))
+    unkept = evaluate(folder, tasks=TASKS, dtype="float32")
+    assert [one.score for one in unkept] == [one.score for one in kept]
+    (told,) = caplog.messages
+    assert str(tmp_path / "file/cache") in told
+    assert "set CALIBRANT_CACHE to a folder" in told
+
+
 def test_a_killed_evaluation_goes_on_from_its_journal(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own_cache: Path
 ):

@@ -254,6 +254,14 @@ def test_reading_makes_nothing(tmp_path: Path, name: str):
     assert [path.name for path in tmp_path.iterdir()] == ["report"]
 
 
+@pytest.mark.skipif(os.name != "posix", reason="links need a right elsewhere")
+@pytest.mark.parametrize("target", ["store", "gone"], ids=["to itself", "to nothing"])
+def test_a_link_to_nothing_is_no_folder(tmp_path: Path, target: str):
+    (tmp_path / "store").symlink_to(target)
+    with pytest.raises(OutputError, match="is a link to what isn't there; name another folder"):
+        Store(tmp_path / "store")
+
+
 def test_a_file_is_no_folder(tmp_path: Path):
     (tmp_path / "report").write_text("x")
     with refused(OutputError, tmp_path / "report"):

@@ -25,6 +25,7 @@ from typer.core import TyperCommand
 from calibrant import __version__
 from calibrant.cli.declared import shown_alone
 from calibrant.errors import (
+    INTERRUPTED,
     InputError,
     OutputError,
     RankError,
@@ -60,8 +61,6 @@ OUT_OF_MEMORY: Final = (
     "the device ran out of memory; end what else runs there, or give fewer tokens, a smaller "
     "--device-memory where the command takes one, or --device cpu"
 )
-
-INTERRUPTED: Final = "interrupted; run the same command again to continue"
 
 HELP: Final = {"help_option_names": ["-h", "--help"]}
 app = typer.Typer(
@@ -266,12 +265,23 @@ def _unusable(error: OSError) -> str:
     """
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return "the disk is full; free some space and run the same command again"
+    if error.errno == errno.ENOENT and _is_nowhere():
+        return "the current folder was removed; change to one that is there, and run it again"
     if not isinstance(error.filename, str | bytes | os.PathLike):
         raise error
     return (
         f"{os.fsdecode(error.filename)!r} can't be used ({error.strerror}); look at its "
         "permissions, or give another"
     )
+
+
+def _is_nowhere() -> bool:
+    """Return whether the folder that this process works in was removed."""
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        return True
+    return False
 
 
 def _check_texts(values: Iterable[object]) -> None:

@@ -4,6 +4,7 @@ and passages in which they were needed.
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final, cast, final
@@ -99,7 +100,8 @@ def explain(options: ExplainOptions) -> Explanation:
     dense = reference_of(options.against, manifest, opened, options.device, "--against")
     run = run_in_store(options, options.against, opened, manifest, dense)
     began = time.perf_counter()
-    with freed_memory_kept():
+    undoing = nullcontext() if run is None else run.undoing()
+    with undoing, freed_memory_kept():
         subject = Subject(opened.model, opened.tokenizer, dense.model, options.progress)
         forgotten = task.read(subject, whole=True)
         measurement = forgotten.measurement()

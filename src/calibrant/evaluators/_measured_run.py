@@ -2,8 +2,8 @@
 so that it is compared as what a study measured.
 """
 
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -100,8 +100,14 @@ class MeasuredRun:
         Raises `SpecError` where the store has a comparison with another dense model, or a
         measurement with another tokenizer.
         """
-        try:
+        with self.undoing():
             return self._stored(task, measure)
+
+    @contextmanager
+    def undoing(self) -> Iterator[None]:
+        """Where what is done within fails, a store that is new and has nothing else goes again."""
+        try:
+            yield
         except BaseException:
             if self.is_new:
                 # What failed first is what is told.

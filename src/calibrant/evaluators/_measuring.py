@@ -2,13 +2,14 @@
 calibrated on, unless somebody asks for exactly that.
 """
 
+import logging
 import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, final
+from typing import Any, Final, final
 
 from transformers import PreTrainedModel
 
@@ -39,7 +40,7 @@ from calibrant.models import (
     read_manifest,
     read_when_run,
 )
-from calibrant.models.cache import cache_folder
+from calibrant.models.cache import cache_folder, takes_files
 from calibrant.models.hashing import OF_TENSORS
 from calibrant.models.reading import reading_digest
 from calibrant.numerics import gigabytes, type_name
@@ -52,6 +53,8 @@ from calibrant.system.process import freed_memory_kept
 from calibrant.system.progress import Progress, silent
 
 evaluators = Registry("calibrant.evaluators", "task")
+
+_LOGGER: Final = logging.getLogger("calibrant")
 
 
 @final
@@ -160,6 +163,7 @@ def _measure_each(
     # Once, since it takes a second for a large vocabulary.
     reading = reading_digest(opened)
     journals = [_journal(task, opened, reading, dense) for task in tasks]
+    _tell_unkept()
     measured: list[Measurement] = []
     reference = None if dense is None else dense.model
     by_name = None
@@ -574,7 +578,7 @@ def _opened(
 
 def _journal(task: Evaluator, opened: Opened, reading: str, reference: Opened | None) -> Journal:
     """Return where this measurement keeps its items until all is done: in the user's cache, under
-    the hash of what is measured; nowhere for a user without a cache.
+    the hash of what is measured; nowhere for a user without a cache that they may write.
     """
     # A journal belongs to all that its scores depend on.
     compared = reference.digest if reference and task.compares else ""
@@ -583,9 +587,20 @@ def _journal(task: Evaluator, opened: Opened, reading: str, reference: Opened | 
     if digest:
         parts.append(digest)
     folder = cache_folder()
-    if folder == Path(os.devnull):
+    if not takes_files(folder):
         return Journal()
     return Journal(folder / "journals.sqlite", identity(parts))
+
+
+def _tell_unkept() -> None:
+    """Say in one line where the cache can't be written, unless its user wants none."""
+    folder = cache_folder()
+    if folder != Path(os.devnull) and not takes_files(folder):
+        _LOGGER.warning(
+            "%r can't be written, so an evaluation that is interrupted begins again; set "
+            "CALIBRANT_CACHE to a folder that can",
+            str(folder),
+        )
 
 
 def leaks(

@@ -12,16 +12,14 @@ shapes. So the table is written first, and each tensor to its place when its blo
 """
 
 import json
-import struct
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import wraps
 from inspect import signature
-from math import prod
 from pathlib import Path
-from typing import IO, Any, Final, final
+from typing import Any, Final, final
 
 import torch
 from huggingface_hub import split_state_dict_into_shards_factory
@@ -44,20 +42,8 @@ from calibrant.models.configuring import opening_by_transformers
 from calibrant.models.folder import INDEX, WEIGHTS
 from calibrant.models.quiet import Refusal, quiet
 from calibrant.models.viewing import Residence, block_list
+from calibrant.system.shards import Shard
 
-_WORDS: Final = {
-    torch.int64: "I64",
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.int32: "I32",
-    torch.bfloat16: "BF16",
-    torch.float16: "F16",
-    torch.int16: "I16",
-    torch.int8: "I8",
-    torch.uint8: "U8",
-    torch.bool: "BOOL",
-}
-"""Types in the order in which a file has their tensors, with the format's words."""
 _INSTEAD: Final = "leave memory out, or allow more of it, so that it is opened whole"
 
 
@@ -380,56 +366,3 @@ def _in_turn(model: PreTrainedModel, residence: Residence) -> Iterator[dict[str,
         with residence.held(index):
             inside = {name: model.get_parameter(name).detach() for name in names}
             yield revert_weight_conversion(model, inside)
-
-
-@final
-@dataclass(frozen=True)
-class Shard:
-    """One safetensors file that is written in pieces: `table` are the bytes before the tensors,
-    `places` says at which byte each tensor begins, and `size` is that of the file.
-    """
-
-    path: Path
-    table: bytes
-    places: Mapping[str, int]
-    size: int
-
-    @classmethod
-    def of(cls, tensors: Mapping[str, Tensor], path: Path) -> "Shard":
-        """Lay out a file as the safetensors library does: by type, widest first, then by name. The
-        table is filled up with spaces to a multiple of 8 bytes.
-        """
-        table: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-        end = 0
-        for dtype, word in _WORDS.items():
-            names = [name for name, tensor in tensors.items() if tensor.dtype == dtype]
-            for name in sorted(names, key=str.encode):
-                shape = list(tensors[name].shape)
-                start = end
-                end += prod(shape) * dtype.itemsize
-                table[name] = {"dtype": word, "shape": shape, "data_offsets": [start, end]}
-        written = json.dumps(table, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-        text = written.encode()
-        text += b" " * (-len(text) % 8)
-        head = struct.pack("<Q", len(text)) + text
-        places = {name: len(head) + table[name]["data_offsets"][0] for name in tensors}
-        return cls(path, head, places, len(head) + end)
-
-    def begin(self) -> None:
-        """Write the table, and make the file as long as it will be; tensors fill it in any
-        order.
-        """
-        with self.path.open("wb") as file:
-            file.write(self.table)
-            file.truncate(self.size)
-
-    def write(self, tensors: Mapping[str, Tensor]) -> None:
-        """Write some of its tensors."""
-        with self.path.open("r+b") as file:
-            for name, tensor in tensors.items():
-                file.seek(self.places[name])
-                _put(file, tensor)
-
-
-def _put(file: IO[bytes], tensor: Tensor) -> None:
-    file.write(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)

@@ -119,6 +119,10 @@ class Store:
 
     def _check_ours(self, create: bool) -> None:
         where = repr(str(self.folder))
+        if create and self.folder.is_symlink() and not self.folder.exists():
+            raise self._error(
+                f"{where} is a link to what isn't there; name another folder, or remove the link"
+            )
         if self.folder.exists() and not self.folder.is_dir():
             raise self._error(
                 f"{where} is a file; results need a folder of their own, name another"

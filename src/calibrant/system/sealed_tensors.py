@@ -3,7 +3,6 @@ seal of what they were written for.
 """
 
 import errno
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,11 +10,11 @@ from typing import Any, Final
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from calibrant.system.durable import from_json, line_of_json, replacing, usual_rights
+from calibrant.system.durable import from_json, line_of_json, replacing
 from calibrant.system.seals import BrokenSealError, NoSealError, Purpose, seal_of
+from calibrant.system.shards import Shard
 
 ENTRY: Final = "calibrant"
 """The entry of a file's metadata in which its facts and its seal stand."""
@@ -40,16 +39,11 @@ def write(
     Raises `OSError`, also for a full disk.
     """
     on_cpu = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
-    # One entry: the order of several would differ from one time to the next.
     metadata = {ENTRY: line_of_json({"facts": facts, "seal": _seal(purpose, facts, on_cpu)})}
-    try:
-        with replacing(path, flushed=flushed) as half, usual_rights(half):
-            save_file(on_cpu, half, metadata=metadata)
-    except SafetensorError as error:
-        # safetensors writes in Rust and keeps the system's error number in its message only.
-        number = re.search(r"os error (\d+)", str(error))
-        code = int(number[1]) if number else errno.EIO
-        raise OSError(code, str(error), str(path)) from error
+    with replacing(path, flushed=flushed) as half:
+        shard = Shard.of(on_cpu, half, metadata)
+        shard.begin()
+        shard.write(on_cpu)
 
 
 def read(path: Path, purpose: Purpose, mapped: bool = True) -> SealedTensors:
