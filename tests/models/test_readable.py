@@ -22,7 +22,7 @@ from calibrant.evaluators.agreement import Agreement
 from calibrant.evaluators.loss import Loss
 from calibrant.lab.mixtures import mix
 from calibrant.models.readable import longest_window
-from calibrant.testing import tiny_folder, tiny_model, tiny_tokenizer
+from calibrant.testing import tiny_folder, tiny_gguf, tiny_model, tiny_tokenizer
 
 from tests.models.families import small_model
 from tests.refusing import refused
@@ -121,6 +121,15 @@ def test_a_plan_says_it_too(tmp_path: Path):
             assert plan.fits, "texts may all turn out shorter"
         fitting = calibrant.plan(calibrant.prune, model, tokenizer, **FEW | {"length": 32})
         assert not any("windows may have" in note for note in fitting.notes)
+
+
+def test_a_plan_reads_positions_in_a_gguf_file(tmp_path: Path):
+    path = str(tiny_gguf(tmp_path / "tiny.gguf"))
+    positions = tiny_model("llama").config.max_position_embeddings
+    for length, count in ((positions, 0), (positions + 1, 1)):
+        plan = calibrant.plan(calibrant.prune, path, **FEW | {"length": length})
+        said = [note for note in plan.notes if f"the model was made for {positions:,}" in note]
+        assert len(said) == count
 
 
 def test_rotary_positions_go_on_and_a_plan_says_what_the_model_was_made_for(tmp_path: Path):

@@ -25,7 +25,7 @@ from calibrant.data import Row
 from calibrant.decoding import TOKENS_PER_BATCH
 from calibrant.evaluators._base import Evaluator
 from calibrant.models import ModelOutline
-from calibrant.models.readable import about_length
+from calibrant.models.readable import note_on_length
 from calibrant.numerics import gigabytes, type_name
 
 TOKENS: Final = 2048
@@ -233,9 +233,9 @@ class MeasuringPlanner:
         outline = self.outlines[0]
         for task in self.tasks:
             length = getattr(task, "length", 0)
-            on_length = about_length(length, outline.longest_window, outline.positions)
-            if on_length:
-                yield f"{task}: {on_length}"
+            length_note = note_on_length(length, outline.longest_window, outline.positions)
+            if length_note:
+                yield f"{task}: {length_note}"
         if any(task.longest_answer for task in self.tasks):
             yield "every answer is counted as if it were as long as it may be"
         if any(task.spec_name() == "harness" for task in self.tasks):

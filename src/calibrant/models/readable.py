@@ -109,7 +109,7 @@ def _growing_ropes(model: PreTrainedModel) -> list[tuple[str, int]]:
     return growing
 
 
-def about_length(length: int, longest: int | None, positions: int | None) -> str:
+def note_on_length(length: int, longest: int | None, positions: int | None) -> str:
     """Return what a plan says of windows of up to `length` tokens, for a model that reads at most
     `longest` and whose configuration names so many `positions`; empty where it was made for them.
     """

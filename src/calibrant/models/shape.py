@@ -276,6 +276,12 @@ def _cached_in_gguf(values: Mapping[str, Any], hidden: int) -> int:
     return heads * (key_width + value_width)
 
 
+def positions_in_gguf(values: Mapping[str, Any]) -> int | None:
+    """Return how many positions the header of a GGUF file names; None where it names none."""
+    positions = values.get(f"{values.get('general.architecture', '')}.context_length")
+    return positions if isinstance(positions, int) and positions >= 1 else None
+
+
 def _used_in_gguf(values: Mapping[str, Any]) -> float:
     architecture = values.get("general.architecture", "")
     used = values.get(f"{architecture}.expert_used_count")

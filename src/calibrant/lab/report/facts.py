@@ -140,7 +140,7 @@ def _settings(store: Store, records: Mapping[str, Record]) -> dict[str, str]:
     sparsities: list[str] = []
     rounded: dict[str, str] = {}
     pruned: dict[str, str] = {}
-    removing: dict[tuple[str, str, str], str] = {}
+    run_of_way: dict[tuple[str, str, str], str] = {}
     inputs: dict[str, str] = {}
     for run, record in records.items():
         if record.run.method.get("spec") in (UNTOUCHED, MEASURED):
@@ -155,7 +155,7 @@ def _settings(store: Store, records: Mapping[str, Record]) -> dict[str, str]:
             sparsities.append(f"{record.sparsity:.4f}")
             pruned.setdefault(record.run.model, run)
             way = (record.run.model, str(record.run.method.get("spec")), record.run.target)
-            removing.setdefault(way, run)
+            run_of_way.setdefault(way, run)
     allocations = [str(record.run.allocation.get("spec", "")) for record in every]
     settings = {
         "numbers": _joined(record.run.dtype for record in every),
@@ -166,7 +166,7 @@ def _settings(store: Store, records: Mapping[str, Record]) -> dict[str, str]:
     }
     if rounded:
         settings["bits a weight"] = _joined(_stored(store, rounded))
-    shortfalls = dict.fromkeys(_short_of_target(store, removing))
+    shortfalls = dict.fromkeys(_short_of_target(store, run_of_way.values()))
     if shortfalls:
         settings["target not reached"] = "; ".join(shortfalls)
     settings["left dense"] = _joined(left_dense)
@@ -183,11 +183,11 @@ def _pruned(store: Store, pruned: Mapping[str, str]) -> Iterator[str]:
             yield str(len(record.weights))
 
 
-def _short_of_target(store: Store, removing: Mapping[tuple[str, str, str], str]) -> Iterator[str]:
-    """What is to be said of targets that weren't reached; one record of each model, method and
-    target is read whole.
+def _short_of_target(store: Store, runs: Iterable[str]) -> Iterator[str]:
+    """What is to be said of targets that weren't reached: one run of each model, method and target
+    is read whole.
     """
-    for run in removing.values():
+    for run in runs:
         record = store.record(run)
         if record is None:
             continue
