@@ -82,6 +82,15 @@ def test_how_many_blocks_and_experts_went_is_said():
     assert "2 of 8 experts of each layer went, which is less than experts 0.37" in said
 
 
+def test_halves_of_blocks_are_no_blocks_and_condensed_layers_are_told():
+    halves = [{"edit": "drop_blocks", "blocks": [], "of": 4}]
+    assert "removed" not in pruned(run={**RUN, "target": "blocks 0.25"}, edits=halves)
+    layers = {"0": {"experts": [3, 5]}, "2": {"experts": [1, 4]}}
+    condensed = [{"edit": "condense", "layers": layers, "of": 8}]
+    said = pruned(run={**RUN, "target": "blocks 0.5"}, weights=[], edits=condensed)
+    assert "condensed      2 layers of experts, to 2 of 8\n" in said
+
+
 def test_experts_with_few_tokens_are_counted_and_what_was_done_for_them_is_said():
     weights = [
         {"shape": [4, 6], "name": f"experts[{number}]", "tokens": tokens}

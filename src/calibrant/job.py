@@ -172,5 +172,8 @@ class Job:
     def tokens(self) -> TokenBatch:
         """Return the calibration tokens. Raises `SpecError` where there are none."""
         if self.batch is None:
-            raise SpecError("this method looks at calibration data; give --data", subject="data")
+            raise SpecError(
+                "this method looks at calibration data; give --data (in Python data=)",
+                subject="data",
+            )
         return self.batch

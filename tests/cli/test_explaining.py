@@ -168,6 +168,8 @@ def test_neurons_of_languages_and_what_stays_of_them(ask: Ask, model: Path, tmp_
     assert Path("neurons.json").read_text(encoding="utf-8").startswith("{")
     answer = ask(*words, "--pruned", "pruned", "--dtype", "float32")
     assert answer.code == 0, answer.err
+    often = f"if active on more than {100 * shown['threshold']:.1f} % of the tokens of some"
+    assert often in " ".join(answer.out.split())
     (line,) = (line.split() for line in answer.out.splitlines() if line.startswith("arithmetic"))
     assert line[:3] == [
         "arithmetic",

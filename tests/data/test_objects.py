@@ -363,6 +363,26 @@ def test_what_holds_nothing_is_refused(data: Any):
         as_source(data)
 
 
+def test_a_type_is_named_in_a_sentence():
+    with pytest.raises(DataError, match=r"^an object of type int is no data; give an expression"):
+        as_source(5)
+
+
+@pytest.mark.parametrize("texts", [["", ""], ["  ", None]])
+def test_empty_texts_are_no_table(texts: list[str | None]):
+    with pytest.raises(DataError, match=r"^data has 2 texts, and nothing but space is in them"):
+        as_source(texts)
+
+
+def test_advice_about_a_budget_is_for_the_command_line_and_for_python():
+    data = CalibrationSet(TEXTS, tokens=100_000, length=64)
+    with pytest.raises(DataError, match=r"; lower tokens or length: .* is [\d,]+ tokens$"):
+        data.tokens(tiny_tokenizer())
+    data = CalibrationSet(TEXTS, samples=1_000, length=64)
+    with pytest.raises(DataError, match="; lower samples or length: the most"):
+        data.tokens(tiny_tokenizer())
+
+
 def test_a_generator_that_was_used_up_is_refused():
     texts = (text for text in TEXTS)
     CalibrationSet(texts)

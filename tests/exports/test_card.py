@@ -201,3 +201,14 @@ def test_a_card_says_that_a_target_was_not_reached(record: Record) -> None:
     said = "50.0000% of the weights went, which is less than 0.7: only whole weights go"
     assert said in card(replace(record, run=replace(record.run, target="0.7")))
     assert "not reached" not in card(record)
+
+
+def test_a_card_says_what_was_condensed_and_names_no_block_where_halves_went(
+    record: Record,
+) -> None:
+    halves = {"edit": "drop_blocks", "blocks": [], "of": 3}
+    layers = {"1": {"experts": [0, 3]}}
+    condensed = {"edit": "condense", "layers": layers, "of": 8}
+    text = card(replace(record, edits=(halves, condensed)))
+    assert "| condensed | `1 layer of experts, to 2 of 8` |" in text
+    assert "Blocks removed" not in text

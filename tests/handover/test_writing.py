@@ -255,6 +255,20 @@ def test_what_cannot_be_handed_over_is_refused(
 
 
 @pytest.mark.parametrize(
+    ("data", "advice"),
+    [
+        ("python_docs", "; leave --as"),
+        ("arithmetic:qa", "; write arithmetic:chat, or leave --as"),
+    ],
+)
+def test_a_chat_is_advised_only_where_rows_can_be_one(
+    data: str, advice: str, folder: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(DataError, match=advice):
+        write_data(folder, data=data, form="conversations", out=tmp_path / "talks.jsonl")
+
+
+@pytest.mark.parametrize(
     "there", ["windows.jsonl", "windows.jsonl.md", "windows.jsonl.gptqmodel.py"]
 )
 def test_what_exists_is_left_alone(there: str, folder: Path, tmp_path: Path) -> None:

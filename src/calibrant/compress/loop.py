@@ -160,7 +160,7 @@ def _check_possible(
     """Raise an `InputError` for what can be known to fail before anything is touched."""
     if recipe.looks and batch is None:
         problem = f"{recipe.looking} looks at activations and needs calibration data"
-        raise SpecError(f"{problem}; give --data", subject=recipe.looking)
+        raise SpecError(f"{problem}; give --data (in Python data=)", subject=recipe.looking)
     if view.residence.on_disk and checkpoint is None:
         problem = f"the blocks of {opened.name} are on disk"
         message = (

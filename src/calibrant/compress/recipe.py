@@ -201,7 +201,7 @@ def check_propagation(method: Method, propagate: str) -> None:
     """Raise `SpecError` for a propagation that the method can't be used with."""
     if propagate not in method.propagations:
         allowed = " or ".join(method.propagations)
-        advice = f"leave --propagate out, or write {allowed}"
+        advice = f"leave propagate out, or write {allowed}"
         raise SpecError(f"{method} can't be done in {propagate}; {advice}", subject=propagate)
 
 
@@ -213,10 +213,12 @@ def _starved(way: str, method: Method, propagate: Propagation) -> Starved:
         raise SpecError(f"{problem}; choose one of {', '.join(ways)}", subject=way)
     if way != AS_SEEN and not (isinstance(method, MatrixMethod) and method.observes):
         problem = f"{method} calibrates no experts, so none of them is starved"
-        raise SpecError(f"{problem}; leave --starved out", subject=way)
+        raise SpecError(f"{problem}; leave starved out", subject=way)
     if way == "shared" and propagate != "dense":
         problem = (
             "what experts saw can be shared only where all of it is there before any is changed"
         )
-        raise SpecError(f"{problem}; add --propagate dense", subject=way)
+        raise SpecError(
+            f"{problem}; add --propagate dense (in Python propagate='dense')", subject=way
+        )
     return way  # pyright: ignore[reportReturnType]  # one of them

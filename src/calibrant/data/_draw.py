@@ -29,6 +29,7 @@ from calibrant.data._templates import RefusedError
 from calibrant.data.expression import Term
 from calibrant.data.packings._base import PAD, Frame, TokenizedText, Window
 from calibrant.errors import DataError
+from calibrant.numerics import counted
 from calibrant.spec import qualified
 
 _PATIENCE: Final = 100
@@ -42,13 +43,12 @@ before one is.
 class Quota:
     """How much of one part is drawn: real tokens, or windows.
 
-    `flags` are the options of the command line that lower it, for messages. `share` is the part's
-    share of the whole.
+    `settings` are those that lower it, for messages. `share` is the part's share of the whole.
     """
 
     tokens: int | None = None
     windows: int | None = None
-    flags: str = "--tokens"
+    settings: str = "tokens"
     share: Fraction = Fraction(1)
 
     def left(self, part_draw: "PartDraw", length: int) -> int:
@@ -363,10 +363,10 @@ def _too_few(
     tokens = int(part_draw.tokens / quota.share)
     if quota.tokens is None:
         budget = f"{quota.windows:,} windows"
-        most = f"--samples {int(len(part_draw.windows) / quota.share)}"
+        most = counted(int(len(part_draw.windows) / quota.share), "window")
     else:
         budget = f"{quota.tokens:,} tokens"
-        most = f"--tokens {tokens}"
+        most = counted(tokens, "token")
     message = f"{deck.description} holds {supply}, too little for {budget} of {term}"
     message += f" in windows of {length:,}"
     if part_draw.passed_over:
@@ -378,7 +378,7 @@ def _too_few(
     if deck.content.overlapping:
         count = deck.content.overlapping
         message += f" ({count} rows are left out because they are also measured)"
-    message += f"; lower {quota.flags}"
+    message += f"; lower {quota.settings}"
     if part_draw.windows:
         message += f": the most that works is {most}"
     return TooFew(message, subject=str(term.source), tokens=tokens)

@@ -473,7 +473,7 @@ class CalibrationSet:
                 if not weights[begin:end].any():
                     raise DataError(
                         f"none of the {part_draw.tokens:,} tokens of {term} is of what it weighs; "
-                        "raise --length, so that the answers fit, or give others=0.1",
+                        "raise length, so that the answers fit, or give others=0.1",
                         subject=str(term),
                     )
 
@@ -604,13 +604,13 @@ class CalibrationSet:
             if self.length <= len(text_start) + len(window_start):
                 raise DataError(
                     f"length is {self.length}: the start token leaves no room for text; raise "
-                    "--length",
+                    "length",
                     subject="length",
                 )
             if quota.tokens is not None and quota.tokens <= len(window_start):
                 raise DataError(
                     f"{term} gets {quota.tokens} token of {self.expr!r}, which is its start token "
-                    "alone; raise --tokens or its weight",
+                    "alone; raise tokens or its weight",
                     subject=str(term),
                 )
         for deck in decks.values():
@@ -631,21 +631,21 @@ class CalibrationSet:
         """
         shares = [term.share for term in self.parts]
         total = self.budget
-        flags = "--tokens or --length"
+        settings = "tokens or length"
         if total is None:
             total = self.samples * self.length
-            flags = "--samples or --length"
+            settings = "samples or length"
         tokens = _divide(total, shares)
         windows = _divide(self.samples, shares)
         quotas: list[Quota] = []
         for place, term in enumerate(self.parts):
             if tokens[place] < 1:
                 raise DataError(
-                    f"{term} gets none of {total} tokens in {self.expr!r}; raise --tokens or its "
+                    f"{term} gets none of {total} tokens in {self.expr!r}; raise tokens or its "
                     "weight",
                     subject=str(term),
                 )
-            quota = Quota(tokens=tokens[place], flags=flags, share=term.share)
+            quota = Quota(tokens=tokens[place], settings=settings, share=term.share)
             # A window that isn't filled has an unknown number of tokens, so windows are counted:
             # at least one, however small the share.
             if self.budget is None and not term.packing.fills:
@@ -664,7 +664,7 @@ class CalibrationSet:
         if len(sequences) * self.length > MOST_TOKENS:
             raise DataError(
                 f"{self.expr!r} gives {len(sequences):,} sequences in windows of {self.length:,} "
-                "tokens, most of them empty: more than there is room for; lower --length",
+                "tokens, most of them empty: more than there is room for; lower length",
                 subject=self.expr,
             )
         ids = np.zeros((len(sequences), self.length), dtype=np.int32)

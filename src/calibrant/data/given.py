@@ -28,6 +28,7 @@ from calibrant.data._limits import FIRST_GIVEN, MOST_GIVEN
 from calibrant.data._rows import RowReader, kind_of, layout_of
 from calibrant.data.user_file import UserFile
 from calibrant.errors import DataError
+from calibrant.numerics import counted
 
 NAME: Final = "data"
 """What messages call what was handed over: every verb has it as the argument `data`."""
@@ -191,6 +192,8 @@ def _content_of(data: Any) -> Content:
         return _content_of_ids(items, note)
     records = items
     requested: dict[str, str] = {}
+    if field == "text":
+        _check_some_text(items)
     if field:
         records = [{field: item} for item in items]
         requested[field] = field
@@ -233,8 +236,8 @@ def _items(data: Any) -> tuple[list[Any], str]:
     if isinstance(data, str | bytes) or not isinstance(data, Iterable):
         kind = type(data).__name__
         raise DataError(
-            f"data is a {kind}; it must be an expression, texts, conversations, token ids, or rows "
-            "of a data set",
+            f"an object of type {kind} is no data; give an expression, texts, conversations, token "
+            "ids, or rows of a data set",
             subject=kind,
         )
     try:
@@ -319,6 +322,18 @@ def _is_number(item: Any) -> bool:
 def _is_conversation(item: Any) -> bool:
     entries = as_list(item)
     return bool(entries) and isinstance(entries[0], Mapping)
+
+
+def _check_some_text(texts: Sequence[str | None]) -> None:
+    """Raise `DataError` where all texts are empty, in words of a list and not of a table."""
+    for text in texts:
+        if text and text.strip():
+            return
+    raise DataError(
+        f"data has {counted(len(texts), 'text')}, and nothing but space is in them; give a text "
+        "with words",
+        subject=NAME,
+    )
 
 
 def _check_no_message(row: Mapping[str, Any]) -> None:

@@ -49,7 +49,7 @@ def check_engine(engine: str, tasks: list[Evaluator]) -> None:
         if task.spec_name() not in measured:
             raise SpecError(
                 f"{task} can't be measured with {engine}, which measures only "
-                f"{', '.join(measured)}; leave --engine out",
+                f"{', '.join(measured)}; leave engine out",
                 subject=str(task),
             )
 
@@ -75,7 +75,7 @@ def opened_by_llama_cpp(ref: str) -> Opened:
     if path is None:
         raise ModelError(
             f"{ref} is no GGUF file, and llama.cpp runs nothing else; "
-            f"leave --engine out, or give the file",
+            f"leave engine out, or give the file",
             subject=ref,
         )
     tokenizer = gguf_tokenizer(path)

@@ -136,7 +136,7 @@ def evaluate(options: EvaluateOptions) -> list[Measurement]:
     if options.engine == "vllm" and options.store is not None and not options.label:
         raise SpecError(
             "what vLLM measures of a folder isn't what torch measures of it, so it needs a name of "
-            "its own in a store; give --label",
+            "its own in a store; give --label (in Python label=)",
             subject="label",
         )
     leak_counts, manifest = refuse_leaks(options.model, chosen, options.allow_leak)

@@ -342,7 +342,7 @@ class Lape:
         facts = {
             "neurons": f"{sum(self.sizes):,}",
             "lowest entropies": f"{self.lowest:.3g}",
-            "active more often than": f"{self.threshold:.3g}",
+            "active on more than": f"{100 * self.threshold:.1f} % of tokens",
         }
         table = listing(("language", "tokens", "specific", *blocks), lines)
         return card(f"Language-specific neurons of {self.model}", facts, inside=table)

@@ -83,7 +83,7 @@ class Export(Spec, ABC):
         raise OutputError(
             f"{self} is made of what compressing a model leaves behind, and of a finished model "
             f"only hf and sparse can be made; "
-            f"give --export {self} to the prune or quantize that makes it",
+            f"give the export {self} to the prune or quantize that makes it",
             subject=str(self),
         )
 
@@ -99,7 +99,7 @@ class Export(Spec, ABC):
         if rounds:
             raise OutputError(
                 f"{self} can't say how inputs or the KV cache are rounded, and {rounds} rounds "
-                f"them; leave --export {self} out, or take compressed_tensors",
+                f"them; leave the export {self} out, or take compressed_tensors",
                 subject=rounds,
             )
 

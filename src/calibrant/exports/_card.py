@@ -19,6 +19,7 @@ from calibrant.models.rounded_inputs import INPUTS
 from calibrant.results import (
     Record,
     cache_in_words,
+    condensed_in_words,
     inputs_in_words,
     short_of_target,
     stored_bits,
@@ -165,6 +166,7 @@ def _body(record: Record, note: str, rounded: Sequence[str]) -> Iterator[str]:
             "transforms": ", ".join(map(written_form, run.transforms)),
             "propagation": run.propagate,
             "numbers": run.dtype,
+            "condensed": condensed_in_words(record.edits),
             "matrices compressed": len(record.weights),
             "left as they are": _reasons(record),
             "inputs": inputs_in_words(record.edits),
@@ -195,7 +197,7 @@ def _body(record: Record, note: str, rounded: Sequence[str]) -> Iterator[str]:
 def _removed(edit: Mapping[str, Any]) -> Iterator[str]:
     """Yield which blocks or experts an edit removed."""
     # An empty line comes first, or Markdown would make the sentence a row of the table before it.
-    if edit["edit"] == "drop_blocks":
+    if edit["edit"] == "drop_blocks" and edit["blocks"]:
         blocks = ", ".join(map(str, edit["blocks"]))
         yield f"\nBlocks removed: {blocks} of {edit['of']}, as they were numbered then."
     if edit["edit"] == "drop_experts":

@@ -76,20 +76,20 @@ class CompressedTensors(Export):
         if not isinstance(grid, Grid | FloatGrid | WithCache):
             raise OutputError(
                 f"{self} holds codes of a grid, and {target} is none; "
-                f"leave --export {self} out, or quantize to w4g64",
+                f"leave the export {self} out, or quantize to w4g64",
                 subject=str(self),
             )
         if not method.prunes:
             raise OutputError(
                 f"{self} holds codes, and {method} leaves every matrix as it is; "
-                f"leave --export {self} out, or choose rtn",
+                f"leave the export {self} out, or choose rtn",
                 subject=str(method),
             )
         if isinstance(grid, WithCache) and rounding_modules(opened.model):
             raise OutputError(
                 f"{self} can say how inputs are rounded only beside codes of their matrices, and "
                 f"{opened.name} rounds inputs while {target} leaves weights as plain numbers; "
-                f"leave --export {self} out, or quantize to w8+{target}",
+                f"leave the export {self} out, or quantize to w8+{target}",
                 subject=str(target),
             )
         if isinstance(grid, Grid) and not grid.symmetric:
@@ -102,7 +102,7 @@ class CompressedTensors(Export):
             if not isinstance(weight.owner, nn.Linear):
                 raise OutputError(
                     f"{self} holds linear layers, and {weight.name} is in a "
-                    f"{type(weight.owner).__name__}; leave --export {self} out",
+                    f"{type(weight.owner).__name__}; leave the export {self} out",
                     subject=weight.name,
                 )
         saved = saved_state(opened.model, opened.model.state_dict())
@@ -148,7 +148,7 @@ class CompressedTensors(Export):
         cache_alone = isinstance(target.weights, WithCache) and bool(caches)
         if not codes and not cache_alone:
             raise OutputError(
-                f"{self} found no codes in what {target} made; leave --export {self} out",
+                f"{self} found no codes in what {target} made; leave the export {self} out",
                 subject=str(self),
             )
         for name in inputs:
@@ -157,7 +157,7 @@ class CompressedTensors(Export):
                 raise OutputError(
                     f"{self} can say how inputs are rounded only beside codes of their matrix, and "
                     f"{name} rounds its inputs and got no codes, as what no token reaches gets "
-                    f"none; show more tokens, or leave --export {self} out",
+                    f"none; show more tokens, or leave the export {self} out",
                     subject=name,
                 )
         return _Quantized(codes, inputs, caches)

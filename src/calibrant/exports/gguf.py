@@ -110,7 +110,7 @@ class Gguf(Export):
         """The error for a model with fewer tensors than the file whose metadata are copied."""
         return OutputError(
             f"{self} copies the metadata of a GGUF file of the whole model, and {why}; "
-            f"leave --export {self} out, and use llama.cpp's own converter on the folder",
+            f"leave the export {self} out, and use llama.cpp's own converter on the folder",
             subject=subject,
         )
 

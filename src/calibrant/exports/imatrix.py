@@ -44,7 +44,7 @@ class SeenImatrix(Export):
         if not any(issubclass(kind, InputStatistic) for kind in method.observes):
             raise OutputError(
                 f"{self} holds the sizes of the inputs that a method looked at, and {method} looks "
-                f"at none; leave --export {self} out, or make one with calibrant imatrix",
+                f"at none; leave the export {self} out, or make one with calibrant imatrix",
                 subject=str(method),
             )
         tensor_names(view)

@@ -27,6 +27,7 @@ from calibrant.spec.registry import Registry
 tools: Final = Registry("calibrant.handover", "tool")
 """The tools by name."""
 FORMS: Final = ("ids", "texts", "conversations")
+_AS: Final = "--as (in Python form=)"
 """What a row of a file can be."""
 
 
@@ -181,7 +182,7 @@ def _write(options: WriteDataOptions, places: _Places, over: bool) -> WrittenDat
 def _check_absent(path: Path) -> None:
     """Raise `OutputError` where there is something already."""
     if os.path.lexists(path):
-        message = f"{str(path)!r} exists already; give another --out, or remove it"
+        message = f"{str(path)!r} exists already; give another name, or remove it"
         raise OutputError(message, subject=str(path))
 
 
@@ -209,7 +210,7 @@ def _places(options: WriteDataOptions) -> _Places:
         raise OutputError(f"{message}name without an ending for a folder", subject=str(out))
     if tool is not None and ending not in tool.endings:
         readable = [f"a {known} file" if known else "a folder" for known in tool.endings]
-        message = f"the script for {tool} reads {' or '.join(readable)}, and --out is {str(out)!r}"
+        message = f"the script for {tool} reads {' or '.join(readable)}, and no {str(out)!r}"
         raise OutputError(f"{message}; give such a name", subject=str(out))
     return _Places(out, tool, _form_of(options.form, ending, tool))
 
@@ -226,10 +227,10 @@ def _form_of(form: str | None, ending: str, tool: Tool | None) -> str:
         message = f"there is no form {form!r}{near} (known: {', '.join(FORMS)})"
         raise SpecError(message, subject=form)
     if ending == ".txt" and form != "texts":
-        message = f"a .txt file holds a text and no {form}; give a .jsonl file for --as {form}"
+        message = f"a .txt file holds a text and no {form}; give a .jsonl file for {form}"
         raise SpecError(message, subject=form)
     if isinstance(tool, IdsTool) and form != "ids":
-        message = f"the script for {tool} reads ids and no {form}; leave --as out"
+        message = f"the script for {tool} reads ids and no {form}; leave {_AS} out"
         raise SpecError(message, subject=form)
     return form
 
@@ -266,7 +267,10 @@ def _check_set(calibration: CalibrationSet, places: _Places) -> None:
     for term in calibration.parts:
         if term.format.spec_name() != "chat":
             message = f"{term} is no conversation in the model's template"
-            remedy = f"write {term.source}:chat, or leave --as conversations out"
+            remedy = f"leave {_AS} out"
+            fields = {*term.source.fields, *term.source.sometimes}
+            if "turns" in fields or fields >= {"question", "answer"}:
+                remedy = f"write {term.source}:chat, or {remedy}"
             raise DataError(f"{message}; {remedy}", subject=str(term))
 
 

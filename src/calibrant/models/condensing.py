@@ -211,8 +211,7 @@ def _declare_plain(view: ModelView, config: Any, blocks: Collection[int], width:
             why = f"its {prefixes[0]} lets none but the first blocks be without"
         kind = type(view.model).__name__
         raise ModelError(
-            f"the configuration of a {kind} can't say that some of its blocks have no experts: "
-            f"{why}",
+            f"the configuration of {kind} can't say that some of its blocks have no experts: {why}",
             subject=kind,
         )
     config.intermediate_size = width
@@ -241,7 +240,7 @@ def _described(
         kind = type(view.model).__name__
         raise ModelError(
             "without some layers of experts the configuration would ask for another "
-            f"{wrong[0]}; those of a {kind} can't be condensed",
+            f"{wrong[0]}; those of {kind} can't be condensed",
             subject=wrong[0],
         )
     return described

@@ -295,6 +295,7 @@ class Record:
             size = sum(weight["bytes"] for weight in self.weights)
             facts["bits a weight"] = f"{stored:.3f}, {megabytes(size)} in all"
         facts["removed"] = parts_gone(self.edits)
+        facts["condensed"] = condensed_in_words(self.edits)
         facts["target not reached"] = short_of_target(
             run.target, self.sparsity, self.weights, self.edits
         )
@@ -516,7 +517,33 @@ def parts_gone(edits: Sequence[Mapping[str, Any]]) -> str:
     if counted is None:
         return ""
     gone, whole, noun = counted
+    if gone == 0:
+        # Of blocks whose halves go apart perhaps none went as a whole.
+        return ""
     return f"{gone} of {whole} {noun}"
+
+
+def condensed_in_words(edits: Sequence[Mapping[str, Any]]) -> str:
+    """Return in words how many layers of experts of a record's model are plain networks now, and of
+    how many routed experts each of them is made; empty where none is.
+
+    >>> condensed_in_words([{"edit": "condense", "layers": {"2": {"experts": [4, 7]}}, "of": 8}])
+    '1 layer of experts, to 2 of 8'
+    """
+    layers = 0
+    kept = 0
+    whole = 0
+    for edit in edits:
+        if edit["edit"] == "condense":
+            layers += len(edit["layers"])
+            whole = edit["of"]
+            # Equally many of each layer.
+            for layer in edit["layers"].values():
+                kept = len(layer["experts"])
+    if layers == 0:
+        return ""
+    noun = "layer" if layers == 1 else "layers"
+    return f"{layers} {noun} of experts, to {kept} of {whole}"
 
 
 def short_of_target(

@@ -64,15 +64,15 @@ def opened_by_vllm(ref: str, dtype: str = "auto", device: str = "auto") -> Opene
     if gguf_of(ref) is not None:
         raise ModelError(
             f"{ref} is a GGUF file, and vLLM runs folders here; give a folder of safetensors, such "
-            "as the export compressed_tensors, or leave --engine out",
+            "as the export compressed_tensors, or leave engine out",
             subject=ref,
         )
     folder = located(ref)
     if (folder / INPUTS).is_file():
         raise ModelError(
             f"{ref} rounds its inputs or its KV cache, which {INPUTS} there says and vLLM doesn't "
-            "read; quantize with --export compressed_tensors, and give the folder of that name in "
-            "it",
+            "read; quantize with the export compressed_tensors, and give the folder of that name "
+            "in it",
             subject=ref,
         )
     python = interpreter()

@@ -28,6 +28,7 @@ def pruned(result: Mapping[str, Any]) -> Iterator[Any]:
     # Imported here, since a store brings numpy, and --help needs neither.
     from calibrant.results import (
         cache_in_words,
+        condensed_in_words,
         inputs_in_words,
         left_dense,
         parts_gone,
@@ -52,6 +53,7 @@ def pruned(result: Mapping[str, Any]) -> Iterator[Any]:
             "used up": _repeated(result["data_facts"]),
             "fingerprint": run["tokens"],
             "removed": parts_gone(edits),
+            "condensed": condensed_in_words(edits),
             **_size(result["sparsity"], matrices),
             "not reached": short_of_target(run["target"], result["sparsity"], matrices, edits),
             "inputs": inputs_in_words(edits),

@@ -150,7 +150,8 @@ def language_neurons(result: Mapping[str, Any]) -> Iterator[Any]:
     entropy = result["entropy"]
     blocks = counted(len(result["sizes"]), "block")
     neurons = f"{sum(result['sizes']):,} neurons of feed-forward networks in {blocks}"
-    often = f"if some language activates them more often than {decimals(result['threshold'])}"
+    share = f"{100 * result['threshold']:.1f} %"
+    often = f"if active on more than {share} of the tokens of some language"
     least = decimals(max(0.0, entropy["least"]))
     yield from labelled(
         {

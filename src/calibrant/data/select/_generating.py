@@ -536,7 +536,7 @@ def _check_length(selector: Selector, opened: Opened, request: GenerationRequest
     if most is not None and request.length + request.starts > most:
         raise DataError(
             f"{selector}: a text may have {request.length} tokens, and the model sees at most "
-            f"{most}; lower max_tokens or --length",
+            f"{most}; lower max_tokens or length",
             subject=str(selector),
         )
 

@@ -341,7 +341,7 @@ class _Answering:
         if selector.greedy and self._asked >= len(self._prompts):
             advice = "raise candidates, or temperature, with which a prompt can be asked again"
         elif self._asked >= most_asked:
-            advice = "raise max_tokens or --length, or choose keep='all' or another temperature"
+            advice = "raise max_tokens or length, or choose keep='all' or another temperature"
         else:
             return True
         if self._kept_tokens >= self._context.tokens:
@@ -515,7 +515,7 @@ class _Answering:
             faults = ", ".join(f"{count} {fault}" for fault, count in self._faults.items())
             advice = "raise candidates, or name another source"
             if self._faults[f"prompts {_TOO_LONG}"]:
-                advice = f"raise --length or lower max_tokens, {advice}"
+                advice = f"raise length or lower max_tokens, {advice}"
             if self._faults[_KNOWS_NOTHING]:
                 advice = f"take keep='all' or 'shortest', {advice}"
             raise DataError(

@@ -132,7 +132,7 @@ class SelfGen(Selector):
         if length <= self.prefix_tokens:
             raise DataError(
                 f"{self} with windows of {length} tokens leaves no room behind a prefix of "
-                f"{self.prefix_tokens}; raise --length",
+                f"{self.prefix_tokens}; raise length",
                 subject="length",
             )
         prefixes = tuple((*starts, *ids) for ids in self._prefixes(context))
