@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from calibrant.errors import OutputError
 from calibrant.system import sealed_tensors
 from calibrant.system.shards import WORDS, Shard
 
@@ -59,3 +60,9 @@ def test_what_a_killed_writer_left_goes_with_the_next_one(
     assert left != path
     write()
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_type_of_numbers_that_the_format_lacks_is_refused(tmp_path: Path) -> None:
+    tensors = {"scales": torch.zeros(4, dtype=torch.float8_e4m3fnuz)}
+    with pytest.raises(OutputError, match="^scales has numbers of type torch.float8_e4m3fnuz"):
+        Shard.of(tensors, tmp_path / "scales.safetensors")

@@ -34,7 +34,7 @@ LINE: Final = 1_000
 its end says what to do.
 """
 INTERRUPTED: Final = "interrupted; run the same command again to continue"
-"""What a command says that was interrupted."""
+"""What an interrupted command says."""
 
 _LONG_QUOTATION: Final = re.compile(rf"""(?<!\w)(['"])((?:(?!\1)[^\n]){{{QUOTED},}})\1(?!\w)""")
 """An apostrophe within a word opens no quotation."""

@@ -370,7 +370,7 @@ def test_a_type_is_named_in_a_sentence():
 
 @pytest.mark.parametrize("texts", [["", ""], ["  ", None]])
 def test_empty_texts_are_no_table(texts: list[str | None]):
-    with pytest.raises(DataError, match=r"^data has 2 texts, and nothing but space is in them"):
+    with pytest.raises(DataError, match=r"^data has 2 texts without a word; give texts with words"):
         as_source(texts)
 
 

@@ -330,8 +330,7 @@ def _check_some_text(texts: Sequence[str | None]) -> None:
         if text and text.strip():
             return
     raise DataError(
-        f"data has {counted(len(texts), 'text')}, and nothing but space is in them; give a text "
-        "with words",
+        f"data has {counted(len(texts), 'text')} without a word; give texts with words",
         subject=NAME,
     )
 

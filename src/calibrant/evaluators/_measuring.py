@@ -598,7 +598,7 @@ def _tell_unkept() -> None:
     if folder != Path(os.devnull) and not takes_files(folder):
         _LOGGER.warning(
             "%r can't be written, so an evaluation that is interrupted begins again; set "
-            "CALIBRANT_CACHE to a folder that can",
+            "CALIBRANT_CACHE to a folder that can be written",
             str(folder),
         )
 

@@ -111,7 +111,7 @@ class CompressedTensors(Export):
                 raise OutputError(
                     f"{self} finds matrices in files by their names, and files have another one "
                     f"for {weight.name}, as those of models of pictures and text do; leave "
-                    f"--export {self} out, or take sparse",
+                    f"the export {self} out, or take sparse",
                     subject=weight.name,
                 )
 

@@ -27,8 +27,9 @@ from calibrant.spec.registry import Registry
 tools: Final = Registry("calibrant.handover", "tool")
 """The tools by name."""
 FORMS: Final = ("ids", "texts", "conversations")
-_AS: Final = "--as (in Python form=)"
 """What a row of a file can be."""
+_AS: Final = "--as (in Python form=)"
+"""What messages call the setting of the form."""
 
 
 @final
@@ -210,7 +211,7 @@ def _places(options: WriteDataOptions) -> _Places:
         raise OutputError(f"{message}name without an ending for a folder", subject=str(out))
     if tool is not None and ending not in tool.endings:
         readable = [f"a {known} file" if known else "a folder" for known in tool.endings]
-        message = f"the script for {tool} reads {' or '.join(readable)}, and no {str(out)!r}"
+        message = f"the script for {tool} reads {' or '.join(readable)}, and {str(out)!r} is none"
         raise OutputError(f"{message}; give such a name", subject=str(out))
     return _Places(out, tool, _form_of(options.form, ending, tool))
 

@@ -1,5 +1,5 @@
 """Safetensors files that are written where we say and in pieces. The library writes a whole file,
-and first under a name of its own: a killed process leaves that for good.
+and first under a name of its own, which stays for good when the process is killed.
 """
 
 import json
@@ -13,6 +13,8 @@ from typing import IO, Any, Final, final
 
 import torch
 from torch import Tensor
+
+from calibrant.errors import OutputError
 
 WORDS: Final = {
     torch.uint64: "U64",
@@ -54,8 +56,16 @@ class Shard:
         cls, tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] = AS_TORCH
     ) -> "Shard":
         """Lay out a file as the safetensors library does: by type, widest first, then by name. The
-        table is filled up with spaces to a multiple of 8 bytes.
+        table is filled up with spaces to a multiple of 8 bytes. Raises `OutputError` for a type
+        of numbers that isn't in `WORDS`.
         """
+        for name, tensor in tensors.items():
+            if tensor.dtype not in WORDS:
+                raise OutputError(
+                    f"{name} has numbers of type {tensor.dtype}, which these files don't hold; "
+                    "convert them to float32 first",
+                    subject=name,
+                )
         table: dict[str, Any] = {"__metadata__": dict(metadata)}
         end = 0
         for dtype, word in WORDS.items():
