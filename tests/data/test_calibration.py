@@ -279,7 +279,7 @@ def test_a_source_that_holds_too_little_says_how_much_it_holds(
         ("one", one, len(texts)),
         ("crop", {"samples": 1, "length": 100}, longest),
     ):
-        with pytest.raises(DataError, match=rf"\b{held}\b") as caught:
+        with pytest.raises(DataError, match=rf"\b{held:,}\b") as caught:
             CalibrationSet(f"{corpus}@{packing}", **budget).tokens(letters)
         assert caught.value.subject == str(corpus)
 
