@@ -14,7 +14,7 @@ from calibrant.allocations import allocations
 from calibrant.allocations.least_error import LeastError
 from calibrant.compress import prune, quantize
 from calibrant.errors import DataError, InputError, OutputError, SpecError
-from calibrant.evaluators import evaluate, explain, loss
+from calibrant.evaluators import _measuring, evaluate, explain, loss
 from calibrant.evaluators._measured_run import MeasuredRun
 from calibrant.lab.report import report
 from calibrant.lab.stats import compare
@@ -255,15 +255,22 @@ def test_a_store_that_got_nothing_goes_and_another_stays(
     def fail(*_: Any) -> None:
         raise failure
 
-    def try_to_put(store: Path, label: str = "") -> None:
+    def try_to_put(store: Path, label: str = "", owner: Any = Store, name: str = "add_measurement"):
         with monkeypatch.context() as patched:
-            patched.setattr(Store, "add_measurement", fail)
+            patched.setattr(owner, name, fail)
             with pytest.raises(type(failure)):
                 put(dense, store, label)
 
-    new = tmp_path / "new"
-    try_to_put(new)
-    assert not new.exists()
+    new = tmp_path / "made for it" / "new"
+    steps = [
+        (Store, "add_cell"),
+        (Store, "add_record"),
+        (_measuring, "_journal"),
+        (Store, "add_measurement"),
+    ]
+    for owner, name in steps:
+        try_to_put(new, owner=owner, name=name)
+        assert not new.parent.exists(), name
     values = put(dense, new)
     try_to_put(new, "another")
     assert put(dense, new) == values

@@ -4,7 +4,6 @@ and passages in which they were needed.
 
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final, cast, final
@@ -98,17 +97,16 @@ def explain(options: ExplainOptions) -> Explanation:
     (leak_count,), manifest = refuse_leaks(options.model, [task], options.allow_leak)
     opened = opened_of(options.model, options.tokenizer, options.dtype, options.device)
     dense = reference_of(options.against, manifest, opened, options.device, "--against")
-    run = run_in_store(options, options.against, opened, manifest, dense)
-    began = time.perf_counter()
-    undoing = nullcontext() if run is None else run.undoing()
-    with undoing, freed_memory_kept():
-        subject = Subject(opened.model, opened.tokenizer, dense.model, options.progress)
-        forgotten = task.read(subject, whole=True)
-        measurement = forgotten.measurement()
-    score = measurement.score
-    if run is not None:
+    with run_in_store(options, options.against, opened, manifest, dense) as run:
+        began = time.perf_counter()
+        with freed_memory_kept():
+            subject = Subject(opened.model, opened.tokenizer, dense.model, options.progress)
+            forgotten = task.read(subject, whole=True)
+            measurement = forgotten.measurement()
         seconds = time.perf_counter() - began
-        run.once(task, partial(completed, task, opened, measurement, seconds, leak_count.count))
+        if run is not None:
+            run.once(task, partial(completed, task, opened, measurement, seconds, leak_count.count))
+    score = measurement.score
     source, _ = task.held_out()
     tokenizer = None
     unquoted = f"{forgotten.measured} isn't quoted: {source.licence or 'its licence is not known'}"

@@ -27,6 +27,7 @@ from calibrant.spec import canonical, written_form
 from calibrant.spec.foreign import brief
 from calibrant.spec.registry import Registry
 from calibrant.system.clock import Clock
+from calibrant.system.durable import undoing
 from calibrant.targets import Sparsity
 
 LONGEST_LABEL: Final = 100
@@ -41,7 +42,7 @@ READING: Final = "reading"
 class MeasuredRun:
     """A run in the store of a folder, by its record and the cell that shows it; `reading` is the
     digest of how its model reads and ends text, `dense` that of the model that it is compared with,
-    if it is. The folder `is_new` if it wasn't there before.
+    if it is.
     """
 
     folder: str | Path
@@ -49,10 +50,10 @@ class MeasuredRun:
     record: Record
     reading: str
     dense: str = ""
-    is_new: bool = False
 
     @classmethod
-    def of(
+    @contextmanager
+    def begun(
         cls,
         folder: str | Path,
         label: str,
@@ -60,8 +61,9 @@ class MeasuredRun:
         manifest: Mapping[str, Any] | None,
         dense_name: str,
         dense: Opened | None,
-    ) -> "MeasuredRun":
-        """Put the run that made `opened` into the store in `folder`.
+    ) -> Iterator["MeasuredRun"]:
+        """Put the run that made `opened` into the store in `folder`. Where what is done within
+        fails before anything is measured, a store that is new and has nothing else goes again.
 
         That is the run in its `manifest`. With a `label`, or where something else made the model
         from `dense_name`, it is one that is known by its name alone. Else it is the dense model's
@@ -83,40 +85,25 @@ class MeasuredRun:
         if record.run.method["spec"] == MEASURED:
             # The digest is the finished model's own. In tables it stands by what it was made from.
             known_as = dense_digest
+        # Once, since it takes a second for a large vocabulary.
+        reading = reading_digest(opened)
         cell = _cell(record.run)
-        is_new = not Path(folder).exists()
-        with Store(folder) as store:
-            cell = replace(cell, model=_name_in(store, record.run.model_name, known_as))
-            _check_origin(store, cell)
-            # The cell comes first: a record without one would be taken for a study's.
-            store.add_cell(cell)
-            store.add_record(record)
-        return cls(folder, cell, record, reading_digest(opened), dense_digest, is_new)
+        with _unmeasured_removed(Path(folder), cell.run):
+            with Store(folder) as store:
+                cell = replace(cell, model=_name_in(store, record.run.model_name, known_as))
+                _check_origin(store, cell)
+                # The cell comes first: a record without one would be taken for a study's.
+                store.add_cell(cell)
+                store.add_record(record)
+            yield cls(folder, cell, record, reading, dense_digest)
 
     def once(self, task: Evaluator, measure: Callable[[], Measurement]) -> Measurement:
         """Return what the store has of `task` on this run, else what `measure` returns, which is
-        stored at once. Where that fails, a store that is new and has nothing else goes again.
+        stored at once.
 
         Raises `SpecError` where the store has a comparison with another dense model, or a
         measurement with another tokenizer.
         """
-        with self.undoing():
-            return self._stored(task, measure)
-
-    @contextmanager
-    def undoing(self) -> Iterator[None]:
-        """Where what is done within fails, a store that is new and has nothing else goes again."""
-        try:
-            yield
-        except BaseException:
-            if self.is_new:
-                # What failed first is what is told.
-                with suppress(DataError, OutputError), Store(self.folder) as store:
-                    store.remove_unmeasured(self.cell.run)
-            raise
-
-    def _stored(self, task: Evaluator, measure: Callable[[], Measurement]) -> Measurement:
-        """Do what `once` does, and leave the store behind also where that fails."""
         form = canonical(task)
         digest = task.digest()
         run_id = self.cell.run
@@ -165,6 +152,23 @@ class MeasuredRun:
                 "chat template or end of answers; give another label",
                 subject=str(task),
             )
+
+
+@contextmanager
+def _unmeasured_removed(folder: Path, run_id: str) -> Iterator[None]:
+    """Where what is done within fails, remove a store that wasn't there before and has this run
+    alone, unmeasured, and the folders that were made for it.
+    """
+    is_new = not folder.exists()
+    with undoing(folder):
+        try:
+            yield
+        except BaseException:
+            if is_new:
+                # What failed first is what is told.
+                with suppress(DataError, OutputError), Store(folder) as store:
+                    store.remove_unmeasured(run_id)
+            raise
 
 
 def _name_in(store: Store, name: str, digest: str) -> str:

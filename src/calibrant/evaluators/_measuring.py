@@ -5,7 +5,8 @@ calibrated on, unless somebody asks for exactly that.
 import logging
 import os
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
@@ -147,8 +148,8 @@ def evaluate(options: EvaluateOptions) -> list[Measurement]:
         dense = reference_of(options.reference, manifest, opened, options.device)
     if promised is not None:
         check_kept(promised, opened)
-    run = run_in_store(options, options.reference, opened, manifest, dense)
-    return _measure_each(options, chosen, opened, dense, run, leak_counts)
+    with run_in_store(options, options.reference, opened, manifest, dense) as run:
+        return _measure_each(options, chosen, opened, dense, run, leak_counts)
 
 
 def _measure_each(
@@ -160,8 +161,7 @@ def _measure_each(
     leak_counts: Sequence[LeakCount],
 ) -> list[Measurement]:
     """Return what each task measures, or what the store of `run` has of it."""
-    # Once, since it takes a second for a large vocabulary.
-    reading = reading_digest(opened)
+    reading = reading_digest(opened) if run is None else run.reading
     journals = [_journal(task, opened, reading, dense) for task in tasks]
     _tell_unkept()
     measured: list[Measurement] = []
@@ -184,23 +184,29 @@ def _measure_each(
     return measured
 
 
+@contextmanager
 def run_in_store(
     options: StoreOptions,
     reference: Model | None,
     opened: Opened,
     manifest: Mapping[str, Any] | None,
     dense: Opened | None,
-) -> MeasuredRun | None:
-    """Return the run that made `opened`, in the store of the options; None where there is none.
+) -> Iterator[MeasuredRun | None]:
+    """Give the run that made `opened`, in the store of the options; None where there is none. A
+    new store goes again where what is done within fails before anything is measured.
 
-    Raises the errors of `MeasuredRun.of`.
+    Raises the errors of `MeasuredRun.begun`.
     """
     if options.store is None:
-        return None
+        yield None
+        return
     dense_name = _dense_name(manifest) or ""
     if reference is not None:
         dense_name = name_of(reference)
-    return MeasuredRun.of(options.store, options.label, opened, manifest, dense_name, dense)
+    with MeasuredRun.begun(
+        options.store, options.label, opened, manifest, dense_name, dense
+    ) as run:
+        yield run
 
 
 def _open(

@@ -46,7 +46,7 @@ from calibrant.results.stored import (
 from calibrant.spec import Call, canonical, parameters, text_of
 from calibrant.spec.foreign import brief
 from calibrant.spec.grammar import SetLabel
-from calibrant.system.durable import LARGEST, content, reason, remove_empty, short
+from calibrant.system.durable import LARGEST, content, reason, short
 from calibrant.system.seals import Purpose, tell_made_again
 
 STUDY: Final = "study.yaml"
@@ -714,8 +714,8 @@ class Store:
             self._live = None
 
     def remove_unmeasured(self, run_id: str) -> None:
-        """Delete the database, and the folder that is empty then, where it has this run alone and
-        nothing was measured; it stays where somebody else has it open.
+        """Delete the database where it has this run alone and nothing was measured; it stays where
+        somebody else has it open.
         """
         live = self.live
 
@@ -727,7 +727,7 @@ class Store:
 
         with suppress(OutputError):
             live.database.remove(check)
-            remove_empty(self.folder)
+            self._live = None
 
     def _check_published(
         self, live: LiveResults, published: PublishedResults, runs: int, measurements: int
