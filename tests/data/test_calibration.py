@@ -277,6 +277,8 @@ def test_a_source_that_holds_too_little_says_how_much_it_holds(
     for packing, budget, held in (
         ("many", {"tokens": whole + 1, "length": 64}, whole),
         ("one", one, len(texts)),
+        # The advice is in what was given: windows, not tokens.
+        ("many", one, whole // 64),
         ("crop", {"samples": 1, "length": 100}, longest),
     ):
         with pytest.raises(DataError, match=rf"\b{held:,}\b") as caught:

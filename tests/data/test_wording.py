@@ -215,7 +215,7 @@ def test_a_set(text: str, said: str):
 def test_token_ids_longer_than_a_window(tmp_path: Path):
     file = tmp_path / "ids.jsonl"
     file.write_text(json.dumps({"input_ids": [3] * 80}))
-    with pytest.raises(DataError, match="give --length 80, or cut it yourself"):
+    with pytest.raises(DataError, match="give a length of 80, or cut it yourself"):
         CalibrationSet(str(file), length=64)
-    with pytest.raises(DataError, match="give length=80, or cut it yourself"):
+    with pytest.raises(DataError, match="give a length of 80, or cut it yourself"):
         CalibrationSet([[3] * 80], length=64)

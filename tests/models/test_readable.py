@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import gguf
+import numpy as np
 import pytest
 import torch
 from transformers import PreTrainedModel
@@ -130,6 +132,20 @@ def test_a_plan_reads_positions_in_a_gguf_file(tmp_path: Path):
         plan = calibrant.plan(calibrant.prune, path, **FEW | {"length": length})
         said = [note for note in plan.notes if f"the model was made for {positions:,}" in note]
         assert len(said) == count
+
+
+def test_a_table_of_positions_in_a_gguf_file_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    positions = tiny_model("llama").config.max_position_embeddings
+    write = gguf.GGUFWriter.write_header_to_file
+
+    def write_with_table(writer: gguf.GGUFWriter) -> None:
+        writer.add_tensor("position_embd.weight", np.ones((positions, 32), dtype=np.float32))
+        write(writer)
+
+    monkeypatch.setattr(gguf.GGUFWriter, "write_header_to_file", write_with_table)
+    path = str(tiny_gguf(tmp_path / "tiny.gguf"))
+    plan = calibrant.plan(calibrant.prune, path, **FEW | {"length": positions + 1})
+    assert any("longer windows are refused" in note for note in plan.notes)
 
 
 def test_rotary_positions_go_on_and_a_plan_says_what_the_model_was_made_for(tmp_path: Path):

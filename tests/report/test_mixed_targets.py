@@ -114,4 +114,10 @@ def test_a_target_that_was_not_reached_is_said(tmp_path: Path):
     assert "of the weights went, which is less than 0.999" in page
     assert "less than 0.5:" not in page
     settings = json.loads(found.text("json"))["settings"]
-    assert "less than 0.999: only whole weights go" in settings["target not reached"]
+    sentence = settings["target not reached"]
+    assert sentence.startswith("On ")
+    assert "with wanda, " in sentence
+    assert "less than 0.999: only whole weights go" in sentence
+    assert "Targets not reached" in str(found)
+    for text in (str(found), found.text("table")):
+        assert "less than 0.999: only whole weights go" in " ".join(text.split())

@@ -43,12 +43,13 @@ before one is.
 class Quota:
     """How much of one part is drawn: real tokens, or windows.
 
-    `settings` are those that lower it, for messages. `share` is the part's share of the whole.
+    `setting` is what the budget was given as, `tokens` or `samples`, for messages. `share` is the
+    part's share of the whole.
     """
 
     tokens: int | None = None
     windows: int | None = None
-    settings: str = "tokens"
+    setting: str = "tokens"
     share: Fraction = Fraction(1)
 
     def left(self, part_draw: "PartDraw", length: int) -> int:
@@ -363,10 +364,15 @@ def _too_few(
     tokens = int(part_draw.tokens / quota.share)
     if quota.tokens is None:
         budget = f"{quota.windows:,} windows"
-        most = counted(int(len(part_draw.windows) / quota.share), "window")
+        windows = int(len(part_draw.windows) / quota.share)
     else:
         budget = f"{quota.tokens:,} tokens"
-        most = counted(tokens, "token")
+        windows = tokens // length
+    most = windows
+    noun = "window"
+    if quota.setting == "tokens":
+        most = tokens
+        noun = "token"
     message = f"{deck.description} holds {supply}, too little for {budget} of {term}"
     message += f" in windows of {length:,}"
     if part_draw.passed_over:
@@ -378,7 +384,7 @@ def _too_few(
     if deck.content.overlapping:
         count = deck.content.overlapping
         message += f" ({count} rows are left out because they are also measured)"
-    message += f"; lower {quota.settings}"
-    if part_draw.windows:
-        message += f": the most that works is {most}"
+    message += f"; lower {quota.setting} or length"
+    if most:
+        message += f": the most that works is {counted(most, noun)}"
     return TooFew(message, subject=str(term.source), tokens=tokens)

@@ -631,10 +631,10 @@ class CalibrationSet:
         """
         shares = [term.share for term in self.parts]
         total = self.budget
-        settings = "tokens or length"
+        setting = "tokens"
         if total is None:
             total = self.samples * self.length
-            settings = "samples or length"
+            setting = "samples"
         tokens = _divide(total, shares)
         windows = _divide(self.samples, shares)
         quotas: list[Quota] = []
@@ -645,7 +645,7 @@ class CalibrationSet:
                     "weight",
                     subject=str(term),
                 )
-            quota = Quota(tokens=tokens[place], settings=settings, share=term.share)
+            quota = Quota(tokens=tokens[place], setting=setting, share=term.share)
             # A window that isn't filled has an unknown number of tokens, so windows are counted:
             # at least one, however small the share.
             if self.budget is None and not term.packing.fills:
@@ -728,13 +728,9 @@ def _check_sequences(term: Term, length: int) -> None:
     """Raise `DataError` for token ids that would be cut."""
     longest = _longest_of(term.source)
     if longest > length and isinstance(term.packing, One):
-        setting = f"--length {longest}"
-        # An object can only be given in Python.
-        if isinstance(term.source, Given):
-            setting = f"length={longest}"
         raise DataError(
             f"{term.source} has a sequence of {longest:,} token ids, and windows have {length:,}; "
-            f"give {setting}, or cut it yourself",
+            f"give a length of {longest}, or cut it yourself",
             subject=str(term.source),
         )
 

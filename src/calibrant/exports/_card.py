@@ -21,7 +21,6 @@ from calibrant.results import (
     cache_in_words,
     condensed_in_words,
     inputs_in_words,
-    short_of_target,
     stored_bits,
 )
 from calibrant.results.outcomes import Score
@@ -159,9 +158,7 @@ def _body(record: Record, note: str, rounded: Sequence[str]) -> Iterator[str]:
             "note": note,
             "method": written_form(run.method),
             "target": run.target,
-            "target not reached": short_of_target(
-                run.target, record.sparsity, record.weights, record.edits
-            ),
+            "target not reached": record.shortfall,
             "allocation": allocation,
             "transforms": ", ".join(map(written_form, run.transforms)),
             "propagation": run.propagate,

@@ -65,7 +65,13 @@ from calibrant.models.quiet import quiet, quoted
 from calibrant.models.readable import longest_window, positions_of
 from calibrant.models.rounded_inputs import INPUTS, round_as_written
 from calibrant.models.saving import Opened, check_unchanged, forget_quantization
-from calibrant.models.shape import ModelOutline, ModelShape, Storage, positions_in_gguf
+from calibrant.models.shape import (
+    TABLE_OF_POSITIONS,
+    ModelOutline,
+    ModelShape,
+    Storage,
+    positions_in_gguf,
+)
 from calibrant.models.sparse_folder import SHEET, SparseFolder, sparse_folder
 from calibrant.models.viewing import IN_MEMORY, WITHOUT_NUMBERS, Residence, view
 from calibrant.spec.foreign import brief, did_you_mean, user_path
@@ -199,6 +205,9 @@ def _outline_of_gguf(
         header = gguf_header(path)
     shape = ModelShape.of_gguf(header.values, header.tensors, ref)
     file_bytes = path.stat().st_size
+    positions = positions_in_gguf(header.values)
+    # With a table of positions, longer windows can't be read at all.
+    longest = positions if TABLE_OF_POSITIONS in header.tensors else None
     return ModelOutline(
         ref,
         shape,
@@ -207,7 +216,8 @@ def _outline_of_gguf(
         "gguf",
         file_bytes,
         divisible=False,
-        positions=positions_in_gguf(header.values),
+        longest_window=longest,
+        positions=positions,
     )
 
 

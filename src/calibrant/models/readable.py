@@ -116,7 +116,7 @@ def note_on_length(length: int, longest: int | None, positions: int | None) -> s
     if longest is not None and length > longest:
         return (
             f"windows may have {length:,} tokens, and the model has {longest:,} positions: longer "
-            f"ones are refused, so give a length of at most {longest}"
+            f"windows are refused, so give a length of at most {longest}"
         )
     if positions is not None and length > positions:
         return (

@@ -276,6 +276,10 @@ def _cached_in_gguf(values: Mapping[str, Any], hidden: int) -> int:
     return heads * (key_width + value_width)
 
 
+TABLE_OF_POSITIONS: Final = "position_embd.weight"
+"""The tensor in which a GGUF file has learned positions, as GPT-2 has."""
+
+
 def positions_in_gguf(values: Mapping[str, Any]) -> int | None:
     """Return how many positions the header of a GGUF file names; None where it names none."""
     positions = values.get(f"{values.get('general.architecture', '')}.context_length")

@@ -277,6 +277,11 @@ class Record:
         read_provenance(record.provenance)
         return record
 
+    @property
+    def shortfall(self) -> str:
+        """Say if clearly less went than the target says; empty where it was reached."""
+        return short_of_target(self.run.target, self.sparsity, self.weights, self.edits)
+
     def _repr_html_(self) -> str:
         run = self.run
         facts = {
@@ -296,9 +301,7 @@ class Record:
             facts["bits a weight"] = f"{stored:.3f}, {megabytes(size)} in all"
         facts["removed"] = parts_gone(self.edits)
         facts["condensed"] = condensed_in_words(self.edits)
-        facts["target not reached"] = short_of_target(
-            run.target, self.sparsity, self.weights, self.edits
-        )
+        facts["target not reached"] = self.shortfall
         facts["matrices compressed"] = len(self.weights)
         facts["inputs"] = inputs_in_words(self.edits)
         facts["KV cache"] = cache_in_words(self.edits)

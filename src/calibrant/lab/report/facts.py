@@ -14,7 +14,6 @@ from calibrant.results import (
     Score,
     Store,
     inputs_in_words,
-    short_of_target,
     stored_bits,
 )
 from calibrant.results.records import MEASURED, UNTOUCHED
@@ -58,9 +57,27 @@ def notes_of(store: Store, reading: Results) -> dict[str, str]:
     return notes
 
 
-def facts_of(store: Store, reading: Results) -> StudyFacts:
+def shortfalls_of(store: Store, reading: Results) -> tuple[str, ...]:
+    """Return a sentence for each target that a way of compressing a model didn't reach. One run of
+    each way is read whole.
+    """
+    run_of_way: dict[tuple[str, ...], str] = {}
+    for cell in reading.cells:
+        if cell.run in reading.records and cell.method not in (UNTOUCHED, MEASURED):
+            allocation = reading.records[cell.run].run.allocation.get("spec", "")
+            way = (cell.model, cell.method, cell.target, str(allocation))
+            run_of_way.setdefault(way, cell.run)
+    sentences: dict[str, None] = {}
+    for (model, method, _, _), run in run_of_way.items():
+        record = store.record(run)
+        if record is not None and record.shortfall:
+            sentences[f"On {model} with {method}, {record.shortfall}."] = None
+    return tuple(sentences)
+
+
+def facts_of(store: Store, reading: Results, shortfalls: Sequence[str] = ()) -> StudyFacts:
     """Gather the facts of everything that the store's grid asks for. Beside what was read
-    already, only provenance is opened.
+    already, only provenance is opened. `shortfalls` are sentences on targets that weren't reached.
     """
     cells = [cell for cell in reading.cells if cell.run in reading.records]
     records: dict[str, Record] = {}
@@ -73,7 +90,7 @@ def facts_of(store: Store, reading: Results) -> StudyFacts:
         models=models,
         dense=_dense_scores(cells, reading),
         seconds=_seconds(store, cells, records, reading),
-        settings=_settings(store, records),
+        settings=_settings(store, records, shortfalls),
         machine=_machine(list(records.values())),
         failures=_failures(reading),
         study=store.study_text(),
@@ -133,14 +150,15 @@ def _failures(reading: Results) -> list[Mapping[str, Any]]:
     return failures
 
 
-def _settings(store: Store, records: Mapping[str, Record]) -> dict[str, str]:
+def _settings(
+    store: Store, records: Mapping[str, Record], shortfalls: Sequence[str]
+) -> dict[str, str]:
     """What all runs share, or the several values where they don't."""
     every = list(records.values())
     left_dense: list[str] = []
     sparsities: list[str] = []
     rounded: dict[str, str] = {}
     pruned: dict[str, str] = {}
-    run_of_way: dict[tuple[str, str, str], str] = {}
     inputs: dict[str, str] = {}
     for run, record in records.items():
         if record.run.method.get("spec") in (UNTOUCHED, MEASURED):
@@ -154,8 +172,6 @@ def _settings(store: Store, records: Mapping[str, Record]) -> dict[str, str]:
         else:
             sparsities.append(f"{record.sparsity:.4f}")
             pruned.setdefault(record.run.model, run)
-            way = (record.run.model, str(record.run.method.get("spec")), record.run.target)
-            run_of_way.setdefault(way, run)
     allocations = [str(record.run.allocation.get("spec", "")) for record in every]
     settings = {
         "numbers": _joined(record.run.dtype for record in every),
@@ -166,9 +182,8 @@ def _settings(store: Store, records: Mapping[str, Record]) -> dict[str, str]:
     }
     if rounded:
         settings["bits a weight"] = _joined(_stored(store, rounded))
-    shortfalls = dict.fromkeys(_short_of_target(store, run_of_way.values()))
     if shortfalls:
-        settings["target not reached"] = "; ".join(shortfalls)
+        settings["target not reached"] = " ".join(shortfalls)
     settings["left dense"] = _joined(left_dense)
     if inputs:
         settings["inputs"] = "; ".join(f"{target}: {words}" for target, words in inputs.items())
@@ -181,19 +196,6 @@ def _pruned(store: Store, pruned: Mapping[str, str]) -> Iterator[str]:
         record = store.record(run)
         if record is not None:
             yield str(len(record.weights))
-
-
-def _short_of_target(store: Store, runs: Iterable[str]) -> Iterator[str]:
-    """What is to be said of targets that weren't reached: one run of each model, method and target
-    is read whole.
-    """
-    for run in runs:
-        record = store.record(run)
-        if record is None:
-            continue
-        said = short_of_target(record.run.target, record.sparsity, record.weights, record.edits)
-        if said:
-            yield said
 
 
 def _stored(store: Store, rounded: Mapping[str, str]) -> Iterator[str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar, cast, runtime_checkable
 
 from calibrant.errors import OutputError, SpecError
-from calibrant.lab.report.facts import StudyFacts, facts_of, notes_of
+from calibrant.lab.report.facts import StudyFacts, facts_of, notes_of, shortfalls_of
 from calibrant.lab.report.tables.data import csv, report_data
 from calibrant.lab.report.tables.latex import latex
 from calibrant.lab.report.tables.markdown import markdown
@@ -65,7 +65,7 @@ class Report:
     """What a study found, ready to be shown. `str` is Markdown.
 
     `reading` holds its scores, `notes` what must be said of each model, `way` what the figures of
-    its tables are.
+    its tables are, `shortfalls` a sentence for each target that wasn't reached.
     """
 
     folder: Path
@@ -73,13 +73,14 @@ class Report:
     reading: Results
     notes: Mapping[str, str]
     way: As = "increase"
+    shortfalls: Sequence[str] = ()
 
     @cached_property
     def facts(self) -> StudyFacts:
         """What there is to know beside the comparison; read when it is first used, since it is
         in thousands of small files.
         """
-        return facts_of(Store(self.folder, create=False), self.reading)
+        return facts_of(Store(self.folder, create=False), self.reading, self.shortfalls)
 
     @cached_property
     def summaries(self) -> tuple[SetSummary, ...]:
@@ -136,7 +137,7 @@ class Report:
 
         if whole or len(self.comparison.of_sets) < 2:
             return terminal.lines(self._sections(), width)
-        short = in_short(self.comparison, self.reading.study, self.way, self.notes)
+        short = in_short(self.comparison, self.reading.study, self.way, self.notes, self.shortfalls)
         return terminal.summary(list(short), width)
 
     def table(self, width: int = 120) -> str:
@@ -220,7 +221,8 @@ class Report:
         )
 
     def _sections(self) -> list[Section]:
-        return list(sections(self.comparison, self.way, self.notes, self.reading.study))
+        study = self.reading.study
+        return list(sections(self.comparison, self.way, self.notes, study, self.shortfalls))
 
 
 @needed_for("a report")
@@ -259,7 +261,8 @@ def report(
     # The outcomes of single items are nine tenths of it, and have been compared by then.
     scores = replace(cells_of_methods(narrowed(reading, tasks), methods), items={})
     notes = notes_of(store, scores)
-    return Report(store.folder, comparison, scores, notes, cast("As", way))
+    shortfalls = shortfalls_of(store, scores)
+    return Report(store.folder, comparison, scores, notes, cast("As", way), shortfalls)
 
 
 def in_short_names(reading: Results) -> Results:

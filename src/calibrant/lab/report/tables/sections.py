@@ -88,12 +88,17 @@ def sections(
     way: As = "increase",
     notes: Mapping[str, str] = MappingProxyType({}),
     study: Mapping[str, Any] = MappingProxyType({}),
+    shortfalls: Sequence[str] = (),
 ) -> Iterator[Section]:
-    """Yield the whole report. `study` is what the store knows of its study."""
+    """Yield the whole report. `study` is what the store knows of its study, `shortfalls` a sentence
+    for each target that wasn't reached.
+    """
     yield from answer(comparison, study)
     for ranking in comparison.rankings:
         yield _of_ranking(ranking, way, notes)
     yield from without_data(comparison, way)
+    if shortfalls:
+        yield Section("Targets not reached", sentences=tuple(shortfalls))
     yield from sensitivity(comparison)
     yield from conclusions(comparison)
 
@@ -110,6 +115,7 @@ def in_short(
     study: Mapping[str, Any],
     way: As = "increase",
     notes: Mapping[str, str] = MappingProxyType({}),
+    shortfalls: Sequence[str] = (),
 ) -> Iterator[Section]:
     """Yield what a study of several rankings found, the weightiest first; and finished models,
     which stand in none of its tables.
@@ -121,6 +127,7 @@ def in_short(
     odd = doubts_of(comparison).in_short
     if odd:
         sentences.append(f"{odd}.")
+    sentences.extend(shortfalls)
     if comparison.sensitivities:
         sentences.extend(sensitivity_sentences(comparison.sensitivities))
     if comparison.contrasts:
