@@ -61,7 +61,7 @@ from calibrant.models import (
     view,
 )
 from calibrant.models.devices import free_on
-from calibrant.models.readable import longest_window, note_on_length, positions_of
+from calibrant.models.readable import longest_window, positions_of
 from calibrant.numerics import duration, gigabytes, type_name
 from calibrant.system.notebook import card
 from calibrant.targets import (
@@ -298,7 +298,7 @@ class CompressionPlanner:
         needs = self._needs(self._tokens, outline.dtype)
         course = self._course(needs)
         notes = course.notes(self.recipe.propagate)
-        length_note = note_on_length(self._length, outline.longest_window, outline.positions)
+        length_note = outline.note_on_length(self._length)
         if self.recipe.looks and length_note:
             notes.append(length_note)
         disk = self._written()

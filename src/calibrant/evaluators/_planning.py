@@ -25,7 +25,6 @@ from calibrant.data import Row
 from calibrant.decoding import TOKENS_PER_BATCH
 from calibrant.evaluators._base import Evaluator
 from calibrant.models import ModelOutline
-from calibrant.models.readable import note_on_length
 from calibrant.numerics import gigabytes, type_name
 
 TOKENS: Final = 2048
@@ -233,7 +232,7 @@ class MeasuringPlanner:
         outline = self.outlines[0]
         for task in self.tasks:
             length = getattr(task, "length", 0)
-            length_note = note_on_length(length, outline.longest_window, outline.positions)
+            length_note = outline.note_on_length(length)
             if length_note:
                 yield f"{task}: {length_note}"
         if any(task.longest_answer for task in self.tasks):

@@ -124,8 +124,8 @@ def _passed(view: ModelView) -> _Passed:
             if weight.expert is None:
                 note = partial(_note, passed, weight.name)
                 stack.callback(weight.owner.register_forward_hook(note).remove)
-        device = next(view.model.parameters()).device
-        view.model(input_ids=torch.ones(1, 1, dtype=torch.long, device=device), use_cache=False)
+        ids = torch.ones(1, 1, dtype=torch.long, device=view.device)
+        view.model(input_ids=ids, use_cache=False)
     return passed
 
 

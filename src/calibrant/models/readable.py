@@ -109,23 +109,6 @@ def _growing_ropes(model: PreTrainedModel) -> list[tuple[str, int]]:
     return growing
 
 
-def note_on_length(length: int, longest: int | None, positions: int | None) -> str:
-    """Return what a plan says of windows of up to `length` tokens, for a model that reads at most
-    `longest` and whose configuration names so many `positions`; empty where it was made for them.
-    """
-    if longest is not None and length > longest:
-        return (
-            f"windows may have {length:,} tokens, and the model has {longest:,} positions: longer "
-            f"windows are refused, so give a length of at most {longest}"
-        )
-    if positions is not None and length > positions:
-        return (
-            f"windows may have {length:,} tokens, and the model was made for {positions:,}: what "
-            "it says of longer ones may mean little"
-        )
-    return ""
-
-
 def check_windows(
     model: PreTrainedModel, ids: Int[Tensor, "*window"], mask: Bool[Tensor, "*window"]
 ) -> None:

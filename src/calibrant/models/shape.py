@@ -219,6 +219,24 @@ class ModelOutline:
             return 0
         return self.shape.numbers * self.dtype.itemsize
 
+    def note_on_length(self, length: int) -> str:
+        """Return what a plan says of windows of up to `length` tokens; nothing where the model was
+        made for them.
+        """
+        longest = self.longest_window
+        positions = self.positions
+        if longest is not None and length > longest:
+            return (
+                f"windows may have {length:,} tokens, and the model has {longest:,} positions: "
+                f"longer windows are refused, so give a length of at most {longest}"
+            )
+        if positions is not None and length > positions:
+            return (
+                f"windows may have {length:,} tokens, and the model was made for {positions:,}: "
+                "what it says of longer ones may mean little"
+            )
+        return ""
+
 
 def _matrix_shape(weight: Weight, used: float) -> MatrixShape:
     part = weight.name.removesuffix(".weight").rpartition(".")[0]

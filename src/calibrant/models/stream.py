@@ -273,8 +273,7 @@ class _TracedStream:
         flow = self._flow
         vocabulary = self._view.config.vocab_size
         # Tokens that differ, so that experts get some of them at least.
-        device = next(model.parameters()).device
-        ids = torch.arange(PROBE, device=device)[None] % vocabulary
+        ids = torch.arange(PROBE, device=self._view.device)[None] % vocabulary
         with ExitStack() as stack:
             for name, norm in self._norms.items():
                 enter = norm.register_forward_pre_hook(self._enter_norm)
