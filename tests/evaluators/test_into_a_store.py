@@ -271,6 +271,9 @@ def test_a_store_that_got_nothing_goes_and_another_stays(
     for owner, name in steps:
         try_to_put(new, owner=owner, name=name)
         assert not new.parent.exists(), name
+    new.mkdir(parents=True)
+    try_to_put(new)
+    assert not list(new.iterdir())
     values = put(dense, new)
     try_to_put(new, "another")
     assert put(dense, new) == values

@@ -29,7 +29,6 @@ from calibrant.data._templates import RefusedError
 from calibrant.data.expression import Term
 from calibrant.data.packings._base import PAD, Frame, TokenizedText, Window
 from calibrant.errors import DataError
-from calibrant.numerics import counted
 from calibrant.spec import qualified
 
 _PATIENCE: Final = 100
@@ -368,11 +367,7 @@ def _too_few(
     else:
         budget = f"{quota.tokens:,} tokens"
         windows = tokens // length
-    most = windows
-    noun = "window"
-    if quota.setting == "tokens":
-        most = tokens
-        noun = "token"
+    most = tokens if quota.setting == "tokens" else windows
     message = f"{deck.description} holds {supply}, too little for {budget} of {term}"
     message += f" in windows of {length:,}"
     if part_draw.passed_over:
@@ -384,7 +379,8 @@ def _too_few(
     if deck.content.overlapping:
         count = deck.content.overlapping
         message += f" ({count} rows are left out because they are also measured)"
-    message += f"; lower {quota.setting} or length"
+    remedy = f"lower {quota.setting} or length"
     if most:
-        message += f": the most that works is {counted(most, noun)}"
+        remedy = f"lower {quota.setting} to at most {most}, or lower length"
+    message += f"; {remedy}"
     return TooFew(message, subject=str(term.source), tokens=tokens)

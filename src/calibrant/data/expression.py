@@ -340,18 +340,23 @@ def _default_packing(source: Source, form: Format) -> Packing:
     return Many()
 
 
-def _check_fields(source: Source, form: Format) -> None:
+def missing_fields(source: Source, form: Format) -> list[str]:
+    """Return the fields that a format needs and a source's rows lack; none where it fits."""
     fields = {*source.fields, *source.sometimes}
     if fields & {"integers", "ids"}:
         fields.add("text")
     if "turns" in fields and form.spec_name() == "chat":
-        return
-    missing = [name for name in form.needs if name not in fields]
+        return []
+    return [name for name in form.needs if name not in fields]
+
+
+def _check_fields(source: Source, form: Format) -> None:
+    missing = missing_fields(source, form)
     if not missing:
         return
     subject = str(source)
     if isinstance(source, UserFile):
-        message = _missing_columns(source, missing, fields)
+        message = _missing_columns(source, missing)
     else:
         others = [name for name in sources.names() if set(form.needs) <= _declared_fields(name)]
         needed = f"needs {', '.join(missing)}, and {source} has {', '.join(source.fields)}"
@@ -359,11 +364,11 @@ def _check_fields(source: Source, form: Format) -> None:
     raise DataError(f"{subject} can't be rendered as {form}: that {message}", subject=subject)
 
 
-def _missing_columns(source: UserFile, missing: Sequence[str], fields: set[str]) -> str:
+def _missing_columns(source: UserFile, missing: Sequence[str]) -> str:
     """Say which columns a file has instead, and what to type."""
     message = f"needs {' and '.join(missing)}"
     remedies: list[str] = []
-    if "ids" in fields:
+    if "ids" in source.fields:
         message = f"{message}, and it holds token ids"
     else:
         message = f"{message}, and its columns are {', '.join(map(short, source.columns[:20]))}"

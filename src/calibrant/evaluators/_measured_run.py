@@ -20,7 +20,7 @@ from calibrant.models import Opened, is_as_remembered, manifest_folder, origin_o
 from calibrant.models.hashing import OF_TENSORS
 from calibrant.models.reading import reading_digest
 from calibrant.numerics import type_name
-from calibrant.results import Cell, Record, Run, Store, measurement_id
+from calibrant.results import Cell, Record, Run, Store, is_store, measurement_id
 from calibrant.results.outcomes import Measurement
 from calibrant.results.records import DENSE, MEASURED, UNTOUCHED
 from calibrant.spec import canonical, written_form
@@ -53,7 +53,7 @@ class MeasuredRun:
 
     @classmethod
     @contextmanager
-    def begun(
+    def put(
         cls,
         folder: str | Path,
         label: str,
@@ -63,7 +63,7 @@ class MeasuredRun:
         dense: Opened | None,
     ) -> Iterator["MeasuredRun"]:
         """Put the run that made `opened` into the store in `folder`. Where what is done within
-        fails before anything is measured, a store that is new and has nothing else goes again.
+        fails before anything is measured, a store that was made for it is removed.
 
         That is the run in its `manifest`. With a `label`, or where something else made the model
         from `dense_name`, it is one that is known by its name alone. Else it is the dense model's
@@ -159,7 +159,7 @@ def _unmeasured_removed(folder: Path, run_id: str) -> Iterator[None]:
     """Where what is done within fails, remove a store that wasn't there before and has this run
     alone, unmeasured, and the folders that were made for it.
     """
-    is_new = not folder.exists()
+    is_new = not is_store(folder)
     with undoing(folder):
         try:
             yield

@@ -71,7 +71,7 @@ def _planned(options: EvaluateOptions) -> JobPlan:
     chosen = _chosen(options)
     if options.engine != "torch":
         message = (
-            f"what {options.engine} takes isn't known beforehand; leave --plan or --engine out"
+            f"what {options.engine} takes isn't known beforehand; leave the plan or the engine out"
         )
         raise SpecError(message, subject=options.engine)
     outlines = [outline_of_options(options)]
@@ -192,10 +192,11 @@ def run_in_store(
     manifest: Mapping[str, Any] | None,
     dense: Opened | None,
 ) -> Iterator[MeasuredRun | None]:
-    """Give the run that made `opened`, in the store of the options; None where there is none. A
-    new store goes again where what is done within fails before anything is measured.
+    """Give the run that made `opened`, in the store of the options; None where there is none.
+    Where what is done within fails before anything is measured, a store that was made for it is
+    removed.
 
-    Raises the errors of `MeasuredRun.begun`.
+    Raises the errors of `MeasuredRun.put`.
     """
     if options.store is None:
         yield None
@@ -203,9 +204,7 @@ def run_in_store(
     dense_name = _dense_name(manifest) or ""
     if reference is not None:
         dense_name = name_of(reference)
-    with MeasuredRun.begun(
-        options.store, options.label, opened, manifest, dense_name, dense
-    ) as run:
+    with MeasuredRun.put(options.store, options.label, opened, manifest, dense_name, dense) as run:
         yield run
 
 

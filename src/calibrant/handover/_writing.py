@@ -12,7 +12,7 @@ from typing import Any, Final, final
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from calibrant.data import CalibrationSet, Chat, TokenBatch
-from calibrant.data.expression import written
+from calibrant.data.expression import missing_fields, written
 from calibrant.data.select import resolved
 from calibrant.errors import DataError, ModelError, OutputError, SpecError
 from calibrant.handover._base import IdsTool, ScriptFacts, Tool
@@ -183,7 +183,7 @@ def _write(options: WriteDataOptions, places: _Places, over: bool) -> WrittenDat
 def _check_absent(path: Path) -> None:
     """Raise `OutputError` where there is something already."""
     if os.path.lexists(path):
-        message = f"{str(path)!r} exists already; give another name, or remove it"
+        message = f"{str(path)!r} exists already; give another out, or remove it"
         raise OutputError(message, subject=str(path))
 
 
@@ -269,8 +269,7 @@ def _check_set(calibration: CalibrationSet, places: _Places) -> None:
         if term.format.spec_name() != "chat":
             message = f"{term} is no conversation in the model's template"
             remedy = f"leave {_AS} out"
-            fields = {*term.source.fields, *term.source.sometimes}
-            if "turns" in fields or fields >= {"question", "answer"}:
+            if not missing_fields(term.source, Chat()):
                 remedy = f"write {term.source}:chat, or {remedy}"
             raise DataError(f"{message}; {remedy}", subject=str(term))
 

@@ -29,4 +29,4 @@ def takes_files(folder: Path) -> bool:
     # link to nowhere is there, and is no folder.
     while not os.path.lexists(place) and place != place.parent:
         place = place.parent
-    return place.is_dir() and os.access(place, os.W_OK | os.X_OK)
+    return os.path.isdir(place) and os.access(place, os.W_OK | os.X_OK)

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Final, Required, TypedDict
 import msgspec
 from msgspec import Meta
 
-from calibrant.numerics import megabytes
+from calibrant.numerics import counted, megabytes
 from calibrant.results.outcomes import Count, Score, ScoreFacts, Size
 from calibrant.spec import identity
 from calibrant.spec.families import known_family
@@ -516,10 +516,10 @@ def parts_gone(edits: Sequence[Mapping[str, Any]]) -> str:
     >>> parts_gone([{"edit": "drop_blocks", "blocks": [1, 2], "of": 30}])
     '2 of 30 blocks'
     """
-    counted = _count_of_parts(edits)
-    if counted is None:
+    parts = _count_of_parts(edits)
+    if parts is None:
         return ""
-    gone, whole, noun = counted
+    gone, whole, noun = parts
     if gone == 0:
         # Of blocks whose halves go apart perhaps none went as a whole.
         return ""
@@ -533,20 +533,22 @@ def condensed_in_words(edits: Sequence[Mapping[str, Any]]) -> str:
     >>> condensed_in_words([{"edit": "condense", "layers": {"2": {"experts": [4, 7]}}, "of": 8}])
     '1 layer of experts, to 2 of 8'
     """
-    layers = 0
-    kept = 0
+    kept: list[int] = []
     whole = 0
     for edit in edits:
         if edit["edit"] == "condense":
-            layers += len(edit["layers"])
             whole = edit["of"]
-            # Equally many of each layer.
             for layer in edit["layers"].values():
-                kept = len(layer["experts"])
-    if layers == 0:
+                kept.append(len(layer["experts"]))
+    if not kept:
         return ""
-    noun = "layer" if layers == 1 else "layers"
-    return f"{layers} {noun} of experts, to {kept} of {whole}"
+    fewest = min(kept)
+    most = max(kept)
+    # A layer of which few experts got tokens keeps fewer.
+    several = f"{most}" if fewest == most else f"{fewest} to {most}"
+    if most == 0:
+        return f"{counted(len(kept), 'layer')} of experts, to no routed expert of {whole}"
+    return f"{counted(len(kept), 'layer')} of experts, to {several} of {whole}"
 
 
 def short_of_target(
@@ -563,13 +565,13 @@ def short_of_target(
     label = read_target(target)
     if label.share is None:
         return ""
-    counted = _count_of_parts(edits)
-    if label.parts is None and matrices and counted is None:
+    parts = _count_of_parts(edits)
+    if label.parts is None and matrices and parts is None:
         reached = sparsity
         went = f"{sparsity:.4%} of the weights"
         why = "only whole weights go, and their number is rounded down, mostly in each row"
-    elif label.parts is not None and not matrices and counted is not None:
-        gone, whole, noun = counted
+    elif label.parts is not None and not matrices and parts is not None:
+        gone, whole, noun = parts
         reached = gone / whole
         went = f"{gone} of {whole} {noun}"
         why = f"only whole {label.parts} go, and their number is rounded down"

@@ -36,7 +36,8 @@ def write(
     flushed: bool = True,
 ) -> None:
     """Write one file in place of an older one. What isn't `flushed` may be lost in a power failure.
-    Raises `OSError`, also for a full disk.
+    Raises `OSError`, also for a full disk, and `OutputError` for a type of numbers that safetensors
+    files of ours don't have.
     """
     on_cpu = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
     metadata = {ENTRY: line_of_json({"facts": facts, "seal": _seal(purpose, facts, on_cpu)})}

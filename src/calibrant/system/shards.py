@@ -62,8 +62,8 @@ class Shard:
         for name, tensor in tensors.items():
             if tensor.dtype not in WORDS:
                 raise OutputError(
-                    f"{name} has numbers of type {tensor.dtype}, which these files don't hold; "
-                    "convert them to float32 first",
+                    f"{name} has numbers of type {tensor.dtype}, which Calibrant doesn't write "
+                    "into safetensors files; open the model as float32",
                     subject=name,
                 )
         table: dict[str, Any] = {"__metadata__": dict(metadata)}

@@ -118,7 +118,7 @@ def on_gpu(device: str) -> dict[str, str]:
     if int(number) >= len(gpus):
         raise ModelError(
             f"device {device!r} isn't among the GPUs of {VISIBLE}={seen}; name another, or leave "
-            "--device out",
+            "the device out",
             subject=device,
         )
     return {VISIBLE: gpus[int(number)]}

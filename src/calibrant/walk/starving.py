@@ -165,6 +165,6 @@ def _check_takes_more(layer: ExpertLayer) -> None:
     except (IndexError, RuntimeError, TypeError) as error:
         raise ModelError(
             f"the experts of {layer.name} take no other tokens than their router sends them; "
-            "use --starved dense or shared (in Python starved='dense')",
+            "use --starved dense or shared (in Python starved='dense' or 'shared')",
             subject=layer.name,
         ) from error

@@ -32,6 +32,14 @@ def test_contrasts_in_two_propagations_are_told_apart():
     assert "arrival" in second.note
 
 
+def test_a_summary_counts_targets_that_were_not_reached():
+    said = [f"On m with {method}, less went." for method in ("one", "two")]
+    for shortfalls, told in ((said[:1], said[0]), (said, "2 targets were not reached; ")):
+        *_, section = in_short(Comparison(), {}, shortfalls=shortfalls)
+        (sentence,) = section.sentences
+        assert sentence.startswith(told)
+
+
 def test_one_result_that_is_missing_is_one():
     (said,) = [
         sentence

@@ -4,6 +4,7 @@ where the time went, how to repeat it.
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Final
 
 from calibrant.lab.stats import Results, is_rounded
@@ -17,6 +18,7 @@ from calibrant.results import (
     stored_bits,
 )
 from calibrant.results.records import MEASURED, UNTOUCHED
+from calibrant.spec.grammar import read_target
 
 PHASES: Final = {
     "open": "opening the model",
@@ -57,25 +59,31 @@ def notes_of(store: Store, reading: Results) -> dict[str, str]:
     return notes
 
 
-def shortfalls_of(store: Store, reading: Results) -> tuple[str, ...]:
-    """Return a sentence for each target that a way of compressing a model didn't reach. One run of
-    each way is read whole.
+def shortfalls_of(folder: Path, reading: Results) -> tuple[str, ...]:
+    """Return a sentence for each target that wasn't reached. Of each model, method, target and
+    allocation one run is read whole from the store in `folder`.
     """
-    run_of_way: dict[tuple[str, ...], str] = {}
+    runs: dict[tuple[str, ...], str] = {}
     for cell in reading.cells:
-        if cell.run in reading.records and cell.method not in (UNTOUCHED, MEASURED):
+        compressed = cell.method not in (UNTOUCHED, MEASURED)
+        if not compressed or cell.run not in reading.records:
+            continue
+        # A grid has no share that could be missed.
+        if read_target(cell.target).share is not None:
             allocation = reading.records[cell.run].run.allocation.get("spec", "")
-            way = (cell.model, cell.method, cell.target, str(allocation))
-            run_of_way.setdefault(way, cell.run)
+            runs.setdefault((cell.model, cell.method, cell.target, str(allocation)), cell.run)
+    if not runs:
+        return ()
+    store = Store(folder, create=False)
     sentences: dict[str, None] = {}
-    for (model, method, _, _), run in run_of_way.items():
+    for (model, method, _, _), run in runs.items():
         record = store.record(run)
         if record is not None and record.shortfall:
             sentences[f"On {model} with {method}, {record.shortfall}."] = None
     return tuple(sentences)
 
 
-def facts_of(store: Store, reading: Results, shortfalls: Sequence[str] = ()) -> StudyFacts:
+def facts_of(store: Store, reading: Results, shortfalls: Sequence[str]) -> StudyFacts:
     """Gather the facts of everything that the store's grid asks for. Beside what was read
     already, only provenance is opened. `shortfalls` are sentences on targets that weren't reached.
     """

@@ -65,7 +65,7 @@ class Report:
     """What a study found, ready to be shown. `str` is Markdown.
 
     `reading` holds its scores, `notes` what must be said of each model, `way` what the figures of
-    its tables are, `shortfalls` a sentence for each target that wasn't reached.
+    its tables are.
     """
 
     folder: Path
@@ -73,7 +73,6 @@ class Report:
     reading: Results
     notes: Mapping[str, str]
     way: As = "increase"
-    shortfalls: Sequence[str] = ()
 
     @cached_property
     def facts(self) -> StudyFacts:
@@ -81,6 +80,11 @@ class Report:
         in thousands of small files.
         """
         return facts_of(Store(self.folder, create=False), self.reading, self.shortfalls)
+
+    @cached_property
+    def shortfalls(self) -> tuple[str, ...]:
+        """A sentence for each target that wasn't reached."""
+        return shortfalls_of(self.folder, self.reading)
 
     @cached_property
     def summaries(self) -> tuple[SetSummary, ...]:
@@ -261,8 +265,7 @@ def report(
     # The outcomes of single items are nine tenths of it, and have been compared by then.
     scores = replace(cells_of_methods(narrowed(reading, tasks), methods), items={})
     notes = notes_of(store, scores)
-    shortfalls = shortfalls_of(store, scores)
-    return Report(store.folder, comparison, scores, notes, cast("As", way), shortfalls)
+    return Report(store.folder, comparison, scores, notes, cast("As", way))
 
 
 def in_short_names(reading: Results) -> Results:

@@ -127,7 +127,12 @@ def in_short(
     odd = doubts_of(comparison).in_short
     if odd:
         sentences.append(f"{odd}.")
-    sentences.extend(shortfalls)
+    if len(shortfalls) > 1:
+        sentences.append(
+            f"{len(shortfalls)} targets were not reached; the whole report names them."
+        )
+    else:
+        sentences.extend(shortfalls)
     if comparison.sensitivities:
         sentences.extend(sensitivity_sentences(comparison.sensitivities))
     if comparison.contrasts:
