@@ -378,7 +378,7 @@ def _missing_columns(source: UserFile, missing: Sequence[str]) -> str:
         example = f"{written_path(source.path)}({', '.join(columns)})"
         remedies.append(f"say which to read, as in {example}")
     for name in ("text", "qa", "question"):
-        if fields.issuperset(formats.get(name).needs):
+        if not missing_fields(source, formats.build(name)):
             remedies.append(f"take {source}:{name}")
             break
     if not remedies:
