@@ -11,10 +11,12 @@ import pytest
 
 from calibrant.errors import OutputError
 from calibrant.system.durable import (
+    FULL_DISK,
     appearing,
     from_json,
     locked_folder,
     put,
+    reason,
     replacing,
     take,
     text_of_json,
@@ -36,6 +38,20 @@ from calibrant.system.durable import appearing
 with appearing(Path(sys.argv[1]), Path(sys.argv[2])) as half:
     (half / "second").touch()
 """
+
+
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [
+        (errno.ENOSPC, FULL_DISK),
+        (errno.EDQUOT, FULL_DISK),
+        (errno.EROFS, "what is mounted there can only be read; name another folder"),
+        (errno.ENAMETOOLONG, "the name is too long; give a shorter one"),
+        (errno.EACCES, "Permission denied; is it yours to write to?"),
+    ],
+)
+def test_what_cannot_be_written_is_told_with_what_to_do(number: int, said: str) -> None:
+    assert reason(OSError(number, os.strerror(number))) == said
 
 
 def test_another_process_writes_to_another_half(tmp_path: Path) -> None:

@@ -263,8 +263,10 @@ def _unusable(error: OSError) -> str:
     """Return the sentence for a file that the system refuses; raise `error` again if it is about
     no file, which is a fault of ours.
     """
+    from calibrant.system.durable import FULL_DISK
+
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return "the disk is full; free some space and run the same command again"
+        return FULL_DISK
     if error.errno == errno.ENOENT and _is_nowhere():
         return "the current folder was removed; change to one that is there, and run it again"
     if not isinstance(error.filename, str | bytes | os.PathLike):

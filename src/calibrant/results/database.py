@@ -19,7 +19,7 @@ from typing import Any, Final
 from urllib.parse import quote
 
 from calibrant.errors import CalibrantError, DataError, OutputError
-from calibrant.system.durable import flush, remove_left, short, undoing
+from calibrant.system.durable import FULL_DISK, flush, reason, remove_left, short, undoing
 
 PATIENCE: Final = 60.0
 """Seconds that a writer waits for another one."""
@@ -276,13 +276,15 @@ class Database:
         if code == sqlite3.SQLITE_READONLY_DBMOVED:
             why = GONE
         elif primary == sqlite3.SQLITE_FULL or self._is_full():
-            why = "the disk is full; free some space and run the same command again"
+            why = FULL_DISK
         elif primary == sqlite3.SQLITE_TOOBIG:
             why = f"it is larger than {LARGEST // 2**30} GiB"
         elif primary == sqlite3.SQLITE_BUSY:
             why = "another process has been writing for a minute; wait until it is done"
+        elif isinstance(error, OSError):
+            why = reason(error)
         else:
-            why = f"{getattr(error, 'strerror', None) or error}; is it yours to write to?"
+            why = f"{error}; is it yours to write to?"
         folder = str(self.path.parent)
         return OutputError(f"can't {action} in {folder!r}: {why}", subject=folder)
 

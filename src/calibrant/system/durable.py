@@ -31,6 +31,14 @@ that.
 """
 WITHOUT_LOCKS: Final = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF)
 """What a file system says that has no locks, or, as NFS may, none of what is open for reading."""
+FULL_DISK: Final = "the disk is full; free some space and run the same command again"
+_REASONS: Final[Mapping[int, str]] = {
+    errno.ENOSPC: FULL_DISK,
+    errno.EDQUOT: FULL_DISK,
+    errno.EROFS: "what is mounted there can only be read; name another folder",
+    errno.ENAMETOOLONG: "the name is too long; give a shorter one",
+}
+"""Why a file can't be written and what to do, by what the system says."""
 DEEPEST: Final = 64
 """Levels of lists and mappings at most in a file of JSON: what is written has ten."""
 
@@ -40,9 +48,8 @@ _HALF_SURROGATE: Final = re.compile(r"\\u[dD][89a-fA-F]")
 
 def reason(error: OSError) -> str:
     """Return why something could not be written, and what to do."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return "the disk is full; free some space and run the same command again"
-    return f"{error.strerror or error}; is it yours to write to?"
+    usual = f"{error.strerror or error}; is it yours to write to?"
+    return _REASONS.get(error.errno or 0, usual)
 
 
 def take(file: IO[str] | int, wait: bool = False, shared: bool = False) -> bool:

@@ -38,7 +38,7 @@ from calibrant.results import Cell, Store
 from calibrant.results.records import UNTOUCHED
 from calibrant.spec.foreign import visible_json
 from calibrant.spec.grammar import SetLabel
-from calibrant.system.durable import put, text_of_json
+from calibrant.system.durable import put, reason, text_of_json
 from calibrant.system.extras import needed_for
 
 if TYPE_CHECKING:
@@ -213,8 +213,7 @@ class Report:
             return put(path, page.encode())
         except OSError as error:
             raise OutputError(
-                f"{str(path)!r} can't be written ({error.strerror}); name another file",
-                subject=str(path),
+                f"{str(path)!r} can't be written: {reason(error)}", subject=str(path)
             ) from error
 
     def _contents(self) -> "Contents":
