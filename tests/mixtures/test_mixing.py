@@ -3,6 +3,7 @@ refuses.
 """
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from calibrant import CalibrationSet
 from calibrant.activations import Gram
 from calibrant.compress import Recipe, compress
-from calibrant.errors import DataError, SpecError
+from calibrant.errors import DataError, OutputError, SpecError
 from calibrant.lab.mixtures import (
     Effort,
     Mixture,
@@ -188,6 +189,14 @@ def test_it_shows_itself(usual: Mixture) -> None:
     assert plain["samples"]["final"] == {"blocks": 4, "of": 4, "rows": 32}
     assert usual.expr in usual._repr_html_().replace("&#x27;", "'")
     assert usual.expr in repr(usual)
+
+
+def test_a_cache_that_cannot_be_written_is_refused_before_any_work(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("CALIBRANT_CACHE", os.devnull)
+    with pytest.raises(OutputError, match="set CALIBRANT_CACHE to a folder that can be"):
+        mix("no model of this name", sources=["python_docs", "python_code"], tokens=512)
 
 
 def test_a_method_that_looks_at_two_statistics_can_t_be_mixed_for() -> None:

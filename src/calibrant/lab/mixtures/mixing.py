@@ -13,7 +13,7 @@ from calibrant.compress import check_model
 from calibrant.data import CalibrationSet, TokenBatch
 from calibrant.data.objects import as_expression
 from calibrant.data.select import resolved
-from calibrant.errors import DataError, SpecError
+from calibrant.errors import DataError, OutputError, SpecError
 from calibrant.lab.mixtures.aims import aim_of, fitted_to, stand_in_of
 from calibrant.lab.mixtures.algebra import (
     NO_METER,
@@ -34,7 +34,7 @@ from calibrant.lab.mixtures.search import Objective, Search, parse_objective
 from calibrant.lab.mixtures.statistics import MixtureStatistics, gather_statistics, rows_in_common
 from calibrant.methods import Method, StandIn
 from calibrant.models import Opened, only_looks, opened_of, view
-from calibrant.models.cache import cache_folder
+from calibrant.models.cache import CACHE, cache_folder, takes_files
 from calibrant.models.gguf_writing import tensor_names
 from calibrant.models.imatrix import check_imatrix_path
 from calibrant.models.readable import check_windows
@@ -120,6 +120,12 @@ def mix(options: MixOptions) -> Mixture:
         check_imatrix_path(options.imatrix)
     clock = Clock()
     place = options.folder or cache_folder()
+    if not takes_files(place):
+        raise OutputError(
+            f"a mixture's statistics are kept in {str(place)!r}, which can't be written; set "
+            f"{CACHE} to a folder that can be (in Python also folder=)",
+            subject=str(place),
+        )
     sets: list[CalibrationSet] = []
     for source in options.sources:
         sets.append(_set_of(options, as_expression(source, place / "given")))
