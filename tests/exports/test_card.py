@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from calibrant.cli import app
 from calibrant.compress import prune, quantize
 from calibrant.errors import SpecError
-from calibrant.exports import card
+from calibrant.exports import _card, card
 from calibrant.results import Record
 from calibrant.system.markdown import without_folders
 from calibrant.testing import tiny_folder
@@ -176,6 +176,19 @@ def test_scores_go_into_the_card_in_place_of_the_last_ones_and_into_no_card_that
     manifest.unlink()
     assert CliRunner().invoke(app, words).exit_code == 2
     assert card_file.read_text() == text
+
+
+def test_a_card_that_cannot_be_written_is_refused_before_anything_is_measured(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prune(str(folder), data="python_docs", out=tmp_path / "out", **SMALL)
+    # To root every folder can be written.
+    monkeypatch.setattr(_card, "takes_files", lambda folder: False)
+    words = ["evaluate", str(tmp_path / "out"), "--task", TASK, "--card"]
+    told = CliRunner().invoke(app, words)
+    assert told.exit_code == 2
+    assert told.stdout == ""
+    assert "is it yours to write to?" in told.stderr
 
 
 @pytest.mark.parametrize(

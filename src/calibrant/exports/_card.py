@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from calibrant.errors import OutputError
 from calibrant.models import read_manifest
+from calibrant.models.cache import takes_files
 from calibrant.models.rounded_inputs import INPUTS
 from calibrant.results import (
     Record,
@@ -43,8 +44,8 @@ def card(record: Record, note: str = "", rounded: Sequence[str] = ()) -> str:
 
 
 def check_card(folder: str | Path) -> None:
-    """Raise `OutputError` unless `folder` is a model that we saved, with its card. Changes
-    nothing.
+    """Raise `OutputError` unless `folder` is a model that we saved, with its card, and may be
+    written to. Changes nothing.
     """
     path = Path(folder) / CARD
     text = ""
@@ -55,8 +56,12 @@ def check_card(folder: str | Path) -> None:
     if not _has_place_for_scores(text):
         raise OutputError(
             f"{str(folder)!r} has no model card of calibrant to write scores into; "
-            f"leave --card out",
+            "leave the card out",
             subject=str(folder),
+        )
+    if not takes_files(path.parent):
+        raise OutputError(
+            f"{str(path)!r} can't be written; is it yours to write to?", subject=str(folder)
         )
 
 
