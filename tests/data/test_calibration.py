@@ -275,11 +275,15 @@ def test_a_source_that_holds_too_little_says_how_much_it_holds(
     )
     one, longest = {"samples": 500, "length": 64}, max(map(len, texts))
     for packing, budget, said in (
-        ("many", {"tokens": whole + 1, "length": 64}, f"; lower tokens to at most {whole},"),
-        ("one", one, f"; lower samples to at most {len(texts)},"),
+        (
+            "many",
+            {"tokens": whole + 1, "length": 64},
+            f"; lower length, or tokens to at most {whole}$",
+        ),
+        ("one", one, f"; lower length, or samples to at most {len(texts)}$"),
         # The advice is in what was given: windows, not tokens.
-        ("many", one, f"; lower samples to at most {whole // 64},"),
-        ("crop", {"samples": 1, "length": 100}, f"\\b{longest}\\b.*; lower samples or length$"),
+        ("many", one, f"or samples to at most {whole // 64}, or ask for {whole} tokens"),
+        ("crop", {"samples": 1, "length": 100}, f"\\b{longest}\\b.*; lower length, or samples$"),
     ):
         with pytest.raises(DataError, match=said) as caught:
             CalibrationSet(f"{corpus}@{packing}", **budget).tokens(letters)

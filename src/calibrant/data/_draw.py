@@ -379,8 +379,10 @@ def _too_few(
     if deck.content.overlapping:
         count = deck.content.overlapping
         message += f" ({count} rows are left out because they are also measured)"
-    remedy = f"lower {quota.setting} or length"
+    message += f"; lower length, or {quota.setting}"
     if most:
-        remedy = f"lower {quota.setting} to at most {most}, or lower length"
-    message += f"; {remedy}"
+        message += f" to at most {most}"
+    if quota.setting == "samples" and quota.tokens is not None and tokens:
+        # With a budget of tokens the last window needn't be full.
+        message += f", or ask for {tokens} tokens instead"
     return TooFew(message, subject=str(term.source), tokens=tokens)

@@ -276,7 +276,7 @@ def test_a_file_that_holds_less_than_is_usual_is_looked_at_whole(
     held = CalibrationSet(str(path)).most_tokens(letters, 10**6)
     assert (found.budget["flag"], found.budget["amount"], found.tokens) == ("--tokens", held, held)
     assert found.budget["instead"] == "128 windows of 2,048 tokens"
-    with pytest.raises(DataError, match=f"works is {held:,} tokens"):
+    with pytest.raises(DataError, match=f"or ask for {held} tokens instead"):
         inspect(str(path), samples=128)
 
 
