@@ -19,6 +19,7 @@ from calibrant.system.durable import (
     reason,
     replacing,
     take,
+    takes_files,
     text_of_json,
 )
 
@@ -52,6 +53,30 @@ with appearing(Path(sys.argv[1]), Path(sys.argv[2])) as half:
 )
 def test_what_cannot_be_written_is_told_with_what_to_do(number: int, said: str) -> None:
     assert reason(OSError(number, os.strerror(number))) == said
+
+
+def test_a_folder_takes_files_where_it_is_or_can_be_made(tmp_path: Path) -> None:
+    assert takes_files(tmp_path)
+    assert takes_files(tmp_path / "not" / "there")
+    file = tmp_path / "file"
+    file.touch()
+    assert not takes_files(file)
+    assert not takes_files(file / "below")
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path / "gone")
+    assert not takes_files(link), "a link to nowhere is no folder, and none can be made there"
+    assert not takes_files(link / "below")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may look everywhere")
+def test_a_link_into_a_folder_that_may_not_be_looked_into_takes_none(tmp_path: Path) -> None:
+    closed = tmp_path / "closed"
+    (closed / "cache").mkdir(parents=True)
+    link = tmp_path / "link"
+    link.symlink_to(closed / "cache")
+    closed.chmod(0)
+    assert not takes_files(link)
+    closed.chmod(0o700)
 
 
 def test_another_process_writes_to_another_half(tmp_path: Path) -> None:

@@ -41,7 +41,7 @@ from calibrant.models import (
     read_manifest,
     read_when_run,
 )
-from calibrant.models.cache import cache_folder, takes_files
+from calibrant.models.cache import cache_folder
 from calibrant.models.hashing import OF_TENSORS
 from calibrant.models.reading import reading_digest
 from calibrant.numerics import gigabytes, type_name
@@ -50,6 +50,7 @@ from calibrant.results.keeping import why_not_kept
 from calibrant.results.outcomes import Journal, Measurement, Score
 from calibrant.spec import canonical, identity, qualified, with_parameters
 from calibrant.spec.registry import Registry
+from calibrant.system.durable import takes_files
 from calibrant.system.process import freed_memory_kept
 from calibrant.system.progress import Progress, silent
 

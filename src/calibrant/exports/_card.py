@@ -15,7 +15,6 @@ from typing import Any, Final
 
 from calibrant.errors import OutputError
 from calibrant.models import read_manifest
-from calibrant.models.cache import takes_files
 from calibrant.models.rounded_inputs import INPUTS
 from calibrant.results import (
     Record,
@@ -26,7 +25,7 @@ from calibrant.results import (
 )
 from calibrant.results.outcomes import Score
 from calibrant.spec import written_form
-from calibrant.system.durable import put, reason
+from calibrant.system.durable import put, reason, takes_files
 from calibrant.system.markdown import code_span, table_of_facts, without_folders
 
 CARD: Final = "README.md"

@@ -20,13 +20,3 @@ def cache_folder() -> Path:
         return folder.expanduser()
     except RuntimeError:
         return Path(os.devnull)
-
-
-def takes_files(folder: Path) -> bool:
-    """Return whether this user may put files into a folder, or make it where it isn't there."""
-    place = folder.absolute()
-    # Of a folder that may not be looked into, it says that nothing is there, and raises nothing. A
-    # link to nowhere is there, and is no folder.
-    while not os.path.lexists(place) and place != place.parent:
-        place = place.parent
-    return os.path.isdir(place) and os.access(place, os.W_OK | os.X_OK)

@@ -52,6 +52,16 @@ def reason(error: OSError) -> str:
     return _REASONS.get(error.errno or 0, usual)
 
 
+def takes_files(folder: Path) -> bool:
+    """Return whether this user may put files into a folder, or make it where it isn't there."""
+    place = folder.absolute()
+    # `lexists` finds nothing below a folder that may not be looked into, and raises nothing. It does
+    # find a link to nowhere, which is no folder.
+    while not os.path.lexists(place) and place != place.parent:
+        place = place.parent
+    return os.path.isdir(place) and os.access(place, os.W_OK | os.X_OK)
+
+
 def take(file: IO[str] | int, wait: bool = False, shared: bool = False) -> bool:
     """Lock an open file for this process, and return whether that could be done.
 

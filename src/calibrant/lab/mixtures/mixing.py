@@ -34,7 +34,7 @@ from calibrant.lab.mixtures.search import Objective, Search, parse_objective
 from calibrant.lab.mixtures.statistics import MixtureStatistics, gather_statistics, rows_in_common
 from calibrant.methods import Method, StandIn
 from calibrant.models import Opened, only_looks, opened_of, view
-from calibrant.models.cache import CACHE, cache_folder, takes_files
+from calibrant.models.cache import CACHE, cache_folder
 from calibrant.models.gguf_writing import tensor_names
 from calibrant.models.imatrix import check_imatrix_path
 from calibrant.models.readable import check_windows
@@ -42,6 +42,7 @@ from calibrant.numerics import type_name
 from calibrant.options import MixCommand, declaration, with_fields_of
 from calibrant.results import STATISTICS
 from calibrant.system.clock import Clock
+from calibrant.system.durable import takes_files
 from calibrant.system.process import freed_memory_kept
 from calibrant.system.progress import Progress
 from calibrant.targets import Removal, Target
@@ -120,7 +121,7 @@ def mix(options: MixOptions) -> Mixture:
         check_imatrix_path(options.imatrix)
     clock = Clock()
     place = options.folder or cache_folder()
-    if not takes_files(place):
+    if options.folder is None and not takes_files(place):
         raise OutputError(
             f"a mixture's statistics are kept in {str(place)!r}, which can't be written; set "
             f"{CACHE} to a folder that can be (in Python also folder=)",
