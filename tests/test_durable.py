@@ -12,6 +12,7 @@ import pytest
 from calibrant.errors import OutputError
 from calibrant.system.durable import (
     FULL_DISK,
+    READ_ONLY,
     appearing,
     from_json,
     locked_folder,
@@ -46,7 +47,7 @@ with appearing(Path(sys.argv[1]), Path(sys.argv[2])) as half:
     [
         (errno.ENOSPC, FULL_DISK),
         (errno.EDQUOT, FULL_DISK),
-        (errno.EROFS, "what is mounted there can only be read; name another folder"),
+        (errno.EROFS, READ_ONLY),
         (errno.ENAMETOOLONG, "the name is too long; give a shorter one"),
         (errno.EACCES, "Permission denied; is it yours to write to?"),
     ],

@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -10,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import psutil
 import pytest
@@ -328,6 +330,24 @@ def test_a_folder_that_cannot_be_listed_is_named(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(Path, "iterdir", refuses)
     with refused(OutputError, tmp_path):
         Store(tmp_path)
+
+
+@pytest.mark.skipif(not hasattr(os, "statvfs"), reason="Windows doesn't tell it")
+def test_a_store_on_a_mount_that_can_only_be_read_is_told_as_such(
+    store: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def unable(*_: Any, **__: Any) -> None:
+        raise sqlite3.OperationalError("unable to open database file")
+
+    monkeypatch.setattr(sqlite3, "connect", unable)
+    with pytest.raises(OutputError, match="is it yours to write to"):
+        Store(store)
+    disk = os.statvfs(store)
+    room = {name: getattr(disk, name) for name in ("f_bavail", "f_bfree", "f_blocks", "f_frsize")}
+    mount = SimpleNamespace(**room, f_flag=os.ST_RDONLY)
+    monkeypatch.setattr(os, "statvfs", lambda _: mount)
+    with pytest.raises(OutputError, match="what is mounted there can only be read"):
+        Store(store)
 
 
 def test_reading_changes_nothing(store: Path):

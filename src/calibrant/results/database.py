@@ -19,7 +19,15 @@ from typing import Any, Final
 from urllib.parse import quote
 
 from calibrant.errors import CalibrantError, DataError, OutputError
-from calibrant.system.durable import FULL_DISK, flush, reason, remove_left, short, undoing
+from calibrant.system.durable import (
+    FULL_DISK,
+    READ_ONLY,
+    flush,
+    reason,
+    remove_left,
+    short,
+    undoing,
+)
 
 PATIENCE: Final = 60.0
 """Seconds that a writer waits for another one."""
@@ -283,10 +291,20 @@ class Database:
             why = "another process has been writing for a minute; wait until it is done"
         elif isinstance(error, OSError):
             why = reason(error)
+        elif self._is_read_only():
+            why = READ_ONLY
         else:
             why = f"{error}; is it yours to write to?"
         folder = str(self.path.parent)
         return OutputError(f"can't {action} in {folder!r}: {why}", subject=folder)
+
+    def _is_read_only(self) -> bool:
+        """Whether the folder lies on a mount that can only be read: SQLite says no more than that
+        it can't open the file.
+        """
+        if not hasattr(os, "statvfs") or not self.path.parent.exists():
+            return False
+        return bool(os.statvfs(self.path.parent).f_flag & os.ST_RDONLY)
 
     def _is_full(self) -> bool:
         folder = self.path.parent

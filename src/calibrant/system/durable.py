@@ -32,10 +32,11 @@ that.
 WITHOUT_LOCKS: Final = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF)
 """What a file system says that has no locks, or, as NFS may, none of what is open for reading."""
 FULL_DISK: Final = "the disk is full; free some space and run the same command again"
+READ_ONLY: Final = "what is mounted there can only be read; name another folder"
 _REASONS: Final[Mapping[int, str]] = {
     errno.ENOSPC: FULL_DISK,
     errno.EDQUOT: FULL_DISK,
-    errno.EROFS: "what is mounted there can only be read; name another folder",
+    errno.EROFS: READ_ONLY,
     errno.ENAMETOOLONG: "the name is too long; give a shorter one",
 }
 """Why a file can't be written and what to do, by what the system says."""
@@ -55,8 +56,8 @@ def reason(error: OSError) -> str:
 def takes_files(folder: Path) -> bool:
     """Return whether this user may put files into a folder, or make it where it isn't there."""
     place = folder.absolute()
-    # `lexists` finds nothing below a folder that may not be looked into, and raises nothing. It does
-    # find a link to nowhere, which is no folder.
+    # `lexists` finds nothing below a folder that may not be looked into, and raises nothing. It
+    # finds a link to nowhere, which is no folder.
     while not os.path.lexists(place) and place != place.parent:
         place = place.parent
     return os.path.isdir(place) and os.access(place, os.W_OK | os.X_OK)
