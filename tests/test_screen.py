@@ -89,6 +89,12 @@ def test_halves_of_blocks_are_no_blocks_and_condensed_layers_are_told():
     condensed = [{"edit": "condense", "layers": layers, "of": 8}]
     said = pruned(run={**RUN, "target": "blocks 0.5"}, weights=[], edits=condensed)
     assert "condensed      2 layers of experts, to 2 of 8\n" in said
+    layers["1"] = {"experts": [6]}
+    said = pruned(run={**RUN, "target": "blocks 0.5"}, weights=[], edits=condensed)
+    assert "condensed      3 layers of experts, to 1 to 2 of 8\n" in said
+    condensed = [{"edit": "condense", "layers": {"0": {"experts": []}}, "of": 8}]
+    said = pruned(run={**RUN, "target": "blocks 0.5"}, weights=[], edits=condensed)
+    assert "condensed      1 layer of experts, to no routed expert of 8\n" in said
 
 
 def test_experts_with_few_tokens_are_counted_and_what_was_done_for_them_is_said():

@@ -14,6 +14,8 @@ from calibrant.models.viewing import EXPERT_COUNTS, ModelView, Weight
 
 USED_EXPERTS: Final = ("num_experts_per_tok", "num_experts_per_token", "moe_topk")
 """What configurations call the number of experts that a token goes through."""
+TABLE_OF_POSITIONS: Final = "position_embd.weight"
+"""The tensor in which a GGUF file has learned positions, as GPT-2 has."""
 _GGUF_BLOCK: Final = re.compile(r"blk\.(\d+)\.")
 # A router (`ffn_gate_inp`) stays dense.
 _GGUF_MATRIX: Final = re.compile(r"blk\.\d+\.(attn|ffn|ssm)_(?!gate_inp)\w+\.weight$")
@@ -292,10 +294,6 @@ def _cached_in_gguf(values: Mapping[str, Any], hidden: int) -> int:
     key_width = values.get(f"{attention}.key_length") or width
     value_width = values.get(f"{attention}.value_length") or width
     return heads * (key_width + value_width)
-
-
-TABLE_OF_POSITIONS: Final = "position_embd.weight"
-"""The tensor in which a GGUF file has learned positions, as GPT-2 has."""
 
 
 def positions_in_gguf(values: Mapping[str, Any]) -> int | None:

@@ -542,13 +542,14 @@ def condensed_in_words(edits: Sequence[Mapping[str, Any]]) -> str:
                 kept.append(len(layer["experts"]))
     if not kept:
         return ""
+    layers = counted(len(kept), "layer")
     fewest = min(kept)
     most = max(kept)
-    # A layer of which few experts got tokens keeps fewer.
-    several = f"{most}" if fewest == most else f"{fewest} to {most}"
     if most == 0:
-        return f"{counted(len(kept), 'layer')} of experts, to no routed expert of {whole}"
-    return f"{counted(len(kept), 'layer')} of experts, to {several} of {whole}"
+        return f"{layers} of experts, to no routed expert of {whole}"
+    # A layer of which few experts got tokens keeps fewer.
+    numbers = str(most) if fewest == most else f"{fewest} to {most}"
+    return f"{layers} of experts, to {numbers} of {whole}"
 
 
 def short_of_target(
