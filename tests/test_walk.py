@@ -477,13 +477,33 @@ def test_the_model_can_be_asked_while_it_is_walked() -> None:
     assert not any("forward" in vars(layer) for layer in model.model.layers)
 
 
-def test_a_block_that_writes_into_its_input_is_run_twice_on_a_copy() -> None:
-    model, expected = model_of("llama"), model_of("llama")
+def overwrite_inputs(model: nn.Module) -> None:
+    """Let each block write what comes out of it over what it was given."""
     for layer in model.model.layers:
         layer.forward = lambda hidden_states, layer=layer, **asked: hidden_states.copy_(
             type(layer).forward(layer, hidden_states, **asked)
         )
     assert rehearse(view(model)).changes_input
+
+
+def test_what_a_block_changes_is_seen_where_it_writes_over_its_input() -> None:
+    ids = torch.randint(3, 100, (2, 12), generator=torch.Generator().manual_seed(0))
+    mask = torch.ones_like(ids, dtype=torch.bool)
+    batch = TokenBatch(ids, mask, mask.float(), "sha256:test", {})
+    expected = [seen[BlockChange].total for seen in changes_of(model_of("llama"), batch)]
+    model = model_of("llama")
+    overwrite_inputs(model)
+    assert [seen[BlockChange].total for seen in changes_of(model, batch)] == expected
+    assert min(expected) > 0
+
+
+def changes_of(model: nn.Module, batch: TokenBatch) -> list[Seen]:
+    return [seen for _, seen in walk_blocks(view(model), batch, (BlockChange,))]
+
+
+def test_a_block_that_writes_into_its_input_is_run_twice_on_a_copy() -> None:
+    model, expected = model_of("llama"), model_of("llama")
+    overwrite_inputs(model)
     walked(model, padded_batch(), "reference")
     walked(expected, padded_batch(), "reference")
     assert_same_weights(model, expected)

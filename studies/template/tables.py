@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from scipy.stats import spearmanr
 from studies.arms import measured_whole, planned, table_head, table_row, value_of, with_range
 from studies.pages import draw, write_or_print
 
@@ -73,6 +74,17 @@ DRAWS: Final = 3
 """How many draws of each set the study's file names."""
 HEADLINE: Final = ("sparsegpt", "0.5")
 """The method and target of the picture."""
+SHIPPED: Final = ("gptq", "w4g128")
+"""The method and target whose damage people accept."""
+IN_ORDERS: Final[Mapping[str, tuple[str, str]]] = {
+    "problems in the template": (PROBLEMS, "kl"),
+    "their questions": (PROBLEMS, "kl_question"),
+    "their answers": (PROBLEMS, "kl_answer"),
+    "everyday questions in it": (EVERYDAY, "kl"),
+    "prose": ("wikitext:text", "kl"),
+    "code": ("python_code:text", "kl"),
+}
+"""The divergences that sets are put in order by: what is measured, and its metric."""
 
 
 class Way(NamedTuple):
@@ -176,6 +188,39 @@ def by_text(results: Results) -> Iterator[str]:
         yield row(way, data, [cell_of(runs, text, "kl") for text in TEXTS])
 
 
+def orders(results: Results) -> Iterator[str]:
+    """Rows: how alike the order of the sets is to that with `SHIPPED`, as a rank correlation.
+
+    The two orders are always of different draws, since the same draw shares its text; the mean of
+    all such pairs. So the row of `SHIPPED` itself says how much another draw leaves of an order.
+    """
+    yield from table_head(["method", "target"], list(IN_ORDERS))
+    shipped = results.of[Way(*SHIPPED)]
+    for way, sets in results.of.items():
+        cells: list[str] = []
+        for measured, metric in IN_ORDERS.values():
+            known = by_draw(sets, measured, metric)
+            asked = by_draw(shipped, measured, metric)
+            cells.append(f"{alike_in_other_draws(known, asked):.2f}")
+        yield table_row([f"`{way.method}`", way.target, *cells])
+
+
+def by_draw(sets: Mapping[str, list[Scores]], measured: str, metric: str) -> list[list[float]]:
+    """A metric of each set, in the order of `SETS`, for each draw."""
+    runs_by_draw = zip(*(sets[data] for data in SETS), strict=True)
+    return [[value_of(run[measured], metric) for run in runs] for runs in runs_by_draw]
+
+
+def alike_in_other_draws(known: list[list[float]], asked: list[list[float]]) -> float:
+    """The mean rank correlation of each draw with each other one of what is asked."""
+    found: list[float] = []
+    for number, values in enumerate(known):
+        for other, other_values in enumerate(asked):
+            if other != number:
+                found.append(float(spearmanr(values, other_values).statistic))
+    return statistics.mean(found)
+
+
 def by_loss(results: Results) -> Iterator[str]:
     """Rows: the loss beside the divergence on the same tokens, of labelled answers and of the
     template's own tokens.
@@ -260,6 +305,7 @@ def tables() -> Mapping[str, str]:
         "by role, everyday questions": by_role(results, EVERYDAY),
         "by question": by_question(results),
         "by text": by_text(results),
+        "orders": orders(results),
         "by loss": by_loss(results),
         "there": there(results),
     }

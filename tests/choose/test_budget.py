@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 
+from calibrant import evaluate
+from calibrant.errors import DataError, ModelError
 from calibrant.lab.choose import racing
 from calibrant.lab.choose.budget import (
     COSTS,
@@ -23,7 +25,7 @@ from calibrant.lab.choose.budget import (
 from calibrant.lab.choose.goal import parse_goal
 from calibrant.lab.choose.racing import MATTERS, Race, Standing
 from calibrant.lab.stats import Estimate
-from calibrant.lab.study import Study
+from calibrant.lab.study import Study, driver
 from calibrant.lab.study.request import StudyResult
 from calibrant.system.progress import Progress
 
@@ -77,8 +79,8 @@ def test_costs_and_plan_are_kept_for_the_same_question_only(tmp_path: Path) -> N
     assert kept_costs(tmp_path, "two") is None
     (tmp_path / COSTS).write_text('{"question": "one", "opened": -1}')
     assert kept_costs(tmp_path, "one") is None
-    plan = TimePlan(3, 3, 1, 2048, 0.5, False, 100.0, 50.0)
-    plan.keep(tmp_path, "one", minutes=4.0, done=1)
+    plan = TimePlan(3, 3, 1, 2048, 0.5, False, 100.0, 50.0, minutes=4.0)
+    plan.keep(tmp_path, "one", done=1)
     earlier = kept_plan(tmp_path, "one", minutes=5.0)
     assert earlier is not None
     assert (earlier.tokens, earlier.share, earlier.done) == (2048, 0.5, 1)
@@ -99,6 +101,12 @@ def test_the_budget_of_one_more_draw_counts_what_the_call_has_spent_already(seco
     assert enough > seconds + spent
     again = planned(CHEAP, enough - spent, 9, 2, 8192, halves=False, fixed=True)
     assert (again.rounds > plan.rounds, again.fits) == (True, True)
+
+
+def test_no_draw_is_offered_that_the_data_does_not_hold() -> None:
+    plan = planned(CHEAP, 480.0, sources=9, least=2, tokens=8192, halves=False, rounds=1)
+    assert "a second draw" in plan.sentence(8.0, 0.0)
+    assert "draw would take" not in plan.sentence(8.0, 0.0, most=1)
 
 
 @pytest.fixture
@@ -168,6 +176,32 @@ def test_a_round_that_was_cut_short_is_none_and_what_was_found_says_nothing_of_c
     whole = again.run(TimeBudget(60.0, clock))
     assert (len(whole.standings), whole.rounds, whole.why) == (4, 1, "draws")
     assert again.costs == first.costs
+
+
+def test_what_failed_in_an_earlier_call_is_tried_again(
+    tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as broken:
+        broken.setattr(driver, "compress", too_little_memory)
+        with pytest.raises(DataError, match="nothing could be measured"):
+            race_of(["python_code"], tmp_path, rounds=1).run(TimeBudget(60.0, clock))
+    result = race_of(["python_code"], tmp_path, rounds=1).run(TimeBudget(60.0, clock))
+    assert (len(result.standings), result.failures) == (2, ())
+
+
+def too_little_memory(*_given: Any, **_named: Any) -> None:
+    raise ModelError("the device has too little memory", subject="tiny")
+
+
+def test_models_that_somebody_measured_into_the_folder_are_no_part_of_a_race(
+    tmp_path: Path, clock: Clock
+) -> None:
+    first = race_of(["python_code"], tmp_path, rounds=1).run(TimeBudget(60.0, clock))
+    task = "loss(source=python_docs, tokens=128, length=64)"
+    folder = str(trained_folder())
+    evaluate(folder, tasks=[task], store=tmp_path, label="somebody's", dtype="float32")
+    again = race_of(["python_code"], tmp_path, rounds=1).run(TimeBudget(60.0, clock))
+    assert again.standings == first.standings
 
 
 @pytest.mark.parametrize(

@@ -109,6 +109,11 @@ def test_a_half_stands_wherever_the_file_stands(written: Written) -> None:
     mixed = halves.replaced_in("mix(own=mine.jsonl, docs=python_docs, weight=0.98)", 0)
     assert mixed == str(CalibrationSet("mix(own=halves/half-1:icl, docs=python_docs, weight=0.98)"))
     assert halves.replaced_in("python_docs", 1) == "python_docs"
+    # What a selector draws from is an expression too.
+    picked = halves.replaced_in("longest(source='mine.jsonl:icl + c4')@crop", 1)
+    assert picked == str(CalibrationSet("longest(source='0.5*halves/half-2:icl + 0.5*c4')@crop"))
+    plain = "longest(source='python_docs + c4')@crop"
+    assert halves.replaced_in(plain, 1) == str(CalibrationSet(plain))
     reason = halves_of(
         written([{**row} for row in rows("support", 0, count=30)], "few.jsonl"), Path("halves")
     )

@@ -98,6 +98,8 @@ def test_what_cannot_be_advised_on_and_nothing_is_written(
         ({"minutes": 0.0}, "a budget of 0 minutes leaves no time"),
         ({"minutes": float("inf")}, "a budget of inf minutes has no end"),
         ({"sources": ["gsm8k:cot"]}, "one set can't be compared; give another"),
+        ({"tokens": 100}, "sets of 100 tokens are too small; give 256 tokens at least"),
+        ({"tokens": -5}, "sets of -5 tokens are too small"),
         ({"tool": "gptqmodl"}, "perhaps you mean 'gptqmodel'"),
         ({"tool": "llama.cpp"}, "llama.cpp opens GGUF files"),
         ({"sources": "python_docs"}, "write sources=['python_docs']"),

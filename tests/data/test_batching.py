@@ -1,9 +1,11 @@
-"""Micro-batches hold every real token once, in order, with its weight, and little else."""
+"""Micro-batches hold every real token once, in order, with its weight, and little else; sequences
+without a token that counts are left out.
+"""
 
 import pytest
 import torch
 
-from calibrant.data import TokenBatch, micro_batches
+from calibrant.data import TokenBatch, counting, divided, micro_batches
 
 
 def batch(lengths: list[int], holes: bool = False) -> TokenBatch:
@@ -34,3 +36,29 @@ def test_every_real_token_once_in_order_and_first(holes: bool, tokens_per_pass: 
             assert not mass[length:].any()
             found.add(tuple(row[:length].tolist()))
     assert found == expected
+
+
+def weighed(rows: list[list[float]]) -> TokenBatch:
+    weights = torch.tensor(rows)
+    ids = torch.arange(1, weights.numel() + 1).reshape(weights.shape)
+    return TokenBatch(ids, torch.ones_like(ids, dtype=torch.bool), weights, "sha256:test", {})
+
+
+def test_sequences_of_which_no_token_counts_are_left_out() -> None:
+    given = weighed([[0, 0, 0], [0, 1, 0], [0, 0, 0], [1, 1, 0.5]])
+    left = counting(given)
+    assert left.ids.tolist() == [[4, 5, 6], [10, 11, 12]]
+    assert (left.mass, left.fingerprint) == (given.mass, given.fingerprint)
+    whole = weighed([[0, 1], [1, 0]])
+    assert counting(whole) is whole
+    # Of a mix, each set loses its own.
+    mix = TokenBatch(given.ids, given.mask, given.weights, "", {}, mixed=((0.5, given),))
+    ((factor, part),) = counting(mix).mixed
+    assert (factor, part.ids.tolist()) == (0.5, left.ids.tolist())
+
+
+def test_a_sequence_is_cut_only_where_something_counts_in_its_beginning() -> None:
+    cut, _ = divided(weighed([[1, 0, 0, 1]]), 2)
+    assert cut.ids.tolist() == [[1, 2]]
+    whole, _ = divided(weighed([[0, 0, 0, 1]]), 2)
+    assert whole.ids.tolist() == [[1, 2, 3, 4]]

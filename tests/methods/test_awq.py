@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import calibrant
 from calibrant.activations import Gram
-from calibrant.compress import edits_of
+from calibrant.compress import Recipe, compress, edits_of
 from calibrant.data import TokenBatch
 from calibrant.edits import Fold, Replace
 from calibrant.edits.sites import Sites
@@ -397,6 +397,23 @@ def test_outputs_err_less_than_those_of_nearest_values():
         lost[method] = float((logits(model) - before).square().mean())
     assert lost["awq"] < lost["rtn"]
     assert lost["awq(clip=false)"] < lost["rtn"]
+
+
+def test_windows_in_which_no_token_counts_change_nothing():
+    states: list[dict[str, Tensor]] = []
+    for rows in ((0, 1, 2), (1, 2)):
+        batch = batch_of()
+        batch.weights[0] = 0.0
+        ids, mask, weights = (part[list(rows)] for part in (batch.ids, batch.mask, batch.weights))
+        given = replace(batch, ids=ids, mask=mask, weights=weights)
+        model = uneven("llama", **EVERY_HEAD)
+        opened = Opened(model, None, "tiny", "sha256:0", "", torch.float32)
+        record = compress(opened, view(model), given, Recipe.parse("awq", "w3g16"))
+        assert any(edit["edit"] == "fold" for edit in record.edits), "scales were found"
+        states.append(model.state_dict())
+    first, second = states
+    for name, tensor in first.items():
+        assert torch.equal(tensor, second[name]), name
 
 
 def test_the_folder_gives_what_was_measured(tmp_path: Path):

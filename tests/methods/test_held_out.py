@@ -18,7 +18,7 @@ from calibrant.methods._arrivals import arrivals
 from calibrant.methods.pruning.held_out import HalvedGram, HeldOut
 from calibrant.methods.pruning.sparsegpt import SparseGPT
 from calibrant.models import ModelShape, Opened, view
-from calibrant.targets import NofM, Sparsity, Target
+from calibrant.targets import NofM, Sparsity, Target, parse_target
 from calibrant.testing import tiny_model
 from calibrant.walk.walking import tokens_per_pass_of
 
@@ -73,6 +73,18 @@ def test_a_single_micro_batch_is_divided_in_its_middle_and_weights_of_tokens_cou
         weighed.fitted.matrix, x[:5].T @ (x[:5] * weights[:5, None]), rtol=1e-5, atol=1e-4
     )
     assert weighed.mass == pytest.approx(float(weights.sum()))
+
+
+def test_where_one_half_saw_no_token_that_counts_nothing_is_measured_on_the_other():
+    (x,), weight = batches(1, 8, 20), torch.randn(6, 20)
+    nothing = HalvedGram.of(x, torch.zeros(8))
+    everything = HalvedGram.of(x)
+    method = methods.build("held_out")
+    for first, second in ((nothing, everything), (everything, nothing)):
+        seen = Seen({HalvedGram: HalvedGram(first.whole, second.whole, 2)})
+        found = method.compress(weight, seen, parse_target("0.5"))
+        assert "held_out" not in found.notes
+        assert float((found.weight == 0).float().mean()) == pytest.approx(0.5, abs=0.01)
 
 
 def test_halves_of_several_sets_are_added_side_by_side():

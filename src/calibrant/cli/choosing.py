@@ -65,7 +65,7 @@ def mix(
     "calibrant recommend smollm2 --for mine.jsonl --target w4g64",
     "calibrant recommend smollm2 --for mine.jsonl --target Q4_K_M",
     "calibrant recommend my-model --for mine.jsonl --target w4g128 --tool llm-compressor",
-    "calibrant recommend smollm2 --for 0.7*race --for 0.3*general --sources c4 --sources race",
+    'calibrant recommend smollm2 --for "0.7*race" --for "0.3*general" --sources c4 --sources race',
 )
 @with_options(RecommendCommand, required=["goal"])
 def recommend(

@@ -78,7 +78,8 @@ def explain(
 
 @command(
     "lape",
-    'calibrant lape gemma3-270m --language "flores(language=en)" --language "flores(language=de)"',
+    'calibrant lape gemma3-270m --language "flores(language=en)" --language "flores(language=de)" '
+    "--tokens 16384",
     "calibrant lape gemma3-270m --language english.txt --language german.txt --pruned pruned",
 )
 @with_options(MachineOptions)

@@ -19,10 +19,9 @@ from calibrant.models import (
     is_object,
     located,
     manifest_folder,
-    open_model,
+    open_as_saved,
     read_manifest,
     saved,
-    saved_dtype,
 )
 from calibrant.models.rounded_inputs import rounded_parts
 from calibrant.spec.foreign import user_path
@@ -54,10 +53,11 @@ def export(model: str | Path, out: str | Path, to: str | Export = "hf") -> Expor
     """Write `model` into the folder `out` in the form `to`: `hf`, an ordinary Hugging Face folder,
     or `sparse`, which leaves out zeros.
 
-    Its numbers stay the same, bit for bit, in the type that they were saved in; of a GGUF file they
-    are dequantized, in float32. What Calibrant knows of the model (`calibrant.json`, the card, the
-    rows that it was calibrated on) goes along. Codes aren't found again in dense numbers:
-    `--export sparse` of the `quantize` that makes them keeps them. Raises an `InputError` for a
+    Its numbers stay the same, bit for bit, in the type that they were saved in; in float32 where a
+    folder mixes types. Those of a GGUF file are dequantized, in float32. What Calibrant knows of
+    the model (`calibrant.json`, the card, the rows that it was calibrated on) goes along. Codes
+    aren't found again in dense numbers: `--export sparse` of the `quantize` that makes them keeps
+    them. Raises an `InputError` for a
     model that can't be opened or is open already, a folder that isn't empty, and a form that needs
     more than numbers.
     """
@@ -71,11 +71,8 @@ def export(model: str | Path, out: str | Path, to: str | Export = "hf") -> Expor
     folder = user_path(out, OutputError)
     check_output(folder)
     place = located(str(model))
-    # In the type of the files, so that no number is rounded on the way; in float32 what is
-    # dequantized.
-    dtype = saved_dtype(place) if place.is_dir() else "float32"
     # Nothing is computed, so no accelerator needs room for it.
-    opened = open_model(str(model), dtype, "cpu")
+    opened = open_as_saved(str(model), "cpu")
     check_savable(opened)
     home = manifest_folder(place)
     old_manifest = read_manifest(home)

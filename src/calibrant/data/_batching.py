@@ -74,14 +74,32 @@ def micro_batches(
         yield ids[rows, :longest], mask[rows, :longest], weights[rows, :longest]
 
 
+def counting(batch: TokenBatch) -> TokenBatch:
+    """Return the batch without sequences whose tokens all weigh 0, such as a conversation that is
+    cut before its answer. No statistic changes, so the fingerprint stays; and whoever looks at a
+    few sequences finds tokens that count.
+    """
+    parts: list[tuple[float, TokenBatch]] = []
+    for factor, part in batch.mixed:
+        parts.append((factor, counting(part)))
+    counts = (batch.weights > 0).any(dim=1)
+    # A batch without any token that counts is refused where it is looked at.
+    if bool(counts.all()) or not bool(counts.any()):
+        return batch
+    places = counts.nonzero().flatten()
+    picked = _picked(batch, places)
+    pads = None if batch.pads is None else batch.pads[places]
+    return replace(picked, fingerprint=batch.fingerprint, pads=pads, mixed=tuple(parts))
+
+
 def divided(batch: TokenBatch, tokens: int) -> tuple[TokenBatch, TokenBatch | None]:
     """Divide a batch: return sequences that have about `tokens` real tokens together, and all
     others, None where there are none. Of a mix it is None too where one of its sets has no others,
     because the rest would have other shares.
 
     At least one sequence is chosen; they stand at equal distances. A single one that has more
-    tokens is cut, unless it has padding. Of a mix, each part gives as many tokens as any other.
-    Neither batch has a fingerprint.
+    tokens is cut, unless it has padding or nothing that counts would be left. Of a mix, each part
+    gives as many tokens as any other. Neither batch has a fingerprint.
     """
     if batch.mixed:
         return _divided_mix(batch, tokens)
@@ -93,7 +111,9 @@ def divided(batch: TokenBatch, tokens: int) -> tuple[TokenBatch, TokenBatch | No
     others[places] = False
     chosen = _picked(batch, places)
     if chosen_count == 1 and chosen.ids.shape[1] > tokens and bool(chosen.mask.all()):
-        chosen = _cut(chosen, tokens)
+        beginning = _cut(chosen, tokens)
+        if beginning.mass > 0:
+            chosen = beginning
     if not bool(others.any()):
         return chosen, None
     return chosen, _picked(batch, others.nonzero().flatten())

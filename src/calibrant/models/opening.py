@@ -10,6 +10,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, Final, cast, final
 
@@ -27,6 +28,8 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from calibrant.errors import ModelError
 from calibrant.models.beside import BesideDevice
 from calibrant.models.complete import (
+    FLOATS,
+    WORDS,
     StoredTensor,
     check_complete,
     check_fits,
@@ -224,7 +227,7 @@ def _outline_of_gguf(
 def load(folder: str | Path, device: str | torch.device = "auto") -> PreTrainedModel:
     """Return the model in `folder`, in the type that it was saved in, in evaluation mode: a model
     of transformers with plain weights. `folder` may also be a GGUF file, whose numbers become
-    float32.
+    float32, as do those of a folder that mixes types.
 
     `folder` is one that `prune`, `quantize` or `export` wrote, or an export in it, such as
     `pruned/sparse` (`--export sparse`). Zeros, codes and factors there become the numbers that they
@@ -244,7 +247,44 @@ def load(folder: str | Path, device: str | torch.device = "auto") -> PreTrainedM
             "or export wrote, a form in it, or a .gguf file",
             subject=str(folder),
         )
-    return open_model(ref_of(path), saved_dtype(path), device).model
+    return open_as_saved(ref_of(path), device).model
+
+
+def open_as_saved(ref: str, device: str | torch.device) -> Opened:
+    """Open the model that `ref` names in a type in which no number is rounded: that which its
+    folder names, or float32 where tensors of it have another one. What a GGUF file holds is
+    dequantized, in float32.
+
+    Raises `ModelError` for what can't be opened, or isn't on this machine.
+    """
+    place = located(ref)
+    if not place.is_dir():
+        return open_model(ref, "float32", device)
+    opened = open_model(ref, saved_dtype(place), device)
+    if _has_rounded(opened.model, place, ref):
+        return open_model(ref, "float32", device)
+    return opened
+
+
+def _has_rounded(model: PreTrainedModel, folder: Path, ref: str) -> bool:
+    """Return whether a tensor of a folder has another type than the model has it in. Where numbers
+    are packed, their folder says what they become.
+    """
+    files = _ModelFiles.of(folder, ref)
+    if files.packed is not None or model.dtype == torch.float32:
+        return False
+    words: dict[str, str | None] = {}
+    for name, tensor in chain(model.named_parameters(), model.named_buffers()):
+        words[name] = WORDS.get(tensor.dtype)
+    prefix = f"{model.base_model_prefix}."
+    for name, stored in files.tensors.items():
+        # Either name may lack the prefix of the whole model. What has no place is no number of it.
+        known = words.get(name) or words.get(prefix + name) or words.get(name.removeprefix(prefix))
+        # Experts that transformers puts together have the type of the model.
+        in_memory = known or WORDS.get(model.dtype)
+        if stored.dtype in FLOATS and stored.dtype != in_memory:
+            return True
+    return False
 
 
 def ref_of(path: object) -> str:

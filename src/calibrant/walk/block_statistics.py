@@ -330,7 +330,6 @@ class BlockStatistics:
 
     def of(self, visit: BlockVisit) -> Seen:
         """Run the block and return what it does."""
-        # Before the block runs, since it may write over its input.
         inputs = visit.rows(visit.before)
         layer = self._layers.get(visit.block.index)
         outputs: _OutputSums | None = None

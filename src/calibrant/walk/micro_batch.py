@@ -184,8 +184,11 @@ class MicroBatch:
         by_position = self._weight_by_position(ids.device)
         real_ids = ids if self.counted is None else ids[self.counted]
         rows = partial(self.rows, name=block.name)
+        before = self.block_input()
+        if self._rehearsal.changes_input:
+            before = before.clone()
         return BlockVisit(
-            block, self.block_input(), real_ids, self.weights, by_position, self._block_output, rows
+            block, before, real_ids, self.weights, by_position, self._block_output, rows
         )
 
     def rows(self, x: Tensor, name: str) -> Tensor:

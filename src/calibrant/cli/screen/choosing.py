@@ -120,7 +120,7 @@ def recommended(result: Mapping[str, Any]) -> Iterator[Any]:
     yield _candidates(result)
     yield (
         "predicted: share of the outputs' energy lost on text like the goal, without any result "
-        "being measured; intervals at 95 %, each alone"
+        "being measured; intervals at 95 %, those of 'worse than' for all sets together"
     )
     if result["predicted_by"]:
         yield (

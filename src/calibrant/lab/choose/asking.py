@@ -186,11 +186,21 @@ class Prepared:
     def plan(self, costs: StepCosts, budget: TimeBudget, minutes: float) -> TimePlan:
         """Return what the time will buy: the plan of an earlier call, gone on with, or a new
         one.
+
+        It is a new one too where there is more time than before, and enough for what was left out
+        then.
         """
+        new_plan = self._new_plan(costs, budget, minutes)
         earlier = kept_plan(self.folder, self.identity, minutes)
-        if earlier is not None:
-            return continued(earlier, costs, budget.left, self.fitted.rounds)
-        return planned(
+        if earlier is None:
+            return new_plan
+        if minutes > earlier.minutes and new_plan.has_room_that_lacked(earlier):
+            return new_plan
+        plan = continued(earlier, costs, budget.left, self.fitted.rounds)
+        return replace(plan, minutes=max(minutes, earlier.minutes))
+
+    def _new_plan(self, costs: StepCosts, budget: TimeBudget, minutes: float) -> TimePlan:
+        plan = planned(
             costs,
             budget.left,
             sources=len(self.candidates),
@@ -202,6 +212,7 @@ class Prepared:
             written=self.written,
             spare=bool(self.spare),
         )
+        return replace(plan, minutes=minutes)
 
     def within(self, plan: TimePlan) -> "Prepared":
         """Return the same with the budgets of a plan."""

@@ -169,7 +169,8 @@ class TimePlan:
     draws of `tokens` each. That takes `seconds`, and one draw more takes `another`. Of what is
     measured by, `share` is used. `halves` says whether a held-out sibling is judged by too. `fits`
     says whether even this is within the time: there is nothing smaller. `done` are draws that an
-    earlier call made. `written` of the sources are the model's own answers.
+    earlier call made. `written` of the sources are the model's own answers. `minutes` is the most
+    time that a call was given for it.
     """
 
     sources: int
@@ -183,9 +184,12 @@ class TimePlan:
     fits: bool = True
     done: int = 0
     written: int = 0
+    minutes: float = 0.0
 
-    def sentence(self, minutes: float, spent: float) -> str:
-        """Say it, before it begins. `spent` are the seconds that the call took so far."""
+    def sentence(self, minutes: float, spent: float, most: int = ROUNDS) -> str:
+        """Say it, before it begins. `spent` are the seconds that the call took so far, and `most`
+        is how many draws the data holds.
+        """
         draws = f"{self.rounds} draws each"
         if self.rounds == 1:
             draws = "one draw only: no interval over draws"
@@ -203,7 +207,7 @@ class TimePlan:
             text = f"{minutes:g} minutes are too few: the least takes {takes} ({work})"
         if self.done:
             text += f"; {self.done} of the draws are there from an earlier call"
-        if self.rounds >= ROUNDS:
+        if self.rounds >= most:
             return text
         another_draw = {1: "a second draw", 2: "a third draw"}.get(self.rounds, "one more draw")
         # In minutes, rounded up to a tenth. The time includes what came before the plan.
@@ -212,12 +216,19 @@ class TimePlan:
         takes = f"about {to_a_tenth(self.another)} more"
         return f"{text}; {another_draw} would take {takes} (--budget {enough_minutes:g})"
 
-    def keep(self, folder: Path, question: str, minutes: float, done: int) -> None:
+    def keep(self, folder: Path, question: str, done: int) -> None:
         """Write it into the folder, so that a later call goes on with the same sets, tokens and
         items.
         """
-        document = {"question": question, "minutes": minutes, **asdict(self), "done": done}
-        _put(folder, PLAN, document)
+        _put(folder, PLAN, {"question": question, **asdict(self), "done": done})
+
+    def has_room_that_lacked(self, earlier: "TimePlan") -> bool:
+        """Return whether there is a sibling, or answers of the model, that an earlier plan left
+        out.
+        """
+        if self.halves and not earlier.halves:
+            return True
+        return self.written > earlier.written
 
 
 def kept_plan(folder: Path, question: str, minutes: float) -> TimePlan | None:

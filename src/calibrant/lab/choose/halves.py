@@ -15,7 +15,7 @@ random.
 import itertools
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, cast
@@ -25,7 +25,7 @@ from jaxtyping import Float, Int
 
 from calibrant.data import CalibrationSet, PerDraw, Row, Source
 from calibrant.data._words import words
-from calibrant.data.expression import parse_source
+from calibrant.data.expression import Term, parse_expression, parse_source, written
 from calibrant.data.objects import with_sources, write_rows
 from calibrant.data.user_file import UserFile
 from calibrant.lab.stats.crossed import ItemValues, Side
@@ -35,6 +35,8 @@ from calibrant.spec.grammar import written_path
 
 MOST_ROWS: Final = 5_000
 """Rows that are clustered; the others go to the cluster that they are most like."""
+MOST_DIVIDED: Final = 20_000
+"""Rows of a file that is divided at most: the runs of words of all rows are held at once."""
 CLUSTERS: Final = 10
 FEWEST: Final = 10
 """Rows that a half must have in each of its parts."""
@@ -78,11 +80,25 @@ class Halves:
                 return half
             # A selector takes its rows, or what the model is asked, from the half.
             drawn_from = getattr(source, "source", "")
-            if isinstance(source, PerDraw) and drawn_from == str(self.source):
-                return replace(cast(Any, source), source=str(half))
+            if isinstance(source, PerDraw) and drawn_from:
+                return replace(cast(Any, source), source=_with_sources(drawn_from, halved))
             return source
 
         return with_sources(CalibrationSet(data), halved)
+
+
+def _with_sources(drawn_from: str, change: Callable[[Source], Source]) -> str:
+    """What a selector draws from, with `change(source)` in the place of each source."""
+    terms = list(parse_expression(drawn_from))
+    changed_terms: list[Term] = []
+    for term in terms:
+        changed_terms.append(replace(term, source=change(term.source)))
+    if changed_terms == terms:
+        return drawn_from
+    # A source alone stays alone: its rows keep their fields, which a format would take.
+    if len(terms) == 1 and drawn_from.strip() == str(terms[0].source):
+        return str(changed_terms[0].source)
+    return written(changed_terms)
 
 
 def swapped(data: str, halves: Sequence[Halves], side: int) -> str:
@@ -99,6 +115,9 @@ def halves_of(source: UserFile, place: Path) -> Halves | str:
     if min(len(calibrating), len(measuring)) < 2 * FEWEST:
         counts = f"{len(calibrating)} rows to calibrate on and {len(measuring)} to measure"
         return f"{source} has {counts}, too few to be divided"
+    total = len(calibrating) + len(measuring)
+    if total > MOST_DIVIDED:
+        return f"{source} has {total:,} rows, and files of up to {MOST_DIVIDED:,} are divided"
     sides = divide([whole_text(row) for row in (*calibrating, *measuring)])
     count = len(calibrating)
     first_train, second_train = _dealt(calibrating, sides[:count])

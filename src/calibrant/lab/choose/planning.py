@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import cast
 
 from calibrant.activations import Gram
@@ -19,6 +20,7 @@ from calibrant.compress.room import Needs, held_now
 from calibrant.errors import OutputError, SpecError
 from calibrant.handover import tool_named
 from calibrant.lab.choose.asking import FIRST, TOKENS
+from calibrant.lab.choose.fitting import LEAST
 from calibrant.lab.choose.goal import check_any, conversations_in
 from calibrant.lab.choose.instruct import instruct_candidates
 from calibrant.lab.mixtures.aims import aim_of, fitted_to, stand_in_of
@@ -33,7 +35,7 @@ from calibrant.walk.statistics import packed_bytes
 
 def check_settings(options: RecommendCommand) -> None:
     """Raise an `InputError` for a goal that is missing, for a single set to choose from, and for a
-    time or a tool that can't be used, before a model is read or written.
+    time, a budget, a folder or a tool that can't be used, before a model is read or written.
     """
     check_any(options.goal)
     if not options.minutes > 0:
@@ -42,6 +44,13 @@ def check_settings(options: RecommendCommand) -> None:
     if math.isinf(60 * options.minutes):
         message = f"a budget of {options.minutes:g} minutes has no end; give a number that has one"
         raise SpecError(message, subject="budget")
+    if options.tokens is not None and options.tokens < LEAST:
+        message = f"sets of {options.tokens} tokens are too small; give {LEAST} tokens at least"
+        raise SpecError(message, subject="tokens")
+    folder = Path(options.folder)
+    if folder.exists() and not folder.is_dir():
+        message = f"{str(folder)!r} is no folder; name one that is there, or a new one"
+        raise OutputError(message, subject=str(folder))
     if len(options.sources) == 1 and not options.baseline:
         message = "one set can't be compared; give another of the sources, or a baseline"
         raise SpecError(message, subject="sources")

@@ -23,10 +23,11 @@ from calibrant.lab.choose.halves import Halves, held_out_side, swapped
 from calibrant.lab.choose.instruct import is_written
 from calibrant.lab.stats import LEVEL, Estimate, read
 from calibrant.lab.stats.crossed import Side, combination
-from calibrant.lab.stats.results import DENSE, GroupResults, Results, grouped
+from calibrant.lab.stats.results import DENSE, GroupResults, Results, Setting, grouped
 from calibrant.lab.study import Study
 from calibrant.results import Cell, Store
 from calibrant.results.outcomes import Score
+from calibrant.results.store import is_store
 from calibrant.system.progress import Progress, silent
 
 ENOUGH: Final = 3
@@ -154,9 +155,11 @@ class Race:
         difference is large enough to matter, every set was drawn as often as may be, or the time
         is up.
 
-        The first sets of a first round are run whatever the time. Raises `DataError` if no set
-        could be measured, or on scales that can't be averaged.
+        The first sets of a first round are run whatever the time. What failed in an earlier call is
+        tried again. Raises `DataError` if no set could be measured, or on scales that can't be
+        averaged.
         """
+        self._forget_failures()
         while True:
             failures, is_whole = self._run_round(budget)
             standings, unit = self._standings()
@@ -175,6 +178,14 @@ class Race:
                     bits=self._bits,
                     unmeasured=self._unmeasured(standings),
                 )
+
+    def _forget_failures(self) -> None:
+        """Forget what failed in an earlier call, such as for want of memory."""
+        if not is_store(self._folder):
+            return
+        with Store(self._folder) as store:
+            for failed_id in store.failures():
+                store.clear_failure(failed_id)
 
     def worse(self, name: str, other: str) -> Estimate | None:
         """Return how much worse one set is than another, pair by pair; None before both are
@@ -283,14 +294,24 @@ class Race:
         baseline = self._baseline if self._baseline in runs else runs[0]
         return replace(self._base_study, data=runs, seeds=(0,), groups=groups, baseline=baseline)
 
+    def _setting(self) -> Setting:
+        """The one model, method and target of all runs of the race."""
+        settings: set[Setting] = set()
+        for labels in self._study().labels():
+            if labels.data:
+                setting = Setting(labels.model, labels.way, labels.target, labels.propagate)
+                settings.add(setting)
+        (own_setting,) = settings
+        return own_setting
+
     def _standings(self) -> tuple[list[Standing], str]:
         """Where every set stands now, the best first, and the unit of the figures.
 
         Sets that fell clearly behind in this round are marked.
         """
         results = read(Store(self._folder, create=False))
-        # A race is of one model, method and target, and so one group.
-        (cells,) = grouped(results.cells).values()
+        # Somebody may have measured other models into the folder.
+        cells = grouped(results.cells)[self._setting()]
         group = GroupResults.of(cells, results)
         # One target, so all runs take as many bits; but for a budget each chooses its kinds.
         bits = set(results.bits.values())

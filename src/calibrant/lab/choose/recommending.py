@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Final, final
 
 from calibrant.data import CalibrationSet
-from calibrant.errors import DataError, OutputError
+from calibrant.errors import CalibrantError, DataError, OutputError
 from calibrant.handover import WrittenData, as_sum, tool_named, write_over
 from calibrant.lab.choose.advising import (
     advice,
@@ -248,10 +248,13 @@ def recommend(options: RecommendOptions) -> Recommendation:
     # What was read again says nothing about what gathering costs.
     if not mixture.reused:
         costs = _corrected_costs(costs, predicting - began, mixture, fitted, plan)
+    # Before the race too: if it is killed, the next call goes on with the same sets.
+    costs.keep(prepared.folder, prepared.identity)
+    plan.keep(prepared.folder, prepared.identity, plan.done)
     race = _race(prepared, predicted, plan, costs, options.progress)
     result = race.run(budget)
     race.costs.keep(prepared.folder, prepared.identity)
-    plan.keep(prepared.folder, prepared.identity, options.minutes, result.rounds)
+    plan.keep(prepared.folder, prepared.identity, result.rounds)
     best = result.standings[0].data
     text = _advice_text(mixture, prepared, race, result, predicted)
     mixture = replace(mixture, model=in_own_names(mixture.model, names))
@@ -264,7 +267,7 @@ def recommend(options: RecommendOptions) -> Recommendation:
         options.device,
         prepared.export,
     )
-    return Recommendation(
+    recommendation = Recommendation(
         expr=best,
         text=in_own_names(text, names),
         command=shell_command,
@@ -295,8 +298,14 @@ def recommend(options: RecommendOptions) -> Recommendation:
         verb=prepared.target.verb,
         bits=result.bits,
         predicted_by=prepared.stand_in.differs,
-        written=_written(options, mixture, best),
     )
+    try:
+        written_data = _written(options, mixture, best)
+    except CalibrantError:
+        # What was found out is told before the error that ends the call.
+        options.say(f"{recommendation.text}; {shell_command}")
+        raise
+    return replace(recommendation, written=written_data)
 
 
 def _corrected_costs(
@@ -358,7 +367,7 @@ def _within_time(
     """
     costs = kept_costs(prepared.folder, prepared.identity) or prepared.costs(options.progress)
     plan = prepared.plan(costs, budget, options.minutes)
-    options.say(plan.sentence(options.minutes, budget.spent))
+    options.say(plan.sentence(options.minutes, budget.spent, prepared.fitted.rounds))
     prepared = prepared.within(plan)
     if prepared.fitted.halves and not plan.halves:
         reason = _too_short(prepared, costs, plan, budget)

@@ -13,6 +13,7 @@ from calibrant.compress import Recipe, edits_of
 from calibrant.compress.rates import kinds_seconds
 from calibrant.data import CalibrationSet, TokenBatch
 from calibrant.edits import Replace
+from calibrant.errors import DataError
 from calibrant.job import Job
 from calibrant.lab.choose.budget import StepCosts
 from calibrant.lab.mixtures import Effort, statistic_of
@@ -51,7 +52,8 @@ def measured_costs(
     return the costs.
 
     `seconds` opened the model, `stand_in` predicts the method with an `effort`, for so many
-    `sources`; with `writes` the model is to write some of them. The model stays as it was.
+    `sources`; with `writes` the model is to write some of them. The model stays as it was. Raises
+    `DataError` for what can't be measured on this model.
     """
     statistic = statistic_of(stand_in.method)
     model = view(opened.model)
@@ -61,6 +63,10 @@ def measured_costs(
     piece_times = measure_pieces(
         opened, seconds, base_study.requests(), base_study.evaluators(), (Gram,), progress
     )
+    unmeasured = [text for text in base_study.evaluators() if text not in piece_times.measure]
+    if unmeasured:
+        # Each set would fail at it, after all were predicted.
+        raise DataError("; ".join(piece_times.why_not), subject=", ".join(unmeasured))
     length = min(base_study.length, TOKENS_PER_PASS)
     data = CalibrationSet("random_tokens", tokens=TOKENS_PER_PASS, length=length)
     batch = data.tokens(opened.tokenizer)

@@ -197,7 +197,7 @@ class HeldOut(MatrixMethod):
         """
         halves = observed(seen, HalvedGram)
         whole = Seen.of_gram(halves.whole)
-        if halves.measured is None or not halves.measured.mass > 0:
+        if halves.measured is None or not min(halves.fitted.mass, halves.measured.mass) > 0:
             return self.method.compress(weight, whole, target)
         dtype = wide(weight.dtype)
         # The error is measured on the half that nothing was fitted to.
