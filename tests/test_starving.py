@@ -10,14 +10,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from calibrant.activations import FeatureNorms, Gram
+from calibrant.activations import FeatureNorms, Gram, Seen
+from calibrant.allocations.evolved import Evolved
 from calibrant.compress import Recipe, compress, prune
 from calibrant.compress.checkpoint import Checkpoint
 from calibrant.data import TokenBatch
 from calibrant.errors import ModelError, SpecError
-from calibrant.models import Opened, expert_layers, view
+from calibrant.job import Job
+from calibrant.methods import Method
+from calibrant.models import Opened, Weight, expert_layers, view
 from calibrant.results import Record
 from calibrant.spec import identity
+from calibrant.targets import Target
 from calibrant.testing import tiny_folder
 from calibrant.walk import walk
 from calibrant.walk.starving import fed, starving
@@ -197,6 +201,27 @@ def test_dense_leaves_the_starved_as_they_are_and_says_why() -> None:
             assert name not in reasons
     assert starved
     assert others
+
+
+def test_what_an_allocation_tries_treats_starved_experts_as_the_job_does(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tried: list[tuple[str, set[str]]] = []
+
+    def targets(
+        self: Evolved, matrices: Mapping[Weight, Seen], job: Job, method: Method
+    ) -> Mapping[str, Target]:
+        tried.append((job.starved, set(job.starving)))
+        return self.share(matrices, job.target)
+
+    monkeypatch.setattr(Evolved, "targets", targets)
+    batch = six_times(padded_batch(False))
+    opened = opened_of("mixtral")
+    recipe = Recipe.parse("wanda", 0.5, allocation="evolved", starved="dense")
+    compress(opened, view(opened.model), batch, recipe)
+    ((starved, names),) = tried
+    assert starved == "dense"
+    assert names == set(starving(opened_of("mixtral"), view(tiny_mixture("mixtral")), batch))
 
 
 def test_a_starved_expert_without_a_token_is_told_from_one_with_few() -> None:

@@ -4,7 +4,7 @@ one by one.
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -45,7 +45,7 @@ from calibrant.targets import Target
 from calibrant.transforms import Transform
 from calibrant.walk.ranks import ALONE, Ranks
 from calibrant.walk.rehearsal import rehearse
-from calibrant.walk.starving import AS_SEEN, starving
+from calibrant.walk.starving import AS_SEEN, Starved, starving
 from calibrant.walk.statistics import SeenByMatrix, untouched
 
 MEAN_TOLERANCE = 1e-3
@@ -97,11 +97,13 @@ def compress(
     matrices = view.weights
     reports = list(transformed(untouched_model, recipe.transforms))
     journal = _same_journal(journal, checkpoint, ranks)
-    targets, allocation_reports = _checked_targets(untouched_model, recipe, journal)
-    reports += allocation_reports
     few_tokens: Mapping[str, float] = {}
     if batch is not None and recipe.starved != AS_SEEN:
         few_tokens = starving(opened, view, batch, ranks)
+    # What an allocation tries treats starved experts as the job will.
+    untouched_model = replace(untouched_model, starved=recipe.starved, starving=few_tokens)
+    targets, allocation_reports = _checked_targets(untouched_model, recipe, journal)
+    reports += allocation_reports
     on_disk = view.residence.on_disk
     finished = checkpoint.load(numbers=not on_disk) if checkpoint else []
     # All ranks must go on from the same block.
@@ -404,6 +406,8 @@ class UntouchedModel:
     statistics: Path | None = None
     progress: Progress = silent
     ranks: Ranks = ALONE
+    starved: Starved = AS_SEEN
+    starving: Mapping[str, float] = field(default_factory=dict[str, float])
 
     def job(self, target: Target, journal: Journal, notes: dict[str, Any]) -> Job:
         """Return a job in which an allocation can try edits of the untouched model; what it puts
@@ -421,6 +425,8 @@ class UntouchedModel:
             ranks=self.ranks,
             journal=journal,
             notes=notes,
+            starved=self.starved,
+            starving=self.starving,
         )
 
     def seen(self, observes: tuple[type[Statistic], ...]) -> SeenByMatrix:
