@@ -186,6 +186,18 @@ def test_earlier_draws_are_read_as_far_as_a_draw_is_also_past_rows_that_are_not_
     assert Deck(SameAgain(), 1).overlap(part_draw) == 1
 
 
+class OtherAnswers(SameAgain):
+    """A model that is asked the same in each draw, and answers otherwise."""
+
+    def rows(self, part: Part, seed: int = 0) -> Iterator[Row]:
+        yield Row(question="How many apples are left of the twelve?", answer=f"{seed}")
+
+
+def test_draws_in_which_the_same_was_asked_overlap_whatever_was_answered():
+    (row,) = OtherAnswers().rows("calibrate", 1)
+    assert Deck(OtherAnswers(), 1).overlap(PartDraw(rows=[row])) == 1
+
+
 def test_the_fingerprint_is_that_of_the_bytes(corpus: Path, letters: PreTrainedTokenizerBase):
     ids, mask = (
         np.array([[1, 2, 0], [70_000, 4, 5]]),

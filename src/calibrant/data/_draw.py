@@ -207,7 +207,7 @@ class Deck:
             if not form.takes(row):
                 yield None
                 continue
-            self._dealt_keys.append(row.key)
+            self._dealt_keys.append(self._key_of(row))
             yield row
 
     def _once_each(self) -> Iterator[Row]:
@@ -247,7 +247,15 @@ class Deck:
         if not rows:
             return 0.0
         earlier_keys = self._keys_of_earlier_draws(len(rows) + part_draw.unused)
-        return sum(row.key in earlier_keys for row in rows) / len(rows)
+        return sum(self._key_of(row) in earlier_keys for row in rows) / len(rows)
+
+    def _key_of(self, row: Row) -> str:
+        """What a row is known by in another draw. A model that is asked the same question again may
+        answer otherwise, which is no other example.
+        """
+        if isinstance(self._source, PerDraw):
+            return row.example
+        return row.key
 
     def _keys_of_earlier_draws(self, count: int) -> set[str]:
         """Return the keys of rows that earlier draws used, where each draw reads `count` rows."""
@@ -263,7 +271,8 @@ class Deck:
             return self._earlier_keys
         keys: set[str] = set()
         for draw in read_again:
-            keys.update(row.key for row in islice(self._source.rows(self._part, draw), count))
+            rows = islice(self._source.rows(self._part, draw), count)
+            keys.update(self._key_of(row) for row in rows)
         return keys
 
     def digest(self, rows: list[Row]) -> str:
