@@ -22,6 +22,7 @@ from calibrant.errors import ModelError
 from calibrant.job import Job
 from calibrant.methods import methods
 from calibrant.methods.quantization._rounding import clipped
+from calibrant.methods.quantization.awq import _each_token_once
 from calibrant.models import Opened, view
 from calibrant.targets import Grid, parse_target
 from calibrant.testing.tiny import tiny_folder, tiny_model
@@ -397,6 +398,18 @@ def test_outputs_err_less_than_those_of_nearest_values():
         lost[method] = float((logits(model) - before).square().mean())
     assert lost["awq"] < lost["rtn"]
     assert lost["awq(clip=false)"] < lost["rtn"]
+
+
+def test_what_is_shared_with_starved_experts_is_counted_once():
+    model = tiny_mixture("mixtral")
+    job = job_of(model)
+    experts = [weight for weight in job.view.blocks[0].weights if weight.expert is not None]
+    plain = job.view.blocks[0].weights[0]
+    readers = [plain, *experts[:3]]
+    shared = replace(job, starved="shared", starving={experts[1].name: 4.0})
+    assert _each_token_once(readers, shared) == [experts[1], plain]
+    assert _each_token_once(readers, replace(job, starved="shared")) == readers
+    assert _each_token_once(readers, job) == readers
 
 
 def test_windows_in_which_no_token_counts_change_nothing():

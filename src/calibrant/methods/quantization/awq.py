@@ -166,7 +166,8 @@ class AWQ(ModelMethod, MatrixMethod):
                 readers[weight] = grid(job.targets[weight.name])
         if not readers or self.steps == 1:
             return None
-        sizes = sizes_of([seen[weight] for weight in readers])
+        counted = _each_token_once(list(readers), job)
+        sizes = sizes_of([seen[weight] for weight in counted])
         if site.writer is not None and samples:
             judge = module_output(site.writer, samples)
             objective = "module"
@@ -265,6 +266,18 @@ def _divided(seen: Seen, column_scales: Tensor) -> Seen:
             Gram: Gram(matrix, gram.tokens, gram.mass),
         }
     )
+
+
+def _each_token_once(readers: Sequence[Weight], job: Job) -> Sequence[Weight]:
+    """Return the readers that saw all tokens between them. Where what experts saw is shared with
+    starved ones, a starved one has the sum over all experts, in which the others are.
+    """
+    if job.starved != "shared":
+        return readers
+    starved = [weight for weight in readers if weight.name in job.starving]
+    if not starved:
+        return readers
+    return [*starved, *(weight for weight in readers if weight.expert is None)]
 
 
 def sizes_of(seen: Sequence[Seen]) -> Float[Tensor, "in"]:
