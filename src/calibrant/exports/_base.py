@@ -32,8 +32,8 @@ class CompressedModel:
 
 
 def packed_now(compressed: CompressedModel) -> dict[str, Packed]:
-    """Return, by name as it is now, the packed forms of matrices and of other parameters: as far as
-    the model still has their numbers.
+    """Return, by its present name, the packed form of each matrix and other parameter whose numbers
+    the model still has.
     """
     of_matrices: dict[tuple[int, str, int | None], Packed | None] = {}
     of_parameters: dict[str, Packed] = {}

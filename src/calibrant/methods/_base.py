@@ -136,10 +136,10 @@ class TokenUse:
     """How a method wants the calibration tokens shown to a matrix.
 
     With `sources_apart` each source of a mixture goes through the model by itself, and what the
-    matrix saw has `Sources` besides. With `sources_halved` each goes by itself too, except in
-    `reference`; what was seen of all is added. Each window is shown `turns` times, begun at another
-    place every time. With `by_attention` tokens count as `token_weights` says.
-    `one_process` is for statistics that can't be summed over several processes.
+    matrix saw has `Sources` besides. With `sources_halved` each goes by itself too, and the halves
+    of all are added, first to first; in `reference` all go together. Each window is shown `turns`
+    times, begun at another place every time. With `by_attention` tokens count as `token_weights`
+    says. `one_process` is for statistics that can't be summed over several processes.
     """
 
     sources_apart: bool = False

@@ -218,10 +218,10 @@ def up_to_date(
 ) -> Float[Tensor, "out span"]:
     """Return the columns of a span corrected for the `changes` of all columns before it.
 
-    Changes D of all columns lose ‖DR‖² of the outputs. What the columns so far make of DR in the
-    span is its `residual`. Weights w of the span that become w - `residual`·U, U the `inverse` of
-    the span's own part of R, make DR zero there. This is algorithm 1 of SparseGPT, put off until
-    the span's turn.
+    Changes D of all columns lose ‖DR‖² of the outputs. The `residual` is D[:, :start] · R[:start,
+    span]: the part of DR in the span's columns that is fixed already. Weights w of the span that
+    become w - `residual`·U, U the `inverse` of the span's own part of R, make DR zero there. This
+    is algorithm 1 of SparseGPT, put off until the span's turn.
     """
     columns = slice(span.start, span.stop)
     # Row by row in memory, a narrow panel is multiplied a quarter faster.

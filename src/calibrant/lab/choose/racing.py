@@ -4,8 +4,8 @@ A round draws every set that is still in the race once more, compresses, and mea
 more group of a study, so everything lies in the study's store, and a race that was stopped begins
 where it ended. From the second round on, sets that are clearly worse than the leader are left out.
 That is decided by an interval over items and draws (`lab.stats.crossed`) which holds jointly for
-as many comparisons with the leader as there may be. That the leader is the best so far isn't
-counted. So the field isn't halved by rank (successive halving, Jamieson and Talwalkar 2016): what
+every set in every round. The correction doesn't allow for the leader having been picked as the
+best. So the field isn't halved by rank (successive halving, Jamieson and Talwalkar 2016): what
 cannot be distinguished stays, and that is an answer too.
 """
 

@@ -59,8 +59,8 @@ class CDMoE(PartMethod):
     the other the one with which the last block's output moves least. With `experts=0` the shared
     experts alone stay.
 
-    All is searched on about `tokens` tokens, of which the shared gate's mean is too; means of the
-    other gates are of all tokens. The notes have the divergence after each step, and what the model
+    The search uses about `tokens` tokens, and so does the shared expert's mean gate. The other mean
+    gates use all tokens. The notes have the divergence after each step, and what the model
     loses on these tokens and on as many others.
 
     With `steps`, what was kept of the condensed layers is trained for so many steps of AdamW, on

@@ -68,8 +68,9 @@ class AWQ(ModelMethod, MatrixMethod):
     matrix. Inputs are those of the dense model: scales are folded into what makes them, so only
     `dense` is possible.
 
-    The largest weight of a group, where it is negative, lies between two values of a symmetric
-    grid. The last bits of float32 decide, so two machines may choose another α.
+    Two machines may choose another α. A symmetric scale is the largest |w| over half of the
+    levels, so a largest weight that is negative lies halfway between two codes. There the last bits
+    of float32 decide.
 
     Differs from the paper's code in: grids are those of the target, symmetric ones too; clipping
     uses all tokens; inputs that were always zero aren't scaled; the last matrices of experts aren't
