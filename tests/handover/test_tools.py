@@ -12,6 +12,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import gguf
+import numpy as np
 import pytest
 
 from calibrant import write_data
@@ -100,6 +102,22 @@ def read_by_llama_cpp(model: str, text: str, length: int) -> list[list[int]]:
     return windows
 
 
+def with_plain_numbers(template: Path, path: Path) -> Path:
+    """A file with the tokenizer of another, whose one tensor isn't quantized."""
+    writer = gguf.GGUFWriter(path, "gemma3")
+    for name, field in gguf.GGUFReader(template).fields.items():
+        if name.startswith("GGUF.") or name in ("general.architecture", "general.file_type"):
+            continue
+        inner = field.types[-1] if len(field.types) > 1 else None
+        writer.add_key_value(name, field.contents(), field.types[0], inner)
+    writer.add_tensor("token_embd.weight", np.zeros((4, 4), dtype=np.float16))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(find_spec("llama_cpp_py_sync") is None, reason="there is no llama.cpp")
 @pytest.mark.skipif(
@@ -109,8 +127,11 @@ def test_llama_cpp_reads_our_tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     """Its tokenizer is the real one. The wheel has none of its programs, so those are stand-ins
     that write down what the script asks of them.
     """
+    template = gguf_of("gemma3-270m")
+    assert template is not None
+    plain = with_plain_numbers(template, tmp_path / "plain.gguf")
     done = write_data(
-        "gemma3-270m",
+        str(plain),
         data="python_docs@imatrix",
         out=tmp_path / "windows.txt",
         tool="llama.cpp",
@@ -130,10 +151,11 @@ def test_llama_cpp_reads_our_tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     )
     asked, quantizing = map(json.loads, said.stdout.splitlines())
     model = asked[asked.index("-m") + 1]
-    assert model == str(gguf_of("gemma3-270m"))
+    assert model == str(plain)
     assert quantizing[-1] == "Q4_K_M"
     length = int(asked[asked.index("-c") + 1])
-    text = Path(asked[asked.index("-f") + 1]).read_text("utf-8")
+    # Its tools take the last newline away.
+    text = Path(asked[asked.index("-f") + 1]).read_text("utf-8").removesuffix("\n")
     tokenizer = open_tokenizer("gemma3-270m")[0]
     batch = CalibrationSet("python_docs@imatrix", samples=8, length=256).tokens(tokenizer)
     assert read_by_llama_cpp(model, text, length) == batch.ids.tolist()

@@ -228,6 +228,10 @@ def test_tools_are_known_as_their_makers_call_them() -> None:
         ("python_docs", {"samples": 10**7}),
         ("llama.cpp", {"tool": "llama.cpp", "out": "windows.txt"}),
         ("my model.gguf' --out FOLDER", {"tool": "auto-round", "model": "my model.gguf"}),
+        (
+            "is quantized to Q8_0 already",
+            {"tool": "llama.cpp", "out": "windows.txt", "model": "small.gguf"},
+        ),
     ],
 )
 def test_what_cannot_be_handed_over_is_refused(
@@ -252,6 +256,28 @@ def test_what_cannot_be_handed_over_is_refused(
         write_data(model, **(settings | options))
     assert given in str(refused.value)
     assert sorted(tmp_path.iterdir()) == there
+
+
+@pytest.mark.parametrize("packed", ["F32", "F16"])
+def test_llama_cpp_gets_its_text_whole(packed: str, tmp_path: Path) -> None:
+    """Its tools take one newline away from the end of a file."""
+    model = str(tiny_gguf(tmp_path / "model.gguf", packed))
+    text = "a line of sixteen\n" * 8
+    (tmp_path / "prose.jsonl").write_text(json.dumps({"text": text}) + "\n")
+    done = write_data(
+        model,
+        data=f"{tmp_path / 'prose.jsonl'}@imatrix",
+        out=tmp_path / "windows.txt",
+        tool="llama.cpp",
+        samples=8,
+        length=18,
+    )
+    assert done.rows == 8
+    written = (tmp_path / "windows.txt").read_text("utf-8")
+    assert written == text + "\n"
+    assert done.notes == ()
+    # What its tools read then are all eight windows.
+    assert len(open_tokenizer(model)[0](written.removesuffix("\n")).input_ids) == 8 * 18
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ what is none is one sentence.
 import struct
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy as np
@@ -99,6 +100,49 @@ def test_a_model_and_a_text_are_no_imatrix(tmp_path: Path):
         assert refusal_of(made().write, tmp_path / name, kind=OutputError).subject == str(
             tmp_path / name
         )
+
+
+def odd(path: Path, datasets: object = "prose", count: object = 7, name: str = "in_sum2") -> Path:
+    """A file with facts of other types, or tensors of another name."""
+    writer = gguf.GGUFWriter(path, "")
+    writer.add_type("imatrix")
+    for key, value in (("datasets", datasets), ("chunk_count", count), ("chunk_size", 10)):
+        if isinstance(value, list):
+            writer.add_array(f"imatrix.{key}", value)
+        elif isinstance(value, int):
+            writer.add_uint32(f"imatrix.{key}", value)
+        else:
+            writer.add_string(f"imatrix.{key}", str(value))
+    writer.add_tensor(f"blk.0.attn_q.weight.{name}", np.ones((1, 4), dtype=np.float32))
+    writer.add_tensor("blk.0.attn_q.weight.counts", np.ones((1, 1), dtype=np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+@pytest.mark.parametrize(
+    ("facts", "said"),
+    [
+        ({"datasets": 3}, "imatrix.datasets is 3, and no list"),
+        ({"datasets": "prose"}, "imatrix.datasets is 'prose', and no list"),
+        ({"count": [7, 8]}, "imatrix.chunk_count is [7, 8], and no whole number"),
+        ({"count": "seven"}, "imatrix.chunk_count is 'seven', and no whole number"),
+        ({"name": "in_sum"}, "it holds no .in_sum2"),
+    ],
+)
+def test_facts_of_another_type_and_no_sums(tmp_path: Path, facts: dict[str, Any], said: str):
+    given = {"datasets": ["prose"], **facts}
+    refusal = refusal_of(read_imatrix, odd(tmp_path / "odd.gguf", **given), kind=DataError)
+    assert said in str(refusal)
+    assert refusal.subject == str(tmp_path / "odd.gguf")
+
+
+def test_one_without_tensors_is_not_compared():
+    empty = replace(made(), entries={})
+    for pair in ((made(), empty), (empty, made())):
+        assert "without tensors" in str(refusal_of(compared, *pair, kind=DataError))
 
 
 def test_two_are_compared_tensor_by_tensor():

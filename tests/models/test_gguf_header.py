@@ -47,6 +47,26 @@ def test_a_header_that_claims_too_much(
         assert said in str(error)
 
 
+def test_tensors_that_share_bytes(gguf_file: Path, tmp_path: Path):
+    """So that many large ones don't fit into a small file."""
+    place = gguf_file.read_bytes().index(b"blk.0.attn_k.weight") + len(b"blk.0.attn_k.weight")
+    # Behind its name: how many dimensions, two of them, the type.
+    bad = overwritten(gguf_file, tmp_path / "bad.gguf", place + 4 + 16 + 4, "Q", 0)
+    error = refusal_of(open_model, str(bad))
+    assert error.subject == str(bad)
+    assert "'blk.0.attn_k.weight'" in str(error)
+    assert "begins within" in str(error)
+
+
+def test_an_entry_that_is_there_twice(gguf_file: Path, tmp_path: Path):
+    bad = tmp_path / "bad.gguf"
+    content = gguf_file.read_bytes()
+    bad.write_bytes(content.replace(b"ggml.bos_token_id", b"ggml.eos_token_id"))
+    for opening in (open_model, open_tokenizer):
+        error = refusal_of(opening, str(bad))
+        assert "the entry 'tokenizer.ggml.eos_token_id' twice" in str(error)
+
+
 @pytest.mark.parametrize(
     ("key", "value", "subject"),
     [

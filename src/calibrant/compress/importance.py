@@ -251,6 +251,8 @@ def compared(imatrix: Imatrix, other: Imatrix | None = None) -> ImatrixSummary:
         return summary
     mine = imatrix.entries
     theirs = other.entries
+    if not mine or not theirs:
+        raise DataError("an imatrix without tensors says nothing; make one with calibrant imatrix")
     both = [name for name in mine if name in theirs]
     problem = "the two imatrices are of different models"
     if not both:

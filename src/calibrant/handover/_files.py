@@ -29,7 +29,9 @@ def _parquet(rows: Rows) -> bytes:
 
 
 def _text(texts: Rows) -> bytes:
-    return "".join(texts).encode()
+    # llama.cpp's -f takes one newline away from the end. Without this one it could be the text's
+    # own, and with its last token the last window would be lost.
+    return ("".join(texts) + "\n").encode()
 
 
 ENDINGS: Final[Mapping[str, Callable[[Rows], bytes]]] = {

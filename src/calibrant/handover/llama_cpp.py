@@ -7,6 +7,7 @@ from typing import Final, final
 from calibrant.errors import ModelError
 from calibrant.handover._base import ScriptFacts, Tool, file_stem
 from calibrant.models import gguf_of
+from calibrant.models.gguf_file import quantized_to
 
 _IMPORTS: Final = """\
 import subprocess
@@ -27,9 +28,15 @@ class LlamaCppTools(Tool):
     endings = (".txt",)
 
     def check_model(self, model: str) -> None:
-        if gguf_of(model) is None:
+        path = gguf_of(model)
+        if path is None:
             problem = f"llama.cpp opens GGUF files, and {model!r} is none"
             remedy = "convert it with llama.cpp's convert_hf_to_gguf.py, and give what that wrote"
+            raise ModelError(f"{problem}; {remedy}", subject=model)
+        kind = quantized_to(path)
+        if kind:
+            problem = f"{model!r} is quantized to {kind} already, which llama-quantize refuses"
+            remedy = "give the file of F16, BF16 or F32 that it was made from"
             raise ModelError(f"{problem}; {remedy}", subject=model)
 
     def script(self, facts: ScriptFacts) -> str:

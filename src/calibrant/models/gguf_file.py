@@ -23,6 +23,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     GgufConfig,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
     modeling_gguf_pytorch_utils,
@@ -41,6 +42,7 @@ from calibrant.models.configuring import (
 )
 from calibrant.models.folder import reading
 from calibrant.models.gguf_decoding import add_tensors
+from calibrant.models.gguf_settings import UnreadSettingError, adopt_settings
 from calibrant.models.quiet import Refusal
 from calibrant.models.saving import forget_quantization
 from calibrant.numerics import ceil_div
@@ -64,8 +66,9 @@ FLOATS: Final = ("F32", "F16", "BF16", "F64")
 _COUNTED: Final = {"block_count": "num_hidden_layers", "expert_count": "num_experts"}
 _BLOCK: Final = re.compile(r"blk\.(\d+)\.")
 _NO_PLACE: Final = re.compile(r"^rope_f|rot_embd|_exps\.|^output\.weight$")
-"""Tensors that may have no place of their own in a model: tables of angles, which it makes itself;
-experts, which transformers puts together; a head, which it may tie.
+"""Tensors that may have no place of their own in a model: tables of angles, which `gguf_settings`
+reads as entries of the configuration; experts, which transformers puts together; a head, which it
+may tie.
 """
 
 
@@ -122,18 +125,23 @@ class _HeaderReader:
         values: dict[str, Any] = {}
         for _ in range(count):
             name = self._text(LONGEST_NAME)
+            # Readers differ in which of two they take.
+            if name in values:
+                raise ValueError(f"it has the entry {brief(name)} twice")
             values[name] = self._value(self._read("I"))
         # The shortest tensor takes 24 bytes: 8 for the length of its name, 4 for the number of its
         # dimensions, 4 for its type, 8 for its place.
         self._check_room(tensors, 24, "tensors")
         shapes: dict[str, tuple[int, ...]] = {}
-        last = 0
+        spans: list[tuple[int, int, str]] = []
         for _ in range(tensors):
-            name, shape, end = self._tensor()
+            name, shape, start, end = self._tensor()
             if name in shapes:
                 raise ValueError(f"it holds {brief(name)} twice")
             shapes[name] = shape
-            last = max(last, end)
+            if end > start:
+                spans.append((start, end, name))
+        last = _end_of(spans)
         self._check_data(values.get("general.alignment", ALIGNMENT), last)
         return Header(values, shapes)
 
@@ -147,8 +155,8 @@ class _HeaderReader:
                 f"its tensors end at byte {start + size:,}, and it has {len(self._content):,}"
             )
 
-    def _tensor(self) -> tuple[str, tuple[int, ...], int]:
-        """A tensor's name, its shape, and at which byte of the data it ends."""
+    def _tensor(self) -> tuple[str, tuple[int, ...], int, int]:
+        """A tensor's name, its shape, and at which bytes of the data it begins and ends."""
         name = self._text(LONGEST_NAME)
         dimensions = self._read("I")
         if dimensions > DIMENSIONS:
@@ -162,7 +170,7 @@ class _HeaderReader:
         block, size = GGML_QUANT_SIZES[kind]
         if shape and shape[-1] % block:
             raise ValueError(f"{brief(name)} has rows of {shape[-1]}, which {kind.name} can't pack")
-        return name, shape, offset + prod(shape) // block * size
+        return name, shape, offset, offset + prod(shape) // block * size
 
     def _value(self, kind: int) -> Any:
         """A single value. Of a list only its length, in a list: nobody needs what is in it."""
@@ -215,6 +223,21 @@ class _HeaderReader:
             )
 
 
+def _end_of(spans: list[tuple[int, int, str]]) -> int:
+    """Where the last tensor ends, of tensors with their first byte, the byte behind them and their
+    name. Raises `ValueError` where two share a byte: a small file could claim any number of large
+    ones that way.
+    """
+    last = 0
+    before = ""
+    for start, end, name in sorted(spans):
+        if start < last:
+            raise ValueError(f"{brief(name)} begins within {brief(before)}")
+        last = end
+        before = name
+    return last
+
+
 def _after_texts(content: Any, place: int, count: int) -> int:
     """The place in a file behind so many texts, which begin at `place`; one behind the end of the
     file where it is too short.
@@ -246,7 +269,7 @@ def open_gguf(
     """
     header = gguf_header(path)
     with _read_quickly() as used_names:
-        model, note = _dequantized(path, dtype)
+        model, note = _dequantized(path, header, dtype)
         tokenizer = gguf_tokenizer(path)
     forget_quantization(model)
     # transformers ignores a tensor whose name has no place in the model in silence. Of an
@@ -300,11 +323,12 @@ def gguf_header(path: Path) -> Header:
     return header
 
 
-def _dequantized(path: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, str]:
+def _dequantized(path: Path, header: Header, dtype: torch.dtype) -> tuple[PreTrainedModel, str]:
     with Refusal(f"{path} is truncated or damaged", "; download it again", str(path)):
         reader = gguf.GGUFReader(path)
     config = _opened(path, AutoConfig)
     check_sizes(config, str(path))
+    _adopt_settings(config, path, header, reader)
     with _opening(path):
         empty = outline(config)
     if empty is not None:
@@ -323,6 +347,23 @@ def _dequantized(path: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, str]:
     return model, quantization(reader)
 
 
+def _adopt_settings(
+    config: PreTrainedConfig, path: Path, header: Header, reader: gguf.GGUFReader
+) -> None:
+    """Let the configuration say all that the header says. Raises `ModelError` for what it has no
+    place for.
+    """
+    with _opening(path):
+        try:
+            adopt_settings(config, header.values, reader)
+        except UnreadSettingError as unread:
+            raise ModelError(
+                f"{path} {unread}, and that can't be read from GGUF; open the model's original "
+                "folder of safetensors",
+                subject=unread.name,
+            ) from None
+
+
 def _opened(path: Path, kind: Any, **options: Any) -> Any:
     """What transformers makes of the file."""
     with _opening(path):
@@ -337,15 +378,32 @@ def _opening(path: Path) -> Refusal:
     )
 
 
+def quantized_to(path: Path) -> str:
+    """Return what a GGUF file is quantized to, such as Q4_K_M; empty if its numbers are plain
+    floats. Raises `ModelError` if it is damaged.
+    """
+    check_magic(path)
+    with Refusal(f"{path} is truncated or damaged", "; download it again", str(path)):
+        read_header(path)
+        return _quantized_to(_QuickReader(path))
+
+
 def quantization(reader: gguf.GGUFReader) -> str:
     """Return what the file is quantized to, as a note: the recipe that it names, else the type
     of most numbers; empty if all are plain floats.
     """
+    name = _quantized_to(reader)
+    return f"dequantized from {name}" if name else ""
+
+
+def _quantized_to(reader: gguf.GGUFReader) -> str:
     sizes: Counter[str] = Counter()
     for tensor in reader.tensors:
         sizes[tensor.tensor_type.name] += int(tensor.n_elements)
     packed = [kind for kind, _ in sizes.most_common() if kind not in FLOATS]
-    return f"dequantized from {_recipe(reader) or packed[0]}" if packed else ""
+    if not packed:
+        return ""
+    return _recipe(reader) or packed[0]
 
 
 def _recipe(reader: gguf.GGUFReader) -> str:

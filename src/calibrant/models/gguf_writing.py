@@ -26,9 +26,11 @@ from torch import Tensor
 
 from calibrant.errors import ModelError, OutputError
 from calibrant.models.gguf_file import Header, check_magic, gguf_tokenizer, read_header
+from calibrant.models.gguf_settings import TABLES, UnreadSettingError, first_difference
 from calibrant.models.quiet import Refusal
 from calibrant.models.saving import Opened
 from calibrant.models.viewing import ModelView, Weight
+from calibrant.spec.foreign import brief
 
 ALIASES: Final = {
     "mistral": "llama",
@@ -72,6 +74,8 @@ SHARED_GATE: Final = "ffn_gate_inp_shexp.weight"
 """How the name of a shared expert's gate ends: one row in transformers, a vector in a file."""
 FOREIGN: Final = ("GGUF.", "calibrant.", "quantize.imatrix.")
 """How entries begin that are about the file itself, and aren't copied: how it was made."""
+CHANGED: Final = ("general.architecture", "general.file_type", "general.alignment")
+"""Entries that the file that is written has anew."""
 _TYPES: Final = GGMLQuantizationType
 FILE_TYPES: Final = {_TYPES.F32: 0, _TYPES.F16: 1, _TYPES.BF16: 32, _TYPES.Q4_0: 2, _TYPES.Q8_0: 7}
 """What `general.file_type` says of a file whose matrices are mostly of one type."""
@@ -234,12 +238,16 @@ def _order(name: str, rows: int, config: Any) -> Tensor | None:
 
 def check_template(view: ModelView, template: Path) -> Header:
     """Return the header of `template`, a file to copy metadata and tokenizer from. Raises
-    `OutputError` unless it is of the view's architecture and shapes.
+    `OutputError` unless it is of the view's architecture and shapes, and says of how the model
+    computes what its configuration says.
     """
     architecture = architecture_of(view.model)
     check_magic(template)
     with Refusal(f"{template} is truncated or damaged", "; download it again", str(template)):
         header = read_header(template)
+        reader = gguf.GGUFReader(template)
+        # They are copied at the end of the job, and what can't be read is noticed now.
+        list(_entries(reader))
     if architecture not in WRITTEN:
         raise OutputError(
             f"{architecture} isn't written as GGUF here ({', '.join(WRITTEN)} are); use "
@@ -265,9 +273,29 @@ def check_template(view: ModelView, template: Path) -> Header:
             )
     # Tables of angles are no parameters of the model; they are copied.
     for name in unmatched:
-        if name != HEAD and not name.startswith("rope_f"):
+        if name != HEAD and name not in TABLES:
             raise _other_model(f"{template} holds {name}, and the model has no such tensor", name)
+    _check_settings(view.model.config, header, reader, template)
     return header
+
+
+def _check_settings(config: Any, header: Header, reader: gguf.GGUFReader, template: Path) -> None:
+    """Raise `OutputError` unless the metadata say what the configuration says."""
+    with Refusal(f"{template} is truncated or damaged", "; download it again", str(template)):
+        try:
+            setting = first_difference(config, header.values, reader)
+        except UnreadSettingError as unread:
+            raise _other_model(
+                f"{template} {unread}, and the model has nothing like it", unread.name
+            ) from None
+    if setting is None:
+        return
+    named = f"which has no {setting.name}" if setting.absent else setting.name
+    raise _other_model(
+        f"{setting.entry} is {brief(setting.held)} in the model and {brief(setting.value)} in "
+        f"{template} ({named})",
+        setting.name,
+    )
 
 
 def _other_model(why: str, subject: str | Path) -> OutputError:
@@ -286,6 +314,35 @@ def check_vocabulary(opened: Opened, template: Path) -> None:
             raise _other_model(why, template)
 
 
+@final
+@dataclass(frozen=True, eq=False)
+class _Entry:
+    """An entry of metadata: its value, of which type it is, and of which its items are, if it is a
+    list.
+    """
+
+    name: str
+    value: Any
+    kind: GGUFValueType
+    inner: GGUFValueType | None
+
+
+def _entries(reader: gguf.GGUFReader) -> Iterator[_Entry]:
+    """The entries that are copied: those that are about the model. Empty lists aren't among them,
+    since the writer takes none.
+    """
+    for name, field in reader.fields.items():
+        if name.startswith(FOREIGN) or name in CHANGED:
+            continue
+        kind = field.types[0] if field.types else GGUFValueType.STRING
+        inner = None
+        if kind == GGUFValueType.ARRAY:
+            if not len(field.data):
+                continue
+            inner = field.types[1]
+        yield _Entry(name, field.contents(), kind, inner)
+
+
 def write_gguf(
     view: ModelView,
     template: Path,
@@ -301,13 +358,9 @@ def write_gguf(
     """
     reader = gguf.GGUFReader(template)
     writer = gguf.GGUFWriter(path, architecture_of(view.model))
-    changed = ("general.architecture", "general.file_type", "general.alignment", *facts)
-    for name, field in reader.fields.items():
-        if name.startswith(FOREIGN) or name in changed:
-            continue
-        kind = field.types[0] if field.types else GGUFValueType.STRING
-        inner = field.types[1] if kind == GGUFValueType.ARRAY and len(field.types) > 1 else None
-        writer.add_key_value(name, field.contents(), kind, inner)
+    for entry in _entries(reader):
+        if entry.name not in facts:
+            writer.add_key_value(entry.name, entry.value, entry.kind, entry.inner)
     sizes: Counter[GGMLQuantizationType] = Counter()
     written: set[str] = set()
     for part in parts_of(view):

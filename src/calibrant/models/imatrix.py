@@ -240,6 +240,7 @@ def _read_gguf(path: Path) -> Imatrix:
         if field is None:
             raise ValueError(f"it lacks imatrix.{name}")
         facts[name] = field.contents()
+    _check_facts(facts)
     tensors = {str(tensor.name): tensor for tensor in reader.tensors}
     entries: dict[str, ImatrixEntry] = {}
     for key, tensor in tensors.items():
@@ -255,6 +256,8 @@ def _read_gguf(path: Path) -> Imatrix:
                 f"{brief(name)} has sums of {len(sums)} matrices and counts of {len(counts)}"
             )
         entries[name] = ImatrixEntry(_sound(sums, name), counts)
+    if not entries:
+        raise ValueError(f"it holds no {SUMS}")
     datasets = tuple(str(dataset) for dataset in facts["datasets"] if dataset)
     found = Imatrix(entries, datasets, int(facts["chunk_count"]), int(facts["chunk_size"]))
     # A file that llama.cpp made has no seal.
@@ -262,6 +265,15 @@ def _read_gguf(path: Path) -> Imatrix:
     if sealed is not None and sealed.contents() != found._seal():
         raise BrokenSealError
     return found
+
+
+def _check_facts(facts: Mapping[str, Any]) -> None:
+    """Raise `ValueError` for a fact of another type than llama.cpp's."""
+    if not isinstance(facts["datasets"], list):
+        raise ValueError(f"imatrix.datasets is {brief(facts['datasets'])}, and no list")
+    for name in ("chunk_count", "chunk_size"):
+        if not isinstance(facts[name], int) or isinstance(facts[name], bool):
+            raise ValueError(f"imatrix.{name} is {brief(facts[name])}, and no whole number")
 
 
 def _read_legacy(stored: bytes) -> Imatrix:
