@@ -1,6 +1,7 @@
 """What a time buys, by costs that are made up and a clock that a test moves."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,15 @@ def test_the_budget_of_one_more_draw_counts_what_the_call_has_spent_already(seco
     assert enough > seconds + spent
     again = planned(CHEAP, enough - spent, 9, 2, 8192, halves=False, fixed=True)
     assert (again.rounds > plan.rounds, again.fits) == (True, True)
+
+
+def test_a_race_that_was_killed_in_its_first_draw_has_it_still_before_it() -> None:
+    plan = planned(CHEAP, 480.0, sources=9, least=2, tokens=8192, halves=False)
+    killed = continued(plan, CHEAP, seconds=20.0, rounds=5)
+    assert (killed.rounds, killed.fits) == (1, False)
+    assert killed.seconds > killed.another
+    later = continued(replace(plan, done=1), CHEAP, seconds=20.0, rounds=5)
+    assert (later.rounds, later.fits) == (1, True)
 
 
 def test_no_draw_is_offered_that_the_data_does_not_hold() -> None:

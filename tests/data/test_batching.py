@@ -5,7 +5,7 @@ without a token that counts are left out.
 import pytest
 import torch
 
-from calibrant.data import TokenBatch, counting, divided, micro_batches
+from calibrant.data import TokenBatch, counted_sequences, divided, micro_batches
 
 
 def batch(lengths: list[int], holes: bool = False) -> TokenBatch:
@@ -46,14 +46,14 @@ def weighed(rows: list[list[float]]) -> TokenBatch:
 
 def test_sequences_of_which_no_token_counts_are_left_out() -> None:
     given = weighed([[0, 0, 0], [0, 1, 0], [0, 0, 0], [1, 1, 0.5]])
-    left = counting(given)
+    left = counted_sequences(given)
     assert left.ids.tolist() == [[4, 5, 6], [10, 11, 12]]
     assert (left.mass, left.fingerprint) == (given.mass, given.fingerprint)
     whole = weighed([[0, 1], [1, 0]])
-    assert counting(whole) is whole
+    assert counted_sequences(whole) is whole
     # Of a mix, each set loses its own.
     mix = TokenBatch(given.ids, given.mask, given.weights, "", {}, mixed=((0.5, given),))
-    ((factor, part),) = counting(mix).mixed
+    ((factor, part),) = counted_sequences(mix).mixed
     assert (factor, part.ids.tolist()) == (0.5, left.ids.tolist())
 
 

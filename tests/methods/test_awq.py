@@ -406,7 +406,8 @@ def test_what_is_shared_with_starved_experts_is_counted_once():
     experts = [weight for weight in job.view.blocks[0].weights if weight.expert is not None]
     plain = job.view.blocks[0].weights[0]
     readers = [plain, *experts[:3]]
-    shared = replace(job, starved="shared", starving={experts[1].name: 4.0})
+    starving = {experts[1].name: 4.0, experts[2].name: 4.0}
+    shared = replace(job, starved="shared", starving=starving)
     assert _each_token_once(readers, shared) == [experts[1], plain]
     assert _each_token_once(readers, replace(job, starved="shared")) == readers
     assert _each_token_once(readers, job) == readers

@@ -20,7 +20,8 @@ from huggingface_hub.errors import (
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from calibrant.models import open_model, opening
+from calibrant import export
+from calibrant.models import open_as_saved, open_model, opening
 from calibrant.testing.tiny import FAMILIES, tiny_folder, tiny_model, tiny_tokenizer
 
 from tests.models.refused import edit, refusal_of
@@ -276,3 +277,22 @@ def test_a_hub_id_is_opened_from_its_snapshot_without_pickles_or_code(
         "what must be here is not downloaded"
     )
     assert opening.located(str(sound)) == sound
+
+
+def test_no_number_is_rounded_where_a_folder_is_exported_as_it_was_saved(tmp_path: Path):
+    folder = tiny_folder(tmp_path / "model", dtype=torch.bfloat16)
+    tensors = load_file(folder / WEIGHTS)
+    assert open_as_saved(str(folder), "cpu").dtype == torch.bfloat16
+    # What the model has no place for, as old folders have it, decides nothing.
+    spare = {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.rand(4)}
+    save_file({**tensors, **spare}, folder / WEIGHTS, metadata={"format": "pt"})
+    assert open_as_saved(str(folder), "cpu").dtype == torch.bfloat16
+    # One tensor of another type than the configuration names.
+    name = "model.norm.weight"
+    tensors[name] = torch.rand(tensors[name].shape)
+    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    export(folder, tmp_path / "out")
+    written = load_file(tmp_path / "out" / WEIGHTS)
+    assert torch.equal(written[name], tensors[name])
+    for other, tensor in tensors.items():
+        assert torch.equal(written[other], tensor.float()), other

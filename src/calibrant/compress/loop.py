@@ -19,7 +19,7 @@ from calibrant.compress.checkpoint import Checkpoint, FinishedStep, StepWriter
 from calibrant.compress.inputs import inputs_left, quantized_inputs
 from calibrant.compress.matrices import check_model, edits_of
 from calibrant.compress.recipe import Recipe
-from calibrant.data import TokenBatch, counting
+from calibrant.data import TokenBatch, counted_sequences
 from calibrant.edits import (
     Edit,
     QuantizeCache,
@@ -89,7 +89,7 @@ def compress(
     # Before anything is changed: the run is about the untouched numbers, and all of the tokens.
     run = recipe.run(opened, batch, data, seed)
     if batch is not None:
-        batch = counting(batch)
+        batch = counted_sequences(batch)
     if recipe.transforms:
         # What is stored there is of the model before any transform.
         statistics = None

@@ -17,7 +17,7 @@ from calibrant.data._base import (
     lettered,
     train_and_test,
 )
-from calibrant.data._batching import by_length, counting, divided, micro_batches, padded
+from calibrant.data._batching import by_length, counted_sequences, divided, micro_batches, padded
 from calibrant.data._encoding import start_tokens
 from calibrant.data._marks import ROLES, Role
 from calibrant.data._messages import Conversation, FunctionCall, Message
@@ -69,7 +69,7 @@ __all__ = [
     "as_set",
     "as_source",
     "by_length",
-    "counting",
+    "counted_sequences",
     "divide",
     "divided",
     "formats",

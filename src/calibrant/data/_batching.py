@@ -74,14 +74,11 @@ def micro_batches(
         yield ids[rows, :longest], mask[rows, :longest], weights[rows, :longest]
 
 
-def counting(batch: TokenBatch) -> TokenBatch:
+def counted_sequences(batch: TokenBatch) -> TokenBatch:
     """Return the batch without sequences whose tokens all weigh 0, such as a conversation that is
     cut before its answer. No statistic changes, so the fingerprint stays; and whoever looks at a
     few sequences finds tokens that count.
     """
-    parts: list[tuple[float, TokenBatch]] = []
-    for factor, part in batch.mixed:
-        parts.append((factor, counting(part)))
     counts = (batch.weights > 0).any(dim=1)
     # A batch without any token that counts is refused where it is looked at.
     if bool(counts.all()) or not bool(counts.any()):
@@ -89,6 +86,9 @@ def counting(batch: TokenBatch) -> TokenBatch:
     places = counts.nonzero().flatten()
     picked = _picked(batch, places)
     pads = None if batch.pads is None else batch.pads[places]
+    parts: list[tuple[float, TokenBatch]] = []
+    for factor, part in batch.mixed:
+        parts.append((factor, counted_sequences(part)))
     return replace(picked, fingerprint=batch.fingerprint, pads=pads, mixed=tuple(parts))
 
 

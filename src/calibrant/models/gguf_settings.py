@@ -2,11 +2,12 @@
 angles turn, how small an epsilon is, how far attention sees.
 
 transformers takes some of it into the configuration and drops the rest in silence, and so would
-open another model. Here all of it is compared with the configuration. What has a place there is
-set; for what has none, the file is refused. A file from which metadata are copied must say what the
-model's own configuration says.
+open another model. Here what this file names is compared with the configuration. What has a place
+there is set; for what has none, the GGUF file is refused. A file from which metadata are copied
+must say what the model's own configuration says.
 
-Where llama.cpp takes a setting from the number of layers, so do we: no entry of the file has it.
+One setting, Gemma's query scale, is in no entry: llama.cpp takes it from the number of layers, and
+so do we.
 """
 
 import copy
@@ -63,11 +64,11 @@ NEUTRAL: Final[Mapping[str, tuple[Any, ...]]] = {
 """Entries that no configuration of these architectures has, and the values that change nothing."""
 WINDOWED: Final = ("gemma2", "gemma3", "phi3", "starcoder2")
 """Architectures whose configurations in transformers have a sliding window that is always used."""
-LARGEST_GEMMA: Final[Mapping[str, int]] = {"gemma2": 46, "gemma3": 62}
+LAYERS_OF_27B: Final[Mapping[str, int]] = {"gemma2": 46, "gemma3": 62}
 """The number of layers by which llama.cpp knows the models of 27 billion numbers. They scale
 queries by features / heads, and all others by the size of a head.
 """
-OTHERWISE: Final = ("gemma4", "gpt-oss")
+NOT_COMPARED: Final = ("gemma4", "gpt-oss")
 """Architectures that aren't compared: their headers mean other entries of the configuration, and
 transformers has a reader for each.
 """
@@ -102,8 +103,8 @@ class UnreadSettingError(Exception):
 @dataclass(frozen=True, eq=False)
 class Setting:
     """What a file says under `name` (an entry or a tensor), and which `entry` of a configuration,
-    or of its `rope_parameters`, means it. With `absent` the file says nothing, and llama.cpp takes
-    the value.
+    or of its `rope_parameters`, means it. `absent`: the file has no such entry, and the
+    `value` is what llama.cpp takes then.
     """
 
     name: str
@@ -178,7 +179,7 @@ def settings_of(
     `UnreadSettingError` for what the configuration has no place for.
     """
     architecture = str(values.get("general.architecture"))
-    if architecture in OTHERWISE:
+    if architecture in NOT_COMPARED:
         return
     file = _File(architecture, values, reader)
     text = config.get_text_config(decoder=True)
@@ -280,16 +281,21 @@ def _caps(file: _File, text: Any) -> Iterator[Setting]:
 
 
 def _windows(file: _File, text: Any) -> Iterator[Setting]:
-    """How many tokens back attention sees, and in which layers."""
+    """How many tokens back attention sees. A file without windows isn't compared."""
     key = "attention.sliding_window"
     size = file.number(key)
-    # Of a Gemma 3 without windows all layers turn alike.
+    # Without windows llama.cpp turns all layers of a Gemma 3 alike, and transformers can't.
     if file.architecture == "gemma3" and not size:
         raise file.unread(key)
     if file.architecture in WINDOWED and size is not None:
         yield Setting(file.name(key), text, "sliding_window", size or None)
     elif size and size < getattr(text, "max_position_embeddings", math.inf):
         raise file.unread(key)
+    _check_pattern(file, text)
+
+
+def _check_pattern(file: _File, text: Any) -> None:
+    """Raise `UnreadSettingError` where other layers have windows than in the configuration."""
     key = "attention.sliding_window_pattern"
     pattern = file.value(key)
     if pattern is None:
@@ -311,10 +317,10 @@ def _layers(text: Any) -> int:
 
 def _query_scale(file: _File, text: Any) -> Iterator[Setting]:
     """By what Gemma divides queries: the root of a number that no entry of a file has."""
-    if file.architecture not in LARGEST_GEMMA:
+    if file.architecture not in LAYERS_OF_27B:
         return
     scale = text.head_dim
-    if _layers(text) == LARGEST_GEMMA[file.architecture]:
+    if _layers(text) == LAYERS_OF_27B[file.architecture]:
         scale = text.hidden_size // text.num_attention_heads
     yield Setting(file.name("block_count"), text, "query_pre_attn_scalar", scale)
 
@@ -327,17 +333,17 @@ def _angles(file: _File, text: Any) -> Iterator[Setting]:
     # Where layers with windows have angles of their own, scaling is that of the others.
     windowed = rope.get("sliding_attention")
     full = rope.get("full_attention", rope)
-    base = file.number("rope.freq_base")
-    yield _or_usual(file, "rope.freq_base", full, "rope_theta", BASE)
+    base = file.number("rope.freq_base") or BASE
+    yield _base_of_angles(file, "rope.freq_base", full, "rope_theta", BASE)
     if windowed is not None:
-        yield _or_usual(file, "rope.freq_base_swa", windowed, "rope_theta", BASE)
+        yield _base_of_angles(file, "rope.freq_base_swa", windowed, "rope_theta", BASE)
     elif file.number("rope.freq_base_swa") not in (None, base):
         raise file.unread("rope.freq_base_swa")
     yield from _turned_share(file, text, full)
     yield from _scaling(file, text, full)
 
 
-def _or_usual(file: _File, key: str, holder: Any, entry: str, usual: float) -> Setting:
+def _base_of_angles(file: _File, key: str, holder: Any, entry: str, usual: float) -> Setting:
     value = file.number(key)
     if value is None:
         return Setting(file.name(key), holder, entry, usual, absent=True)
@@ -398,7 +404,7 @@ def _scaling_of(file: _File, text: Any, rope: dict[str, Any]) -> tuple[str, dict
     if kind not in ("none", "linear", "yarn", "longrope"):
         raise file.unread("rope.scaling.type")
     scaled = kind != "none" and factor not in (None, 0, 1)
-    _refuse_tuned(file, kind, scaled)
+    _refuse_other_formula(file, kind, scaled)
     table = file.table(TABLE)
     long = file.table(LONG_TABLE)
     short = file.table(SHORT_TABLE)
@@ -430,7 +436,7 @@ def _scaling_of(file: _File, text: Any, rope: dict[str, Any]) -> tuple[str, dict
     return file.name("rope.scaling.factor"), entries
 
 
-def _refuse_tuned(file: _File, kind: str, scaled: bool) -> None:
+def _refuse_other_formula(file: _File, kind: str, scaled: bool) -> None:
     """Raise `UnreadSettingError` where the formula of a scaling is another than transformers'."""
     key = "rope.scaling.yarn_ext_factor"
     usual = (None, -1, 1) if kind == "yarn" and scaled else (None, -1, 0)

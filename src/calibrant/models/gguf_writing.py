@@ -280,7 +280,9 @@ def check_template(view: ModelView, template: Path) -> Header:
 
 
 def _check_settings(config: Any, header: Header, reader: gguf.GGUFReader, template: Path) -> None:
-    """Raise `OutputError` unless the metadata say what the configuration says."""
+    """Raise `OutputError` unless the metadata say what the configuration says, as far as both are
+    compared.
+    """
     with Refusal(f"{template} is truncated or damaged", "; download it again", str(template)):
         try:
             setting = first_difference(config, header.values, reader)

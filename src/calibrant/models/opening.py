@@ -261,9 +261,11 @@ def open_as_saved(ref: str, device: str | torch.device) -> Opened:
     if not place.is_dir():
         return open_model(ref, "float32", device)
     opened = open_model(ref, saved_dtype(place), device)
-    if _has_rounded(opened.model, place, ref):
-        return open_model(ref, "float32", device)
-    return opened
+    if not _has_rounded(opened.model, place, ref):
+        return opened
+    # So that the two aren't in memory together.
+    del opened
+    return open_model(ref, "float32", device)
 
 
 def _has_rounded(model: PreTrainedModel, folder: Path, ref: str) -> bool:
@@ -273,16 +275,14 @@ def _has_rounded(model: PreTrainedModel, folder: Path, ref: str) -> bool:
     files = _ModelFiles.of(folder, ref)
     if files.packed is not None or model.dtype == torch.float32:
         return False
-    words: dict[str, str | None] = {}
-    for name, tensor in chain(model.named_parameters(), model.named_buffers()):
-        words[name] = WORDS.get(tensor.dtype)
     prefix = f"{model.base_model_prefix}."
-    for name, stored in files.tensors.items():
-        # Either name may lack the prefix of the whole model. What has no place is no number of it.
-        known = words.get(name) or words.get(prefix + name) or words.get(name.removeprefix(prefix))
-        # Experts that transformers puts together have the type of the model.
-        in_memory = known or WORDS.get(model.dtype)
-        if stored.dtype in FLOATS and stored.dtype != in_memory:
+    for name, tensor in chain(model.named_parameters(), model.named_buffers()):
+        # A file may name it without the prefix of the whole model. What has another name there,
+        # as experts that transformers puts together have, isn't compared.
+        stored = files.tensors.get(name) or files.tensors.get(name.removeprefix(prefix))
+        if stored is None or stored.dtype not in FLOATS:
+            continue
+        if stored.dtype != WORDS.get(tensor.dtype):
             return True
     return False
 

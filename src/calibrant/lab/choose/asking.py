@@ -194,7 +194,7 @@ class Prepared:
         earlier = kept_plan(self.folder, self.identity, minutes)
         if earlier is None:
             return new_plan
-        if minutes > earlier.minutes and new_plan.has_room_that_lacked(earlier):
+        if minutes > earlier.minutes and new_plan.includes_what_lacked(earlier):
             return new_plan
         plan = continued(earlier, costs, budget.left, self.fitted.rounds)
         return replace(plan, minutes=max(minutes, earlier.minutes))

@@ -169,8 +169,8 @@ class TimePlan:
     draws of `tokens` each. That takes `seconds`, and one draw more takes `another`. Of what is
     measured by, `share` is used. `halves` says whether a held-out sibling is judged by too. `fits`
     says whether even this is within the time: there is nothing smaller. `done` are draws that an
-    earlier call made. `written` of the sources are the model's own answers. `minutes` is the most
-    time that a call was given for it.
+    earlier call made. `written` of the sources are the model's own answers. `minutes` is the
+    largest `--budget` of the calls so far.
     """
 
     sources: int
@@ -222,8 +222,8 @@ class TimePlan:
         """
         _put(folder, PLAN, {"question": question, **asdict(self), "done": done})
 
-    def has_room_that_lacked(self, earlier: "TimePlan") -> bool:
-        """Return whether there is a sibling, or answers of the model, that an earlier plan left
+    def includes_what_lacked(self, earlier: "TimePlan") -> bool:
+        """Return whether this plan has a sibling, or answers of the model, that an earlier one left
         out.
         """
         if self.halves and not earlier.halves:
@@ -258,13 +258,10 @@ def continued(plan: TimePlan, costs: StepCosts, seconds: float, rounds: int) -> 
     # Every second is planned as if it took `MARGIN` times as long.
     affordable = int((seconds / MARGIN - starting) / another)
     extra_draws = max(0, min(rounds - plan.done, affordable))
-    return replace(
-        plan,
-        rounds=max(1, plan.done + extra_draws),
-        seconds=starting + extra_draws * another,
-        another=another,
-        fits=starting <= seconds,
-    )
+    # A race that was killed in its first draw has it still before it.
+    draws = max(1, plan.done + extra_draws)
+    needed = starting + (draws - plan.done) * another
+    return replace(plan, rounds=draws, seconds=needed, another=another, fits=needed <= seconds)
 
 
 def planned(

@@ -270,15 +270,15 @@ def _divided(seen: Seen, column_scales: Tensor) -> Seen:
 
 
 def _each_token_once(readers: Sequence[Weight], job: Job) -> Sequence[Weight]:
-    """Return the readers that saw all tokens between them. Where what experts saw is shared with
-    starved ones, a starved one has the sum over all experts, in which the others are.
+    """Return readers that saw all tokens between them, each once. Where what experts saw is shared
+    with starved ones, each of these has the sum over all experts, and one stands for all.
     """
     if job.starved != "shared":
         return readers
     starved = [weight for weight in readers if weight.name in job.starving]
     if not starved:
         return readers
-    return [*starved, *(weight for weight in readers if weight.expert is None)]
+    return [starved[0], *(weight for weight in readers if weight.expert is None)]
 
 
 def sizes_of(seen: Sequence[Seen]) -> Float[Tensor, "in"]:
