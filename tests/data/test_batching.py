@@ -39,7 +39,7 @@ def test_every_real_token_once_in_order_and_first(holes: bool, tokens_per_pass: 
 
 
 def weighed(rows: list[list[float]]) -> TokenBatch:
-    weights = torch.tensor(rows)
+    weights = torch.tensor(rows, dtype=torch.float32)
     ids = torch.arange(1, weights.numel() + 1).reshape(weights.shape)
     return TokenBatch(ids, torch.ones_like(ids, dtype=torch.bool), weights, "sha256:test", {})
 

@@ -6,9 +6,9 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
+import gguf
 import pytest
 import torch
 from transformers import AutoConfig, PreTrainedModel
@@ -296,8 +296,11 @@ def test_what_changes_nothing_changes_nothing(
     assert opened(tmp_path / "own.gguf").config.to_dict() == plain.config.to_dict()
 
 
-def without_tensors() -> Any:
-    return SimpleNamespace(tensors=[])
+def without_tensors() -> gguf.GGUFReader:
+    """A reader of a file that has no tensors, and that isn't there."""
+    reader = gguf.GGUFReader.__new__(gguf.GGUFReader)
+    reader.tensors = []
+    return reader
 
 
 @pytest.mark.parametrize(

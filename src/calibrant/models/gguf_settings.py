@@ -101,7 +101,7 @@ class UnreadSettingError(Exception):
 
 @final
 @dataclass(frozen=True, eq=False)
-class Setting:
+class FileSetting:
     """What a file says under `name` (an entry or a tensor), and which `entry` of a configuration,
     or of its `rope_parameters`, means it. `absent`: the file has no such entry, and the
     `value` is what llama.cpp takes then.
@@ -145,7 +145,7 @@ def adopt_settings(config: Any, values: Mapping[str, Any], reader: gguf.GGUFRead
 
 def first_difference(
     config: Any, values: Mapping[str, Any], reader: gguf.GGUFReader
-) -> Setting | None:
+) -> FileSetting | None:
     """Return the first setting of a file that differs from the configuration of the model that is
     to be written with the file's metadata; None where none does. Raises `UnreadSettingError` for
     what no configuration has a place for.
@@ -174,7 +174,7 @@ def _write_out_attention_factor(text: Any) -> None:
 
 def settings_of(
     config: Any, values: Mapping[str, Any], reader: gguf.GGUFReader
-) -> Iterator[Setting]:
+) -> Iterator[FileSetting]:
     """Yield what a file says of how its model computes, and where a configuration says it. Raises
     `UnreadSettingError` for what the configuration has no place for.
     """
@@ -250,7 +250,7 @@ class _File:
         return UnreadSettingError(name, shown)
 
 
-def _named(file: _File, text: Any, names: Mapping[str, Iterable[str]]) -> Iterator[Setting]:
+def _named(file: _File, text: Any, names: Mapping[str, Iterable[str]]) -> Iterator[FileSetting]:
     """Settings that a configuration has under one of several names."""
     for key, entries in names.items():
         # A list has a number for each layer, and architectures with such lists are built from them.
@@ -259,7 +259,7 @@ def _named(file: _File, text: Any, names: Mapping[str, Iterable[str]]) -> Iterat
         value = file.number(key)
         entry = _first_known(text, entries)
         if value is not None and entry is not None:
-            yield Setting(file.name(key), text, entry, value)
+            yield FileSetting(file.name(key), text, entry, value)
 
 
 def _first_known(text: Any, entries: Iterable[str]) -> str | None:
@@ -269,18 +269,18 @@ def _first_known(text: Any, entries: Iterable[str]) -> str | None:
     return None
 
 
-def _caps(file: _File, text: Any) -> Iterator[Setting]:
+def _caps(file: _File, text: Any) -> Iterator[FileSetting]:
     for key in CAPS:
         value = file.number(key)
         if value is None:
             continue
         if hasattr(text, key):
-            yield Setting(file.name(key), text, key, value or None)
+            yield FileSetting(file.name(key), text, key, value or None)
         elif value:
             raise file.unread(key)
 
 
-def _windows(file: _File, text: Any) -> Iterator[Setting]:
+def _windows(file: _File, text: Any) -> Iterator[FileSetting]:
     """How many tokens back attention sees. A file without windows isn't compared."""
     key = "attention.sliding_window"
     size = file.number(key)
@@ -288,7 +288,7 @@ def _windows(file: _File, text: Any) -> Iterator[Setting]:
     if file.architecture == "gemma3" and not size:
         raise file.unread(key)
     if file.architecture in WINDOWED and size is not None:
-        yield Setting(file.name(key), text, "sliding_window", size or None)
+        yield FileSetting(file.name(key), text, "sliding_window", size or None)
     elif size and size < getattr(text, "max_position_embeddings", math.inf):
         raise file.unread(key)
     _check_pattern(file, text)
@@ -315,17 +315,17 @@ def _layers(text: Any) -> int:
     return layers
 
 
-def _query_scale(file: _File, text: Any) -> Iterator[Setting]:
+def _query_scale(file: _File, text: Any) -> Iterator[FileSetting]:
     """By what Gemma divides queries: the root of a number that no entry of a file has."""
     if file.architecture not in LAYERS_OF_27B:
         return
     scale = text.head_dim
     if _layers(text) == LAYERS_OF_27B[file.architecture]:
         scale = text.hidden_size // text.num_attention_heads
-    yield Setting(file.name("block_count"), text, "query_pre_attn_scalar", scale)
+    yield FileSetting(file.name("block_count"), text, "query_pre_attn_scalar", scale)
 
 
-def _angles(file: _File, text: Any) -> Iterator[Setting]:
+def _angles(file: _File, text: Any) -> Iterator[FileSetting]:
     """How fast the angles of positions turn."""
     rope = getattr(text, "rope_parameters", None)
     if not rope:
@@ -343,14 +343,14 @@ def _angles(file: _File, text: Any) -> Iterator[Setting]:
     yield from _scaling(file, text, full)
 
 
-def _base_of_angles(file: _File, key: str, holder: Any, entry: str, usual: float) -> Setting:
+def _base_of_angles(file: _File, key: str, holder: Any, entry: str, usual: float) -> FileSetting:
     value = file.number(key)
     if value is None:
-        return Setting(file.name(key), holder, entry, usual, absent=True)
-    return Setting(file.name(key), holder, entry, value)
+        return FileSetting(file.name(key), holder, entry, usual, absent=True)
+    return FileSetting(file.name(key), holder, entry, value)
 
 
-def _turned_share(file: _File, text: Any, rope: dict[str, Any]) -> Iterator[Setting]:
+def _turned_share(file: _File, text: Any, rope: dict[str, Any]) -> Iterator[FileSetting]:
     """Which share of a head's features turn."""
     key = "rope.dimension_count"
     size = _head_size(text)
@@ -361,13 +361,13 @@ def _turned_share(file: _File, text: Any, rope: dict[str, Any]) -> Iterator[Sett
             raise file.unread(key)
         return
     if turned is None:
-        yield Setting(file.name(key), rope, "partial_rotary_factor", 1.0, absent=True)
+        yield FileSetting(file.name(key), rope, "partial_rotary_factor", 1.0, absent=True)
         return
     share = turned / size
     # The class multiplies again, and rounds down.
     if not 0 < turned <= size or int(size * share) != turned:
         raise file.unread(key)
-    yield Setting(file.name(key), rope, "partial_rotary_factor", share)
+    yield FileSetting(file.name(key), rope, "partial_rotary_factor", share)
 
 
 def _head_size(text: Any) -> int:
@@ -375,16 +375,16 @@ def _head_size(text: Any) -> int:
     return size
 
 
-def _scaling(file: _File, text: Any, rope: dict[str, Any]) -> Iterator[Setting]:
+def _scaling(file: _File, text: Any, rope: dict[str, Any]) -> Iterator[FileSetting]:
     """How angles are scaled so that longer texts fit."""
     name, entries = _scaling_of(file, text, rope)
     absent = entries["rope_type"] == "default"
     for entry, value in entries.items():
-        yield Setting(name, rope, entry, value, absent)
+        yield FileSetting(name, rope, entry, value, absent)
     if entries["rope_type"] == "longrope":
         # This class copies its own entry over that of `rope_parameters`.
         entry = "original_max_position_embeddings"
-        yield Setting(
+        yield FileSetting(
             file.name("rope.scaling.original_context_length"), text, entry, entries[entry]
         )
 
