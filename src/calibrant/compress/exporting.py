@@ -57,9 +57,8 @@ def export(model: str | Path, out: str | Path, to: str | Export = "hf") -> Expor
     folder mixes types. Those of a GGUF file are dequantized, in float32. What Calibrant knows of
     the model (`calibrant.json`, the card, the rows that it was calibrated on) goes along. Codes
     aren't found again in dense numbers: `--export sparse` of the `quantize` that makes them keeps
-    them. Raises an `InputError` for a
-    model that can't be opened or is open already, a folder that isn't empty, and a form that needs
-    more than numbers.
+    them. Raises an `InputError` for a model that can't be opened or is open already, a folder that
+    isn't empty, and a form that needs more than numbers.
     """
     if is_object(model):
         raise ModelError(

@@ -186,7 +186,7 @@ class Race:
         own = self._runs(self._names)
         with Store(self._folder) as store:
             for failed_id, failure in store.failures().items():
-                data = failure["cell"][1]
+                _, data, *_ = failure["cell"]
                 # The dense model has no data.
                 if not data or data in own:
                     store.clear_failure(failed_id)
