@@ -222,6 +222,13 @@ def test_a_noise_floor_is_told_where_a_digit_hangs_on_it(
     assert ("can't be distinguished from the dense one" in said) == itself
 
 
+@pytest.mark.parametrize(("cut", "told"), [(0.0, False), (0.1, False), (0.42, True)])
+def test_it_is_told_where_many_answers_were_cut(cut: float, told: bool):
+    facts = {"cut": cut, "max_tokens": 1024}
+    said = scored(measured="gsm8k, 0-shot", metric="exact_match", stderr=None, facts=facts)
+    assert ("42% of the answers were cut at 1,024 tokens" in said) == told
+
+
 # What inspect shows.
 
 PART: dict[str, Any] = {

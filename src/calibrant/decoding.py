@@ -37,6 +37,7 @@ from calibrant.models.readable import (
     rope_alike_beyond,
     rope_alike_up_to,
 )
+from calibrant.system.products import full_speed
 
 TOKENS_PER_BATCH: Final = 16_384
 """Tokens, shown or to come, whose keys and values are held at once; the result doesn't depend on
@@ -136,12 +137,13 @@ class Decoder:
     def run(self, batch: Sequence[int]) -> list[Generated]:
         """Return what the model writes after each of these prompts."""
         answers: dict[int, Generated] = {}
-        for way, numbers in self._by_way(batch).items():
-            if way == "anew":
-                written = [self._without_cache(number) for number in numbers]
-            else:
-                written = self._with_cache(numbers)
-            answers.update(zip(numbers, written, strict=True))
+        with full_speed():
+            for way, numbers in self._by_way(batch).items():
+                if way == "anew":
+                    written = [self._without_cache(number) for number in numbers]
+                else:
+                    written = self._with_cache(numbers)
+                answers.update(zip(numbers, written, strict=True))
         return [answers[number] for number in batch]
 
     def _by_way(self, numbers: Iterable[int]) -> dict[Way, list[int]]:

@@ -218,7 +218,7 @@ def test_in_the_template_the_question_is_asked_as_a_chat(
     measured = generation.measure(Subject(opened.model, tokenizer))
     assert measured.score.value == 1
     assert measured.score.measured == "gsm8k, 0-shot, in the template"
-    assert measured.score.facts["max_tokens"] == 512
+    assert measured.score.facts["max_tokens"] == 1024
     question = f"Add {asked(prompts[0])} and 1,000?"
     assert prompts[0] == tokenizer.apply_chat_template(
         [{"role": "user", "content": question}], tokenize=False, add_generation_prompt=True
@@ -237,7 +237,7 @@ def test_in_the_template_shots_are_earlier_turns(
     prompts = answering.says(monkeypatch, tokenizer, lambda model, prompt: "no<|im_end|>")
     generation = Generation(shots=2, limit=1, cot=cot, template=True, thinking="strip")
     measured = generation.measure(Subject(opened.model, tokenizer))
-    assert measured.score.facts["max_tokens"] == 256
+    assert measured.score.facts["max_tokens"] == 512
     messages: list[dict[str, str]] = []
     for row in generation.exemplars(parse_source("gsm8k")):
         answer = row.need("answer")
@@ -257,7 +257,7 @@ def test_a_label_is_read_out_of_a_chat(opened: Opened, monkeypatch: pytest.Monke
     generation = Generation(name="esnli", shots=0, template=True)
     measured = generation.measure(Subject(opened.model, tokenizer))
     assert measured.score.value == pytest.approx(1 / 3)
-    assert measured.score.facts["max_tokens"] == 256
+    assert measured.score.facts["max_tokens"] == 512
 
 
 def test_what_the_template_cannot_be_asked(opened: Opened) -> None:

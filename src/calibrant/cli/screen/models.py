@@ -16,6 +16,8 @@ TENSORS: Final = 8
 
 SEEN: Final = 0.01
 """Share of a divergence from which on its noise floor is told in words."""
+MANY_CUT: Final = 0.1
+"""The share of answers that may be cut without a word."""
 DIGIT: Final = 1e-4
 """The last digit that scores are shown with."""
 
@@ -250,8 +252,7 @@ def scores(result: Sequence[Mapping[str, Any]]) -> Iterator[Any]:
     model = noted(provenance.get("model", ""), provenance.get("note", ""))
     yield f"{model}; value ± one standard error over n items"
     for score in result:
-        sentence = _floor(score)
-        if sentence:
+        for sentence in filter(None, (_floor(score), _many_cut(score))):
             yield f"{score['measured']}: {sentence}"
     for score in result:
         leaked = score["provenance"].get("leaked")
@@ -276,6 +277,16 @@ def _floor(score: Mapping[str, Any]) -> str:
     if score["value"] - floor <= floor:
         sentence += "; this model can't be distinguished from the dense one there"
     return sentence
+
+
+def _many_cut(score: Mapping[str, Any]) -> str:
+    """That the limit ended many answers, which count as wrong unless they had said it already."""
+    facts = score["facts"]
+    cut = facts.get("cut", 0.0)
+    if cut <= MANY_CUT:
+        return ""
+    limit = f"{facts['max_tokens']:,} tokens"
+    return f"{cut:.0%} of the answers were cut at {limit}; give more max_tokens"
 
 
 def _passed_over(rows: int) -> str:
