@@ -50,6 +50,16 @@ def uneven(family: str, **overrides: Any) -> PreTrainedModel:
     return model
 
 
+def uneven_mixture(kind: str, **sizes: Any) -> PreTrainedModel:
+    """A tiny mixture of experts that scales help: some features are much larger than others."""
+    model = tiny_mixture(kind, **sizes)
+    chance = torch.Generator().manual_seed(0)
+    for name, parameter in model.named_parameters():
+        if name.endswith("norm.weight"):
+            parameter.data += torch.randn(parameter.shape, generator=chance).exp()
+    return model
+
+
 def batch_of(mask: Tensor | None = None) -> TokenBatch:
     there = torch.ones_like(IDS, dtype=torch.bool) if mask is None else mask
     return TokenBatch(IDS * there, there, there.float(), "sha256:0", {})
@@ -288,11 +298,7 @@ def test_experts_beside_a_shared_one_get_the_scales_that_err_least_in_what_all_g
     sizes: dict[str, Any] = {}
     if kind == "qwen2_moe":
         sizes["shared_expert_intermediate_size"] = 32
-    model = tiny_mixture(kind, **sizes)
-    chance = torch.Generator().manual_seed(0)
-    for name, parameter in model.named_parameters():
-        if name.endswith("norm.weight"):
-            parameter.data += torch.randn(parameter.shape, generator=chance).exp()
+    model = uneven_mixture(kind, **sizes)
     exact = deepcopy(model).double()
     x, whole = inputs_and_outputs(exact, "model.layers.1.mlp", torch.ones_like(IDS).bool())
     network = exact.model.layers[1].mlp
@@ -322,7 +328,7 @@ def test_experts_beside_a_shared_one_get_the_scales_that_err_least_in_what_all_g
 
 
 def test_experts_are_judged_by_all_too_where_their_module_gives_what_its_router_said_besides():
-    folds = [edit for edit in done("awq", tiny_mixture("llama4_text")) if isinstance(edit, Fold)]
+    folds = [edit for edit in done("awq", uneven_mixture("llama4_text")) if isinstance(edit, Fold)]
     sites = [f"model.layers.{block}.post_attention_layernorm" for block in range(2)]
     objectives = [fold.notes["objective"] for fold in folds if fold.notes["site"] in sites]
     assert objectives == ["module", "module"]
