@@ -1,4 +1,4 @@
-"""The tables and the picture of docs/findings/template.md, made of the store beside this file:
+"""The tables and the picture of docs/findings/template.md, made of the two stores beside this file:
 python -m studies.template.tables [--write]
 
 Divergences are nats per token from the untouched model, on rows that no draw calibrates on. A cell
@@ -14,19 +14,31 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from scipy.stats import spearmanr
-from studies.arms import measured_whole, planned, table_head, table_row, value_of, with_range
+from studies.arms import (
+    measured_whole,
+    planned,
+    table_head,
+    table_row,
+    value_of,
+    with_interval,
+    with_range,
+)
 from studies.pages import draw, write_or_print
+from studies.spot_check import again
 
 from calibrant.evaluators.agreement import Agreement
 from calibrant.lab.report.plots import Plot
 from calibrant.lab.report.plots.panels import Mark, Panel, PanelRow, Panels, span_of
 from calibrant.lab.report.plots.picture import plotted
 from calibrant.lab.report.plots.theme import FAMILIES
+from calibrant.lab.stats import contrast
 from calibrant.lab.study.file import read_study
-from calibrant.results import Measurement, Store
+from calibrant.results import Cell, Measurement, Store
 
 HERE: Final = Path(__file__).parent
 STORE: Final = HERE / "qwen"
+ANSWERS: Final = HERE / "answers"
+"""Some of the same runs, computed again on another processor, with answers that the model wrote."""
 FILE: Final = HERE / "qwen.yaml"
 PAGE: Final = HERE.parents[1] / "docs/findings/template.md"
 PICTURE: Final = HERE / "picture.json"
@@ -76,6 +88,10 @@ HEADLINE: Final = ("sparsegpt", "0.5")
 """The method and target of the picture."""
 SHIPPED: Final = ("gptq", "w4g128")
 """The method and target whose damage people accept."""
+SOLVED: Final = "gsm8k, 0-shot, in the template"
+"""What answers that the model wrote are called."""
+SOLVED_AGAINST: Final = ("gsm8k:icl", "c4")
+"""The sets that problems in the template are compared with by problems solved."""
 IN_ORDERS: Final[Mapping[str, tuple[str, str]]] = {
     "problems in the template": (PROBLEMS, "kl"),
     "their questions": (PROBLEMS, "kl_question"),
@@ -260,6 +276,87 @@ def there(results: Results) -> Iterator[str]:
         yield table_row([f"`{way.method}`", way.target, *numbers])
 
 
+def answered() -> list[tuple[Cell, Scores]]:
+    """The runs whose answers were read, in the order of the page; the untouched model is last."""
+    found: list[tuple[Cell, Scores]] = []
+    with Store(ANSWERS, create=False) as store:
+        for cell in store.cells():
+            scores = measured_whole(store, cell)
+            assert scores is not None, f"{cell.run} isn't measured whole"
+            found.append((cell, scores))
+    ways = [HEADLINE, SHIPPED]
+
+    def place(run: tuple[Cell, Scores]) -> tuple[int, int, int]:
+        cell, _ = run
+        if cell.method == "none":
+            return len(ways), 0, 0
+        return ways.index((cell.method, cell.target)), list(SETS).index(cell.data), cell.seed
+
+    return sorted(found, key=place)
+
+
+def solved() -> Iterator[str]:
+    """Rows: how many problems each run solved, and how long its answers were, beside the
+    divergence.
+    """
+    texts = ["method", "target", "calibrated on", "draw"]
+    numbers = ["solved", "answers cut", "tokens of an answer", "divergence on answers"]
+    yield from table_head(texts, numbers)
+    for cell, scores in answered():
+        answers = scores[SOLVED].outcomes
+        cut = sum(bool(answer.facts["cut"]) for answer in answers)
+        tokens = statistics.mean(answer.facts["tokens"] for answer in answers)
+        solved_here = sum(answer.value for answer in answers)
+        divergence = value_of(scores[PROBLEMS], "kl_answer")
+        cells = [f"{solved_here:.0f} of {len(answers)}", str(cut), f"{tokens:.0f}"]
+        if cell.method == "none":
+            yield table_row(["none", "", "", "", *cells, "0"])
+        else:
+            run = [f"`{cell.method}`", cell.target, SETS[cell.data], str(cell.seed)]
+            yield table_row([*run, *cells, f"{divergence:.3f}"])
+
+
+def solved_against() -> Iterator[str]:
+    """Rows: how many more problems of a hundred are solved with problems in the template, with an
+    interval over problems.
+    """
+    runs = {(cell.method, cell.data, cell.seed): scores for cell, scores in answered()}
+    seed = max(seed for _, _, seed in runs)
+    yield from table_head(
+        ["asked"], [f"`{HEADLINE[0]}` {HEADLINE[1]}", f"`{SHIPPED[0]}` {SHIPPED[1]}"]
+    )
+    for other in SOLVED_AGAINST:
+        cells: list[str] = []
+        for method, _ in (HEADLINE, SHIPPED):
+            first = {SOLVED: [runs[method, PROBLEMS, seed][SOLVED]]}
+            second = {SOLVED: [runs[method, other, seed][SOLVED]]}
+            # A contrast says how much worse its first side is.
+            cells.append(with_interval(contrast(second, first), significant=False))
+        yield table_row([f"{SETS[PROBLEMS]} against {SETS[other]}", *cells])
+
+
+def on_another_processor() -> Iterator[str]:
+    """Rows: what a run gave on one processor and on another; with how much of what was done to the
+    model is the same, as `spot_check` counts it.
+    """
+    texts = ["method", "target", "calibrated on", "draw"]
+    numbers = ["problems in the template", "on the other", "answers", "on the other", "alike"]
+    yield from table_head(texts, numbers)
+    runs = [(cell, scores) for cell, scores in answered() if cell.method != "none"]
+    labels = [cell.labels for cell, _ in runs]
+    with Store(STORE, create=False) as kept, Store(ANSWERS, create=False) as fresh:
+        there = {cell.labels: cell for cell in kept.cells()}
+        compared = list(again(kept, fresh, [there[label] for label in labels]))
+        for (cell, now), one in zip(runs, compared, strict=True):
+            before = measured_whole(kept, one.cell)
+            assert before is not None
+            cells = [f"`{cell.method}`", cell.target, SETS[cell.data], str(cell.seed)]
+            for metric in ("kl", "kl_answer"):
+                for scores in (before, now):
+                    cells.append(f"{value_of(scores[PROBLEMS], metric):.3f}")
+            yield table_row([*cells, f"{one.equal:.1%}"])
+
+
 def picture() -> Plot:
     """The divergence by role of the headline's method, by calibration set."""
     results = Results(STORE)
@@ -308,6 +405,9 @@ def tables() -> Mapping[str, str]:
         "orders": orders(results),
         "by loss": by_loss(results),
         "there": there(results),
+        "solved": solved(),
+        "solved against": solved_against(),
+        "on another processor": on_another_processor(),
     }
     # Nothing is tested before all draws of a method are there.
     finished = {way for way, sets in results.of.items() if len(sets[PROBLEMS]) == DRAWS}
