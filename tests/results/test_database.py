@@ -9,7 +9,7 @@ import pytest
 
 from calibrant.errors import CalibrantError, DataError, OutputError
 from calibrant.results import Store, pack, verify
-from calibrant.results.database import HALF_SUFFIX, Database
+from calibrant.results.database import HALF_SUFFIX, DamagedError, Database
 from calibrant.results.live import DATABASE, TABLES, VERSION
 
 from tests.refusing import refused
@@ -74,6 +74,28 @@ def test_a_value_that_is_too_large_is_not_called_damage(
     ):
         connection.execute("INSERT INTO one VALUES (?)", ("x" * 3000,))
     assert database.rows("SELECT * FROM one") == []
+
+
+def test_a_file_that_another_holds_is_not_called_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("calibrant.results.database.PATIENCE", 0)
+    path = tmp_path / "new.sqlite"
+    Database(path, ("one (a TEXT)",), 1).close()
+    with closing(sqlite3.connect(path, isolation_level=None)) as holder:
+        holder.execute("PRAGMA journal_mode = DELETE")
+        holder.execute("CREATE TABLE one (a TEXT)")
+        holder.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(DataError, match="another process has been at it") as raised:
+            Database(path, (), 1, create=False).rows("SELECT * FROM one")
+    assert not isinstance(raised.value, DamagedError)
+
+
+def test_a_file_that_may_not_be_read_is_not_called_damaged(tmp_path: Path):
+    path = tmp_path / "new.sqlite"
+    path.mkdir()
+    with pytest.raises(DataError, match="is it yours to read"):
+        Database(path, (), 1, create=False).version()
 
 
 def test_an_interrupt_after_a_transaction_began_ends_it(

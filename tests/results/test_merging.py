@@ -322,3 +322,10 @@ def test_a_label_that_is_taken_is_told_and_a_full_disk_ends_the_merge(
     monkeypatch.setattr(LiveResults, "put_document", full)
     with refused(OutputError, "into"):
         merge(into, [source])
+
+
+def test_not_into_a_store_at_which_a_study_is_at_work(tmp_path: Path):
+    one, two = made(tmp_path / "one", run("0.5")), made(tmp_path / "two", run("0.6"))
+    with Store(one) as busy, busy.claim("something", wait=True), refused(OutputError, one):
+        merge(one, [two])
+    assert merge(one, [two]).runs == 1

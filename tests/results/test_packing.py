@@ -230,6 +230,26 @@ def test_what_is_only_begun_is_not_lost(store: Path, published: bool):
     assert told(store) == said
 
 
+def test_what_failed_midway_is_packed_without_what_tells_of_the_machine(store: Path):
+    failure = {
+        "what": "a search",
+        "error": "DataError: '/home/me/rows.jsonl' is empty",
+        "traceback": ['File "/home/me/calibrant/driver.py", line 1'],
+    }
+    with Store(store) as busy:
+        busy.trials(OTHER_RUN.id).add({"without block 1": 2.5})
+        busy.add_failure(OTHER_RUN.id, failure)
+    pack(store)
+    assert not (store / DATABASE).exists()
+    with Store(store, create=False) as packed:
+        kept = packed.failures()
+    assert kept[OTHER_RUN.id] == {
+        "id": OTHER_RUN.id,
+        "what": "a search",
+        "error": "DataError: '…/rows.jsonl' is empty",
+    }
+
+
 def test_a_profile_that_was_deleted_stays_so(store: Path):
     with Store(store, create=False) as here:
         here.blobs.path(here.results(RUN.id).digests(RUN.id)[PROFILE]).unlink()

@@ -26,8 +26,10 @@ from calibrant.results import (
 )
 from calibrant.results.items import table_of
 from calibrant.results.live import DATABASE
+from calibrant.results.store import STATISTICS
 from calibrant.results.stored import StoredMeasurement, StoredRun
 from calibrant.spec import identity
+from calibrant.system.durable import UNFINISHED
 
 from tests.databases import change, reseal, spoil
 from tests.refusing import refused
@@ -76,6 +78,26 @@ def test_a_damaged_blob_is_named_and_not_believed(tmp_path: Path):
         assert {problem.where for problem in verify(tmp_path)} == {f"blobs/{path.name}"}
     assert audit(tmp_path, drop=True).dropped == 1
     assert told(filled(tmp_path)) == before, "it is made again"
+
+
+def test_a_damaged_blob_of_a_published_run_is_to_be_deleted(tmp_path: Path):
+    pack(filled(tmp_path))
+    (path,) = (tmp_path / "blobs").iterdir()
+    path.write_bytes(b"\x00")
+    found = audit(tmp_path, drop=True)
+    assert found.dropped == 0
+    (problem,) = found.problems
+    assert problem.remedy.startswith("delete it;")
+    path.unlink()
+    assert verify(tmp_path) == []
+
+
+def test_statistics_that_are_half_written_are_named(tmp_path: Path):
+    folder = filled(tmp_path) / STATISTICS / "0123" / "Gram"
+    folder.mkdir(parents=True)
+    (folder / f"{UNFINISHED}-block-0.safetensors-0123abcd").touch()
+    (problem,) = verify(tmp_path)
+    assert problem.what == "is half written"
 
 
 def test_what_is_no_file_is_named_and_not_waited_for(tmp_path: Path):

@@ -18,6 +18,12 @@ BOMB = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"{b}: &{b} [{', '.join([f'*{a}'] * 10)}]\n" for a, b in ("ab", "bc", "cd", "de", "ef")
 )
 """Little text that stands for a million things."""
+HALF = DEEPEST // 2 + 1
+TOWER = "".join(
+    f"{name}: &{name} {'[' * HALF}{inside}{']' * HALF}\n"
+    for name, inside in (("a", "x"), ("b", "*a"))
+)
+"""Lists whose depth comes from what they repeat."""
 SMALL = "model: smollm2\ndata: random_tokens\n"
 
 
@@ -184,6 +190,7 @@ groups:
         ("a: " + "[" * (DEEPEST + 2), 1, "lists"),
         ("x" * (LARGEST + 1), 0, "256 KiB"),
         (BOMB, 5, f"{MOST:,}"),
+        (TOWER, 2, "lists"),
     ],
 )
 def test_what_is_no_study_file(read: Any, text: str | bytes, line: int, given: str):

@@ -225,6 +225,26 @@ def test_what_is_stale_is_left_to_do(model: str, tmp_path: Path, monkeypatch: py
     assert plan(study, tmp_path, probed=False).runs.left == 2
 
 
+def test_statistics_that_are_gathered_together_are_told_one_by_one(model: str, tmp_path: Path):
+    study = asked(model, methods=["wanda"], allocation="least_error", data=["random_tokens"])
+    (told,) = plan(study, tmp_path).models
+    assert told.statistics.keys() == {"FeatureNorms", "Gram"}
+
+
+def test_results_of_a_device_that_this_machine_lacks_do_not_end_a_plan(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    study = asked(model, methods=["wanda"], data=["random_tokens"], seeds=[0], targets=[0.5])
+    study.run(tmp_path)
+
+    def lacking(*_: Any) -> Any:
+        raise ModelError("there is no such device here")
+
+    module = importlib.import_module("calibrant.lab.study.plan")  # whose name a function has
+    monkeypatch.setattr(module, "resolve_dtype", lacking)
+    assert plan(study, tmp_path, probed=False).runs.left == 2
+
+
 def test_a_folder_that_isnt_ours(model: str, tmp_path: Path):
     (tmp_path / "letter.txt").write_text("dear")
     with pytest.raises(OutputError) as raised:

@@ -21,7 +21,8 @@ from calibrant.lab.study import Study, StudyResult, driver, workers
 from calibrant.lab.study.known import known_cells
 from calibrant.lab.study.loaded import LoadedModel
 from calibrant.lab.study.plan import plan
-from calibrant.results import MASK, PROFILE, STUDY, Store, is_store, verify
+from calibrant.methods.pruning.wanda import Wanda
+from calibrant.results import MASK, PROFILE, STUDY, Store, is_store, pack, verify
 from calibrant.spec import identity
 from calibrant.system.durable import read_json
 from calibrant.testing import tiny_folder
@@ -248,6 +249,16 @@ def test_an_index_of_another_study_beside_the_same_text_is_not_believed(
     assert recorded_windows(edited.run(tmp_path / "store")) == [3]
 
 
+def test_what_is_known_is_of_the_methods_own_revision(
+    given: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    study = asked(given, data="full_stops", methods="wanda")
+    study.run(tmp_path / "store")
+    monkeypatch.setattr(Wanda, "revision", Wanda.revision + 1)
+    with Store(tmp_path / "store", create=False) as store:
+        assert list(known_cells(store, study.workload(), range(2))) == [0]
+
+
 def test_what_is_known_is_of_the_type_that_this_machine_takes(
     given: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -405,6 +416,25 @@ def test_a_measurement_that_fails_costs_no_other(
     finished = study.run(tmp_path)
     assert set(finished.failures) == {c.measures[bad] for c in finished.cells}
     assert finished.computed == 2 + 2
+
+
+def test_a_measurement_that_is_refused_is_measured_anew_and_does_not_keep_a_store_from_being_packed(
+    given: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    study = asked(given, data=["random_tokens"], methods="wanda")
+
+    def refusing(*_: Any) -> Any:
+        raise ValueError("its score is no number (nan)")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("calibrant.evaluators._measuring.as_kept", refusing)
+        finished = study.run(tmp_path)
+    assert len(finished.failures) == 2 + 2
+    with Store(tmp_path) as store:
+        assert store.live.database.rows("SELECT * FROM journal") == []
+    pack(tmp_path, tmp_path / "packed")
+    again = study.run(tmp_path, retry=True)
+    assert (again.computed, again.failures) == (2 + 2, {})
 
 
 def test_a_set_that_gives_too_little_and_a_model_that_is_missing_are_failures_of_their_own(
@@ -573,6 +603,23 @@ def test_a_run_that_could_not_be_brought_back_is_no_failure_once_it_was(
     with Store(store) as opened:
         opened.add_failure(run, finished.failures[run])
     assert study.run(store).failures == {}
+
+
+def test_a_run_whose_mask_can_not_be_read_is_compressed_again(
+    given: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    study = asked(given, data="full_stops", methods="wanda")
+    replace(study, evaluate=study.evaluate[:1]).run(tmp_path / "store")
+    fresh = study.run(tmp_path / "fresh")
+
+    def cut(*_: Any) -> Any:
+        raise ValueError("it is cut")
+
+    monkeypatch.setattr(LoadedModel, "_packed_bits", cut)
+    counted = Counted(monkeypatch)
+    assert study.run(tmp_path / "store").failures == fresh.failures == {}
+    assert "full_stops" in counted.compressed
+    assert results(tmp_path / "store") == results(tmp_path / "fresh")
 
 
 def test_a_failure_names_its_cell_with_the_propagation_and_is_of_what_was_asked(

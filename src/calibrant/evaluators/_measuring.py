@@ -46,7 +46,7 @@ from calibrant.models.hashing import OF_TENSORS
 from calibrant.models.reading import reading_digest
 from calibrant.numerics import gigabytes, type_name
 from calibrant.options import EvaluateCommand, StoreOptions, declaration, with_fields_of
-from calibrant.results.keeping import why_not_kept
+from calibrant.results.keeping import as_kept
 from calibrant.results.outcomes import Journal, Measurement, Score
 from calibrant.spec import canonical, identity, qualified, with_parameters
 from calibrant.spec.registry import Registry
@@ -426,7 +426,12 @@ def timed(
     with freed_memory_kept():
         subject = Subject(opened.model, opened.tokenizer, reference, progress, journal)
         measured = _measured(task, subject)
-    return completed(task, opened, measured, time.perf_counter() - began, leaked)
+    try:
+        return completed(task, opened, measured, time.perf_counter() - began, leaked)
+    except SpecError:
+        # Of the same items a second try would make the same.
+        journal.remove()
+        raise
 
 
 def _measured(task: Evaluator, subject: Subject) -> Measurement:
@@ -457,9 +462,10 @@ def completed(
     """Return a measurement with what `timed` says of it. Raises `SpecError`, which names the task,
     for one that a store couldn't keep.
     """
-    why = why_not_kept(canonical(task), measured)
-    if why:
-        raise _fault(task, f"gives a measurement that can't be kept: {why}")
+    try:
+        measured = as_kept(canonical(task), measured)
+    except ValueError as error:
+        raise _fault(task, f"gives a measurement that can't be kept: {error}") from error
     provenance: dict[str, Any] = {
         "seconds": seconds,
         "model": opened.name,

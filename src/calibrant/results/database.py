@@ -48,6 +48,7 @@ SAME_START: Final = 0.5
 GONE: Final = "it was removed meanwhile; run the same command again"
 
 _DAMAGED: Final = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+_FORBIDDEN: Final = (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM, sqlite3.SQLITE_AUTH)
 _INHERITED: Final = list[sqlite3.Connection]()
 """Connections of the process that this one was forked from. To close one would free its locks."""
 
@@ -279,6 +280,10 @@ class Database:
             advice = "restore it from a copy"
             if not self.path.exists():
                 advice = GONE
+            elif primary == sqlite3.SQLITE_BUSY:
+                advice = "another process has been at it for a minute; wait until it is done"
+            elif primary in _FORBIDDEN:
+                advice = "is it yours to read?"
             message = f"{short(self.path)!r} can't be read ({error}); {advice}"
             return kind(message, subject=str(self.path))
         if code == sqlite3.SQLITE_READONLY_DBMOVED:

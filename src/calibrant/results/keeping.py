@@ -5,46 +5,51 @@ don't contradict each other.
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
-from calibrant.results.items import table_of
+from calibrant.results.items import outcomes_of, table_of
 from calibrant.results.outcomes import Measurement, Outcome, Score, item_name
 from calibrant.results.records import ScoreEntry
 from calibrant.spec import identity
 from calibrant.system.durable import compact_json, from_json
 
 
-def why_not_kept(evaluator: Mapping[str, Any], measurement: Measurement) -> str:
-    """Return why a store can't keep what an evaluator, in its canonical form, has just measured;
-    nothing where it can.
+def as_kept(evaluator: Mapping[str, Any], measurement: Measurement) -> Measurement:
+    """Return what an evaluator, in its canonical form, has just measured as a store gives it back:
+    its numbers are Python's own, where an evaluator may have given numpy's.
+
+    Raises `ValueError` with the reason where a store can't keep it.
     """
     score = measurement.score
     entry = ScoreEntry("", "", evaluator, score, beside=measurement.beside)
     try:
-        ScoreEntry.read(from_json(compact_json(entry.plain())))
-        _check_table(measurement.outcomes)
+        read = ScoreEntry.read(from_json(compact_json(entry.plain())))
+        outcomes = _read_again(measurement.outcomes)
         faults = list(contradictions(score, measurement.outcomes))
         names = Counter(item_name(outcome.item) for outcome in measurement.outcomes)
     except (AttributeError, OverflowError, TypeError, ValueError) as error:
-        return f"it can't be written and read again ({error})"
+        raise ValueError(f"it can't be written and read again ({error})") from error
     if math.isnan(score.value):
-        return "its score is no number (nan)"
+        raise ValueError("its score is no number (nan)")
     if faults:
-        return faults[0]
+        raise ValueError(faults[0])
     # Comparisons pair the items of two measurements by name.
     for name, count in names.items():
         if count > 1:
-            return f"{count} items have the name {name!r}"
-    return ""
+            raise ValueError(f"{count} items have the name {name!r}")
+    return replace(measurement, score=read.score, beside=read.beside, outcomes=outcomes)
 
 
-def _check_table(items: Sequence[Outcome]) -> None:
-    """Raise what `table_of` raises for items that make no table. Where pyarrow isn't installed,
-    there is no store that could keep them, and nothing is looked at.
+def _read_again(items: Sequence[Outcome]) -> tuple[Outcome, ...]:
+    """The items as a table of them gives them back. Raises what `table_of` raises for items that
+    make no table. Where pyarrow isn't installed, there is no store that could keep them, and they
+    stay as they are.
     """
-    with suppress(ModuleNotFoundError):
-        table_of(items)
+    try:
+        return outcomes_of(table_of(items))
+    except ModuleNotFoundError:
+        return tuple(items)
 
 
 def contradictions(score: Score, items: Sequence[Outcome]) -> Iterator[str]:

@@ -60,7 +60,8 @@ def merge(into: str | Path, sources: Sequence[str | Path], progress: Progress = 
     Failures of what is there by then are dropped. Interrupted, it can be run again.
 
     Raises `DataError` for a store whose index can't be read, and `OutputError` for a folder that is
-    no store, that can't be written to, or that is to be merged into itself, and for a full disk.
+    no store, that can't be written to, at which a study is at work, or that is to be merged into
+    itself, and for a full disk.
     """
     with ExitStack() as opened:
         stores = [opened.enter_context(Store(source, create=False)) for source in sources]
@@ -76,6 +77,13 @@ def _merged(into: Path, stores: Sequence[Store], progress: Progress) -> Merged:
         store.index()
         store.failures()
     with Store(into) as target:
+        if target.at_work():
+            # It writes the grid that it knows when it ends, and that of the others would be lost.
+            raise OutputError(
+                f"a study is at work in {str(into)!r}; wait until it is done, or merge it and the "
+                "others into a new folder",
+                subject=str(into),
+            )
         # The grid comes first: what an interrupted merge has copied by then isn't mistaken for one
         # of this store's own.
         _unite_grids(target, stores)

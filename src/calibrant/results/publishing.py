@@ -35,6 +35,7 @@ from calibrant.results.published import (
     row_of_matrix,
     settle,
 )
+from calibrant.results.records import failure_for_others
 from calibrant.results.store import STATISTICS, STUDY, Store
 from calibrant.results.stored import PROFILE, Blobs, digest_of_file
 from calibrant.results.verifying import StoreProblem, problems_of_measurement, problems_of_run
@@ -212,7 +213,7 @@ def _pack_in_place(folder: Path, progress: Progress) -> tuple[int, int]:
         with ExitStack() as failing:
             failing.callback(_give_up, store, claim, only_published)
             # No table has a place for a journal.
-            if store.live.database.rows("SELECT 1 FROM journal LIMIT 1"):
+            if store.begun():
                 raise OutputError(
                     f"a study isn't finished in {where!r}, and what it found so far would be lost; "
                     "finish it, or pack it into another folder",
@@ -541,7 +542,9 @@ class _Tables:
         # The cells have a table, and what is left is small.
         index = self._store.index().plain()
         del index["cells"]
-        failures = self._store.failures()
+        failures: dict[str, dict[str, Any]] = {}
+        for name, failure in self._store.failures().items():
+            failures[name] = failure_for_others(failure)
         manifest = {**counts, "files": sums, "index": index, "failures": failures}
         text = text_of_json(sealed(manifest, PACKED_PURPOSE), ordered=True)
         # Last: this file makes the folder a published store.

@@ -20,6 +20,7 @@ from calibrant.spec import identity
 from calibrant.spec.families import known_family
 from calibrant.spec.grammar import SetLabel, read_target
 from calibrant.system.durable import from_json
+from calibrant.system.markdown import without_folders
 from calibrant.system.notebook import card
 
 Hexadecimal = Annotated[str, Meta(pattern="^(?:[0-9a-f]{4})*$")]
@@ -130,6 +131,16 @@ class Failure(TypedDict, total=False):
     error: str
     cell: list[str | int]
     when: str
+
+
+def failure_for_others(failure: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a failure without what tells of the machine: its traceback, and folders in its
+    error.
+    """
+    shown = {name: value for name, value in failure.items() if name != "traceback"}
+    if "error" in shown:
+        shown["error"] = without_folders(shown["error"])
+    return shown
 
 
 Contrast = TypedDict(

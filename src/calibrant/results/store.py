@@ -27,6 +27,7 @@ from calibrant.results.records import (
     Run,
     ScoreEntry,
     StudyIndex,
+    failure_for_others,
     identity_without_revisions,
     measurement_id,
     read_provenance,
@@ -428,6 +429,13 @@ class Store:
         search goes on."""
         return Journal.within(self.live.database, run_id)
 
+    def begun(self) -> bool:
+        """Return whether a run or measurement is begun that has neither ended nor failed: what was
+        found of it so far is in its journal alone.
+        """
+        rows = self.live.database.rows("SELECT DISTINCT question FROM journal")
+        return not {question for (question,) in rows} <= self.failures().keys()
+
     # The grid
 
     def index(self) -> StudyIndex:
@@ -721,8 +729,7 @@ class Store:
 
         def check() -> None:
             alone = set(live.runs()) <= {run_id} and not live.measured()
-            begun = bool(live.database.rows("SELECT 1 FROM journal LIMIT 1"))
-            if not alone or begun or self.index().cells or self.failures():
+            if not alone or self.begun() or self.index().cells or self.failures():
                 raise self._error(f"{str(self.folder)!r} has other results; it stays")
 
         with suppress(OutputError):
@@ -738,10 +745,9 @@ class Store:
         whole = all(map(published.has, kept)) and all(published.has(*key) for key in keys)
         more = len(kept) > runs or len(keys) > measurements
         written = StudyIndex.read(published.index())
-        # What was found of a run or measurement that isn't finished is in no table.
-        begun = bool(live.database.rows("SELECT 1 FROM journal LIMIT 1"))
-        changed = self.index() != written or self.failures() != published.failures()
-        if not whole or more or begun or changed:
+        failures = {name: failure_for_others(what) for name, what in self.failures().items()}
+        changed = self.index() != written or failures != published.failures()
+        if not whole or more or self.begun() or changed:
             raise self._error(
                 f"something came into {str(self.folder)!r} while it was packed; "
                 "nothing is lost, pack it again"

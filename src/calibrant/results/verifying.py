@@ -10,7 +10,7 @@ from calibrant.results.database import HALF_SUFFIX, without_advice
 from calibrant.results.items import outcomes_of
 from calibrant.results.keeping import contradictions
 from calibrant.results.live import DATABASE
-from calibrant.results.published import MOVING
+from calibrant.results.published import MOVING, PublishedResults
 from calibrant.results.records import Cell, Record, ScoreEntry, measurement_id, read_provenance
 from calibrant.results.store import STATISTICS, Store, statistics_purpose
 from calibrant.results.stored import StoredResults, understood
@@ -26,6 +26,8 @@ DAMAGED: Final = {
 }
 """What to do about what can't be read beside the grid, by its kind."""
 STATISTIC: Final = "harmless; the study makes it again"
+FILE: Final = "delete it; the run is compressed again where its model is needed"
+"""What to do about a damaged file of a published run, of which `--drop` removes nothing."""
 
 
 @dataclass(frozen=True)
@@ -150,7 +152,10 @@ def problems_of_run(results: StoredResults, run: str) -> Iterator[StoreProblem]:
         for name in results.digests(run):
             results.file(run, name)
     except DataError as error:
-        yield _damaged(error, run)
+        problem = _damaged(error, run)
+        if isinstance(results, PublishedResults):
+            problem = replace(problem, remedy=FILE)
+        yield problem
 
 
 def problems_of_measurement(
@@ -239,16 +244,16 @@ def _of_failures(store: Store) -> Iterator[StoreProblem]:
 
 def _of_statistics(store: Store) -> Iterator[StoreProblem]:
     """Yield the files of statistics of the dense model that aren't what was written."""
-    paths = sorted((store.folder / STATISTICS).glob("*/*/*.safetensors"))
+    folder_of_all = store.folder / STATISTICS
+    # A writer that is alive may be at one of them, which does no harm either.
+    for path in sorted(folder_of_all.glob(f"*/*/{UNFINISHED}*")):
+        yield StoreProblem(str(path), "is half written", LEFTOVER)
+    paths = sorted(folder_of_all.glob("*/*/[!.]*.safetensors"))
     if not paths:
         return
     from calibrant.system import sealed_tensors  # which needs torch, as reading results doesn't
 
     for path in paths:
-        # A writer that is alive may be at it, which does no harm either.
-        if path.name.startswith(UNFINISHED):
-            yield StoreProblem(str(path), "is half written", LEFTOVER)
-            continue
         name, folder, _ = path.parts[-3:]
         try:
             block = int(path.stem.rpartition("-")[2])

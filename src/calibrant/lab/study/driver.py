@@ -59,6 +59,7 @@ from calibrant.spec import identity
 from calibrant.system.clock import Clock
 from calibrant.system.durable import put
 from calibrant.system.progress import silent
+from calibrant.system.seals import tell_made_again
 from calibrant.system.wide_products import wide_products
 from calibrant.system.wire import Language, fields_of
 from calibrant.walk.statistics import Statistics, statistics_ids, surplus
@@ -454,18 +455,25 @@ class Driver:
         That is from what the store has of it, or by compressing it, of which a record is written.
         Always True: a step that failed gives None.
         """
-        if state is None:
+        if state is None or not self._bring_back(resolved, state):
             self._compress(resolved, recorded)
-        else:
-            self._bring_back(resolved, state)
         return True
 
-    def _bring_back(self, resolved: Resolved, state: bytes) -> None:
+    def _bring_back(self, resolved: Resolved, state: bytes) -> bool:
+        """Whether the model is in the state that is kept of the run; not where that can't be
+        read.
+        """
         transforms = resolved.recipe.transforms
         batch: TokenBatch | None = None
         if any(transform.observes for transform in transforms):
             batch = self._tokens(resolved.request)
-        self._current.apply(state, transforms, batch)
+        try:
+            self._current.apply(state, transforms, batch)
+        except DataError:
+            what = f"the mask or the edits of {resolved.request.label}"
+            tell_made_again(what, str(self._store.folder))
+            return False
+        return True
 
     def _compress(self, resolved: Resolved, recorded: bool) -> None:
         """Compress the model, and write a record of it with the files beside it.

@@ -175,9 +175,7 @@ class _Document:
         if self._count > MOST:
             much = f"more than {MOST:,} things"
             raise self._at(event, f"the file holds {much}, so it is hardly a study")
-        if len(path) > DEEPEST:
-            much = f"lists within lists, more than {DEEPEST} deep"
-            raise self._at(event, f"the file holds {much}, so it is hardly a study")
+        self._check_depth(len(path), event)
         self._lines.setdefault(path, _line(event))
         if isinstance(event, events.AliasEvent):
             return self._repeated(path, event)
@@ -199,6 +197,11 @@ class _Document:
                 lines[inside] = line
         self._known[anchor] = value, lines
         return value
+
+    def _check_depth(self, depth: int, event: Event) -> None:
+        if depth > DEEPEST:
+            much = f"lists within lists, more than {DEEPEST} deep"
+            raise self._at(event, f"the file holds {much}, so it is hardly a study")
 
     def _plain(self, path: Path, event: Event) -> Any:
         """A scalar, or what a list or mapping holds."""
@@ -244,6 +247,7 @@ class _Document:
             message = f"*{name} stands within what it repeats, so it would never end"
             raise self._at(event, message)
         value, lines = known
+        self._check_depth(len(path) + max(map(len, lines)), event)
         # Repeated parts count as often as they are used: few lines could stand for billions.
         self._count += len(lines)
         for place in lines:

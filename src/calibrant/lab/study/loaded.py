@@ -194,8 +194,7 @@ class LoadedModel:
             packed = self._packed_bits(mask)
         except _DAMAGED as error:
             raise DataError(
-                f"the mask that is kept of a run on {self.opened.name} can't be read ({error}); "
-                "delete mask.npz in its folder to prune it again",
+                f"the mask that is kept of a run on {self.opened.name} can't be read ({error})",
                 subject=self.opened.name,
             ) from error
         self.restore()

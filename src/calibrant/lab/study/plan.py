@@ -28,7 +28,7 @@ from calibrant.lab.study.timing import (
 from calibrant.methods import MatrixMethod, Method
 from calibrant.models import located, open_model, open_tokenizer, resolve_dtype
 from calibrant.numerics import type_name
-from calibrant.results import EDITS, MASK, Record, Store, measurement_id
+from calibrant.results import EDITS, MASK, Store, measurement_id
 from calibrant.spec import canonical, identity
 from calibrant.system.notebook import card, listing
 from calibrant.system.progress import Progress, silent
@@ -287,12 +287,15 @@ def _recorded(study: Study, store: Store) -> dict[Labels, Recorded]:
     for cell in store.cells():
         if cell.run in records and cell.labels in of_cells:
             labelled.append((cell.run, of_cells[cell.labels]))
-    dtype = type_name(resolve_dtype(study.dtype, study.device))
+    # Where this machine lacks the device, `auto` is no type, and no record is of it.
+    dtype = ""
+    with suppress(ModelError):
+        dtype = type_name(resolve_dtype(study.dtype, study.device))
     recorded: dict[Labels, Recorded] = {}
     for run_id, labels in labelled:
         record = records[run_id]
         request = requests[labels]
-        if _is_stale(record, request) or not request.is_answered_by(record, dtype):
+        if not request.is_answered_by(record, dtype):
             continue
         measured = store.measured(run_id)
         measures: list[str] = []
@@ -338,15 +341,6 @@ def _measurement_forms(
     return forms
 
 
-def _is_stale(record: Record, request: RunRequest) -> bool:
-    """Whether a record is of an older revision of the method or the target: it is computed
-    again.
-    """
-    run = record.run
-    recipe = request.recipe
-    return run.method != canonical(recipe.method) or run.revised != recipe.target.revised
-
-
 def _model_plan(
     study: Study,
     requests: Sequence[RunRequest],
@@ -377,7 +371,7 @@ def _model_plan(
     gathered = kinds(requests)
     timings = measure_pieces(opened, opening, requests, evaluators, gathered, progress)
     unfinished = _unfinished(requests, recorded, evaluators)
-    sizes = {kind.__name__: timings.statistics[(kind,)] for kind in gathered}
+    sizes = {kind.__name__: timings.statistics[kind] for kind in gathered}
     supplied = {supply.data: supply for supply in supplies}
     return replace(
         planned,

@@ -2,7 +2,7 @@
 alone, or the one at an address.
 
 An actor is a driver with a model of its own. It sends its results to the process that started it,
-which alone writes (`desk`). So the store lies on that process's machine, and the nodes need share
+which alone writes (`Desk`). So the store lies on that process's machine, and the nodes need share
 no folder. What a worker hadn't sent when it died is lost, and nothing else.
 """
 

@@ -155,12 +155,16 @@ class RunRequest:
         """Return whether a record with the labels of this request answers it, in numbers of this
         type.
 
-        That is told as far as it can be without the model: by type, allocation and budget.
+        That is told as far as it can be without the model: by type, method, target, allocation and
+        budget. One of an older revision of any of these doesn't.
         """
         run = record.run
         facts = record.data_facts
-        asked = canonical([self.recipe.allocation, self.recipe.transforms])
-        if [run.allocation, list(run.transforms)] != asked or run.dtype != dtype:
+        recipe = self.recipe
+        asked = canonical([recipe.method, recipe.allocation, recipe.transforms])
+        if [run.method, run.allocation, list(run.transforms)] != asked:
+            return False
+        if run.revised != recipe.target.revised or run.dtype != dtype:
             return False
         calibration = self.calibration
         if calibration is None:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import islice, product
+from itertools import islice
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -219,7 +219,7 @@ class Timings:
     forward: dict[Kinds, float] = field(default_factory=dict[Kinds, float])
     block: dict[tuple[str, str], float] = field(default_factory=dict[tuple[str, str], float])
     measure: dict[str, float] = field(default_factory=dict[str, float])
-    statistics: dict[Kinds, int] = field(default_factory=dict[Kinds, int])
+    statistics: dict[type[Statistic], int] = field(default_factory=dict[type[Statistic], int])
     propagates: dict[str, str] = field(default_factory=dict[str, str])
     why_not: list[str] = field(default_factory=list[str])
     answers: "AnswerCosts | None" = None
@@ -337,9 +337,8 @@ def measure_pieces(
     progress("probe", total, total)
     widths = _input_widths(model, seen.get((FeatureNorms,), {}))
     timings.inputs = len(widths)
-    for gathering in gatherings:
-        sizes = [packed_bytes(width, kind) for width, kind in product(widths, gathering)]
-        timings.statistics[gathering] = sum(sizes)
+    for kind in kinds:
+        timings.statistics[kind] = sum(packed_bytes(width, kind) for width in widths)
     return timings
 
 

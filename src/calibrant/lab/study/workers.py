@@ -1,7 +1,7 @@
 """Workers of a study: one driver in this process, or several, each in a process of its own
 (`--workers N`) or in an actor of Ray.
 
-Processes of this machine write their results themselves; an actor of Ray sends them here (`desk`).
+Processes of this machine write their results themselves; an actor of Ray sends them here (`Desk`).
 All tell this process in messages what they do (`calibrant.lab.study.driver.Message`). Here the
 messages are added up, progress is shown, the grid is written, and a worker that dies is replaced;
 what it was at, another takes over through the claims.
