@@ -90,8 +90,17 @@ SHIPPED: Final = ("gptq", "w4g128")
 """The method and target whose damage people accept."""
 SOLVED: Final = "gsm8k, 0-shot, in the template"
 """What answers that the model wrote are called."""
-SOLVED_AGAINST: Final = ("gsm8k:icl", "c4")
+WORKED: Final = "gsm8k:chat(worked=True)"
+ANSWERED_SETS: Final[Mapping[str, str]] = {**SETS, WORKED: "the same with the way to the answer"}
+"""The sets of the runs whose answers were read, in their order."""
+SOLVED_AGAINST: Final = ("gsm8k:icl", "c4", WORKED)
 """The sets that problems in the template are compared with by problems solved."""
+SOLVED_IN: Final[Mapping[str, tuple[str, tuple[int, ...]]]] = {
+    "`sparsegpt` 0.5, draw 2": ("sparsegpt", (2,)),
+    "`gptq` w4g128, draw 2": ("gptq", (2,)),
+    "`gptq` w4g128, draws 0 and 1": ("gptq", (0, 1)),
+}
+"""The method and the draws of each comparison of problems solved."""
 IN_ORDERS: Final[Mapping[str, tuple[str, str]]] = {
     "problems in the template": (PROBLEMS, "kl"),
     "their questions": (PROBLEMS, "kl_question"),
@@ -290,7 +299,8 @@ def answered() -> list[tuple[Cell, Scores]]:
         cell, _ = run
         if cell.method == "none":
             return len(ways), 0, 0
-        return ways.index((cell.method, cell.target)), list(SETS).index(cell.data), cell.seed
+        way = ways.index((cell.method, cell.target))
+        return way, list(ANSWERED_SETS).index(cell.data), cell.seed
 
     return sorted(found, key=place)
 
@@ -312,27 +322,28 @@ def solved() -> Iterator[str]:
         if cell.method == "none":
             yield table_row(["none", "", "", "", *cells, "0"])
         else:
-            run = [f"`{cell.method}`", cell.target, SETS[cell.data], str(cell.seed)]
+            run = [f"`{cell.method}`", cell.target, ANSWERED_SETS[cell.data], str(cell.seed)]
             yield table_row([*run, *cells, f"{divergence:.3f}"])
 
 
 def solved_against() -> Iterator[str]:
-    """Rows: how many more problems of a hundred are solved with problems in the template, with an
-    interval over problems.
+    """Rows: how much larger the share of problems solved is with problems in the template than
+    with another set, with an interval over problems, and over draws where there are several.
     """
     runs = {(cell.method, cell.data, cell.seed): scores for cell, scores in answered()}
-    seed = max(seed for _, _, seed in runs)
-    yield from table_head(
-        ["asked"], [f"`{HEADLINE[0]}` {HEADLINE[1]}", f"`{SHIPPED[0]}` {SHIPPED[1]}"]
-    )
+    yield from table_head(["problems in the template against"], list(SOLVED_IN))
     for other in SOLVED_AGAINST:
         cells: list[str] = []
-        for method, _ in (HEADLINE, SHIPPED):
-            first = {SOLVED: [runs[method, PROBLEMS, seed][SOLVED]]}
-            second = {SOLVED: [runs[method, other, seed][SOLVED]]}
+        for method, draws in SOLVED_IN.values():
+            if (method, other, draws[0]) not in runs:
+                cells.append("")
+                continue
+            first = [runs[method, PROBLEMS, draw][SOLVED] for draw in draws]
+            second = [runs[method, other, draw][SOLVED] for draw in draws]
             # A contrast says how much worse its first side is.
-            cells.append(with_interval(contrast(second, first), significant=False))
-        yield table_row([f"{SETS[PROBLEMS]} against {SETS[other]}", *cells])
+            better = contrast({SOLVED: second}, {SOLVED: first})
+            cells.append(with_interval(better, significant=False))
+        yield table_row([ANSWERED_SETS[other], *cells])
 
 
 def on_another_processor() -> Iterator[str]:
@@ -342,10 +353,10 @@ def on_another_processor() -> Iterator[str]:
     texts = ["method", "target", "calibrated on", "draw"]
     numbers = ["problems in the template", "on the other", "answers", "on the other", "alike"]
     yield from table_head(texts, numbers)
-    runs = [(cell, scores) for cell, scores in answered() if cell.method != "none"]
-    labels = [cell.labels for cell, _ in runs]
     with Store(STORE, create=False) as kept, Store(ANSWERS, create=False) as fresh:
-        there = {cell.labels: cell for cell in kept.cells()}
+        there = {cell.labels: cell for cell in kept.cells() if cell.data}
+        runs = [(cell, scores) for cell, scores in answered() if cell.labels in there]
+        labels = [cell.labels for cell, _ in runs]
         compared = list(again(kept, fresh, [there[label] for label in labels]))
         for (cell, now), one in zip(runs, compared, strict=True):
             before = measured_whole(kept, one.cell)
