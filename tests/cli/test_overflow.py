@@ -55,10 +55,12 @@ SELECTORS: Final = {
     "cluster": "cluster(source='mine.jsonl', candidates=8, k=3)",
     "cola": "cola(source='mine.jsonl', candidates=8, k=4)",
     "answers": "answers(source=arithmetic, candidates=8, max_tokens=4)",
-    "selfgen": "selfgen(prefix='mine.jsonl', candidates=8)",
+    "selfgen": "selfgen(prefix='mine.jsonl', candidates=64, prefix_tokens=8)",
     "selfcal": "selfcal",
 }
-"""Selectors that need more than a source and a number of candidates."""
+"""Selectors that need more than a source and a number of candidates. Prefixes of eight tokens are
+different ones: so loud a model copies itself behind two prefixes that are alike.
+"""
 TASKS: Final = {
     "agreement": "agreement(source='mine.jsonl', tokens=300, length=64)",
     "chat_form": "chat_form(source='arithmetic', limit=2, max_tokens=4)",

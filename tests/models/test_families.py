@@ -51,6 +51,7 @@ alone.
 """
 LEFT: Final[Mapping[str, str]] = {
     "deepseek_v4": "read by bmm, not by a product with it alone",
+    "ergo": "read by __getitem__, not by a product with it alone",
     "gemma3n_text": "used 2 times in one forward",
     "inkling2_loop_text": "its block runs 2 times in one forward",
     "inkling_text": "read by float, not by a product with it alone",
@@ -63,7 +64,7 @@ LEFT: Final[Mapping[str, str]] = {
 """Families of which some matrices are left as they are on arrival, and what is said of the
 first. Of all others, every matrix is walked.
 """
-UNPADDED: Final = ("cpmant", "jetmoe", "prophetnet", "reformer", "xlstm", "zaya")
+UNPADDED: Final = ("cpmant", "ergo", "jetmoe", "prophetnet", "reformer", "xlstm", "zaya")
 """Families that take no attention mask, or whose rows can't be traced to their tokens: padding
 is refused.
 """
