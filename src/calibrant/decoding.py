@@ -199,8 +199,8 @@ class Decoder:
                 unfinished = [unfinished[row] for row in order]
             width += 1
             step += 1
-            # Not while prompts are read: oneDNN holds half as much memory again for them as was
-            # planned. Most of the time goes into the steps.
+            # Only for steps, which take most of the time. For prompts, which are long, oneDNN
+            # holds half as much memory again as the plan of a batch counts.
             with full_speed():
                 logits = self._forward(new_tokens[:, None], width, shifts, cache)
 
